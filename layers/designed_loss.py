@@ -1,0 +1,147 @@
+"""A loss that is designed by its gradient: one direction for all, a weight w(p) for each example.
+
+    d top / d z_ij = w(p_i) / 2 * d_ij / S
+    d_ij           = -1 for the annotated label j = y_i, else the softmax of z_i over the OTHER classes
+    top            = sum_i value(p_i) / S
+
+The L1 norm of an example's gradient is w(p) / S. CCE, MAE, MSE, GCE, IMAE and DM differ in w only (see
+example_weights.py): prob - onehot = (1 - p) d. Here d comes from the other classes' logits alone, and p and
+1 - p from their distance to z_y, so nothing is 0/0 or short of digits where p is 0 or 1. The value need not
+be the integral of the gradient (IMAE's is not: the paper keeps MAE's).
+
+S, by `normalizer` of the type's parameter:
+    BATCH_SIZE      what loss_param.normalization counts, as in SoftmaxWithLoss, at least 1: VALID (default)
+                    the labels that are not ignored, FULL all labels, BATCH_SIZE the first axes, NONE 1
+    SUM_OF_WEIGHTS  1e-8 + sum_i w(p_i); the top is then the weighted mean sum_i w(p_i) value(p_i) / S
+S counts as a constant in the gradient. Ignored examples are in no sum and get gradient 0.
+
+bottom[0]  logits, (N, C, ...), C >= 2; softmax_param.axis says which axis is C
+bottom[1]  labels 0 to C - 1: (N), (N, 1, H, W), (N, H, W) or any shape of as many elements
+top[0]     (), the loss
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from imae.layers.example_weights import LARGEST_EXPONENT, largest_exponent
+from imae.layers.labels import check_labels, ignored_label, place_labels, refuse_fields, refuse_gradient
+from imae.layers.layer import LabelReader, LossLayer, Shape
+from imae.layers.loss_normalizer import normalization, normalizer
+from imae.prototxt import LayerParameter
+from imae.prototxt.caffe_pb2 import WeightNormalization
+
+
+def examples(logits: Tensor, index: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(p, 1 - p, d) of each example: p and 1 - p shaped like `index` (1 along `axis`), d like the logits."""
+    others = logits.scatter(axis, index, -torch.inf)
+    largest = others.amax(axis, keepdim=True)
+    direction = torch.exp(others - largest)
+    mass = direction.sum(axis, keepdim=True)
+    direction = (direction / mass).scatter(axis, index, -1.0)
+    log_odds = logits.gather(axis, index) - largest - torch.log(mass)
+    return torch.sigmoid(log_odds), torch.sigmoid(-log_odds), direction
+
+
+class DesignedLoss(LossLayer):
+    """Base of the losses above; a type gives `weight` and, where it is not MAE's, `value`.
+
+    ignores  the fields of loss_param that mean nothing to the type; they are refused
+    """
+
+    ignores: ClassVar[tuple[str, ...]] = ("lamda_p", "scale")
+
+    def __init__(self, param: LayerParameter, divisor: WeightNormalization.Mode) -> None:
+        super().__init__(param)
+        loss = param.loss_param
+        self.by_weights = divisor == WeightNormalization.SUM_OF_WEIGHTS
+        self.labels = LabelReader(self, ignored_label(loss))
+        self.normalization = normalization(loss)
+        refuse_fields(self, loss, *self.ignores)
+        for field in ("normalization", "normalize") if self.by_weights else ():
+            if loss.HasField(field):
+                raise self.error(f"loss_param.{field} does nothing with the sum of weights; remove it")
+
+    def check_exponent(self, field: str, lambda_: float, beta: float) -> None:
+        """LayerError where exp(beta p^lambda (1 - p)) does not stay finite; `field` is beta's name."""
+        largest = largest_exponent(lambda_, beta)
+        if not largest <= LARGEST_EXPONENT:
+            raise self.error(
+                f"{field} = {beta:g} makes weights up to exp({largest:g}), too large for single precision; "
+                f"at most exp({LARGEST_EXPONENT:g}) is allowed"
+            )
+
+    def weight(self, p: Tensor, rest: Tensor) -> Tensor:
+        """w(p) of each example; rest = 1 - p."""
+        raise self.error(f"{self.type} defines no weight")
+
+    def value(self, p: Tensor, rest: Tensor) -> Tensor:
+        """Loss of each example: MAE's 2 (1 - p), equation 11."""
+        return 2 * rest
+
+    def factor(self, weight: Tensor, rest: Tensor) -> Tensor:
+        """What the direction is multiplied with: half of the L1 norm."""
+        return weight / 2
+
+    def divisor(self, weight: Tensor, valid: Tensor | None, outer: int) -> Tensor | float:
+        """S; `weight` is 0 where an example is ignored, `outer` the size of the axes before the classes."""
+        if self.by_weights:
+            return 1e-8 + weight.sum()
+        return normalizer(self.normalization, outer, weight.numel() // max(outer, 1), valid)
+
+    def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        logits, label = bottom_shapes[:2]
+        axis = self.canonical_axis(self.param.softmax_param.axis, len(logits))
+        if logits[axis] < 2:
+            raise self.error(f"at least 2 classes are needed; axis {axis} of {logits} has {logits[axis]}")
+        check_labels(self, "softmax", axis, logits, label)
+        return [()]
+
+    def allows_force_backward(self, bottom_index: int) -> bool:
+        return bottom_index == 0
+
+    def forward(self, *bottoms: Tensor) -> Tensor:
+        logits, label = bottoms[:2]
+        for i in range(1, len(bottoms)):
+            refuse_gradient(self, i, bottoms[i], f"{self.type} Layer cannot backpropagate to label inputs")
+        axis = self.canonical_axis(self.param.softmax_param.axis, logits.dim())
+        index, valid = self.labels(place_labels(label, logits, axis), logits.shape[axis])
+        top: Tensor = _Passes.apply(logits, index, valid, axis, self)
+        return top
+
+    def forward_pass(
+        self, logits: Tensor, index: Tensor, valid: Tensor | None, axis: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(top, factor, direction): factor * direction is the gradient for a top diff of 1."""
+        if valid is not None:  # whatever stands there must not matter, not even a NaN
+            logits = logits.masked_fill(~valid, 0)
+        p, rest, direction = examples(logits, index, axis)
+        weight, value = self.weight(p, rest), self.value(p, rest)
+        if valid is not None:
+            weight, value = weight.masked_fill(~valid, 0), value.masked_fill(~valid, 0)
+        divisor = self.divisor(weight, valid, logits.shape[:axis].numel())
+        total = (weight * value if self.by_weights else value).sum()
+        return total / divisor, self.factor(weight, rest) / divisor, direction
+
+
+class _Passes(torch.autograd.Function):
+    """The forward and the backward pass; autograd records nothing of what is inside."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, index: Tensor, valid: Tensor | None, axis: int, layer: DesignedLoss
+    ) -> Tensor:
+        top, factor, direction = layer.forward_pass(logits, index, valid, axis)
+        ctx.save_for_backward(factor, direction)
+        return top
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, top_diff: Tensor) -> tuple[Tensor | None, ...]:
+        factor, direction = ctx.saved_tensors
+        return top_diff * factor * direction, None, None, None, None

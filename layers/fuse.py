@@ -1,0 +1,201 @@
+"""Passes from a net's plan to a faster plan with the same blobs at its ends.
+
+A blob that only the fused layers pass among themselves is no longer to be had; all others keep name and value.
+Layers are joined by the blobs that they pass on, never by their place in the list. The plain plan stays the
+truth: tests compare every pass with it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from imae.layers.activation.relu import ReLU
+from imae.layers.activation.scale import Scale
+from imae.layers.common.inner_product import InnerProduct
+from imae.layers.layer import Layer
+from imae.layers.net import Net, Step, mark_frees
+from imae.layers.normalization.batch_norm import BatchNorm
+from imae.layers.utility.eltwise import Eltwise
+from imae.layers.vision.conv import Convolution
+from imae.prototxt import LayerParameter
+
+
+def fuse_training(net: Net) -> list[Step]:
+    """BatchNorm + Scale (+ ReLU) as one step, and ReLU within its bottom's memory where nobody needs that."""
+    plan = _Plan(net)
+    for index, step in enumerate(net.steps):
+        norm = step.layer
+        if not isinstance(norm, BatchNorm) or plan.gone(index):
+            continue
+        scale_at = plan.only_reader(index)
+        if scale_at is None or not _scales_channels(net.steps[scale_at].layer):
+            continue
+        relu_at = plan.only_reader(scale_at)
+        relu = relu_at is not None and _is_plain_relu(net.steps[relu_at].layer)
+        members = [index, scale_at] + ([relu_at] if relu and relu_at is not None else [])
+        scale = net.steps[scale_at].layer
+        assert isinstance(scale, Scale)
+        plan.join(members, FusedBatchNormScale(norm, scale, relu))
+    for index, step in enumerate(net.steps):
+        if _is_plain_relu(step.layer) and not plan.gone(index):
+            source = plan.only_writer(index)
+            if source is not None and isinstance(
+                net.steps[source].layer, Eltwise | Convolution | InnerProduct
+            ) and _makes_new_memory(net.steps[source].layer):
+                plan.replace(index, F.relu_)
+    return plan.steps()
+
+
+class FusedBatchNormScale:
+    """BatchNorm, then Scale with bias, then perhaps ReLU, by one kernel forward and one backward."""
+
+    def __init__(self, norm: BatchNorm, scale: Scale, relu: bool) -> None:
+        self.norm, self.scale, self.relu = norm, scale, relu
+
+    def __call__(self, x: Tensor) -> Tensor:
+        norm, weight = self.norm, self.scale.blob(0)
+        bias = self.scale.blob(1) if len(self.scale.blobs) > 1 else None
+        if norm.use_global_stats:
+            mean, variance = norm.statistics()
+            y = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, norm.eps)
+        else:
+            # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.
+            mean, variance = torch.zeros_like(weight), torch.zeros_like(weight)
+            y = F.batch_norm(x, mean, variance, weight, bias, True, 1.0, norm.eps)
+            norm.update(mean, variance)
+        return F.relu_(y) if self.relu else y
+
+
+def fold_batch_norm(net: Net) -> list[Step]:
+    """For a TEST net: BatchNorm and Scale put into the weights of the convolution or inner product before them.
+
+    The weights are computed in float64 and stored in layers of their own; the net's parameters stay as they are.
+    """
+    plan = _Plan(net)
+    for index, step in enumerate(net.steps):
+        source = step.layer
+        if not isinstance(source, Convolution | InnerProduct) or len(step.tops) != 1:
+            continue
+        members, layers, at = [index], [], plan.only_reader(index)
+        while at is not None and _is_affine(net.steps[at].layer):
+            members.append(at)
+            layers.append(net.steps[at].layer)
+            at = plan.only_reader(at)
+        if layers:
+            folded = _folded(source, layers)
+            plan.join(members, folded, folded)
+    return plan.steps()
+
+
+def _folded(source: Layer, affine: Sequence[Layer]) -> Layer:
+    weight = source.blob(0).detach().double()
+    transposed = isinstance(source, InnerProduct) and source.param.inner_product_param.transpose
+    channels = weight.shape[1] if transposed else weight.shape[0]
+    factor = weight.new_ones(channels)
+    offset = source.blob(1).detach().double() if len(source.blobs) > 1 else weight.new_zeros(channels)
+    for layer in affine:
+        if isinstance(layer, BatchNorm):
+            mean, variance = (t.detach().double() for t in layer.statistics())
+            times, plus = (variance + layer.eps).rsqrt(), -mean * (variance + layer.eps).rsqrt()
+        else:
+            times = layer.blob(0).detach().double()
+            plus = layer.blob(1).detach().double() if len(layer.blobs) > 1 else torch.zeros_like(times)
+        factor, offset = factor * times, offset * times + plus
+    shape = [1] * weight.ndim
+    shape[1 if transposed else 0] = channels
+    param = LayerParameter()
+    param.CopyFrom(source.param)
+    kind = param.convolution_param if isinstance(source, Convolution) else param.inner_product_param
+    kind.bias_term = True
+    folded: Layer = type(source)(param)
+    dtype = source.blob(0).dtype
+    for values in (weight * factor.view(shape), offset):
+        folded.blobs.append(nn.Parameter(values.to(dtype), requires_grad=False))
+        folded.blob_shapes.append(tuple(values.shape))
+    return folded
+
+
+@dataclass
+class _Joined:
+    members: list[int]
+    run: FusedBatchNormScale | Layer
+    layer: Layer
+
+
+class _Plan:
+    """The steps of a net while passes join some of them."""
+
+    def __init__(self, net: Net) -> None:
+        self._net = net
+        self._steps = list(net.steps)
+        self._joined: dict[int, _Joined] = {}
+        self._gone: set[int] = set()
+
+    def gone(self, index: int) -> bool:
+        return index in self._gone
+
+    def only_reader(self, index: int) -> int | None:
+        """The step that alone reads the only top of step `index`, if it reads nothing else and cuts no gradient."""
+        step = self._steps[index]
+        if len(step.tops) != 1 or step.tops[0] in self._net.loss_weights:
+            return None
+        for later in range(index + 1, len(self._steps)):
+            reader = self._steps[later]
+            if step.tops[0] in reader.bottoms:  # splits see to it that every value has one reader
+                alone = len(reader.bottoms) == 1 and len(reader.tops) == 1 and not any(reader.detach)
+                return later if alone and not self.gone(later) else None
+        return None
+
+    def only_writer(self, index: int) -> int | None:
+        """The step whose only top step `index` reads."""
+        bottom = self._steps[index].bottoms[0]
+        for earlier in range(index - 1, -1, -1):
+            if bottom in self._steps[earlier].tops:
+                return earlier if len(self._steps[earlier].tops) == 1 else None
+        return None
+
+    def join(self, members: list[int], run: FusedBatchNormScale | Layer, layer: Layer | None = None) -> None:
+        """Let one step stand, in the place of the last, for all `members`."""
+        self._joined[members[-1]] = _Joined(members, run, layer or self._steps[members[0]].layer)
+        self._gone.update(members)
+
+    def replace(self, index: int, run: object) -> None:
+        step = copy.copy(self._steps[index])
+        step.run = run  # type: ignore[assignment]  # mypy takes a callable in a dataclass field for a method
+        self._steps[index] = step
+
+    def steps(self) -> list[Step]:
+        result = []
+        for index, step in enumerate(self._steps):
+            if index in self._joined:
+                joined = self._joined[index]
+                first = self._steps[joined.members[0]]
+                result.append(Step(joined.layer, joined.run, first.bottoms, step.tops, detach=first.detach))
+            elif index not in self._gone:
+                result.append(copy.copy(step))
+        mark_frees(result)
+        return result
+
+
+def _scales_channels(layer: Layer) -> bool:
+    """A Scale with a learned factor per channel (axis 1)."""
+    return isinstance(layer, Scale) and layer.axis == 1 and bool(layer.blob_shapes) and len(layer.blob_shapes[0]) == 1
+
+
+def _is_affine(layer: Layer) -> bool:
+    return isinstance(layer, BatchNorm) or _scales_channels(layer)
+
+
+def _is_plain_relu(layer: Layer) -> bool:
+    return isinstance(layer, ReLU) and layer.negative_slope == 0
+
+
+def _makes_new_memory(layer: Layer) -> bool:
+    """Whether the layer's top is neither a view of a bottom nor needed again by its own backward pass."""
+    return not isinstance(layer, Eltwise) or layer.operation == layer.param.eltwise_param.SUM

@@ -1,0 +1,275 @@
+"""The contract of a layer: one torch module per `layer { }` of a prototxt.
+
+A layer type is a class with an arity, `setup` (parameter blobs), `top_shapes` and `forward`; its backward is
+autograd's, or a `torch.autograd.Function` where Caffe's gradient is not the derivative of its forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.filler import fill
+from imae.prototxt import FillerParameter, LayerParameter, ParamSpec
+from imae.prototxt.errors import ExportError, LayerError
+
+if TYPE_CHECKING:
+    from imae.layers.onnx_graph import OnnxGraph
+
+Shape = tuple[int, ...]
+
+
+class Layer(nn.Module):
+    """Base of all layers.
+
+    Class attributes say the arity: `num_bottoms`/`num_tops` (exact) or `min_`/`max_` (bounds);
+    `same_count` asks for as many tops as bottoms.
+
+    name, type   of the layer
+    param        its LayerParameter, never changed
+    phase        TRAIN or TEST; the only switch of behaviour (torch's .training is not looked at)
+    blobs        parameter blobs in Caffe's order
+    random       the run's CaffeRandom; draws for fillers and masks come from it
+    """
+
+    num_bottoms: ClassVar[int | None] = None
+    min_bottoms: ClassVar[int] = 0
+    max_bottoms: ClassVar[int | None] = None
+    num_tops: ClassVar[int | None] = None
+    min_tops: ClassVar[int] = 0
+    max_tops: ClassVar[int | None] = None
+    same_count: ClassVar[bool] = False
+    in_place: ClassVar[bool] = True  # False: Caffe refuses a top that is also a bottom
+    deployed: ClassVar[bool] = True  # False: losses and measures, which a deployed net does without
+    makes_input: ClassVar[bool] = False  # True: tops come from outside the net; an Input when deployed
+    auto_tops: ClassVar[bool] = False  # True: tops that the prototxt leaves out are made by the net
+
+    random: CaffeRandom
+
+    def __init__(self, param: LayerParameter) -> None:
+        super().__init__()
+        self.param = param
+        self.name, self.type, self.phase = param.name, param.type, param.phase
+        self.blobs = nn.ParameterList()
+        self.blob_shapes: list[Shape] = []
+
+    def build(self, bottom_shapes: Sequence[Shape], random: CaffeRandom) -> list[Shape]:
+        """Check the arity, make the parameter blobs, return the tops' shapes. Called once, by the net."""
+        self._check_count("bottom", len(bottom_shapes))
+        self._check_count("top", len(self.param.top))
+        if self.same_count and len(bottom_shapes) != len(self.param.top):
+            raise self.error(
+                f"{self.type} Layer produces one top blob as output for each bottom blob input; "
+                f"got {len(bottom_shapes)} bottoms and {len(self.param.top)} tops"
+            )
+        if not self.in_place and set(self.param.bottom) & set(self.param.top):
+            raise self.error(f"{self.type} Layer does not allow in-place computation; give the top another name")
+        self.random = random
+        self.setup(bottom_shapes)
+        return self.checked_top_shapes(bottom_shapes)
+
+    def setup(self, bottom_shapes: Sequence[Shape]) -> None:
+        """Make the parameter blobs with `add_blob`; check what depends on the bottoms' shapes."""
+
+    def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        """Shapes of the tops for bottoms of these shapes; by default all like bottom[0]."""
+        return [tuple(bottom_shapes[0])] * len(self.param.top)
+
+    def checked_top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        """`top_shapes`, refusing sizes that cannot be."""
+        shapes = [tuple(int(d) for d in shape) for shape in self.top_shapes(bottom_shapes)]
+        for top, shape in zip(self.param.top, shapes, strict=False):
+            if any(d < 0 for d in shape):
+                raise self.error(f"top {top!r} would have the shape {shape}; bottoms are {list(bottom_shapes)}")
+        return shapes
+
+    def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Compute the tops. Bottoms are never written to."""
+        raise self.error(f"{self.type} defines no forward")
+
+    def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
+        """Add nodes to `graph` that compute the values `tops` from the values `bottoms` as in phase TEST."""
+        raise ExportError(f"layer {self.name!r}: type {self.type} has no ONNX form; cut the net before it")
+
+    def add_blob(self, shape: Shape, filler: FillerParameter) -> None:
+        """Append a parameter blob: the next one given inside the prototxt, else filled (and the draws spent)."""
+        given = self.param.blobs
+        if given:
+            if len(self.blobs) >= len(given):
+                raise self.error(f"its prototxt has {len(given)} blobs; more are needed")
+            from imae.layers.blob import array_from_blob
+
+            values = array_from_blob(given[len(self.blobs)])
+            if values.size != int(np.prod(shape)):
+                raise self.error(f"blob {len(self.blobs)} of its prototxt has shape {values.shape}, needs {shape}")
+            values = values.reshape(shape)
+        else:
+            try:
+                values = fill(shape, filler, self.random)
+            except LayerError as error:
+                raise self.error(f"blob {len(self.blobs)}: {error}") from error
+        self.blobs.append(nn.Parameter(torch.from_numpy(values)))
+        self.blob_shapes.append(shape)
+
+    def blob(self, index: int) -> Tensor:
+        """Parameter blob `index` in this layer's own shape (a blob shared PERMISSIVE may have another)."""
+        blob: Tensor = self.blobs[index]
+        shape = self.blob_shapes[index]
+        return blob if blob.shape == shape else blob.reshape(shape)
+
+    def param_specs(self) -> list[ParamSpec]:
+        """One ParamSpec a blob: the prototxt's, or the default."""
+        given = list(self.param.param)
+        return [given[i] if i < len(given) else ParamSpec() for i in range(len(self.blobs))]
+
+    def default_loss_weight(self, top_index: int) -> float:
+        """loss_weight of a top where the prototxt gives none."""
+        return 0
+
+    def allows_force_backward(self, bottom_index: int) -> bool:
+        """Whether `force_backward` sends a gradient to this bottom."""
+        return True
+
+    def canonical_axis(self, axis: int, num_axes: int) -> int:
+        """Axis counted from the front; LayerError where it does not exist."""
+        if not -num_axes <= axis < num_axes:
+            raise self.error(f"axis {axis} out of range for a blob with {num_axes} axes")
+        return axis % num_axes if num_axes else 0
+
+    def error(self, message: str) -> LayerError:
+        """A LayerError that names this layer."""
+        return LayerError(self.param, message)
+
+    def _check_count(self, what: str, got: int) -> None:
+        exact = getattr(self, f"num_{what}s")
+        low, high = getattr(self, f"min_{what}s"), getattr(self, f"max_{what}s")
+        verb, noun = ("takes", "input") if what == "bottom" else ("produces", "output")
+        if what == "top" and self.auto_tops:
+            return
+        if exact is not None and got != exact:
+            raise self.error(f"{self.type} Layer {verb} {exact} {what} blob(s) as {noun}.; got {got}")
+        if got < low:
+            raise self.error(f"{self.type} Layer {verb} at least {low} {what} blob(s) as {noun}.; got {got}")
+        if high is not None and got > high:
+            raise self.error(f"{self.type} Layer {verb} at most {high} {what} blob(s) as {noun}.; got {got}")
+
+    def extra_repr(self) -> str:
+        return f"{self.name!r}, {', '.join(self.param.bottom)} -> {', '.join(self.param.top)}"
+
+
+class DataLayer(Layer):
+    """A layer that makes its tops itself and draws, if at all, from generators of its own.
+
+    `next_batch` may therefore run ahead of the net (in a thread, or outside a captured graph).
+    """
+
+    num_bottoms = 0
+    makes_input = True
+
+    def next_batch(self) -> tuple[Tensor, ...]:
+        """The tops of the next forward pass, on the CPU."""
+        raise self.error(f"{self.type} defines no next_batch")
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        return self.next_batch()
+
+    def get_state(self) -> dict[str, Any]:
+        """What `next_batch` depends on, for an exact resume: numbers, strings, bytes and numpy arrays."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where `get_state` was called."""
+
+
+class LossLayer(Layer):
+    """A layer whose first top is a scalar (shape ()) with loss_weight 1 unless the prototxt says otherwise.
+
+    bottom[0]  predictions, bottom[1] labels; no gradient goes to the labels.
+    """
+
+    num_bottoms: ClassVar[int | None] = 2
+    min_tops: ClassVar[int] = 1
+    auto_tops = True
+    deployed = False
+
+    def setup(self, bottom_shapes: Sequence[Shape]) -> None:
+        if bottom_shapes[0][:1] != bottom_shapes[1][:1]:
+            raise self.error(
+                "The data and label should have the same first dimension; "
+                f"got data {bottom_shapes[0]} and label {bottom_shapes[1]}"
+            )
+
+    def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        return [()]
+
+    def param_specs(self) -> list[ParamSpec]:
+        """One ParamSpec a blob: the prototxt's, or the default."""
+        given = list(self.param.param)
+        return [given[i] if i < len(given) else ParamSpec() for i in range(len(self.blobs))]
+
+    def default_loss_weight(self, top_index: int) -> float:
+        """loss_weight of a top where the prototxt gives none."""
+        return 0
+
+    def default_loss_weight(self, top_index: int) -> float:
+        return 1 if top_index == 0 else 0
+
+    def allows_force_backward(self, bottom_index: int) -> bool:
+        return bottom_index != 1
+
+
+class LabelReader(nn.Module):
+    """Labels of a loss or an accuracy: float blob to class indices, checked without a device sync.
+
+    On the CPU a label outside [0, classes) that is not `ignore_label` raises at once; on a device the first one
+    is remembered and raised by `check`, which the solver calls whenever it reads the loss anyway.
+    """
+
+    NONE_SEEN = -(2**40)
+    first_wrong: Tensor
+
+    def __init__(self, owner: Layer, ignore_label: int | None) -> None:
+        super().__init__()
+        self.ignore_label = ignore_label
+        self._owner = [owner]  # in a list, so that torch does not register the owner as a child of its child
+        self.register_buffer("first_wrong", torch.tensor(self.NONE_SEEN), persistent=False)
+        self.classes = 0
+
+    def forward(self, label: Tensor, classes: int) -> tuple[Tensor, Tensor | None]:
+        """(indices, valid): indices int64 in [0, classes), valid a mask or None where no label is ignored.
+
+        Labels are cut to integers towards zero, as Caffe casts them.
+        """
+        self.classes = classes
+        index = label.long()
+        valid = None if self.ignore_label is None else index != self.ignore_label
+        wrong = (index < 0) | (index >= classes)
+        if valid is not None:
+            wrong &= valid
+        if label.device.type == "cpu":
+            if bool(wrong.any()):
+                raise self._error(int(index[wrong][0]))
+        else:
+            seen = index.flatten()[wrong.flatten().to(torch.uint8).argmax()]
+            fresh = wrong.any() & (self.first_wrong == self.NONE_SEEN)
+            self.first_wrong.copy_(torch.where(fresh, seen, self.first_wrong))
+        return index.clamp(0, classes - 1), valid
+
+    def check(self) -> None:
+        """Raise for a wrong label that was seen on a device since the net was built (one sync)."""
+        label = int(self.first_wrong)
+        if label != self.NONE_SEEN:
+            raise self._error(label)
+
+    def _error(self, label: int) -> LayerError:
+        return self._owner[0].error(
+            f"label {label} is out of range: there are {self.classes} classes, so labels are 0 to "
+            f"{self.classes - 1}"
+            + (f" (ignore_label is {self.ignore_label})" if self.ignore_label is not None else "")
+            + "; mend the data, or the num_output of the classifier"
+        )

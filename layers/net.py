@@ -1,0 +1,395 @@
+"""Net: a NetParameter made into a torch module that runs its layers in order over named blobs.
+
+The plain net here is the reference. `plan` is what `forward` executes; faster plans over the same layers
+(see fuse.py) are made from it and must give the same blobs at their ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.layer import DataLayer, LabelReader, Layer, Shape
+from imae.layers.registry import layer_class
+from imae.prototxt import LayerParameter, NetParameter, ParamSpec
+from imae.prototxt.errors import LayerError
+from imae.prototxt.insert_splits import insert_splits
+from imae.prototxt.state import filter_net
+from imae.prototxt.text import to_text
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Step:
+    """One layer in its place: which blobs it reads and writes.
+
+    bottom_need_backward  which bottoms get a gradient (`propagate_down`, `force_backward`, Caffe's own rules)
+    need_backward         whether Caffe runs this layer's backward pass at all
+    detach                bottoms through which autograd must not reach further down
+    frees                 blobs that nobody reads after this step
+    """
+
+    layer: Layer
+    run: Callable[..., Tensor | tuple[Tensor, ...]]
+    bottoms: tuple[str, ...]
+    tops: tuple[str, ...]
+    bottom_need_backward: list[bool] = field(default_factory=list)
+    need_backward: bool = False
+    detach: tuple[bool, ...] = ()
+    frees: tuple[str, ...] = ()
+
+
+class Net(nn.Module):
+    """The layers of a net, built, connected and checked as Caffe does it.
+
+    param          NetParameter; `state` (phase, level, stage) decides which layers are in
+    random         draws the fillers' numbers, in Caffe's order
+    share_from     a net whose parameters are used where layer names agree (a test net's train net); this
+                   net's own blobs are filled all the same, so that the random stream is Caffe's
+
+    name, phase, steps, plan
+    layer_names    in order, automatic splits included
+    blob_shapes    shape of every blob, in order of first appearance
+    inputs         tops of Input layers; outputs: blobs that nobody consumes, in byte order of their names
+    params         parameter blobs by layer name
+    learnable      one (owner) parameter blob each, in Caffe's order, with lr_mults and decay_mults beside
+    loss_weights   weight by blob name, of the blobs that have one
+    """
+
+    def __init__(
+        self, param: NetParameter, random: CaffeRandom | None = None, share_from: Net | None = None
+    ) -> None:
+        super().__init__()
+        self.random = random if random is not None else CaffeRandom(None)
+        self.name = param.name
+        self.phase = param.state.phase
+        filtered = filter_net(param, param.state.phase, param.state.level, tuple(param.state.stage))
+        if logger.isEnabledFor(logging.INFO):
+            _log("net.cpp:53", f"Initializing net from parameters: \n{to_text(filtered)}".rstrip("\n"))
+        # The message that is built, rules applied and splits inserted; a snapshot's NetParameter comes from it.
+        self.param = insert_splits(filtered)
+        self.force_backward = param.force_backward
+        self.layers = nn.ModuleList()
+        self.steps: list[Step] = []
+        self.blob_shapes: dict[str, Shape] = {}
+        self.inputs: list[str] = []
+        self.params: dict[str, list[nn.Parameter]] = {}
+        self.learnable: list[nn.Parameter] = []
+        self.lr_mults: list[float] = []
+        self.decay_mults: list[float] = []
+        self.loss_weights: dict[str, float] = {}
+        self._owners: dict[str, tuple[int, Layer, int]] = {}
+        self._given_mults: list[tuple[bool, bool]] = []
+        self._available: set[str] = set()
+        self._blob_need_backward: dict[str, bool] = {}
+        self._memory = 0
+        self._layer_params: list[LayerParameter] = []
+        for layer_param in self.param.layer:
+            self._add_layer(layer_param)
+        self._prune_backward()
+        self.outputs = sorted(self._available, key=lambda name: name.encode())
+        for name in self.outputs:
+            _log("net.cpp:244", f"This network produces output {name}")
+        for parameter, lr_mult in zip(self.learnable, self.lr_mults, strict=True):
+            parameter.requires_grad_(lr_mult != 0 or self.force_backward)
+        if share_from is not None:
+            self.share_with(share_from)
+        self._finish_steps()
+        self.plan = self.steps
+        self._label_readers = [m for m in self.modules() if isinstance(m, LabelReader)]
+        _log("net.cpp:257", "Network initialization done.")
+
+    @property
+    def layer_names(self) -> list[str]:
+        return [step.layer.name for step in self.steps]
+
+    def layer(self, name: str) -> Layer:
+        """The layer of this name; LayerError lists the names."""
+        for step in self.steps:
+            if step.layer.name == name:
+                return step.layer
+        raise LayerError(f"net {self.name!r} has no layer {name!r}; it has {', '.join(self.layer_names)}")
+
+    # -- building ---------------------------------------------------------------------------------------------
+
+    def _add_layer(self, source: LayerParameter) -> None:
+        param = LayerParameter()
+        param.CopyFrom(source)
+        if not param.HasField("phase"):
+            param.phase = self.phase
+        if param.propagate_down and len(param.propagate_down) != len(param.bottom):
+            raise LayerError(param, "propagate_down param must be specified either 0 or bottom_size times; "
+                             f"got {len(param.propagate_down)} for {len(param.bottom)} bottoms")
+        _log("layer_factory.hpp:77", f"Creating layer {param.name}")
+        layer = layer_class(param.type)(param)
+        _log("net.cpp:86", f"Creating Layer {param.name}")
+        bottom_need_backward = [self._append_bottom(param, index) for index in range(len(param.bottom))]
+        need_backward = any(self._blob_need_backward[bottom] for bottom in param.bottom)
+        tops = self._append_tops(param, layer)
+        shapes = layer.build([self.blob_shapes[bottom] for bottom in param.bottom], self.random)
+        if len(shapes) != len(tops):
+            raise LayerError(param, f"{len(shapes)} tops are made, {len(tops)} are named: {', '.join(tops)}")
+        _log("net.cpp:124", f"Setting up {param.name}")
+        weights = self._loss_weights(layer, len(tops))
+        for top, shape, weight in zip(tops, shapes, weights, strict=True):
+            self.blob_shapes[top] = shape
+            if weight:
+                self.loss_weights[top] = weight
+            self._log_top(shape, weight)
+        _log("net.cpp:139", f"Memory required for data: {self._memory * 4}")
+        need_backward |= self._append_params(param, layer)
+        if need_backward:
+            self._blob_need_backward.update(dict.fromkeys(tops, True))
+        self.layers.append(layer)
+        self._layer_params.append(param)
+        self.steps.append(
+            Step(layer, layer, tuple(param.bottom), tuple(tops), bottom_need_backward, need_backward)
+        )
+
+    def _append_bottom(self, param: LayerParameter, index: int) -> bool:
+        bottom = param.bottom[index]
+        if bottom not in self._available:
+            raise LayerError(f"Unknown bottom blob '{bottom}' (layer '{param.name}', bottom index {index})")
+        _log("net.cpp:408", f"{param.name} <- {bottom}")
+        self._available.discard(bottom)
+        if param.propagate_down:
+            return param.propagate_down[index]
+        return self._blob_need_backward[bottom]
+
+    def _append_tops(self, param: LayerParameter, layer: Layer) -> list[str]:
+        for index, top in enumerate(param.top):
+            if index < len(param.bottom) and param.bottom[index] == top:
+                _log("net.cpp:369", f"{param.name} -> {top} (in-place)")
+            elif top in self.blob_shapes or top in param.top[:index]:
+                raise LayerError(param, f"Top blob '{top}' produced by multiple sources.")
+            else:
+                _log("net.cpp:382", f"{param.name} -> {top}")
+                self._blob_need_backward[top] = False
+            self._available.add(top)
+            if param.type == "Input":
+                self.inputs.append(top)
+        tops = list(param.top)
+        if layer.auto_tops:
+            while len(tops) < max(layer.min_tops, layer.num_tops or 0):
+                _log("net.cpp:382", f"{param.name} -> (automatic)")
+                # Caffe calls every such blob "(automatic)"; a name each keeps them apart here.
+                tops.append(f"(automatic){param.name}:{len(tops)}")
+                self._blob_need_backward[tops[-1]] = False
+        return tops
+
+    def _loss_weights(self, layer: Layer, num_tops: int) -> list[float]:
+        given = list(layer.param.loss_weight)
+        if given:
+            if len(given) != num_tops:
+                raise layer.error(
+                    f"loss_weight must be unspecified or specified once per top blob; got {len(given)} for "
+                    f"{num_tops} tops"
+                )
+            return given
+        return [float(layer.default_loss_weight(index)) for index in range(num_tops)]
+
+    def _append_params(self, param: LayerParameter, layer: Layer) -> bool:
+        if len(param.param) > len(layer.blobs):
+            raise LayerError(param, f"Too many params specified for layer {param.name}: {len(param.param)} for "
+                             f"{len(layer.blobs)} blobs")
+        # Caffe: whether the layer needs a backward pass is judged by the prototxt's lr_mult, before a layer
+        # (BatchNorm) sets its own to 0.
+        need_backward = any(
+            param.param[i].lr_mult != 0 if i < len(param.param) else True for i in range(len(layer.blobs))
+        )
+        specs = layer.param_specs()
+        for index, spec in enumerate(specs):
+            owner = self._owners.get(spec.name) if spec.name else None
+            if owner is None:
+                self._own(layer, index, spec)
+            else:
+                self._share(layer, index, spec, owner)
+        if len(layer.blobs):
+            self.params[param.name] = list(layer.blobs)
+        return need_backward
+
+    def _own(self, layer: Layer, index: int, spec: ParamSpec) -> None:
+        if spec.name:
+            self._owners[spec.name] = (len(self.learnable), layer, index)
+        self.learnable.append(layer.blobs[index])
+        self.lr_mults.append(spec.lr_mult)
+        self.decay_mults.append(spec.decay_mult)
+        self._given_mults.append((spec.HasField("lr_mult"), spec.HasField("decay_mult")))
+
+    def _share(self, layer: Layer, index: int, spec: ParamSpec, owner: tuple[int, Layer, int]) -> None:
+        learnable_id, owner_layer, owner_index = owner
+        _log("net.cpp:485", f"Sharing parameters '{spec.name}' owned by layer '{owner_layer.name}', param index "
+             f"{owner_index}")
+        theirs, ours = owner_layer.blobs[owner_index], layer.blobs[index]
+        shapes = f"Owner layer param shape is {shape_string(theirs.shape)}; sharing layer "
+        prefix = f"Cannot share param '{spec.name}' owned by layer '{owner_layer.name}' with layer '{layer.name}'"
+        if spec.share_mode == ParamSpec.PERMISSIVE:
+            if theirs.numel() != ours.numel():
+                raise LayerError(f"{prefix}; count mismatch.  {shapes}shape is {shape_string(ours.shape)}")
+        elif theirs.shape != ours.shape:
+            raise LayerError(f"{prefix}; shape mismatch.  {shapes}expects shape {shape_string(ours.shape)}")
+        mults = (self.lr_mults, self.decay_mults)
+        given = list(self._given_mults[learnable_id])
+        for which, name in enumerate(("lr_mult", "decay_mult")):
+            if spec.HasField(name):
+                value = getattr(spec, name)
+                if given[which] and mults[which][learnable_id] != value:
+                    raise LayerError(f"Shared param '{spec.name}' has mismatched {name}: "
+                                     f"{mults[which][learnable_id]:g} and, in layer '{layer.name}', {value:g}")
+                mults[which][learnable_id], given[which] = value, True
+        self._given_mults[learnable_id] = (given[0], given[1])
+        layer.blobs[index] = theirs
+
+    def _prune_backward(self) -> None:
+        """Take the backward passes away that cannot reach a loss; give them all back under force_backward."""
+        under_loss: set[str] = set()
+        skip: set[str] = set()
+        for step in reversed(self.steps):
+            contributes = any(top in self.loss_weights or top in under_loss for top in step.tops)
+            if step.need_backward and all(top in skip for top in step.tops):
+                step.need_backward = False
+                step.bottom_need_backward = [False] * len(step.bottoms)
+            if not contributes:
+                step.need_backward = False
+                step.bottom_need_backward = [False] * len(step.bottoms)
+            else:
+                under_loss.update(step.bottoms)
+            skip.update(b for b, need in zip(step.bottoms, step.bottom_need_backward, strict=True) if not need)
+            if step.need_backward:
+                _log("net.cpp:200", f"{step.layer.name} needs backward computation.")
+            else:
+                _log("net.cpp:202", f"{step.layer.name} does not need backward computation.")
+        if self.force_backward:
+            for step in self.steps:
+                step.need_backward = True
+                step.bottom_need_backward = [
+                    need or step.layer.allows_force_backward(index)
+                    for index, need in enumerate(step.bottom_need_backward)
+                ]
+
+    def _finish_steps(self) -> None:
+        for step in self.steps:
+            if step.layer.param.propagate_down:
+                step.detach = tuple(not need for need in step.bottom_need_backward)
+        mark_frees(self.steps)
+
+    def _log_top(self, shape: Shape, weight: float) -> None:
+        count = 1
+        for d in shape:
+            count *= d
+        self._memory += count
+        _log("net.cpp:131", f"Top shape: {shape_string(shape)}")
+        if weight:
+            _log("net.cpp:134", f"    with loss weight {weight:g}")
+
+    def share_with(self, other: Net) -> None:
+        """Use the other net's parameters where layer names agree (Caffe's ShareTrainedLayersWith)."""
+        mine = {step.layer.name: step.layer for step in self.steps}
+        for step in other.steps:
+            source = step.layer
+            target = mine.get(source.name)
+            if target is None:
+                continue
+            if len(target.blobs) != len(source.blobs):
+                raise LayerError(f"Incompatible number of blobs for layer {source.name}: "
+                                 f"{len(source.blobs)} vs. {len(target.blobs)}")
+            for index, blob in enumerate(source.blobs):
+                if blob.shape != target.blobs[index].shape:
+                    raise LayerError(
+                        f"Cannot share param {index} weights from layer '{source.name}'; shape mismatch.  Source "
+                        f"param shape is {shape_string(blob.shape)}; target param shape is "
+                        f"{shape_string(target.blobs[index].shape)}"
+                    )
+                self._replace(target.blobs[index], blob)
+
+    def _replace(self, old: nn.Parameter, new: nn.Parameter) -> None:
+        if old is new:
+            return
+        self.learnable = [new if p is old else p for p in self.learnable]
+        for step in self.steps:
+            for index, blob in enumerate(step.layer.blobs):
+                if blob is old:
+                    step.layer.blobs[index] = new
+                    self.params[step.layer.name] = list(step.layer.blobs)
+
+    # -- running ----------------------------------------------------------------------------------------------
+
+    def data_layers(self) -> list[DataLayer]:
+        """The layers that make blobs themselves, in order."""
+        return [step.layer for step in self.steps if isinstance(step.layer, DataLayer)]
+
+    def next_batch(self) -> dict[str, Tensor]:
+        """The next blobs of all data layers, on the CPU."""
+        blobs: dict[str, Tensor] = {}
+        for step in self.steps:
+            if isinstance(step.layer, DataLayer):
+                blobs.update(zip(step.tops, step.layer.next_batch(), strict=True))
+        return blobs
+
+    def forward(self, blobs: Mapping[str, Tensor] | None = None, keep: Iterable[str] = ()) -> dict[str, Tensor]:
+        """Run all layers; returns the output blobs, the losses, and the blobs named in `keep`.
+
+        blobs   values of the inputs and, if they have been fetched already, of the data layers' tops; a data
+                layer whose tops are not given fetches its next batch.
+        """
+        values = dict(blobs) if blobs is not None else {}
+        given = set(values)
+        missing = [name for name in self.inputs if name not in values]
+        if missing:
+            raise LayerError(f"net {self.name!r}: input {', '.join(missing)} is not given")
+        kept = {*self.outputs, *self.loss_weights, *keep}
+        for step in self.plan:
+            if not step.bottoms and step.tops and given.issuperset(step.tops):
+                continue
+            args = [values[name] for name in step.bottoms]
+            if step.detach:
+                args = [a.detach() if cut else a for a, cut in zip(args, step.detach, strict=True)]
+            tops = step.run(*args)
+            if isinstance(tops, Tensor):
+                values[step.tops[0]] = tops
+            else:
+                values.update(zip(step.tops, tops, strict=True))
+            for name in step.frees:
+                if name not in kept:
+                    del values[name]
+        return {name: value for name, value in values.items() if name in kept}
+
+    def loss(self, blobs: Mapping[str, Tensor]) -> Tensor:
+        """Sum of loss_weight * top over all tops that have a loss weight, a scalar."""
+        total = None
+        for name, weight in self.loss_weights.items():
+            term = blobs[name].sum()
+            term = term if weight == 1 else term * weight
+            total = term if total is None else total + term
+        return torch.zeros(()) if total is None else total
+
+    def check_labels(self) -> None:
+        """Raise for a label out of range that a loss saw on a device (one sync each; the CPU raises at once)."""
+        for reader in self._label_readers:
+            reader.check()
+
+
+def mark_frees(steps: list[Step]) -> None:
+    """Note for each step which blobs nobody reads after it."""
+    last_reader = {bottom: index for index, step in enumerate(steps) for bottom in step.bottoms}
+    for index, step in enumerate(steps):
+        step.frees = tuple(b for b in set(step.bottoms) if last_reader[b] == index and b not in step.tops)
+
+
+def shape_string(shape: Iterable[int]) -> str:
+    """A shape as Caffe prints it: `99 12 8 8 (76032)`."""
+    dims = list(shape)
+    count = 1
+    for d in dims:
+        count *= d
+    return "".join(f"{d} " for d in dims) + f"({count})"
+
+
+def _log(source: str, message: str) -> None:
+    logger.info(message, extra={"caffe": source})

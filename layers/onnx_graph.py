@@ -1,0 +1,27 @@
+"""What a layer sees of the ONNX graph that it adds itself to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class OnnxGraph(Protocol):
+    """The exporter's side of `Layer.to_onnx`."""
+
+    opset: int
+
+    def node(
+        self, op_type: str, inputs: Sequence[str], outputs: Sequence[str] | None = None, **attributes: Any
+    ) -> str:
+        """Add a node; without `outputs` it has one, freshly named. Returns the first output's name."""
+
+    def constant(self, value: Tensor | NDArray[Any]) -> str:
+        """Add an initializer (its dtype is kept; tensors are detached) and return its name."""
+
+    def shape(self, value: str) -> tuple[int, ...]:
+        """Shape of a net blob; axis 0 is the batch size of the export, which may be dynamic in the model."""

@@ -1,0 +1,79 @@
+"""The layer types by name: Caffe's own, this project's plugins, and those of installed packages.
+
+A package of a third party adds layers by an entry point in the group `imae.layers` that names the module in
+which `register_layer` is called:
+
+    [project.entry-points."imae.layers"]
+    xyz = "imae_xyz.layers"
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, TypeVar
+
+from imae.prototxt.errors import LayerError
+
+if TYPE_CHECKING:
+    from imae.layers.layer import Layer
+
+LayerClass = TypeVar("LayerClass", bound="type[Layer]")
+
+DRAWERS = ("data", "vision", "recurrent", "common", "normalization", "activation", "utility", "loss", "plugins")
+
+_classes: dict[str, type[Layer]] = {}
+_loaded: set[str] = set()
+
+
+def register_layer(type_name: str) -> Callable[[LayerClass], LayerClass]:
+    """Class decorator: make the class the one that `type: "<type_name>"` builds."""
+
+    def register(cls: LayerClass) -> LayerClass:
+        other = _classes.get(type_name)
+        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise LayerError(
+                f"layer type {type_name!r} is registered twice: by {other.__module__}.{other.__qualname__} "
+                f"and by {cls.__module__}.{cls.__qualname__}; rename one of them"
+            )
+        _classes[type_name] = cls
+        return cls
+
+    return register
+
+
+def layer_class(type_name: str) -> type[Layer]:
+    """The class that is registered under Caffe's type string; LayerError lists the known ones."""
+    _load_all()
+    if type_name not in _classes:
+        near = difflib.get_close_matches(type_name, _classes, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise LayerError(f"Unknown layer type: {type_name}{hint} (known types: {', '.join(layer_types())})")
+    return _classes[type_name]
+
+
+def layer_types() -> list[str]:
+    """All known type strings, sorted."""
+    _load_all()
+    return sorted(_classes)
+
+
+def _load_all() -> None:
+    if "drawers" not in _loaded:
+        for drawer in DRAWERS:
+            package = importlib.import_module(f"imae.layers.{drawer}")
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"imae.layers.{drawer}.{module.name}")
+        _loaded.add("drawers")
+    if "plugins" not in _loaded:
+        for entry in entry_points(group="imae.layers"):
+            try:
+                importlib.import_module(entry.module)
+            except ImportError as error:
+                raise LayerError(
+                    f"plugin {entry.name!r} ({entry.value}) cannot be imported: {error}; mend or uninstall it"
+                ) from error
+        _loaded.add("plugins")

@@ -1,0 +1,86 @@
+"""The language: Caffe's text and binary files as protobuf messages, read, upgraded, filtered and written.
+
+    net = read_net("train_val.prototxt")               # NetParameter, of whatever age
+    train = filter_net(net, TRAIN)
+
+Names are loaded when they are first asked for, so that `imae.prototxt.errors` can be had even where a broken
+schema plugin keeps the message classes from being made.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if __name__ != "imae.prototxt":
+    raise ImportError(f"import this package as imae.prototxt, not as {__name__}")
+
+if TYPE_CHECKING:
+    from imae.prototxt.caffe_pb2 import (
+        TEST,
+        TRAIN,
+        BlobProto,
+        BlobProtoVector,
+        BlobShape,
+        Datum,
+        FillerParameter,
+        LayerParameter,
+        NetParameter,
+        NetState,
+        NetStateRule,
+        ParamSpec,
+        Phase,
+        SolverParameter,
+        SolverState,
+        TransformationParameter,
+        V0LayerParameter,
+        V1LayerParameter,
+    )
+    from imae.prototxt.errors import (
+        CaffemodelError,
+        DataError,
+        DeviceError,
+        ExportError,
+        FileError,
+        ImaeError,
+        LayerError,
+        PrototxtError,
+        SnapshotError,
+    )
+    from imae.prototxt.files import atomic_file, atomic_folder, write_atomically
+    from imae.prototxt.state import filter_by_state, filter_net
+    from imae.prototxt.text import (
+        parse_net,
+        parse_solver,
+        parse_text,
+        read_binary,
+        read_net,
+        read_net_binary,
+        read_solver,
+        read_text,
+        to_text,
+        write_text,
+    )
+    from imae.prototxt.upgrade import upgrade_net, upgrade_solver
+
+__all__ = [
+    "TEST", "TRAIN", "Phase",
+    "NetParameter", "NetState", "NetStateRule", "LayerParameter", "ParamSpec", "FillerParameter",
+    "TransformationParameter", "V0LayerParameter", "V1LayerParameter", "SolverParameter", "SolverState",
+    "BlobProto", "BlobProtoVector", "BlobShape", "Datum",
+    "CaffemodelError", "DataError", "DeviceError", "ExportError", "FileError", "ImaeError", "LayerError",
+    "PrototxtError", "SnapshotError",
+    "read_net", "parse_net", "read_solver", "parse_solver", "read_net_binary",
+    "read_text", "parse_text", "read_binary", "to_text", "write_text",
+    "upgrade_net", "upgrade_solver", "filter_net", "filter_by_state",
+    "atomic_file", "atomic_folder", "write_atomically",
+]  # fmt: skip
+
+# Where to look for a name. The first two do without the message classes.
+_MODULES = ("errors", "files", "caffe_pb2", "text", "upgrade", "state")
+
+
+def __getattr__(name: str) -> Any:
+    for module in _MODULES if name in __all__ else ():
+        found = import_module(f"{__name__}.{module}")
+        if hasattr(found, name):
+            return globals().setdefault(name, getattr(found, name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,53 @@
+"""The errors that bad input raises. Only `main` catches them: it prints the line and exits with status 2."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # not at run time: the schema itself raises PrototxtError
+    from imae.prototxt.caffe_pb2 import LayerParameter
+
+
+class ImaeError(Exception):
+    """What the user gave cannot be used. The message is one line: who or where, expected, got, remedy."""
+
+
+class PrototxtError(ImaeError, ValueError):
+    """A net or solver that cannot be read or makes no sense; a broken schema plugin."""
+
+
+class LayerError(ImaeError, ValueError):
+    """A layer that cannot be built or run: "layer 'conv1' (Convolution): message"."""
+
+    def __init__(self, layer: LayerParameter | str, message: str | None = None) -> None:
+        """`layer` is the layer's parameter or its name; alone, it is the whole message."""
+        if message is None:
+            super().__init__(layer)
+        elif isinstance(layer, str):
+            super().__init__(f"layer '{layer}': {message}")
+        else:
+            super().__init__(f"layer '{layer.name}' ({layer.type}): {message}")
+
+
+class DataError(ImaeError, ValueError):
+    """Data that is missing, empty, broken or of another shape than it should be."""
+
+
+class CaffemodelError(ImaeError, ValueError):
+    """Weights that cannot be read or do not fit the net."""
+
+
+class SnapshotError(ImaeError, ValueError):
+    """A solver state that cannot be read, or that belongs to another solver."""
+
+
+class ExportError(ImaeError, ValueError):
+    """A net that cannot be written in another form."""
+
+
+class DeviceError(ImaeError, ValueError):
+    """A device that was asked for and is not there."""
+
+
+class FileError(ImaeError, OSError):
+    """A file or folder that cannot be written."""

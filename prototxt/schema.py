@@ -1,0 +1,189 @@
+"""The message classes of Caffe's schema and of the plugins' parameters, in a descriptor pool of their own.
+
+The pool is not protobuf's default one, so another package's caffe_pb2 in the same process does no harm. It is
+put together once, when this module is first imported: caffe.proto, and for each entry point
+`NAME = PACKAGE:FILE.proto` of an installed package in the group `imae.protos` that file. It is plain proto2:
+
+    syntax = "proto2";
+    package imae_xyz;
+    import "caffe.proto";
+    message XyzParameter { optional float scale = 1; optional caffe.FillerParameter filler = 2; }
+    extend caffe.LayerParameter { optional XyzParameter xyz_param = 10001; }
+
+Every extension of LayerParameter becomes a real field of it, so that a net says `xyz_param { scale: 2 }`.
+"""
+
+import copyreg
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
+    FieldDescriptorProto,
+    FileDescriptorProto,
+    FileDescriptorSet,
+)
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from imae.prototxt import caffe_pb2
+from imae.prototxt.errors import PrototxtError
+
+GROUP = "imae.protos"
+
+
+class Plugin(NamedTuple):
+    """A plugin's schema: who brings it (for messages), and the text of its .proto."""
+
+    name: str
+    proto: str
+
+
+def installed_plugins() -> list[Plugin]:
+    """The plugins that are installed, by name; their packages are found but not imported."""
+    plugins = []
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
+        name = f"{entry.name} = {entry.value}"
+        package, _, file = entry.value.partition(":")
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):
+            spec = None
+        folders = (spec and spec.submodule_search_locations) or []
+        paths = [path for folder in folders if (path := Path(folder, file)).is_file()]
+        if not paths:
+            raise PrototxtError(
+                f"plugin '{name}' ({GROUP}): there is no such file; expected PACKAGE:FILE.proto"
+            )
+        plugins.append(Plugin(name, paths[0].read_text(encoding="utf-8", errors="replace")))
+    return plugins
+
+
+def compile_proto(plugin: Plugin) -> FileDescriptorProto:
+    """The compiled .proto of a plugin."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "caffe.proto").write_bytes(Path(__file__).with_name("caffe.proto").read_bytes())
+        (folder / "plugin.proto").write_text(plugin.proto, encoding="utf-8")
+        options = [f"-I{folder}", f"--descriptor_set_out={folder / 'set'}", str(folder / "plugin.proto")]
+        command = [sys.executable, "-m", "grpc_tools.protoc", *options]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
+            lines = done.stderr.splitlines() or [f"protoc ended with status {done.returncode}"]
+            first = next((line for line in lines if line.startswith("plugin.proto:")), lines[-1])
+            raise PrototxtError(f"plugin '{plugin.name}': its .proto cannot be compiled: {first}")
+        (file,) = FileDescriptorSet.FromString((folder / "set").read_bytes()).file
+    if file.syntax not in ("", "proto2"):
+        raise PrototxtError(f"plugin '{plugin.name}': its .proto must be proto2, got {file.syntax}")
+    return file
+
+
+def build_pool(plugins: Sequence[Plugin] = ()) -> DescriptorPool:
+    """A pool with Caffe's schema, where the plugins' extensions of LayerParameter are fields of it."""
+    caffe = FileDescriptorProto.FromString(caffe_pb2.SERIALIZED)
+    (layer,) = (message for message in caffe.message_type if message.name == "LayerParameter")
+    del layer.extension_range[:]  # a field must not lie in one
+    taken: dict[str | int, str] = {}
+    for field in layer.field:
+        taken[field.name] = taken[field.number] = "caffe.proto"
+    types = {f"caffe.{name}": "caffe.proto" for name in _type_names(caffe)}
+    files = [caffe]
+    for plugin in plugins:
+        file = compile_proto(plugin)
+        who = f"plugin '{plugin.name}'"
+        for name in _type_names(file):
+            full_name = f"{file.package}.{name}".lstrip(".")
+            if (other := types.setdefault(full_name, who)) != who:
+                raise PrototxtError(f"{who}: {full_name} is also defined by {other}; rename one")
+        for field in _take_layer_fields(file):
+            for key in (field.name, field.number):
+                if (other := taken.setdefault(key, who)) != who:
+                    raise PrototxtError(
+                        f"{who}: field {field.name} = {field.number} of LayerParameter: "
+                        f"{key} is also taken by {other}; change one of them"
+                    )
+            layer.field.append(field)
+        files.append(file)
+    pool = DescriptorPool()
+    try:
+        pool.AddSerializedFile(_merged(files).SerializeToString())
+    except TypeError as error:
+        names = ", ".join(plugin.name for plugin in plugins)
+        raise PrototxtError(f"the schemas of the plugins {names} do not go together: {error}") from None
+    return pool
+
+
+def _type_names(file: FileDescriptorProto) -> list[str]:
+    return [message.name for message in file.message_type] + [enum.name for enum in file.enum_type]
+
+
+def _take_layer_fields(scope: FileDescriptorProto | DescriptorProto) -> list[FieldDescriptorProto]:
+    """Remove the extensions of LayerParameter from a file or message and return them as plain fields."""
+    fields = [field for field in scope.extension if field.extendee == ".caffe.LayerParameter"]
+    for field in fields:
+        scope.extension.remove(field)
+        field.ClearField("extendee")
+    nested = scope.message_type if isinstance(scope, FileDescriptorProto) else scope.nested_type
+    return fields + [field for message in nested for field in _take_layer_fields(message)]
+
+
+def _merged(files: Iterable[FileDescriptorProto]) -> FileDescriptorProto:
+    """All files as one.
+
+    LayerParameter now uses the plugins' messages and these may use Caffe's, but files cannot depend on each
+    other in a circle. In one file they can. It has no package: a message named like each package holds that
+    package's types, so every full name stays as it is.
+    """
+    merged = FileDescriptorProto(name="caffe.proto")
+    for file in files:
+        messages, enums, extensions = merged.message_type, merged.enum_type, merged.extension
+        for part in filter(None, file.package.split(".")):
+            found = [message for message in messages if message.name == part]
+            package = found[0] if found else messages.add(name=part)
+            messages, enums, extensions = package.nested_type, package.enum_type, package.extension
+        messages.extend(file.message_type)
+        enums.extend(file.enum_type)
+        extensions.extend(file.extension)
+    return merged
+
+
+def message_class(pool: DescriptorPool, full_name: str) -> type[Message]:
+    """The class of a message, e.g. caffe.NetParameter or imae_xyz.XyzParameter."""
+    return GetMessageClass(pool.FindMessageTypeByName(full_name))
+
+
+def caffe_name(name: str) -> Any:
+    """A message class, an enum or an enum value of package caffe: NetParameter, Phase, TRAIN."""
+    kinds = (CAFFE.nested_types_by_name, CAFFE.enum_types_by_name, CAFFE.enum_values_by_name)
+    if not any(name in kind for kind in kinds):
+        raise AttributeError(f"caffe.proto has no {name}")
+    return getattr(GetMessageClass(CAFFE), name)
+
+
+def _parsed(full_name: str, data: bytes) -> Message:
+    return message_class(POOL, full_name).FromString(data)
+
+
+def _reduced(message: Message) -> tuple[Any, ...]:
+    return _parsed, (message.DESCRIPTOR.full_name, message.SerializePartialToString())
+
+
+def _make_picklable(message: Descriptor) -> None:
+    """Pickle by our pool, e.g. for worker processes: protobuf itself would look into its default pool."""
+    copyreg.pickle(GetMessageClass(message), _reduced)
+    for nested in message.nested_types:
+        _make_picklable(nested)
+
+
+POOL = build_pool(installed_plugins())
+CAFFE = POOL.FindMessageTypeByName("caffe")
+for _message in POOL.FindFileByName("caffe.proto").message_types_by_name.values():
+    _make_picklable(_message)

@@ -1,0 +1,59 @@
+"""The layers of a net that a state (phase, level, stages) includes.
+
+A rule is met if all it names is so: the phase, min_level and max_level, every stage, no not_stage. A layer
+with include rules is in if any of them is met, one with exclude rules unless any is; without rules it is in.
+
+Caffe: net.cpp, FilterNet and StateMeetsRule.
+"""
+
+import logging
+from collections.abc import Iterable
+
+from imae.prototxt.caffe_pb2 import NetParameter, NetState, NetStateRule, Phase
+from imae.prototxt.errors import LayerError
+
+log = logging.getLogger(__name__)
+
+
+def filter_net(param: NetParameter, phase: Phase, level: int = 0, stages: Iterable[str] = ()) -> NetParameter:
+    """The layers of a net for a phase and level, and for `stages` besides those that `param.state` names."""
+    state = NetState(phase=phase, level=level, stage=[*param.state.stage, *stages])
+    return filter_by_state(param, state)
+
+
+def filter_by_state(param: NetParameter, state: NetState) -> NetParameter:
+    """The layers of a net for a state, which becomes the net's."""
+    fields = {
+        field.name: value for field, value in param.ListFields() if field.name not in ("layer", "state")
+    }
+    filtered = NetParameter(**fields, state=state)
+    for layer in param.layer:
+        if layer.include and layer.exclude:
+            raise LayerError(layer, "Specify either include rules or exclude rules; not both.")
+        if layer.include:
+            included = any(meets_rule(state, rule, layer.name) for rule in layer.include)
+        else:
+            included = not any(meets_rule(state, rule, layer.name) for rule in layer.exclude)
+        if included:
+            filtered.layer.add().CopyFrom(layer)
+    return filtered
+
+
+def meets_rule(state: NetState, rule: NetStateRule, layer: str) -> bool:
+    """Whether a state meets a rule of the layer named `layer`; the log says why not."""
+    if rule.HasField("phase") and rule.phase != state.phase:
+        broken = f"phase ({state.phase}) differed from the phase ({rule.phase})"
+    elif rule.HasField("min_level") and state.level < rule.min_level:
+        broken = (
+            f"level ({state.level}) is above the min_level ({rule.min_level})"  # Caffe: "above" here as well
+        )
+    elif rule.HasField("max_level") and state.level > rule.max_level:
+        broken = f"level ({state.level}) is above the max_level ({rule.max_level})"
+    elif absent := [stage for stage in rule.stage if stage not in state.stage]:
+        broken = f"did not contain stage '{absent[0]}'"
+    elif present := [stage for stage in rule.not_stage if stage in state.stage]:
+        broken = f"contained a not_stage '{present[0]}'"
+    else:
+        return True
+    log.info("The NetState %s specified by a rule in layer %s", broken, layer)
+    return False

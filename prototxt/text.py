@@ -1,0 +1,223 @@
+"""Prototxts and binary messages from and to files.
+
+Text is read by protobuf's own parser, strictly, as Caffe reads it: no unknown fields, no field given twice.
+An error says where and what, with line and column counted from 1:
+
+    net.prototxt:12:16: message "caffe.ReLUParameter" has no field "slope"; did you mean "negative_slope"?
+"""
+
+import os
+import re
+import warnings
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TypeVar
+
+from google.protobuf import text_format
+from google.protobuf.message import DecodeError, Message
+
+from imae.prototxt.caffe_pb2 import NetParameter, SolverParameter
+from imae.prototxt.errors import PrototxtError
+from imae.prototxt.files import AnyPath, write_atomically
+from imae.prototxt.upgrade import complete_snapshot_prefix, upgrade_net, upgrade_solver
+
+M = TypeVar("M", bound=Message)
+
+
+def read_net(path: AnyPath) -> NetParameter:
+    """A net's prototxt of any age, as today's message."""
+    return parse_net(_read_text(path), os.fspath(path))
+
+
+def parse_net(text: str, path: str = "<text>") -> NetParameter:
+    """A net from its text; `path` is for the log and errors."""
+    return upgrade_net(parse_text(text, NetParameter, path), path)
+
+
+def read_solver(path: AnyPath) -> SolverParameter:
+    """A solver's prototxt of any age, as today's message; snapshot_prefix is made from the path if unset."""
+    return complete_snapshot_prefix(parse_solver(_read_text(path), os.fspath(path)), os.fspath(path))
+
+
+def parse_solver(text: str, path: str = "<text>") -> SolverParameter:
+    """A solver from its text; `path` is for the log and errors."""
+    return upgrade_solver(parse_text(text, SolverParameter, path), path)
+
+
+def read_net_binary(path: AnyPath) -> NetParameter:
+    """A .caffemodel (or other binary net) of any age, as today's message, its layers' blobs included."""
+    return upgrade_net(read_binary(path, NetParameter), os.fspath(path))
+
+
+def read_text(path: AnyPath, kind: type[M]) -> M:
+    """A message from a text file, as it stands there."""
+    return parse_text(_read_text(path), kind, os.fspath(path))
+
+
+def read_binary(path: AnyPath, kind: type[M]) -> M:
+    """A message from a binary file, as it stands there: a BlobProto, a SolverState."""
+    name = kind.DESCRIPTOR.full_name
+    try:
+        message = kind.FromString(_read_bytes(path))
+        _check_strings(message)
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise PrototxtError(f"{path}: not a binary {name}, or cut short: {error}") from None
+    if not message.ListFields():
+        raise PrototxtError(f"{path}: not a binary {name}: nothing in it has a meaning there")
+    return message
+
+
+def parse_text(text: str, kind: type[M], path: str) -> M:
+    """A message from its text, as it stands there; `path` is for errors."""
+    message = kind()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*invalid escape sequence", DeprecationWarning)
+            text_format.Parse(text, message)
+    except DeprecationWarning as error:  # Caffe refuses such strings as well
+        escape = re.search(r"sequence '(..?)'", str(error))
+        start = text.find(escape[1]) if escape else 0
+        raise PrototxtError(
+            f"{_where(path, text, start)}: a string has no such escape; for a backslash write \\\\"
+        ) from None
+    except text_format.ParseError as error:
+        line, column = error.GetLine() or 1, error.GetColumn() or 1
+        start = sum(len(earlier) + 1 for earlier in text.split("\n")[: line - 1]) + column - 1
+        reason = str(error).removeprefix(f"{line}:{column} : ")
+        start, reason = _explain(reason, text, start, kind)
+        raise PrototxtError(f"{_where(path, text, start)}: {reason}") from None
+    except RecursionError:
+        raise PrototxtError(f"{path}: nested too deeply") from None
+    missing: list[str] = message.FindInitializationErrors()  # type: ignore[attr-defined]  # left out of the stubs
+    if missing:
+        raise PrototxtError(f"{path}: required field {missing[0]} is missing")
+    return message
+
+
+def to_text(message: Message) -> str:
+    """The text of a message, as Caffe prints it: fields by number, floats as short as they read back."""
+    return re.sub(
+        r"(?m)^( *\w+: )(-?\d[\d.]*[.e][\d.e+-]*)$", _short_float, text_format.MessageToString(message)
+    )
+
+
+def write_text(message: Message, path: AnyPath) -> None:
+    """Write a message as text."""
+    write_atomically(path, to_text(message).encode())
+
+
+def _short_float(match: re.Match[str]) -> str:
+    """Python's 1.0 and 1000000.0 are C++'s 1 and 1e+06."""
+    short = f"{float(match[2]):.6g}"
+    return match[1] + (short if float(short) == float(match[2]) else match[2].removesuffix(".0"))
+
+
+def _read_bytes(path: AnyPath) -> bytes:
+    """The content of a file that is there and not empty."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise PrototxtError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise PrototxtError(f"{path}: is a folder, expected a file") from None
+    except OSError as error:
+        raise PrototxtError(f"{path}: cannot be read: {error.strerror}") from None
+    if not data or data.isspace():
+        raise PrototxtError(f"{path}: the file is empty")
+    return data
+
+
+def _read_text(path: AnyPath) -> str:
+    data = _read_bytes(path)
+    if b"\0" in data:
+        raise PrototxtError(f"{path}: is a binary file, expected a prototxt, which is text")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        data = STRING_OR_COMMENT.sub(_decodable_comment, data)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode()
+        where = _where(os.fspath(path), before, len(before))
+        raise PrototxtError(f"{where}: byte 0x{data[error.start]:02x} is not UTF-8") from None
+
+
+STRING_OR_COMMENT = re.compile(rb""" "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' | \#[^\n]* """, re.VERBOSE)
+
+
+def _decodable_comment(match: re.Match[bytes]) -> bytes:
+    """A comment may be in any encoding, as in Caffe."""
+    return match[0].decode(errors="replace").encode() if match[0].startswith(b"#") else match[0]
+
+
+def _check_strings(message: Message) -> None:
+    """Raise UnicodeDecodeError for a string that is not UTF-8; protobuf hands out such strings as bytes."""
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for nested in [value] if isinstance(value, Message) else value:
+                _check_strings(nested)
+        elif field.type == field.TYPE_STRING:
+            for string in [value] if isinstance(value, str | bytes) else value:
+                if isinstance(string, bytes):
+                    string.decode()
+
+
+def _where(path: str, text: str, start: int) -> str:
+    """The place of the character at an offset: path:line:column, counted from 1."""
+    return f"{path}:{text.count(chr(10), 0, start) + 1}:{start - text.rfind(chr(10), 0, start)}"
+
+
+def _explain(reason: str, text: str, start: int, kind: type[Message]) -> tuple[int, str]:
+    """Protobuf refuses the text at `start` for a reason: the offset it is about, and our words for it."""
+    got, pool = _token(text, start), kind.DESCRIPTOR.file.pool
+    if match := re.search('Message type "(.*?)" has no field named "(.*?)"', reason):
+        fields = pool.FindMessageTypeByName(match[1]).fields_by_name
+        near = _nearest(match[2], fields, quote='"')
+        return start, f'message "{match[1]}" has no field "{match[2][:60]}"{near}'
+    if match := re.search('Message type "(.*?)" should not have multiple "(.*?)" fields', reason):
+        return text.rfind(match[2], 0, start), f'field "{match[2]}" of message "{match[1]}" is given twice'
+    if match := re.search('Enum type "(.*?)" has no value', reason):
+        names = pool.FindEnumTypeByName(match[1]).values_by_name
+        return start, f'enum "{match[1]}" has no value {got}; known: {", ".join(names)}{_nearest(got, names)}'
+    if match := re.match('Expected "(.)"', reason):
+        return start, f'expected "{match[1]}" before the end of the file'
+    if match := re.search('Expected "(.)"', reason):
+        return start, f'expected "{match[1]}", got {got}'
+    if "does not have extensions" in reason:
+        return start, "expected a field name, got ["
+    for words, expected in EXPECTED.items():
+        if words in reason:
+            return start, f"expected {expected}, got {got}"
+    if "Value out of range" in reason:
+        return start, f"{got} is out of range for this field"
+    if "missing ending quote" in reason:
+        return start, f"the string {got} is not closed on its line"
+    if "codec" in reason:
+        return start, "the escapes of the string here do not make UTF-8 text"
+    return start, reason.rpartition("': ")[2]
+
+
+EXPECTED = {
+    "Expected identifier": "a field name",
+    "parse integer": "an integer",
+    "parse float": "a number",
+    "octal float": "a number",
+    '"true" or "false"': "true or false",
+    "Expected string": "a string in quotes",
+}
+
+
+def _token(text: str, start: int) -> str:
+    match = re.compile(r"""\s*("[^"\n]*"?|'[^'\n]*'?|[\w.+-]+|\S)""").match(text, start)
+    if not match:
+        return "the end of the file"
+    return match[1][:60] if match[1].isprintable() else ascii(match[1][:60])
+
+
+def _nearest(word: str, names: Iterable[str], quote: str = "") -> str:
+    """A suggestion for a misspelt word, or nothing."""
+    lower = {name.lower(): name for name in names}
+    found = get_close_matches(word.strip("\"'").lower(), lower, n=1, cutoff=0.5)
+    return f"; did you mean {quote}{lower[found[0]]}{quote}?" if found else ""

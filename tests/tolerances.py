@@ -1,0 +1,28 @@
+"""The tolerances of all tests, with their reasons: (what, dtype) -> rtol, atol (atol relative to the largest value)."""
+
+from typing import NamedTuple
+
+
+class Tolerance(NamedTuple):
+    rtol: float
+    atol: float
+    reason: str
+
+
+TOLERANCES = {
+    ("golden", "float32"): Tolerance(1e-4, 1e-5, "recorded by Caffe in single precision with another summation order"),
+    ("moved", "float32"): Tolerance(0, 0, "values are only moved"),
+    ("stream", "float32"): Tolerance(0, 2e-7, "the recording build fused the last multiply and add"),
+    ("same arithmetic", "float32"): Tolerance(1e-5, 1e-6, "the same sums in another order"),
+    ("gradient", "float64"): Tolerance(1e-5, 1e-7, "central differences of step 1e-6"),
+    ("formula", "float32"): Tolerance(1e-6, 1e-6, "about ten roundings, against a formula in double precision"),
+    ("formula", "float64"): Tolerance(1e-12, 1e-12, "about ten roundings and the cancellation of 1 - p"),
+    ("example weight", "float32"): Tolerance(1e-6, 0, "an exponential; the exponent is at most 4"),
+    ("integral", "float64"): Tolerance(1e-12, 0, "a quadrature rule that converges far beyond this"),
+    ("onnx", "float32"): Tolerance(1e-4, 1e-5, "ONNX Runtime's kernels sum in another order"),
+    ("fused", "float32"): Tolerance(1e-4, 1e-5, "one kernel instead of several; batch statistics in another order"),
+}
+
+
+def tolerance(what: str, dtype: str = "float32") -> Tolerance:
+    return TOLERANCES[what, dtype]
