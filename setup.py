@@ -7,31 +7,48 @@ from setuptools import find_packages, setup
 PARTS = ["prototxt", "layers", "converters", "train", "pycaffe"]
 FOLDERS = [name for part in PARTS for name in (part, *(f"{part}.{sub}" for sub in find_packages(part)))]
 
+# Where ONNX Runtime's GPU build is published; it runs on the CPU as well.
+HAS_GPU_BUILD = "(sys_platform == 'linux' and platform_machine == 'x86_64') or sys_platform == 'win32'"
+HAS_NONE = "(sys_platform != 'linux' or platform_machine != 'x86_64') and sys_platform != 'win32'"
+
 setup(
     name="imae",
     version="0.1.0",
-    description="Caffe prototxts, solvers and caffemodels made to live again on PyTorch; home of the IMAE loss",
+    description="Caffe prototxts, solvers and caffemodels made to live again on PyTorch",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="BSD-2-Clause",
     python_requires=">=3.11",
     packages=[f"imae.{name}" for name in FOLDERS],
     package_dir={f"imae.{part}": part for part in PARTS},
-    package_data={"imae.prototxt": ["*.proto", "*.pyi", "models/**/*.prototxt"], "imae.converters": ["data/*"]},
+    package_data={
+        "imae.prototxt": ["*.proto", "*.pyi", "models/**/*.prototxt"],
+        "imae.converters": ["data/*"],
+    },
     install_requires=[
         "torch>=2.5",
         "numpy>=1.26",
         "protobuf>=5",
         "lmdb>=1.4",
         "onnx>=1.16",
-        "onnxruntime-gpu>=1.18; platform_machine in 'x86_64 AMD64' and sys_platform != 'darwin'",
-        "onnxruntime>=1.18; platform_machine not in 'x86_64 AMD64' or sys_platform == 'darwin'",
+        f"onnxruntime-gpu>=1.18; {HAS_GPU_BUILD}",
+        f"onnxruntime>=1.18; {HAS_NONE}",
         "opencv-python-headless>=4.8",
         "h5py>=3.10",
         "tqdm>=4.66",
         "grpcio-tools>=1.62",
     ],
-    extras_require={"test": ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "mypy>=1.11", "hypothesis>=6.100",
-                             "types-protobuf", "types-tqdm"]},
+    extras_require={
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "ruff>=0.6",
+            "mypy>=1.11",
+            "hypothesis>=6.100",
+            "types-protobuf",
+            "types-tqdm",
+            "setuptools>=77",
+        ]
+    },
     entry_points={"console_scripts": ["imae = imae.train.main:main"]},
 )

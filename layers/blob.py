@@ -23,7 +23,7 @@ def blob_shape(blob: BlobProto) -> tuple[int, ...]:
 
 
 def array_from_blob(blob: BlobProto, diff: bool = False) -> NDArray[np.float32]:
-    """The data (or diff) of a blob as a float32 array of its shape; CaffemodelError where the counts disagree."""
+    """The data (or diff) of a blob as a float32 array; CaffemodelError where count and shape disagree."""
     single, double = (blob.diff, blob.double_diff) if diff else (blob.data, blob.double_data)
     values = np.array(double if len(double) else single, np.float32)
     shape = blob_shape(blob)

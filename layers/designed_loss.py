@@ -56,10 +56,10 @@ class DesignedLoss(LossLayer):
 
     ignores: ClassVar[tuple[str, ...]] = ("lamda_p", "scale")
 
-    def __init__(self, param: LayerParameter, divisor: WeightNormalization.Mode) -> None:
+    def __init__(self, param: LayerParameter, normalize_by: WeightNormalization.Mode) -> None:
         super().__init__(param)
         loss = param.loss_param
-        self.by_weights = divisor == WeightNormalization.SUM_OF_WEIGHTS
+        self.by_weights = normalize_by == WeightNormalization.SUM_OF_WEIGHTS
         self.labels = LabelReader(self, ignored_label(loss))
         self.normalization = normalization(loss)
         refuse_fields(self, loss, *self.ignores)
@@ -111,7 +111,9 @@ class DesignedLoss(LossLayer):
             refuse_gradient(self, i, bottoms[i], f"{self.type} Layer cannot backpropagate to label inputs")
         axis = self.canonical_axis(self.param.softmax_param.axis, logits.dim())
         index, valid = self.labels(place_labels(label, logits, axis), logits.shape[axis])
-        top: Tensor = _Passes.apply(logits, index, valid, axis, self)
+        top: Tensor = _Passes.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            logits, index, valid, axis, self
+        )
         return top
 
     def forward_pass(

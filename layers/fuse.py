@@ -1,6 +1,7 @@
 """Passes from a net's plan to a faster plan with the same blobs at its ends.
 
-A blob that only the fused layers pass among themselves is no longer to be had; all others keep name and value.
+A blob that only the fused layers pass among themselves is no longer to be had; all others keep name and
+value.
 Layers are joined by the blobs that they pass on, never by their place in the list. The plain plan stays the
 truth: tests compare every pass with it.
 """
@@ -45,9 +46,11 @@ def fuse_training(net: Net) -> list[Step]:
     for index, step in enumerate(net.steps):
         if _is_plain_relu(step.layer) and not plan.gone(index):
             source = plan.only_writer(index)
-            if source is not None and isinstance(
-                net.steps[source].layer, Eltwise | Convolution | InnerProduct
-            ) and _makes_new_memory(net.steps[source].layer):
+            if (
+                source is not None
+                and isinstance(net.steps[source].layer, Eltwise | Convolution | InnerProduct)
+                and _makes_new_memory(net.steps[source].layer)
+            ):
                 plan.replace(index, F.relu_)
     return plan.steps()
 
@@ -68,14 +71,18 @@ class FusedBatchNormScale:
             # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.
             mean, variance = torch.zeros_like(weight), torch.zeros_like(weight)
             y = F.batch_norm(x, mean, variance, weight, bias, True, 1.0, norm.eps)
+            if x.numel() == x.shape[1]:  # one number a channel: see BatchNorm
+                variance = torch.zeros_like(variance)
             norm.update(mean, variance)
         return F.relu_(y) if self.relu else y
 
 
 def fold_batch_norm(net: Net) -> list[Step]:
-    """For a TEST net: BatchNorm and Scale put into the weights of the convolution or inner product before them.
+    """For a TEST net: BatchNorm and Scale put into the weights of the convolution or inner product before
+    them.
 
-    The weights are computed in float64 and stored in layers of their own; the net's parameters stay as they are.
+    The weights are computed in float64 and stored in layers of their own; the net's parameters stay as they
+    are.
     """
     plan = _Plan(net)
     for index, step in enumerate(net.steps):
@@ -141,7 +148,7 @@ class _Plan:
         return index in self._gone
 
     def only_reader(self, index: int) -> int | None:
-        """The step that alone reads the only top of step `index`, if it reads nothing else and cuts no gradient."""
+        """The step that alone reads the only top of step `index`, and nothing else, and cuts no gradient."""
         step = self._steps[index]
         if len(step.tops) != 1 or step.tops[0] in self._net.loss_weights:
             return None
@@ -185,7 +192,12 @@ class _Plan:
 
 def _scales_channels(layer: Layer) -> bool:
     """A Scale with a learned factor per channel (axis 1)."""
-    return isinstance(layer, Scale) and layer.axis == 1 and bool(layer.blob_shapes) and len(layer.blob_shapes[0]) == 1
+    return (
+        isinstance(layer, Scale)
+        and layer.axis == 1
+        and bool(layer.blob_shapes)
+        and len(layer.blob_shapes[0]) == 1
+    )
 
 
 def _is_affine(layer: Layer) -> bool:

@@ -6,7 +6,7 @@ autograd's, or a `torch.autograd.Function` where Caffe's gradient is not the der
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -47,6 +47,10 @@ class Layer(nn.Module):
     in_place: ClassVar[bool] = True  # False: Caffe refuses a top that is also a bottom
     deployed: ClassVar[bool] = True  # False: losses and measures, which a deployed net does without
     makes_input: ClassVar[bool] = False  # True: tops come from outside the net; an Input when deployed
+    # Caffe: whether the backward pass reads top[0], or bottom[0], from a memory that in-place layers
+    # overwrite.
+    reads_top: ClassVar[bool] = False
+    reads_bottom: ClassVar[bool] = False
     auto_tops: ClassVar[bool] = False  # True: tops that the prototxt leaves out are made by the net
 
     random: CaffeRandom
@@ -54,7 +58,9 @@ class Layer(nn.Module):
     def __init__(self, param: LayerParameter) -> None:
         super().__init__()
         self.param = param
-        self.name, self.type, self.phase = param.name, param.type, param.phase
+        self.name: str = param.name
+        self.type: str = param.type  # type: ignore[assignment]  # Caffe's word; nn.Module's method casts dtypes
+        self.phase = param.phase
         self.blobs = nn.ParameterList()
         self.blob_shapes: list[Shape] = []
 
@@ -68,7 +74,9 @@ class Layer(nn.Module):
                 f"got {len(bottom_shapes)} bottoms and {len(self.param.top)} tops"
             )
         if not self.in_place and set(self.param.bottom) & set(self.param.top):
-            raise self.error(f"{self.type} Layer does not allow in-place computation; give the top another name")
+            raise self.error(
+                f"{self.type} Layer does not allow in-place computation; give the top another name"
+            )
         self.random = random
         self.setup(bottom_shapes)
         return self.checked_top_shapes(bottom_shapes)
@@ -85,19 +93,21 @@ class Layer(nn.Module):
         shapes = [tuple(int(d) for d in shape) for shape in self.top_shapes(bottom_shapes)]
         for top, shape in zip(self.param.top, shapes, strict=False):
             if any(d < 0 for d in shape):
-                raise self.error(f"top {top!r} would have the shape {shape}; bottoms are {list(bottom_shapes)}")
+                raise self.error(
+                    f"top {top!r} would have the shape {shape}; bottoms are {list(bottom_shapes)}"
+                )
         return shapes
 
-    def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Compute the tops. Bottoms are never written to."""
-        raise self.error(f"{self.type} defines no forward")
+    # A type names its bottoms; nn.Module's forward is typed as loosely.
+    forward: Callable[..., Any]
+    """Compute the tops from the bottoms: a tensor, or a tuple of them. Bottoms are never written to."""
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         """Add nodes to `graph` that compute the values `tops` from the values `bottoms` as in phase TEST."""
         raise ExportError(f"layer {self.name!r}: type {self.type} has no ONNX form; cut the net before it")
 
     def add_blob(self, shape: Shape, filler: FillerParameter) -> None:
-        """Append a parameter blob: the next one given inside the prototxt, else filled (and the draws spent)."""
+        """Append a parameter blob: the next one given inside the prototxt, else one that the filler fills."""
         given = self.param.blobs
         if given:
             if len(self.blobs) >= len(given):
@@ -106,7 +116,9 @@ class Layer(nn.Module):
 
             values = array_from_blob(given[len(self.blobs)])
             if values.size != int(np.prod(shape)):
-                raise self.error(f"blob {len(self.blobs)} of its prototxt has shape {values.shape}, needs {shape}")
+                raise self.error(
+                    f"blob {len(self.blobs)} of its prototxt has shape {values.shape}, needs {shape}"
+                )
             values = values.reshape(shape)
         else:
             try:
@@ -149,8 +161,8 @@ class Layer(nn.Module):
         exact = getattr(self, f"num_{what}s")
         low, high = getattr(self, f"min_{what}s"), getattr(self, f"max_{what}s")
         verb, noun = ("takes", "input") if what == "bottom" else ("produces", "output")
-        if what == "top" and self.auto_tops:
-            return
+        if what == "top" and self.auto_tops:  # the net makes those that are missing
+            exact, low, high = None, 0, exact or high
         if exact is not None and got != exact:
             raise self.error(f"{self.type} Layer {verb} {exact} {what} blob(s) as {noun}.; got {got}")
         if got < low:
@@ -193,7 +205,7 @@ class LossLayer(Layer):
     """
 
     num_bottoms: ClassVar[int | None] = 2
-    min_tops: ClassVar[int] = 1
+    num_tops: ClassVar[int | None] = 1
     auto_tops = True
     deployed = False
 
@@ -207,15 +219,6 @@ class LossLayer(Layer):
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         return [()]
 
-    def param_specs(self) -> list[ParamSpec]:
-        """One ParamSpec a blob: the prototxt's, or the default."""
-        given = list(self.param.param)
-        return [given[i] if i < len(given) else ParamSpec() for i in range(len(self.blobs))]
-
-    def default_loss_weight(self, top_index: int) -> float:
-        """loss_weight of a top where the prototxt gives none."""
-        return 0
-
     def default_loss_weight(self, top_index: int) -> float:
         return 1 if top_index == 0 else 0
 
@@ -226,8 +229,8 @@ class LossLayer(Layer):
 class LabelReader(nn.Module):
     """Labels of a loss or an accuracy: float blob to class indices, checked without a device sync.
 
-    On the CPU a label outside [0, classes) that is not `ignore_label` raises at once; on a device the first one
-    is remembered and raised by `check`, which the solver calls whenever it reads the loss anyway.
+    On the CPU a label outside [0, classes) that is not `ignore_label` raises at once; on a device the first
+    one is remembered and raised by `check`, which the solver calls whenever it reads the loss anyway.
     """
 
     NONE_SEEN = -(2**40)
@@ -255,7 +258,7 @@ class LabelReader(nn.Module):
             if bool(wrong.any()):
                 raise self._error(int(index[wrong][0]))
         else:
-            seen = index.flatten()[wrong.flatten().to(torch.uint8).argmax()]
+            seen = torch.take(index, wrong.to(torch.uint8).argmax())  # an index of 0 axes would be waited for
             fresh = wrong.any() & (self.first_wrong == self.NONE_SEEN)
             self.first_wrong.copy_(torch.where(fresh, seen, self.first_wrong))
         return index.clamp(0, classes - 1), valid

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from imae.layers.registry import layer_class
 from imae.prototxt import LayerParameter, NetParameter, ParamSpec
 from imae.prototxt.errors import LayerError
 from imae.prototxt.insert_splits import insert_splits
-from imae.prototxt.state import filter_net
+from imae.prototxt.state import filter_by_state
 from imae.prototxt.text import to_text
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Step:
     need_backward         whether Caffe runs this layer's backward pass at all
     detach                bottoms through which autograd must not reach further down
     frees                 blobs that nobody reads after this step
+    overwritten           whether in-place layers change the memory that this step's backward pass reads
     """
 
     layer: Layer
@@ -43,6 +45,37 @@ class Step:
     need_backward: bool = False
     detach: tuple[bool, ...] = ()
     frees: tuple[str, ...] = ()
+    overwritten: bool = False
+
+
+class Memory:
+    """What a layer's backward pass finds in the memory of its top after in-place layers have overwritten it.
+
+    Caffe: a layer that reads its top (TanH, Sigmoid, ...) in its backward pass reads what lies there by
+    then, so an
+    in-place Dropout behind an in-place TanH changes TanH's gradient. `run` computes a layer's tops so that
+    autograd
+    takes `read()`, once that gives a tensor, for the top (and, of an in-place layer, the bottom) that it
+    saved.
+    """
+
+    def __init__(self, read: Callable[[], Tensor | None]) -> None:
+        self._read = read
+        self._places: set[int] = set()
+
+    def run(self, step: Step, bottoms: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, self._saved):
+            tops = step.run(*bottoms)
+        top = tops if isinstance(tops, Tensor) else tops[0]
+        if step.layer.reads_top:
+            self._places.add(top.data_ptr())
+        if step.layer.reads_bottom and step.tops[0] in step.bottoms:
+            self._places.add(bottoms[0].data_ptr())
+        return tops
+
+    def _saved(self, saved: Tensor) -> Tensor:
+        now = self._read()
+        return saved if now is None or saved.data_ptr() not in self._places else now.detach().view_as(saved)
 
 
 class Net(nn.Module):
@@ -69,10 +102,11 @@ class Net(nn.Module):
         self.random = random if random is not None else CaffeRandom(None)
         self.name = param.name
         self.phase = param.state.phase
-        filtered = filter_net(param, param.state.phase, param.state.level, tuple(param.state.stage))
+        filtered = filter_by_state(param, param.state)
         if logger.isEnabledFor(logging.INFO):
             _log("net.cpp:53", f"Initializing net from parameters: \n{to_text(filtered)}".rstrip("\n"))
-        # The message that is built, rules applied and splits inserted; a snapshot's NetParameter comes from it.
+        # The message that is built, rules applied and splits inserted; a snapshot's NetParameter comes from
+        # it.
         self.param = insert_splits(filtered)
         self.force_backward = param.force_backward
         self.layers = nn.ModuleList()
@@ -116,7 +150,7 @@ class Net(nn.Module):
                 return step.layer
         raise LayerError(f"net {self.name!r} has no layer {name!r}; it has {', '.join(self.layer_names)}")
 
-    # -- building ---------------------------------------------------------------------------------------------
+    # -- building --------------------------------------------------------------------------------------------
 
     def _add_layer(self, source: LayerParameter) -> None:
         param = LayerParameter()
@@ -124,8 +158,11 @@ class Net(nn.Module):
         if not param.HasField("phase"):
             param.phase = self.phase
         if param.propagate_down and len(param.propagate_down) != len(param.bottom):
-            raise LayerError(param, "propagate_down param must be specified either 0 or bottom_size times; "
-                             f"got {len(param.propagate_down)} for {len(param.bottom)} bottoms")
+            raise LayerError(
+                param,
+                "propagate_down param must be specified either 0 or bottom_size times; "
+                f"got {len(param.propagate_down)} for {len(param.bottom)} bottoms",
+            )
         _log("layer_factory.hpp:77", f"Creating layer {param.name}")
         layer = layer_class(param.type)(param)
         _log("net.cpp:86", f"Creating Layer {param.name}")
@@ -196,8 +233,11 @@ class Net(nn.Module):
 
     def _append_params(self, param: LayerParameter, layer: Layer) -> bool:
         if len(param.param) > len(layer.blobs):
-            raise LayerError(param, f"Too many params specified for layer {param.name}: {len(param.param)} for "
-                             f"{len(layer.blobs)} blobs")
+            raise LayerError(
+                param,
+                f"Too many params specified for layer {param.name}: {len(param.param)} for "
+                f"{len(layer.blobs)} blobs",
+            )
         # Caffe: whether the layer needs a backward pass is judged by the prototxt's lr_mult, before a layer
         # (BatchNorm) sets its own to 0.
         need_backward = any(
@@ -224,11 +264,16 @@ class Net(nn.Module):
 
     def _share(self, layer: Layer, index: int, spec: ParamSpec, owner: tuple[int, Layer, int]) -> None:
         learnable_id, owner_layer, owner_index = owner
-        _log("net.cpp:485", f"Sharing parameters '{spec.name}' owned by layer '{owner_layer.name}', param index "
-             f"{owner_index}")
+        _log(
+            "net.cpp:485",
+            f"Sharing parameters '{spec.name}' owned by layer '{owner_layer.name}', param index "
+            f"{owner_index}",
+        )
         theirs, ours = owner_layer.blobs[owner_index], layer.blobs[index]
         shapes = f"Owner layer param shape is {shape_string(theirs.shape)}; sharing layer "
-        prefix = f"Cannot share param '{spec.name}' owned by layer '{owner_layer.name}' with layer '{layer.name}'"
+        prefix = (
+            f"Cannot share param '{spec.name}' owned by layer '{owner_layer.name}' with layer '{layer.name}'"
+        )
         if spec.share_mode == ParamSpec.PERMISSIVE:
             if theirs.numel() != ours.numel():
                 raise LayerError(f"{prefix}; count mismatch.  {shapes}shape is {shape_string(ours.shape)}")
@@ -240,8 +285,10 @@ class Net(nn.Module):
             if spec.HasField(name):
                 value = getattr(spec, name)
                 if given[which] and mults[which][learnable_id] != value:
-                    raise LayerError(f"Shared param '{spec.name}' has mismatched {name}: "
-                                     f"{mults[which][learnable_id]:g} and, in layer '{layer.name}', {value:g}")
+                    raise LayerError(
+                        f"Shared param '{spec.name}' has mismatched {name}: "
+                        f"{mults[which][learnable_id]:g} and, in layer '{layer.name}', {value:g}"
+                    )
                 mults[which][learnable_id], given[which] = value, True
         self._given_mults[learnable_id] = (given[0], given[1])
         layer.blobs[index] = theirs
@@ -260,7 +307,9 @@ class Net(nn.Module):
                 step.bottom_need_backward = [False] * len(step.bottoms)
             else:
                 under_loss.update(step.bottoms)
-            skip.update(b for b, need in zip(step.bottoms, step.bottom_need_backward, strict=True) if not need)
+            skip.update(
+                b for b, need in zip(step.bottoms, step.bottom_need_backward, strict=True) if not need
+            )
             if step.need_backward:
                 _log("net.cpp:200", f"{step.layer.name} needs backward computation.")
             else:
@@ -277,6 +326,8 @@ class Net(nn.Module):
         for step in self.steps:
             if step.layer.param.propagate_down:
                 step.detach = tuple(not need for need in step.bottom_need_backward)
+        for index, step in enumerate(self.steps):
+            step.overwritten = _is_overwritten(self.steps, index)
         mark_frees(self.steps)
 
     def _log_top(self, shape: Shape, weight: float) -> None:
@@ -297,13 +348,15 @@ class Net(nn.Module):
             if target is None:
                 continue
             if len(target.blobs) != len(source.blobs):
-                raise LayerError(f"Incompatible number of blobs for layer {source.name}: "
-                                 f"{len(source.blobs)} vs. {len(target.blobs)}")
+                raise LayerError(
+                    f"Incompatible number of blobs for layer {source.name}: "
+                    f"{len(source.blobs)} vs. {len(target.blobs)}"
+                )
             for index, blob in enumerate(source.blobs):
                 if blob.shape != target.blobs[index].shape:
                     raise LayerError(
-                        f"Cannot share param {index} weights from layer '{source.name}'; shape mismatch.  Source "
-                        f"param shape is {shape_string(blob.shape)}; target param shape is "
+                        f"Cannot share param {index} weights from layer '{source.name}'; shape mismatch.  "
+                        f"Source param shape is {shape_string(blob.shape)}; target param shape is "
                         f"{shape_string(target.blobs[index].shape)}"
                     )
                 self._replace(target.blobs[index], blob)
@@ -318,7 +371,7 @@ class Net(nn.Module):
                     step.layer.blobs[index] = new
                     self.params[step.layer.name] = list(step.layer.blobs)
 
-    # -- running ----------------------------------------------------------------------------------------------
+    # -- running ---------------------------------------------------------------------------------------------
 
     def data_layers(self) -> list[DataLayer]:
         """The layers that make blobs themselves, in order."""
@@ -332,7 +385,9 @@ class Net(nn.Module):
                 blobs.update(zip(step.tops, step.layer.next_batch(), strict=True))
         return blobs
 
-    def forward(self, blobs: Mapping[str, Tensor] | None = None, keep: Iterable[str] = ()) -> dict[str, Tensor]:
+    def forward(
+        self, blobs: Mapping[str, Tensor] | None = None, keep: Iterable[str] = ()
+    ) -> dict[str, Tensor]:
         """Run all layers; returns the output blobs, the losses, and the blobs named in `keep`.
 
         blobs   values of the inputs and, if they have been fetched already, of the data layers' tops; a data
@@ -344,17 +399,24 @@ class Net(nn.Module):
         if missing:
             raise LayerError(f"net {self.name!r}: input {', '.join(missing)} is not given")
         kept = {*self.outputs, *self.loss_weights, *keep}
+        memory: dict[str, Tensor | None] = {}
         for step in self.plan:
             if not step.bottoms and step.tops and given.issuperset(step.tops):
                 continue
             args = [values[name] for name in step.bottoms]
             if step.detach:
                 args = [a.detach() if cut else a for a, cut in zip(args, step.detach, strict=True)]
-            tops = step.run(*args)
+            if step.overwritten and torch.is_grad_enabled():
+                memory[step.tops[0]] = None
+                tops = Memory(partial(memory.get, step.tops[0])).run(step, args)
+            else:
+                tops = step.run(*args)
             if isinstance(tops, Tensor):
                 values[step.tops[0]] = tops
             else:
                 values.update(zip(step.tops, tops, strict=True))
+            if step.tops and step.tops[0] in memory:
+                memory[step.tops[0]] = values[step.tops[0]]  # the last one to be put there stays
             for name in step.frees:
                 if name not in kept:
                     del values[name]
@@ -370,9 +432,20 @@ class Net(nn.Module):
         return torch.zeros(()) if total is None else total
 
     def check_labels(self) -> None:
-        """Raise for a label out of range that a loss saw on a device (one sync each; the CPU raises at once)."""
+        """Raise for a label out of range that a loss saw on a device; one sync each."""
         for reader in self._label_readers:
             reader.check()
+
+
+def _is_overwritten(steps: list[Step], index: int) -> bool:
+    """Whether what the backward pass of step `index` reads in Caffe is overwritten in place."""
+    step = steps[index]
+    if not step.tops or not (step.layer.reads_top or step.layer.reads_bottom):
+        return False
+    top = step.tops[0]
+    in_place = top in step.bottoms
+    later = any(top in other.bottoms and top in other.tops for other in steps[index + 1 :])
+    return (step.layer.reads_top and later) or (step.layer.reads_bottom and in_place)
 
 
 def mark_frees(steps: list[Step]) -> None:

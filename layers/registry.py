@@ -23,7 +23,17 @@ if TYPE_CHECKING:
 
 LayerClass = TypeVar("LayerClass", bound="type[Layer]")
 
-DRAWERS = ("data", "vision", "recurrent", "common", "normalization", "activation", "utility", "loss", "plugins")
+DRAWERS = (
+    "data",
+    "vision",
+    "recurrent",
+    "common",
+    "normalization",
+    "activation",
+    "utility",
+    "loss",
+    "plugins",
+)
 
 _classes: dict[str, type[Layer]] = {}
 _loaded: set[str] = set()

@@ -4,8 +4,8 @@
 user may read and write any blob or diff between layers, run parts of the net, and finds every diff after
 `backward`. Values are the same (tests compare them).
 
-Caffe: Net::ForwardFromTo, Net::BackwardFromTo. Parameter diffs add up until they are cleared; bottom diffs are
-overwritten; the diff of a loss blob holds its loss_weight from the start.
+Caffe: Net::ForwardFromTo, Net::BackwardFromTo. Parameter diffs add up until they are cleared; bottom diffs
+are overwritten; the diff of a loss blob holds its loss_weight from the start.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from imae.layers.layer import Shape
-from imae.layers.net import Net
+from imae.layers.net import Memory, Net
 
 Callback = Callable[[int], object]
 
@@ -29,7 +29,7 @@ class BlobMemory:
         self.diff = torch.zeros(shape)
 
     def reshape(self, shape: Sequence[int]) -> None:
-        """Give the blob another shape; what it holds is kept where the count allows, as Caffe keeps its memory."""
+        """Give the blob another shape; what it holds is kept where the count allows, as in Caffe."""
         shape = tuple(shape)
         if shape == tuple(self.data.shape):
             return
@@ -79,7 +79,11 @@ class Stepwise:
             bottom = data.clone() if name in step.tops else data.detach()
             bottoms.append(bottom.requires_grad_(need))
         with torch.set_grad_enabled(step.need_backward):
-            result = step.layer(*bottoms)
+            if step.overwritten:
+                memory = self.blobs[step.tops[0]]
+                result = Memory(lambda: memory.data).run(step, bottoms)
+            else:
+                result = step.layer(*bottoms)
         tops = [result] if isinstance(result, Tensor) else list(result)
         self._graphs[index] = (bottoms, tops)
         loss = 0.0
@@ -91,7 +95,7 @@ class Stepwise:
         return loss
 
     def backward(self, start: int | None = None, end: int = 0) -> None:
-        """Run the backward passes of the layers start..end, downwards, from the diffs that lie in the tops."""
+        """Run the backward passes of layers start..end, downwards, from the diffs that lie in the tops."""
         for index in range(len(self.net.steps) - 1 if start is None else start, end - 1, -1):
             _call(self.before_backward, index)
             if self.net.steps[index].need_backward and index in self._graphs:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         NetStateRule,
         ParamSpec,
         Phase,
+        PoolingParameter,
         SolverParameter,
         SolverState,
         TransformationParameter,
@@ -64,8 +65,8 @@ if TYPE_CHECKING:
 __all__ = [
     "TEST", "TRAIN", "Phase",
     "NetParameter", "NetState", "NetStateRule", "LayerParameter", "ParamSpec", "FillerParameter",
-    "TransformationParameter", "V0LayerParameter", "V1LayerParameter", "SolverParameter", "SolverState",
-    "BlobProto", "BlobProtoVector", "BlobShape", "Datum",
+    "PoolingParameter", "TransformationParameter", "V0LayerParameter", "V1LayerParameter",
+    "SolverParameter", "SolverState", "BlobProto", "BlobProtoVector", "BlobShape", "Datum",
     "CaffemodelError", "DataError", "DeviceError", "ExportError", "FileError", "ImaeError", "LayerError",
     "PrototxtError", "SnapshotError",
     "read_net", "parse_net", "read_solver", "parse_solver", "read_net_binary",

@@ -3,7 +3,8 @@
     python -m imae.prototxt.resnet        writes prototxt/models/cifar10/resnet*_train_val.prototxt
 
 Shortcuts are identities (option A): where the size halves, every second pixel is taken (Pooling, kernel 1,
-stride 2) and as many zero channels are appended (Power with scale 0, Concat). Convolutions have no bias, `msra`
+stride 2) and as many zero channels are appended (Power with scale 0, Concat). Convolutions have no bias,
+`msra`
 weights, and are followed by BatchNorm and Scale; the classifier is an InnerProduct after a global average.
 """
 
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imae.prototxt import LayerParameter, NetParameter, PoolingParameter, TEST, TRAIN
+from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter
+from imae.prototxt.caffe_pb2 import PoolingParameter
 from imae.prototxt.files import write_atomically
 from imae.prototxt.text import to_text
 
@@ -48,7 +50,7 @@ def resnet(depth: int, classes: int = 10, loss: str = "SoftmaxWithLoss") -> NetP
 def with_cifar10_data(
     net: NetParameter, train_source: str, test_source: str, batch: int = 128
 ) -> NetParameter:
-    """`net` behind two Data layers: training images of 40x40 cropped to 32 and mirrored, test images of 32x32."""
+    """`net` behind two Data layers: training images of 40x40, cropped and mirrored; test images of 32x32."""
     result = NetParameter(name=net.name)
     for phase, source, size in ((TRAIN, train_source, batch), (TEST, test_source, 100)):
         data = result.layer.add(name="data", type="Data", top=["data", "label"])
@@ -74,6 +76,8 @@ def _block(net: NetParameter, name: str, bottom: str, width: int, stride: int) -
         pool.pooling_param.pool = PoolingParameter.AVE
         pool.pooling_param.kernel_size = 1
         pool.pooling_param.stride = stride
+        # Rounding up, a seventeenth window would begin outside the image.
+        pool.pooling_param.round_mode = PoolingParameter.FLOOR
         _layer(net, f"{name}_zero", "Power", [f"{name}_half"], f"{name}_zero").power_param.scale = 0
         _layer(net, f"{name}_pad", "Concat", [f"{name}_half", f"{name}_zero"], f"{name}_pad")
         shortcut = f"{name}_pad"

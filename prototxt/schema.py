@@ -73,9 +73,17 @@ def compile_proto(plugin: Plugin) -> FileDescriptorProto:
         folder = Path(name)
         (folder / "caffe.proto").write_bytes(Path(__file__).with_name("caffe.proto").read_bytes())
         (folder / "plugin.proto").write_text(plugin.proto, encoding="utf-8")
-        options = [f"-I{folder}", f"--descriptor_set_out={folder / 'set'}", str(folder / "plugin.proto")]
-        command = [sys.executable, "-m", "grpc_tools.protoc", *options]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        command = [
+            sys.executable,
+            "-m",
+            "grpc_tools.protoc",
+            "-I.",
+            "--descriptor_set_out=set",
+            "plugin.proto",
+        ]
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, errors="replace", check=False
+        )
         if done.returncode:
             lines = done.stderr.splitlines() or [f"protoc ended with status {done.returncode}"]
             first = next((line for line in lines if line.startswith("plugin.proto:")), lines[-1])

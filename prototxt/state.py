@@ -10,19 +10,22 @@ import logging
 from collections.abc import Iterable
 
 from imae.prototxt.caffe_pb2 import NetParameter, NetState, NetStateRule, Phase
-from imae.prototxt.errors import LayerError
+from imae.prototxt.errors import LayerError, PrototxtError
 
 log = logging.getLogger(__name__)
 
 
 def filter_net(param: NetParameter, phase: Phase, level: int = 0, stages: Iterable[str] = ()) -> NetParameter:
-    """The layers of a net for a phase and level, and for `stages` besides those that `param.state` names."""
-    state = NetState(phase=phase, level=level, stage=[*param.state.stage, *stages])
-    return filter_by_state(param, state)
+    """The layers of a net for a phase, level and stages, which become the net's state."""
+    return filter_by_state(param, NetState(phase=phase, level=level, stage=stages))
 
 
 def filter_by_state(param: NetParameter, state: NetState) -> NetParameter:
-    """The layers of a net for a state, which becomes the net's."""
+    """The layers of a net for a state, which becomes the net's; PrototxtError for a net of an old form."""
+    if param.layers or param.input:
+        raise PrototxtError(
+            f"net '{param.name}' has fields of an old form (layers, input); call upgrade_net first"
+        )
     fields = {
         field.name: value for field, value in param.ListFields() if field.name not in ("layer", "state")
     }
@@ -42,18 +45,20 @@ def filter_by_state(param: NetParameter, state: NetState) -> NetParameter:
 def meets_rule(state: NetState, rule: NetStateRule, layer: str) -> bool:
     """Whether a state meets a rule of the layer named `layer`; the log says why not."""
     if rule.HasField("phase") and rule.phase != state.phase:
-        broken = f"phase ({state.phase}) differed from the phase ({rule.phase})"
+        line, broken = 296, f"phase ({state.phase}) differed from the phase ({rule.phase})"
     elif rule.HasField("min_level") and state.level < rule.min_level:
-        broken = (
-            f"level ({state.level}) is above the min_level ({rule.min_level})"  # Caffe: "above" here as well
-        )
+        line, broken = (
+            306,
+            f"level ({state.level}) is above the min_level ({rule.min_level})",
+        )  # Caffe's words
     elif rule.HasField("max_level") and state.level > rule.max_level:
-        broken = f"level ({state.level}) is above the max_level ({rule.max_level})"
+        line, broken = 316, f"level ({state.level}) is above the max_level ({rule.max_level})"
     elif absent := [stage for stage in rule.stage if stage not in state.stage]:
-        broken = f"did not contain stage '{absent[0]}'"
+        line, broken = 332, f"did not contain stage '{absent[0]}'"
     elif present := [stage for stage in rule.not_stage if stage in state.stage]:
-        broken = f"contained a not_stage '{present[0]}'"
+        line, broken = 347, f"contained a not_stage '{present[0]}'"
     else:
         return True
-    log.info("The NetState %s specified by a rule in layer %s", broken, layer)
+    message = f"The NetState {broken} specified by a rule in layer {layer}"
+    log.info("%s", message, extra={"caffe": f"net.cpp:{line}"})
     return False

@@ -73,10 +73,10 @@ def parse_text(text: str, kind: type[M], path: str) -> M:
     message = kind()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", ".*invalid escape sequence", DeprecationWarning)
+            warnings.filterwarnings("error", ".*invalid (octal )?escape sequence", DeprecationWarning)
             text_format.Parse(text, message)
     except DeprecationWarning as error:  # Caffe refuses such strings as well
-        escape = re.search(r"sequence '(..?)'", str(error))
+        escape = re.search(r"sequence '(.+?)'", str(error))
         start = text.find(escape[1]) if escape else 0
         raise PrototxtError(
             f"{_where(path, text, start)}: a string has no such escape; for a backslash write \\\\"
@@ -186,7 +186,7 @@ def _explain(reason: str, text: str, start: int, kind: type[Message]) -> tuple[i
     if match := re.search('Expected "(.)"', reason):
         return start, f'expected "{match[1]}", got {got}'
     if "does not have extensions" in reason:
-        return start, "expected a field name, got ["
+        return text.rfind("[", 0, start), "expected a field name, got ["
     for words, expected in EXPECTED.items():
         if words in reason:
             return start, f"expected {expected}, got {got}"
@@ -195,7 +195,7 @@ def _explain(reason: str, text: str, start: int, kind: type[Message]) -> tuple[i
     if "missing ending quote" in reason:
         return start, f"the string {got} is not closed on its line"
     if "codec" in reason:
-        return start, "the escapes of the string here do not make UTF-8 text"
+        return start, "the escapes of a string do not make UTF-8 text"
     return start, reason.rpartition("': ")[2]
 
 

@@ -131,8 +131,10 @@ def upgrade_net(param: NetParameter, path: str = "<net>", problems: list[str] | 
 
 
 def _upgrade_net(param: NetParameter, path: str, problems: list[str] | None) -> NetParameter:
+    attempt = "Attempting to upgrade input file specified using deprecated"
+    success = "Successfully upgraded file specified using deprecated"
     if any(layer.HasField("layer") for layer in param.layers):
-        log.info("Attempting to upgrade input file specified using deprecated V0LayerParameter: %s", path)
+        _log(28, f"{attempt} V0LayerParameter: {path}")
         param, found = upgrade_v0(param)
         if found and problems is None:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
@@ -141,40 +143,45 @@ def _upgrade_net(param: NetParameter, path: str, problems: list[str] | None) -> 
             problems += found
             for problem in found:
                 log.error("%s", problem)
-            log.error(
+            _log(
+                33,
                 "Warning: had one or more problems upgrading V0NetParameter to NetParameter (see above); "
-                "continuing anyway."
+                "continuing anyway.",
+                logging.ERROR,
             )
         else:
-            log.info("Successfully upgraded file specified using deprecated V0LayerParameter")
-        log.warning(
+            _log(36, f"{success} V0LayerParameter")
+        _log(
+            39,
             "Note that future Caffe releases will not support V0NetParameter; use "
             "./build/tools/upgrade_net_proto_text for prototxt and ./build/tools/upgrade_net_proto_binary "
-            "for model weights upgrade this and any other net protos to the new format."
+            "for model weights upgrade this and any other net protos to the new format.",
+            logging.WARNING,
         )
     if any(_old_transform_fields(layer) for layer in param.layers):
-        log.info(
-            "Attempting to upgrade input file specified using deprecated transformation parameters: %s", path
-        )
+        _log(46, f"{attempt} transformation parameters: {path}")
         param = upgrade_data_transform(param)
-        log.info("Successfully upgraded file specified using deprecated data transformation parameters.")
-        log.warning(
+        _log(49, f"{success} data transformation parameters.")
+        _log(
+            51,
             "Note that future Caffe releases will only support transform_param messages "
-            "for transformation fields."
+            "for transformation fields.",
+            logging.WARNING,
         )
     if param.layers:
-        log.info("Attempting to upgrade input file specified using deprecated V1LayerParameter: %s", path)
+        _log(55, f"{attempt} V1LayerParameter: {path}")
         param = upgrade_v1(param)
-        log.info("Successfully upgraded file specified using deprecated V1LayerParameter")
+        _log(63, f"{success} V1LayerParameter")
     if param.input or param.input_shape or param.input_dim:
-        log.info("Attempting to upgrade input file specified using deprecated input fields: %s", path)
+        _log(69, f"{attempt} input fields: {path}")
         param = upgrade_input(param)
-        log.info("Successfully upgraded file specified using deprecated input fields.")
-        log.warning("Note that future Caffe releases will only support input layers and not input fields.")
+        _log(72, f"{success} input fields.")
+        note = "Note that future Caffe releases will only support input layers and not input fields."
+        _log(74, note, logging.WARNING)
     if any(_is_old_batch_norm(layer) for layer in param.layer):
-        log.info("Attempting to upgrade batch norm layers using deprecated params: %s", path)
+        _log(79, f"Attempting to upgrade batch norm layers using deprecated params: {path}")
         param = upgrade_batch_norm(param)
-        log.info("Successfully upgraded batch norm layers using deprecated params.")
+        _log(82, "Successfully upgraded batch norm layers using deprecated params.")
     return param
 
 
@@ -338,23 +345,17 @@ def upgrade_solver(param: SolverParameter, path: str = "<solver>") -> SolverPara
     upgraded = SolverParameter()
     upgraded.CopyFrom(param)
     if param.HasField("solver_type"):
-        log.info(
-            "Attempting to upgrade input file specified using deprecated 'solver_type' field (enum)': %s",
-            path,
-        )
+        old = "'solver_type' field (enum)"
+        _log(1084, f"Attempting to upgrade input file specified using deprecated {old}': {path}")
         if param.HasField("type"):
             raise PrototxtError(
                 f"{path}: old solver_type field (enum) and new type field (string) cannot be both specified"
             )
         upgraded.type = SOLVER_TYPES[param.solver_type]
         upgraded.ClearField("solver_type")
-        log.info(
-            "Successfully upgraded file specified using deprecated 'solver_type' field (enum) "
-            "to 'type' field (string)."
-        )
-        log.warning(
-            "Note that future Caffe releases will only support 'type' field (string) for a solver's type."
-        )
+        _log(1091, f"Successfully upgraded file specified using deprecated {old} to 'type' field (string).")
+        note = "Note that future Caffe releases will only support 'type' field (string) for a solver's type."
+        _log(1093, note, logging.WARNING)
     for field in ("net_param", "train_net_param"):
         if param.HasField(field):
             getattr(upgraded, field).CopyFrom(upgrade_net(getattr(param, field), path))
@@ -369,11 +370,16 @@ def complete_snapshot_prefix(param: SolverParameter, path: str) -> SolverParamet
     completed.CopyFrom(param)
     if not param.HasField("snapshot_prefix"):
         completed.snapshot_prefix = os.path.splitext(path)[0]
-        log.info("snapshot_prefix was not specified and is set to %s", completed.snapshot_prefix)
+        _log(1108, f"snapshot_prefix was not specified and is set to {completed.snapshot_prefix}")
     elif os.path.isdir(param.snapshot_prefix):
         completed.snapshot_prefix = os.path.join(param.snapshot_prefix, PurePath(path).stem)
-        log.info("snapshot_prefix was a directory and is replaced to %s", completed.snapshot_prefix)
+        _log(1113, f"snapshot_prefix was a directory and is replaced to {completed.snapshot_prefix}")
     return completed
+
+
+def _log(line: int, message: str, level: int = logging.INFO) -> None:
+    """Log what Caffe logs in this line."""
+    log.log(level, "%s", message, extra={"caffe": f"upgrade_proto.cpp:{line}"})
 
 
 def _fields(message: Message) -> list[tuple[str, Any]]:

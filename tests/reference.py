@@ -5,6 +5,7 @@ The keys are explained in tests/cases/README.md.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 from dataclasses import dataclass, field
@@ -69,7 +70,15 @@ def find(pattern: str) -> list[Path]:
 
 
 def replay(case: Case) -> int:
-    """Run a case of kind "net" and compare every recorded array; returns how many were compared."""
+    """Run a case of kind "net" and compare every recorded array; returns how many were compared.
+
+    Files that the net names are beside the case.
+    """
+    with contextlib.chdir(case.path.parent):
+        return _replay(case)
+
+
+def _replay(case: Case) -> int:
     meta = case.meta
     steps = meta.get("steps", 1)
     phases = meta.get("phases") or [meta["phase"]] * steps

@@ -1,0 +1,211 @@
+"""Weights: .caffemodel (a binary NetParameter) and .caffemodel.h5 <-> the parameter blobs of a net.
+
+Loading goes by layer name, as in Caffe: layers that the net lacks are passed over, layers that the file lacks
+keep their values, and layers of one name must have blobs of one shape.
+Caffe: net.cpp, CopyTrainedLayersFrom, ToProto, ToHDF5. Differs: a file with nothing for the net is an error.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from imae.layers.blob import array_from_blob, blob_from_array
+from imae.layers.layer import Layer, LossLayer, Shape
+from imae.layers.net import Net, shape_string
+from imae.prototxt import LayerParameter, NetParameter, ParamSpec
+from imae.prototxt.errors import CaffemodelError, PrototxtError
+from imae.prototxt.files import AnyPath, write_atomically
+from imae.prototxt.text import read_net_binary
+
+logger = logging.getLogger(__name__)
+
+Array = NDArray[np.float32]
+
+
+@dataclass
+class Report:
+    """What became of the layers that have blobs.
+
+    copied    those whose blobs were loaded
+    ignored   those of the file that the net lacks
+    fresh     those of the net that the file lacks; they keep their values
+    """
+
+    copied: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+
+
+def load_caffemodel(net: Net, path: AnyPath) -> Report:
+    """Load the blobs of a .caffemodel of any age, or of a .caffemodel.h5, into the layers of the same names.
+
+    CaffemodelError where the file cannot be read or does not fit; the net is then as it was.
+    """
+    hdf5 = os.path.isfile(path) and h5py.is_hdf5(path)
+    sources = _read_hdf5(path) if hdf5 else _read_binary(path)
+    layers: dict[str, Layer] = {}
+    for step in net.steps:
+        layers.setdefault(step.layer.name, step.layer)
+    shared = _shared_blobs(net)
+    report = Report()
+    loads: list[tuple[nn.Parameter, Array]] = []
+    for name, blobs in sources.items():
+        layer = layers.get(name)
+        if layer is None:
+            # Caffe names layers without blobs here, too.
+            logger.info(
+                "Ignoring source layer %s", name, extra={"caffe": "net.cpp:801" if hdf5 else "net.cpp:746"}
+            )
+            if blobs:
+                report.ignored.append(name)
+            continue
+        for index in range(max(len(layer.blobs), *(i + 1 for i in blobs), 0)):
+            if index not in blobs and hdf5 and (name, index) in shared:
+                continue  # HDF5 files hold a shared blob once, at its owner
+            if index not in blobs or index >= len(layer.blobs):
+                raise CaffemodelError(
+                    f"{path}: Incompatible number of blobs for layer {name}: the file has {len(blobs)}, the "
+                    f"net {len(layer.blobs)}; rename the layer to learn it from scratch"
+                )
+            loads.append((layer.blobs[index], _fitted(blobs[index], layer, index, path)))
+        if layer.blobs:
+            report.copied.append(name)
+    with_blobs = [name for name, layer in layers.items() if layer.blobs]
+    report.fresh = [name for name in with_blobs if name not in report.copied]
+    if report.fresh and report.ignored and not report.copied:
+        raise CaffemodelError(
+            f"{path}: the model of another net: it has blobs for {_some(report.ignored)}, the net needs "
+            f"{_some(report.fresh)}"
+        )
+    with torch.no_grad():
+        for parameter, values in loads:
+            parameter.copy_(torch.from_numpy(values).view(parameter.shape))
+    if report.fresh:
+        logger.info(
+            "%s has no blobs for the layers %s: they keep their values", path, ", ".join(report.fresh)
+        )
+    return report
+
+
+def save_caffemodel(net: Net, path: AnyPath, *, hdf5: bool = False, diff: bool = False) -> None:
+    """Write the net's blobs (and diffs), as a binary NetParameter or as HDF5; FileError where that fails."""
+    write_atomically(path, _to_hdf5(net, diff) if hdf5 else net_to_proto(net, diff).SerializeToString())
+
+
+def net_to_proto(net: Net, diff: bool = False) -> NetParameter:
+    """The net as Caffe saves it: its name, and each layer, splits included, with phase and blobs."""
+    proto = NetParameter(name=net.name)
+    for step in net.steps:
+        layer = proto.layer.add()
+        layer.CopyFrom(step.layer.param)
+        del layer.blobs[:]
+        # Caffe: layers fill in their own parameters at set-up, and save them so.
+        if isinstance(step.layer, LossLayer) and not layer.loss_weight:
+            layer.loss_weight.append(1)
+        layer.param.extend(s for s in step.layer.param_specs()[len(layer.param) :] if s != ParamSpec())
+        for index, parameter in enumerate(step.layer.blobs):
+            shape = step.layer.blob_shapes[index]
+            layer.blobs.append(
+                blob_from_array(_data(parameter, shape), _diff(parameter, shape) if diff else None)
+            )
+    return proto
+
+
+@dataclass
+class _Source:
+    """A blob of a file. `legacy`: its shape is (num, channels, height, width), filled up with 1s in front."""
+
+    values: Array
+    legacy: bool = False
+
+
+def _read_binary(path: AnyPath) -> dict[str, dict[int, _Source]]:
+    try:
+        proto = read_net_binary(path)
+    except PrototxtError as error:
+        raise CaffemodelError(str(error)) from None
+    return {layer.name: dict(enumerate(_sources(layer, path))) for layer in proto.layer}
+
+
+def _sources(layer: LayerParameter, path: AnyPath) -> Iterator[_Source]:
+    for index, blob in enumerate(layer.blobs):
+        try:
+            yield _Source(array_from_blob(blob), legacy=not blob.HasField("shape"))
+        except CaffemodelError as error:
+            raise CaffemodelError(f"{path}: layer '{layer.name}', blob {index}: {error}") from None
+
+
+def _read_hdf5(path: AnyPath) -> dict[str, dict[int, _Source]]:
+    try:
+        with h5py.File(path, "r") as file:
+            return {
+                name: {int(index): _Source(np.asarray(values, np.float32)) for index, values in group.items()}
+                for name, group in file["data"].items()
+            }
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CaffemodelError(f"{path}: not a caffemodel in HDF5, or damaged: {error}") from None
+
+
+def _to_hdf5(net: Net, diff: bool) -> bytes:
+    shared = _shared_blobs(net)
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        for step in net.steps:
+            layer = step.layer
+            data = file.create_group(f"data/{layer.name}")
+            diffs = file.create_group(f"diff/{layer.name}") if diff else None
+            for index, (parameter, shape) in enumerate(zip(layer.blobs, layer.blob_shapes, strict=True)):
+                if (layer.name, index) not in shared:
+                    data[str(index)] = _data(parameter, shape)
+                if diffs is not None:
+                    diffs[str(index)] = _diff(parameter, shape)
+    return buffer.getvalue()
+
+
+def _shared_blobs(net: Net) -> set[tuple[str, int]]:
+    """(layer, index) of the parameter blobs that belong to an earlier layer."""
+    seen: set[int] = set()
+    shared = set()
+    for step in net.steps:
+        for index, parameter in enumerate(step.layer.blobs):
+            if id(parameter) in seen:
+                shared.add((step.layer.name, index))
+            seen.add(id(parameter))
+    return shared
+
+
+def _fitted(source: _Source, layer: Layer, index: int, path: AnyPath) -> Array:
+    """The values, after a check that they have the shape of the layer's blob."""
+    shape = layer.blob_shapes[index]
+    wanted = (1,) * (4 - len(shape)) + shape if source.legacy else shape
+    if source.values.shape != wanted:
+        raise CaffemodelError(
+            f"{path}: Cannot copy param {index} weights from layer '{layer.name}'; shape mismatch.  "
+            f"Source param shape is {shape_string(source.values.shape)}; target param shape is "
+            f"{shape_string(shape)}. To learn this layer's parameters from scratch rather than copying from "
+            f"a saved net, rename the layer."
+        )
+    return source.values
+
+
+def _data(parameter: nn.Parameter, shape: Shape) -> Array:
+    return parameter.detach().cpu().contiguous().view(shape).numpy()
+
+
+def _diff(parameter: nn.Parameter, shape: Shape) -> Array:
+    grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+    return grad.detach().cpu().contiguous().view(shape).numpy()
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")

@@ -1,0 +1,76 @@
+"""Caffe's compute_image_mean: the mean image of an LMDB as a .binaryproto, and the means of its channels.
+
+    imae compute-image-mean train_lmdb mean.binaryproto
+
+The mean is a BlobProto with num 1, channels, height and width. It is summed up in single precision in the
+order of the records, and so it is Caffe's to the last bit.
+
+Caffe: tools/compute_image_mean.cpp. Differs: images of equal count and different shapes are refused, too.
+"""
+
+import argparse
+import logging
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from imae.layers.data.datum import array_from_datum
+from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
+from imae.prototxt import BlobProto
+from imae.prototxt.errors import DataError
+from imae.prototxt.files import write_atomically
+
+COMMAND = "compute-image-mean"
+HELP = "the mean image of an LMDB, for transform_param's mean_file"
+
+logger = logging.getLogger(__name__)
+
+Mean = NDArray[np.float32]
+
+
+def compute_mean(source: LmdbSource) -> Mean:
+    """Mean (C, H, W) of all records; DataError unless all have one shape."""
+    names = list(map(source.record_name, source.keys()))
+    first = source.datum(0)
+    if first.encoded:
+        logger.info("Decoding Datum")
+    logger.info("Starting iteration")
+    total = np.zeros(array_from_datum(first, names[0]).shape, np.float32)
+    for i, name in enumerate(tqdm(names, unit=" records", disable=None)):
+        pixels = array_from_datum(source.datum(i), name)
+        if pixels.shape != total.shape:
+            raise DataError(f"{name}: an image of {pixels.shape}; the first one's shape is {total.shape}")
+        total += pixels
+    return total / np.float32(len(source))
+
+
+def channel_means(mean: Mean) -> list[np.float32]:
+    """The mean of each channel, summed up in single precision, one value after the other."""
+    sums = np.cumsum(mean.reshape(len(mean), -1), axis=1, dtype=np.float32)[:, -1]
+    return list(sums / np.float32(mean[0].size))
+
+
+def mean_blob(mean: Mean) -> BlobProto:
+    """The mean as Caffe stores it."""
+    channels, height, width = mean.shape
+    return BlobProto(num=1, channels=channels, height=height, width=width, data=mean.ravel())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", metavar="INPUT_DB", help="LMDB")
+    parser.add_argument("output", metavar="OUTPUT_FILE", nargs="?", help=".binaryproto to write")
+    parser.add_argument("--backend", choices=["lmdb"], default="lmdb")
+
+
+def run(args: argparse.Namespace) -> None:
+    with open_lmdb(args.input) as source:
+        logger.info("Opened lmdb %s", args.input)
+        mean = compute_mean(source)
+        logger.info("Processed %d files.", len(source))
+    if args.output:
+        logger.info("Write to %s", args.output)
+        write_atomically(args.output, mean_blob(mean).SerializeToString())
+    logger.info("Number of channels: %d", len(mean))
+    for channel, value in enumerate(channel_means(mean)):
+        logger.info("mean_value channel [%d]: %s", channel, format(float(value), "g"))

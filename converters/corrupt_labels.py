@@ -1,0 +1,213 @@
+"""An LMDB again, with part of its labels made wrong on purpose.
+
+    imae corrupt-labels train_lmdb train_noisy40_lmdb --noise symmetric --rate 0.4 --seed 123
+
+The images, the keys and the order stay. Beside the new LMDB lies NAME.clean_labels.npz with the keys, the
+clean and the noisy labels, so that the noisy and the clean part of the training set can be told apart later.
+
+Kinds of noise, with rate r and C classes:
+
+    symmetric            with probability r, any of the C classes, the own included (the paper, section 5.1):
+                         about r (C - 1) / C of the labels are wrong
+    symmetric-exclusive  with probability r, one of the C - 1 other classes (the paper's later version)
+    asymmetric-cifar10   with probability r: truck -> automobile, bird -> airplane, deer -> horse, cat <-> dog
+    asymmetric-cifar100  in each of the 20 superclasses two classes A and B are drawn; the share r of A's
+                         images gets B's label, and the share r of B's gets A's
+    pair-flip            with probability r, the next class: c -> (c + 1) mod C
+    file                 the labels of a file, e.g. those that people gave
+
+The random numbers are those of numpy's RandomState(seed) (mt19937), whose streams are frozen: a seed means
+the same labels with every version of numpy. They are drawn alike whatever r is: at a higher rate the same
+labels are wrong, and more.
+"""
+
+import argparse
+import logging
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from imae.converters.images import whole_number
+from imae.converters.label_file import (
+    FORMS,
+    Labels,
+    check_range,
+    clean_labels_file,
+    clean_labels_path,
+    read_labels,
+)
+from imae.converters.lmdb_writer import Record, write_lmdb
+from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
+from imae.prototxt.errors import DataError
+
+COMMAND = "corrupt-labels"
+HELP = "an LMDB with wrong labels: symmetric, asymmetric, pair-flip, or from a file"
+
+logger = logging.getLogger(__name__)
+
+CIFAR10_PAIRS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
+CIFAR100_SUPERCLASSES = np.array([  # of each class; both in the alphabetical order of their names
+     4,  1, 14,  8,  0,  6,  7,  7, 18,  3,  3, 14,  9, 18,  7, 11,  3,  9,  7, 11,
+     6, 11,  5, 10,  7,  6, 13, 15,  3, 15,  0, 11,  1, 10, 12, 14, 16,  9, 11,  5,
+     5, 19,  8,  8, 15, 13, 14, 17, 18, 10, 16,  4, 17,  4,  2,  0, 17,  4, 18, 17,
+    10,  3,  2, 12, 12, 16, 12,  1,  9, 19,  2, 10,  0,  1, 16, 12,  9, 13, 15, 13,
+    16, 19,  2,  4,  6, 19,  5,  5,  8, 19, 18,  1,  2, 15,  6,  0, 17,  8, 14, 13,
+])  # fmt: skip
+LARGEST_TABLE = 20  # classes
+DEFAULT_SEED = 123  # the authors'
+
+Random = np.random.RandomState
+
+
+def symmetric(labels: Labels, classes: int, rate: float, random: Random) -> Labels:
+    """With probability `rate` any class."""
+    hit = random.random_sample(len(labels)) < rate
+    return np.where(hit, random.randint(0, classes, len(labels), np.int64), labels)
+
+
+def symmetric_exclusive(labels: Labels, classes: int, rate: float, random: Random) -> Labels:
+    """With probability `rate` another class, all equally likely."""
+    hit = random.random_sample(len(labels)) < rate
+    return np.where(hit, (labels + random.randint(1, classes, len(labels), np.int64)) % classes, labels)
+
+
+def flip(labels: Labels, targets: Labels, rate: float, random: Random) -> Labels:
+    """With probability `rate` the target; `targets` has one for each record."""
+    return np.where(random.random_sample(len(labels)) < rate, targets, labels)
+
+
+def asymmetric_cifar10(labels: Labels, classes: int, rate: float, random: Random) -> Labels:
+    """CIFAR-10's usual pairs."""
+    return flip(labels, np.array([CIFAR10_PAIRS.get(c, c) for c in labels.tolist()]), rate, random)
+
+
+def pair_flip(labels: Labels, classes: int, rate: float, random: Random) -> Labels:
+    """To the next class."""
+    return flip(labels, (labels + 1) % classes, rate, random)
+
+
+def asymmetric_cifar100(labels: Labels, classes: int, rate: float, random: Random) -> Labels:
+    """Two classes of each superclass exchange the share `rate` of their images."""
+    noisy = labels.copy()
+    for superclass in range(20):
+        members = np.flatnonzero(superclass == CIFAR100_SUPERCLASSES)
+        a, b = members[random.permutation(len(members))[:2]]
+        for one, other in ((a, b), (b, a)):
+            images = np.flatnonzero(labels == one)
+            noisy[images[random.permutation(len(images))[: round(rate * len(images))]]] = other
+    return noisy
+
+
+NOISES: dict[str, Callable[[Labels, int, float, Random], Labels]] = {
+    "symmetric": symmetric,
+    "symmetric-exclusive": symmetric_exclusive,
+    "asymmetric-cifar10": asymmetric_cifar10,
+    "asymmetric-cifar100": asymmetric_cifar100,
+    "pair-flip": pair_flip,
+}
+CLASSES = {"asymmetric-cifar10": 10, "asymmetric-cifar100": 100}
+
+
+def corrupt(labels: Labels, noise: str, rate: float, seed: int, classes: int) -> Labels:
+    """Noisy labels by one of NOISES; DataError where rate, classes or labels do not allow it."""
+    if not 0 <= rate <= 1:
+        raise DataError(f"--rate must be from 0 to 1, got {rate}")
+    if not 0 <= seed < 2**32:
+        raise DataError(f"--seed must be from 0 to 4294967295, got {seed}")
+    if classes < 2:
+        raise DataError(f"{noise} noise needs at least 2 classes, got {classes}; see --classes")
+    if CLASSES.get(noise, classes) != classes:
+        raise DataError(f"{noise} noise is for {CLASSES[noise]} classes, got {classes}; leave out --classes")
+    return NOISES[noise](labels, classes, rate, Random(seed))
+
+
+def labels_from_file(keys: list[bytes], source: str, order: str | None = None) -> Labels:
+    """The label of each record from a label file.
+
+    With an `order`, another such file of numbers, record i has label number order[i]. Without one, it has the
+    label under its key if the file has keys; else the labels are in the order of the records.
+    """
+    labels, names = read_labels(source)
+    if order:
+        places = read_labels(order).labels
+        check_range(places, len(labels), f"the order '{order}'")
+        labels = labels[places]
+    elif names is not None:
+        logger.info("The labels of '%s' are matched by key.", source)
+        by_key = dict(zip(names, labels, strict=True))
+        missing = [key for key in keys if key not in by_key]
+        if missing:
+            raise DataError(f"'{source}' has no label for {len(missing)} keys, e.g. {missing[0]!r}")
+        return np.array([by_key[key] for key in keys])
+    if len(labels) != len(keys):
+        raise DataError(f"'{order or source}' has {len(labels)} entries; the LMDB has {len(keys)} records")
+    return labels
+
+
+def relabelled(source: LmdbSource, labels: Labels) -> Iterator[Record]:
+    """The records of an LMDB with other labels."""
+    for i, (key, label) in enumerate(zip(source.keys(), labels.tolist(), strict=True)):
+        datum = source.datum(i)
+        datum.label = label
+        yield key, datum
+
+
+def summary(clean: Labels, noisy: Labels, classes: int) -> list[str]:
+    """How many labels are wrong, and which became which: a table, or the most frequent of many classes."""
+    wrong = int(np.sum(clean != noisy))
+    lines = [f"{wrong} of {len(clean)} labels are wrong ({100 * wrong / len(clean):.2f} %)."]
+    pairs, counts = np.unique(np.stack([clean, noisy]), axis=1, return_counts=True)
+    if classes <= LARGEST_TABLE:
+        table = np.zeros((classes, classes), np.int64)
+        table[*pairs] = counts
+        width = len(str(table.max())) + 1
+        rows = [("", *range(classes)), *((c, *row) for c, row in enumerate(table))]
+        lines.append("Records by clean label (rows) and noisy label (columns):")
+        return lines + ["".join(f"{cell:>{width}}" for cell in row) for row in rows]
+    confused = sorted((-count, c, n) for c, n, count in zip(*pairs, counts, strict=True) if c != n)
+    lines.append(f"The most frequent of {len(confused)} confusions, clean -> noisy: records")
+    return lines + [f"{c} -> {n}: {-count}" for count, c, n in confused[:LARGEST_TABLE]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", help="LMDB to read")
+    parser.add_argument("output", help="LMDB to write")
+    parser.add_argument("--noise", required=True, choices=[*NOISES, "file"])
+    parser.add_argument("--rate", type=float, metavar="R", help="0 to 1; not for --noise file")
+    parser.add_argument("--seed", type=whole_number, help=f"of the random numbers (default: {DEFAULT_SEED})")
+    parser.add_argument("--classes", type=whole_number, metavar="N", help="default: the largest label + 1")
+    parser.add_argument("--labels", metavar="FILE", help=f"for --noise file: {FORMS}")
+    parser.add_argument(
+        "--order",
+        metavar="FILE",
+        help="for --noise file: which of its labels each record has, if not its own place's",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from_file = args.noise == "file"
+    if from_file and (not args.labels or args.rate is not None or args.seed is not None):
+        raise DataError("--noise file takes --labels FILE, and no --rate and no --seed")
+    if not from_file and (args.rate is None or args.labels or args.order):
+        raise DataError(f"--noise {args.noise} takes --rate R, and no --labels and no --order")
+    seed = DEFAULT_SEED if args.seed is None else args.seed
+    with open_lmdb(args.input) as source:
+        keys = source.keys()
+        clean = np.array([source.datum(i).label for i in range(len(source))])
+        noisy = labels_from_file(keys, args.labels, args.order) if from_file else clean
+        classes = args.classes
+        if classes is None:
+            classes = CLASSES.get(args.noise, int(max(clean.max(), noisy.max())) + 1)
+        check_range(clean, classes, f"the labels of lmdb '{args.input}'")
+        if from_file:
+            check_range(noisy, classes, f"the labels of '{args.labels}'")
+            how = {"labels": args.labels, "order": args.order}
+        else:
+            noisy = corrupt(clean, args.noise, args.rate, seed, classes)
+            how = {"rate": args.rate, "seed": seed}
+        settings = {"input": args.input, "noise": args.noise, "classes": classes, **how}
+        with clean_labels_file(args.output, keys, clean, noisy, settings):
+            write_lmdb(args.output, relabelled(source, noisy), len(keys))
+    for line in summary(clean, noisy, classes):
+        logger.info("%s", line)
+    logger.info("The clean labels are in %s", clean_labels_path(args.output))

@@ -1,0 +1,330 @@
+"""A net and its weights as an ONNX model that computes what the net computes in phase TEST.
+
+    imae export --model train_val.prototxt --weights w.caffemodel --output net.onnx --fold
+
+Data layers become inputs; losses, accuracies and whatever hangs on labels are left out. Each layer adds its
+own nodes (`Layer.to_onnx`). The model is checked in ONNX Runtime against the net before it is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from torch import Tensor
+
+from imae.converters.caffemodel import load_caffemodel
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.fuse import fold_batch_norm
+from imae.layers.layer import Shape
+from imae.layers.net import Net
+from imae.layers.registry import layer_class
+from imae.prototxt import TEST, LayerParameter, NetParameter
+from imae.prototxt.errors import ExportError
+from imae.prototxt.files import write_atomically
+from imae.prototxt.state import filter_by_state
+from imae.prototxt.text import read_net, to_text
+
+COMMAND = "export"
+HELP = "write a net and its weights as an ONNX model, checked in ONNX Runtime"
+
+DEFAULT_OPSET = 17
+OLDEST_OPSET, NEWEST_OPSET = 13, 22
+# ONNX wants the version of the file format that belongs to an operator set, and old runtimes refuse newer
+# ones.
+IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
+# Key of the model's metadata that holds the TEST net's transform_param, so that images can be prepared alike.
+TRANSFORM_KEY = "imae.transform_param"
+
+
+class Graph:
+    """Collects the nodes that layers add; blobs that are overwritten in place get a value name each."""
+
+    def __init__(self, opset: int, shapes: dict[str, Shape]) -> None:
+        self.opset = opset
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self._shapes = shapes
+        self._count = 0
+
+    def node(
+        self, op_type: str, inputs: Sequence[str], outputs: Sequence[str] | None = None, **attributes: Any
+    ) -> str:
+        names = list(outputs) if outputs is not None else [self._fresh(op_type)]
+        self.nodes.append(
+            helper.make_node(op_type, list(inputs), names, name=self._fresh("node"), **attributes)
+        )
+        return names[0]
+
+    def constant(self, value: Tensor | NDArray[Any]) -> str:
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        name = self._fresh("const")
+        self.initializers.append(onnx.numpy_helper.from_array(np.asarray(array, order="C"), name))
+        return name
+
+    def shape(self, value: str) -> Shape:
+        return self._shapes[value]
+
+    def _fresh(self, stem: str) -> str:
+        self._count += 1
+        return f"{stem}_{self._count}"
+
+
+@dataclass
+class Export:
+    """What was exported, and the largest absolute difference of ONNX Runtime's results from the net's."""
+
+    model: onnx.ModelProto
+    inputs: list[str]
+    outputs: list[str]
+    difference: float
+    batch_sizes: tuple[int, ...]
+
+
+def deploy_net(param: NetParameter, input_shape: Sequence[int] | None = None, batch: int = 1) -> NetParameter:
+    """The net of phase TEST without data layers and losses, its inputs made by Input layers.
+
+    input_shape   (C, H, W) or (N, C, H, W) of the images; needed only where the data source cannot be asked
+    """
+    state = NetParameter()
+    state.CopyFrom(param)
+    state.state.phase = TEST
+    filtered = filter_by_state(state, state.state)
+    result = NetParameter(name=filtered.name)
+    result.state.phase = TEST
+    sources: dict[str, LayerParameter] = {}
+    dropped: set[str] = set()
+    body: list[LayerParameter] = []
+    for layer in filtered.layer:
+        if not layer.bottom and layer_class(layer.type).makes_input:
+            sources.update((top, layer) for top in layer.top)
+        elif not layer_class(layer.type).deployed or any(bottom in dropped for bottom in layer.bottom):
+            dropped.update(top for top in layer.top if top not in layer.bottom)
+        else:
+            body.append(layer)
+    read = {bottom for layer in body for bottom in layer.bottom}
+    inputs = [top for top in sources if top in read]
+    if not inputs:
+        raise ExportError(
+            f"net {filtered.name!r} has no layer that computes something from an input in phase TEST"
+        )
+    for top in inputs:
+        input_layer = result.layer.add(name=top, type="Input", top=[top])
+        shape = _input_shape(sources[top], top, input_shape, batch)
+        input_layer.input_param.shape.add().dim.extend(shape)
+    result.layer.extend(body)
+    return result
+
+
+def _input_shape(source: LayerParameter, top: str, given: Sequence[int] | None, batch: int) -> Shape:
+    if given is not None:
+        return tuple(given) if len(given) != 3 else (batch, *given)
+    index = list(source.top).index(top)
+    if source.type == "Input":
+        shapes = source.input_param.shape
+        return tuple(shapes[index if len(shapes) > 1 else 0].dim)
+    param = LayerParameter()
+    param.CopyFrom(source)
+    param.phase = TEST
+    layer = layer_class(param.type)(param)
+    shape = layer.build([], CaffeRandom(0))[index]
+    return (batch, *shape[1:])
+
+
+def export_net(
+    net: Net,
+    *,
+    opset: int = DEFAULT_OPSET,
+    fold: bool = False,
+    dynamic_batch: bool = True,
+    softmax: bool = False,
+    metadata: dict[str, str] | None = None,
+) -> Export:
+    """The ONNX model of a TEST net that has Input layers (see `deploy_net`), checked in ONNX Runtime.
+
+    fold           put BatchNorm and Scale into the convolution or inner product before them
+    dynamic_batch  leave axis 0 of inputs and outputs open
+    softmax        end with the softmax of each output, where the output has a class axis
+    """
+    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
+        raise ExportError(f"opset must be {OLDEST_OPSET} to {NEWEST_OPSET}, got {opset}")
+    plan = fold_batch_norm(net) if fold else net.steps
+    shapes = dict(net.blob_shapes)
+    graph = Graph(opset, shapes)
+    current = {name: name for name in net.inputs}
+    last_writer = {top: index for index, step in enumerate(plan) for top in step.tops}
+    final = {name: f"{name}_logits" if softmax and len(shapes[name]) > 1 else name for name in net.outputs}
+    for index, step in enumerate(plan):
+        if step.layer.type == "Input":
+            continue
+        bottoms = [current[name] for name in step.bottoms]
+        for top in step.tops:
+            value = final.get(top, top) if last_writer[top] == index else f"{top}@{step.layer.name}"
+            if value in net.inputs:
+                value = f"{value}@{step.layer.name}"
+            shapes[value] = shapes[top]
+            current[top] = value
+        step.layer.to_onnx(graph, bottoms, [current[top] for top in step.tops])
+    outputs = [name for name in net.outputs if name not in net.inputs]
+    for name in outputs:
+        if final[name] != name:
+            graph.node("Softmax", [final[name]], [name], axis=1)
+    model = _model(net, graph, outputs, opset, dynamic_batch, metadata or {})
+    batch_sizes = (1, 3) if dynamic_batch else (shapes[net.inputs[0]][0],)
+    difference = max(_difference(model, net, outputs, size, softmax) for size in batch_sizes)
+    return Export(model, net.inputs, outputs, difference, batch_sizes)
+
+
+def _model(
+    net: Net, graph: Graph, outputs: Iterable[str], opset: int, dynamic_batch: bool, metadata: dict[str, str]
+) -> onnx.ModelProto:
+    def info(name: str) -> onnx.ValueInfoProto:
+        shape: list[int | str] = list(net.blob_shapes[name])
+        if dynamic_batch and shape:
+            shape[0] = "batch"
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    onnx_graph = helper.make_graph(
+        graph.nodes,
+        net.name or "net",
+        [info(n) for n in net.inputs],
+        [info(n) for n in outputs],
+        graph.initializers,
+    )
+    model = helper.make_model(
+        onnx_graph,
+        producer_name="imae",
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=IR_VERSION[opset],
+    )
+    helper.set_model_props(model, metadata)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise ExportError(
+            f"net {net.name!r}: the ONNX model is not valid: {str(error).splitlines()[0]}"
+        ) from error
+    return model
+
+
+def _difference(model: onnx.ModelProto, net: Net, outputs: list[str], size: int, softmax: bool) -> float:
+    """Largest absolute difference between ONNX Runtime and the net on random inputs of batch size `size`."""
+    import onnxruntime
+
+    generator = np.random.default_rng(size)
+    feeds = {
+        name: generator.standard_normal((size, *net.blob_shapes[name][1:])).astype(np.float32)
+        for name in net.inputs
+    }
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    got = session.run(outputs, feeds)
+    with torch.no_grad():
+        expected = net({name: torch.from_numpy(value) for name, value in feeds.items()}, keep=outputs)
+    worst = 0.0
+    for name, value in zip(outputs, got, strict=True):
+        want = expected[name]
+        if softmax and want.ndim > 1:
+            want = want.softmax(1)
+        if value.shape != tuple(want.shape):
+            raise ExportError(
+                f"output {name!r} has shape {value.shape} in ONNX Runtime, {tuple(want.shape)} in the net"
+            )
+        worst = max(worst, float(np.abs(value - want.numpy()).max(initial=0)))
+    return worst
+
+
+def transform_metadata(param: NetParameter) -> dict[str, str]:
+    """The TEST data layer's transform_param as metadata of the model."""
+    state = NetParameter()
+    state.CopyFrom(param)
+    state.state.phase = TEST
+    for layer in filter_by_state(state, state.state).layer:
+        if layer.HasField("transform_param"):
+            return {TRANSFORM_KEY: to_text(layer.transform_param)}
+    return {}
+
+
+def export_file(
+    model: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None,
+    output: str | os.PathLike[str],
+    *,
+    input_shape: Sequence[int] | None = None,
+    opset: int = DEFAULT_OPSET,
+    fold: bool = False,
+    dynamic_batch: bool = True,
+    softmax: bool = False,
+) -> Export:
+    """Prototxt (train_val or deploy) and caffemodel to an .onnx file, which is written atomically."""
+    param = read_net(model)
+    net = Net(deploy_net(param, input_shape), CaffeRandom(0))
+    if weights is not None:
+        load_caffemodel(net, weights)
+    result = export_net(
+        net,
+        opset=opset,
+        fold=fold,
+        dynamic_batch=dynamic_batch,
+        softmax=softmax,
+        metadata=transform_metadata(param),
+    )
+    write_atomically(Path(output), result.model.SerializeToString())
+    return result
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="train_val or deploy prototxt")
+    parser.add_argument("--weights", help=".caffemodel or .caffemodel.h5; without it the fillers' values")
+    parser.add_argument("--output", required=True, help="the .onnx file to write")
+    parser.add_argument("--input-shape", help="C,H,W (or N,C,H,W) of the input, where no data source tells")
+    parser.add_argument(
+        "--opset", type=int, default=DEFAULT_OPSET, help=f"ONNX operator set ({DEFAULT_OPSET})"
+    )
+    parser.add_argument("--fold", action="store_true", help="fold BatchNorm and Scale into the layer before")
+    parser.add_argument("--fixed-batch", action="store_true", help="keep the batch size of the prototxt")
+    parser.add_argument("--softmax", action="store_true", help="end with the softmax of the outputs")
+
+
+def run(args: argparse.Namespace) -> None:
+    shape = None
+    if args.input_shape:
+        try:
+            shape = tuple(int(d) for d in args.input_shape.split(","))
+        except ValueError:
+            shape = ()
+        if len(shape) < 2 or min(shape) < 1:
+            raise ExportError(
+                f"--input-shape must be C,H,W or N,C,H,W of positive numbers, got {args.input_shape!r}"
+            )
+    result = export_file(
+        args.model,
+        args.weights,
+        args.output,
+        input_shape=shape,
+        opset=args.opset,
+        fold=args.fold,
+        dynamic_batch=not args.fixed_batch,
+        softmax=args.softmax,
+    )
+    print(
+        f"wrote {args.output}: opset {args.opset}, inputs {', '.join(result.inputs)}, "
+        f"outputs {', '.join(result.outputs)}, {len(result.model.graph.node)} nodes"
+    )
+    print(
+        f"largest difference from the net, batch sizes {', '.join(map(str, result.batch_sizes))}: "
+        f"{result.difference:.3g}"
+    )

@@ -1,0 +1,138 @@
+"""What the image converters have in common: sets of images, decoding, padding, order, and their options."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from imae.converters.lmdb_writer import Record, fill_lmdb
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.data.datum import datum_from_array, decode_image
+from imae.prototxt import Datum
+from imae.prototxt.errors import FileError
+from imae.prototxt.files import AnyPath, atomic_folder
+
+Image = NDArray[np.uint8]
+LONGEST_SIDE = 10000  # pixels that an option may ask for
+
+
+class ImageSet(NamedTuple):
+    """images (N, C, H, W) of bytes, labels (N,)."""
+
+    images: Image
+    labels: NDArray[np.int64]
+
+
+def write_train_test(
+    output: AnyPath,
+    name: str,
+    train: ImageSet,
+    test: ImageSet,
+    digits: int,
+    pad: int = 0,
+    seed: int | None = None,
+) -> None:
+    """Write NAME_train_lmdb and NAME_test_lmdb, both or none, into the folder `output`, made if need be.
+
+    The records are raw Datums under their place as a number of so many digits. The training images get `pad`
+    zeros on each side and are shuffled with `seed`; the test images stay as they are.
+    """
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot make the folder '{output}': {error.strerror}") from error
+    train_path, test_path = Path(output, f"{name}_train_lmdb"), Path(output, f"{name}_test_lmdb")
+    order, test_order = shuffled_order(len(train.labels), seed), range(len(test.labels))
+    with atomic_folder(train_path) as train_folder, atomic_folder(test_path) as test_folder:
+        fill_lmdb(train_folder, train_path, image_records(train, order, digits, pad), len(order))
+        fill_lmdb(test_folder, test_path, image_records(test, test_order, digits), len(test_order))
+
+
+def image_records(images: ImageSet, order: Sequence[int], digits: int, pad: int = 0) -> Iterator[Record]:
+    """The images in this order as raw Datums, each under its place in it."""
+    for place, i in enumerate(order):
+        yield (
+            b"%0*d" % (digits, place),
+            datum_from_array(pad_image(images.images[i], pad), int(images.labels[i])),
+        )
+
+
+def shuffled_order(count: int, seed: int | None) -> Sequence[int]:
+    """0 .. count - 1 as Caffe's convert_imageset --shuffle orders them with this seed; None: as they are."""
+    return range(count) if seed is None else CaffeRandom(seed).shuffle(count).tolist()
+
+
+def pad_image(image: Image, pad: int) -> Image:
+    """(C, H, W) -> (C, H + 2 pad, W + 2 pad): `pad` zeros on each side."""
+    if not pad:
+        return image
+    channels, height, width = image.shape
+    padded = np.zeros((channels, height + 2 * pad, width + 2 * pad), np.uint8)
+    padded[:, pad : pad + height, pad : pad + width] = image
+    return padded
+
+
+def decode_picture(data: bytes, name: str, gray: bool = False, height: int = 0, width: int = 0) -> Image:
+    """Pixels (H, W, 3), BGR, or (H, W, 1) if gray, of a picture file's bytes; DataError if it is no picture.
+
+    If both `height` and `width` are given, resized, bilinearly, without antialiasing.
+
+    Caffe: io.cpp, ReadImageToCVMat.
+    """
+    pixels = decode_image(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR, name)
+    if height > 0 and width > 0:
+        pixels = cast(Image, cv2.resize(pixels, (width, height))).reshape(height, width, -1)
+    return pixels
+
+
+def raw_datum(pixels: Image, label: int, pad: int = 0) -> Datum:
+    """The Datum of pixels (H, W, C), with `pad` zeros on each side.  Caffe: io.cpp, CVMatToDatum."""
+    datum = datum_from_array(pad_image(pixels.transpose(2, 0, 1), pad), label)
+    datum.encoded = False  # said here, left out by convert_cifar_data: so are Caffe's files
+    return datum
+
+
+def encoded_datum(data: bytes, label: int) -> Datum:
+    """A picture file's bytes as they are. As in Caffe without channels, height and width."""
+    return Datum(data=data, label=label, encoded=True)
+
+
+def add_image_options(parser: argparse.ArgumentParser, what: str = "the training images") -> None:
+    """--pad and --shuffle."""
+    parser.add_argument(
+        "--pad", type=pixel_count, default=0, metavar="N", help=f"put N zeros on each side of {what}"
+    )
+    parser.add_argument(
+        "--shuffle", type=int, metavar="SEED", help=f"write {what} in an order that depends on SEED alone"
+    )
+
+
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """--gray, --resize_height, --resize_width, --encoded, spelt as in Caffe or with hyphens."""
+    parser.add_argument("--gray", action="store_true", help="one channel instead of three")
+    for side in ("height", "width"):
+        names = (f"--resize-{side}", f"--resize_{side}")
+        parser.add_argument(*names, type=pixel_count, default=0, metavar="N", help=f"{side} to resize to")
+    parser.add_argument(
+        "--encoded", action="store_true", help="store the picture files as they are, undecoded"
+    )
+
+
+def whole_number(text: str) -> int:
+    """An argument that is 0 or more."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {number}")
+    return number
+
+
+def pixel_count(text: str) -> int:
+    """An argument that is a number of pixels, within reason."""
+    number = whole_number(text)
+    if number > LONGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"must be at most {LONGEST_SIDE}, got {number}")
+    return number

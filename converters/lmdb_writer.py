@@ -1,0 +1,86 @@
+"""Datums into an LMDB that Caffe reads. Nobody ever sees half of one: see imae.prototxt.files."""
+
+import errno
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import lmdb
+from tqdm import tqdm
+
+from imae.prototxt import Datum
+from imae.prototxt.errors import DataError, FileError
+from imae.prototxt.files import AnyPath, atomic_folder
+
+logger = logging.getLogger(__name__)
+
+Record = tuple[bytes, Datum]
+
+BATCH = 1000  # records a transaction, as in Caffe's tools
+MAP_SIZE = 16 << 20  # bytes to begin with; doubled whenever they do not suffice
+LONGEST_KEY = 511  # bytes; compiled into LMDB
+
+
+def write_lmdb(path: AnyPath, records: Iterable[Record], total: int | None = None) -> int:
+    """Write a new LMDB and return the number of its records; `total` is for the progress bar.
+
+    FileError if it cannot be written or `path` exists already, DataError if there are no records or a key
+    comes twice; no LMDB is there then.
+    """
+    with atomic_folder(path) as folder:
+        return fill_lmdb(folder, path, records, total)
+
+
+def fill_lmdb(folder: Path, path: AnyPath, records: Iterable[Record], total: int | None = None) -> int:
+    """`write_lmdb` into a folder that is empty and is going to be called `path`."""
+    count, remaining = 0, iter(records)
+    # The folder is synced as a whole at its end, so no transaction needs to be.
+    with _lmdb_errors(path):
+        environment = lmdb.open(str(folder), map_size=MAP_SIZE, mode=0o664, sync=False)
+    logger.info("Opened lmdb %s", path)
+    with environment, tqdm(desc=str(path), total=total, unit=" records", disable=None) as bar:
+        while batch := list(islice(remaining, BATCH)):
+            with _lmdb_errors(path):
+                _commit(environment, batch, path)
+            count += len(batch)
+            bar.update(len(batch))
+    if not count:
+        raise DataError(f"nothing to write into '{path}': there are no records")
+    logger.info("Processed %d files.", count)
+    return count
+
+
+def _commit(environment: lmdb.Environment, batch: list[Record], path: AnyPath) -> None:
+    while True:
+        try:
+            with environment.begin(write=True) as transaction:
+                for key, datum in batch:
+                    _check_key(key, path)
+                    if not transaction.put(key, datum.SerializeToString(), overwrite=False):
+                        raise DataError(f"cannot write '{path}': the key {key!r} comes twice")
+            return
+        except lmdb.MapFullError:
+            environment.set_mapsize(2 * environment.info()["map_size"])
+
+
+def _check_key(key: bytes, path: AnyPath) -> None:
+    if not 0 < len(key) <= LONGEST_KEY:
+        raise DataError(
+            f"cannot write '{path}': the key {key[:40]!r}... has {len(key)} bytes; "
+            f"LMDB takes 1 to {LONGEST_KEY}"
+        )
+
+
+@contextmanager
+def _lmdb_errors(path: AnyPath) -> Iterator[None]:
+    """Turn LMDB's errors, e.g. a full disk, into a FileError."""
+    try:
+        yield
+    except lmdb.Error as error:
+        reason = str(error).rpartition(": ")[2]
+        if reason == os.strerror(errno.EIO):  # what LMDB makes of a page that was written in part
+            reason += "; is the disk full?"
+        raise FileError(f"cannot write '{path}': {reason}") from error

@@ -1,0 +1,212 @@
+"""Run an ONNX model in ONNX Runtime on an LMDB or on image files: accuracy, classes, images per second.
+
+    imae run net.onnx --lmdb test_lmdb --provider CPU
+    imae run net.onnx --images cat.png dog.png --provider CUDA
+
+Images are prepared (mean, scale, crop) as the TEST net's transform_param says, which `imae export` stores
+in the model's metadata; `--transform` gives another one in prototxt text. Nothing is mirrored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from imae.converters.export_onnx import TRANSFORM_KEY
+from imae.converters.images import decode_picture
+from imae.layers.data.data import DatumReader, memory_budget
+from imae.layers.data.datum import read_file
+from imae.layers.data.lmdb_source import open_lmdb
+from imae.layers.data.transformer import DataTransformer
+from imae.prototxt import TEST, TransformationParameter
+from imae.prototxt.errors import DataError, DeviceError, ExportError
+from imae.prototxt.text import parse_text
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+COMMAND = "run"
+HELP = "run an ONNX model on an LMDB or on images: accuracy and images per second"
+
+Array = NDArray[Any]
+# Images (N, C, H, W) float32, prepared, and their labels where these are known.
+Batch = tuple[NDArray[np.float32], NDArray[np.int64] | None]
+DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+
+
+@dataclass
+class Result:
+    """accuracy in [0, 1] (None without labels), best class of each image, seconds spent in ONNX Runtime."""
+
+    accuracy: float | None
+    classes: list[int]
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        return len(self.classes) / self.seconds if self.seconds else 0.0
+
+
+def open_session(
+    path: str | os.PathLike[str], provider: str = "CPU", threads: int = 0
+) -> onnxruntime.InferenceSession:
+    """A session on the named provider (CPU, CUDA, TensorRT, ...); DeviceError if it cannot be had.
+
+    ONNX Runtime falls back to the CPU in silence, so what the session really got is looked at.
+    """
+    import onnxruntime
+
+    if not Path(path).is_file():
+        raise ExportError(f"{path}: no such file")
+    wanted = {
+        name.removesuffix("ExecutionProvider").lower(): name for name in onnxruntime.get_all_providers()
+    }
+    name = wanted.get(provider.lower())
+    available = [p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers()]
+    if name is None or name.removesuffix("ExecutionProvider") not in available:
+        raise DeviceError(
+            f"provider {provider!r} is not to be had here (available: {', '.join(available)}); install the "
+            f"ONNX Runtime build that has it, or use --provider CPU"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    errors = onnxruntime.capi.onnxruntime_pybind11_state
+    try:
+        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=[name])
+    except (
+        errors.Fail,
+        errors.InvalidArgument,
+        errors.InvalidGraph,
+        errors.InvalidProtobuf,
+        errors.NotImplemented,
+        errors.RuntimeException,
+    ) as error:
+        raise ExportError(
+            f"{path}: ONNX Runtime cannot load it: {str(error).strip().splitlines()[0]}"
+        ) from error
+    if name not in session.get_providers():
+        raise DeviceError(
+            f"provider {provider!r} could not be started for {path}: ONNX Runtime fell back to "
+            f"{', '.join(session.get_providers())}; mend the driver, or use --provider CPU"
+        )
+    return session
+
+
+def run_model(session: onnxruntime.InferenceSession, batches: Iterator[Batch]) -> Result:
+    """Run all batches; the class of an image is the largest value of the model's first output."""
+    feed, output = session.get_inputs()[0], session.get_outputs()[0].name
+    dtype = DTYPES.get(feed.type)
+    if dtype is None or len(session.get_inputs()) > 1:
+        raise ExportError(
+            "a model with one input of floating-point images is needed; "
+            f"got {', '.join(f'{i.name}: {i.type}' for i in session.get_inputs())}"
+        )
+    classes: list[int] = []
+    right = labelled = 0
+    seconds = 0.0
+    for images, labels in batches:
+        _check_shape(feed, images.shape)
+        begun = time.perf_counter()
+        (scores,) = session.run([output], {feed.name: images.astype(dtype, copy=False)})
+        seconds += time.perf_counter() - begun
+        best = scores.reshape(len(images), -1).argmax(1)
+        classes.extend(best.tolist())
+        if labels is not None:
+            labelled += len(labels)
+            right += int((best == labels).sum())
+    return Result(right / labelled if labelled else None, classes, seconds)
+
+
+def _check_shape(feed: Any, shape: tuple[int, ...]) -> None:
+    wanted = feed.shape
+    if len(wanted) != len(shape) or any(
+        isinstance(w, int) and w != d for w, d in zip(wanted, shape, strict=True)
+    ):
+        raise DataError(
+            f"the model's input {feed.name!r} is {wanted}, a batch of these images is {list(shape)}; use "
+            f"images of that size, or a transform with another crop_size"
+        )
+
+
+def lmdb_batches(path: str, transform: TransformationParameter, size: int) -> Iterator[Batch]:
+    """The records of a database in order, in batches of `size`; the last one may be shorter."""
+    with open_lmdb(path) as source:
+        reader = DatumReader(source, transform.force_color, transform.force_gray, memory_budget())
+        transformer = DataTransformer(transform, TEST, f"lmdb '{path}'")
+        transformer.output_size(reader.first_size, reader.first_name)
+        for begin in tqdm(range(0, len(source), size), unit="batch", disable=None):
+            rows = np.arange(begin, min(begin + size, len(source)))
+            images, labels = reader.read(rows)
+            if isinstance(images, np.ndarray):
+                yield transformer.transform_rows(images, rows), labels
+            else:
+                names = [source.record_name(source.keys()[row]) for row in rows.tolist()]
+                yield transformer.transform_list(images, names.__getitem__), labels
+
+
+def image_batches(
+    paths: Sequence[str], transform: TransformationParameter, size: int, shape: Sequence[int | str]
+) -> Iterator[Batch]:
+    """Image files in batches of `size`; resized, bilinearly as in Caffe, where the model wants another size."""
+    channels, height, width = (d if isinstance(d, int) else 0 for d in shape[1:4])
+    transformer = DataTransformer(transform, TEST, "image")
+    for begin in range(0, len(paths), size):
+        images = []
+        for path in paths[begin : begin + size]:
+            pixels = decode_picture(read_file(path), path, gray=channels == 1)
+            if not transform.crop_size and height and width and pixels.shape[:2] != (height, width):
+                pixels = np.asarray(cv2.resize(pixels, (width, height)), np.uint8).reshape(height, width, -1)
+            images.append(pixels.transpose(2, 0, 1))
+        yield transformer.transform_list(images, paths[begin:].__getitem__), None
+
+
+def model_transform(session: onnxruntime.InferenceSession, text: str | None) -> TransformationParameter:
+    """How images are prepared: by `text`, or by the model's metadata; without the parts that are random."""
+    where = "--transform" if text is not None else "the model's metadata"
+    if text is None:
+        text = session.get_modelmeta().custom_metadata_map.get(TRANSFORM_KEY, "")
+    transform = parse_text(text, TransformationParameter, where)
+    transform.mirror = False
+    return transform
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="the .onnx file")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--lmdb", help="LMDB of Datums; their labels give the accuracy")
+    what.add_argument("--images", nargs="+", metavar="FILE", help="image files")
+    parser.add_argument("--provider", default="CPU", help="CPU, CUDA, TensorRT, ... (CPU)")
+    parser.add_argument("--batch-size", type=int, default=128, help="images per run (128)")
+    parser.add_argument("--threads", type=int, default=0, help="threads of the CPU provider (all cores)")
+    parser.add_argument(
+        "--transform", metavar="TEXT", help="transform_param in prototxt text, e.g. 'scale: 0.0039'"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.batch_size < 1:
+        raise DataError(f"--batch-size must be at least 1, got {args.batch_size}")
+    session = open_session(args.model, args.provider, args.threads)
+    transform = model_transform(session, args.transform)
+    shape = session.get_inputs()[0].shape
+    size = shape[0] if isinstance(shape[0], int) else args.batch_size
+    if args.lmdb is not None:
+        result = run_model(session, lmdb_batches(args.lmdb, transform, size))
+    else:
+        result = run_model(session, image_batches(args.images, transform, size, shape))
+        for path, best in zip(args.images, result.classes, strict=True):
+            print(f"{path}: class {best}")
+    if result.accuracy is not None:
+        print(f"accuracy = {result.accuracy:.6g} on {len(result.classes)} images")
+    print(f"{result.images_per_second:.0f} images/s on {args.provider}, batch size {size}")

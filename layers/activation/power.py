@@ -1,0 +1,68 @@
+"""Power: top = (shift + scale x) ^ power.
+
+Where power or scale is 0 the top is constant, whatever the bottom holds, and sends no gradient.
+
+bottom[0], top[0]  any shape
+
+Caffe: power_layer.cpp. Differs: the gradient, power * scale * top / base, is NaN in Caffe where the base is 0
+(but for power 1 and 2); here it is the derivative.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from imae.layers.layer import Layer
+from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.registry import register_layer
+from imae.prototxt import LayerParameter
+
+
+@register_layer("Power")
+class Power(Layer):
+    num_bottoms = num_tops = 1
+    reads_top = reads_bottom = True
+
+    def __init__(self, param: LayerParameter) -> None:
+        super().__init__(param)
+        power = param.power_param
+        self.power, self.scale, self.shift = power.power, power.scale, power.shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.power == 0 or self.scale == 0:
+            return torch.full_like(x, self.shift) ** self.power
+        if self.power == 1:
+            return x * self.scale + self.shift
+        top: Tensor = _Power.apply(x, self)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return top
+
+    def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
+        scale, shift, power = (
+            graph.constant(np.array(v, np.float32)) for v in (self.scale, self.shift, self.power)
+        )
+        base = graph.node("Add", [graph.node("Mul", [bottoms[0], scale]), shift])
+        graph.node("Pow", [base, power], tops)
+
+
+class _Power(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Power) -> Tensor:
+        top = (x * layer.scale + layer.shift) ** layer.power
+        ctx.save_for_backward(x, top)
+        ctx.layer = layer
+        return top
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, top_diff: Tensor) -> tuple[Tensor, None]:
+        (x, top), layer = ctx.saved_tensors, ctx.layer
+        base = x * layer.scale + layer.shift
+        if layer.power == 2:
+            slope = base
+        else:
+            slope = torch.where(base == 0, base ** (layer.power - 1), top / base)
+        return top_diff * slope * (layer.power * layer.scale), None

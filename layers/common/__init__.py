@@ -1,0 +1,1 @@
+"""Caffe's drawer of layers: common."""

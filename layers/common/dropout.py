@@ -1,0 +1,49 @@
+"""Dropout: in TRAIN each value is 0 with probability dropout_ratio, else divided by 1 - dropout_ratio.
+
+    TRAIN   top = x * mask / (1 - ratio)
+    TEST    top = x
+
+bottom[0], top[0]  any shape
+
+One word of the random stream an element, in memory order. `device_masks` lets a device draw its masks itself:
+faster, but other masks than Caffe's and than the CPU's.
+
+Caffe: dropout_layer.cpp. Differs: a ratio of 1 or more, or below 0, is an error.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from imae.layers.layer import Layer
+from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.registry import register_layer
+from imae.prototxt import TRAIN, LayerParameter
+
+
+@register_layer("Dropout")
+class Dropout(Layer):
+    num_bottoms = num_tops = 1
+    device_masks: bool = False  # may be set on a layer; bottoms on the CPU take no notice of it
+
+    def __init__(self, param: LayerParameter) -> None:
+        super().__init__(param)
+        ratio = param.dropout_param.dropout_ratio
+        if not 0 <= ratio < 1:
+            raise self.error(f"dropout_param.dropout_ratio must be at least 0 and less than 1, got {ratio:g}")
+        self.keep = 1 - ratio
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.phase != TRAIN:
+            return x.view_as(x)
+        if self.device_masks and x.device.type != "cpu":
+            mask = torch.empty_like(x).bernoulli_(self.keep)
+        else:
+            kept = torch.from_numpy(self.random.bernoulli(x.numel(), self.keep)).view(x.shape)
+            mask = kept.to(x.device, x.dtype, non_blocking=True)
+        # (x * mask) * scale with one product less: the mask is 0 or 1, so no bit differs.
+        return x * mask.mul_(1 / self.keep)
+
+    def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
+        graph.node("Identity", bottoms, tops)

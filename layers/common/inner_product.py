@@ -1,0 +1,79 @@
+"""InnerProduct: a fully connected layer over all axes from `axis` on.
+
+    top = x W^T + b
+
+bottom[0]  (..., d_axis, ..., d_last); K = d_axis * ... * d_last
+top[0]     (..., num_output), the axes before `axis` kept
+blobs      weight (num_output, K), or (K, num_output) with `transpose`; bias (num_output) if bias_term
+
+Caffe: inner_product_layer.cpp. Differs: num_output 0 is an error.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from imae.layers.layer import Layer, Shape
+from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.registry import register_layer
+from imae.prototxt import LayerParameter
+
+
+@register_layer("InnerProduct")
+class InnerProduct(Layer):
+    num_bottoms = num_tops = 1
+
+    def __init__(self, param: LayerParameter) -> None:
+        super().__init__(param)
+        inner_product = param.inner_product_param
+        self.num_output, self.bias_term = inner_product.num_output, inner_product.bias_term
+        self.transpose = inner_product.transpose
+        if self.num_output < 1:
+            raise self.error(f"inner_product_param.num_output must be positive, got {self.num_output}")
+
+    def setup(self, bottom_shapes: Sequence[Shape]) -> None:
+        inner_product = self.param.inner_product_param
+        self.inputs = prod(bottom_shapes[0][self._axis(len(bottom_shapes[0])) :])
+        shape = (self.inputs, self.num_output) if self.transpose else (self.num_output, self.inputs)
+        self.add_blob(shape, inner_product.weight_filler)
+        if self.bias_term:
+            self.add_blob((self.num_output,), inner_product.bias_filler)
+
+    def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        shape = bottom_shapes[0]
+        axis = self._axis(len(shape))
+        if prod(shape[axis:]) != self.inputs:
+            raise self.error(
+                f"Input size incompatible with inner product parameters.; got {prod(shape[axis:])} values of "
+                f"bottom shape {shape} from axis {axis} on, the weights are for {self.inputs}"
+            )
+        return [(*shape[:axis], self.num_output)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.blob(0)
+        x = x.flatten(self._axis(x.dim()))
+        return F.linear(x, weight.t() if self.transpose else weight, self.blob(1) if self.bias_term else None)
+
+    def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
+        weight = self.blob(0)
+        bias = [graph.constant(self.blob(1))] if self.bias_term else []
+        shape = graph.shape(bottoms[0])
+        axis = self._axis(len(shape))
+        x = bottoms[0]
+        if axis == 1:
+            x = graph.node("Flatten", [x], axis=1) if len(shape) > 2 else x
+            graph.node("Gemm", [x, graph.constant(weight), *bias], tops, transB=int(not self.transpose))
+            return
+        if len(shape) > axis + 1:
+            x = graph.node("Reshape", [x, graph.constant(np.array([0] * axis + [-1]))])
+        product = [x, graph.constant(weight if self.transpose else weight.t())]
+        if bias:
+            graph.node("Add", [graph.node("MatMul", product), *bias], tops)
+        else:
+            graph.node("MatMul", product, tops)
+
+    def _axis(self, num_axes: int) -> int:
+        return self.canonical_axis(self.param.inner_product_param.axis, num_axes)

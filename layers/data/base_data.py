@@ -1,0 +1,159 @@
+"""What the data layers share: set-up in Caffe's order of draws, and batches that are made ahead of their use.
+
+Caffe: base_data_layer.cpp.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, ClassVar
+
+from google.protobuf.message import Message
+from torch import Tensor
+
+from imae.layers.data.transformer import DataTransformer
+from imae.layers.layer import DataLayer, Layer, Shape
+from imae.prototxt import LayerParameter
+from imae.prototxt.errors import LayerError, SnapshotError
+
+Batch = tuple[Tensor, ...]
+State = dict[str, Any]
+
+
+class PrefetchingLayer(DataLayer):
+    """A data layer whose batches one thread makes, strictly in order, while the net is at work.
+
+    A type defines `data_setup`, `load_batch`, `position` and `seek`.
+
+    ahead         how many batches may wait, `data_param.prefetch` as in Caffe; 0: no thread, each is made
+                  when it is asked for
+    transformer   for the pixels; its stream is seeded here
+    shapes        of data and label, for `top_shapes`
+    """
+
+    what: ClassVar[str] = "img"  # what Caffe's messages call an image
+
+    def __init__(self, param: LayerParameter) -> None:
+        super().__init__(param)
+        self.ahead: int = param.data_param.prefetch
+        self.shapes: list[Shape] = []
+        self._pending: deque[Future[tuple[Batch, State]]] = deque()
+        self._executor: ThreadPoolExecutor | None = None
+        self._state: State = {}
+
+    def setup(self, bottom_shapes: Sequence[Shape]) -> None:
+        name = f"layer '{self.name}' ({self.type})"
+        self.transformer = DataTransformer(self.param.transform_param, self.phase, name, self.what)
+        self.transformer.seed(self.random)
+        self.data_setup()
+        self.transformer.seed(self.random)  # Caffe: a second seed, which is the one in use
+        self.random.word()  # Caffe: the seed of the thread's own generator, which nothing uses
+        self._state = self._state_now()
+
+    def data_setup(self) -> None:
+        """Read the first image, set `shapes`; draw what the type draws."""
+        raise self.error(f"{self.type} defines no data_setup")
+
+    def load_batch(self) -> Batch:
+        """Make the next batch; in the thread."""
+        raise self.error(f"{self.type} defines no load_batch")
+
+    def position(self) -> State:
+        """What the next `load_batch` depends on, the transformer apart; nothing in it is changed later."""
+        raise self.error(f"{self.type} defines no position")
+
+    def seek(self, state: State) -> None:
+        """Go on where `position` was called."""
+        raise self.error(f"{self.type} defines no seek")
+
+    def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        return self.shapes[: len(self.param.top)]
+
+    def next_batch(self) -> Batch:
+        if self.ahead == 0 and not self._pending:
+            batch, self._state = self._produce()
+            return batch
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, f"prefetch {self.name}")
+        while len(self._pending) < self.ahead + 1:
+            self._pending.append(self._executor.submit(_produce_for, weakref.ref(self)))
+        future = self._pending.popleft()
+        if future.exception() is not None:
+            self.set_state(self._state)
+        batch, self._state = future.result()
+        return batch
+
+    def get_state(self) -> State:
+        """The state behind the last batch that was handed out, however many wait."""
+        return dict(self._state)
+
+    def set_state(self, state: State) -> None:
+        check_state(self, state, self._state)
+        self._drain()
+        self.seek(state)
+        self.transformer.set_state(state["transformer"])
+        self._state = self._state_now()
+
+    def close(self) -> None:
+        """Stop the thread. It also stops when nothing refers to the layer any more."""
+        self._drain()
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = None
+
+    def _produce(self) -> tuple[Batch, State]:
+        batch = self.load_batch()
+        return batch, self._state_now()
+
+    def _state_now(self) -> State:
+        return {**self.position(), "transformer": self.transformer.get_state()}
+
+    def _drain(self) -> None:
+        for future in self._pending:
+            future.cancel()
+        wait(self._pending)
+        self._pending.clear()
+
+
+def _produce_for(layer: weakref.ref[PrefetchingLayer]) -> tuple[Batch, State]:
+    """The thread's work; it must not keep alive a layer that nobody else needs."""
+    alive = layer()
+    return alive._produce() if alive is not None else ((), {})
+
+
+def check_state(layer: Layer, state: State, own: State) -> None:
+    """Refuse a saved state that has other entries than the layer's own."""
+    if state.keys() != own.keys():
+        raise SnapshotError(
+            f"layer '{layer.name}' ({layer.type}): the saved state holds {', '.join(state) or 'nothing'}, "
+            f"expected {', '.join(own)}; the snapshot is of another net"
+        )
+
+
+def refuse_moved_fields(param: LayerParameter, message: Message, fields: Iterable[str]) -> None:
+    """Refuse fields that today's Caffe reads from transform_param only, and would ignore here."""
+    for field in fields:
+        if getattr(message, field) != message.DESCRIPTOR.fields_by_name[field].default_value:
+            new = "force_color" if field == "force_encoded_color" else field
+            raise LayerError(param, f"{field} has no effect here; write transform_param {{ {new}: ... }}")
+
+
+def checked_batch_size(param: LayerParameter, batch_size: int) -> int:
+    """The batch size, which must be there."""
+    if batch_size == 0:
+        raise LayerError(param, "Positive batch size required; set batch_size")
+    return batch_size
+
+
+def log(logger: logging.Logger, source: str, message: str) -> None:
+    """Log a line of Caffe's under the place that Caffe logs it from."""
+    logger.info(message, extra={"caffe": source})
+
+
+def output_data_size(shape: Shape) -> str:
+    """Caffe's line about the first top."""
+    return "output data size: " + ",".join(map(str, shape))

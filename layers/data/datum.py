@@ -1,0 +1,94 @@
+"""Caffe's Datum, one record of a database: a picture, or any array of three axes, and its label.
+
+Caffe: io.cpp, data_transformer.cpp. Differs: Caffe believes the sizes in a Datum and reads past its data
+where they are too large; here they must agree.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from imae.prototxt import Datum
+from imae.prototxt.errors import DataError
+
+
+def parse_datum(value: bytes, name: str) -> Datum:
+    """A Datum from its bytes; `name` is what errors call it."""
+    try:
+        return Datum.FromString(value)
+    except DecodeError:
+        raise DataError(f"{name}: {len(value)} bytes that are not a Datum; the record is damaged") from None
+
+
+def array_from_datum(
+    datum: Datum, name: str = "datum", force_color: bool = False, force_gray: bool = False
+) -> NDArray[Any]:
+    """The values as (C, H, W): uint8, or float32 from `float_data`; pictures are BGR, 0-255.
+
+    An encoded picture is decoded with the channels that it has, or as colour or gray where that is forced;
+    raw data stays as it is. The array may be read-only.
+    """
+    if datum.encoded:
+        if force_color and force_gray:
+            raise DataError(f"{name}: cannot set both force_color and force_gray; leave one out")
+        forced = cv2.IMREAD_COLOR if force_color else cv2.IMREAD_GRAYSCALE
+        flag = forced if force_color or force_gray else cv2.IMREAD_UNCHANGED
+        return decode_image(datum.data, flag, name).transpose(2, 0, 1)
+    shape = channels, height, width = datum.channels, datum.height, datum.width
+    data = datum.data  # each look at the field makes a copy
+    count, given = channels * height * width, len(data) or len(datum.float_data)
+    if min(shape) <= 0 or given != count:
+        raise DataError(
+            f"{name}: a Datum of {size_text(shape)} that holds {given} values; the record is damaged"
+        )
+    if data:
+        return np.frombuffer(data, np.uint8).reshape(shape)
+    return np.array(datum.float_data, np.float32).reshape(shape)
+
+
+def datum_from_array(array: NDArray[Any], label: int) -> Datum:
+    """A Datum of a (C, H, W) array: uint8 in `data`, floating point in `float_data`."""
+    if array.ndim != 3 or not (array.dtype == np.uint8 or array.dtype.kind == "f"):
+        raise DataError(
+            "a Datum holds uint8 or floating-point values on three axes; "
+            f"got {array.dtype} of shape {array.shape}"
+        )
+    channels, height, width = array.shape
+    datum = Datum(channels=channels, height=height, width=width, label=label)
+    if array.dtype == np.uint8:
+        datum.data = array.tobytes()
+    else:
+        datum.float_data.extend(array.astype(np.float32).ravel())
+    return datum
+
+
+def decode_image(data: bytes, flag: int, name: str) -> NDArray[np.uint8]:
+    """The picture in the bytes of a JPEG, PNG, ... file: (H, W, C), BGR; `flag` is a cv2.IMREAD_*."""
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error:  # no bytes at all, or more pixels than OpenCV allows
+        image = None
+    if image is None:
+        raise DataError(f"{name}: could not decode the {len(data)} bytes as a picture; the file is damaged")
+    if image.dtype != np.uint8:
+        raise DataError(f"{name}: Image data type must be unsigned byte; got {image.dtype}")
+    return image if image.ndim == 3 else image[:, :, None]  # type: ignore[return-value]  # dtype checked above
+
+
+def read_file(path: str) -> bytes:
+    """The bytes of a picture file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise DataError(f"Could not load {path}: {error.strerror}; mend the list, or root_folder") from None
+
+
+def size_text(shape: tuple[int, ...]) -> str:
+    """A size as errors give it: 3 x 32 x 32."""
+    return " x ".join(map(str, shape))

@@ -1,0 +1,195 @@
+"""HDF5Data: rows of the data sets of HDF5 files.
+
+    source: a text file that names the files, one after the other, relative to the working folder
+
+top[i]  (batch_size, ...), float32: rows of the data set of the top's name
+
+Rows come file after file, then from the beginning, also within a batch. `shuffle` shuffles the files, and the
+rows of each file when it is read and once more after each file's end, by the C library's rand(), which starts
+as with srand(1) whatever random_seed is.
+
+Caffe: hdf5_data_layer.cpp. Differs: in Caffe all shuffling HDF5Data layers of a process share one rand().
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from imae.layers.data.base_data import State, check_state, checked_batch_size, log
+from imae.layers.layer import DataLayer, Shape
+from imae.layers.registry import register_layer
+from imae.prototxt.errors import DataError, SnapshotError
+
+logger = logging.getLogger(__name__)
+
+UNSUPPORTED = {
+    getattr(h5py.h5t, name): name
+    for name in ("TIME", "STRING", "BITFIELD", "OPAQUE", "COMPOUND", "REFERENCE", "ENUM", "VLEN", "ARRAY")
+}
+
+
+@register_layer("HDF5Data")
+class HDF5Data(DataLayer):
+    min_tops = 1
+
+    def setup(self, bottom_shapes: Sequence[Shape]) -> None:
+        hdf5 = self.param.hdf5_data_param
+        if self.param.HasField("transform_param"):
+            raise self.error("HDF5Data does not transform data.; leave transform_param out")
+        self.batch_size = checked_batch_size(self.param, hdf5.batch_size)
+        log(logger, "hdf5_data_layer.cpp:81", f"Loading list of HDF5 filenames from: {hdf5.source}")
+        self.files = read_file_list(hdf5.source)
+        log(logger, "hdf5_data_layer.cpp:95", f"Number of HDF5 files: {len(self.files)}")
+        self.rand = GlibcRand(1)
+        self.values: list[NDArray[np.float32]] = []
+        self.row_order = np.zeros(0, np.int64)
+        self.file_order = np.arange(len(self.files))
+        self._shuffle(self.file_order)
+        self.file, self.row = 0, 0
+        self._load_file()
+
+    def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        return [(self.batch_size, *values.shape[1:]) for values in self.values]
+
+    def next_batch(self) -> tuple[Tensor, ...]:
+        parts: list[list[NDArray[np.float32]]] = [[] for _ in self.values]
+        left = self.batch_size
+        while left:
+            rows = self.row_order[self.row : self.row + left]
+            for part, values in zip(parts, self.values, strict=True):
+                part.append(values[rows])
+            left -= len(rows)
+            self.row += len(rows)
+            if self.row == len(self.row_order):
+                self._next_file()
+        return tuple(torch.from_numpy(np.concatenate(part)) for part in parts)
+
+    def get_state(self) -> State:
+        return {
+            "files": len(self.files),
+            "file": self.file,
+            "row": self.row,
+            "file_order": self.file_order.copy(),
+            "row_order": self.row_order.copy(),
+            "rand": np.array(self.rand.words, np.uint32),
+        }
+
+    def set_state(self, state: State) -> None:
+        check_state(self, state, self.get_state())
+        self.file, self.row = state["file"], state["row"]
+        self.file_order = state["file_order"].copy()
+        if state["files"] == len(self.files):
+            self._load_file()
+        if state["files"] != len(self.files) or len(state["row_order"]) != len(self.row_order):
+            raise SnapshotError(
+                f"layer '{self.name}' (HDF5Data): the files are not those of the snapshot; use the same ones"
+            )
+        self.row_order = state["row_order"].copy()
+        self.rand.words = deque(state["rand"].tolist(), maxlen=31)
+
+    def _next_file(self) -> None:
+        if len(self.files) > 1:
+            self.file += 1
+            if self.file == len(self.files):
+                self.file = 0
+                self._shuffle(self.file_order)
+            self._load_file()
+        self.row = 0
+        self._shuffle(self.row_order)
+
+    def _load_file(self) -> None:
+        """Read the data sets of the current file; its rows in (shuffled) order."""
+        name = self.files[self.file_order[self.file]]
+        values = read_data_sets(name, list(self.param.top))
+        shapes = [array.shape[1:] for array in values]
+        known = [array.shape[1:] for array in self.values] or shapes
+        if shapes != known:
+            raise DataError(
+                f"HDF5 file '{name}': rows of shape {shapes}; those of the first file have {known}"
+            )
+        self.values = values
+        self.row_order = np.arange(len(values[0]))
+        self._shuffle(self.row_order)
+
+    def _shuffle(self, order: NDArray[np.int64]) -> None:
+        """Shuffle in place, as libstdc++'s random_shuffle, if `shuffle` is set."""
+        if self.param.hdf5_data_param.shuffle:
+            items = order.tolist()
+            for i in range(1, len(items)):
+                j = self.rand.draw() % (i + 1)
+                items[i], items[j] = items[j], items[i]
+            order[:] = items
+
+
+class GlibcRand:
+    """rand() of the GNU C library: x[i] = x[i-3] + x[i-31] mod 2^32, less its lowest bit.
+
+    words   the last 31 x
+    """
+
+    def __init__(self, seed: int) -> None:
+        words = [seed]
+        for _ in range(30):
+            words.append(16807 * words[-1] % 2147483647)
+        self.words = deque(words + words[:3], maxlen=31)
+        for _ in range(310):
+            self.draw()
+
+    def draw(self) -> int:
+        """The next number, 0 to 2^31 - 1."""
+        word = (self.words[0] + self.words[28]) % 2**32
+        self.words.append(word)
+        return word >> 1
+
+
+def read_file_list(source: str) -> list[str]:
+    """The names in a list, separated by white space."""
+    try:
+        with open(source, "rb") as file:
+            names = [name.decode(errors="surrogateescape") for name in file.read().split()]
+    except OSError as error:
+        raise DataError(f"Failed to open source file: {source}: {error.strerror}") from None
+    if not names:
+        raise DataError(f"Must have at least 1 HDF5 filename listed in {source}")
+    return names
+
+
+def read_data_sets(path: str, names: list[str]) -> list[NDArray[np.float32]]:
+    """The data sets of these names as float32, of one number of rows."""
+    try:
+        with h5py.File(path, "r") as file:
+            arrays = [_read_data_set(file, path, name) for name in names]
+    except OSError as error:
+        raise DataError(f"Failed opening HDF5 file: {path}: {error}") from None
+    counts = [len(array) for array in arrays]
+    if len(set(counts)) > 1 or counts[0] == 0:
+        rows = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
+        raise DataError(
+            f"HDF5 file '{path}': expected the same number of rows, at least 1, of each; got {rows}"
+        )
+    return arrays
+
+
+def _read_data_set(file: h5py.File, path: str, name: str) -> NDArray[np.float32]:
+    data_set = file.get(name)
+    if not isinstance(data_set, h5py.Dataset):
+        raise DataError(f"Failed to find HDF5 dataset {name} in '{path}'; it has {', '.join(file) or 'none'}")
+    kind = data_set.id.get_type().get_class()
+    if kind in UNSUPPORTED:
+        raise DataError(f"HDF5 file '{path}', {name}: Unsupported datatype class: H5T_{UNSUPPORTED[kind]}")
+    if data_set.ndim == 0:
+        raise DataError(
+            f"HDF5 file '{path}', {name}: Input must have at least 1 axis.; it is a single number"
+        )
+    values = np.empty(data_set.shape, np.float32)
+    if values.size:
+        data_set.read_direct(values)
+    return values

@@ -1,0 +1,65 @@
+"""HDF5Output: write two blobs to a file, as data sets "data" and "label" of four axes.
+
+bottom[0]  (N, ...)  at most four axes
+bottom[1]  (N, ...)  at most four axes
+
+The file is made empty at set-up; a forward pass fills it, a second one is an error.
+
+Caffe: hdf5_output_layer.cpp. Differs: the file is complete as soon as the forward pass is over (in Caffe,
+when the net is destroyed); nobody ever sees half of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import h5py
+from torch import Tensor
+
+from imae.layers.data.base_data import log
+from imae.layers.layer import Layer, Shape
+from imae.layers.registry import register_layer
+from imae.prototxt.files import atomic_file
+
+logger = logging.getLogger(__name__)
+
+
+@register_layer("HDF5Output")
+class HDF5Output(Layer):
+    num_bottoms = 2
+    num_tops = 0
+    deployed = False
+
+    def setup(self, bottom_shapes: Sequence[Shape]) -> None:
+        self.file_name = self.param.hdf5_output_param.file_name
+        if not self.file_name:
+            raise self.error("hdf5_output_param.file_name is not set")
+        self.written = False
+        self._write({})
+
+    def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        return []
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        """Write the file; there are no tops."""
+        data, label = (blob.detach().cpu() for blob in bottoms)
+        if self.written:
+            raise self.error(f"'{self.file_name}' holds a batch already; HDF5Output writes one forward pass")
+        for blob in (data, label):
+            if not 1 <= blob.dim() <= 4:
+                raise self.error(f"blobs of 1 to 4 axes can be written; got shape {tuple(blob.shape)}")
+        if len(data) != len(label):
+            raise self.error(
+                f"data blob and label blob must have the same batch size; got {len(data)} and {len(label)}"
+            )
+        log(logger, "hdf5_output_layer.cpp:33", f"Saving HDF5 file {self.file_name}")
+        self._write({"data": data, "label": label})
+        self.written = True
+        log(logger, "hdf5_output_layer.cpp:38", f"Successfully saved {len(data)} rows")
+        return ()
+
+    def _write(self, blobs: dict[str, Tensor]) -> None:
+        with atomic_file(self.file_name) as beside, h5py.File(beside.name, "w") as file:
+            for name, blob in blobs.items():
+                file[name] = blob.reshape(*blob.shape, *[1] * (4 - blob.dim())).numpy()

@@ -1,0 +1,151 @@
+"""ImageData: images from picture files named in a list.
+
+    source: a text file, one picture a line: path, a blank, label (an integer)
+
+top[0]  (batch_size, C, H, W), or (.., crop_size, crop_size); C is 3, or 1 where is_color is false; BGR 0-255
+        before the transformation (transformer.py)
+top[1]  (batch_size,): the labels
+
+root_folder is put in front of every path. The path ends at the line's last blank; a label that is no number
+is 0. new_height and new_width resize by OpenCV's bilinear interpolation. `shuffle` shuffles the list at
+set-up and again whenever it is used up; rand_skip leaves out fewer pictures than that, once. The first
+picture of a batch gives the batch its size.
+
+Caffe: image_data_layer.cpp, io.cpp.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.data.base_data import (
+    Batch,
+    PrefetchingLayer,
+    State,
+    checked_batch_size,
+    log,
+    output_data_size,
+    refuse_moved_fields,
+)
+from imae.layers.data.datum import decode_image, read_file
+from imae.layers.registry import register_layer
+from imae.prototxt import LayerParameter
+from imae.prototxt.errors import DataError, SnapshotError
+
+logger = logging.getLogger(__name__)
+
+
+@register_layer("ImageData")
+class ImageData(PrefetchingLayer):
+    num_tops = 2
+
+    def __init__(self, param: LayerParameter) -> None:
+        super().__init__(param)
+        image = param.image_data_param
+        refuse_moved_fields(param, image, ("scale", "mean_file", "crop_size", "mirror"))
+        if param.transform_param.force_color or param.transform_param.force_gray:
+            raise self.error(
+                "force_color and force_gray are for Data; write image_data_param { is_color: ... }"
+            )
+        if (image.new_height > 0) != (image.new_width > 0):
+            raise self.error(
+                "Current implementation requires new_height and new_width to be set at the same time.; "
+                f"got {image.new_height} and {image.new_width}"
+            )
+        self.batch_size = checked_batch_size(param, image.batch_size)
+        self.new_size = (image.new_width, image.new_height) if image.new_height else None
+        self.flag = cv2.IMREAD_COLOR if image.is_color else cv2.IMREAD_GRAYSCALE
+        self.shuffler: CaffeRandom | None = None
+
+    def data_setup(self) -> None:
+        image = self.param.image_data_param
+        log(logger, "image_data_layer.cpp:38", f"Opening file {image.source}")
+        self.paths, self.labels = read_list(image.source, image.root_folder)
+        self.order = np.arange(len(self.paths))
+        if image.shuffle:
+            log(logger, "image_data_layer.cpp:53", "Shuffling data")
+            self.shuffler = self.random.fork()
+            self.order = self.shuffler.shuffle(len(self.paths))
+        log(logger, "image_data_layer.cpp:63", f"A total of {len(self.paths)} images.")
+        self.index = 0
+        if image.rand_skip:
+            self.index = self.random.modulo(image.rand_skip)
+            log(logger, "image_data_layer.cpp:70", f"Skipping first {self.index} data points.")
+            if self.index >= len(self.paths):
+                raise self.error(
+                    f"Not enough points to skip: {self.index} of {len(self.paths)}; lower rand_skip"
+                )
+        line = int(self.order[self.index])
+        size = self.transformer.output_size(self._read(line).shape, self.paths[line])
+        self.shapes = [(self.batch_size, *size), (self.batch_size,)]
+        log(logger, "image_data_layer.cpp:90", output_data_size(self.shapes[0]))
+
+    def load_batch(self) -> Batch:
+        lines: list[int] = []
+        for _ in range(self.batch_size):
+            lines.append(int(self.order[self.index]))
+            self.index += 1
+            if self.index == len(self.order):
+                self.index = 0
+                if (
+                    self.shuffler is not None
+                ):  # Caffe: from the order that the list is in, not from the file's
+                    self.order = self.order[self.shuffler.shuffle(len(self.order))]
+        images = [self._read(line) for line in lines]
+        values = self.transformer.transform_list(images, lambda i: self.paths[lines[i]])
+        return torch.from_numpy(values), torch.from_numpy(self.labels[lines].astype(np.float32))
+
+    def position(self) -> State:
+        shuffled = self.shuffler is not None
+        return {
+            "index": self.index,
+            "images": len(self.paths),
+            "order": self.order if shuffled else np.zeros(0, np.int64),
+            "shuffler": self.shuffler.get_state() if self.shuffler is not None else b"",
+        }
+
+    def seek(self, state: State) -> None:
+        if state["images"] != len(self.paths):
+            raise SnapshotError(
+                f"'{self.param.image_data_param.source}' lists {len(self.paths)} images; it listed "
+                f"{state['images']} when the snapshot was made; use the same list"
+            )
+        self.index = state["index"]
+        if self.shuffler is not None:
+            self.order = state["order"]
+            self.shuffler.set_state(state["shuffler"])
+
+    def _read(self, line: int) -> NDArray[np.uint8]:
+        path = self.paths[line]
+        image = decode_image(read_file(path), self.flag, path)
+        if self.new_size is not None:
+            resized = cv2.resize(image, self.new_size)  # which drops an axis of one channel
+            image = np.asarray(resized, np.uint8).reshape(self.new_size[1], self.new_size[0], -1)
+        return image.transpose(2, 0, 1)
+
+
+def read_list(source: str, root_folder: str) -> tuple[list[str], NDArray[np.int64]]:
+    """Paths and labels of an image list."""
+    try:
+        with open(source, "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError as error:
+        raise DataError(f"image list '{source}': {error.strerror}; mend image_data_param.source") from None
+    if not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise DataError(f"image list '{source}': File is empty")
+    paths, labels = [], np.zeros(len(lines), np.int64)
+    for i, line in enumerate(lines):
+        path, blank, label = line.rpartition(b" ")
+        paths.append(root_folder + (path if blank else line).decode(errors="surrogateescape"))
+        number = re.match(rb"\s*([+-]?\d+)", label)
+        labels[i] = int(number[1]) if number else 0
+    return paths, labels

@@ -1,0 +1,212 @@
+"""Caffe's data transformer, a batch at a time:  top = (pixel - mean) * scale  of the chosen pixels.
+
+    crop_size    TRAIN: at a random place; TEST: from the centre, (size - crop_size) / 2 rounded down
+    mirror       left and right change places at random, in TEST too
+    mean_file    a BlobProto; subtracted at the pixel's place in the uncropped, unmirrored image
+    mean_value   one for all channels, or one each
+    scale        1 by default
+
+Random words, image after image, of a stream of its own: mirror (word mod 2), then in TRAIN with crop_size the
+row and the column (word mod (size - crop_size + 1)).
+
+Caffe: data_transformer.cpp. force_color and force_gray act where pictures are decoded (datum.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from imae.layers.blob import array_from_blob
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.data.datum import size_text
+from imae.prototxt import TRAIN, BlobProto, TransformationParameter
+from imae.prototxt.errors import DataError, ImaeError, LayerError
+from imae.prototxt.text import read_binary
+
+logger = logging.getLogger(__name__)
+
+Size = tuple[int, ...]
+
+
+class DataTransformer:
+    """Crops, mirrors, subtracts the mean and scales.
+
+    param    TransformationParameter
+    phase    TRAIN or TEST
+    name     what errors call the owner
+    what     what Caffe's messages call an image: "datum", or "img" for a decoded picture
+    """
+
+    def __init__(self, param: TransformationParameter, phase: int, name: str, what: str = "datum") -> None:
+        self.name, self.what = name, what
+        self.crop_size, self.mirror = param.crop_size, param.mirror
+        self.scale = np.float32(param.scale)
+        self.random_crop = phase == TRAIN and self.crop_size > 0
+        self.random: CaffeRandom | None = None
+        self.mean: NDArray[np.float32] | None = None
+        self.mean_values = np.array(param.mean_value, np.float32)
+        if param.HasField("mean_file"):
+            if len(param.mean_value):
+                raise LayerError(
+                    f"{name}: Cannot specify mean_file and mean_value at the same time; leave one out"
+                )
+            self.mean = read_mean_file(param.mean_file, name)
+
+    def seed(self, random: CaffeRandom) -> None:
+        """Start the stream with one word of `random`, if there is anything random to do."""
+        if self.mirror or self.random_crop:
+            self.random = random.fork()
+
+    def get_state(self) -> bytes:
+        """The stream's state; empty where there is none."""
+        return self.random.get_state() if self.random is not None else b""
+
+    def set_state(self, state: bytes) -> None:
+        """Go on where `get_state` was called."""
+        if self.random is not None:
+            self.random.set_state(state)
+
+    def output_size(self, size: Size, name: str) -> Size:
+        """(C, h, w) after the crop of an image of `size` (C, H, W); DataError where that cannot be."""
+        if problem := self._problem(size):
+            raise DataError(f"{name}: {problem}")
+        return self._cropped(size)
+
+    def transform_rows(self, images: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """images[rows] of an array (K, C, H, W), transformed: (N, C, h, w); `output_size` has been asked."""
+        n = len(rows)
+        flip, top, left = self._draw(np.full(n, images.shape[2]), np.full(n, images.shape[3]))
+        return self._arithmetic(_mirrored(self._window(images, rows, top, left), flip), flip, top, left)
+
+    def transform_list(
+        self, images: Sequence[NDArray[Any]], name_of: Callable[[int], str]
+    ) -> NDArray[np.float32]:
+        """Images (C, H, W) of any size that the crop makes equal, transformed: (N, C, h, w).
+
+        `name_of(i)` is what errors call images[i].
+        """
+        for i, image in enumerate(images):
+            problem = self._misfit(image.shape, images[0].shape) if i else None
+            if problem := problem or self._problem(image.shape):
+                raise DataError(f"{name_of(i)}: {problem}")
+        if len({image.shape for image in images}) == 1:
+            return self.transform_rows(np.stack(images), np.arange(len(images)))
+        heights, widths = (np.array([image.shape[axis] for image in images]) for axis in (1, 2))
+        flip, top, left = self._draw(heights, widths)
+        crop = self.crop_size
+        pixels = np.stack(
+            [
+                image[:, y : y + crop, x : x + crop]
+                for image, y, x in zip(images, top.tolist(), left.tolist(), strict=True)
+            ]
+        )
+        return self._arithmetic(_mirrored(pixels, flip), flip, top, left)
+
+    def _cropped(self, size: Size) -> Size:
+        return (size[0], self.crop_size, self.crop_size) if self.crop_size else size
+
+    def _problem(self, size: Size) -> str | None:
+        """What is wrong with an image of this size, in Caffe's words."""
+        channels, height, width = size
+        crop, what = self.crop_size, self.what
+        if height < crop or width < crop:
+            side, got = ("height", height) if height < crop else ("width", width)
+            return f"{what}_{side} >= crop_size ({got} vs. {crop}); crop less or enlarge the image"
+        if self.mean is not None:
+            for axis, got, want in zip(("channels", "height", "width"), size, self.mean.shape, strict=True):
+                if got != want:
+                    return (
+                        f"{what}_{axis} == data_mean_.{axis}() ({got} vs. {want}); "
+                        f"mean_file is of other images: {self.mean.shape} for {size}"
+                    )
+        given = len(self.mean_values)
+        if given not in (0, 1, channels):
+            return f"Specify either 1 mean_value or as many as channels: {channels}; got {given}"
+        return None
+
+    def _misfit(self, size: Size, like: Size) -> str | None:
+        """Why an image of this size cannot be in a batch that begins with one of the size `like`."""
+        what, (channels, height, width) = self.what, size
+        top_channels, top_height, top_width = self._cropped(like)
+        if channels != top_channels:
+            problem = f"channels == {what}_channels ({top_channels} vs. {channels})"
+        elif height < top_height:
+            problem = f"height <= {what}_height ({top_height} vs. {height})"
+        elif width < top_width:
+            problem = f"width <= {what}_width ({top_width} vs. {width})"
+        elif not self.crop_size and height != top_height:
+            problem = f"{what}_height == height ({height} vs. {top_height})"
+        elif not self.crop_size and width != top_width:
+            problem = f"{what}_width == width ({width} vs. {top_width})"
+        else:
+            return None
+        return (
+            f"{problem}; its size is {size_text(size)}, that of the first in the batch is {size_text(like)}; "
+            "make all images of one size, or use batch_size 1"
+        )
+
+    def _draw(
+        self, heights: NDArray[np.int64], widths: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+        """Which images are mirrored, and where their windows begin."""
+        flip = np.zeros(len(heights), np.bool_)
+        crop = self.crop_size
+        down, right = (
+            (heights - crop, widths - crop) if crop else (np.zeros_like(heights), np.zeros_like(widths))
+        )
+        top, left = down // 2, right // 2
+        if self.mirror or self.random_crop:
+            assert self.random is not None, "seed() comes first"
+            words = self.random.words(len(heights) * (self.mirror + 2 * self.random_crop)).astype(np.int64)
+            words = words.reshape(len(heights), -1)
+            if self.mirror:
+                flip = words[:, 0] % 2 == 1
+            if self.random_crop:
+                top, left = words[:, -2] % (down + 1), words[:, -1] % (right + 1)
+        return flip, top, left
+
+    def _window(
+        self, images: NDArray[Any], rows: NDArray[np.int64], top: NDArray[np.int64], left: NDArray[np.int64]
+    ) -> NDArray[Any]:
+        """A copy of images[rows], cropped."""
+        if not self.crop_size:
+            return images[rows]
+        windows = sliding_window_view(images, (self.crop_size, self.crop_size), axis=(2, 3))
+        return windows[rows, :, top, left]
+
+    def _arithmetic(
+        self, pixels: NDArray[Any], flip: NDArray[np.bool_], top: NDArray[np.int64], left: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        values = pixels.astype(np.float32, copy=False)  # already a copy
+        if self.mean is not None:
+            rows = np.zeros(len(values), np.int64)
+            values -= _mirrored(self._window(self.mean[None], rows, top, left), flip)
+        elif self.mean_values.any():
+            values -= self.mean_values[:, None, None]
+        if self.scale != 1:
+            values *= self.scale
+        return values
+
+
+def read_mean_file(path: str, name: str) -> NDArray[np.float32]:
+    """The mean image (C, H, W) of a BlobProto file (1, C, H, W), as compute_image_mean writes it."""
+    logger.info("Loading mean file from: %s", path, extra={"caffe": "data_transformer.cpp:25"})
+    try:
+        mean = array_from_blob(read_binary(path, BlobProto))
+    except ImaeError as error:
+        raise DataError(f"{name}: mean_file: {error}") from None
+    if mean.ndim != 4 or mean.shape[0] != 1:
+        raise DataError(f"{name}: mean_file: {path}: expected a blob of shape (1, C, H, W), got {mean.shape}")
+    return np.ascontiguousarray(mean[0])
+
+
+def _mirrored(pixels: NDArray[Any], flip: NDArray[np.bool_]) -> NDArray[Any]:
+    """The images, those of `flip` mirrored in place."""
+    pixels[flip] = pixels[flip][..., ::-1]
+    return pixels

@@ -1,0 +1,111 @@
+"""BatchNorm: subtract the mean and divide by the standard deviation, channel by channel.
+
+    top = (x - mean) / sqrt(variance + eps)
+
+over all axes but axis 1; the variance is the biased one. TRAIN takes mean and variance from the batch (m
+numbers a channel), sends the gradient through both, and in every forward pass adds them to the blobs:
+
+    blob0 = f blob0 + mean    blob1 = f blob1 + m / (m - 1) variance    blob2 = f blob2 + 1
+
+with f = moving_average_fraction (and the factor 1 where m is 1). TEST takes blob0 / blob2 and blob1 / blob2,
+both 0 while blob2 is 0, and the gradient is divided like the values. `use_global_stats` overrules the phase.
+
+bottom[0]  (N, C, ...); with one axis, one channel
+top[0]     the same shape
+blobs      blob0 (C), blob1 (C), blob2 (1), all from 0 on; not learned, their lr_mult is 0
+
+Caffe: batch_norm_layer.cpp. Differs: Caffe means to take a bottom of one axis, and aborts.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from imae.layers.layer import Layer, Shape
+from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.registry import register_layer
+from imae.prototxt import TEST, FillerParameter, LayerParameter, ParamSpec
+from imae.prototxt.errors import ExportError
+
+
+@register_layer("BatchNorm")
+class BatchNorm(Layer):
+    num_bottoms = num_tops = 1
+
+    def __init__(self, param: LayerParameter) -> None:
+        super().__init__(param)
+        norm = param.batch_norm_param
+        self.eps, self.fraction = norm.eps, norm.moving_average_fraction
+        given = norm.HasField("use_global_stats")
+        self.use_global_stats = norm.use_global_stats if given else self.phase == TEST
+        for spec in param.param:
+            if spec.lr_mult != 0:
+                raise self.error(
+                    "Cannot configure batch normalization statistics as layer parameters.; "
+                    f"got lr_mult {spec.lr_mult:g}, it must be 0"
+                )
+
+    def setup(self, bottom_shapes: Sequence[Shape]) -> None:
+        channels = self._channels(bottom_shapes[0])
+        for shape in ((channels,), (channels,), (1,)):
+            self.add_blob(shape, FillerParameter(type="constant", value=0))
+
+    def param_specs(self) -> list[ParamSpec]:
+        given = list(self.param.param)
+        return [given[i] if i < len(given) else ParamSpec(lr_mult=0) for i in range(len(self.blobs))]
+
+    def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        shape, channels = bottom_shapes[0], self.blob_shapes[0][0]
+        if self._channels(shape) != channels:
+            raise self.error(f"bottom {shape} must have {channels} channels on axis 1")
+        return [shape]
+
+    def _channels(self, shape: Shape) -> int:
+        if not shape:
+            raise self.error("the bottom must have at least 1 axis; it is a scalar")
+        return 1 if len(shape) == 1 else shape[1]
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance as the blobs have them, (C) each; zeros while nothing has been added."""
+        sums, squares, weight = (self.blob(i).detach() for i in range(3))
+        factor = torch.where(weight == 0, weight, 1 / weight)
+        return sums * factor, squares * factor
+
+    @torch.no_grad()
+    def update(self, mean: Tensor, unbiased_variance: Tensor) -> None:
+        """Add a batch's mean and unbiased variance, (C) each, to the blobs."""
+        self.blob(0).mul_(self.fraction).add_(mean)
+        self.blob(1).mul_(self.fraction).add_(unbiased_variance)
+        self.blob(2).mul_(self.fraction).add_(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = x.shape
+        if len(shape) == 1:
+            x = x.unsqueeze(1)
+        if self.use_global_stats:
+            mean, variance = self.statistics()
+            top = torch.batch_norm(x, None, None, mean, variance, False, 0, self.eps, True)
+        else:
+            # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.
+            mean, variance = torch.zeros_like(self.blob(0)), torch.zeros_like(self.blob(1))
+            top = torch.batch_norm(x, None, None, mean, variance, True, 1, self.eps, True)
+            if x.numel() == x.shape[1]:  # m is 1: the variance is 0, where torch divides it by 0
+                variance = torch.zeros_like(variance)
+            self.update(mean, variance)
+        return top.reshape(shape)
+
+    def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
+        if not self.use_global_stats:
+            raise ExportError(
+                f"layer {self.name!r}: use_global_stats is false, so it depends on the batch; set it to true"
+            )
+        mean, variance = self.statistics()
+        if len(graph.shape(bottoms[0])) > 1:
+            constants = [torch.ones_like(mean), torch.zeros_like(mean), mean, variance]
+            graph.node(
+                "BatchNormalization", [bottoms[0], *map(graph.constant, constants)], tops, epsilon=self.eps
+            )
+        else:
+            centred = graph.node("Sub", [bottoms[0], graph.constant(mean)])
+            graph.node("Div", [centred, graph.constant(torch.sqrt(variance + self.eps))], tops)

@@ -1,0 +1,159 @@
+"""LSTM: long short-term memory (Hochreiter and Schmidhuber 1997), unrolled over the time steps of its bottom.
+
+    x_t = W_xc bottom_t + b_c (+ W_xc_static static) + W_hc (cont_t h_(t-1))
+    c_t, h_t = LSTMUnit(c_(t-1), x_t, cont_t)                                    top_t = h_t
+
+bottom[0]  (T, N, ...) T time steps of N streams; I numbers behind these two axes
+bottom[1]  (T, N) cont: 0 where a sequence begins, else 1; gets no gradient
+bottom[2]  optional: (N, ...) static, a further input to all time steps; S numbers behind N
+top[0]     (T, N, D), D = num_output
+blobs      W_xc (4 D, I), b_c (4 D), [W_xc_static (4 D, S)], W_hc (4 D, D); rows in the order i, f, o, g
+
+h and c live on: the first step of a forward pass continues the last one of the pass before (where cont is 1).
+With expose_hidden the last two bottoms are h_0 and c_0 instead, and two more tops h_T and c_T, (1, N, D)
+each. No gradient goes through any of them. W_hc is filled once per time step, and the first fill is kept.
+
+Caffe: recurrent_layer.cpp, lstm_layer.cpp. Differs: debug_info is an error.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from imae.layers.filler import fill
+from imae.layers.labels import refuse_gradient
+from imae.layers.layer import Layer, Shape
+from imae.layers.recurrent.lstm_unit import lstm_unit
+from imae.layers.registry import register_layer
+from imae.prototxt import LayerParameter
+
+
+class Recurrent(Layer):
+    """What LSTM and RNN share: the bottoms, the parameters of the input, the states that live on.
+
+    states   how many state blobs there are (h, c)
+    rows     of the input's and the recurrent weights, in units of num_output
+    """
+
+    states: ClassVar[int]
+    rows: ClassVar[int]
+
+    def __init__(self, param: LayerParameter) -> None:
+        super().__init__(param)
+        recurrent = param.recurrent_param
+        self.num_output, self.expose_hidden = recurrent.num_output, recurrent.expose_hidden
+        if self.num_output < 1:
+            raise self.error(f"num_output must be positive; got {self.num_output}")
+        if recurrent.debug_info:
+            raise self.error("recurrent_param.debug_info does nothing here; remove it")
+        exposed = self.states if self.expose_hidden else 0
+        bottoms, tops = len(param.bottom), len(param.top)
+        if not 2 + exposed <= bottoms <= 3 + exposed:
+            raise self.error(
+                f"{self.type} Layer takes {2 + exposed} or {3 + exposed} bottom blob(s) as input.; "
+                f"got {bottoms}"
+            )
+        if tops != 1 + exposed:
+            raise self.error(f"{self.type} Layer produces {1 + exposed} top blob(s) as output.; got {tops}")
+        self.static = bottoms > 2 + exposed
+        self.steps = 0
+        for i in range(self.states):
+            self.register_buffer(f"state{i}", torch.zeros(0), persistent=False)
+
+    def allows_force_backward(self, bottom_index: int) -> bool:
+        return bottom_index != 1
+
+    def setup(self, bottom_shapes: Sequence[Shape]) -> None:
+        recurrent = self.param.recurrent_param
+        x = bottom_shapes[0]
+        self.canonical_axis(2, len(x))
+        self.steps = x[0]
+        rows = self.rows * self.num_output
+        self.add_blob((rows, prod(x[2:])), recurrent.weight_filler)
+        self.add_blob((rows,), recurrent.bias_filler)
+        if self.static:
+            self.canonical_axis(1, len(bottom_shapes[2]))
+            self.add_blob((rows, prod(bottom_shapes[2][1:])), recurrent.weight_filler)
+        self.add_recurrent_blobs()
+
+    def add_recurrent_blobs(self) -> None:
+        """Add the parameters that each time step has, and spend the draws of all but the first."""
+        recurrent = self.param.recurrent_param
+        shape = (self.rows * self.num_output, self.num_output)
+        self.add_blob(shape, recurrent.weight_filler)
+        for _ in range(1, self.steps):
+            fill(shape, recurrent.weight_filler, self.random)
+
+    def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        x, cont = bottom_shapes[:2]
+        if len(x) < 3:
+            raise self.error(f"bottom[0] must be (#timesteps, #streams, ...); got {x}")
+        if x[0] != self.steps:
+            raise self.error(f"input number of timesteps changed; got {x[0]}, it was built for {self.steps}")
+        if cont != x[:2]:
+            raise self.error(
+                f"bottom[1] must have exactly 2 axes -- (#timesteps, #streams); got {cont} for {x}"
+            )
+        if self.static and bottom_shapes[2][:1] != x[1:2]:
+            raise self.error(f"bottom[2] must have {x[1]} streams on axis 0; got {bottom_shapes[2]}")
+        for index, inputs in enumerate([x[2:], bottom_shapes[2][1:]] if self.static else [x[2:]]):
+            weight = self.blob_shapes[2 * index]
+            if prod(inputs) != weight[1]:
+                raise self.error(
+                    f"Input size incompatible with inner product parameters.; got {prod(inputs)} values per "
+                    f"stream of bottom[{2 * index}], the weights are for {weight[1]}"
+                )
+        state = (1, x[1], self.num_output)
+        if self.expose_hidden:
+            for index, shape in enumerate(bottom_shapes[-self.states :], len(bottom_shapes) - self.states):
+                if shape != state:
+                    raise self.error(f"shape mismatch - bottom[{index}] must be {state}; got {shape}")
+        return [(*x[:2], self.num_output)] + [state] * (self.states if self.expose_hidden else 0)
+
+    def inputs(self, bottoms: Sequence[Tensor]) -> Tensor:
+        """(T, N, rows): what the bottoms contribute to each time step."""
+        refuse_gradient(self, 1, bottoms[1], "Cannot backpropagate to sequence indicators.")
+        inputs = F.linear(bottoms[0].flatten(2), self.blob(0), self.blob(1))
+        return inputs + F.linear(bottoms[2].flatten(1), self.blob(2)) if self.static else inputs
+
+    def first_states(self, bottoms: Sequence[Tensor]) -> list[Tensor]:
+        """(N, D) each: the states before the first time step."""
+        if self.expose_hidden:
+            return [bottom.detach().squeeze(0) for bottom in bottoms[-self.states :]]
+        shape = (bottoms[0].shape[1], self.num_output)
+        states = []
+        for i in range(self.states):
+            state: Tensor = getattr(self, f"state{i}")
+            if state.shape != shape or state.dtype != bottoms[0].dtype:  # the first pass, or another batch
+                state = bottoms[0].new_zeros(shape)
+                setattr(self, f"state{i}", state)
+            states.append(state.clone())  # its memory is written to before the backward pass
+        return states
+
+    def tops(self, top: Tensor, last: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The tops; the states after the last time step are exposed or kept."""
+        if self.expose_hidden:
+            return (top, *(state.detach().unsqueeze(0) for state in last))
+        for i, state in enumerate(last):
+            getattr(self, f"state{i}").copy_(state.detach())
+        return (top,)
+
+
+@register_layer("LSTM")
+class LSTM(Recurrent):
+    states = 2
+    rows = 4
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        inputs, weight = self.inputs(bottoms), self.blob(len(self.blobs) - 1)
+        hidden, cell = self.first_states(bottoms)
+        steps = []
+        for x, cont in zip(inputs, bottoms[1], strict=True):
+            gates = x + F.linear(hidden * cont.unsqueeze(1), weight)
+            cell, hidden = lstm_unit(cell, gates, cont)
+            steps.append(hidden)
+        return self.tops(torch.stack(steps), [hidden, cell])

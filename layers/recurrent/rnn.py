@@ -1,0 +1,49 @@
+"""RNN: a plain recurrent net, unrolled over the time steps of its bottom.
+
+    h_t   = tanh(W_xh bottom_t + b_h (+ W_xh_static static) + W_hh (cont_t h_(t-1)))
+    top_t = tanh(W_ho h_t + b_o)
+
+Bottoms, tops, states and expose_hidden as in LSTM, with the one state h.
+
+blobs      W_xh (D, I), b_h (D), [W_xh_static (D, S)], W_hh (D, D), W_ho (D, D), b_o (D)
+
+The last three are filled once per time step, in turn, and the first fills are kept.
+
+Caffe: recurrent_layer.cpp, rnn_layer.cpp. Differs: debug_info is an error.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from imae.layers.filler import fill
+from imae.layers.recurrent.lstm import Recurrent
+from imae.layers.registry import register_layer
+
+
+@register_layer("RNN")
+class RNN(Recurrent):
+    states = 1
+    rows = 1
+
+    def add_recurrent_blobs(self) -> None:
+        recurrent, size = self.param.recurrent_param, self.num_output
+        weight, bias = recurrent.weight_filler, recurrent.bias_filler
+        blobs = [((size, size), weight), ((size, size), weight), ((size,), bias)]
+        for shape, filler in blobs:
+            self.add_blob(shape, filler)
+        for _ in range(1, self.steps):
+            for shape, filler in blobs:
+                fill(shape, filler, self.random)
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        inputs = self.inputs(bottoms)
+        weight, output_weight, output_bias = (
+            self.blob(i) for i in range(len(self.blobs) - 3, len(self.blobs))
+        )
+        (hidden,) = self.first_states(bottoms)
+        steps = []
+        for x, cont in zip(inputs, bottoms[1], strict=True):
+            hidden = torch.tanh(x + F.linear(hidden * cont.unsqueeze(1), weight))
+            steps.append(hidden)
+        return self.tops(torch.tanh(F.linear(torch.stack(steps), output_weight, output_bias)), [hidden])

@@ -1,0 +1,253 @@
+"""Python: a layer that the user has written in Python against pycaffe's interface.
+
+    layer { type: "Python" ... python_param { module: "my_layers" layer: "Affine" param_str: "2.5,-1" } }
+
+    import caffe
+    class Affine(caffe.Layer):
+        def setup(self, bottom, top): ...                       once; may call self.blobs.add_blob(*shape)
+        def reshape(self, bottom, top): ...                     before every forward: top[0].reshape(*dims)
+        def forward(self, bottom, top): ...                     top[0].data[...] = f(bottom[0].data)
+        def backward(self, top, propagate_down, bottom): ...    bottom[0].diff[...] = ...
+
+bottom, top are lists of `PythonBlob`s. self.blobs (parameters), self.phase and self.param_str are set before
+setup. What a layer writes into a bottom's data is lost.
+
+The module is imported with the working directory on the path, and a warning says so: a prototxt with such a
+layer runs code. Exceptions of that code are not caught. share_in_parallel means nothing in one process.
+
+Caffe: python_layer.hpp, _caffe.cpp. Differs: all diffs are 0 when backward begins, and parameter diffs are
+added to what there is, whether the layer adds or assigns them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from imae.layers.blob import array_from_blob
+from imae.layers.layer import Layer, Shape
+from imae.layers.registry import register_layer
+from imae.prototxt import LayerParameter
+
+logger = logging.getLogger(__name__)
+
+# Set by imae.pycaffe: makes `import caffe` find it.
+import_caffe_hook: Callable[[], object] | None = None
+
+
+class PythonBlob:
+    """data and diff of a blob as float32 arrays."""
+
+    def __init__(self, shape: Sequence[int] = ()) -> None:
+        self._data, self._diff = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+
+    @property
+    def data(self) -> NDArray[np.float32]:
+        return self._data
+
+    @property
+    def diff(self) -> NDArray[np.float32]:
+        return self._diff
+
+    def reshape(self, *shape: int) -> None:
+        """Change the shape; the values are kept where their number stays the same."""
+        if self.count == math.prod(shape):
+            self._data, self._diff = self.data.reshape(shape), self.diff.reshape(shape)
+        else:
+            self._data, self._diff = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+
+    @property
+    def shape(self) -> Shape:
+        return self.data.shape
+
+    @property
+    def count(self) -> int:
+        return self.data.size
+
+    @property
+    def num(self) -> int:
+        return self._legacy_dim(0)
+
+    @property
+    def channels(self) -> int:
+        return self._legacy_dim(1)
+
+    @property
+    def height(self) -> int:
+        return self._legacy_dim(2)
+
+    @property
+    def width(self) -> int:
+        return self._legacy_dim(3)
+
+    def _legacy_dim(self, axis: int) -> int:
+        if self.data.ndim > 4:
+            raise ValueError(f"num, channels, height, width need at most 4 axes; the shape is {self.shape}")
+        return self.shape[axis] if axis < self.data.ndim else 1
+
+    def load(self, tensor: Tensor) -> None:
+        """Take shape and data from a tensor."""
+        self.reshape(*tensor.shape)
+        self.data[...] = tensor.detach().cpu().numpy()
+
+
+class BlobVector(list[PythonBlob]):
+    """The parameter blobs of a layer."""
+
+    def add_blob(self, *shape: int) -> None:
+        """Append a blob of this shape, filled with 0."""
+        self.append(PythonBlob(shape))
+
+
+class PythonLayerBase:
+    """What `caffe.Layer` is: the base class of users' layers."""
+
+    def __init__(self, param: LayerParameter) -> None:
+        self.param_str = param.python_param.param_str
+        self.phase = int(param.phase)
+        self.blobs = BlobVector()
+        for given in param.blobs:
+            values = array_from_blob(given)
+            self.blobs.add_blob(*values.shape)
+            self.blobs[-1].data[...] = values
+
+    @property
+    def type(self) -> str:
+        return "Python"
+
+
+@register_layer("Python")
+class Python(Layer):
+    makes_input = True  # where it has no bottoms
+    device_marker: Tensor
+
+    def __init__(self, param: LayerParameter) -> None:
+        super().__init__(param)
+        python = param.python_param
+        for field in ("module", "layer"):
+            if not getattr(python, field):
+                raise self.error(f"python_param.{field} must be given")
+        user_class = self._import(python.module, python.layer)
+        for method in ("setup", "reshape", "forward"):
+            if not callable(getattr(user_class, method, None)):
+                raise self.error(f"class {python.module}.{python.layer} has no method {method!r}")
+        self.user_layer: Any = user_class(param)
+        self.bottom_blobs = [PythonBlob() for _ in param.bottom]
+        self.top_blobs = [PythonBlob() for _ in param.top]
+        self.register_buffer("device_marker", torch.empty(0), persistent=False)  # goes where the net goes
+
+    def setup(self, bottom_shapes: Sequence[Shape]) -> None:
+        for blob, shape in zip(self.bottom_blobs, bottom_shapes, strict=True):
+            blob.reshape(*shape)
+        self.user_layer.setup(self.bottom_blobs, self.top_blobs)
+        for blob in self.user_layer.blobs:
+            self.blobs.append(nn.Parameter(torch.tensor(blob.data)))
+            self.blob_shapes.append(blob.shape)
+
+    def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        for blob, shape in zip(self.bottom_blobs, bottom_shapes, strict=True):
+            blob.reshape(*shape)
+        self.user_layer.reshape(self.bottom_blobs, self.top_blobs)
+        return [blob.shape for blob in self.top_blobs]
+
+    def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
+        parameters = [self.blob(index) for index in range(len(self.blobs))]
+        tops: tuple[Tensor, ...] = _Passes.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            self, *bottoms, *parameters
+        )
+        return tops
+
+    def forward_pass(self, bottoms: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Run the user's forward; what it wrote into parameters is copied back."""
+        blobs = [*self.bottom_blobs, *self.user_layer.blobs]
+        for blob, tensor in zip(blobs, [*bottoms, *parameters], strict=True):
+            blob.load(tensor)
+        self.user_layer.reshape(self.bottom_blobs, self.top_blobs)
+        self.user_layer.forward(self.bottom_blobs, self.top_blobs)
+        for blob, tensor in zip(self.user_layer.blobs, parameters, strict=True):
+            tensor.data.copy_(torch.from_numpy(blob.data))  # .data: no business of autograd's
+        like = bottoms[0] if bottoms else self.device_marker
+        return tuple(torch.tensor(blob.data).to(like) for blob in self.top_blobs)
+
+    def backward_pass(
+        self, top_diffs: Sequence[Tensor], propagate_down: Sequence[bool]
+    ) -> tuple[list[PythonBlob], list[PythonBlob]]:
+        """Run the user's backward on the blobs as forward left them; returns bottom and parameter blobs."""
+        if not callable(getattr(self.user_layer, "backward", None)):
+            raise self.error(f"class {type(self.user_layer).__name__} has no method 'backward'")
+        blobs = self.user_layer.blobs
+        for blob in (*self.bottom_blobs, *blobs):
+            blob.diff[...] = 0
+        for blob, diff in zip(self.top_blobs, top_diffs, strict=True):
+            blob.diff[...] = diff.cpu().numpy()
+        self.user_layer.backward(self.top_blobs, list(propagate_down), self.bottom_blobs)
+        return self.bottom_blobs, blobs
+
+    def _import(self, module_name: str, class_name: str) -> Callable[[LayerParameter], Any]:
+        _make_caffe_importable()
+        if os.getcwd() not in sys.path:  # for good: the user's code may import more when it runs
+            sys.path.append(os.getcwd())
+        if module_name not in sys.modules:
+            importlib.invalidate_caches()
+            package = importlib.util.find_spec(module_name.partition(".")[0])
+            logger.warning(
+                "layer %r: the prototxt makes this process import and run code: module %s, %s",
+                self.name, module_name, package.origin if package else "which is not found",
+            )  # fmt: skip
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if not error.name or not f"{module_name}.".startswith(f"{error.name}."):
+                raise  # it is there, but what it imports is not
+            raise self.error(
+                f"{error.msg}; it must lie in the working directory, {os.getcwd()}, or on PYTHONPATH"
+            ) from error
+        user_class = getattr(module, class_name, None)
+        if not isinstance(user_class, type):
+            raise self.error(f"module {module_name} has no class {class_name!r}; mend python_param.layer")
+        if not issubclass(user_class, PythonLayerBase):
+            raise self.error(
+                f"{module_name}.{class_name} is not a caffe.Layer of imae.pycaffe; `import caffe` finds "
+                f"{getattr(sys.modules.get('caffe'), '__file__', 'nothing')}"
+            )
+        return user_class
+
+
+class _Passes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, layer: Python, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.layer, ctx.inputs = layer, [(t.device, t.dtype) for t in tensors]
+        count = len(layer.bottom_blobs)
+        return layer.forward_pass(tensors[:count], tensors[count:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *top_diffs: Tensor) -> tuple[Tensor | None, ...]:
+        layer, needed = ctx.layer, ctx.needs_input_grad[1:]
+        bottoms, parameters = layer.backward_pass(top_diffs, needed[: len(layer.bottom_blobs)])
+        blobs = [*bottoms, *parameters]
+        diffs = [
+            torch.tensor(blob.diff).to(device, dtype) if need else None
+            for blob, need, (device, dtype) in zip(blobs, needed, ctx.inputs, strict=True)
+        ]
+        return None, *diffs
+
+
+def _make_caffe_importable() -> None:
+    """What users' modules import as `caffe` is pycaffe. It lies above this package: it is reached by name."""
+    if import_caffe_hook is None:
+        importlib.import_module("imae.pycaffe")
+    if import_caffe_hook is not None:
+        import_caffe_hook()

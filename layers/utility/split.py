@@ -1,0 +1,29 @@
+"""Split: the bottom once more for each of its readers; their gradients are added. Inserted by the net itself.
+
+bottom[0]  any shape
+top[0..]   the same shape, the same memory
+
+Caffe: split_layer.cpp.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from imae.layers.layer import Layer
+from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.registry import register_layer
+
+
+@register_layer("Split")
+class Split(Layer):
+    num_bottoms = 1
+    min_tops = 1
+    in_place = False
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for _ in self.param.top)
+
+    def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
+        for top in tops:
+            graph.node("Identity", bottoms, [top])

@@ -1,0 +1,242 @@
+"""Convolution: learned filters slid over the spatial axes, those behind `axis`.
+
+    top[n, o, y, x] = bias[o] + sum_c,i,j weight[o, c, i, j] * bottom[n, c, y s + i d - p, x s + j d - p]
+
+with stride s, dilation d and zero padding p; the sum over c runs over the channels of o's group only. Each
+spatial size becomes (size + 2 p - (d (k - 1) + 1)) / s + 1, the division cut towards zero.
+
+bottom[i]  (..., C, H, W); any number of axes before the channel axis, and 0 to 3 spatial ones behind it
+top[i]     (..., num_output, H', W'), all bottoms through the same filters
+blobs      weight (num_output, C / group, kernel_h, kernel_w); bias (num_output) if bias_term
+
+Caffe: base_conv_layer.cpp, conv_layer.cpp. Differs: stride 0 (stride_h without stride_w), group 0, dilation 0
+and a top without pixels are errors; there are at most three spatial axes.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from imae.layers.layer import Layer, Shape
+from imae.layers.net import shape_string
+from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.registry import register_layer
+from imae.prototxt import LayerParameter
+
+
+class Windows(NamedTuple):
+    """The geometry of a convolution_param, one number per spatial axis."""
+
+    kernel: Shape
+    stride: Shape
+    pad: Shape
+    dilation: Shape
+
+    @property
+    def extent(self) -> Shape:
+        """What a window covers, holes included."""
+        return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+
+    def counts(self, sizes: Sequence[int]) -> Shape:
+        """How many windows there are on each axis; 0 where none fits."""
+        # Caffe: C++ cuts towards zero, so a window that sticks out by less than the stride counts as one.
+        rooms = [size + 2 * p - e for size, p, e in zip(sizes, self.pad, self.extent, strict=True)]
+        return tuple(
+            max(room, 0) // s + 1 if room > -s else 0 for room, s in zip(rooms, self.stride, strict=True)
+        )
+
+    def spread(self, counts: Sequence[int]) -> Shape:
+        """The sizes that so many windows cover, without the padding."""
+        covered = zip(counts, self.stride, self.extent, self.pad, strict=True)
+        return tuple(s * (count - 1) + e - 2 * p for count, s, e, p in covered)
+
+    def beyond(self, sizes: Sequence[int]) -> Shape:
+        """How far the first window sticks out of the padded end of each axis."""
+        return tuple(
+            max(0, e - size - 2 * p) for size, e, p in zip(sizes, self.extent, self.pad, strict=True)
+        )
+
+
+def read_windows(layer: Layer, axes: int) -> Windows:
+    """The windows of a layer that has a convolution_param, for `axes` spatial axes."""
+    kernel = _per_axis(layer, "kernel_size", axes, None, ("kernel_h", "kernel_w"))
+    stride = _per_axis(layer, "stride", axes, 1, ("stride_h", "stride_w"))
+    pad = _per_axis(layer, "pad", axes, 0, ("pad_h", "pad_w"))
+    dilation = _per_axis(layer, "dilation", axes, 1)
+    for what, sizes in (("Filter", kernel), ("Stride", stride), ("Dilation", dilation)):
+        if not all(sizes):
+            raise layer.error(f"{what} dimensions must be nonzero.; got {', '.join(map(str, sizes))}")
+    return Windows(kernel, stride, pad, dilation)
+
+
+def _per_axis(
+    layer: Layer, name: str, axes: int, default: int | None, pair: tuple[str, str] | None = None
+) -> Shape:
+    """A field that is given once or once per spatial axis, or as a pair _h, _w of its own."""
+    param = layer.param.convolution_param
+    given = tuple(getattr(param, name))
+    if pair and (param.HasField(pair[0]) or param.HasField(pair[1])):
+        stem = pair[0].removesuffix("_h")
+        if axes != 2:
+            raise layer.error(
+                f"{stem}_h & {stem}_w can only be used for 2D convolution.; there are {axes} spatial axes"
+            )
+        if given:
+            raise layer.error(f"Either {name} or {stem}_h/w should be specified; not both.")
+        return (getattr(param, pair[0]), getattr(param, pair[1]))
+    if not given and default is not None:
+        return (default,) * axes
+    if len(given) not in (1, axes):
+        raise layer.error(
+            f"{name} must be specified once, or once per spatial dimension "
+            f"({name} specified {len(given)} times; {axes} spatial dims)."
+        )
+    return given * axes if len(given) == 1 else given
+
+
+class BaseConvolution(Layer):
+    """What Convolution and Deconvolution share, and the direction that tells them apart."""
+
+    min_bottoms = min_tops = 1
+    same_count = True
+    reverse: ClassVar[bool]  # Deconvolution: the weight leads from the bottom's channels to the top's
+    operator: ClassVar[str]  # ONNX
+    functions: ClassVar[tuple[Callable[..., Tensor], ...]]  # for 1, 2, 3 spatial axes
+
+    def __init__(self, param: LayerParameter) -> None:
+        super().__init__(param)
+        convolution = param.convolution_param
+        self.num_output, self.group = convolution.num_output, convolution.group
+        self.bias_term = convolution.bias_term
+        for name in ("num_output", "group"):
+            if getattr(self, name) < 1:
+                raise self.error(f"convolution_param.{name} must be positive, got {getattr(self, name)}")
+
+    def setup(self, bottom_shapes: Sequence[Shape]) -> None:
+        shape, convolution = bottom_shapes[0], self.param.convolution_param
+        axis = self.canonical_axis(convolution.axis, len(shape))
+        spatial = len(shape) - axis - 1
+        if not 0 <= spatial <= 3:
+            raise self.error(
+                f"bottom {shape} has {spatial} spatial axes behind axis {axis}; 0 to 3 are possible"
+            )
+        if shape[axis] % self.group:
+            raise self.error(
+                f"Number of input channels should be multiples of group {self.group}.; got {shape[axis]}"
+            )
+        if self.num_output % self.group:
+            raise self.error(
+                f"Number of output should be multiples of group {self.group}.; got {self.num_output}"
+            )
+        ends = (shape[axis], self.num_output) if self.reverse else (self.num_output, shape[axis])
+        kernel = read_windows(self, spatial).kernel
+        self.add_blob((ends[0], ends[1] // self.group, *kernel), convolution.weight_filler)
+        if self.bias_term:
+            self.add_blob((self.num_output,), convolution.bias_filler)
+
+    @cached_property
+    def windows(self) -> Windows:
+        return read_windows(self, len(self.blob_shapes[0]) - 2)
+
+    @property
+    def channels(self) -> int:
+        """Of a bottom."""
+        shape = self.blob_shapes[0]
+        return shape[0] if self.reverse else shape[1] * self.group
+
+    def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        first, windows = bottom_shapes[0], self.windows
+        axis = self.canonical_axis(self.param.convolution_param.axis, len(first))
+        if len(first) != axis + 1 + len(windows.kernel):
+            raise self.error(
+                f"bottom num_axes may not change.; got {first} for {len(windows.kernel)} spatial axes"
+            )
+        if first[axis] != self.channels:
+            raise self.error(
+                f"Input size incompatible with convolution kernel.; got {first[axis]} channels (axis {axis} "
+                f"of {first}), the weights are for {self.channels}"
+            )
+        for index, shape in enumerate(bottom_shapes):
+            if shape != first:
+                raise self.error(
+                    f"shape mismatch - bottom[0]: {shape_string(first)} vs. "
+                    f"bottom[{index}]: {shape_string(shape)}"
+                )
+        sizes = first[axis + 1 :]
+        new_sizes = windows.spread(sizes) if self.reverse else windows.counts(sizes)
+        if any(size < 1 for size in new_sizes):
+            raise self.error(
+                f"nothing would be left of bottom {first}: the top's spatial sizes would be {new_sizes} with "
+                f"windows of {windows.extent}, stride {windows.stride}, pad {windows.pad}"
+            )
+        return [(*first[:axis], self.num_output, *new_sizes)] * len(bottom_shapes)
+
+    def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        weight, bias = self.blob(0), self.blob(1) if self.bias_term else None
+        if len(bottoms) == 1:
+            return self._one(bottoms[0], weight, bias)
+        return tuple(self._one(bottom, weight, bias) for bottom in bottoms)
+
+    def _one(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        windows, spatial = self.windows, len(self.windows.kernel)
+        shape = x.shape
+        axis = len(shape) - spatial - 1
+        beyond = (0,) if self.reverse else windows.beyond(shape[axis + 1 :])
+        if any(beyond):
+            x = F.pad(x, [n for out in reversed(beyond) for n in (0, out)])
+        if axis == 1 and spatial:
+            return self._convolve(x, weight, bias, windows)
+        if not spatial:  # a convolution over one pixel
+            x, weight, windows = x.unsqueeze(-1), weight.unsqueeze(-1), ONE_PIXEL
+        top = self._convolve(x.flatten(0, axis - 1) if axis else x.unsqueeze(0), weight, bias, windows)
+        return top.reshape(*shape[:axis], self.num_output, *(top.shape[2:] if spatial else ()))
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows) -> Tensor:
+        function = self.functions[len(windows.kernel) - 1]
+        if self.reverse:
+            return function(x, weight, bias, windows.stride, windows.pad, 0, self.group, windows.dilation)
+        return function(x, weight, bias, windows.stride, windows.pad, windows.dilation, self.group)
+
+    def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
+        weight = self.blob(0)
+        spatial = len(self.windows.kernel)
+        windows = self.windows if spatial else ONE_PIXEL
+        blobs = [graph.constant(weight if spatial else weight.unsqueeze(-1))]
+        if self.bias_term:
+            blobs.append(graph.constant(self.blob(1)))
+        for bottom, top in zip(bottoms, tops, strict=True):
+            shape = graph.shape(bottom)
+            axis = len(shape) - spatial - 1
+            sizes = shape[axis + 1 :] or (1,)
+            beyond = (0,) * len(sizes) if self.reverse else windows.beyond(sizes)
+            plain = axis == 1 and spatial > 0
+            flat = bottom if plain else graph.node(
+                "Reshape", [bottom, graph.constant(np.array([-1, self.channels, *sizes]))]
+            )  # fmt: skip
+            value = graph.node(
+                self.operator,
+                [flat, *blobs],
+                [top] if plain else None,
+                kernel_shape=windows.kernel,
+                strides=windows.stride,
+                pads=[*windows.pad, *(p + out for p, out in zip(windows.pad, beyond, strict=True))],
+                dilations=windows.dilation,
+                group=self.group,
+            )
+            if not plain:
+                new_shape = self.top_shapes([shape])[0]
+                graph.node("Reshape", [value, graph.constant(np.array([-1, *new_shape[1:]]))], [top])
+
+
+ONE_PIXEL = Windows(kernel=(1,), stride=(1,), pad=(0,), dilation=(1,))
+
+
+@register_layer("Convolution")
+class Convolution(BaseConvolution):
+    reverse = False
+    operator = "Conv"
+    functions = (F.conv1d, F.conv2d, F.conv3d)

@@ -1,0 +1,239 @@
+"""Pooling: the maximum or the average of each window.
+
+    MAX   top = max of the window's pixels; the first of equal ones gets the gradient; padding never wins
+    AVE   top = sum of the window's pixels / size of the window, which counts padding, up to the padded end
+
+There are ceil((size + 2 pad - kernel) / stride) + 1 windows on an axis (round_mode FLOOR: floor); if there is
+any padding, one less where the last would start at or behind size + pad. So windows may stick out of the far
+end. Without padding and with stride > kernel the last window may be empty: its maximum is the lowest number
+there is, its average NaN.
+
+bottom[0]  (N, C, H, W)
+top[0]     (N, C, H', W')
+top[1]     MAX only, optional: where the maximum is, y W + x, as a number (-1 for an empty window)
+
+Caffe: pooling_layer.cpp. Differs: STOCHASTIC, which Caffe has on the GPU only, is refused; stride 0 and a top
+without pixels are errors; MAX gives NaN for a window with a NaN, where Caffe passes over it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from imae.layers.layer import Layer, Shape
+from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.registry import register_layer
+from imae.prototxt import LayerParameter
+
+Pair = tuple[int, int]
+
+
+class PoolWindows(NamedTuple):
+    """Where the windows lie, (height, width) each."""
+
+    kernel: Pair
+    stride: Pair
+    pad: Pair = (0, 0)
+    floor: bool = False
+
+    def counts(self, sizes: Sequence[int]) -> Pair:
+        """How many windows there are on each axis; less than 1 where the kernel is too large."""
+        height, width = (self._count(axis, size) for axis, size in enumerate(sizes))
+        return height, width
+
+    def _count(self, axis: int, size: int) -> int:
+        kernel, stride, pad = self.kernel[axis], self.stride[axis], self.pad[axis]
+        room = size + 2 * pad - kernel
+        count = (room // stride if self.floor else -(-room // stride)) + 1
+        return count - 1 if any(self.pad) and (count - 1) * stride >= size + pad else count
+
+    def filled(self, sizes: Sequence[int]) -> Pair:
+        """How many of the windows begin before the padded end."""
+        axes = zip(self.counts(sizes), self.stride, sizes, self.pad, strict=True)
+        height, width = (min(count, -(-(size + p) // s)) for count, s, size, p in axes)
+        return height, width
+
+    def ends(self, sizes: Sequence[int], counts: Pair) -> Pair:
+        """Pixels that the last of `counts` windows needs behind each axis."""
+        axes = zip(counts, self.stride, self.kernel, sizes, self.pad, strict=True)
+        height, width = (max(0, (count - 1) * s + k - size - p) for count, s, k, size, p in axes)
+        return height, width
+
+    def areas(self, x: Tensor, sizes: Sequence[int]) -> Tensor:
+        """AVE's divisors, (H', W'), of x's dtype and device."""
+        height, width = (self._lengths(axis, size, x) for axis, size in enumerate(sizes))
+        return height[:, None] * width
+
+    def _lengths(self, axis: int, size: int, x: Tensor) -> Tensor:
+        pad = self.pad[axis]
+        start = (
+            torch.arange(self._count(axis, size), dtype=x.dtype, device=x.device) * self.stride[axis] - pad
+        )
+        return (start + self.kernel[axis]).clamp(max=size + pad) - start
+
+    def fits_torch(self, sizes: Sequence[int]) -> bool:
+        """Whether torch's kernels place the windows alike; they drop an empty one and want less padding."""
+        narrow = all(2 * p <= k for p, k in zip(self.pad, self.kernel, strict=True))
+        return narrow and self.filled(sizes) == self.counts(sizes)
+
+    def padded(self, x: Tensor, value: float) -> Tensor:
+        """`x` with `value` around it, so that every window lies inside."""
+        (top, left), (bottom, right) = self.pad, self.ends(x.shape[2:], self.counts(x.shape[2:]))
+        return F.pad(x, (left, right, top, bottom), value=value)
+
+
+def max_pool(x: Tensor, windows: PoolWindows) -> Tensor:
+    """The maxima."""
+    if windows.fits_torch(x.shape[2:]):
+        return F.max_pool2d(x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor)
+    return F.max_pool2d(windows.padded(x, torch.finfo(x.dtype).min), windows.kernel, windows.stride)
+
+
+def max_pool_with_mask(x: Tensor, windows: PoolWindows) -> tuple[Tensor, Tensor]:
+    """The maxima and where they are."""
+    if windows.fits_torch(x.shape[2:]):
+        top, index = F.max_pool2d_with_indices(
+            x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor
+        )
+        return top, index.to(x.dtype)
+    padded = windows.padded(x, torch.finfo(x.dtype).min)
+    top, index = F.max_pool2d_with_indices(padded, windows.kernel, windows.stride)
+    row = index // padded.shape[3] - windows.pad[0]
+    column = index % padded.shape[3] - windows.pad[1]
+    height, width = x.shape[2:]
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    return top, (row * width + column).where(inside, -1).to(x.dtype)
+
+
+def average_pool(x: Tensor, windows: PoolWindows) -> Tensor:
+    """The averages."""
+    if windows.fits_torch(x.shape[2:]):  # torch's divisor is Caffe's
+        return F.avg_pool2d(x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor)
+    sums = F.avg_pool2d(windows.padded(x, 0), windows.kernel, windows.stride, divisor_override=1)
+    return sums / windows.areas(x, x.shape[2:])
+
+
+def pool_to_onnx(
+    graph: OnnxGraph,
+    bottom: str,
+    tops: Sequence[str],
+    windows: PoolWindows,
+    average: bool,
+    sizes: Sequence[int],
+) -> None:
+    """Nodes that pool `bottom`, of spatial `sizes`, to `tops`; no padding comes from rounding."""
+    counts, filled = windows.counts(sizes), windows.filled(sizes)
+    ends = windows.ends(sizes, filled)
+
+    def complete(value: str, fill: float, top: str | None) -> str:
+        """Put what empty windows give behind the others."""
+        empty = graph.constant(np.array([0] * 6 + [counts[0] - filled[0], counts[1] - filled[1]]))
+        return graph.node("Pad", [value, empty, graph.constant(np.array(fill, np.float32))], top and [top])
+
+    geometry = {"kernel_shape": windows.kernel, "strides": windows.stride, "pads": [*windows.pad, *ends]}
+    if average:
+        areas = windows.areas(torch.empty(0), sizes)
+        factor = windows.kernel[0] * windows.kernel[1] / areas  # the node divides by the whole kernel
+        plain = bool((factor == 1).all())
+        value = graph.node("AveragePool", [bottom], tops if plain else None, count_include_pad=1, **geometry)
+        if not plain:
+            value = value if counts == filled else complete(value, 0, None)
+            graph.node("Mul", [value, graph.constant(factor)], tops)
+        return
+    names = list(tops) if counts == filled else [f"{top}@filled" for top in tops]
+    if len(tops) == 1:
+        graph.node("MaxPool", [bottom], names, **geometry)
+    else:
+        from onnx import TensorProto  # here, because it is slow to import
+
+        index = f"{tops[1]}@index"  # counts through the whole blob
+        graph.node("MaxPool", [bottom], [names[0], index], **geometry)
+        place = graph.node("Mod", [index, graph.constant(np.array(sizes[0] * sizes[1]))])
+        graph.node("Cast", [place], names[1:], to=TensorProto.FLOAT)
+    if counts != filled:
+        for name, fill, top in zip(names, (float(np.finfo(np.float32).min), -1.0), tops, strict=False):
+            complete(name, fill, top)
+
+
+@register_layer("Pooling")
+class Pooling(Layer):
+    num_bottoms = 1
+    min_tops, max_tops = 1, 2
+
+    def __init__(self, param: LayerParameter) -> None:
+        super().__init__(param)
+        pooling = param.pooling_param
+        if pooling.pool == pooling.STOCHASTIC:
+            raise self.error("Not Implemented Yet: pool STOCHASTIC; use MAX or AVE")
+        self.average = pooling.pool == pooling.AVE
+        if len(param.top) > 1 and self.average:
+            raise self.error(
+                f"Pooling Layer produces at most 1 top blob(s) as output.; got {len(param.top)} for AVE"
+            )
+        sides = pooling.HasField("kernel_h") and pooling.HasField("kernel_w")
+        if pooling.global_pooling:
+            if any(pooling.HasField(name) for name in ("kernel_size", "kernel_h", "kernel_w")):
+                raise self.error("With Global_pooling: true Filter size cannot specified; remove the kernel")
+        elif pooling.HasField("kernel_size") == sides:
+            raise self.error("Filter size is kernel_size OR kernel_h and kernel_w; not both, and not neither")
+        self._check_pair("pad", "pad is pad OR pad_h and pad_w are required.")
+        self._check_pair("stride", "Stride is stride OR stride_h and stride_w are required.")
+        kernel = (pooling.kernel_h, pooling.kernel_w) if sides else (pooling.kernel_size,) * 2
+        pad = (pooling.pad_h, pooling.pad_w) if pooling.HasField("pad_h") else (pooling.pad,) * 2
+        stride = (
+            (pooling.stride_h, pooling.stride_w) if pooling.HasField("stride_h") else (pooling.stride,) * 2
+        )
+        self.fixed = PoolWindows(kernel, stride, pad, pooling.round_mode == pooling.FLOOR)
+        if pooling.global_pooling:
+            if pad != (0, 0) or stride != (1, 1):
+                raise self.error(
+                    f"With Global_pooling: true; only pad = 0 and stride = 1; got {pad} and {stride}"
+                )
+            return
+        if 0 in kernel:
+            raise self.error(f"Filter dimensions cannot be zero.; got {kernel[0]} x {kernel[1]}")
+        if 0 in stride:
+            raise self.error(f"Stride dimensions cannot be zero.; got {stride[0]} and {stride[1]}")
+        if any(pad) and (pad[0] >= kernel[0] or pad[1] >= kernel[1]):
+            raise self.error(f"pad must be smaller than the kernel; got pad {pad} and kernel {kernel}")
+
+    def _check_pair(self, name: str, message: str) -> None:
+        given = [self.param.pooling_param.HasField(f"{name}{end}") for end in ("", "_h", "_w")]
+        if given[1] != given[2] or (given[0] and given[1]):
+            raise self.error(message)
+
+    def windows(self, sizes: Sequence[int]) -> PoolWindows:
+        """Of a bottom of these spatial sizes."""
+        if self.param.pooling_param.global_pooling:
+            return self.fixed._replace(kernel=(sizes[0], sizes[1]))
+        return self.fixed
+
+    def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        shape = bottom_shapes[0]
+        if len(shape) != 4:
+            raise self.error(
+                f"Input must have 4 axes, corresponding to (num, channels, height, width); got {shape}"
+            )
+        windows = self.windows(shape[2:])
+        counts = windows.counts(shape[2:])
+        if min(counts) < 1:
+            raise self.error(
+                f"no window of {windows.kernel[0]} x {windows.kernel[1]} with stride {windows.stride} and "
+                f"pad {windows.pad} fits bottom {shape}"
+            )
+        return [(*shape[:2], *counts)] * len(self.param.top)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        windows = self.windows(x.shape[2:])
+        if self.average:
+            return average_pool(x, windows)
+        return max_pool(x, windows) if len(self.param.top) == 1 else max_pool_with_mask(x, windows)
+
+    def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
+        sizes = graph.shape(bottoms[0])[2:]
+        windows = self.windows(sizes)
+        pool_to_onnx(graph, bottoms[0], tops, windows, self.average, sizes)

@@ -1,0 +1,122 @@
+"""pycaffe's solvers over imae's Solver, whose nets run layer by layer so that scripts see every blob and
+diff.
+
+Source of the API: python/caffe/_caffe.cpp of BVLC Caffe 1.0.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import ClassVar
+
+from imae.layers.net import Net as ModuleNet
+from imae.layers.stepwise import Stepwise
+from imae.prototxt import SolverParameter
+from imae.prototxt.errors import PrototxtError
+from imae.prototxt.text import read_solver
+from imae.pycaffe.mode import current_random
+from imae.pycaffe.net import Net
+from imae.train.executor import StepwiseExecutor
+from imae.train.solver import Solver as TrainSolver
+
+
+class Solver:
+    """A solver made from a solver prototxt: step, solve, snapshot, restore, and the nets."""
+
+    type: ClassVar[str] = ""
+
+    def __init__(self, solver_file: str | os.PathLike[str]) -> None:
+        param = read_solver(solver_file)
+        if self.type and param.type != self.type:
+            # Caffe: the class decides, whatever the file says.
+            changed = SolverParameter()
+            changed.CopyFrom(param)
+            changed.type, param = self.type, changed
+        runs: dict[int, Stepwise] = {}
+
+        def executor(net: ModuleNet) -> StepwiseExecutor:
+            runs[id(net)] = Stepwise(net)
+            return StepwiseExecutor(runs[id(net)])
+
+        self.solver = TrainSolver(param, random=current_random(), executor=executor)
+        self.param = param
+        self.net = Net.around(self.solver.net, runs[id(self.solver.net)])
+        self.test_nets = [Net.around(net, runs[id(net)]) for net in self.solver.test_nets]
+
+    @property
+    def iter(self) -> int:
+        """Updates made so far."""
+        return self.solver.iteration
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update."""
+        return self.solver.lr
+
+    def step(self, iterations: int) -> None:
+        """Make so many updates."""
+        self.solver.step(iterations)
+
+    def solve(self, resume_file: str | None = None) -> None:
+        """Train up to max_iter."""
+        self.solver.solve(resume_file)
+
+    def snapshot(self) -> None:
+        """Write model and solver state under snapshot_prefix."""
+        self.solver.snapshot()
+
+    def restore(self, path: str | os.PathLike[str]) -> None:
+        """Go on from a solver state, as Caffe does: data and random numbers start anew."""
+        self.solver.restore(path, as_caffe=True)
+
+    def apply_update(self) -> None:
+        """Update the weights from the diffs as they stand."""
+        self.solver.apply_update()
+
+    def share_weights(self, net: Net) -> None:
+        """Let `net` use the train net's parameters."""
+        net.share_with(self.net)
+
+    def add_callback(self, on_start: Callable[[], object], on_gradients_ready: Callable[[], object]) -> None:
+        """Call these before each forward pass and before each update."""
+        self.solver.on_start.append(on_start)
+        self.solver.on_gradients_ready.append(on_gradients_ready)
+
+
+class SGDSolver(Solver):
+    type = "SGD"
+
+
+class NesterovSolver(Solver):
+    type = "Nesterov"
+
+
+class AdaGradSolver(Solver):
+    type = "AdaGrad"
+
+
+class RMSPropSolver(Solver):
+    type = "RMSProp"
+
+
+class AdaDeltaSolver(Solver):
+    type = "AdaDelta"
+
+
+class AdamSolver(Solver):
+    type = "Adam"
+
+
+SOLVERS = {
+    cls.type: cls
+    for cls in (SGDSolver, NesterovSolver, AdaGradSolver, RMSPropSolver, AdaDeltaSolver, AdamSolver)
+}
+
+
+def get_solver(solver_file: str | os.PathLike[str]) -> Solver:
+    """The solver of the type that the file names."""
+    name = read_solver(solver_file).type
+    if name not in SOLVERS:
+        raise PrototxtError(f"Unknown solver type: {name} (known types: {', '.join(sorted(SOLVERS))})")
+    return SOLVERS[name](solver_file)

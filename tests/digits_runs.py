@@ -1,0 +1,42 @@
+"""The recorded runs of Caffe's command line, to be run again: folders with solver, net and the digits' databases."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from reference import CASES
+
+from imae.train.main import main
+
+RUNS = CASES / "runs"
+# When these are written is a matter of timing in Caffe; layers that Caffe makes inside of others have a line, too.
+TIMING = re.compile(r"Restarting data prefetching|Waiting for data|Creating layer ")
+PREFIX = re.compile(r"^([IWEF])\d{4} [\d:.]+ +\d+ ")
+SPEED = re.compile(r"\(\S+ iter/s, \S+s/")
+NUMBER = re.compile(r"(?<![\w.])-?(?:\d+\.?\d*(?:e[+-]?\d+)?|nan|inf)(?![\w.])")
+
+
+def prepared(run: str, folder: Path) -> Path:
+    """A copy of a run's inputs in `folder`, with the databases beside it where its nets look for them."""
+    assert main(["convert-digits", str(folder / "_db")]) == 0
+    shutil.copytree(RUNS / run, folder / run)
+    return folder / run
+
+
+def lines(log: str) -> list[str]:
+    """The lines of a log without what depends on time, and without prefixes but for severity and place."""
+    return [
+        SPEED.sub("(", PREFIX.sub(r"\1 ", line)).rstrip() for line in log.splitlines() if not TIMING.search(line)
+    ]
+
+
+def worded(log: str) -> list[str]:
+    """The same with # for each number."""
+    return [NUMBER.sub("#", line) for line in lines(log)]
+
+
+def numbers(log: str) -> list[float]:
+    """All numbers of a log, in order."""
+    return [float(number) for line in lines(log) for number in NUMBER.findall(line.partition("] ")[2] or line)]

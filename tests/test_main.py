@@ -1,0 +1,275 @@
+"""The command line: Caffe's flags, exit status, one line for bad input, the log on stderr."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from digits_runs import RUNS, numbers, prepared, worded
+from tolerances import tolerance
+
+import imae.train.main as main_module
+from imae.prototxt.text import read_solver
+from imae.train.main import COMMANDS, main
+from imae.train.solver import Solver
+
+NET = """
+name: "tiny"
+layer { name: "data" type: "DummyData" top: "data" top: "label"
+        dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 }
+                           data_filler { type: "gaussian" } data_filler { type: "constant" value: 1 } } }
+layer { name: "a" type: "InnerProduct" bottom: "data" top: "a"
+        inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "a" bottom: "label" top: "loss" }
+"""
+SOLVER = 'net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" max_iter: 2 display: 1 random_seed: 1\n'
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a net, a solver, and the snapshot of its second iteration under the name `given`."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.prototxt").write_text(NET)
+    Path("solver.prototxt").write_text(SOLVER + 'snapshot_prefix: "snap"')
+    Path("given.prototxt").write_text(SOLVER)
+    solver = Solver(read_solver("given.prototxt"))
+    solver.step(2)
+    solver.snapshot()
+    return tmp_path
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+GIVEN = {"net.prototxt", "solver.prototxt", "given.prototxt", "given_iter_2.caffemodel", "given_iter_2.solverstate"}
+SNAPPED = GIVEN | {"snap_iter_2.caffemodel", "snap_iter_2.solverstate"}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["solver.prototxt"],
+        ["--solver=solver.prototxt"],
+        ["-solver=solver.prototxt"],
+        ["-solver", "solver.prototxt"],
+        ["--solver", "solver.prototxt", "-sigint_effect=none", "-sighup_effect", "stop"],
+        ["-solver=solver.prototxt", "-weights=given_iter_2.caffemodel,given_iter_2.caffemodel"],
+        ["-solver=solver.prototxt", "--snapshot=given_iter_2.solverstate"],
+        ["solver.prototxt", "--snapshot", "given_iter_2.solverstate", "--resume-as-caffe"],
+        ["-solver=solver.prototxt", "-level", "3", "-stage", "a,b"],
+    ],
+)
+def test_training(here: Path, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    assert main(["train", *flags]) == 0
+    assert names(here) == SNAPPED
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.match(r"I\d{4} \d\d:\d\d:\d\d\.\d{6} +\d+ caffe\.cpp:197\] Use CPU\.\n", err)
+    assert err.endswith("caffe.cpp:250] Optimization Done.\n")
+
+
+def test_level_and_stage_reach_the_train_state(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "solver.prototxt", "-level", "3", "-stage", "a,b"]) == 0
+    assert 'train_state {\n  level: 3\n  stage: "a"\n  stage: "b"\n}\n' in capsys.readouterr().err
+
+
+def test_resuming_and_finetuning_are_logged(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "solver.prototxt", "--snapshot", "given_iter_2.solverstate"]) == 0
+    err = capsys.readouterr().err
+    assert "caffe.cpp:235] Resuming from given_iter_2.solverstate\n" in err
+    assert "sgd_solver.cpp:336] SGDSolver: restoring history\n" in err
+    assert "Iteration 2, loss = " in err
+    assert main(["train", "solver.prototxt", "--weights", "given_iter_2.caffemodel"]) == 0
+    assert "solver.cpp:72] Finetuning from given_iter_2.caffemodel\n" in capsys.readouterr().err
+
+
+BAD = [
+    (["trane"], "Unknown action: trane; did you mean train? (known: train, test, "),
+    (["train"], "Need a solver definition to train: imae train SOLVER"),
+    (["train", "--solvr=x"], "train: unknown flag --solvr; did you mean --solver?"),
+    (["train", "solver.prototxt", "more"], "train: unrecognized arguments: more"),
+    (["train", "solver.prototxt", "--solver", "other"], "Two solvers are given: solver.prototxt and --solver other"),
+    (["train", "nope.prototxt"], "nope.prototxt: no such file"),
+    (["train", "solver.prototxt", "--threads", "0"], "--threads must be at least 1, got 0"),
+    (["train", "solver.prototxt", "--threads", "x"], "train: argument --threads: invalid int value: 'x'"),
+    (["train", "solver.prototxt", "--sigint_effect", "die"], 'Invalid signal effect "die" was specified'),
+    (
+        ["train", "solver.prototxt", "--weights", "a", "--snapshot", "b"],
+        "Give a snapshot to resume training or weights to finetune but not both.",
+    ),
+    (["train", "solver.prototxt", "--weights", "nope"], "nope: no such file"),
+    (["train", "solver.prototxt", "--weights", "net.prototxt"], "net.prototxt: not a binary caffe.NetParameter"),
+    (["train", "solver.prototxt", "--snapshot", "nope.solverstate"], "nope.solverstate: no such file"),
+    (["train", "solver.prototxt", "--snapshot", "nope.solverstate.h5"], "nope.solverstate.h5: no such file"),
+    (["train", "bad_field.prototxt"], 'bad_field.prototxt:2:1: message "caffe.SolverParameter" has no field "bas_lr"'),
+    (["train", "bad_type.prototxt"], "Unknown layer type: InnerProdukt; did you mean 'InnerProduct'?"),
+    (["train", "bad_bottom.prototxt"], "Unknown bottom blob 'nobody' (layer 'a', bottom index 0)"),
+    (["train", "bad_policy.prototxt"], "Unknown learning rate policy: cosine"),
+    (["train", "bad_level.prototxt"], "train_state.level is 2, but the command line's level counts"),
+    (["test", "--weights", "w"], "Need a model definition to score: --model NET"),
+    (["test", "--model", "net.prototxt"], "Need model weights to score: --weights W"),
+    (["test", "--model", "nope", "--weights", "w"], "nope: no such file"),
+    (["test", "--model", "net.prototxt", "--weights", "w"], "w: no such file"),
+    (["test", "--model", "net.prototxt", "--weights", "w", "--phase", "x"], 'phase must be "TRAIN" or "TEST"; got \'x\''),
+    (["test", "--model", "net.prototxt", "--weights", "w", "--iterations", "0"], "--iterations must be at least 1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_bad_input_is_one_line_and_status_2(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    Path("bad_field.prototxt").write_text('net: "net.prototxt"\nbas_lr: 1')
+    Path("bad_policy.prototxt").write_text(SOLVER.replace("fixed", "cosine"))
+    Path("bad_level.prototxt").write_text(SOLVER + "train_state { level: 2 }")
+    for name, changed in (("type", "InnerProdukt"), ("bottom", "nobody")):
+        text = NET.replace("InnerProduct", changed) if name == "type" else NET.replace('bottom: "data"', f'bottom: "{changed}"')
+        Path(f"bad_{name}_net.prototxt").write_text(text)
+        Path(f"bad_{name}.prototxt").write_text(SOLVER.replace("net.prototxt", f"bad_{name}_net.prototxt"))
+    before = names(here)
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    complaint = [line for line in err.splitlines() if line.startswith("imae: ")]
+    assert out == ""
+    assert err.splitlines()[-1:] == complaint
+    assert message in complaint[0]
+    assert "Traceback" not in err
+    assert names(here) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "solver.prototxt", "--gpu", "0"], "--gpu 0: no CUDA device is available here; leave --gpu out"),
+        (["train", "solver.prototxt", "-gpu=all"], "--gpu all: no CUDA device is available here"),
+        (["train", "solver.prototxt", "-gpu"], "--gpu 0: no CUDA device is available here"),
+        (["train", "gpu.prototxt"], "solver_mode: GPU: no CUDA device is available here; write solver_mode: CPU"),
+        (["test", "-model=net.prototxt", "-weights=given_iter_2.caffemodel", "-gpu", "1"], "--gpu 1: no CUDA device"),
+    ],
+)
+def test_a_gpu_that_is_not_there(
+    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    Path("gpu.prototxt").write_text(SOLVER + "solver_mode: GPU")
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "count", "message"),
+    [
+        ("all", 4, "one GPU computes, 4 are here; choose one, as in --gpu 0"),
+        ("0,1", 4, "one GPU computes, 4 are here; choose one, as in --gpu 0"),
+        ("2", 2, "expected the id of a GPU, 0 to 1, or all; got '2'"),
+        ("x", 1, "expected the id of a GPU, 0 to 0, or all; got 'x'"),
+        ("all", 1, None),
+        ("1", 2, None),
+    ],
+)
+def test_choosing_a_gpu(
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: str,
+    count: int,
+    message: str | None,
+) -> None:
+    """On a machine that only says that it has GPUs; what is there is asked for up to the moment it is used."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    chosen: list[int | None] = []
+
+    def use(device: torch.device) -> None:
+        chosen.append(device.index)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.cuda, "set_device", use)
+    status = main(["train", "solver.prototxt", "--gpu", wanted])
+    if message is None:
+        assert (status, chosen) == (130, [0 if wanted == "all" else int(wanted)])
+    else:
+        assert (status, chosen) == (2, [])
+        assert message in capsys.readouterr().err
+
+
+def test_solver_mode_gpu_counts_only_where_it_is_written(here: Path) -> None:
+    assert not read_solver("solver.prototxt").HasField("solver_mode")
+    assert main(["train", "solver.prototxt"]) == 0
+
+
+def test_scoring_a_model_logs_what_caffe_logs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(prepared("digits_lenet", tmp_path))
+    capsys.readouterr()
+    assert main(["test", "-model=net.prototxt", "-weights=lenet_iter_500.caffemodel", "-iterations", "3"]) == 0
+    log = capsys.readouterr().err
+    recorded = (RUNS / "digits_lenet" / "test.log").read_text(encoding="utf-8")
+    assert worded(log) == worded(recorded)
+    rtol, atol, _ = tolerance("logged")
+    np.testing.assert_allclose(numbers(log), numbers(recorded), rtol, atol)
+
+
+def test_scoring_in_phase_train(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["-model=net.prototxt", "-weights=given_iter_2.caffemodel", "-iterations=1", "-phase=TRAIN"]
+    assert main(["test", *flags]) == 0
+    assert "phase: TRAIN" in capsys.readouterr().err
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"], ["-help"]):
+        assert main(arguments) == 0
+        out = capsys.readouterr().out
+        assert out.startswith("usage: imae COMMAND ...")
+        assert "\n  train               train a solver" in out
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"imae \d+\.\d+\.\d+\n", capsys.readouterr().out)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    assert "--snapshot STATE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_what_the_table_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert importlib.util.find_spec(COMMANDS[name]) is not None, f"{COMMANDS[name]} is missing"
+    module = importlib.import_module(COMMANDS[name])
+    assert module.COMMAND == name
+    assert module.HELP.strip()
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: imae {name}" in capsys.readouterr().out
+
+
+def test_ctrl_c_outside_of_training(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(arguments: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main_module, "_run", interrupted)
+    assert main(["run"]) == 130
+    assert capsys.readouterr().err == "imae: interrupted\n"
+
+
+def test_the_script_runs_from_anywhere(here: Path) -> None:
+    """`train/` on the path would hide modules; the script takes it away before it imports anything."""
+    script = Path(main_module.__file__).with_name("solve.py")
+    result = subprocess.run([sys.executable, script, "solver.prototxt"], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr.endswith("Optimization Done.\n")
+    assert names(here) == SNAPPED
+
+
+def test_other_commands_do_not_wait_for_torch() -> None:
+    code = "import sys, imae.train.main; print(sorted({'torch', 'onnx', 'h5py', 'cv2'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"

@@ -1,0 +1,83 @@
+"""A third party's package adds a layer type with parameters of its own, without touching this repository."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NET = """
+name: "with a plugin"
+layer { name: "in" type: "Input" top: "x" input_param { shape { dim: [2, 3, 5] } } }
+layer { name: "xyz" type: "Xyz" bottom: "x" top: "y" xyz_param { scale: 0.5 filler { value: 0.25 } } }
+layer { name: "default" type: "Xyz" bottom: "y" top: "z" }
+"""
+
+BUILD = f"""
+import torch
+from imae.layers.net import Net
+from imae.prototxt import LayerParameter, parse_net, to_text
+net = Net(parse_net({NET!r}))
+x = torch.arange(30.0).reshape(2, 3, 5)
+outputs = net({{"x": x}})
+assert torch.equal(outputs["z"], 2 * (0.5 * x + 0.25)), outputs
+outputs["z"].sum().backward()
+assert net.params["xyz"][0].grad.tolist() == [20, 20, 20]
+assert parse_net(to_text(net.param)).layer[1].xyz_param.scale == 0.5
+assert LayerParameter.FromString(net.param.layer[1].SerializeToString()).xyz_param.filler.value == 0.25
+print("ran")
+"""
+
+READ = """
+from imae.prototxt import ImaeError, parse_net
+try:
+    parse_net('layer { type: "Xyz" xyz_param { scaling: 3 } }', "net")
+except ImaeError as error:
+    print(error)
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder into which pip has installed the package."""
+    folder = tmp_path_factory.mktemp("plugin")
+    shutil.copytree(Path(__file__).with_name("plugin_xyz"), folder / "source")
+    command = [
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "--target",
+        "site",
+        "./source",
+    ]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", *command], cwd=folder, check=True
+    )
+    return folder / "site"
+
+
+def run(code: str, *paths: Path) -> str:
+    """What the code prints in a process that sees these folders besides the usual ones."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_net_with_the_plugins_layer(installed: Path) -> None:
+    assert run(BUILD, installed) == "ran\n"
+
+
+def test_a_misspelt_field_of_the_plugin(installed: Path) -> None:
+    assert run(READ, installed) == (
+        'net:1:33: message "imae_xyz.XyzParameter" has no field "scaling"; did you mean "scale"?\n'
+    )
+
+
+def test_without_the_package_the_field_is_unknown() -> None:
+    assert run(READ).startswith('net:1:21: message "caffe.LayerParameter" has no field "xyz_param"')

@@ -1,0 +1,303 @@
+"""Solver states: Caffe's read, ours written, exact resume, what is refused, and a process that is killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from digits_runs import RUNS, prepared
+
+from imae.prototxt import SolverParameter, SolverState
+from imae.prototxt.errors import FileError, SnapshotError
+from imae.prototxt.text import parse_solver, read_binary, read_net, read_solver
+from imae.train.snapshot import State, read_state, write_state
+from imae.train.solver import Solver
+
+CAFFES = RUNS / "digits_lenet" / "lenet_iter_500.solverstate"
+
+NET = """
+layer { name: "data" type: "DummyData" top: "data" top: "label"
+        dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 }
+                           data_filler { type: "gaussian" } data_filler { type: "constant" value: 1 } } }
+layer { name: "a" type: "InnerProduct" bottom: "data" top: "a"
+        inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "a" bottom: "label" top: "loss" }
+"""
+SOLVER = (
+    'base_lr: 0.1 lr_policy: "step" stepsize: 4 gamma: 0.5 momentum: 0.9 random_seed: 1 snapshot_prefix: "s" '
+    f"net_param {{ {NET} }}"
+)
+ENDS = {"BINARYPROTO": "", "HDF5": ".h5"}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def same(one: Solver, other: Solver) -> bool:
+    """Whether weights and histories agree bit by bit."""
+    pairs = zip([*one.net.learnable, *one.history], [*other.net.learnable, *other.history], strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+# -- files -------------------------------------------------------------------------------------------------------
+
+RUN: dict[str, Any] = {
+    "count": 3,
+    "text": "ä",
+    "bytes": b"\x00\xff",
+    "list": [{"a": 1.5}, {}],
+    "array": np.arange(6, dtype=np.uint32).reshape(2, 3),
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values())
+@pytest.mark.parametrize("run", [{}, RUN])
+def test_write_then_read_is_the_identity(here: Path, end: str, run: dict[str, Any]) -> None:
+    history = [np.random.default_rng(i).standard_normal(shape).astype(np.float32) for i, shape in enumerate([(2, 3), (5,), ()])]
+    state = State(12, "some/where.caffemodel", 4, history, run)
+    write_state(state, f"s{end}")
+    got = read_state(f"s{end}")
+    assert (got.iteration, got.learned_net, got.current_step) == (12, "some/where.caffemodel", 4)
+    assert [h.dtype for h in got.history] == [np.float32] * 3
+    for a, b in zip(got.history, history, strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_array_equal(a, b)
+    if run:
+        np.testing.assert_array_equal(got.run.pop("array"), RUN["array"])
+        assert got.run == {key: value for key, value in run.items() if key != "array"}
+    else:
+        assert got.run == {}
+
+
+def test_caffes_state_is_read_and_written_again_the_same(here: Path) -> None:
+    state = read_state(CAFFES)
+    assert (state.iteration, state.learned_net, state.current_step) == (500, "lenet_iter_500.caffemodel", 0)
+    assert [h.shape for h in state.history[:3]] == [(12, 1, 3, 3), (12,), (24, 12, 3, 3)]
+    assert state.run == {}
+    write_state(state, "s")
+    assert Path("s").read_bytes() == CAFFES.read_bytes()
+
+
+def test_hdf5_has_caffes_groups(here: Path) -> None:
+    write_state(State(7, "m.h5", 2, [np.ones((2, 3), np.float32)] * 11), "s.h5")
+    with h5py.File("s.h5") as file:
+        assert sorted(file) == ["current_step", "history", "iter", "learned_net"]
+        assert (file["iter"].dtype, file["iter"].shape, file["iter"][0]) == (np.int32, (1,), 7)
+        assert (file["current_step"].dtype, file["current_step"].shape, file["current_step"][0]) == (np.int32, (1,), 2)
+        # Caffe reads the name up to a zero byte.
+        assert (file["learned_net"].dtype, file["learned_net"].shape) == (np.dtype("S5"), ())
+        assert sorted(file["history"], key=int) == [str(i) for i in range(11)]
+
+
+@pytest.mark.parametrize("end", ENDS.values())
+def test_damaged_states_are_refused(here: Path, end: str) -> None:
+    path = Path(f"s{end}")
+    write_state(State(7, "m", 2, [np.ones((20, 3), np.float32)]), path)
+    data = path.read_bytes()
+    for broken in (data[:-1], data[: len(data) // 2], b"", b"no state at all"):
+        path.write_bytes(broken)
+        with pytest.raises(SnapshotError, match=re.escape(str(path))) as caught:
+            read_state(path)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(SnapshotError, match=f"nope{re.escape(end)}: no such file"):
+        read_state(f"nope{end}")
+
+
+def test_a_state_that_is_no_state_of_ours_to_pack() -> None:
+    with pytest.raises(TypeError, match="got object"):
+        write_state(State(1, "", 0, [], {"x": object()}), "s")
+
+
+# -- snapshots ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "end"), ENDS.items())
+def test_a_resumed_run_is_the_run_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, end: str) -> None:
+    """Crops, mirrors, dropout, a place amid an epoch, a window of losses, test batches: bit by bit."""
+    folder = prepared("digits_lenet", tmp_path)
+    monkeypatch.chdir(folder)
+    param = read_solver("solver.prototxt")
+    net = read_net("net.prototxt")
+    for layer in net.layer[:2]:
+        layer.transform_param.mirror = True
+        layer.transform_param.crop_size = 6
+    dropout = net.layer.add(name="drop", type="Dropout", bottom=["ip1"], top=["ip1"])
+    param.ClearField("net")
+    param.net_param.CopyFrom(net)
+    del param.net_param.layer[:]
+    for layer in net.layer[:-1]:
+        param.net_param.layer.add().CopyFrom(layer)
+        if layer.name == "relu1":
+            param.net_param.layer.add().CopyFrom(dropout)
+    param.max_iter, param.snapshot, param.test_interval, param.test_iter[:] = 70, 52, 20, [2]
+    param.snapshot_format = SolverParameter.SnapshotFormat.Value(kind)  # type: ignore[assignment]
+    whole = Solver(param)
+    whole.solve()
+    model = Path(f"lenet_iter_70.caffemodel{end}").read_bytes()
+    state = Path(f"lenet_iter_70.solverstate{end}").read_bytes()
+    resumed = Solver(param)
+    resumed.restore(f"lenet_iter_52.solverstate{end}")
+    assert resumed.iteration == 52
+    resumed.solve()
+    assert same(whole, resumed)
+    if kind == "BINARYPROTO":
+        assert Path("lenet_iter_70.caffemodel").read_bytes() == model
+        assert Path("lenet_iter_70.solverstate").read_bytes() == state
+    as_caffe = Solver(param)
+    as_caffe.restore(f"lenet_iter_52.solverstate{end}", as_caffe=True)
+    as_caffe.solve()
+    assert not same(whole, as_caffe)
+
+
+def test_caffes_snapshot_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(prepared("digits_lenet", tmp_path))
+    solver = Solver(read_solver("solver.prototxt"))
+    solver.restore("lenet_iter_500.solverstate")
+    assert solver.iteration == 500
+    message = read_binary(CAFFES, SolverState)
+    for blob, recorded in zip(solver.history, message.history, strict=True):
+        np.testing.assert_array_equal(blob.numpy().ravel(), recorded.data)
+    means = solver.test(0)
+    assert f"{means['accuracy']:.6g}" == "0.929293"  # the last line of train.log
+    assert f"{means['loss']:.6g}" == "0.213141"
+
+
+@pytest.mark.parametrize("end", ENDS.values())
+def test_names_and_contents(here: Path, end: str) -> None:
+    param = parse_solver(SOLVER + (" snapshot_format: HDF5" if end else ""))
+    solver = Solver(param)
+    solver.step(9)
+    assert solver.snapshot() == f"s_iter_9.solverstate{end}"
+    assert sorted(path.name for path in here.iterdir()) == [f"s_iter_9.caffemodel{end}", f"s_iter_9.solverstate{end}"]
+    state = read_state(f"s_iter_9.solverstate{end}")
+    assert (state.iteration, state.learned_net, state.current_step) == (9, f"s_iter_9.caffemodel{end}", 2)
+
+
+def test_resuming_at_max_iter_trains_nothing_and_writes_a_snapshot(here: Path) -> None:
+    solver = Solver(parse_solver(SOLVER + " max_iter: 2"))
+    solver.solve()
+    state = Path("s_iter_2.solverstate").read_bytes()
+    other = Solver(parse_solver(SOLVER + " max_iter: 2"))
+    other.restore("s_iter_2.solverstate")
+    Path("s_iter_2.solverstate").unlink()
+    other.solve()
+    assert other.iteration == 2
+    assert Path("s_iter_2.solverstate").read_bytes() == state
+
+
+def test_states_that_do_not_fit_are_refused_and_leave_the_solver_alone(here: Path) -> None:
+    solver = Solver(parse_solver(SOLVER))
+    solver.step(3)
+    path = solver.snapshot()
+    adam = Solver(parse_solver(SOLVER + ' type: "Adam"'))
+    message = "Incorrect length of history blobs: it has 2, a solver of type Adam has 4 for this net"
+    with pytest.raises(SnapshotError, match=message):
+        adam.restore(path)
+    wide = Solver(parse_solver(SOLVER.replace("num_output: 5", "num_output: 7")))
+    message = re.escape("history blob 0 has shape 5 3 (15), this net needs 7 3 (21)")
+    with pytest.raises(SnapshotError, match=message):
+        wide.restore(path)
+    Path("s_iter_3.caffemodel").write_bytes(b"damaged")
+    fresh, untouched = Solver(parse_solver(SOLVER)), Solver(parse_solver(SOLVER))
+    with pytest.raises(SnapshotError, match=r"s_iter_3\.solverstate: s_iter_3\.caffemodel: not a binary"):
+        fresh.restore(path)
+    Path("s_iter_3.caffemodel").unlink()
+    message = r"s_iter_3\.solverstate: File not found: s_iter_3\.caffemodel, the model that belongs to it"
+    with pytest.raises(SnapshotError, match=message):
+        fresh.restore(path)
+    assert fresh.iteration == 0
+    assert same(fresh, untouched)
+
+
+def test_an_old_state_with_four_axes_fits(here: Path) -> None:
+    solver = Solver(parse_solver(SOLVER))
+    solver.step(2)
+    path = solver.snapshot()
+    message = read_binary(path, SolverState)
+    for blob in message.history:
+        dims = [1] * (4 - len(blob.shape.dim)) + list(blob.shape.dim)
+        blob.ClearField("shape")
+        blob.num, blob.channels, blob.height, blob.width = dims
+    Path(path).write_bytes(message.SerializeToString())
+    other = Solver(parse_solver(SOLVER))
+    other.restore(path)
+    assert same(solver, other)
+
+
+def test_a_run_that_cannot_go_on_exactly_is_refused(here: Path) -> None:
+    solver = Solver(parse_solver(SOLVER))
+    solver.step(2)
+    path = solver.snapshot()
+    state = read_state(path)
+    for run in ({"random": b"short"}, {"no": 1}, {**state.run, "loss": {}}):
+        write_state(State(2, state.learned_net, 0, state.history, run), path)
+        with pytest.raises(SnapshotError, match="the run cannot go on exactly: .*--resume-as-caffe"):
+            Solver(parse_solver(SOLVER)).restore(path)
+        Solver(parse_solver(SOLVER)).restore(path, as_caffe=True)
+
+
+def test_a_snapshot_that_fails_leaves_the_last_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No space for the state: the model of this iteration may be there, its state is not, and nothing half."""
+    solver = Solver(parse_solver(SOLVER))
+    solver.step(1)
+    solver.snapshot()
+    solver.step(1)
+    os.mkdir("s_iter_2.solverstate")  # cannot be replaced by a file
+    with pytest.raises(FileError, match=r"cannot write 's_iter_2\.solverstate'"):
+        solver.snapshot()
+    names = {path.name for path in here.iterdir()}
+    assert names == {f"s_iter_{i}.{end}" for i in (1, 2) for end in ("caffemodel", "solverstate")}
+    read_state("s_iter_1.solverstate")
+
+
+def test_snapshot_diff(here: Path) -> None:
+    solver = Solver(parse_solver(SOLVER + " snapshot_diff: true snapshot_format: HDF5"))
+    solver.step(1)
+    solver.snapshot()
+    with h5py.File("s_iter_1.caffemodel.h5") as file:
+        diff = solver.net.learnable[0].grad
+        assert diff is not None
+        np.testing.assert_array_equal(file["diff/a/0"], diff.numpy())
+
+
+def test_killed_at_any_moment_the_last_snapshot_is_whole(here: Path) -> None:
+    """kill -9 while snapshots are written all the time; the training goes on from the last state."""
+    Path("solver.prototxt").write_text(SOLVER + " max_iter: 1000000 snapshot: 1")
+    command = [sys.executable, "-c", "from imae.train.main import main; main(['train', 'solver.prototxt'])"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not Path("s_iter_3.solverstate").exists():
+            assert process.poll() is None and time.monotonic() < deadline, "no snapshot was written"
+            time.sleep(0.01)
+        time.sleep(random.uniform(0, 0.2))
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    states = sorted(here.glob("s_iter_*.solverstate"), key=lambda path: int(path.stem.rpartition("_")[2]))
+    assert len(states) >= 3
+    models = {path.name for path in here.glob("s_iter_*.caffemodel")}
+    for path in states:
+        assert read_state(path).learned_net in models
+    assert all(path.suffix in (".solverstate", ".caffemodel", ".prototxt", ".tmp") for path in here.iterdir())
+    last = read_state(states[-1])
+    resumed, straight = (Solver(parse_solver(SOLVER)) for _ in range(2))
+    resumed.restore(states[-1].name)
+    assert resumed.iteration == last.iteration == int(states[-1].stem.rpartition("_")[2])
+    resumed.step(3)
+    straight.step(last.iteration + 3)
+    assert same(resumed, straight)

@@ -1,0 +1,201 @@
+"""Caffe's log: its lines written, parsed and compared.
+
+    I1121 02:13:11.119556  3203 solver.cpp:239] Iteration 0 (0 iter/s, 0.005s/20 iters), loss = 2.33961
+
+A line begins with severity, month and day, time, thread and the place in Caffe's sources that writes it, so
+that the tools made for Caffe's logs read ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SEVERITIES = {
+    logging.DEBUG: "I",
+    logging.INFO: "I",
+    logging.WARNING: "W",
+    logging.ERROR: "E",
+    logging.CRITICAL: "F",
+}
+
+
+class GlogFormatter(logging.Formatter):
+    """Log records as glog 0.3 writes them; `extra={"caffe": "solver.cpp:239"}` names the place."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created)
+        place = getattr(record, "caffe", f"{record.filename}:{record.lineno}")
+        severity = SEVERITIES.get(record.levelno, "I")
+        return (
+            f"{severity}{time:%m%d %H:%M:%S.%f} {threading.get_native_id():5d} {place}] {record.getMessage()}"
+        )
+
+
+def number(value: float | np.float32) -> str:
+    """A number as a C++ stream prints it: 6 significant digits; NaN with its sign."""
+    if math.isnan(value):
+        return "-nan" if math.copysign(1, value) < 0 else "nan"
+    return f"{float(value):.6g}"
+
+
+class LogNumber(NamedTuple):
+    """One number of a log.
+
+    what       loss (smoothed), lr, train or test (an output of the net), test_loss
+    net        index of the test net
+    place      of the output, as in `Test net output #1`
+    seconds    since the line `Solving ...`
+    """
+
+    what: str
+    iteration: int
+    net: int
+    place: int
+    name: str
+    value: float
+    seconds: float
+
+
+PREFIX = re.compile(r"[IWEF](\d{4})?(\d\d)(\d\d) (\d\d):(\d\d):(\d\d)\.(\d+) +\d+ \S+:\d+\] ")
+ITERATION = re.compile(r"Iteration (\d+)(?:, Testing net \(#(\d+)\))?")
+LOSS = re.compile(r"Iteration \d+(?: \(.*\))?, loss = (\S+)")
+RATE = re.compile(r"Iteration \d+, lr = (\S+)")
+TEST_LOSS = re.compile(r"Test loss: (\S+)")
+OUTPUT = re.compile(r"(Train|Test) net output #(\d+): (\S+) = (\S+)")
+
+
+def read_log(path: str | os.PathLike[str]) -> list[LogNumber]:
+    """The numbers of a log file, in its order."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return list(parse_log(file))
+
+
+def parse_log(lines: Iterable[str], year: int | None = None) -> Iterator[LogNumber]:
+    """The numbers of a log, in its order; lines that are not Caffe's are passed over.
+
+    year   of the first line, where the log does not say (by default this year; leap years matter)
+    """
+    iteration, net = -1, 0
+    start = now = datetime(year or datetime.now().year, 1, 1)
+    for line in lines:
+        prefix = PREFIX.match(line)
+        if prefix is None:
+            continue
+        now = _time(prefix, now)
+        message = line[prefix.end() :].rstrip("\n")
+        if message.startswith("Solving "):
+            start = now
+        if match := ITERATION.match(message):
+            iteration, net = int(match[1]), int(match[2] or 0)
+        if iteration < 0:
+            continue
+        seconds = (now - start).total_seconds()
+        if match := LOSS.match(message):
+            yield LogNumber("loss", iteration, 0, 0, "loss", float(match[1]), seconds)
+        elif match := RATE.match(message):
+            yield LogNumber("lr", iteration, 0, 0, "lr", float(match[1]), seconds)
+        elif match := TEST_LOSS.match(message):
+            yield LogNumber("test_loss", iteration, net, 0, "loss", float(match[1]), seconds)
+        elif match := OUTPUT.match(message.lstrip()):
+            of_net = net if match[1] == "Test" else 0
+            yield LogNumber(
+                match[1].lower(), iteration, of_net, int(match[2]), match[3], float(match[4]), seconds
+            )
+
+
+def _time(prefix: re.Match[str], before: datetime) -> datetime:
+    """The time of a line; without a year in it, a smaller month than before begins a new one."""
+    year, month, day, hour, minute, second, fraction = prefix.groups()
+    years = int(year) if year else before.year + (int(month) < before.month)
+    try:
+        date = datetime(years, int(month), int(day))
+    except ValueError:  # 29 February in another year
+        return before
+    clock = timedelta(hours=int(hour), minutes=int(minute), seconds=float(f"{second}.{fraction}"))
+    return date + clock
+
+
+def rows(numbers: Iterable[LogNumber], what: str = "train", net: int = 0) -> list[dict[str, float]]:
+    """A table of the train outputs, or of the outputs of one test net; a row each time they were printed.
+
+    The columns are those of Caffe's parse_log.py: NumIters, Seconds, LearningRate and the outputs by name.
+    Its faults are not repeated: LearningRate is the rate of this iteration (NaN where it was not printed), no
+    row is lost, test nets do not mix, and the elements of a vector output are name[0], name[1] ...
+    """
+    numbers = list(numbers)
+    rates = {n.iteration: n.value for n in numbers if n.what == "lr"}
+    table: list[list[LogNumber]] = []
+    for entry in numbers:
+        if (entry.what, entry.net) == (what, net):
+            if entry.place == 0:
+                table.append([])
+            table[-1].append(entry)
+    return [
+        {
+            "NumIters": entries[0].iteration,
+            "Seconds": entries[0].seconds,
+            "LearningRate": rates.get(entries[0].iteration, math.nan),
+            **dict(zip(_columns([e.name for e in entries]), (e.value for e in entries), strict=True)),
+        }
+        for entries in table
+    ]
+
+
+def _columns(names: list[str]) -> list[str]:
+    """Names of outputs with the elements of vectors told apart."""
+    return [
+        f"{name}[{names[:i].count(name)}]" if names.count(name) > 1 else name for i, name in enumerate(names)
+    ]
+
+
+class LogDifference(NamedTuple):
+    """How far the numbers of one kind differ between two logs.
+
+    common           how many numbers both have; missing, extra: how many only the first, only the second has
+    absolute         the largest difference; relative: the largest one relative to the first log's number
+    iteration, name  where the absolute difference is largest
+    """
+
+    what: str
+    common: int
+    missing: int
+    extra: int
+    absolute: float
+    relative: float
+    iteration: int
+    name: str
+
+
+def compare(first: Iterable[LogNumber], second: Iterable[LogNumber]) -> list[LogDifference]:
+    """The differences between two logs, by kind; of a number that occurs twice the last counts."""
+    a, b = ({n[:5]: n.value for n in log} for log in (first, second))
+    differences = []
+    for what in dict.fromkeys(key[0] for key in [*a, *b]):
+        ours, theirs = ({key for key in log if key[0] == what} for log in (a, b))
+        worst, relative, where = 0.0, 0.0, (what, -1, 0, 0, "")
+        for key in sorted(ours & theirs):
+            distance = _distance(a[key], b[key])
+            relative = max(relative, distance / abs(a[key]) if a[key] and distance < math.inf else distance)
+            if distance > worst or where[1] < 0:
+                worst, where = distance, key
+        counts = len(ours & theirs), len(ours - theirs), len(theirs - ours)
+        differences.append(LogDifference(what, *counts, worst, relative, where[1], where[4]))
+    return differences
+
+
+def _distance(a: float, b: float) -> float:
+    """|a - b|; NaNs are equal to each other and infinitely far from all else."""
+    if a == b or (math.isnan(a) and math.isnan(b)):
+        return 0.0
+    distance = abs(a - b)
+    return distance if math.isfinite(distance) else math.inf

@@ -1,0 +1,108 @@
+"""`imae train`: train a solver as `caffe train` does.
+
+Caffe: tools/caffe.cpp, train().
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+import torch
+
+from imae.prototxt import SolverParameter
+from imae.prototxt.errors import ImaeError, PrototxtError
+from imae.prototxt.text import read_solver
+from imae.train.device import gpu, set_threads
+from imae.train.progress import training_bar
+from imae.train.signals import SignalRequests, action
+from imae.train.solver import Solver
+
+COMMAND = "train"
+HELP = "train a solver: from scratch, from weights, or on from a snapshot"
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
+    parser.add_argument("file", nargs="?", metavar="SOLVER", help="the solver's prototxt")
+    parser.add_argument("--solver", metavar="SOLVER", help="the same, as Caffe spells it")
+    parser.add_argument("--snapshot", metavar="STATE", help="the .solverstate to resume from")
+    parser.add_argument(
+        "--resume-as-caffe",
+        action="store_true",
+        help="with --snapshot: begin with the first record and the first random number, as Caffe does, "
+        "instead of going on exactly where the snapshot was taken",
+    )
+    parser.add_argument("--weights", metavar="W[,W]", help="the .caffemodel(s) to start from")
+    parser.add_argument(
+        "--gpu", nargs="?", const="0", metavar="ID", help="compute on this GPU, or on `all` (of one)"
+    )
+    parser.add_argument("--level", type=int, help="the train net's level (0)")
+    parser.add_argument("--stage", default="", metavar="S[,S]", help="the train net's stages")
+    for name, default in (("sigint", "stop"), ("sighup", "snapshot")):
+        parser.add_argument(
+            f"--{name}_effect", default=default, metavar="EFFECT", help=f"stop, snapshot or none ({default})"
+        )
+    parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with on the CPU")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train to the end, or until a signal stops it."""
+    if args.file and args.solver and args.file != args.solver:
+        raise ImaeError(f"Two solvers are given: {args.file} and --solver {args.solver}; give one")
+    path = args.file or args.solver
+    if not path:
+        raise ImaeError("Need a solver definition to train: imae train SOLVER")
+    if args.snapshot and args.weights:
+        raise ImaeError("Give a snapshot to resume training or weights to finetune but not both.")
+    set_threads(args.threads)
+    param = read_solver(path)
+    _set_train_state(param, args, path)
+    device = _device(param, args.gpu)
+    with SignalRequests(action(args.sigint_effect), action(args.sighup_effect)) as requests:
+        if args.snapshot:
+            del param.weights[:]
+        elif args.weights:
+            param.weights[:] = [args.weights]
+        solver = Solver(param, device=device)
+        solver.request = requests
+        if args.snapshot:
+            _log(235, f"Resuming from {args.snapshot}")
+            solver.restore(args.snapshot, as_caffe=args.resume_as_caffe)
+        _log(239, "Starting Optimization")
+        with training_bar(solver):
+            solver.solve()
+    _log(250, "Optimization Done.")
+
+
+def _set_train_state(param: SolverParameter, args: argparse.Namespace, path: str) -> None:
+    """Put level and stages of the command line into train_state."""
+    if args.level is None and param.train_state.level:
+        # Caffe: the flag's default silently takes its place.
+        raise PrototxtError(
+            f"{path}: train_state.level is {param.train_state.level}, but the command line's level counts, "
+            f"and that is 0; add --level {param.train_state.level}, or take it out of the file"
+        )
+    param.train_state.level = args.level or 0
+    param.train_state.stage.extend(args.stage.split(","))  # Caffe: without --stage this adds the stage ""
+
+
+def _device(param: SolverParameter, flag: str | None) -> torch.device:
+    """--gpu, or else solver_mode where it is written: the field's default GPU does not count."""
+    if flag is not None:
+        device = gpu(flag, f"--gpu {flag}", "leave --gpu out")
+    elif param.HasField("solver_mode") and param.solver_mode == SolverParameter.GPU:
+        device = gpu(str(param.device_id), "solver_mode: GPU", "write solver_mode: CPU")
+    else:
+        _log(197, "Use CPU.")
+        return torch.device("cpu")
+    param.device_id = device.index
+    _log(204, f"Using GPUs {device.index}")
+    _log(209, f"GPU {device.index}: {torch.cuda.get_device_name(device)}")
+    return device
+
+
+def _log(line: int, message: str) -> None:
+    logger.info(message, extra={"caffe": f"caffe.cpp:{line}"})

@@ -1,0 +1,33 @@
+"""The GPU that was asked for, or an error; threads on the CPU."""
+
+from __future__ import annotations
+
+import torch
+
+from imae.prototxt.errors import DeviceError, ImaeError
+
+
+def gpu(wanted: str, asked_by: str, instead: str) -> torch.device:
+    """The device of an id, or of `all` where there is one GPU.
+
+    asked_by   what asked for it, `instead` what to do without one, both for the DeviceError
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        raise DeviceError(f"{asked_by}: no CUDA device is available here; {instead} to compute on the CPU")
+    if "," in wanted or (wanted == "all" and count > 1):
+        raise DeviceError(f"{asked_by}: one GPU computes, {count} are here; choose one, as in --gpu 0")
+    index = 0 if wanted == "all" else int(wanted) if wanted.isdecimal() else -1
+    if not 0 <= index < count:
+        raise DeviceError(f"{asked_by}: expected the id of a GPU, 0 to {count - 1}, or all; got {wanted!r}")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
+
+
+def set_threads(count: int | None) -> None:
+    """Let torch compute with so many threads; None leaves it to torch."""
+    if count is not None:
+        if count < 1:
+            raise ImaeError(f"--threads must be at least 1, got {count}")
+        torch.set_num_threads(count)

@@ -1,0 +1,138 @@
+"""The command line: `imae COMMAND ...`.
+
+    imae train SOLVER [--snapshot S | --weights W[,W]] [--gpu ID]
+    imae test --model NET --weights W [--iterations 50] [--gpu ID]
+    imae convert-cifar, corrupt-labels, export, run ...      see `imae --help`, `imae COMMAND --help`
+
+Caffe's spellings of flags work: -solver=X, --solver X, -gpu all. The log goes to stderr. Exit status: 0, also
+where a signal ended the training early; 2 for bad input, which one line on stderr describes; 130 where Ctrl-C
+ended another command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import logging
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from importlib.metadata import version
+from typing import NoReturn, Protocol, cast
+
+from imae.prototxt.errors import ImaeError
+from imae.train.caffe_log import GlogFormatter
+from imae.train.progress import StderrHandler
+
+# A module is imported when its command is used, so that no command waits for another's libraries.
+COMMANDS = {
+    "train": "imae.train.command_train",
+    "test": "imae.train.command_test",
+    "convert-cifar": "imae.converters.convert_cifar",
+    "convert-imageset": "imae.converters.convert_imageset",
+    "convert-folder": "imae.converters.convert_folder",
+    "convert-digits": "imae.converters.convert_digits",
+    "corrupt-labels": "imae.converters.corrupt_labels",
+    "compute-image-mean": "imae.converters.compute_image_mean",
+    "export": "imae.converters.export_onnx",
+    "run": "imae.converters.run_onnx",
+    "demo": "imae.train.demo",
+}
+
+
+class Command(Protocol):
+    """What the module of a command offers."""
+
+    COMMAND: str
+    HELP: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+
+    def run(self, args: argparse.Namespace) -> object:
+        """Do it; an ImaeError says what is wrong with the input."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are ImaeErrors, and which knows gflags' way to write a flag."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ImaeError(f"{self.prog.removeprefix('imae ')}: {message}")
+
+    def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """The arguments of a command line; `-gpu` is read as `--gpu`."""
+        arguments = [re.sub(r"^-(?=[A-Za-z]\w)", "--", argument) for argument in arguments]
+        flags = set(re.findall(r"(?<![\w-])--[\w-]+", self.format_help()))
+        for argument in arguments:
+            flag = argument.partition("=")[0]
+            if re.match(r"--[A-Za-z]", flag) and flag not in flags:
+                self.error(f"unknown flag {flag}{_hint(flag, flags)}")
+        return self.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    with _log_on_stderr():
+        try:
+            _run(sys.argv[1:] if arguments is None else arguments)
+        except ImaeError as error:
+            print("imae:", " ".join(str(error).splitlines()), file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("imae: interrupted", file=sys.stderr)
+            return 130
+    return 0
+
+
+def _run(arguments: Sequence[str]) -> None:
+    name = arguments[0] if arguments else "--help"
+    if name in ("--help", "-help", "-h", "help"):
+        print("usage: imae COMMAND ...    (imae COMMAND --help says more)\n\ncommands:")
+        for known in _available():
+            print(f"  {known:20}{_command(known).HELP}")
+    elif name in ("--version", "-version"):
+        print(f"imae {version('imae')}")
+    elif name not in _available():
+        raise ImaeError(
+            f"Unknown action: {name}{_hint(name, _available())} (known: {', '.join(_available())})"
+        )
+    else:
+        command = _command(name)
+        parser = Parser(prog=f"imae {name}", description=command.HELP, allow_abbrev=False)
+        command.add_arguments(parser)
+        command.run(parser.parse(arguments[1:]))
+
+
+def _available() -> list[str]:
+    return [name for name, module in COMMANDS.items() if importlib.util.find_spec(module) is not None]
+
+
+def _command(name: str) -> Command:
+    return cast(Command, importlib.import_module(COMMANDS[name]))
+
+
+def _hint(word: str, known: Sequence[str] | set[str]) -> str:
+    near = get_close_matches(word, known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """Write what the package logs to stderr, in Caffe's form, while the block runs."""
+    logger, handler = logging.getLogger("imae"), StderrHandler()
+    handler.setFormatter(GlogFormatter())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""A progress bar below the log lines where stderr is a terminal; nothing where it is a file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from imae.train.solver import Solver
+
+
+class StderrHandler(logging.Handler):
+    """Writes log lines to stderr; a bar that is shown there steps aside for them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def training_bar(solver: Solver) -> Iterator[None]:
+    """Show how far `solver` has got towards max_iter while the block runs."""
+    total = solver.param.max_iter
+    with tqdm(
+        total=total, initial=min(solver.iteration, total), unit="iter", disable=None, leave=False
+    ) as bar:
+
+        def show() -> None:
+            bar.update(solver.iteration + 1 - bar.n)
+
+        solver.on_gradients_ready.append(show)
+        try:
+            yield
+        finally:
+            solver.on_gradients_ready.remove(show)

@@ -1,0 +1,65 @@
+"""Signals as `caffe train` takes them: a request that the solver acts upon after the current iteration.
+
+SIGINT stops (with a snapshot, if snapshot_after_train), SIGHUP snapshots and goes on; both can be changed.
+SIGTERM does what SIGINT does, so that a job that is cancelled keeps its work; Caffe does not catch it.
+"""
+
+from __future__ import annotations
+
+import enum
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+from imae.prototxt.errors import ImaeError
+
+
+class Action(enum.Enum):
+    """What the solver is asked for."""
+
+    NONE = "none"
+    STOP = "stop"
+    SNAPSHOT = "snapshot"
+
+
+def action(effect: str) -> Action:
+    """The action that a flag's value names."""
+    try:
+        return Action(effect)
+    except ValueError:
+        raise ImaeError(
+            f'Invalid signal effect "{effect}" was specified; expected stop, snapshot or none'
+        ) from None
+
+
+class SignalRequests:
+    """Catches the signals while its `with` block runs; a call says what was asked for since the last one."""
+
+    def __init__(self, sigint: Action = Action.STOP, sighup: Action = Action.SNAPSHOT) -> None:
+        self._actions = {signal.SIGINT: sigint, signal.SIGTERM: sigint}
+        if hasattr(signal, "SIGHUP"):  # not on Windows
+            # In front: Caffe looks at it first.
+            self._actions = {signal.SIGHUP: sighup, **self._actions}
+        self._seen: set[int] = set()
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __call__(self) -> Action:
+        for number, wanted in self._actions.items():
+            if number in self._seen:
+                self._seen.discard(number)
+                return wanted
+        return Action.NONE
+
+    def __enter__(self) -> SignalRequests:
+        for number in self._actions:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._seen.add(number)

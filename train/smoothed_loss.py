@@ -1,0 +1,65 @@
+"""The loss that `Iteration N, loss = X` shows: the mean over the last average_loss iterations.
+
+Caffe: solver.cpp, UpdateSmoothedLoss.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+f32 = np.float32
+MAX_PENDING = 1000
+
+
+class SmoothedLoss:
+    """The mean of the last `size` losses, kept as Caffe keeps it: in float32, renewed term by term.
+
+    Losses stay on their device until `read` (or until MAX_PENDING of them wait).
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.clear()
+
+    def clear(self) -> None:
+        """Start a new window."""
+        self._window: list[np.float32] = []
+        self._value, self._count = f32(0), 0
+        self._pending: list[Tensor] = []
+
+    def add(self, loss: Tensor) -> None:
+        """Take the loss of a further iteration."""
+        self._pending.append(loss)
+        if len(self._pending) == MAX_PENDING:
+            self.read()
+
+    def read(self) -> np.float32:
+        """The mean; waits for the device."""
+        losses = torch.stack(self._pending).tolist() if self._pending else []
+        self._pending = []
+        for loss in map(f32, losses):
+            if len(self._window) < self.size:
+                self._window.append(loss)
+                size = len(self._window)
+                self._value = (self._value * f32(size - 1) + loss) / f32(size)
+            else:
+                place = self._count % self.size
+                self._value += (loss - self._window[place]) / f32(self.size)
+                self._window[place] = loss
+            self._count += 1
+        return self._value
+
+    def get_state(self) -> dict[str, Any]:
+        """What `set_state` needs to go on from here."""
+        self.read()
+        return {"window": np.array(self._window, f32), "value": float(self._value), "count": self._count}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where `get_state` was called."""
+        self.clear()
+        self._window = list(state["window"][: self.size])
+        self._value, self._count = f32(state["value"]), int(state["count"])

@@ -1,0 +1,154 @@
+"""Solver states: .solverstate (a binary SolverState) and .solverstate.h5.
+
+Both hold iter, learned_net (the model file's path as it was written), current_step and the history blobs in
+Caffe's order, and Caffe reads them. Beyond that, `run` holds what an exact resume needs and Caffe does not
+save: places in the data, random generators, the window of the smoothed loss. Caffe passes over it.
+
+Files are written beside, synced, then renamed: nobody ever sees half of one.
+Caffe: sgd_solver.cpp, SnapshotSolverStateTo..., RestoreSolverStateFrom...
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from imae.layers.blob import array_from_blob, blob_from_array
+from imae.prototxt import SolverState
+from imae.prototxt.errors import CaffemodelError, PrototxtError, SnapshotError
+from imae.prototxt.files import write_atomically
+from imae.prototxt.text import read_binary
+
+Array = NDArray[np.float32]
+AnyPath = str | os.PathLike[str]
+RUN = "imae_run"  # the dataset of `run`
+
+
+@dataclass
+class State:
+    """What a solver state file says.
+
+    history   float32 arrays, one or two per learnable parameter
+    run       for an exact resume: nested dicts and lists of numbers, strings, bytes and arrays; empty where
+              Caffe wrote the file
+    """
+
+    iteration: int
+    learned_net: str
+    current_step: int
+    history: list[Array]
+    run: dict[str, Any] = field(default_factory=dict)
+
+
+def write_state(state: State, path: AnyPath) -> None:
+    """Write a state, as HDF5 where the path ends in .h5; FileError where that is not possible."""
+    write_atomically(path, _to_hdf5(state) if _is_hdf5(path) else _to_binary(state))
+
+
+def read_state(path: AnyPath) -> State:
+    """Read a state; SnapshotError where the file is missing, damaged or something else."""
+    return _from_hdf5(path) if _is_hdf5(path) else _from_binary(path)
+
+
+def _is_hdf5(path: AnyPath) -> bool:
+    return os.fspath(path).endswith(".h5")
+
+
+def _to_binary(state: State) -> bytes:
+    message = SolverState(
+        iter=state.iteration,
+        learned_net=state.learned_net,
+        current_step=state.current_step,
+        history=[blob_from_array(values) for values in state.history],
+    )
+    if state.run:
+        message.imae_run = _pack(state.run)
+    return message.SerializeToString()
+
+
+def _from_binary(path: AnyPath) -> State:
+    try:
+        message = read_binary(path, SolverState)
+        history = [array_from_blob(blob) for blob in message.history]
+    except PrototxtError as error:
+        raise SnapshotError(str(error)) from None
+    except CaffemodelError as error:
+        raise SnapshotError(f"{path}: history: {error}") from None
+    run = _unpack(message.imae_run, path)
+    return State(message.iter, message.learned_net, message.current_step, history, run)
+
+
+def _to_hdf5(state: State) -> bytes:
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file["iter"] = np.array([state.iteration], np.int32)
+        name = state.learned_net.encode()
+        file["learned_net"] = np.array(name, f"S{len(name) + 1}")  # Caffe reads it up to a zero byte
+        file["current_step"] = np.array([state.current_step], np.int32)
+        history = file.create_group("history")
+        for index, values in enumerate(state.history):
+            history[str(index)] = values
+        if state.run:
+            file[RUN] = np.frombuffer(_pack(state.run), np.uint8)
+    return buffer.getvalue()
+
+
+def _from_hdf5(path: AnyPath) -> State:
+    try:
+        with h5py.File(path, "r") as file:
+            history = file["history"]
+            return State(
+                int(file["iter"][0]),
+                bytes(file["learned_net"][()]).rstrip(b"\0").decode() if "learned_net" in file else "",
+                int(file["current_step"][0]),
+                [np.asarray(history[str(index)], np.float32) for index in range(len(history))],
+                _unpack(file[RUN][()].tobytes(), path) if RUN in file else {},
+            )
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        if not os.path.isfile(path):
+            raise SnapshotError(f"{path}: no such file") from None
+        raise SnapshotError(f"{path}: not a solver state in HDF5, or damaged: {error}") from None
+
+
+def _pack(tree: Any) -> bytes:
+    """Nested dicts and lists of numbers, strings, bytes and arrays as JSON."""
+    return json.dumps(tree, default=_pack_leaf).encode()
+
+
+def _pack_leaf(leaf: Any) -> dict[str, Any]:
+    if isinstance(leaf, bytes):
+        return {"bytes": base64.b64encode(leaf).decode()}
+    if isinstance(leaf, np.generic):
+        leaf = np.asarray(leaf)
+    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf":
+        values = base64.b64encode(np.ascontiguousarray(leaf).tobytes()).decode()
+        return {"array": values, "dtype": leaf.dtype.str, "shape": leaf.shape}
+    raise TypeError(f"a run's state is made of numbers, strings, bytes and arrays; got {type(leaf).__name__}")
+
+
+def _unpack(data: bytes, path: AnyPath) -> dict[str, Any]:
+    """What `_pack` packed."""
+    if not data:
+        return {}
+    try:
+        tree: dict[str, Any] = json.loads(data, object_hook=_unpack_leaf)
+    except (ValueError, TypeError, KeyError) as error:
+        raise SnapshotError(f"{path}: the state of the run in it is damaged: {error}") from None
+    return tree
+
+
+def _unpack_leaf(leaf: dict[str, Any]) -> Any:
+    if leaf.keys() == {"bytes"}:
+        return base64.b64decode(leaf["bytes"])
+    if leaf.keys() == {"array", "dtype", "shape"}:
+        values = np.frombuffer(base64.b64decode(leaf["array"]), np.dtype(leaf["dtype"]))
+        return values.reshape(leaf["shape"]).copy()
+    return leaf

@@ -1,0 +1,485 @@
+"""Solver: trains a net as a SolverParameter says, in Caffe's order.
+
+One iteration:
+
+    clear the gradients; test, if due
+    iter_size times forward and backward, gradients adding up; display, if due
+    rate -> clip the summed gradients -> divide by iter_size -> regularise (decay_mult)
+         -> update rule (lr_mult, the rate inside the history) -> subtract
+    iteration + 1; snapshot, if due or asked for
+
+Caffe: solver.cpp, sgd_solver.cpp.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from imae.converters.caffemodel import load_caffemodel, save_caffemodel
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.net import Net, shape_string
+from imae.layers.stepwise import Stepwise, parameter_diff
+from imae.prototxt import SolverParameter
+from imae.prototxt.errors import CaffemodelError, DeviceError, FileError, PrototxtError, SnapshotError
+from imae.prototxt.text import to_text
+from imae.train.caffe_log import number
+from imae.train.executor import Executor, NetExecutor, Result, StepwiseExecutor
+from imae.train.lr_policy import advance_step, learning_rate
+from imae.train.signals import Action
+from imae.train.smoothed_loss import SmoothedLoss
+from imae.train.snapshot import State, read_state, write_state
+from imae.train.solver_nets import build_test_nets, build_train_net
+from imae.train.update_rules import update_rule
+
+logger = logging.getLogger(__name__)
+
+Array = NDArray[np.float32]
+f32 = np.float32
+MAX_PENDING = 1000  # numbers for the log that may wait on the device
+
+
+@dataclass
+class _Group:
+    """Learnable parameters with one lr_mult and one decay_mult, by their places in `net.learnable`.
+
+    rate   learning rate * lr_mult, on the device
+    """
+
+    places: list[int]
+    lr_mult: float
+    decay_mult: float
+    rate: Tensor
+
+
+class Solver:
+    """A train net, its test nets, and the update of the weights.
+
+    param           SolverParameter; `net:` and the like are relative to the working directory, as in Caffe
+    device          where the nets compute
+    random          the run's random numbers; by default a stream of its own
+    executor        makes the object that runs a net (see executor.py)
+    channels_last   for the default executor
+
+    iteration       updates made so far
+    net, test_nets  in Caffe's order; the test nets use the train net's parameters
+    history         history blobs in Caffe's order: one per learnable parameter, then a second one where the
+                    rule has two
+    request         asked after each iteration and each test batch: what a signal wants
+    on_start, on_gradients_ready    called before the forward pass and before the update of each iteration
+
+    PrototxtError for fields that make no sense, FileError where snapshots could not be written.
+    """
+
+    def __init__(
+        self,
+        param: SolverParameter,
+        *,
+        device: str | torch.device = "cpu",
+        random: CaffeRandom | None = None,
+        executor: Callable[[Net], Executor] | None = None,
+        channels_last: bool = False,
+    ) -> None:
+        self.param = param
+        self.device = torch.device(device)
+        self.rule = update_rule(param)
+        self.iteration = self.current_step = 0
+        self.request: Callable[[], Action] = lambda: Action.NONE
+        self.on_start: list[Callable[[], object]] = []
+        self.on_gradients_ready: list[Callable[[], object]] = []
+        self._stopped = self._debugging = self._keep_loss = False
+        self._lap: tuple[float, int] | None = None
+        self._norms: list[Tensor] = []
+        self._say("solver.cpp:45", f"Initializing solver from parameters: \n{to_text(param)}".rstrip("\n"))
+        self._check_param()
+        self.random = random if random is not None else CaffeRandom(None)
+        if param.random_seed >= 0:
+            self.random.reseed(param.random_seed)
+        elif random is None:
+            logger.info("random_seed was not specified; this run's seed is %d", self.random.seed)
+        make = executor or (lambda net: NetExecutor(net, self.device, channels_last))
+        self.net = build_train_net(param, self.random)
+        self._run = make(self.net)
+        self.test_nets = build_test_nets(param, self.random, self.net)
+        self._run_test = [make(net) for net in self.test_nets]
+        if param.debug_info:
+            self._run_debug = _debug_executor(self._run, self.net)
+            self._run_test = [
+                _debug_executor(run, net) for run, net in zip(self._run_test, self.test_nets, strict=True)
+            ]
+        self.history = [
+            torch.zeros_like(p.detach()) for _ in range(self.rule.histories) for p in self.net.learnable
+        ]
+        self._groups = self._group_parameters()
+        self._loss = SmoothedLoss(param.average_loss)
+        self._say("solver.cpp:57", "Solver scaffolding done.")
+
+    def _check_param(self) -> None:
+        param = self.param
+        if param.average_loss < 1:
+            raise PrototxtError(
+                f"average_loss should be non-negative: it must be at least 1, got {param.average_loss}"
+            )
+        if param.iter_size < 1:
+            raise PrototxtError(f"iter_size must be at least 1, got {param.iter_size}")
+        if param.regularization_type not in ("L1", "L2"):
+            raise PrototxtError(
+                f"Unknown regularization type: {param.regularization_type} (known types: L1, L2)"
+            )
+        if param.debug_info and self.device.type != "cpu":
+            raise DeviceError(
+                "debug_info works on the CPU only; write solver_mode: CPU, or debug_info: false"
+            )
+        if param.snapshot:
+            if not param.HasField("snapshot_prefix"):
+                raise PrototxtError("In solver params, snapshot is specified but snapshot_prefix is not")
+            self._check_prefix()
+
+    def _check_prefix(self) -> None:
+        """Raise FileError where snapshots could not be written."""
+        prefix = self.param.snapshot_prefix
+        try:
+            with tempfile.TemporaryFile(dir=os.path.dirname(prefix) or "."):
+                pass
+        except OSError as error:
+            raise FileError(
+                f"Cannot write to snapshot prefix '{prefix}'.  Make sure that the directory exists and is "
+                f"writable. ({error.strerror})"
+            ) from None
+
+    def _group_parameters(self) -> list[_Group]:
+        places: dict[tuple[float, float], list[int]] = {}
+        for place, mults in enumerate(zip(self.net.lr_mults, self.net.decay_mults, strict=True)):
+            places.setdefault(mults, []).append(place)
+        return [_Group(found, *mults, torch.zeros((), device=self.device)) for mults, found in places.items()]
+
+    # -- training -------------------------------------------------------------------------------------------
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update."""
+        return learning_rate(
+            self.param, self.iteration, advance_step(self.param, self.iteration, self.current_step)
+        )
+
+    def solve(self, resume_file: str | None = None) -> None:
+        """Train up to max_iter, with the snapshot, the line and the test that Caffe puts at the end."""
+        param = self.param
+        self._say("solver.cpp:289", f"Solving {self.net.name}")
+        self._say("solver.cpp:290", f"Learning Rate Policy: {param.lr_policy}")
+        self._stopped = False
+        if param.snapshot_after_train:
+            self._check_prefix()  # rather now than after days of training
+        if resume_file is not None:
+            self._say("solver.cpp:296", f"Restoring previous solver status from {resume_file}")
+            self.restore(resume_file)
+        self.step(param.max_iter - self.iteration)
+        if param.snapshot_after_train and (not param.snapshot or self.iteration % param.snapshot):
+            self.snapshot()
+        if self._stopped:
+            self._say("solver.cpp:311", "Optimization stopped early.")
+            return
+        if self._due(param.display):
+            loss, _ = (self._run_debug if self._debugging else self._run).forward()
+            self._loss.add(loss)
+            self.net.check_labels()
+            self._say("solver.cpp:327", f"Iteration {self.iteration}, loss = {number(self._loss.read())}")
+        if self._due(param.test_interval):
+            self.test_all()
+        self._say("solver.cpp:332", "Optimization Done.")
+
+    def step(self, iterations: int) -> None:
+        """Make so many updates, or fewer if a signal stops the training."""
+        param = self.param
+        if iterations > 0:
+            _ = self.lr  # an unknown policy is refused before the first pass rather than after it
+        if not self._keep_loss:
+            self._loss.clear()
+        self._keep_loss = False
+        if self._lap is None:
+            self._lap = time.monotonic(), self.iteration
+        stop = self.iteration + iterations
+        while self.iteration < stop:
+            self._clear_diffs()
+            if self._due(param.test_interval) and (self.iteration > 0 or param.test_initialization):
+                self.test_all()
+                if self._stopped:
+                    break
+            for callback in self.on_start:
+                callback()
+            display = self._due(param.display)
+            self._debugging = display and param.debug_info
+            loss, outputs = self._forward_backward()
+            if param.display:
+                self._loss.add(loss)
+            if display:
+                self._display(outputs)
+            for callback in self.on_gradients_ready:
+                callback()
+            self.apply_update()
+            wanted = self.request()
+            if self._due(param.snapshot) or wanted is Action.SNAPSHOT:
+                self.snapshot()
+            if wanted is Action.STOP:
+                self._stopped = True
+                break
+        self._say_clipped()
+
+    def _due(self, interval: int) -> bool:
+        return interval != 0 and self.iteration % interval == 0
+
+    def _clear_diffs(self) -> None:
+        if self.net.learnable:
+            torch._foreach_zero_([parameter_diff(p) for p in self.net.learnable])
+
+    def _forward_backward(self) -> Result:
+        """iter_size passes; the mean loss, and the outputs of the last pass."""
+        run = self._run_debug if self._debugging else self._run
+        loss, outputs = run.forward_backward()
+        for _ in range(self.param.iter_size - 1):
+            further, outputs = run.forward_backward()
+            loss = loss + further
+        return loss / self.param.iter_size, outputs
+
+    def _display(self, outputs: dict[str, Tensor]) -> None:
+        self.net.check_labels()
+        loss = self._loss.read()
+        assert self._lap is not None
+        begun, first = self._lap
+        lapse = f32(int((time.monotonic() - begun) * 1000) / 1000)  # Caffe: cut to milliseconds
+        speed = f32(self.iteration - first) / (lapse or f32(1))
+        self._say(
+            "solver.cpp:239",
+            f"Iteration {self.iteration} ({number(speed)} iter/s, {number(lapse)}s/{self.param.display} "
+            f"iters), loss = {number(loss)}",
+        )
+        self._lap = time.monotonic(), self.iteration
+        self._say_outputs(
+            "solver.cpp:258", "Train", self.net, {n: _array(blob) for n, blob in outputs.items()}
+        )
+
+    @torch.no_grad()
+    def apply_update(self) -> None:
+        """Update the weights from the gradients as they stand, and the history; count the iteration."""
+        step = advance_step(self.param, self.iteration, self.current_step)
+        if self.param.lr_policy == "multistep" and step != self.current_step:
+            self._say("sgd_solver.cpp:50", f"MultiStep Status: Iteration {self.iteration}, step = {step}")
+        self.current_step = step
+        rate = learning_rate(self.param, self.iteration, step)
+        if self._due(self.param.display):
+            self._say("sgd_solver.cpp:112", f"Iteration {self.iteration}, lr = {number(rate)}")
+        for group in self._groups:
+            group.rate.fill_(self.rule.corrected(rate, self.iteration) * group.lr_mult)
+        if self._groups:
+            self._update_weights()
+        self.iteration += 1
+
+    def _update_weights(self) -> None:
+        """From the summed gradients to the new weights; work of the device alone."""
+        param, learnable = self.param, self.net.learnable
+        diffs = [parameter_diff(p) for p in learnable]
+        datas = [p.detach() for p in learnable]
+        self._clip(diffs)
+        if param.iter_size != 1:
+            torch._foreach_mul_(diffs, 1 / param.iter_size)
+        for group in self._groups:
+            weights = [datas[place] for place in group.places]
+            group_diffs = [diffs[place] for place in group.places]
+            decay = param.weight_decay * group.decay_mult
+            if decay:
+                l2 = param.regularization_type == "L2"
+                torch._foreach_add_(group_diffs, weights if l2 else torch._foreach_sign(weights), alpha=decay)
+            starts = range(0, len(self.history), len(learnable))
+            histories = [[self.history[start + place] for place in group.places] for start in starts]
+            self.rule.update(group_diffs, histories, group.rate)
+            torch._foreach_sub_(weights, group_diffs)
+
+    def _clip(self, diffs: list[Tensor]) -> None:
+        """Scale all diffs down together so that their L2 norm is at most clip_gradients."""
+        limit = self.param.clip_gradients
+        if limit < 0:
+            return
+        norm = torch.stack(torch._foreach_norm(diffs)).norm()
+        torch._foreach_mul_(diffs, torch.where(norm > limit, limit / norm, 1.0))
+        # The norm is for the log only. On a device it stays there until the next line, so that nothing waits.
+        self._norms.append(norm)
+        if self.device.type == "cpu" or len(self._norms) == MAX_PENDING:
+            self._say_clipped()
+
+    # -- testing --------------------------------------------------------------------------------------------
+
+    def test_all(self) -> None:
+        """Test every test net, unless a signal stops it."""
+        for index in range(len(self.test_nets)):
+            if not self._stopped:
+                self.test(index)
+
+    def test(self, index: int) -> dict[str, Array]:
+        """Run test_iter batches through a test net; the means of its outputs ({} if a signal stopped it)."""
+        param, net, run = self.param, self.test_nets[index], self._run_test[index]
+        self._say("solver.cpp:347", f"Iteration {self.iteration}, Testing net (#{index})")
+        names = set(net.layer_names)
+        for name in self.net.layer_names:
+            if name not in names:
+                self._say("net.cpp:678", f"Ignoring source layer {name}")
+        total: Tensor | float = 0.0
+        sums: dict[str, Tensor] = {}
+        for _ in range(param.test_iter[index]):
+            while (wanted := self.request()) is not Action.NONE:
+                if wanted is Action.SNAPSHOT:
+                    self.snapshot()
+                else:
+                    self._stopped = True
+            if self._stopped:
+                self._say("solver.cpp:396", "Test interrupted.")
+                return {}
+            loss, outputs = run.forward()
+            total = total + loss
+            sums = {name: sums[name] + blob if name in sums else blob for name, blob in outputs.items()}
+        net.check_labels()
+        batches = f32(param.test_iter[index])
+        if param.test_compute_loss:
+            self._say("solver.cpp:401", f"Test loss: {number(f32(float(total)) / batches)}")
+        means = {name: _array(blob) / batches for name, blob in sums.items()}
+        self._say_outputs("solver.cpp:414", "Test", net, means)
+        return means
+
+    # -- snapshots ------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> str:
+        """Write the model, then the solver state; returns the path of the latter."""
+        stem = f"{self.param.snapshot_prefix}_iter_{self.iteration}"
+        hdf5 = self.param.snapshot_format == SolverParameter.HDF5
+        kind, end = ("HDF5 file", ".h5") if hdf5 else ("binary proto file", "")
+        model, path = f"{stem}.caffemodel{end}", f"{stem}.solverstate{end}"
+        self._say("solver.cpp:474" if hdf5 else "solver.cpp:464", f"Snapshotting to {kind} {model}")
+        save_caffemodel(self.net, model, hdf5=hdf5, diff=self.param.snapshot_diff)
+        place = "sgd_solver.cpp:296" if hdf5 else "sgd_solver.cpp:284"
+        self._say(place, f"Snapshotting solver state to {kind} {path}")
+        history = [_array(blob) for blob in self.history]
+        write_state(State(self.iteration, model, self.current_step, history, self._run_state()), path)
+        return path
+
+    def restore(self, path: str | os.PathLike[str], *, as_caffe: bool = False) -> None:
+        """Go on from a solver state; SnapshotError: it or its model is missing, damaged or foreign.
+
+        as_caffe   start the data at the first record and the random numbers at the seed, as Caffe does, even
+                   where the state says how the run stood
+        """
+        state = read_state(path)
+        if len(state.history) != len(self.history):
+            raise SnapshotError(
+                f"{path}: Incorrect length of history blobs: it has {len(state.history)}, a solver of type "
+                f"{self.param.type} has {len(self.history)} for this net; it was written by another type of "
+                f"solver or for another net"
+            )
+        for index, (values, blob) in enumerate(zip(state.history, self.history, strict=True)):
+            if not _same_shape(values.shape, tuple(blob.shape)):
+                raise SnapshotError(
+                    f"{path}: history blob {index} has shape {shape_string(values.shape)}, this net needs "
+                    f"{shape_string(blob.shape)}: it was written for another net"
+                )
+        if state.learned_net:
+            if not os.path.isfile(state.learned_net):
+                raise SnapshotError(
+                    f"{path}: File not found: {state.learned_net}, the model that belongs to it; its path "
+                    f"is relative to the working directory, start where the snapshot was taken"
+                )
+            try:
+                load_caffemodel(self.net, state.learned_net)
+            except CaffemodelError as error:
+                raise SnapshotError(f"{path}: {error}") from None
+        if not os.fspath(path).endswith(".h5"):  # Caffe: silent there
+            self._say("sgd_solver.cpp:336", "SGDSolver: restoring history")
+        for values, blob in zip(state.history, self.history, strict=True):
+            blob.copy_(torch.from_numpy(values).view(blob.shape))
+        self.iteration, self.current_step = state.iteration, state.current_step
+        self._lap = None
+        if state.run and not as_caffe:
+            try:
+                self._set_run_state(state.run)
+            except (SnapshotError, KeyError, TypeError) as error:
+                raise SnapshotError(
+                    f"{path}: the run cannot go on exactly: {error} (--resume-as-caffe starts the data anew)"
+                ) from error
+
+    def _run_state(self) -> dict[str, Any]:
+        """What an exact resume needs beyond weights and history."""
+        return {
+            "random": self.random.get_state(),
+            "loss": self._loss.get_state(),
+            "data": [
+                {layer.name: layer.get_state() for layer in net.data_layers()}
+                for net in (self.net, *self.test_nets)
+            ],
+        }
+
+    def _set_run_state(self, run: dict[str, Any]) -> None:
+        self.random.set_state(run["random"])
+        self._loss.set_state(run["loss"])
+        self._keep_loss = True
+        for net, saved in zip((self.net, *self.test_nets), run["data"], strict=False):
+            for layer in net.data_layers():
+                if layer.name in saved:
+                    layer.set_state(saved[layer.name])
+        logger.info("The data and the random numbers go on where the snapshot was taken")
+
+    # -- the log --------------------------------------------------------------------------------------------
+
+    def _say(self, place: str, message: str) -> None:
+        self._say_clipped()
+        _log(place, message)
+
+    def _say_clipped(self) -> None:
+        """The lines about clipped gradients that are still to be written."""
+        if not self._norms:
+            return
+        norms, self._norms = torch.stack(self._norms).tolist(), []
+        limit = f32(self.param.clip_gradients)
+        for norm in norms:
+            if norm > limit:
+                _log(
+                    "sgd_solver.cpp:99",
+                    f"Gradient clipping: scaling down gradients (L2 norm {number(norm)} > {number(limit)}) "
+                    f"by scale factor {number(limit / f32(norm))}",
+                )
+
+    def _say_outputs(self, place: str, which: str, net: Net, values: dict[str, Array]) -> None:
+        """One line per element of each output blob."""
+        index = 0
+        for name in net.outputs:
+            weight = f32(net.loss_weights.get(name, 0))
+            for value in values[name].ravel():
+                loss = f" (* {number(weight)} = {number(weight * value)} loss)" if weight else ""
+                self._say(place, f"    {which} net output #{index}: {name} = {number(value)}{loss}")
+                index += 1
+
+
+def _debug_executor(run: Executor, net: Net) -> StepwiseExecutor:
+    return StepwiseExecutor(
+        run.stepwise if isinstance(run, StepwiseExecutor) else Stepwise(net), debug_info=True
+    )
+
+
+def _same_shape(values: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether the shapes agree; old files fill a shape up with 1s in front to 4 axes."""
+    return values in (wanted, (1,) * (4 - len(wanted)) + wanted)
+
+
+def _array(blob: Tensor) -> Array:
+    array: Array = blob.detach().cpu().contiguous().numpy()
+    return array
+
+
+def _log(place: str, message: str) -> None:
+    logger.info(message, extra={"caffe": place})

@@ -1,0 +1,103 @@
+"""The nets of a solver: one to train, and those to test.
+
+Caffe: solver.cpp, InitTrainNet, InitTestNets.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from imae.converters.caffemodel import load_caffemodel
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.net import Net
+from imae.prototxt import TEST, TRAIN, NetParameter, NetState, Phase, SolverParameter
+from imae.prototxt.errors import PrototxtError
+from imae.prototxt.text import read_net
+
+logger = logging.getLogger(__name__)
+
+TRAIN_FIELDS = ("net", "net_param", "train_net", "train_net_param")
+
+
+def build_train_net(param: SolverParameter, random: CaffeRandom) -> Net:
+    """The net that exactly one of TRAIN_FIELDS gives, with the weights that the solver names."""
+    given = [name for name in TRAIN_FIELDS if param.HasField(name)]
+    fields = ", ".join(TRAIN_FIELDS)
+    if not given:
+        raise PrototxtError(f"SolverParameter must specify a train net using one of these fields: {fields}")
+    if len(given) > 1:
+        raise PrototxtError(
+            "SolverParameter must not contain more than one of these fields specifying a train_net: "
+            f"{fields}; got {', '.join(given)}"
+        )
+    if param.HasField("train_net_param"):
+        _log(88, "Creating training net specified in train_net_param.")
+        net_param = param.train_net_param
+    elif param.HasField("train_net"):
+        _log(92, f"Creating training net from train_net file: {param.train_net}")
+        net_param = read_net(param.train_net)
+    elif param.HasField("net_param"):
+        _log(97, "Creating training net specified in net_param.")
+        net_param = param.net_param
+    else:
+        _log(102, f"Creating training net from net file: {param.net}")
+        net_param = read_net(param.net)
+    net = Net(_in_state(net_param, TRAIN, param.train_state), random)
+    _load_weights(net, param)
+    return net
+
+
+def build_test_nets(param: SolverParameter, random: CaffeRandom, train_net: Net) -> list[Net]:
+    """The nets of test_net_param, of test_net, then `net` or `net_param` for the test_iters that are left.
+
+    They use the parameters of the train net's layers of the same names.
+    """
+    sources = [("test_net_param", net_param) for net_param in param.test_net_param]
+    sources += [(f"test_net file: {path}", read_net(path)) for path in param.test_net]
+    left = len(param.test_iter) - len(sources)
+    generic = param.HasField("net") or param.HasField("net_param")
+    if left < 0 or (left and not generic):
+        raise PrototxtError(
+            f"test_iter must be specified for each test network; got {len(param.test_iter)} test_iter for "
+            f"{len(sources)} test nets"
+        )
+    if left and param.HasField("net"):
+        sources += [(f"net file: {param.net}", read_net(param.net))] * left
+    elif left:
+        sources += [("net_param", param.net_param)] * left
+    if param.test_state and len(param.test_state) != len(sources):
+        raise PrototxtError(
+            f"test_state must be unspecified or specified once per test net; got {len(param.test_state)} "
+            f"for {len(sources)} test nets"
+        )
+    if sources and param.test_interval <= 0:
+        raise PrototxtError(f"test_iter needs a test_interval greater than 0, got {param.test_interval}")
+    nets = []
+    for index, (source, net_param) in enumerate(sources):
+        state = param.test_state[index] if param.test_state else NetState()
+        _log(190, f"Creating test net (#{index}) specified by {source}")
+        nets.append(Net(_in_state(net_param, TEST, state), random, share_from=train_net))
+        _load_weights(nets[-1], param)
+    return nets
+
+
+def _in_state(net_param: NetParameter, phase: Phase, wanted: NetState) -> NetParameter:
+    """A copy in the phase, overruled by the state that the net gives, overruled by what the solver wants."""
+    state = NetState(phase=phase)
+    state.MergeFrom(net_param.state)
+    state.MergeFrom(wanted)
+    copy = NetParameter()
+    copy.CopyFrom(net_param)
+    copy.state.CopyFrom(state)
+    return copy
+
+
+def _load_weights(net: Net, param: SolverParameter) -> None:
+    for names in param.weights:
+        for name in names.split(","):
+            _log(72, f"Finetuning from {name.strip()}")
+            load_caffemodel(net, name.strip())
+
+
+def _log(line: int, message: str) -> None:
+    logger.info(message, extra={"caffe": f"solver.cpp:{line}"})
