@@ -1,12 +1,14 @@
 """Weights: .caffemodel (a binary NetParameter) and .caffemodel.h5 <-> the parameter blobs of a net.
 
 Loading goes by layer name, as in Caffe: layers that the net lacks are passed over, layers that the file lacks
-keep their values, and layers of one name must have blobs of one shape.
+keep their values, and layers of one name must have blobs of one shape. A binary file of a fork is converted
+first where its dialect is named (prototxt/dialects.py).
 Caffe: net.cpp, CopyTrainedLayersFrom, ToProto, ToHDF5. Differs: a file with nothing for the net is an error.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
 import os
@@ -23,9 +25,11 @@ from imae.layers.blob import array_from_blob, blob_from_array
 from imae.layers.layer import Layer, LossLayer, Shape
 from imae.layers.net import Net, shape_string
 from imae.prototxt import LayerParameter, NetParameter, ParamSpec
+from imae.prototxt.dialects import DIALECTS, read_net_dialect
 from imae.prototxt.errors import CaffemodelError, PrototxtError
 from imae.prototxt.files import AnyPath, write_atomically
 from imae.prototxt.text import read_net_binary
+from imae.prototxt.upgrade import upgrade_net
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +50,18 @@ class Report:
     fresh: list[str] = field(default_factory=list)
 
 
-def load_caffemodel(net: Net, path: AnyPath) -> Report:
+def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Report:
     """Load the blobs of a .caffemodel of any age, or of a .caffemodel.h5, into the layers of the same names.
+
+    dialect   the fork whose binary file it is, one of DIALECTS; None: Caffe's own. The scale and bias of a
+              fork's BatchNorm go to the Scale layer that reads its top.
 
     CaffemodelError where the file cannot be read or does not fit; the net is then as it was.
     """
     hdf5 = os.path.isfile(path) and h5py.is_hdf5(path)
-    sources = _read_hdf5(path) if hdf5 else _read_binary(path)
+    if hdf5 and dialect:
+        raise CaffemodelError(f"{path}: dialects are of binary files, this is HDF5; leave out --dialect")
+    sources = _read_hdf5(path) if hdf5 else _read_binary(path, dialect, _scales_behind_batch_norms(net))
     layers: dict[str, Layer] = {}
     for step in net.steps:
         layers.setdefault(step.layer.name, step.layer)
@@ -129,9 +138,31 @@ class _Source:
     legacy: bool = False
 
 
-def _read_binary(path: AnyPath) -> dict[str, dict[int, _Source]]:
+def add_dialect_option(parser: argparse.ArgumentParser) -> None:
+    """--dialect, for commands that read caffemodels."""
+    parser.add_argument(
+        "--dialect", choices=DIALECTS, help="the fork that wrote the .caffemodel, where it is not Caffe's own"
+    )
+
+
+def _scales_behind_batch_norms(net: Net) -> dict[str, str]:
+    """The names of the Scale layers that read what BatchNorm layers make, by the latter's names."""
+    scales = {}
+    for index, step in enumerate(net.steps):
+        if step.layer.type == "BatchNorm":
+            readers = (later for later in net.steps[index + 1 :] if step.tops[0] in later.bottoms)
+            reader = next(readers, None)
+            if reader is not None and reader.layer.type == "Scale":
+                scales[step.layer.name] = reader.layer.name
+    return scales
+
+
+def _read_binary(path: AnyPath, dialect: str | None, scales: dict[str, str]) -> dict[str, dict[int, _Source]]:
     try:
-        proto = read_net_binary(path)
+        if dialect:
+            proto = upgrade_net(read_net_dialect(path, dialect, scales), os.fspath(path))
+        else:
+            proto = read_net_binary(path)
     except PrototxtError as error:
         raise CaffemodelError(str(error)) from None
     return {layer.name: dict(enumerate(_sources(layer, path))) for layer in proto.layer}

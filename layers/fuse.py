@@ -38,13 +38,13 @@ def fuse_training(net: Net) -> list[Step]:
         if scale_at is None or not _scales_channels(net.steps[scale_at].layer):
             continue
         relu_at = plan.only_reader(scale_at)
-        relu = relu_at is not None and _is_plain_relu(net.steps[relu_at].layer)
+        relu = relu_at is not None and _is_plain_relu(net.steps[relu_at])
         members = [index, scale_at] + ([relu_at] if relu and relu_at is not None else [])
         scale = net.steps[scale_at].layer
         assert isinstance(scale, Scale)
         plan.join(members, FusedBatchNormScale(norm, scale, relu))
     for index, step in enumerate(net.steps):
-        if _is_plain_relu(step.layer) and not plan.gone(index):
+        if _is_plain_relu(step) and not plan.gone(index):
             source = plan.only_writer(index)
             if (
                 source is not None
@@ -204,8 +204,9 @@ def _is_affine(layer: Layer) -> bool:
     return isinstance(layer, BatchNorm) or _scales_channels(layer)
 
 
-def _is_plain_relu(layer: Layer) -> bool:
-    return isinstance(layer, ReLU) and layer.negative_slope == 0
+def _is_plain_relu(step: Step) -> bool:
+    """A ReLU whose gradient is that of its top: no slope, and no later in-place layer (see Memory)."""
+    return isinstance(step.layer, ReLU) and step.layer.negative_slope == 0 and not step.overwritten
 
 
 def _makes_new_memory(layer: Layer) -> bool:

@@ -49,8 +49,8 @@ class Layer(nn.Module):
     makes_input: ClassVar[bool] = False  # True: tops come from outside the net; an Input when deployed
     # Caffe: whether the backward pass reads top[0], or bottom[0], from a memory that in-place layers
     # overwrite.
-    reads_top: ClassVar[bool] = False
-    reads_bottom: ClassVar[bool] = False
+    reads_top: bool = False
+    reads_bottom: bool = False
     auto_tops: ClassVar[bool] = False  # True: tops that the prototxt leaves out are made by the net
 
     random: CaffeRandom

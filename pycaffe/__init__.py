@@ -1,6 +1,14 @@
 """`import imae.pycaffe as caffe`: pycaffe's API over imae's Net and Solver.
 
-Python layers say `import caffe`; where no other caffe is imported, that is this package (`install_as_caffe`).
+    import imae.pycaffe
+    imae.pycaffe.install_as_caffe()      # from here on `import caffe` means this package
+    import caffe
+    from caffe import layers as L, params as P
+    from caffe.proto import caffe_pb2
+
+A Python layer in a net does that by itself, since its module says `import caffe`.
+
+Caffe: python/caffe. Differs: what Caffe prints is logged, to be seen after `init_log()`; errors are exceptions.
 """
 
 import sys
@@ -9,9 +17,23 @@ from imae.layers.registry import layer_types
 from imae.layers.utility import python as python_layer
 from imae.layers.utility.python import PythonBlob as Blob
 from imae.layers.utility.python import PythonLayerBase as Layer
-from imae.prototxt import TEST, TRAIN
-from imae.pycaffe.mode import set_device, set_mode_cpu, set_mode_gpu, set_random_seed
+from imae.prototxt import TEST, TRAIN, caffe_pb2
+from imae.pycaffe import caffe_io as io
+from imae.pycaffe import classifier, coord_map, detector, draw, net_spec, proto
+from imae.pycaffe.classifier import Classifier
+from imae.pycaffe.detector import Detector
+from imae.pycaffe.mode import init_log, log, set_device, set_mode_cpu, set_mode_gpu, set_random_seed
 from imae.pycaffe.net import Net
+from imae.pycaffe.net_spec import NetSpec, layers, params, to_proto
+from imae.pycaffe.parallel import (
+    NCCL,
+    has_nccl,
+    set_multiprocess,
+    set_solver_count,
+    set_solver_rank,
+    solver_count,
+    solver_rank,
+)
 from imae.pycaffe.solver import (
     AdaDeltaSolver,
     AdaGradSolver,
@@ -21,19 +43,52 @@ from imae.pycaffe.solver import (
     SGDSolver,
     get_solver,
 )
+from imae.pycaffe.timer import Timer
 
-layer_type_list = layer_types
+if __name__ != "imae.pycaffe":
+    raise ImportError(f"import this package as imae.pycaffe, not as {__name__}")
+
+__version__ = "1.0.0"  # of the Caffe whose API this is
 
 __all__ = [
     "TEST", "TRAIN", "Blob", "Layer", "Net", "install_as_caffe", "layer_type_list",
     "AdaDeltaSolver", "AdaGradSolver", "AdamSolver", "NesterovSolver", "RMSPropSolver", "SGDSolver",
     "get_solver", "set_device", "set_mode_cpu", "set_mode_gpu", "set_random_seed",
+    "Classifier", "Detector", "io", "draw", "coord_map", "proto",
+    "NetSpec", "layers", "params", "to_proto", "net_spec",
+    "NCCL", "has_nccl", "solver_count", "set_solver_count", "solver_rank", "set_solver_rank", "set_multiprocess",
+    "Timer", "init_log", "log",
 ]  # fmt: skip
 
+# Caffe's modules, under Caffe's names.
+_MODULES = {
+    "io": io,
+    "net_spec": net_spec,
+    "draw": draw,
+    "coord_map": coord_map,
+    "classifier": classifier,
+    "detector": detector,
+    "proto": proto,
+    "proto.caffe_pb2": caffe_pb2,
+}
+sys.modules.update({f"{__name__}.{name}": module for name, module in _MODULES.items()})
 
-def install_as_caffe() -> None:
-    """Let `import caffe` find this package, unless a caffe is imported already."""
-    sys.modules.setdefault("caffe", sys.modules[__name__])
+
+def layer_type_list() -> list[str]:
+    """All layer types, sorted."""
+    return layer_types()
+
+
+def install_as_caffe() -> bool:
+    """Let `import caffe` and `import caffe.io` find this package, unless another caffe is imported already.
+
+    Returns whether they do.
+    """
+    this = sys.modules[__name__]
+    if sys.modules.setdefault("caffe", this) is not this:
+        return False
+    sys.modules.update({f"caffe.{name}": module for name, module in _MODULES.items()})
+    return True
 
 
 python_layer.import_caffe_hook = install_as_caffe

@@ -1,4 +1,4 @@
-"""The recorded runs of Caffe's command line, to be run again: folders with solver, net and the digits' databases."""
+"""The recorded runs of Caffe's command line, to be run again: solver, net and the digits' databases."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reference import CASES
 from imae.train.main import main
 
 RUNS = CASES / "runs"
-# When these are written is a matter of timing in Caffe; layers that Caffe makes inside of others have a line, too.
+# Some lines are a matter of timing in Caffe; layers that it makes inside of others have a line, too.
 TIMING = re.compile(r"Restarting data prefetching|Waiting for data|Creating layer ")
 PREFIX = re.compile(r"^([IWEF])\d{4} [\d:.]+ +\d+ ")
 SPEED = re.compile(r"\(\S+ iter/s, \S+s/")
@@ -28,7 +28,9 @@ def prepared(run: str, folder: Path) -> Path:
 def lines(log: str) -> list[str]:
     """The lines of a log without what depends on time, and without prefixes but for severity and place."""
     return [
-        SPEED.sub("(", PREFIX.sub(r"\1 ", line)).rstrip() for line in log.splitlines() if not TIMING.search(line)
+        SPEED.sub("(", PREFIX.sub(r"\1 ", line)).rstrip()
+        for line in log.splitlines()
+        if not TIMING.search(line)
     ]
 
 
@@ -39,4 +41,6 @@ def worded(log: str) -> list[str]:
 
 def numbers(log: str) -> list[float]:
     """All numbers of a log, in order."""
-    return [float(number) for line in lines(log) for number in NUMBER.findall(line.partition("] ")[2] or line)]
+    return [
+        float(number) for line in lines(log) for number in NUMBER.findall(line.partition("] ")[2] or line)
+    ]

@@ -139,9 +139,9 @@ def test_another_shape_is_refused_and_nothing_is_loaded(tmp_path: Path, hdf5: bo
     net = net_of(TINY.replace("num_output: 7", "num_output: 11"))
     before = values(net)
     message = (
-        "Cannot copy param 0 weights from layer 'b'; shape mismatch.  Source param shape is 7 5 (35); target param "
-        "shape is 11 5 (55). To learn this layer's parameters from scratch rather than copying from a saved net, "
-        "rename the layer."
+        "Cannot copy param 0 weights from layer 'b'; shape mismatch.  Source param shape is 7 5 (35); target "
+        "param shape is 11 5 (55). To learn this layer's parameters from scratch rather than copying from a "
+        "saved net, rename the layer."
     )
     with pytest.raises(CaffemodelError, match=re.escape(message)):
         load_caffemodel(net, tmp_path / "w")
@@ -186,7 +186,7 @@ def test_missing_text_and_foreign_files_are_refused(tmp_path: Path) -> None:
         file["x"] = np.zeros(3)
     with pytest.raises(CaffemodelError, match=r"nope\.caffemodel: no such file"):
         load_caffemodel(net, tmp_path / "nope.caffemodel")
-    with pytest.raises(CaffemodelError, match="not a binary caffe.NetParameter"):
+    with pytest.raises(CaffemodelError, match=r"not a binary caffe\.NetParameter"):
         load_caffemodel(net, tmp_path / "net.prototxt")
     with pytest.raises(CaffemodelError, match="not a caffemodel in HDF5"):
         load_caffemodel(net, tmp_path / "other.h5")
@@ -196,7 +196,9 @@ def test_a_blob_that_does_not_hold_what_it_says_is_refused(tmp_path: Path) -> No
     proto = net_to_proto(net_of(TINY))
     del proto.layer[1].blobs[0].data[-1]
     (tmp_path / "w").write_bytes(proto.SerializeToString())
-    with pytest.raises(CaffemodelError, match=r"layer 'a', blob 0: a blob of shape \(5, 3\) holds 14 numbers"):
+    with pytest.raises(
+        CaffemodelError, match=r"layer 'a', blob 0: a blob of shape \(5, 3\) holds 14 numbers"
+    ):
         load_caffemodel(net_of(TINY), tmp_path / "w")
 
 

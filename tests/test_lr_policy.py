@@ -37,7 +37,9 @@ def test_rates_are_caffes_bit_by_bit(policy: str) -> None:
 
 
 def test_multistep_moves_one_step_an_iteration() -> None:
-    param = parse_solver('lr_policy: "multistep" base_lr: 1 gamma: 0.5 stepvalue: 2 stepvalue: 2 stepvalue: 3')
+    param = parse_solver(
+        'lr_policy: "multistep" base_lr: 1 gamma: 0.5 stepvalue: 2 stepvalue: 2 stepvalue: 3'
+    )
     assert rates(param, 7) == [1, 1, 0.5, 0.25, 0.125, 0.125, 0.125]
 
 
@@ -59,12 +61,24 @@ def test_no_base_lr_is_rate_0() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('lr_policy: "cosine"', "Unknown learning rate policy: cosine (known policies: fixed, step, exp, inv, "),
-        ('lr_policy: "multistp"', "Unknown learning rate policy: multistp; did you mean 'multistep'? (known "),
+        (
+            'lr_policy: "cosine"',
+            "Unknown learning rate policy: cosine (known policies: fixed, step, exp, inv, ",
+        ),
+        (
+            'lr_policy: "multistp"',
+            "Unknown learning rate policy: multistp; did you mean 'multistep'? (known ",
+        ),
         ("", "Unknown learning rate policy:  (known policies: "),
         ('lr_policy: "step"', "lr_policy 'step': stepsize must be greater than 0, got 0"),
-        ('lr_policy: "sigmoid" gamma: 1 stepsize: -2', "lr_policy 'sigmoid': stepsize must be greater than 0, got -2"),
-        ('lr_policy: "sigmoid" gamma: -1 stepsize: 2', "lr_policy 'sigmoid': gamma must be at least 0, got -1"),
+        (
+            'lr_policy: "sigmoid" gamma: 1 stepsize: -2',
+            "lr_policy 'sigmoid': stepsize must be greater than 0, got -2",
+        ),
+        (
+            'lr_policy: "sigmoid" gamma: -1 stepsize: 2',
+            "lr_policy 'sigmoid': gamma must be at least 0, got -1",
+        ),
         ('lr_policy: "exp" gamma: -0.5', "lr_policy 'exp': gamma must be at least 0, got -0.5"),
     ],
 )

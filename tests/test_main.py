@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import re
 import subprocess
 import sys
@@ -49,7 +50,13 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-GIVEN = {"net.prototxt", "solver.prototxt", "given.prototxt", "given_iter_2.caffemodel", "given_iter_2.solverstate"}
+GIVEN = {
+    "net.prototxt",
+    "solver.prototxt",
+    "given.prototxt",
+    "given_iter_2.caffemodel",
+    "given_iter_2.solverstate",
+}
 SNAPPED = GIVEN | {"snap_iter_2.caffemodel", "snap_iter_2.solverstate"}
 
 
@@ -96,7 +103,10 @@ BAD = [
     (["train"], "Need a solver definition to train: imae train SOLVER"),
     (["train", "--solvr=x"], "train: unknown flag --solvr; did you mean --solver?"),
     (["train", "solver.prototxt", "more"], "train: unrecognized arguments: more"),
-    (["train", "solver.prototxt", "--solver", "other"], "Two solvers are given: solver.prototxt and --solver other"),
+    (
+        ["train", "solver.prototxt", "--solver", "other"],
+        "Two solvers are given: solver.prototxt and --solver other",
+    ),
     (["train", "nope.prototxt"], "nope.prototxt: no such file"),
     (["train", "solver.prototxt", "--threads", "0"], "--threads must be at least 1, got 0"),
     (["train", "solver.prototxt", "--threads", "x"], "train: argument --threads: invalid int value: 'x'"),
@@ -106,10 +116,16 @@ BAD = [
         "Give a snapshot to resume training or weights to finetune but not both.",
     ),
     (["train", "solver.prototxt", "--weights", "nope"], "nope: no such file"),
-    (["train", "solver.prototxt", "--weights", "net.prototxt"], "net.prototxt: not a binary caffe.NetParameter"),
+    (
+        ["train", "solver.prototxt", "--weights", "net.prototxt"],
+        "net.prototxt: not a binary caffe.NetParameter",
+    ),
     (["train", "solver.prototxt", "--snapshot", "nope.solverstate"], "nope.solverstate: no such file"),
     (["train", "solver.prototxt", "--snapshot", "nope.solverstate.h5"], "nope.solverstate.h5: no such file"),
-    (["train", "bad_field.prototxt"], 'bad_field.prototxt:2:1: message "caffe.SolverParameter" has no field "bas_lr"'),
+    (
+        ["train", "bad_field.prototxt"],
+        'bad_field.prototxt:2:1: message "caffe.SolverParameter" has no field "bas_lr"',
+    ),
     (["train", "bad_type.prototxt"], "Unknown layer type: InnerProdukt; did you mean 'InnerProduct'?"),
     (["train", "bad_bottom.prototxt"], "Unknown bottom blob 'nobody' (layer 'a', bottom index 0)"),
     (["train", "bad_policy.prototxt"], "Unknown learning rate policy: cosine"),
@@ -118,8 +134,14 @@ BAD = [
     (["test", "--model", "net.prototxt"], "Need model weights to score: --weights W"),
     (["test", "--model", "nope", "--weights", "w"], "nope: no such file"),
     (["test", "--model", "net.prototxt", "--weights", "w"], "w: no such file"),
-    (["test", "--model", "net.prototxt", "--weights", "w", "--phase", "x"], 'phase must be "TRAIN" or "TEST"; got \'x\''),
-    (["test", "--model", "net.prototxt", "--weights", "w", "--iterations", "0"], "--iterations must be at least 1"),
+    (
+        ["test", "--model", "net.prototxt", "--weights", "w", "--phase", "x"],
+        'phase must be "TRAIN" or "TEST"; got \'x\'',
+    ),
+    (
+        ["test", "--model", "net.prototxt", "--weights", "w", "--iterations", "0"],
+        "--iterations must be at least 1",
+    ),
 ]
 
 
@@ -131,7 +153,11 @@ def test_bad_input_is_one_line_and_status_2(
     Path("bad_policy.prototxt").write_text(SOLVER.replace("fixed", "cosine"))
     Path("bad_level.prototxt").write_text(SOLVER + "train_state { level: 2 }")
     for name, changed in (("type", "InnerProdukt"), ("bottom", "nobody")):
-        text = NET.replace("InnerProduct", changed) if name == "type" else NET.replace('bottom: "data"', f'bottom: "{changed}"')
+        text = (
+            NET.replace("InnerProduct", changed)
+            if name == "type"
+            else NET.replace('bottom: "data"', f'bottom: "{changed}"')
+        )
         Path(f"bad_{name}_net.prototxt").write_text(text)
         Path(f"bad_{name}.prototxt").write_text(SOLVER.replace("net.prototxt", f"bad_{name}_net.prototxt"))
     before = names(here)
@@ -149,11 +175,20 @@ def test_bad_input_is_one_line_and_status_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "solver.prototxt", "--gpu", "0"], "--gpu 0: no CUDA device is available here; leave --gpu out"),
+        (
+            ["train", "solver.prototxt", "--gpu", "0"],
+            "--gpu 0: no CUDA device is available here; leave --gpu out",
+        ),
         (["train", "solver.prototxt", "-gpu=all"], "--gpu all: no CUDA device is available here"),
         (["train", "solver.prototxt", "-gpu"], "--gpu 0: no CUDA device is available here"),
-        (["train", "gpu.prototxt"], "solver_mode: GPU: no CUDA device is available here; write solver_mode: CPU"),
-        (["test", "-model=net.prototxt", "-weights=given_iter_2.caffemodel", "-gpu", "1"], "--gpu 1: no CUDA device"),
+        (
+            ["train", "gpu.prototxt"],
+            "solver_mode: GPU: no CUDA device is available here; write solver_mode: CPU",
+        ),
+        (
+            ["test", "-model=net.prototxt", "-weights=given_iter_2.caffemodel", "-gpu", "1"],
+            "--gpu 1: no CUDA device",
+        ),
     ],
 )
 def test_a_gpu_that_is_not_there(
@@ -183,7 +218,7 @@ def test_choosing_a_gpu(
     count: int,
     message: str | None,
 ) -> None:
-    """On a machine that only says that it has GPUs; what is there is asked for up to the moment it is used."""
+    """On a machine that only says that it has GPUs; they are used no further than to be chosen."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     chosen: list[int | None] = []
@@ -211,7 +246,9 @@ def test_scoring_a_model_logs_what_caffe_logs(
 ) -> None:
     monkeypatch.chdir(prepared("digits_lenet", tmp_path))
     capsys.readouterr()
-    assert main(["test", "-model=net.prototxt", "-weights=lenet_iter_500.caffemodel", "-iterations", "3"]) == 0
+    assert (
+        main(["test", "-model=net.prototxt", "-weights=lenet_iter_500.caffemodel", "-iterations", "3"]) == 0
+    )
     log = capsys.readouterr().err
     recorded = (RUNS / "digits_lenet" / "test.log").read_text(encoding="utf-8")
     assert worded(log) == worded(recorded)
@@ -243,7 +280,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_command_is_what_the_table_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert importlib.util.find_spec(COMMANDS[name]) is not None, f"{COMMANDS[name]} is missing"
     module = importlib.import_module(COMMANDS[name])
-    assert module.COMMAND == name
+    assert name == module.COMMAND
     assert module.HELP.strip()
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])
@@ -251,7 +288,9 @@ def test_every_command_is_what_the_table_says(name: str, capsys: pytest.CaptureF
     assert f"usage: imae {name}" in capsys.readouterr().out
 
 
-def test_ctrl_c_outside_of_training(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_outside_of_training(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(arguments: list[str]) -> None:
         raise KeyboardInterrupt
 
@@ -260,10 +299,30 @@ def test_ctrl_c_outside_of_training(capsys: pytest.CaptureFixture[str], monkeypa
     assert capsys.readouterr().err == "imae: interrupted\n"
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_progress_bar_below_whole_lines(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal, file = Terminal(), io.StringIO()
+    for stderr in (terminal, file):
+        monkeypatch.setattr(sys, "stderr", stderr)
+        assert main(["train", "solver.prototxt"]) == 0
+    assert "| 1/2 [" in terminal.getvalue()
+    assert "%|" not in file.getvalue()
+    shown = [line.rpartition("\r")[2] for line in terminal.getvalue().split("\n")]
+    assert worded("\n".join(shown)) == worded(file.getvalue())
+
+
 def test_the_script_runs_from_anywhere(here: Path) -> None:
     """`train/` on the path would hide modules; the script takes it away before it imports anything."""
     script = Path(main_module.__file__).with_name("solve.py")
-    result = subprocess.run([sys.executable, script, "solver.prototxt"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, script, "solver.prototxt"], capture_output=True, text=True, check=False
+    )
     assert (result.returncode, result.stdout) == (0, "")
     assert result.stderr.endswith("Optimization Done.\n")
     assert names(here) == SNAPPED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -39,6 +40,7 @@ SOLVER = (
     f"net_param {{ {NET} }}"
 )
 ENDS = {"BINARYPROTO": "", "HDF5": ".h5"}
+KINDS = [(1, "caffemodel"), (1, "solverstate"), (2, "caffemodel")]
 
 
 @pytest.fixture
@@ -53,7 +55,7 @@ def same(one: Solver, other: Solver) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-# -- files -------------------------------------------------------------------------------------------------------
+# -- files ---------------------------------------------------------------------------------------------------
 
 RUN: dict[str, Any] = {
     "count": 3,
@@ -67,7 +69,10 @@ RUN: dict[str, Any] = {
 @pytest.mark.parametrize("end", ENDS.values())
 @pytest.mark.parametrize("run", [{}, RUN])
 def test_write_then_read_is_the_identity(here: Path, end: str, run: dict[str, Any]) -> None:
-    history = [np.random.default_rng(i).standard_normal(shape).astype(np.float32) for i, shape in enumerate([(2, 3), (5,), ()])]
+    history = [
+        np.random.default_rng(i).standard_normal(shape).astype(np.float32)
+        for i, shape in enumerate([(2, 3), (5,), ()])
+    ]
     state = State(12, "some/where.caffemodel", 4, history, run)
     write_state(state, f"s{end}")
     got = read_state(f"s{end}")
@@ -97,7 +102,11 @@ def test_hdf5_has_caffes_groups(here: Path) -> None:
     with h5py.File("s.h5") as file:
         assert sorted(file) == ["current_step", "history", "iter", "learned_net"]
         assert (file["iter"].dtype, file["iter"].shape, file["iter"][0]) == (np.int32, (1,), 7)
-        assert (file["current_step"].dtype, file["current_step"].shape, file["current_step"][0]) == (np.int32, (1,), 2)
+        assert (file["current_step"].dtype, file["current_step"].shape, file["current_step"][0]) == (
+            np.int32,
+            (1,),
+            2,
+        )
         # Caffe reads the name up to a zero byte.
         assert (file["learned_net"].dtype, file["learned_net"].shape) == (np.dtype("S5"), ())
         assert sorted(file["history"], key=int) == [str(i) for i in range(11)]
@@ -117,16 +126,18 @@ def test_damaged_states_are_refused(here: Path, end: str) -> None:
         read_state(f"nope{end}")
 
 
-def test_a_state_that_is_no_state_of_ours_to_pack() -> None:
+def test_a_state_that_is_not_made_of_plain_values_is_refused(here: Path) -> None:
     with pytest.raises(TypeError, match="got object"):
         write_state(State(1, "", 0, [], {"x": object()}), "s")
 
 
-# -- snapshots ---------------------------------------------------------------------------------------------------
+# -- snapshots -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("kind", "end"), ENDS.items())
-def test_a_resumed_run_is_the_run_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, end: str) -> None:
+def test_a_resumed_run_is_the_run_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, end: str
+) -> None:
     """Crops, mirrors, dropout, a place amid an epoch, a window of losses, test batches: bit by bit."""
     folder = prepared("digits_lenet", tmp_path)
     monkeypatch.chdir(folder)
@@ -163,6 +174,29 @@ def test_a_resumed_run_is_the_run_itself(tmp_path: Path, monkeypatch: pytest.Mon
     assert not same(whole, as_caffe)
 
 
+def test_a_recurrent_state_goes_on(here: Path) -> None:
+    net = """
+    layer { name: "x" type: "DummyData" top: "x" top: "cont" top: "y"
+            dummy_data_param {
+                shape { dim: 3 dim: 2 dim: 4 } shape { dim: 3 dim: 2 } shape { dim: 3 dim: 2 dim: 5 }
+                data_filler { type: "gaussian" } data_filler { type: "constant" value: 1 } data_filler { } } }
+    layer { name: "r" type: "LSTM" bottom: "x" bottom: "cont" top: "r"
+            recurrent_param { num_output: 5 weight_filler { type: "uniform" min: -0.5 max: 0.5 } } }
+    layer { name: "loss" type: "EuclideanLoss" bottom: "r" bottom: "y" top: "loss" }
+    """
+    whole, resumed, as_caffe = (Solver(parse_solver(SOLVER.replace(NET, net))) for _ in range(3))
+    whole.step(3)
+    path = whole.snapshot()
+    whole.step(2)
+    resumed.restore(path)
+    resumed.step(2)
+    assert same(whole, resumed)
+    as_caffe.restore(path, as_caffe=True)
+    as_caffe.random.set_state(read_state(path).run["random"])
+    as_caffe.step(2)
+    assert not same(whole, as_caffe)  # the LSTM began with an empty state
+
+
 def test_caffes_snapshot_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(prepared("digits_lenet", tmp_path))
     solver = Solver(read_solver("solver.prototxt"))
@@ -182,7 +216,10 @@ def test_names_and_contents(here: Path, end: str) -> None:
     solver = Solver(param)
     solver.step(9)
     assert solver.snapshot() == f"s_iter_9.solverstate{end}"
-    assert sorted(path.name for path in here.iterdir()) == [f"s_iter_9.caffemodel{end}", f"s_iter_9.solverstate{end}"]
+    assert sorted(path.name for path in here.iterdir()) == [
+        f"s_iter_9.caffemodel{end}",
+        f"s_iter_9.solverstate{end}",
+    ]
     state = read_state(f"s_iter_9.solverstate{end}")
     assert (state.iteration, state.learned_net, state.current_step) == (9, f"s_iter_9.caffemodel{end}", 2)
 
@@ -245,23 +282,30 @@ def test_a_run_that_cannot_go_on_exactly_is_refused(here: Path) -> None:
     state = read_state(path)
     for run in ({"random": b"short"}, {"no": 1}, {**state.run, "loss": {}}):
         write_state(State(2, state.learned_net, 0, state.history, run), path)
-        with pytest.raises(SnapshotError, match="the run cannot go on exactly: .*--resume-as-caffe"):
+        with pytest.raises(SnapshotError, match=r"the run cannot go on exactly: .*--resume-as-caffe"):
             Solver(parse_solver(SOLVER)).restore(path)
         Solver(parse_solver(SOLVER)).restore(path, as_caffe=True)
 
 
-def test_a_snapshot_that_fails_leaves_the_last_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No space for the state: the model of this iteration may be there, its state is not, and nothing half."""
-    solver = Solver(parse_solver(SOLVER))
+@pytest.mark.parametrize("end", ENDS.values())
+def test_a_snapshot_that_fails_leaves_the_last_one(here: Path, end: str) -> None:
+    """No space for the state: the model of this iteration is there, its state is not, and nothing half."""
+    solver = Solver(parse_solver(SOLVER + (" snapshot_format: HDF5" if end else "")))
     solver.step(1)
     solver.snapshot()
     solver.step(1)
-    os.mkdir("s_iter_2.solverstate")  # cannot be replaced by a file
-    with pytest.raises(FileError, match=r"cannot write 's_iter_2\.solverstate'"):
-        solver.snapshot()
+    size = os.path.getsize(f"s_iter_1.caffemodel{end}")
+    assert size < os.path.getsize(f"s_iter_1.solverstate{end}")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))  # as if the disk were full then
+    try:
+        with pytest.raises(FileError, match=rf"cannot write 's_iter_2\.solverstate{end}': File too large"):
+            solver.snapshot()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     names = {path.name for path in here.iterdir()}
-    assert names == {f"s_iter_{i}.{end}" for i in (1, 2) for end in ("caffemodel", "solverstate")}
-    read_state("s_iter_1.solverstate")
+    assert names == {f"s_iter_{it}.{kind}{end}" for it, kind in KINDS}
+    assert read_state(f"s_iter_1.solverstate{end}").iteration == 1
 
 
 def test_snapshot_diff(here: Path) -> None:

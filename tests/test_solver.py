@@ -1,4 +1,4 @@
-"""The solver: Caffe's runs again, update rules against their formulas, the order of an iteration, messages."""
+"""The solver: Caffe's runs again, update rules against their formulas, what is logged when, messages."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ import math
 import os
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from digits_runs import RUNS, lines, numbers, prepared, worded
+from digits_runs import RUNS, numbers, prepared, worded
 from numpy.typing import NDArray
 from tolerances import tolerance
 from torch import Tensor
 
 from imae.layers.net import Net
 from imae.layers.stepwise import Stepwise, parameter_diff
-from imae.prototxt import NetParameter, SolverParameter, SolverState
+from imae.prototxt import BlobProto, NetParameter, SolverParameter, SolverState
 from imae.prototxt.errors import FileError, ImaeError, LayerError, PrototxtError
 from imae.prototxt.text import parse_solver, read_binary
-from imae.train.caffe_log import compare, read_log
 from imae.train.executor import Result, StepwiseExecutor
 from imae.train.main import main
 from imae.train.signals import Action, SignalRequests, action
@@ -39,7 +38,8 @@ name: "tiny"
 layer { name: "data" type: "DummyData" top: "data" top: "label"
         dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 }
                            data_filler { type: "gaussian" } data_filler { type: "constant" value: 1 } } }
-layer { name: "a" type: "InnerProduct" bottom: "data" top: "a" param { lr_mult: 1 } param { lr_mult: 2 decay_mult: 0 }
+layer { name: "a" type: "InnerProduct" bottom: "data" top: "a"
+        param { lr_mult: 1 } param { lr_mult: 2 decay_mult: 0 }
         inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
 layer { name: "b" type: "InnerProduct" bottom: "a" top: "b" param { lr_mult: 0.5 } param { lr_mult: 0 }
         inner_product_param { num_output: 2 weight_filler { type: "xavier" } } }
@@ -74,7 +74,7 @@ def gradient(run: int, place: int, shape: torch.Size) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
-# -- Caffe's runs again ------------------------------------------------------------------------------------------
+# -- Caffe's runs again --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -82,29 +82,48 @@ def lenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepared("digits_lenet", tmp_path_factory.mktemp("lenet"))
 
 
-def train(folder: Path, solver: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> str:
+def train(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
+) -> str:
     """The log of `imae train`, run in the folder."""
     monkeypatch.chdir(folder)
     capsys.readouterr()
-    assert main(["train", "--solver", solver]) == 0
+    assert main(["train", *arguments]) == 0
     return capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flags", [["--plain"], []])
 def test_lenet_trains_as_in_caffe(
-    lenet: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    lenet: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
     """500 iterations: the same lines in the same order, the same numbers, weights and history."""
-    log = train(lenet, "solver.prototxt", capsys, monkeypatch)
+    log = train(lenet, capsys, monkeypatch, "-solver=solver.prototxt", *flags)
     recorded = (RUNS / "digits_lenet" / "train.log").read_text(encoding="utf-8")
     assert worded(log) == worded(recorded)
     check_numbers(log, recorded)
-    rtol, atol, _ = tolerance("weights after a run")
-    for end, kind in (("caffemodel", NetParameter), ("solverstate", SolverState)):
-        name = f"lenet_iter_500.{end}"
-        ours, theirs = read_binary(lenet / name, kind), read_binary(RUNS / "digits_lenet" / name, kind)
-        assert (lenet / f"lenet_iter_250.{end}").is_file()
-        for a, b in zip(blobs_of(ours), blobs_of(theirs), strict=True):
-            np.testing.assert_allclose(a, b, rtol=rtol, atol=atol * np.abs(b).max())
+    check_snapshots(lenet, "digits_lenet", "lenet_iter_500", 8, 8)
+
+
+def check_snapshots(folder: Path, run: str, name: str, blobs: int, histories: int) -> None:
+    """Compare model and solver state with Caffe's, as far as they were recorded."""
+    theirs = read_binary(RUNS / run / f"{name}.solverstate", SolverState)
+    ours = read_binary(folder / f"{name}.solverstate", SolverState)
+    for field in ("iter", "current_step", "learned_net"):
+        assert getattr(ours, field) == getattr(theirs, field)
+    compare_blobs(ours.history, theirs.history, histories, "history after a run")
+    model = RUNS / run / f"{name}.caffemodel"
+    if model.is_file():
+        models = [read_binary(path, NetParameter) for path in (folder / model.name, model)]
+        pair = [[blob for layer in net.layer for blob in layer.blobs] for net in models]
+        compare_blobs(pair[0], pair[1], blobs, "weights after a run")
+
+
+def compare_blobs(ours: Sequence[BlobProto], theirs: Sequence[BlobProto], count: int, what: str) -> None:
+    rtol, atol, _ = tolerance(what)
+    assert len(ours) == len(theirs) == count
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a.data, b.data, rtol, atol * np.abs(b.data).max())
 
 
 def check_numbers(log: str, recorded: str, what: str = "run") -> None:
@@ -112,16 +131,10 @@ def check_numbers(log: str, recorded: str, what: str = "run") -> None:
     np.testing.assert_allclose(numbers(log), numbers(recorded), rtol=rtol, atol=atol)
 
 
-def blobs_of(message: NetParameter | SolverState) -> list[Array]:
-    found = message.history if isinstance(message, SolverState) else [b for la in message.layer for b in la.blobs]
-    assert len(found) == 8
-    return [np.array(blob.data) for blob in found]
-
-
 def test_debug_info_is_logged_as_in_caffe(
     lenet: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = train(lenet, "solver_debug_info.prototxt", capsys, monkeypatch)
+    log = train(lenet, capsys, monkeypatch, "solver_debug_info.prototxt")
     recorded = (RUNS / "digits_lenet" / "train_debug_info.log").read_text(encoding="utf-8")
     assert worded(log) == worded(recorded)
     check_numbers(log, recorded, "logged")
@@ -132,24 +145,14 @@ def test_adam_with_three_test_nets_trains_as_in_caffe(
 ) -> None:
     """Stages, two weighted losses, a vector output, clipped gradients, a smoothed loss."""
     folder = prepared("adam_multi_test", tmp_path)
-    log = train(folder, "solver.prototxt", capsys, monkeypatch)
+    log = train(folder, capsys, monkeypatch, "solver.prototxt")
     recorded = (RUNS / "adam_multi_test" / "train.log").read_text(encoding="utf-8")
     assert worded(log) == worded(recorded)
     check_numbers(log, recorded)
-    ours, theirs = (
-        read_binary(where / "adam_iter_120.solverstate", SolverState)
-        for where in (folder, RUNS / "adam_multi_test")
-    )
-    assert (ours.iter, ours.current_step, ours.learned_net) == (120, 2, "adam_iter_120.caffemodel")
-    assert (theirs.iter, theirs.current_step, theirs.learned_net) == (120, 2, "adam_iter_120.caffemodel")
-    rtol, atol, _ = tolerance("weights after a run")
-    assert len(ours.history) == len(theirs.history) == 12
-    for a, b in zip(ours.history, theirs.history, strict=True):
-        assert a.shape == b.shape
-        np.testing.assert_allclose(a.data, b.data, rtol, atol * np.abs(b.data).max())
+    check_snapshots(folder, "adam_multi_test", "adam_iter_120", 0, 12)
 
 
-# -- update rules ------------------------------------------------------------------------------------------------
+# -- update rules --------------------------------------------------------------------------------------------
 
 
 def by_formula(param: SolverParameter, net: Net, iterations: int) -> tuple[list[Array], list[Array]]:
@@ -226,7 +229,9 @@ def test_update_rules_follow_their_formulas(rule: str, fields: str, common: str)
     rtol, atol, _ = tolerance("trajectory")
     assert len(solver.history) == len(history)
     for got, want in zip([*solver.net.learnable, *solver.history], [*weights, *history], strict=True):
-        np.testing.assert_allclose(got.detach().numpy(), want, rtol=rtol, atol=atol * max(1, np.abs(want).max()))
+        np.testing.assert_allclose(
+            got.detach().numpy(), want, rtol=rtol, atol=atol * max(1, np.abs(want).max())
+        )
 
 
 def test_every_rule_has_a_trajectory() -> None:
@@ -253,7 +258,7 @@ def test_a_frozen_parameter_stays_but_is_in_the_history() -> None:
     assert (solver.history[3] > 0).all()  # weight decay alone: decay_mult is 1
 
 
-# -- executors ---------------------------------------------------------------------------------------------------
+# -- executors -----------------------------------------------------------------------------------------------
 
 CONVNET = """
 layer { name: "data" type: "DummyData" top: "data" top: "label"
@@ -271,19 +276,18 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "a" bottom: "label" top: "l
 
 def test_executors_agree() -> None:
     param = solver_param('base_lr: 0.1 lr_policy: "fixed" momentum: 0.9', CONVNET)
-    plain = Solver(param)
-    last = Solver(param, channels_last=True)
+    plain, fast = Solver(param, fast=False), Solver(param)
     stepwise = Solver(param, executor=lambda net: StepwiseExecutor(Stepwise(net)))
     rtol, atol, _ = tolerance("same arithmetic")
-    for solver in (plain, last, stepwise):
+    for solver in (plain, fast, stepwise):
         solver.step(4)
         for a, b in zip(solver.net.learnable, plain.net.learnable, strict=True):
             np.testing.assert_allclose(a.detach().numpy(), b.detach().numpy(), rtol=rtol, atol=atol)
-    assert last.net.params["c"][0].is_contiguous(memory_format=torch.channels_last)
-    assert last.history[0].is_contiguous(memory_format=torch.channels_last)
+    for blob in (fast.net.params["c"][0], fast.history[0]):
+        assert blob.is_contiguous(memory_format=torch.channels_last)
 
 
-# -- what is logged, and when ------------------------------------------------------------------------------------
+# -- what is logged, and when --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -336,7 +340,9 @@ def test_after_the_last_iteration(
 ) -> None:
     """A snapshot, a further forward pass for the last line, a test."""
     monkeypatch.chdir(tmp_path)
-    param = solver_param('lr_policy: "fixed" display: 2 max_iter: 4 test_iter: 2 test_interval: 4 snapshot_prefix: "s"')
+    param = solver_param(
+        'lr_policy: "fixed" display: 2 max_iter: 4 test_iter: 2 test_interval: 4 snapshot_prefix: "s"'
+    )
     param.snapshot_after_train = True
     solver = Solver(param, executor=Scripted)
     said(log, "solver.cpp")
@@ -398,7 +404,9 @@ def test_clipped_gradients_are_logged_in_order_also_where_the_log_must_not_wait(
         solver.step(7)
         logs.append(said(log, "solver.cpp", "sgd_solver.cpp"))
     assert logs[0] == logs[1]
-    assert sum(line.startswith("Gradient clipping: scaling down gradients (L2 norm ") for line in logs[0]) == 7
+    assert (
+        sum(line.startswith("Gradient clipping: scaling down gradients (L2 norm ") for line in logs[0]) == 7
+    )
     assert logs[0][2:4] == ["Iteration 0, lr = 0", logs[0][3]]
     assert "> 2) by scale factor 0." in logs[0][3]
 
@@ -407,7 +415,7 @@ def test_nan_is_printed(log: pytest.LogCaptureFixture) -> None:
     solver = Solver(solver_param('base_lr: 1e30 lr_policy: "fixed" display: 1 momentum: 0.9'))
     said(log, "solver.cpp")
     solver.step(6)
-    assert re.search(r"loss = -?nan$", [line for line in said(log, "solver.cpp") if "Iteration 5" in line][0])
+    assert re.search(r"Iteration 5 .*, loss = -?nan\n", "\n".join(said(log, "solver.cpp")))
 
 
 def test_smoothed_loss() -> None:
@@ -423,7 +431,14 @@ def test_smoothed_loss() -> None:
     assert other.read() == window.read() == pytest.approx(17, rel=1e-6)
 
 
-# -- test nets ---------------------------------------------------------------------------------------------------
+def test_infinities_are_printed_without_warnings() -> None:
+    window = SmoothedLoss(2)
+    for loss in (math.inf, 1.0, 2.0):
+        window.add(torch.tensor(loss))
+    assert math.isnan(window.read())
+
+
+# -- test nets -----------------------------------------------------------------------------------------------
 
 TEST_LAYER = """
 layer { name: "acc" type: "Accuracy" bottom: "b" bottom: "label" top: "each" top: "all"
@@ -476,6 +491,13 @@ def test_test_nets_stand_in_caffes_order_and_share_parameters(
     ]
 
 
+def test_no_test_batches(log: pytest.LogCaptureFixture) -> None:
+    solver = Solver(solver_param("test_iter: 0 test_interval: 1 test_compute_loss: true"))
+    said(log, "solver.cpp")
+    assert solver.test(0) == {}
+    assert said(log, "solver.cpp")[0] == "Iteration 0, Testing net (#0)"
+
+
 def test_train_state_and_the_nets_own_state_count() -> None:
     both = NET + TEST_LAYER.replace("phase: TEST ", "")
     assert "each" in Solver(solver_param('train_state { stage: "acc" }', both)).net.outputs
@@ -483,7 +505,7 @@ def test_train_state_and_the_nets_own_state_count() -> None:
     assert "each" not in Solver(solver_param("", both)).net.outputs
 
 
-# -- signals -----------------------------------------------------------------------------------------------------
+# -- signals -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -530,7 +552,11 @@ def test_a_signal_during_a_test_ends_it(log: pytest.LogCaptureFixture) -> None:
 
 
 def test_effects_of_signals() -> None:
-    assert [action(name) for name in ("stop", "snapshot", "none")] == [Action.STOP, Action.SNAPSHOT, Action.NONE]
+    assert [action(name) for name in ("stop", "snapshot", "none")] == [
+        Action.STOP,
+        Action.SNAPSHOT,
+        Action.NONE,
+    ]
     with pytest.raises(ImaeError, match='Invalid signal effect "die" was specified'):
         action("die")
     with SignalRequests(sigint=Action.SNAPSHOT, sighup=Action.NONE) as requests:
@@ -539,7 +565,7 @@ def test_effects_of_signals() -> None:
         assert [requests() for _ in range(3)] == [Action.NONE, Action.SNAPSHOT, Action.NONE]
 
 
-# -- what is refused ---------------------------------------------------------------------------------------------
+# -- what is refused -----------------------------------------------------------------------------------------
 
 FIELDS = "net, net_param, train_net, train_net_param"
 
@@ -548,22 +574,40 @@ FIELDS = "net, net_param, train_net, train_net_param"
     ("text", "message"),
     [
         ("", f"SolverParameter must specify a train net using one of these fields: {FIELDS}"),
-        ('net: "a" train_net: "b"', f"one of these fields specifying a train_net: {FIELDS}; got net, train_net"),
+        (
+            'net: "a" train_net: "b"',
+            f"one of these fields specifying a train_net: {FIELDS}; got net, train_net",
+        ),
         ("net_param {} average_loss: 0", "average_loss should be non-negative: it must be at least 1, got 0"),
         ("net_param {} iter_size: 0", "iter_size must be at least 1, got 0"),
         ('net_param {} regularization_type: "L3"', "Unknown regularization type: L3 (known types: L1, L2)"),
         ("net_param {} snapshot: 5", "In solver params, snapshot is specified but snapshot_prefix is not"),
         ("net_param {} test_iter: 1", "test_iter needs a test_interval greater than 0, got 0"),
         ('net_param {} test_net: "n"', "n: no such file"),
-        ("net_param {} test_net_param {}", "test_iter must be specified for each test network; got 0 test_iter for 1"),
-        ("train_net_param {} test_iter: 1", "test_iter must be specified for each test network; got 1 test_iter for 0"),
+        (
+            "net_param {} test_net_param {}",
+            "test_iter must be specified for each test network; got 0 test_iter for 1",
+        ),
+        (
+            "train_net_param {} test_iter: 1",
+            "test_iter must be specified for each test network; got 1 test_iter for 0",
+        ),
         (
             "net_param {} test_iter: 1 test_interval: 1 test_state {} test_state {}",
             "test_state must be unspecified or specified once per test net; got 2 for 1 test nets",
         ),
-        ('type: "AdamW"', "Unknown solver type: AdamW (known types: AdaDelta, AdaGrad, Adam, Nesterov, RMSProp, SGD)"),
-        ('type: "AdaGrad" momentum: 0.9', "Momentum cannot be used with AdaGrad; got momentum: 0.9, remove it"),
-        ('type: "RMSProp" momentum: 0.9', "Momentum cannot be used with RMSProp; got momentum: 0.9, remove it"),
+        (
+            'type: "AdamW"',
+            "Unknown solver type: AdamW (known types: AdaDelta, AdaGrad, Adam, Nesterov, RMSProp, SGD)",
+        ),
+        (
+            'type: "AdaGrad" momentum: 0.9',
+            "Momentum cannot be used with AdaGrad; got momentum: 0.9, remove it",
+        ),
+        (
+            'type: "RMSProp" momentum: 0.9',
+            "Momentum cannot be used with RMSProp; got momentum: 0.9, remove it",
+        ),
         ('type: "RMSProp" rms_decay: 1.5', "rms_decay should lie between 0 and 1 (1 left out); got 1.5"),
         ('type: "Adam" momentum: 1', "Adam: momentum must lie between 0 and 1 (1 left out); got 1"),
         ('type: "Adam" momentum2: 1.5', "Adam: momentum2 must lie between 0 and 1 (1 left out); got 1.5"),
@@ -584,7 +628,7 @@ def test_an_unknown_policy_is_refused_before_the_first_pass() -> None:
 
 def test_an_unwritable_prefix_is_refused_at_the_start(tmp_path: Path) -> None:
     prefix = f'snapshot_prefix: "{tmp_path}/no_such_folder/snap"'
-    message = "/no_such_folder/snap'.  Make sure that the directory exists and is writable. (No such file or directory)"
+    message = "/no_such_folder/snap'.  Make sure that the directory exists and is writable. (No such file or "
     with pytest.raises(FileError, match=re.escape(message)):
         Solver(solver_param(f"{prefix} snapshot: 5"))
     param = solver_param(f'{prefix} lr_policy: "fixed" max_iter: 3')

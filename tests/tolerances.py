@@ -26,14 +26,15 @@ TOLERANCES = {
     ("integral", "float64"): Tolerance(1e-12, 0, "a quadrature rule that converges far beyond this"),
     ("onnx", "float32"): Tolerance(1e-4, 1e-5, "ONNX Runtime's kernels sum in another order"),
     ("fused", "float32"): Tolerance(
-        1e-4, 1e-5, "one kernel instead of several; batch statistics in another order"
+        1e-3, 1e-4, "as for Caffe's nets with BatchNorm in a small batch: small differences"
     ),
     ("trajectory", "float32"): Tolerance(1e-4, 1e-5, "seven updates in single precision against double"),
     ("logged", "float32"): Tolerance(1e-4, 1e-6, "two updates, printed with 6 digits"),
     ("run", "float32"): Tolerance(
         0, 5e-3, "hundreds of updates; with other BLAS kernels Caffe's own run moves by 3e-3"
     ),
-    ("weights after a run", "float32"): Tolerance(0, 2e-2, "as for a run; the last batch's gradient counts most"),
+    ("weights after a run", "float32"): Tolerance(0, 2e-2, "as for a run"),
+    ("history after a run", "float32"): Tolerance(0, 0.1, "the same; the last gradients are small"),
 }
 
 

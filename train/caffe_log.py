@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
+from imae.prototxt.errors import DataError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -48,6 +50,12 @@ def number(value: float | np.float32) -> str:
     return f"{float(value):.6g}"
 
 
+def output_text(name: str, value: np.float32, weight: np.float32) -> str:
+    """An element of an output blob, with what it adds to the loss where it has a loss_weight."""
+    loss = f" (* {number(weight)} = {number(weight * value)} loss)" if weight else ""
+    return f"{name} = {number(value)}{loss}"
+
+
 class LogNumber(NamedTuple):
     """One number of a log.
 
@@ -67,17 +75,24 @@ class LogNumber(NamedTuple):
 
 
 PREFIX = re.compile(r"[IWEF](\d{4})?(\d\d)(\d\d) (\d\d):(\d\d):(\d\d)\.(\d+) +\d+ \S+:\d+\] ")
-ITERATION = re.compile(r"Iteration (\d+)(?:, Testing net \(#(\d+)\))?")
-LOSS = re.compile(r"Iteration \d+(?: \(.*\))?, loss = (\S+)")
-RATE = re.compile(r"Iteration \d+, lr = (\S+)")
-TEST_LOSS = re.compile(r"Test loss: (\S+)")
-OUTPUT = re.compile(r"(Train|Test) net output #(\d+): (\S+) = (\S+)")
+VALUE = r"(-?(?:\d+\.?\d*(?:e[+-]?\d+)?|nan|inf))(?!\S)"
+ITERATION = re.compile(r"Iteration (\d{1,18})(?:, Testing net \(#(\d{1,9})\))?(?!\d)")
+LOSS = re.compile(r"Iteration \d+(?: \(.*\))?, loss = " + VALUE)
+RATE = re.compile(r"Iteration \d+, lr = " + VALUE)
+TEST_LOSS = re.compile(r"Test loss: " + VALUE)
+OUTPUT = re.compile(r"(Train|Test) net output #(\d{1,9}): (\S+) = " + VALUE)
 
 
 def read_log(path: str | os.PathLike[str]) -> list[LogNumber]:
-    """The numbers of a log file, in its order."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return list(parse_log(file))
+    """The numbers of a log file, in its order; DataError where it cannot be read or has none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            numbers = list(parse_log(file))
+    except OSError as error:
+        raise DataError(f"cannot read the log '{os.fspath(path)}': {error.strerror}") from None
+    if not numbers:
+        raise DataError(f"'{os.fspath(path)}': no loss, rate or output in it; expected the log of a training")
+    return numbers
 
 
 def parse_log(lines: Iterable[str], year: int | None = None) -> Iterator[LogNumber]:
@@ -117,20 +132,20 @@ def _time(prefix: re.Match[str], before: datetime) -> datetime:
     """The time of a line; without a year in it, a smaller month than before begins a new one."""
     year, month, day, hour, minute, second, fraction = prefix.groups()
     years = int(year) if year else before.year + (int(month) < before.month)
-    try:
-        date = datetime(years, int(month), int(day))
-    except ValueError:  # 29 February in another year
-        return before
     clock = timedelta(hours=int(hour), minutes=int(minute), seconds=float(f"{second}.{fraction}"))
-    return date + clock
+    try:
+        return datetime(years, int(month), int(day)) + clock
+    except (ValueError, OverflowError):  # 29 February in another year, or no date at all
+        return before
 
 
 def rows(numbers: Iterable[LogNumber], what: str = "train", net: int = 0) -> list[dict[str, float]]:
     """A table of the train outputs, or of the outputs of one test net; a row each time they were printed.
 
     The columns are those of Caffe's parse_log.py: NumIters, Seconds, LearningRate and the outputs by name.
-    Its faults are not repeated: LearningRate is the rate of this iteration (NaN where it was not printed), no
-    row is lost, test nets do not mix, and the elements of a vector output are name[0], name[1] ...
+    Its faults are not repeated (`caffe_rows` does that): LearningRate is the rate of this iteration (NaN
+    where it was not printed), no row is lost, test nets do not mix, and the elements of a vector output are
+    name[0], name[1] ...
     """
     numbers = list(numbers)
     rates = {n.iteration: n.value for n in numbers if n.what == "lr"}
@@ -151,6 +166,37 @@ def rows(numbers: Iterable[LogNumber], what: str = "train", net: int = 0) -> lis
     ]
 
 
+def caffe_rows(numbers: Iterable[LogNumber], what: str = "train") -> list[dict[str, float]]:
+    """The table of the train or test outputs that Caffe's parse_log.py makes of a log, faults included.
+
+    A row begins with the first output of an iteration and is complete with as many columns as the first row:
+    the outputs of several test nets mix, and a vector output has one column. LearningRate is the last one
+    printed before the row, and in the first row that of the second. A row that is incomplete when the log
+    ends is lost. Differs: NaN is read, and the only row of a log is kept.
+    """
+    table: list[dict[str, float]] = []
+    row: dict[str, float] = {}
+    rate = math.nan
+    for entry in numbers:
+        if entry.what == "lr":
+            rate = entry.value
+        elif entry.what == what:
+            if row and row["NumIters"] != entry.iteration:
+                table.append(row)
+                row = {}
+            if not row:
+                row = {"NumIters": float(entry.iteration), "Seconds": entry.seconds, "LearningRate": rate}
+            row[entry.name] = entry.value
+            if table and len(row) == len(table[0]):
+                table.append(row)
+                row = {}
+    if row and not table:
+        table.append(row)
+    if len(table) > 1:
+        table[0]["LearningRate"] = table[1]["LearningRate"]
+    return table
+
+
 def _columns(names: list[str]) -> list[str]:
     """Names of outputs with the elements of vectors told apart."""
     return [
@@ -164,6 +210,7 @@ class LogDifference(NamedTuple):
     common           how many numbers both have; missing, extra: how many only the first, only the second has
     absolute         the largest difference; relative: the largest one relative to the first log's number
     iteration, name  where the absolute difference is largest
+    parted           the first iteration where the relative difference is above the tolerance
     """
 
     what: str
@@ -174,22 +221,26 @@ class LogDifference(NamedTuple):
     relative: float
     iteration: int
     name: str
+    parted: int | None
 
 
-def compare(first: Iterable[LogNumber], second: Iterable[LogNumber]) -> list[LogDifference]:
+def compare(first: Iterable[LogNumber], second: Iterable[LogNumber], rtol: float = 0) -> list[LogDifference]:
     """The differences between two logs, by kind; of a number that occurs twice the last counts."""
     a, b = ({n[:5]: n.value for n in log} for log in (first, second))
     differences = []
     for what in dict.fromkeys(key[0] for key in [*a, *b]):
         ours, theirs = ({key for key in log if key[0] == what} for log in (a, b))
-        worst, relative, where = 0.0, 0.0, (what, -1, 0, 0, "")
+        worst, relative, where, parted = 0.0, 0.0, (what, -1, 0, 0, ""), None
         for key in sorted(ours & theirs):
             distance = _distance(a[key], b[key])
-            relative = max(relative, distance / abs(a[key]) if a[key] and distance < math.inf else distance)
+            of_ours = distance / abs(a[key]) if a[key] and distance < math.inf else distance
+            relative = max(relative, of_ours)
+            if of_ours > rtol and parted is None:
+                parted = key[1]
             if distance > worst or where[1] < 0:
                 worst, where = distance, key
         counts = len(ours & theirs), len(ours - theirs), len(theirs - ours)
-        differences.append(LogDifference(what, *counts, worst, relative, where[1], where[4]))
+        differences.append(LogDifference(what, *counts, worst, relative, where[1], where[4], parted))
     return differences
 
 

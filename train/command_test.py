@@ -17,7 +17,7 @@ from imae.layers.net import Net
 from imae.prototxt import TEST, TRAIN, NetParameter
 from imae.prototxt.errors import ImaeError
 from imae.prototxt.text import read_net
-from imae.train.caffe_log import number
+from imae.train.caffe_log import number, output_text
 from imae.train.device import gpu, set_threads
 from imae.train.executor import NetExecutor
 
@@ -88,10 +88,8 @@ def score(net: Net, device: torch.device, iterations: int) -> dict[str, Array]:
     _log(309, f"Loss: {number(total / f32(iterations))}")
     means = {name: values / f32(iterations) for name, values in sums.items()}
     for name, values in means.items():
-        weight = f32(net.loss_weights.get(name, 0))
         for value in values.ravel():
-            of_loss = f" (* {number(weight)} = {number(weight * value)} loss)" if weight else ""
-            _log(321, f"{name} = {number(value)}{of_loss}")
+            _log(321, output_text(name, value, f32(net.loss_weights.get(name, 0))))
     return means
 
 

@@ -13,7 +13,7 @@ import torch
 from imae.prototxt import SolverParameter
 from imae.prototxt.errors import ImaeError, PrototxtError
 from imae.prototxt.text import read_solver
-from imae.train.device import gpu, set_threads
+from imae.train.device import gpu, keep_freed_memory, set_threads
 from imae.train.progress import training_bar
 from imae.train.signals import SignalRequests, action
 from imae.train.solver import Solver
@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}_effect", default=default, metavar="EFFECT", help=f"stop, snapshot or none ({default})"
         )
+    parser.add_argument(
+        "--plain", action="store_true", help="run the layers one by one as they stand, as a reference"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with on the CPU")
 
 
@@ -58,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
     if args.snapshot and args.weights:
         raise ImaeError("Give a snapshot to resume training or weights to finetune but not both.")
     set_threads(args.threads)
+    keep_freed_memory()
     param = read_solver(path)
     _set_train_state(param, args, path)
     device = _device(param, args.gpu)
@@ -66,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
             del param.weights[:]
         elif args.weights:
             param.weights[:] = [args.weights]
-        solver = Solver(param, device=device)
+        solver = Solver(param, device=device, fast=not args.plain)
         solver.request = requests
         if args.snapshot:
             _log(235, f"Resuming from {args.snapshot}")

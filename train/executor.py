@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from imae.layers.fuse import fuse_training
 from imae.layers.net import Net
 from imae.layers.stepwise import Stepwise, parameter_diff
 from imae.train.caffe_log import number
@@ -35,12 +36,16 @@ class Executor(Protocol):
 class NetExecutor:
     """Runs the whole net as one autograd graph.
 
-    channels_last   keep 4-axis blobs in the order N, H, W, C in memory (their shapes stay N, C, H, W)
+    fast   fuse layers (fuse.py) and, on the CPU, keep 4-axis blobs in the order N, H, W, C in memory; shapes
+           stay N, C, H, W, and values are the same up to rounding
     """
 
-    def __init__(self, net: Net, device: torch.device, channels_last: bool = False) -> None:
-        self.net, self.device, self.channels_last = net.to(device), device, channels_last
-        if channels_last:
+    def __init__(self, net: Net, device: torch.device, fast: bool = True) -> None:
+        self.net, self.device = net.to(device), device
+        self.channels_last = fast and device.type == "cpu"
+        if fast:
+            net.plan = fuse_training(net)
+        if self.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
 
     def forward_backward(self) -> Result:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 f32 = np.float32
-MAX_PENDING = 1000
+MAX_PENDING = 1000  # losses that may wait on the device
 
 
 class SmoothedLoss:
@@ -41,17 +41,21 @@ class SmoothedLoss:
         """The mean; waits for the device."""
         losses = torch.stack(self._pending).tolist() if self._pending else []
         self._pending = []
-        for loss in map(f32, losses):
-            if len(self._window) < self.size:
-                self._window.append(loss)
-                size = len(self._window)
-                self._value = (self._value * f32(size - 1) + loss) / f32(size)
-            else:
-                place = self._count % self.size
-                self._value += (loss - self._window[place]) / f32(self.size)
-                self._window[place] = loss
-            self._count += 1
+        with np.errstate(all="ignore"):  # NaN and infinity are to be shown
+            for loss in losses:
+                self._update(f32(loss))
         return self._value
+
+    def _update(self, loss: np.float32) -> None:
+        if len(self._window) < self.size:
+            self._window.append(loss)
+            size = len(self._window)
+            self._value = (self._value * f32(size - 1) + loss) / f32(size)
+        else:
+            place = self._count % self.size
+            self._value += (loss - self._window[place]) / f32(self.size)
+            self._window[place] = loss
+        self._count += 1
 
     def get_state(self) -> dict[str, Any]:
         """What `set_state` needs to go on from here."""

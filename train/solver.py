@@ -33,7 +33,7 @@ from imae.layers.stepwise import Stepwise, parameter_diff
 from imae.prototxt import SolverParameter
 from imae.prototxt.errors import CaffemodelError, DeviceError, FileError, PrototxtError, SnapshotError
 from imae.prototxt.text import to_text
-from imae.train.caffe_log import number
+from imae.train.caffe_log import number, output_text
 from imae.train.executor import Executor, NetExecutor, Result, StepwiseExecutor
 from imae.train.lr_policy import advance_step, learning_rate
 from imae.train.signals import Action
@@ -69,7 +69,7 @@ class Solver:
     device          where the nets compute
     random          the run's random numbers; by default a stream of its own
     executor        makes the object that runs a net (see executor.py)
-    channels_last   for the default executor
+    fast            for the default executor
 
     iteration       updates made so far
     net, test_nets  in Caffe's order; the test nets use the train net's parameters
@@ -88,7 +88,7 @@ class Solver:
         device: str | torch.device = "cpu",
         random: CaffeRandom | None = None,
         executor: Callable[[Net], Executor] | None = None,
-        channels_last: bool = False,
+        fast: bool = True,
     ) -> None:
         self.param = param
         self.device = torch.device(device)
@@ -107,7 +107,7 @@ class Solver:
             self.random.reseed(param.random_seed)
         elif random is None:
             logger.info("random_seed was not specified; this run's seed is %d", self.random.seed)
-        make = executor or (lambda net: NetExecutor(net, self.device, channels_last))
+        make = executor or (lambda net: NetExecutor(net, self.device, fast))
         self.net = build_train_net(param, self.random)
         self._run = make(self.net)
         self.test_nets = build_test_nets(param, self.random, self.net)
@@ -348,9 +348,10 @@ class Solver:
             sums = {name: sums[name] + blob if name in sums else blob for name, blob in outputs.items()}
         net.check_labels()
         batches = f32(param.test_iter[index])
-        if param.test_compute_loss:
-            self._say("solver.cpp:401", f"Test loss: {number(f32(float(total)) / batches)}")
-        means = {name: _array(blob) / batches for name, blob in sums.items()}
+        with np.errstate(all="ignore"):  # NaN and infinity are to be shown
+            if param.test_compute_loss:
+                self._say("solver.cpp:401", f"Test loss: {number(f32(float(total)) / batches)}")
+            means = {name: _array(blob) / batches for name, blob in sums.items()}
         self._say_outputs("solver.cpp:414", "Test", net, means)
         return means
 
@@ -418,9 +419,10 @@ class Solver:
         return {
             "random": self.random.get_state(),
             "loss": self._loss.get_state(),
-            "data": [
-                {layer.name: layer.get_state() for layer in net.data_layers()}
-                for net in (self.net, *self.test_nets)
+            "data": [{layer.name: layer.get_state() for layer in net.data_layers()} for net in self._nets()],
+            "buffers": [
+                {name: buffer.cpu().numpy() for name, buffer in _kept_buffers(net).items()}
+                for net in self._nets()
             ],
         }
 
@@ -428,11 +430,19 @@ class Solver:
         self.random.set_state(run["random"])
         self._loss.set_state(run["loss"])
         self._keep_loss = True
-        for net, saved in zip((self.net, *self.test_nets), run["data"], strict=False):
+        for net, data, buffers in zip(self._nets(), run["data"], run["buffers"], strict=False):
             for layer in net.data_layers():
-                if layer.name in saved:
-                    layer.set_state(saved[layer.name])
+                if layer.name in data:
+                    layer.set_state(data[layer.name])
+            for step in net.steps:
+                for name, values in buffers.items():
+                    owner, _, buffer = name.rpartition("/")
+                    if owner == step.layer.name:
+                        setattr(step.layer, buffer, torch.from_numpy(values).to(self.device))
         logger.info("The data and the random numbers go on where the snapshot was taken")
+
+    def _nets(self) -> list[Net]:
+        return [self.net, *self.test_nets]
 
     # -- the log --------------------------------------------------------------------------------------------
 
@@ -456,19 +466,25 @@ class Solver:
 
     def _say_outputs(self, place: str, which: str, net: Net, values: dict[str, Array]) -> None:
         """One line per element of each output blob."""
-        index = 0
-        for name in net.outputs:
-            weight = f32(net.loss_weights.get(name, 0))
-            for value in values[name].ravel():
-                loss = f" (* {number(weight)} = {number(weight * value)} loss)" if weight else ""
-                self._say(place, f"    {which} net output #{index}: {name} = {number(value)}{loss}")
-                index += 1
+        outputs = [(name, value) for name, blob in values.items() for value in blob.ravel()]
+        for index, (name, value) in enumerate(outputs):
+            text = output_text(name, value, f32(net.loss_weights.get(name, 0)))
+            self._say(place, f"    {which} net output #{index}: {text}")
 
 
 def _debug_executor(run: Executor, net: Net) -> StepwiseExecutor:
     return StepwiseExecutor(
         run.stepwise if isinstance(run, StepwiseExecutor) else Stepwise(net), debug_info=True
     )
+
+
+def _kept_buffers(net: Net) -> dict[str, Tensor]:
+    """What layers keep from one forward pass to the next (the state of an LSTM), by `layer/name`."""
+    return {
+        f"{step.layer.name}/{name}": buffer
+        for step in net.steps
+        for name, buffer in step.layer.named_buffers(recurse=False)
+    }
 
 
 def _same_shape(values: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

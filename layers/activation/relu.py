@@ -27,8 +27,8 @@ class ReLU(Layer):
         self.negative_slope = param.relu_param.negative_slope
         if param.top[:1] == param.bottom[:1]:
             # Caffe reads the bottom, which is the top here; torch saves the top where there is no slope.
-            self.reads_top = not self.negative_slope  # type: ignore[misc]  # of this object only
-            self.reads_bottom = not self.reads_top  # type: ignore[misc]  # of this object only
+            self.reads_top = not self.negative_slope
+            self.reads_bottom = not self.reads_top
 
     def forward(self, x: Tensor) -> Tensor:
         return F.leaky_relu(x, self.negative_slope) if self.negative_slope else F.relu(x)

@@ -68,9 +68,9 @@ class BatchNorm(Layer):
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and variance as the blobs have them, (C) each; zeros while nothing has been added."""
-        sums, squares, weight = (self.blob(i).detach() for i in range(3))
+        means, variances, weight = (self.blob(i).detach() for i in range(3))
         factor = torch.where(weight == 0, weight, 1 / weight)
-        return sums * factor, squares * factor
+        return means * factor, variances * factor
 
     @torch.no_grad()
     def update(self, mean: Tensor, unbiased_variance: Tensor) -> None:
