@@ -1,4 +1,4 @@
-"""Caffe's compute_image_mean: the mean image of an LMDB as a .binaryproto, and the means of its channels.
+"""Caffe's compute_image_mean: the mean image of a database as a .binaryproto, and the means of its channels.
 
     imae compute-image-mean train_lmdb mean.binaryproto
 
@@ -16,20 +16,21 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from imae.layers.data.datum import array_from_datum
+from imae.layers.data.leveldb_source import LeveldbSource, open_leveldb
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
 from imae.prototxt import BlobProto
 from imae.prototxt.errors import DataError
 from imae.prototxt.files import write_atomically
 
 COMMAND = "compute-image-mean"
-HELP = "the mean image of an LMDB, for transform_param's mean_file"
+HELP = "the mean image of an LMDB or LevelDB, for transform_param's mean_file"
 
 logger = logging.getLogger(__name__)
 
 Mean = NDArray[np.float32]
 
 
-def compute_mean(source: LmdbSource) -> Mean:
+def compute_mean(source: LmdbSource | LeveldbSource) -> Mean:
     """Mean (C, H, W) of all records; DataError unless all have one shape."""
     names = list(map(source.record_name, source.keys()))
     first = source.datum(0)
@@ -58,14 +59,14 @@ def mean_blob(mean: Mean) -> BlobProto:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="INPUT_DB", help="LMDB")
+    parser.add_argument("input", metavar="INPUT_DB", help="LMDB or LevelDB")
     parser.add_argument("output", metavar="OUTPUT_FILE", nargs="?", help=".binaryproto to write")
-    parser.add_argument("--backend", choices=["lmdb"], default="lmdb")
+    parser.add_argument("--backend", choices=["lmdb", "leveldb"], default="lmdb")
 
 
 def run(args: argparse.Namespace) -> None:
-    with open_lmdb(args.input) as source:
-        logger.info("Opened lmdb %s", args.input)
+    with open_lmdb(args.input) if args.backend == "lmdb" else open_leveldb(args.input) as source:
+        logger.info("Opened %s %s", args.backend, args.input)
         mean = compute_mean(source)
         logger.info("Processed %d files.", len(source))
     if args.output:

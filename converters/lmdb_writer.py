@@ -3,7 +3,7 @@
 import errno
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -37,14 +37,10 @@ def write_lmdb(path: AnyPath, records: Iterable[Record], total: int | None = Non
 def fill_lmdb(folder: Path, path: AnyPath, records: Iterable[Record], total: int | None = None) -> int:
     """`write_lmdb` into a folder that is empty and is going to be called `path`."""
     count, remaining = 0, iter(records)
-    # The folder is synced as a whole at its end, so no transaction needs to be.
-    with _lmdb_errors(path):
-        environment = lmdb.open(str(folder), map_size=MAP_SIZE, mode=0o664, sync=False)
-    logger.info("Opened lmdb %s", path)
+    environment = open_new_lmdb(folder, path)
     with environment, tqdm(desc=str(path), total=total, unit=" records", disable=None) as bar:
         while batch := list(islice(remaining, BATCH)):
-            with _lmdb_errors(path):
-                _commit(environment, batch, path)
+            put_records(environment, batch, path)
             count += len(batch)
             bar.update(len(batch))
     if not count:
@@ -53,17 +49,28 @@ def fill_lmdb(folder: Path, path: AnyPath, records: Iterable[Record], total: int
     return count
 
 
-def _commit(environment: lmdb.Environment, batch: list[Record], path: AnyPath) -> None:
-    while True:
-        try:
-            with environment.begin(write=True) as transaction:
-                for key, datum in batch:
-                    _check_key(key, path)
-                    if not transaction.put(key, datum.SerializeToString(), overwrite=False):
-                        raise DataError(f"cannot write '{path}': the key {key!r} comes twice")
-            return
-        except lmdb.MapFullError:
-            environment.set_mapsize(2 * environment.info()["map_size"])
+def open_new_lmdb(folder: Path, path: AnyPath) -> lmdb.Environment:
+    """A new LMDB in a folder that is empty and is going to be called `path`; FileError where that fails."""
+    # The folder is synced as a whole at its end, so no transaction needs to be.
+    with _lmdb_errors(path):
+        environment = lmdb.open(str(folder), map_size=MAP_SIZE, mode=0o664, sync=False)
+    logger.info("Opened lmdb %s", path)
+    return environment
+
+
+def put_records(environment: lmdb.Environment, batch: Sequence[Record], path: AnyPath) -> None:
+    """Add records in one transaction; DataError for a key that comes twice, FileError for a full disk."""
+    with _lmdb_errors(path):
+        while True:
+            try:
+                with environment.begin(write=True) as transaction:
+                    for key, datum in batch:
+                        _check_key(key, path)
+                        if not transaction.put(key, datum.SerializeToString(), overwrite=False):
+                            raise DataError(f"cannot write '{path}': the key {key!r} comes twice")
+                return
+            except lmdb.MapFullError:
+                environment.set_mapsize(2 * environment.info()["map_size"])
 
 
 def _check_key(key: bytes, path: AnyPath) -> None:

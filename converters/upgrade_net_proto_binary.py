@@ -3,8 +3,8 @@
     imae upgrade-net-proto-binary old.caffemodel new.caffemodel
     imae upgrade-net-proto-binary --dialect nvidia theirs.caffemodel caffes.caffemodel
 
-With --dialect a fork's file becomes one that Caffe reads (prototxt/dialects.py). What a V0 net says and no newer
-form has is reported and left out, and the exit status is 1; the rest is written.
+With --dialect a fork's file becomes one that Caffe reads (prototxt/dialects.py). What a V0 net says and no
+newer form has is reported and left out, and the exit status is 1; the rest is written.
 
 Caffe: tools/upgrade_net_proto_binary.cpp.
 """

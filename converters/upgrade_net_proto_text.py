@@ -2,7 +2,8 @@
 
     imae upgrade-net-proto-text old.prototxt new.prototxt
 
-What a V0 net says and no newer form has is reported and left out, and the exit status is 1; the rest is written.
+What a V0 net says and no newer form has is reported and left out, and the exit status is 1; the rest is
+written.
 
 Caffe: tools/upgrade_net_proto_text.cpp.
 """

@@ -30,9 +30,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from imae.layers.example_weights import LARGEST_EXPONENT, largest_exponent
-from imae.layers.labels import check_labels, ignored_label, place_labels, refuse_fields, refuse_gradient
+from imae.layers.labels import check_labels, ignored_label, place_labels, refuse_gradient
 from imae.layers.layer import LabelReader, LossLayer, Shape
-from imae.layers.loss_normalizer import normalization, normalizer
+from imae.layers.loss_normalizer import LOSS_FIELDS, normalization, normalizer
 from imae.prototxt import LayerParameter
 from imae.prototxt.caffe_pb2 import WeightNormalization
 
@@ -49,12 +49,9 @@ def examples(logits: Tensor, index: Tensor, axis: int) -> tuple[Tensor, Tensor, 
 
 
 class DesignedLoss(LossLayer):
-    """Base of the losses above; a type gives `weight` and, where it is not MAE's, `value`.
+    """Base of the losses above; a type gives `weight` and, where it is not MAE's, `value`."""
 
-    ignores  the fields of loss_param that mean nothing to the type; they are refused
-    """
-
-    ignores: ClassVar[tuple[str, ...]] = ("lamda_p", "scale")
+    reads: ClassVar[tuple[str, ...]] = ("softmax_param", *LOSS_FIELDS)
 
     def __init__(self, param: LayerParameter, normalize_by: WeightNormalization.Mode) -> None:
         super().__init__(param)
@@ -62,7 +59,6 @@ class DesignedLoss(LossLayer):
         self.by_weights = normalize_by == WeightNormalization.SUM_OF_WEIGHTS
         self.labels = LabelReader(self, ignored_label(loss))
         self.normalization = normalization(loss)
-        refuse_fields(self, loss, *self.ignores)
         for field in ("normalization", "normalize") if self.by_weights else ():
             if loss.HasField(field):
                 raise self.error(f"loss_param.{field} does nothing with the sum of weights; remove it")

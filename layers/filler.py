@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.memory import blob_problem
 from imae.prototxt import FillerParameter
 from imae.prototxt.errors import LayerError
 
@@ -41,6 +42,8 @@ def fill(shape: Shape, filler: FillerParameter, random: CaffeRandom) -> Values:
         raise LayerError(f"Unknown filler name: {filler.type}{hint} (known names: {', '.join(FILLERS)})")
     if math.prod(shape) == 0:
         raise _refusal(filler, f"the blob of shape {shape} has no values to fill")
+    if problem := blob_problem(shape):
+        raise LayerError(problem)
     if filler.type != "gaussian" and filler.sparse != -1:
         raise _refusal(filler, f"sparse is for gaussian only, got {filler.sparse}; leave it out")
     return FILLERS[filler.type](shape, filler, random)

@@ -42,10 +42,3 @@ def refuse_gradient(layer: Layer, bottom_index: int, bottom: Tensor, message: st
         raise layer.error(
             f"{message}; set propagate_down to false for bottom {layer.param.bottom[bottom_index]!r}"
         )
-
-
-def refuse_fields(layer: Layer, loss: LossParameter, *fields: str) -> None:
-    """LayerError for a field of loss_param that would do nothing: one of `fields`, any if none are named."""
-    for field, _ in loss.ListFields():
-        if not fields or field.name in fields:
-            raise layer.error(f"{layer.type} does not look at loss_param.{field.name}; remove it")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.filler import fill
+from imae.layers.memory import blob_problem
 from imae.prototxt import FillerParameter, LayerParameter, ParamSpec
 from imae.prototxt.errors import ExportError, LayerError
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
     from imae.layers.onnx_graph import OnnxGraph
 
 Shape = tuple[int, ...]
+
+# The fields of LayerParameter that every type has a use for; all others are parameters of some types.
+COMMON_FIELDS = frozenset(
+    "name type phase bottom top loss_weight param blobs propagate_down include exclude".split()
+)
 
 
 class Layer(nn.Module):
@@ -52,6 +58,9 @@ class Layer(nn.Module):
     reads_top: bool = False
     reads_bottom: bool = False
     auto_tops: ClassVar[bool] = False  # True: tops that the prototxt leaves out are made by the net
+    # Fields of LayerParameter that the type looks at besides the one of its own name (or its base class's):
+    # "softmax_param", or "loss_param.ignore_label" for this one of it. A net that sets another is refused.
+    reads: ClassVar[tuple[str, ...]] = ()
 
     random: CaffeRandom
 
@@ -63,6 +72,7 @@ class Layer(nn.Module):
         self.phase = param.phase
         self.blobs = nn.ParameterList()
         self.blob_shapes: list[Shape] = []
+        self._check_fields()
 
     def build(self, bottom_shapes: Sequence[Shape], random: CaffeRandom) -> list[Shape]:
         """Check the arity, make the parameter blobs, return the tops' shapes. Called once, by the net."""
@@ -79,6 +89,11 @@ class Layer(nn.Module):
             )
         self.random = random
         self.setup(bottom_shapes)
+        if len(self.param.blobs) > len(self.blobs):
+            raise self.error(
+                f"Incorrect number of weight blobs.; its prototxt has {len(self.param.blobs)}, "
+                f"it needs {len(self.blobs)}"
+            )
         return self.checked_top_shapes(bottom_shapes)
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
@@ -96,6 +111,8 @@ class Layer(nn.Module):
                 raise self.error(
                     f"top {top!r} would have the shape {shape}; bottoms are {list(bottom_shapes)}"
                 )
+            if problem := blob_problem(shape):
+                raise self.error(f"top {top!r}: {problem}")
         return shapes
 
     # A type names its bottoms; nn.Module's forward is typed as loosely.
@@ -156,6 +173,22 @@ class Layer(nn.Module):
     def error(self, message: str) -> LayerError:
         """A LayerError that names this layer."""
         return LayerError(self.param, message)
+
+    def _check_fields(self) -> None:
+        """LayerError for a field that is set and that this type does not look at. Caffe passes over it."""
+        own = {name.lower() for name in (self.type, *(base.__name__ for base in type(self).__mro__))}
+        for field, value in self.param.ListFields():
+            name = field.name
+            if name in COMMON_FIELDS or name in self.reads:
+                continue
+            if name.removesuffix("_param").replace("_", "") in own:
+                continue
+            parts = {entry.partition(".")[2] for entry in self.reads if entry.startswith(f"{name}.")}
+            unread = [name]
+            if parts:
+                unread = [f"{name}.{part.name}" for part, _ in value.ListFields() if part.name not in parts]
+            if unread:
+                raise self.error(f"{self.type} does not look at {unread[0]}; remove it")
 
     def _check_count(self, what: str, got: int) -> None:
         exact = getattr(self, f"num_{what}s")

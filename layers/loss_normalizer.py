@@ -15,6 +15,9 @@ from torch import Tensor
 
 from imae.prototxt.caffe_pb2 import LossParameter
 
+# For Layer.reads: what of loss_param a loss looks at that ignores a label and divides by a normalizer.
+LOSS_FIELDS = ("loss_param.ignore_label", "loss_param.normalization", "loss_param.normalize")
+
 
 def normalization(
     loss: LossParameter, default: LossParameter.NormalizationMode = LossParameter.VALID

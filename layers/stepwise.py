@@ -5,38 +5,52 @@ user may read and write any blob or diff between layers, run parts of the net, a
 `backward`. Values are the same (tests compare them).
 
 Caffe: Net::ForwardFromTo, Net::BackwardFromTo. Parameter diffs add up until they are cleared; bottom diffs
-are overwritten; the diff of a loss blob holds its loss_weight from the start.
+are overwritten; the diff of a loss blob holds its loss_weight from the start. Differs: a layer whose backward pass
+comes without a forward pass before it is computed once more from its bottoms, and its tops stay as they are.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from imae.layers.layer import Shape
-from imae.layers.net import Memory, Net
+from imae.layers.net import Memory, Net, Step
+from imae.layers.synced_memory import ParameterMemory, SyncedMemory
+from imae.layers.synced_memory import parameter_diff as parameter_diff
 
+CPU = torch.device("cpu")
 Callback = Callable[[int], object]
 
 
 class BlobMemory:
-    """data and diff of one blob: float32 CPU tensors that keep their identity until the shape changes."""
+    """data and diff of one blob: float32 tensors whose memory stays the same until it must grow."""
 
-    def __init__(self, shape: Shape) -> None:
-        self.data = torch.zeros(shape)
-        self.diff = torch.zeros(shape)
+    def __init__(self, shape: Shape, device: torch.device) -> None:
+        self.data = torch.zeros(shape, device=device)
+        self.diff = torch.zeros(shape, device=device)
+        self._flat = self.data.view(-1), self.diff.view(-1)
+        self.synced_data = SyncedMemory(lambda: self.data)
+        self.synced_diff = SyncedMemory(lambda: self.diff)
 
     def reshape(self, shape: Sequence[int]) -> None:
-        """Give the blob another shape; what it holds is kept where the count allows, as in Caffe."""
+        """Give the blob another shape; it keeps its memory, and the values in it, unless it needs more."""
         shape = tuple(shape)
         if shape == tuple(self.data.shape):
             return
-        if self.data.numel() == torch.Size(shape).numel():
-            self.data, self.diff = self.data.reshape(shape), self.diff.reshape(shape)
-        else:
-            self.data, self.diff = torch.zeros(shape), torch.zeros(shape)
+        self.take_back()
+        count = math.prod(shape)
+        if count > len(self._flat[0]):
+            self._flat = self.data.new_zeros(count), self.data.new_zeros(count)
+        self.data, self.diff = (flat[:count].view(shape) for flat in self._flat)
+
+    def take_back(self) -> None:
+        """Take data and diff back from scripts."""
+        self.synced_data.take_back()
+        self.synced_diff.take_back()
 
     def store(self, value: Tensor) -> None:
         """Copy a layer's top here; past autograd, which must not count it as a change of a saved bottom."""
@@ -45,11 +59,11 @@ class BlobMemory:
 
 
 class Stepwise:
-    """Forward and backward of `net` over the memory `blobs` (by blob name)."""
+    """Forward and backward of `net`, moved to `device`, over the memory `blobs` (by blob name)."""
 
-    def __init__(self, net: Net) -> None:
-        self.net = net
-        self.blobs = {name: BlobMemory(shape) for name, shape in net.blob_shapes.items()}
+    def __init__(self, net: Net, device: torch.device = CPU) -> None:
+        self.net, self.device = net.to(device), device
+        self.blobs = {name: BlobMemory(shape, device) for name, shape in net.blob_shapes.items()}
         for name, weight in net.loss_weights.items():
             self.blobs[name].diff.fill_(weight)
         self.before_forward: list[Callback] = []
@@ -66,12 +80,26 @@ class Stepwise:
             _call(self.before_forward, index)
             loss += self._forward_step(index)
             _call(self.after_forward, index)
+        if self.device != CPU:
+            self.net.check_labels()  # on the CPU a layer does this itself
         return loss
 
     def _forward_step(self, index: int) -> float:
         step = self.net.steps[index]
+        self._take_back(step)
         if step.layer.type == "Input":
             return 0.0
+        loss = 0.0
+        for name, top in zip(step.tops, self._compute(index), strict=True):
+            self.blobs[name].store(top)
+            if name in self.net.loss_weights:
+                # Caffe: the dot product of top and diff, which hold loss_weight unless the user changed it.
+                loss += float((self.blobs[name].data * self.blobs[name].diff).sum())
+        return loss
+
+    def _compute(self, index: int) -> list[Tensor]:
+        """The tops of a layer, and the graph that its backward pass needs."""
+        step = self.net.steps[index]
         bottoms = []
         for name, need in zip(step.bottoms, step.bottom_need_backward, strict=True):
             # The top of an in-place layer overwrites the memory that its backward pass still needs.
@@ -86,30 +114,27 @@ class Stepwise:
                 result = step.layer(*bottoms)
         tops = [result] if isinstance(result, Tensor) else list(result)
         self._graphs[index] = (bottoms, tops)
-        loss = 0.0
-        for name, top in zip(step.tops, tops, strict=True):
-            self.blobs[name].store(top)
-            if name in self.net.loss_weights:
-                # Caffe: the dot product of top and diff, which hold loss_weight unless the user changed it.
-                loss += float((self.blobs[name].data * self.blobs[name].diff).sum())
-        return loss
+        return tops
 
     def backward(self, start: int | None = None, end: int = 0) -> None:
         """Run the backward passes of layers start..end, downwards, from the diffs that lie in the tops."""
         for index in range(len(self.net.steps) - 1 if start is None else start, end - 1, -1):
             _call(self.before_backward, index)
-            if self.net.steps[index].need_backward and index in self._graphs:
+            if self.net.steps[index].need_backward:
                 self._backward_step(index)
             _call(self.after_backward, index)
 
     def _backward_step(self, index: int) -> None:
         step = self.net.steps[index]
+        parameters = [p for p in step.layer.blobs if p.requires_grad]
+        if not any(step.bottom_need_backward) and not parameters:
+            return
+        self._take_back(step)
+        if index not in self._graphs:
+            self._compute(index)
         bottoms, tops = self._graphs[index]
         ends = [(name, top) for name, top in zip(step.tops, tops, strict=True) if top.requires_grad]
         starts = [(name, b) for name, b in zip(step.bottoms, bottoms, strict=True) if b.requires_grad]
-        parameters = [p for p in step.layer.blobs if p.requires_grad]
-        if not starts and not parameters:
-            return
         grads: Sequence[Tensor | None] = [None] * (len(starts) + len(parameters))
         if ends:
             grads = torch.autograd.grad(
@@ -126,8 +151,21 @@ class Stepwise:
             if grad is not None:
                 parameter_diff(parameter).add_(grad)
 
+    def _take_back(self, step: Step) -> None:
+        """Take what the layer works with back from scripts."""
+        for name in (*step.bottoms, *step.tops):
+            self.blobs[name].take_back()
+        for parameter in step.layer.blobs:
+            ParameterMemory.of(parameter).take_back()
+
+    def take_back_parameters(self) -> None:
+        """Take all parameter blobs back from scripts."""
+        for parameter in self.net.learnable:
+            ParameterMemory.of(parameter).take_back()
+
     def clear_param_diffs(self) -> None:
         """Set the diffs of all parameters to 0."""
+        self.take_back_parameters()
         for parameter in self.net.learnable:
             parameter_diff(parameter).zero_()
 
@@ -156,16 +194,6 @@ class Stepwise:
     def outputs(self) -> dict[str, Tensor]:
         """The net's output blobs."""
         return {name: self.blobs[name].data for name in self.net.outputs}
-
-
-def parameter_diff(parameter: nn.Parameter) -> Tensor:
-    """The diff of a parameter blob, made where it is not there yet."""
-    if parameter.grad is None:
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
-        else:  # torch allows a grad on a leaf that needs none
-            parameter.grad = torch.zeros_like(parameter.detach())
-    return parameter.grad
 
 
 def _call(callbacks: list[Callback], index: int) -> None:

@@ -8,8 +8,20 @@ if TYPE_CHECKING:  # not at run time: the schema itself raises PrototxtError
     from imae.prototxt.caffe_pb2 import LayerParameter
 
 
+LONGEST = 2000  # characters of a message
+
+
 class ImaeError(Exception):
-    """What the user gave cannot be used. The message is one line: who or where, expected, got, remedy."""
+    """What the user gave cannot be used. The message is one line: who or where, expected, got, remedy.
+
+    It may quote a file, which may say anything: what cannot be printed is escaped, and what is long is cut.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class PrototxtError(ImaeError, ValueError):

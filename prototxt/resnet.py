@@ -1,6 +1,6 @@
 """The ResNets for CIFAR of He et al. 2016 (section 4.2) as NetParameters: depth 6n + 2, widths 16, 32, 64.
 
-    python -m imae.prototxt.resnet        writes prototxt/models/cifar10/resnet*_train_val.prototxt
+    python -m imae.prototxt.resnet        writes prototxt/models/cifar10/resnet*.prototxt
 
 Shortcuts are identities (option A): where the size halves, every second pixel is taken (Pooling, kernel 1,
 stride 2) and as many zero channels are appended (Power with scale 0, Concat). Convolutions have no bias,
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter
+from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
 from imae.prototxt.caffe_pb2 import PoolingParameter
 from imae.prototxt.files import write_atomically
 from imae.prototxt.text import to_text
@@ -109,15 +109,40 @@ def _layer(net: NetParameter, name: str, type_name: str, bottoms: list[str], top
     return net.layer.add(name=name, type=type_name, bottom=bottoms, top=[top])
 
 
+def paper_solver(name: str) -> SolverParameter:
+    """The solver of the IMAE paper (section 5.1) and of He et al.: 64,000 iterations of batch 128."""
+    folder = "prototxt/models/cifar10"
+    solver = SolverParameter(
+        net=f"{folder}/{name}_train_val.prototxt",
+        test_iter=[100],
+        test_interval=1000,
+        test_initialization=False,
+        display=100,
+        average_loss=100,
+        max_iter=64000,
+        lr_policy="multistep",
+        stepvalue=[32000, 48000],
+        snapshot=8000,
+        snapshot_prefix=f"snapshots/cifar10_{name}",
+        random_seed=1,
+        solver_mode=SolverParameter.CPU,
+    )
+    solver.base_lr, solver.gamma, solver.momentum, solver.weight_decay = 0.1, 0.1, 0.9, 0.0001
+    return solver
+
+
 def main() -> None:
-    """Write the train_val prototxts of all depths into prototxt/models/cifar10."""
+    """Write the train_val and solver prototxts of all depths into prototxt/models/cifar10."""
     folder = Path(__file__).with_name("models") / "cifar10"
     for depth in DEPTHS:
         for loss, suffix in (("SoftmaxWithLoss", "cce"), ("IMAELoss", "imae")):
-            net = with_cifar10_data(resnet(depth, loss=loss), "cifar10_train_lmdb", "cifar10_test_lmdb")
-            header = f"# ResNet-{depth} for CIFAR-10, made by prototxt/resnet.py; see there.\n"
-            path = folder / f"resnet{depth}_{suffix}_train_val.prototxt"
-            write_atomically(path, (header + to_text(net)).encode())
+            name = f"resnet{depth}_{suffix}"
+            net = with_cifar10_data(
+                resnet(depth, loss=loss), "data/cifar10_train_lmdb", "data/cifar10_test_lmdb"
+            )
+            for message, kind in ((net, "train_val"), (paper_solver(name), "solver")):
+                header = f"# ResNet-{depth} for CIFAR-10, made by prototxt/resnet.py; see there.\n"
+                write_atomically(folder / f"{name}_{kind}.prototxt", (header + to_text(message)).encode())
 
 
 if __name__ == "__main__":

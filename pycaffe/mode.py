@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+
+import torch
 
 from imae.layers.caffe_random import CaffeRandom
-from imae.prototxt.errors import DeviceError
 from imae.train.caffe_log import GlogFormatter
+from imae.train.device import gpu
 from imae.train.progress import StderrHandler
 
 logger = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
+
+
+@dataclass
+class _Mode:
+    """device: where nets compute; gpu: the GPU that it is in GPU mode."""
+
+    device: torch.device = CPU
+    gpu: int = 0
+
+
+_mode = _Mode()
 _random = CaffeRandom(None)
 _log_handler = StderrHandler()
 _log_handler.setFormatter(GlogFormatter())
@@ -27,16 +42,25 @@ def set_random_seed(seed: int) -> None:
 
 
 def set_mode_cpu() -> None:
-    """Compute on the CPU (the default)."""
+    """Nets and solvers made from now on compute on the CPU (the default)."""
+    _mode.device = CPU
 
 
 def set_mode_gpu() -> None:
-    """Refused: blobs of this face live in the CPU's memory, where scripts read and write them."""
-    raise DeviceError("pycaffe computes on the CPU; train and test on a GPU with the command line's --gpu")
+    """Nets and solvers made from now on compute on the GPU that `set_device` chose, GPU 0 unless it did."""
+    _mode.device = gpu(str(_mode.gpu), "set_mode_gpu()", "call set_mode_cpu()")
 
 
 def set_device(device_id: int) -> None:
-    """Accepted and without effect until the GPU mode is set."""
+    """Choose the GPU that computes in GPU mode."""
+    _mode.gpu = device_id
+    if _mode.device != CPU:
+        set_mode_gpu()
+
+
+def current_device() -> torch.device:
+    """Where a net that is made now computes."""
+    return _mode.device
 
 
 def init_log(level: int = 0, stderr: bool = True) -> None:

@@ -1,31 +1,43 @@
-"""pycaffe's Net and Blob over imae's Net, run layer by layer.
+"""pycaffe's Net and its blobs over imae's Net, run layer by layer.
 
-Source of the API: python/caffe/_caffe.cpp and pycaffe.py of BVLC Caffe 1.0.
+A net computes on the CPU or, if it was made in GPU mode, on the GPU; `data` and `diff` of its blobs are arrays in the
+CPU's memory all the same (see imae.layers.synced_memory for what that means on a GPU).
+
+Caffe: python/caffe/_caffe.cpp, pycaffe.py. Differs: the mode counts when a net is made, not at each pass.
 """
 
 from __future__ import annotations
 
-import math
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from imae.converters.caffemodel import load_caffemodel, save_caffemodel
-from imae.layers.layer import Layer
+from imae.layers.data.memory_data import MemoryData
+from imae.layers.layer import Layer, Shape
 from imae.layers.net import Net as ModuleNet
-from imae.layers.stepwise import BlobMemory, Stepwise, parameter_diff
+from imae.layers.stepwise import BlobMemory, Stepwise
+from imae.layers.utility.python import BlobVector, ParameterBlob, Python
 from imae.layers.utility.python import PythonBlob as Blob
 from imae.prototxt import NetParameter
 from imae.prototxt.errors import ImaeError
+from imae.prototxt.files import AnyPath
 from imae.prototxt.text import read_net
-from imae.pycaffe.mode import current_random
+from imae.pycaffe.mode import current_device, current_random
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float32]
+
+
+class PycaffeError(ImaeError, RuntimeError):
+    """What is a RuntimeError in pycaffe: a file that is not there, a call that the net cannot answer."""
 
 
 class NetBlob(Blob):
@@ -36,95 +48,80 @@ class NetBlob(Blob):
 
     @property
     def data(self) -> Array:
-        return _array(self._memory.data)
+        return self._memory.synced_data.array()
 
     @property
     def diff(self) -> Array:
-        return _array(self._memory.diff)
+        return self._memory.synced_diff.array()
+
+    @property
+    def shape(self) -> Shape:
+        return tuple(self._memory.data.shape)
 
     def reshape(self, *shape: int) -> None:
-        """Change the shape; call `net.reshape()` to carry it through the net (forward does so too)."""
+        """Change the shape; `net.reshape()` carries it through the net (forward does so, too)."""
         self._memory.reshape(shape)
-
-
-class ParameterBlob(Blob):
-    """A parameter blob, in the shape that its layer uses."""
-
-    def __init__(self, layer: Layer, index: int) -> None:
-        self._layer, self._index = layer, index
-
-    @property
-    def data(self) -> Array:
-        return _array(self._parameter.detach().view(self._layer.blob_shapes[self._index]))
-
-    @property
-    def diff(self) -> Array:
-        return _array(parameter_diff(self._parameter).view(self._layer.blob_shapes[self._index]))
-
-    @property
-    def _parameter(self) -> nn.Parameter:
-        parameter = self._layer.blobs[self._index]
-        assert isinstance(parameter, nn.Parameter)
-        return parameter
-
-    def reshape(self, *shape: int) -> None:
-        """Give the parameter another shape (net surgery); values are kept where the count allows."""
-        old = self._parameter
-        values = old.detach()
-        fresh = values.reshape(shape) if values.numel() == math.prod(shape) else values.new_zeros(shape)
-        old.data, old.grad = fresh.clone(), None
-        self._layer.blob_shapes[self._index] = tuple(shape)
 
 
 class NetLayer:
     """A layer as `net.layers` lists it: its type and its parameter blobs."""
 
     def __init__(self, layer: Layer) -> None:
-        self._layer = layer
         self.type = layer.type
-        self.blobs = [ParameterBlob(layer, index) for index in range(len(layer.blobs))]
+        self.blobs = BlobVector(ParameterBlob().bind(layer, index) for index in range(len(layer.blobs)))
 
 
 class Net:
-    """caffe.Net(network_file, phase, level=0, stages=None, weights=None), or (file, weights, phase)."""
+    """caffe.Net(network_file, phase, level=0, stages=None, weights=None), or (file, weights, phase).
+
+    name, phase         of the net
+    blobs, params       blobs by name; lists of parameter blobs by layer name
+    layers, layer_dict  in order; by name. A Python layer is the user's object
+    inputs, outputs     names of blobs
+    top_names, bottom_names, blob_loss_weights      by layer name; by blob name
+    """
 
     def __init__(
         self,
-        network_file: str | os.PathLike[str],
-        phase: int | str,
+        network_file: AnyPath,
+        phase: int | AnyPath,
         level: int = 0,
         stages: Sequence[str] | None = None,
-        weights: str | os.PathLike[str] | None = None,
+        weights: AnyPath | None = None,
     ) -> None:
         if isinstance(phase, str | os.PathLike):  # the older order of arguments
+            logger.warning(
+                "DEPRECATION WARNING - deprecated use of Python interface; write Net('%s', %s, weights='%s')",
+                network_file, level, phase,
+            )  # fmt: skip
             phase, weights, level = level, phase, 0
         for name in (network_file, weights):
             if name is not None and not os.path.isfile(name):
-                raise RuntimeError(f"Could not open file {name}")
+                raise PycaffeError(f"Could not open file {name}")
         param = NetParameter()
         param.CopyFrom(read_net(network_file))
         param.state.phase = phase  # type: ignore[assignment]  # an int, checked by protobuf
         param.state.level = level
         param.state.stage.extend(stages or ())
-        self._wrap(ModuleNet(param, current_random()))
+        self._wrap(Stepwise(ModuleNet(param, current_random()), current_device()))
         if weights is not None:
             self.copy_from(weights)
 
     @classmethod
-    def around(cls, module: ModuleNet, stepwise: Stepwise | None = None) -> Net:
+    def around(cls, stepwise: Stepwise) -> Net:
         """The pycaffe face of a net that exists already."""
         net = cls.__new__(cls)
-        net._wrap(module, stepwise)
+        net._wrap(stepwise)
         return net
 
-    def _wrap(self, module: ModuleNet, stepwise: Stepwise | None = None) -> None:
-        self.module = module
-        self.stepwise = stepwise if stepwise is not None else Stepwise(module)
-        self.layers = [NetLayer(step.layer) for step in module.steps]
-        self._layer_names = module.layer_names
-        self._blob_names = list(self.stepwise.blobs)
+    def _wrap(self, stepwise: Stepwise) -> None:
+        module = stepwise.net
+        self.module, self.stepwise = module, stepwise
         self.name, self.phase = module.name, module.phase
-        self.blobs = OrderedDict((name, NetBlob(memory)) for name, memory in self.stepwise.blobs.items())
+        self.layers = [_script_layer(step.layer) for step in module.steps]
+        self._layer_names = module.layer_names
+        self.blobs = OrderedDict((name, NetBlob(memory)) for name, memory in stepwise.blobs.items())
+        self._blob_names, self._blobs = list(self.blobs), list(self.blobs.values())
         self.layer_dict = OrderedDict(zip(self._layer_names, self.layers, strict=True))
         self.params = OrderedDict(
             (name, layer.blobs) for name, layer in self.layer_dict.items() if layer.blobs
@@ -171,9 +168,14 @@ class Net:
         return {name: self.blobs[name].diff for name in names}
 
     def _range(self, start: str | None, end: str | None) -> tuple[int, int]:
-        first = 0 if start is None else self._layer_names.index(start)
-        last = len(self.layers) - 1 if end is None else self._layer_names.index(end)
+        first = 0 if start is None else self._place(start)
+        last = len(self.layers) - 1 if end is None else self._place(end)
         return first, last
+
+    def _place(self, layer: str) -> int:
+        if layer not in self._layer_names:
+            raise ImaeError(f"the net has no layer {layer!r}; it has {', '.join(self._layer_names)}")
+        return self._layer_names.index(layer)
 
     def _assign(
         self, mismatch: str, what: str, names: Sequence[str], values: Mapping[str, Array], side: str
@@ -214,16 +216,16 @@ class Net:
         tops: Mapping[str, Array],
         backward: bool,
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        count = len(next(iter(inputs.values())))
+        if not inputs and not tops:
+            raise ImaeError(f"give the inputs: {', '.join(self.inputs)}")
+        count = len(next(iter((inputs or tops).values())))
         outs: dict[str, list[Array]] = {name: [] for name in {*self.outputs, *(blobs or ())}}
         all_diffs: dict[str, list[Array]] = {name: [] for name in {*self.inputs, *(diffs or ())}}
-        top_batches = list(self._batch(tops)) if tops else []
-        for index, batch in enumerate(self._batch(inputs)):
+        for batch, top_batch in zip_longest(self._batch(inputs), self._batch(tops), fillvalue={}):
             for name, value in self.forward(blobs=blobs, **batch).items():
                 outs[name].extend(value.copy() if value.ndim else value.reshape(1).copy())
             if backward:
-                given = top_batches[index] if top_batches else {}
-                for name, value in self.backward(diffs=diffs, **given).items():
+                for name, value in self.backward(diffs=diffs, **top_batch).items():
                     all_diffs[name].extend(value.copy())
         return (
             {name: np.asarray(rows[:count]) for name, rows in outs.items()},
@@ -231,13 +233,17 @@ class Net:
         )
 
     def _batch(self, values: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+        """Batches of the size of the first blob, the last one filled up with 0; none of no values."""
+        if not values:
+            return
         size = next(iter(self.blobs.values())).shape[0]
         count = len(next(iter(values.values())))
         for begin in range(0, count, size):
             batch = {name: np.asarray(value[begin : begin + size]) for name, value in values.items()}
             short = size - len(next(iter(batch.values())))
             if short:
-                batch = {n: np.concatenate([v, np.zeros((short, *v.shape[1:]))]) for n, v in batch.items()}
+                zeros = {name: np.zeros((short, *value.shape[1:])) for name, value in batch.items()}
+                batch = {name: np.concatenate([value, zeros[name]]) for name, value in batch.items()}
             yield batch
 
     def before_forward(self, callback: Callable[[int], object]) -> None:
@@ -263,15 +269,16 @@ class Net:
     def set_input_arrays(self, data: Array, labels: Array) -> None:
         """Give the first MemoryData layer its images (N, C, H, W) and labels (N,) or (N, 1, 1, 1)."""
         for step in self.module.steps:
-            if step.layer.type == "MemoryData":
-                step.layer.set_input_arrays(data, labels)
+            if isinstance(step.layer, MemoryData):
+                step.layer.reset(data, labels)
                 return
-        raise ImaeError("set_input_arrays may only be called if the net has a MemoryData layer")
+        raise PycaffeError("set_input_arrays may only be called if the net has a MemoryData layer")
 
     # -- weights ---------------------------------------------------------------------------------------------
 
-    def copy_from(self, path: str | os.PathLike[str]) -> None:
+    def copy_from(self, path: AnyPath) -> None:
         """Load the blobs of a .caffemodel or .caffemodel.h5 by layer name."""
+        self.stepwise.take_back_parameters()
         load_caffemodel(self.module, path)
 
     load_hdf5 = copy_from
@@ -280,17 +287,25 @@ class Net:
         """Use the other net's parameters where layer names agree."""
         self.module.share_with(other.module)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: AnyPath) -> None:
         """Write a binary .caffemodel."""
+        self.stepwise.take_back_parameters()
         save_caffemodel(self.module, path)
 
-    def save_hdf5(self, path: str | os.PathLike[str]) -> None:
+    def save_hdf5(self, path: AnyPath) -> None:
         """Write a .caffemodel.h5."""
+        self.stepwise.take_back_parameters()
         save_caffemodel(self.module, path, hdf5=True)
+
+    # -- what pycaffe's own modules use ------------------------------------------------------------------------
 
     @property
     def _inputs(self) -> list[int]:
         return [self._blob_names.index(name) for name in self.inputs]
+
+    @property
+    def _blob_loss_weights(self) -> list[float]:
+        return list(self.blob_loss_weights.values())
 
     @property
     def _outputs(self) -> list[int]:
@@ -303,6 +318,5 @@ class Net:
         return [self._blob_names.index(name) for name in self.module.steps[index].tops]
 
 
-def _array(tensor: Tensor) -> Array:
-    array: Array = tensor.numpy()
-    return array
+def _script_layer(layer: Layer) -> Any:
+    return layer.user_layer if isinstance(layer, Python) else NetLayer(layer)

@@ -1,12 +1,10 @@
-"""pycaffe's solvers over imae's Solver, whose nets run layer by layer so that scripts see every blob and
-diff.
+"""pycaffe's solvers over imae's Solver, whose nets run layer by layer so that scripts see every blob and diff.
 
-Source of the API: python/caffe/_caffe.cpp of BVLC Caffe 1.0.
+Caffe: python/caffe/_caffe.cpp.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -14,8 +12,9 @@ from imae.layers.net import Net as ModuleNet
 from imae.layers.stepwise import Stepwise
 from imae.prototxt import SolverParameter
 from imae.prototxt.errors import PrototxtError
+from imae.prototxt.files import AnyPath
 from imae.prototxt.text import read_solver
-from imae.pycaffe.mode import current_random
+from imae.pycaffe.mode import current_device, current_random
 from imae.pycaffe.net import Net
 from imae.train.executor import StepwiseExecutor
 from imae.train.solver import Solver as TrainSolver
@@ -26,23 +25,25 @@ class Solver:
 
     type: ClassVar[str] = ""
 
-    def __init__(self, solver_file: str | os.PathLike[str]) -> None:
+    def __init__(self, solver_file: AnyPath) -> None:
         param = read_solver(solver_file)
         if self.type and param.type != self.type:
             # Caffe: the class decides, whatever the file says.
             changed = SolverParameter()
             changed.CopyFrom(param)
             changed.type, param = self.type, changed
-        runs: dict[int, Stepwise] = {}
+        device = current_device()
+        made: list[Stepwise] = []
 
         def executor(net: ModuleNet) -> StepwiseExecutor:
-            runs[id(net)] = Stepwise(net)
-            return StepwiseExecutor(runs[id(net)])
+            made.append(Stepwise(net, device))
+            return StepwiseExecutor(made[-1])
 
-        self.solver = TrainSolver(param, random=current_random(), executor=executor)
+        self.solver = TrainSolver(param, device=device, random=current_random(), executor=executor)
         self.param = param
-        self.net = Net.around(self.solver.net, runs[id(self.solver.net)])
-        self.test_nets = [Net.around(net, runs[id(net)]) for net in self.solver.test_nets]
+        self.net, *self.test_nets = [Net.around(stepwise) for stepwise in made]
+        # The last one to be called before an update, so that what scripts write into diffs counts.
+        self.solver.on_gradients_ready.append(self._take_back)
 
     @property
     def iter(self) -> int:
@@ -56,22 +57,29 @@ class Solver:
 
     def step(self, iterations: int) -> None:
         """Make so many updates."""
+        self._take_back()
         self.solver.step(iterations)
 
-    def solve(self, resume_file: str | None = None) -> None:
-        """Train up to max_iter."""
-        self.solver.solve(resume_file)
+    def solve(self, resume_file: AnyPath | None = None) -> None:
+        """Train up to max_iter, from a solver state on if one is given."""
+        if resume_file is not None:
+            self.restore(resume_file)
+        self._take_back()
+        self.solver.solve()
 
     def snapshot(self) -> None:
         """Write model and solver state under snapshot_prefix."""
+        self._take_back()
         self.solver.snapshot()
 
-    def restore(self, path: str | os.PathLike[str]) -> None:
+    def restore(self, path: AnyPath) -> None:
         """Go on from a solver state, as Caffe does: data and random numbers start anew."""
+        self._take_back()
         self.solver.restore(path, as_caffe=True)
 
     def apply_update(self) -> None:
         """Update the weights from the diffs as they stand."""
+        self._take_back()
         self.solver.apply_update()
 
     def share_weights(self, net: Net) -> None:
@@ -81,7 +89,13 @@ class Solver:
     def add_callback(self, on_start: Callable[[], object], on_gradients_ready: Callable[[], object]) -> None:
         """Call these before each forward pass and before each update."""
         self.solver.on_start.append(on_start)
-        self.solver.on_gradients_ready.append(on_gradients_ready)
+        ready = self.solver.on_gradients_ready
+        ready.insert(ready.index(self._take_back), on_gradients_ready)
+
+    def _take_back(self) -> None:
+        """Take the parameter blobs back from scripts."""
+        for net in (self.net, *self.test_nets):
+            net.stepwise.take_back_parameters()
 
 
 class SGDSolver(Solver):
@@ -114,7 +128,7 @@ SOLVERS = {
 }
 
 
-def get_solver(solver_file: str | os.PathLike[str]) -> Solver:
+def get_solver(solver_file: AnyPath) -> Solver:
     """The solver of the type that the file names."""
     name = read_solver(solver_file).type
     if name not in SOLVERS:

@@ -659,7 +659,7 @@ def test_the_state_of_another_layer_or_database_is_refused() -> None:
         layer.set_state({"x": 1})
     with refused(
         SnapshotError,
-        "lmdb 'db' has 4 records; it had 5 when the snapshot was made; use the same database",
+        "database 'db' has 4 records; it had 5 when the snapshot was made; use the same database",
     ):
         layer.set_state(build(data_text(2, source="five")).get_state())
 

@@ -289,7 +289,7 @@ def test_refuse_gradient_goes_by_propagate_down_where_it_is_given() -> None:
 )
 def test_losses_without_loss_param_refuse_it(type_name: str) -> None:
     shapes = [(2, 3), (2, 3), (2,)][: 3 if type_name == "ContrastiveLoss" else 2]
-    with refused(f"{type_name} does not look at loss_param.ignore_label; remove it"):
+    with refused(f"{type_name} does not look at loss_param; remove it"):
         build(f'type: "{type_name}" loss_param {{ ignore_label: 1 }}', *shapes)
 
 

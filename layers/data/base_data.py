@@ -36,6 +36,7 @@ class PrefetchingLayer(DataLayer):
     """
 
     what: ClassVar[str] = "img"  # what Caffe's messages call an image
+    reads = ("transform_param", "data_param.prefetch")
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)

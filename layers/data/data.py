@@ -1,4 +1,4 @@
-"""Data: images and labels from an LMDB of Datums.
+"""Data: images and labels from an LMDB or a LevelDB of Datums.
 
 top[0]  (batch_size, C, H, W), or (.., crop_size, crop_size); float32; pictures are BGR, 0-255 before the
         transformation (transformer.py)
@@ -7,16 +7,14 @@ top[1]  (batch_size,), optional: the labels
 Records come in byte order of their keys; after the last one comes the first, also within a batch. Each layer
 goes its own way through the database. The first record of a batch gives the batch its size.
 
-Caffe: data_layer.cpp, db_lmdb.cpp. Differs: LevelDB is not read; a database without records, or a Datum that
+Caffe: data_layer.cpp, db_lmdb.cpp, db_leveldb.cpp. Differs: a database without records, or a Datum that
 contradicts itself, is an error. rand_skip does nothing, as in Caffe 1.0.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,12 +31,16 @@ from imae.layers.data.base_data import (
     refuse_moved_fields,
 )
 from imae.layers.data.datum import array_from_datum, parse_datum
+from imae.layers.data.leveldb_source import LeveldbSource, open_leveldb
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
+from imae.layers.memory import total_memory
 from imae.layers.registry import register_layer
 from imae.prototxt import Datum, LayerParameter
-from imae.prototxt.errors import DataError, SnapshotError
+from imae.prototxt.errors import SnapshotError
 
 logger = logging.getLogger(__name__)
+
+Source = LmdbSource | LeveldbSource
 
 
 @register_layer("Data")
@@ -53,14 +55,15 @@ class Data(PrefetchingLayer):
         self.batch_size = checked_batch_size(param, data.batch_size)
         if data.rand_skip:
             logger.warning("layer '%s' (Data): rand_skip has no effect, as in Caffe 1.0", self.name)
-        if data.backend != data.LMDB:
-            raise DataError(
-                f"layer '{self.name}' (Data): Failed to open leveldb {data.source}; {_remedy(data.source)}"
-            )
         if not data.source:
             raise self.error("data_param.source is not set; give it the path of an LMDB")
-        self.source = open_lmdb(data.source)
-        log(logger, "db_lmdb.cpp:35", f"Opened lmdb {data.source}")
+        self.source: Source
+        if data.backend == data.LMDB:
+            self.source = open_lmdb(data.source)
+            log(logger, "db_lmdb.cpp:35", f"Opened lmdb {data.source}")
+        else:
+            self.source = open_leveldb(data.source)
+            log(logger, "db_leveldb.cpp:18", f"Opened leveldb {data.source}")
 
     def data_setup(self) -> None:
         transform = self.param.transform_param
@@ -97,8 +100,8 @@ class Data(PrefetchingLayer):
     def seek(self, state: State) -> None:
         if state["records"] != len(self.source):
             raise SnapshotError(
-                f"lmdb '{self.source.path}' has {len(self.source)} records; it had {state['records']} when "
-                "the snapshot was made; use the same database"
+                f"database '{self.source.path}' has {len(self.source)} records; it had {state['records']} "
+                "when the snapshot was made; use the same database"
             )
         self.index = state["index"]
 
@@ -114,7 +117,7 @@ class DatumReader:
     first_size   (C, H, W) of record 0, first_name what errors call it
     """
 
-    def __init__(self, source: LmdbSource, force_color: bool, force_gray: bool, budget: int) -> None:
+    def __init__(self, source: Source, force_color: bool, force_gray: bool, budget: int) -> None:
         self.source = source
         self._forced = force_color, force_gray
         self._cursor: Iterator[tuple[bytes, bytes]] = iter(())
@@ -163,14 +166,4 @@ class DatumReader:
 
 def memory_budget(share: float = 0.25) -> int:
     """Bytes that a layer may keep decoded: a share of the memory of the machine, or of the control group."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**32
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        memory = min(memory, int(text))
-    return int(memory * share)
-
-
-def _remedy(source: str) -> str:
-    if os.path.exists(os.path.join(source, "data.mdb")):
-        return "it is an LMDB: write data_param { backend: LMDB }"
-    return "LevelDB is not read here: make an LMDB of the data and write data_param { backend: LMDB }"
+    return int(total_memory() * share)

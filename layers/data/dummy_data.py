@@ -29,6 +29,7 @@ class DummyData(Layer):
     num_bottoms = 0
     min_tops = 1
     makes_input = True
+    reads = ("transform_param",)  # Caffe passes over it, and nets that were written for Data have it
 
     device_and_dtype: Tensor
 

@@ -39,6 +39,7 @@ UNSUPPORTED = {
 @register_layer("HDF5Data")
 class HDF5Data(DataLayer):
     min_tops = 1
+    reads = ("transform_param",)  # which it refuses
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         hdf5 = self.param.hdf5_data_param

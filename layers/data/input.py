@@ -11,10 +11,9 @@ import math
 from collections.abc import Sequence
 
 from imae.layers.layer import Layer, Shape
+from imae.layers.memory import MAX_AXES, MAX_COUNT
 from imae.layers.registry import register_layer
 from imae.prototxt import BlobShape
-
-MAX_AXES, MAX_COUNT = 32, 2**31 - 1
 
 
 @register_layer("Input")

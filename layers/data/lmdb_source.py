@@ -1,34 +1,65 @@
 """Reading a Caffe LMDB: records in byte order of their keys.
 
-Caffe: db_lmdb.cpp. Differs: no lock file is made or asked for, so that a database in a read-only folder
-opens; hence nobody may write to a database while it is read. A database that was cut short is refused at
-once: LMDB maps the file into memory, and touching a missing page would kill the process.
+The file is read here, without the LMDB library. That maps the file into memory and believes every offset in
+it, so that a damaged file kills the process; here all of them are checked, the records' places when the
+database is opened.
+
+A database is a file of pages of one size. Pages 0 and 1 describe it; the one of the later transaction counts.
+From the root page on, branch pages lead to further pages and leaf pages hold keys and values, both in the
+order of the keys. A value that is too large for a leaf lies on pages of its own.
+
+Caffe: db_lmdb.cpp. LMDB: mdb.c of version 0.9. Differs: no lock file is made or asked for, so that a database
+in a read-only folder opens; hence nobody may write to a database while it is read.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
+import weakref
 from collections.abc import Iterator
-from itertools import islice
-from typing import Any
-from weakref import WeakValueDictionary
+from typing import IO, NamedTuple, NoReturn
 
-import lmdb
+import numpy as np
+from numpy.typing import NDArray
 
 from imae.layers.data.datum import parse_datum
 from imae.prototxt import Datum
 from imae.prototxt.errors import DataError
 from imae.prototxt.files import AnyPath
 
-# By device and inode. LMDB cannot open a file twice in a process, yet several layers may read the same one.
-_environments: WeakValueDictionary[tuple[int, int], Any] = WeakValueDictionary()
+MAGIC, VERSION = 0xBEEFC0DE, 1
+BRANCH, LEAF, META_PAGE = 1, 2, 8  # flags of a page
+BIG = 1  # flag of a node: its value lies on pages of its own
+NO_PAGE = 2**64 - 1
+HEADER = 16  # bytes of a page before its content
+
+TREE = np.dtype(
+    [("pad", "<u4"), ("flags", "<u2"), ("depth", "<u2"), ("branches", "<u8"), ("leaves", "<u8")]
+    + [("overflows", "<u8"), ("entries", "<u8"), ("root", "<u8")]
+)
+# The pad of the tree of free pages is the page size.
+META = np.dtype(
+    [("number", "<u8"), ("pad", "<u2"), ("flags", "<u2"), ("pages", "<u4"), ("magic", "<u4")]
+    + [("version", "<u4"), ("address", "<u8"), ("map_size", "<u8"), ("free", TREE), ("main", TREE)]
+    + [("last_page", "<u8"), ("transaction", "<u8")]
+)
+Places = NDArray[np.int64]
+
+
+class Index(NamedTuple):
+    """Where the keys and the values of the records begin in the file, and how many bytes they have."""
+
+    keys: Places
+    key_sizes: Places
+    values: Places
+    value_sizes: Places
 
 
 def open_lmdb(path: AnyPath) -> LmdbSource:
     """Open a database: its folder, or its file where it was made without one.
 
-    DataError for a path that is missing or unreadable, and for what is no LMDB, cut short or without records.
+    DataError for a path that is missing or unreadable, and for what is no LMDB, cut short, damaged or without
+    records.
     """
     name = os.fspath(path)
     try:
@@ -38,34 +69,15 @@ def open_lmdb(path: AnyPath) -> LmdbSource:
                 "it looks like a LevelDB" if os.path.exists(os.path.join(name, "CURRENT")) else "not an LMDB"
             )
             raise DataError(f"lmdb '{name}': the folder has no data.mdb; {hint}")
-        with open(os.path.join(name, "data.mdb") if in_folder else name, "rb") as file:
-            status = os.fstat(file.fileno())
+        file = open(os.path.join(name, "data.mdb") if in_folder else name, "rb", buffering=0)  # noqa: SIM115
     except FileNotFoundError:
         raise DataError(
             f"lmdb '{name}': No such file or directory; a relative path starts at the working folder"
         ) from None
-    except OSError as error:
-        raise DataError(f"lmdb '{name}': cannot be read: {error.strerror}") from None
-    if status.st_size == 0:
-        raise DataError(f"lmdb '{name}': the file is empty; make the database again")
-    environment = _environments.get((status.st_dev, status.st_ino))
-    try:
-        if environment is None:
-            environment = lmdb.open(name, subdir=in_folder, readonly=True, lock=False, create=False)
-            _environments[status.st_dev, status.st_ino] = environment
-        needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-        records = environment.stat()["entries"]
-    except lmdb.InvalidError:
-        raise DataError(f"lmdb '{name}': not an LMDB, or its first pages are damaged") from None
-    except lmdb.Error as error:
-        raise DataError(f"lmdb '{name}': cannot be opened: {error}") from None
-    if status.st_size < needed:
-        raise DataError(
-            f"lmdb '{name}': the file is cut short: {status.st_size} of {needed} bytes; copy or make it again"
-        )
-    if records == 0:
-        raise DataError(f"lmdb '{name}': the database has no records")
-    return LmdbSource(name, environment)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"lmdb '{name}': cannot be read: {reason}") from None
+    return LmdbSource(name, file)
 
 
 class LmdbSource:
@@ -75,24 +87,24 @@ class LmdbSource:
     len    number of records
     """
 
-    def __init__(self, path: str, environment: Any) -> None:
-        """`environment` is an lmdb.Environment; use `open_lmdb`."""
-        self.path = path
-        self._length: int = environment.stat()["entries"]
-        self._transaction = environment.begin()
-        self._keys: list[bytes] | None = None
+    def __init__(self, path: str, file: IO[bytes]) -> None:
+        """`file` is unbuffered and becomes this object's own; use `open_lmdb`."""
+        self.path, self._file = path, file
+        self.close = weakref.finalize(self, file.close)
+        """Let go of the database; nothing can be read after that."""
+        self.size = os.fstat(file.fileno()).st_size
+        self._index = self._find_records()
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._index.keys)
+
+    def key(self, index: int) -> bytes:
+        """The key of record `index`."""
+        return self._read(int(self._index.keys[index]), int(self._index.key_sizes[index]))
 
     def keys(self) -> list[bytes]:
-        """All keys in order; read once and kept."""
-        if self._keys is None:
-            try:
-                self._keys = list(self._transaction.cursor().iternext(values=False))
-            except lmdb.Error as error:
-                raise self._damaged(error) from None
-        return self._keys
+        """All keys in order."""
+        return [self.key(index) for index in range(len(self))]
 
     def record_name(self, key: bytes) -> str:
         """What errors call the record of this key."""
@@ -100,28 +112,16 @@ class LmdbSource:
 
     def value(self, index: int) -> bytes:
         """The bytes of record `index`."""
-        try:
-            value: bytes = self._transaction.get(self.keys()[index])
-        except lmdb.Error as error:
-            raise self._damaged(error) from None
-        return value
+        return self._read(int(self._index.values[index]), int(self._index.value_sizes[index]))
 
     def datum(self, index: int) -> Datum:
         """Record `index`, parsed; DataError where it is no Datum."""
-        return parse_datum(self.value(index), self.record_name(self.keys()[index]))
+        return parse_datum(self.value(index), self.record_name(self.key(index)))
 
     def records(self, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
         """(key, bytes) of the records from `start` to the last, one after the other."""
-        cursor = self._transaction.cursor()
-        try:
-            deque(islice(cursor.iternext(values=False), start + 1), maxlen=0)  # the cursor is at `start` then
-            yield from cursor.iternext()
-        except lmdb.Error as error:
-            raise self._damaged(error) from None
-
-    def close(self) -> None:
-        """Let go of the database; nothing can be read after that."""
-        self._transaction.abort()
+        for index in range(start, len(self)):
+            yield self.key(index), self.value(index)
 
     def __enter__(self) -> LmdbSource:
         return self
@@ -129,5 +129,129 @@ class LmdbSource:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _damaged(self, error: lmdb.Error) -> DataError:
-        return DataError(f"lmdb '{self.path}': cannot be read: {error}; the database is damaged, or closed")
+    def _read(self, start: int, count: int) -> bytes:
+        if self._file.closed:
+            raise DataError(f"lmdb '{self.path}': is closed")
+        try:
+            self._file.seek(start)
+            data = self._file.read(count)
+        except OSError as error:
+            raise DataError(f"lmdb '{self.path}': cannot be read: {error.strerror}") from None
+        if len(data) != count:
+            self._damaged(f"bytes {start} to {start + count} are not there any more")
+        return data
+
+    # -- where the records are -----------------------------------------------------------------------------
+
+    def _find_records(self) -> Index:
+        """Walk through the tree once."""
+        meta = self._newest_meta()
+        tree, page_size = meta["main"], int(meta["free"]["pad"])
+        if tree["root"] == NO_PAGE or tree["entries"] == 0:
+            raise DataError(f"lmdb '{self.path}': the database has no records")
+        if tree["flags"] & 4:
+            self._damaged("it has several values for a key, which Caffe's have not")
+        self._page_size, self._last_page = page_size, int(meta["last_page"])
+        leaves = [self._leaf(number, page) for number, page in self._leaf_pages(int(tree["root"]), int(tree["depth"]))]
+        index = Index(*(np.concatenate(parts) for parts in zip(*leaves, strict=True)))
+        if len(index.keys) != tree["entries"]:
+            self._damaged(f"{len(index.keys)} records are there, {tree['entries']} should be")
+        return index
+
+    def _newest_meta(self) -> np.void:
+        """The description that counts; that of the free pages' tree holds the page size."""
+        not_lmdb = f"lmdb '{self.path}': not an LMDB, or its first pages are damaged"
+        if self.size == 0:
+            raise DataError(f"lmdb '{self.path}': the file is empty; make the database again")
+        metas: list[np.void] = []
+        for _ in range(2):
+            start = int(metas[0]["free"]["pad"]) if metas else 0
+            if self.size < start + META.itemsize:
+                raise DataError(not_lmdb)
+            (meta,) = np.frombuffer(self._read(start, META.itemsize), META)
+            if meta["magic"] != MAGIC or not meta["flags"] & META_PAGE:
+                raise DataError(not_lmdb)
+            if meta["version"] != VERSION:
+                raise DataError(
+                    f"lmdb '{self.path}': its format has version {meta['version']}, only {VERSION} can be read"
+                )
+            metas.append(meta)
+        newest = metas[metas[0]["transaction"] < metas[1]["transaction"]]
+        page_size = int(newest["free"]["pad"])
+        if not 512 <= page_size <= 65536 or page_size & (page_size - 1):
+            raise DataError(not_lmdb)
+        return newest
+
+    def _leaf_pages(self, root: int, depth: int) -> Iterator[tuple[int, bytes]]:
+        """Numbers and contents of the leaf pages in order."""
+        seen: set[int] = set()
+        waiting = [(root, 1)]
+        while waiting:
+            number, level = waiting.pop()
+            if number in seen:
+                self._damaged(f"page {number} is used twice")
+            seen.add(number)
+            page = self._page(number)
+            found, flags = np.frombuffer(page, "<u8", 1)[0], np.frombuffer(page, "<u2", 1, 10)[0]
+            if found != number or flags != (LEAF if level == depth else BRANCH):
+                self._damaged(f"page {number} is no {'leaf' if level == depth else 'branch'} of the tree")
+            if level == depth:
+                yield number, page
+            else:
+                _, heads = self._nodes(number, page)
+                children = heads[:, 0] | heads[:, 1] << 16 | heads[:, 2] << 32
+                waiting += [(child, level + 1) for child in reversed(children.tolist())]
+
+    def _page(self, number: int) -> bytes:
+        if (number + 1) * self._page_size > self.size:
+            self._beyond_end(number)
+        return self._read(number * self._page_size, self._page_size)
+
+    def _nodes(self, number: int, page: bytes) -> tuple[Places, Places]:
+        """Where the nodes of a page begin in it, and their four heading numbers of 16 bits."""
+        content = int(np.frombuffer(page, "<u2", 1, 12)[0])  # where the list of offsets ends
+        if not HEADER < content <= len(page) or content % 2:
+            self._damaged(f"page {number} has no list of nodes")
+        offsets = np.frombuffer(page, "<u2", (content - HEADER) // 2, HEADER).astype(np.int64)
+        if offsets.min() < content or offsets.max() + 8 > len(page):
+            self._damaged(f"a node of page {number} lies outside of it")
+        heads = _gathered(page, offsets, 8).view("<u2").astype(np.int64)
+        return offsets, heads
+
+    def _leaf(self, number: int, page: bytes) -> Index:
+        """The records of a leaf page: (value's size in two halves, flags, key's size), the key, the value."""
+        offsets, heads = self._nodes(number, page)
+        keys, key_sizes = offsets + 8, heads[:, 3]
+        values, sizes = keys + key_sizes, heads[:, 0] | heads[:, 1] << 16
+        big = heads[:, 2] == BIG
+        if heads[~big, 2].any():
+            self._damaged(f"page {number} holds a database inside the database, which Caffe's have not")
+        if (values + np.where(big, 8, sizes)).max() > len(page):
+            self._damaged(f"a node of page {number} lies outside of it")
+        start = number * self._page_size
+        values = values + start
+        if big.any():
+            first = _gathered(page, values[big] - start, 8).view("<u8")[:, 0]
+            pages = (HEADER + sizes[big] + self._page_size - 1) // self._page_size
+            last = first + pages.astype(np.uint64)  # behind the last one
+            if (first < 2).any() or (first > self._last_page).any() or (last > self.size // self._page_size).any():
+                self._beyond_end(int(last.max()) - 1)
+            values[big] = first.astype(np.int64) * self._page_size + HEADER
+        return Index(keys + start, key_sizes, values, sizes)
+
+    def _beyond_end(self, number: int) -> NoReturn:
+        """A page is asked for that the file has not."""
+        needed = (self._last_page + 1) * self._page_size
+        if self.size < needed:
+            raise DataError(
+                f"lmdb '{self.path}': the file is cut short: {self.size} of {needed} bytes; copy or make it again"
+            )
+        self._damaged(f"there is no page {number}")
+
+    def _damaged(self, what: str) -> NoReturn:
+        raise DataError(f"lmdb '{self.path}': cannot be read: {what}; the database is damaged")
+
+
+def _gathered(page: bytes, starts: Places, count: int) -> NDArray[np.uint8]:
+    """`count` bytes from each of these places on: (N, count)."""
+    return np.frombuffer(page, np.uint8)[starts[:, None] + np.arange(count)]

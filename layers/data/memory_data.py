@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 @register_layer("MemoryData")
 class MemoryData(DataLayer):
     num_tops = 2
+    reads = tuple(
+        f"transform_param.{field}" for field in ("scale", "mirror", "crop_size", "mean_file", "mean_value")
+    )
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         memory = self.param.memory_data_param

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from imae.layers.labels import refuse_fields
 from imae.layers.layer import LossLayer, Shape
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
@@ -34,7 +33,6 @@ class ContrastiveLoss(LossLayer):
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
-        refuse_fields(self, param.loss_param)
         contrastive = param.contrastive_loss_param
         self.margin, self.legacy = contrastive.margin, contrastive.legacy_version
 

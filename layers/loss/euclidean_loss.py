@@ -14,18 +14,12 @@ from math import prod
 
 from torch import Tensor
 
-from imae.layers.labels import refuse_fields
 from imae.layers.layer import LossLayer, Shape
 from imae.layers.registry import register_layer
-from imae.prototxt import LayerParameter
 
 
 @register_layer("EuclideanLoss")
 class EuclideanLoss(LossLayer):
-    def __init__(self, param: LayerParameter) -> None:
-        super().__init__(param)
-        refuse_fields(self, param.loss_param)
-
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         a, b = bottom_shapes
         if prod(a[1:]) != prod(b[1:]):

@@ -20,7 +20,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from imae.layers.labels import refuse_fields, refuse_gradient
+from imae.layers.labels import refuse_gradient
 from imae.layers.layer import LabelReader, LossLayer, Shape
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
@@ -30,7 +30,6 @@ from imae.prototxt import LayerParameter
 class HingeLoss(LossLayer):
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
-        refuse_fields(self, param.loss_param)
         self.norm = param.hinge_loss_param.norm
         self.labels = LabelReader(self, None)
 

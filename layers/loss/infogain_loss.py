@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from imae.layers.blob import array_from_blob
-from imae.layers.labels import check_labels, ignored_label, place_labels, refuse_fields, refuse_gradient
+from imae.layers.labels import check_labels, ignored_label, place_labels, refuse_gradient
 from imae.layers.layer import LabelReader, LossLayer, Shape
-from imae.layers.loss_normalizer import normalization, normalizer
+from imae.layers.loss_normalizer import LOSS_FIELDS, normalization, normalizer
 from imae.layers.registry import register_layer
 from imae.prototxt import BlobProto, LayerParameter
 from imae.prototxt.text import read_binary
@@ -40,11 +40,11 @@ class InfogainLoss(LossLayer):
     min_bottoms, max_bottoms = 2, 3
     num_tops = None
     min_tops, max_tops = 1, 2
+    reads = ("softmax_param.engine", *LOSS_FIELDS)
     infogain: Tensor
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
-        refuse_fields(self, param.loss_param, "lamda_p", "scale")
         if param.loss_param.HasField("normalize"):
             raise self.error('normalize is deprecated. use "normalization"')
         self.normalization = normalization(param.loss_param)

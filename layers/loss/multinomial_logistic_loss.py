@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from imae.layers.labels import refuse_fields, refuse_gradient
+from imae.layers.labels import refuse_gradient
 from imae.layers.layer import LabelReader, LossLayer, Shape
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
@@ -30,7 +30,6 @@ LOG_THRESHOLD = 1e-20
 class MultinomialLogisticLoss(LossLayer):
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
-        refuse_fields(self, param.loss_param)
         self.labels = LabelReader(self, None)
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:

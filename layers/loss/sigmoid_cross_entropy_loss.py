@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from imae.layers.labels import ignored_label, refuse_fields, refuse_gradient
+from imae.layers.labels import ignored_label, refuse_gradient
 from imae.layers.layer import LossLayer, Shape
-from imae.layers.loss_normalizer import normalization, normalizer
+from imae.layers.loss_normalizer import LOSS_FIELDS, normalization, normalizer
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 from imae.prototxt.caffe_pb2 import LossParameter
@@ -29,9 +29,10 @@ from imae.prototxt.caffe_pb2 import LossParameter
 
 @register_layer("SigmoidCrossEntropyLoss")
 class SigmoidCrossEntropyLoss(LossLayer):
+    reads = LOSS_FIELDS
+
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
-        refuse_fields(self, param.loss_param, "lamda_p", "scale")
         self.normalization = normalization(param.loss_param, LossParameter.BATCH_SIZE)
         self.ignore_label = ignored_label(param.loss_param)
 

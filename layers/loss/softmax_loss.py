@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from imae.layers.labels import check_labels, ignored_label, place_labels, refuse_fields, refuse_gradient
+from imae.layers.labels import check_labels, ignored_label, place_labels, refuse_gradient
 from imae.layers.layer import LabelReader, LossLayer, Shape
-from imae.layers.loss_normalizer import normalization, normalizer
+from imae.layers.loss_normalizer import LOSS_FIELDS, normalization, normalizer
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
@@ -33,10 +33,10 @@ FLT_MIN = torch.finfo(torch.float32).tiny
 class SoftmaxWithLoss(LossLayer):
     num_tops = None
     min_tops, max_tops = 1, 2
+    reads = ("softmax_param", *LOSS_FIELDS)
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
-        refuse_fields(self, param.loss_param, "lamda_p", "scale")
         self.normalization = normalization(param.loss_param)
         self.labels = LabelReader(self, ignored_label(param.loss_param))
 

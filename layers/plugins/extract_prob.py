@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from imae.layers.labels import check_labels, ignored_label, place_labels, refuse_fields
+from imae.layers.labels import check_labels, ignored_label, place_labels
 from imae.layers.layer import LabelReader, Layer, Shape
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
@@ -24,11 +24,11 @@ class ExtractProb(Layer):
     min_tops, max_tops = 1, 2
     in_place = False
     deployed = False
+    reads = ("loss_param.ignore_label",)
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         self.labels = LabelReader(self, ignored_label(param.loss_param))
-        refuse_fields(self, param.loss_param, "normalization", "normalize", "lamda_p", "scale")
         if any(param.propagate_down):
             raise self.error("it has no gradient to propagate; set propagate_down to false for both bottoms")
 

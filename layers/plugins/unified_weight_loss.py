@@ -25,7 +25,7 @@ from imae.prototxt.caffe_pb2 import WeightNormalization
 class UnifiedWeightLoss(DesignedLoss):
     num_bottoms = None
     min_bottoms, max_bottoms = 2, 3
-    ignores = ("normalization", "normalize")
+    reads = ("softmax_param", "loss_param.ignore_label", "loss_param.lamda_p", "loss_param.scale")
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param, WeightNormalization.SUM_OF_WEIGHTS)

@@ -50,7 +50,7 @@ BY_COUNT = (Variant.MAE, Variant.GCE, Variant.MSE)
 class WeightedSoftmaxWithLoss(DesignedLoss):
     num_bottoms = None
     min_bottoms, max_bottoms = 2, 3
-    ignores = ("normalization", "normalize", "lamda_p", "scale")
+    reads = ("weighted_softmax_loss_param", "softmax_param", "loss_param.ignore_label")
 
     def __init__(self, param: LayerParameter) -> None:
         variant = param.weighted_softmax_loss_param.variant

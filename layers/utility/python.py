@@ -9,14 +9,15 @@
         def forward(self, bottom, top): ...                     top[0].data[...] = f(bottom[0].data)
         def backward(self, top, propagate_down, bottom): ...    bottom[0].diff[...] = ...
 
-bottom, top are lists of `PythonBlob`s. self.blobs (parameters), self.phase and self.param_str are set before
-setup. What a layer writes into a bottom's data is lost.
+bottom, top are lists of `PythonBlob`s. self.phase and self.param_str are set before setup; self.blobs are the
+parameters themselves. What a layer writes into a bottom's data is lost.
 
 The module is imported with the working directory on the path, and a warning says so: a prototxt with such a
 layer runs code. Exceptions of that code are not caught. share_in_parallel means nothing in one process.
 
-Caffe: python_layer.hpp, _caffe.cpp. Differs: all diffs are 0 when backward begins, and parameter diffs are
-added to what there is, whether the layer adds or assigns them.
+Parameter diffs add up only if the layer adds to them: self.blobs[i].diff[...] += ..., as in Caffe.
+
+Caffe: python_layer.hpp, _caffe.cpp. Differs: bottom diffs are 0 when backward begins.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from torch.autograd.function import once_differentiable
 from imae.layers.blob import array_from_blob
 from imae.layers.layer import Layer, Shape
 from imae.layers.registry import register_layer
+from imae.layers.synced_memory import ParameterMemory
 from imae.prototxt import LayerParameter
 
 logger = logging.getLogger(__name__)
@@ -70,11 +72,11 @@ class PythonBlob:
 
     @property
     def shape(self) -> Shape:
-        return self.data.shape
+        return self._data.shape
 
     @property
     def count(self) -> int:
-        return self.data.size
+        return math.prod(self.shape)
 
     @property
     def num(self) -> int:
@@ -93,9 +95,9 @@ class PythonBlob:
         return self._legacy_dim(3)
 
     def _legacy_dim(self, axis: int) -> int:
-        if self.data.ndim > 4:
+        if len(self.shape) > 4:
             raise ValueError(f"num, channels, height, width need at most 4 axes; the shape is {self.shape}")
-        return self.shape[axis] if axis < self.data.ndim else 1
+        return self.shape[axis] if axis < len(self.shape) else 1
 
     def load(self, tensor: Tensor) -> None:
         """Take shape and data from a tensor."""
@@ -103,12 +105,61 @@ class PythonBlob:
         self.data[...] = tensor.detach().cpu().numpy()
 
 
-class BlobVector(list[PythonBlob]):
+class ParameterBlob(PythonBlob):
+    """A parameter blob of a layer, in the shape that the layer uses; in memory of its own until it is bound."""
+
+    def __init__(self, shape: Sequence[int] = ()) -> None:
+        super().__init__(shape)
+        self._layer: Layer | None = None
+        self._index = 0
+
+    def bind(self, layer: Layer, index: int) -> ParameterBlob:
+        """Be parameter blob `index` of `layer` from now on."""
+        self._layer, self._index = layer, index
+        return self
+
+    @property
+    def data(self) -> NDArray[np.float32]:
+        if self._layer is None:
+            return self._data
+        return ParameterMemory.of(self._parameter).data.array().reshape(self.shape)
+
+    @property
+    def diff(self) -> NDArray[np.float32]:
+        if self._layer is None:
+            return self._diff
+        return ParameterMemory.of(self._parameter).diff.array().reshape(self.shape)
+
+    @property
+    def shape(self) -> Shape:
+        return self._data.shape if self._layer is None else self._layer.blob_shapes[self._index]
+
+    @property
+    def _parameter(self) -> nn.Parameter:
+        assert self._layer is not None
+        parameter = self._layer.blobs[self._index]
+        assert isinstance(parameter, nn.Parameter)
+        return parameter
+
+    def reshape(self, *shape: int) -> None:
+        """Change the shape (net surgery); the values are kept where their number stays the same."""
+        if self._layer is None:
+            super().reshape(*shape)
+            return
+        parameter = self._parameter
+        ParameterMemory.of(parameter).take_back()
+        old = parameter.detach()
+        fresh = old.reshape(shape).clone() if self.count == math.prod(shape) else old.new_zeros(shape)
+        parameter.data, parameter.grad = fresh, None
+        self._layer.blob_shapes[self._index] = tuple(shape)
+
+
+class BlobVector(list[ParameterBlob]):
     """The parameter blobs of a layer."""
 
     def add_blob(self, *shape: int) -> None:
         """Append a blob of this shape, filled with 0."""
-        self.append(PythonBlob(shape))
+        self.append(ParameterBlob(shape))
 
 
 class PythonLayerBase:
@@ -140,9 +191,6 @@ class Python(Layer):
             if not getattr(python, field):
                 raise self.error(f"python_param.{field} must be given")
         user_class = self._import(python.module, python.layer)
-        for method in ("setup", "reshape", "forward"):
-            if not callable(getattr(user_class, method, None)):
-                raise self.error(f"class {python.module}.{python.layer} has no method {method!r}")
         self.user_layer: Any = user_class(param)
         self.bottom_blobs = [PythonBlob() for _ in param.bottom]
         self.top_blobs = [PythonBlob() for _ in param.top]
@@ -151,15 +199,20 @@ class Python(Layer):
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         for blob, shape in zip(self.bottom_blobs, bottom_shapes, strict=True):
             blob.reshape(*shape)
-        self.user_layer.setup(self.bottom_blobs, self.top_blobs)
-        for blob in self.user_layer.blobs:
-            self.blobs.append(nn.Parameter(torch.tensor(blob.data)))
+        self._method("setup")(self.bottom_blobs, self.top_blobs)
+        for name in ("reshape", "forward"):
+            self._method(name)  # an error rather now than at the first pass
+        for index, blob in enumerate(self.user_layer.blobs):
+            self.blobs.append(nn.Parameter(torch.from_numpy(blob.data)))
             self.blob_shapes.append(blob.shape)
+            blob.bind(self, index)
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         for blob, shape in zip(self.bottom_blobs, bottom_shapes, strict=True):
             blob.reshape(*shape)
-        self.user_layer.reshape(self.bottom_blobs, self.top_blobs)
+        self._method("reshape")(self.bottom_blobs, self.top_blobs)
+        if len(self.user_layer.blobs) != len(self.blobs):
+            raise self.error("add_blob was called too late, the net has its parameters; call it in setup")
         return [blob.shape for blob in self.top_blobs]
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
@@ -169,31 +222,39 @@ class Python(Layer):
         )
         return tops
 
-    def forward_pass(self, bottoms: Sequence[Tensor], parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Run the user's forward; what it wrote into parameters is copied back."""
-        blobs = [*self.bottom_blobs, *self.user_layer.blobs]
-        for blob, tensor in zip(blobs, [*bottoms, *parameters], strict=True):
+    def forward_pass(self, bottoms: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Run the user's forward."""
+        for blob, tensor in zip(self.bottom_blobs, bottoms, strict=True):
             blob.load(tensor)
-        self.user_layer.reshape(self.bottom_blobs, self.top_blobs)
-        self.user_layer.forward(self.bottom_blobs, self.top_blobs)
-        for blob, tensor in zip(self.user_layer.blobs, parameters, strict=True):
-            tensor.data.copy_(torch.from_numpy(blob.data))  # .data: no business of autograd's
+        self._method("reshape")(self.bottom_blobs, self.top_blobs)
+        self._method("forward")(self.bottom_blobs, self.top_blobs)
+        self._take_back()
         like = bottoms[0] if bottoms else self.device_marker
         return tuple(torch.tensor(blob.data).to(like) for blob in self.top_blobs)
 
     def backward_pass(
         self, top_diffs: Sequence[Tensor], propagate_down: Sequence[bool]
-    ) -> tuple[list[PythonBlob], list[PythonBlob]]:
-        """Run the user's backward on the blobs as forward left them; returns bottom and parameter blobs."""
-        if not callable(getattr(self.user_layer, "backward", None)):
-            raise self.error(f"class {type(self.user_layer).__name__} has no method 'backward'")
-        blobs = self.user_layer.blobs
-        for blob in (*self.bottom_blobs, *blobs):
+    ) -> list[NDArray[np.float32]]:
+        """Run the user's backward on the blobs as forward left them; returns the bottom diffs."""
+        for blob in self.bottom_blobs:
             blob.diff[...] = 0
         for blob, diff in zip(self.top_blobs, top_diffs, strict=True):
             blob.diff[...] = diff.cpu().numpy()
-        self.user_layer.backward(self.top_blobs, list(propagate_down), self.bottom_blobs)
-        return self.bottom_blobs, blobs
+        self._method("backward")(self.top_blobs, list(propagate_down), self.bottom_blobs)
+        self._take_back()
+        return [blob.diff for blob in self.bottom_blobs]
+
+    def _method(self, name: str) -> Callable[..., object]:
+        method = getattr(self.user_layer, name, None)
+        if not callable(method):
+            python = self.param.python_param
+            raise self.error(f"class {python.module}.{python.layer} has no method {name!r}")
+        return method
+
+    def _take_back(self) -> None:
+        """Take what the user's code has written into parameter blobs."""
+        for parameter in self.blobs:
+            ParameterMemory.of(parameter).take_back()
 
     def _import(self, module_name: str, class_name: str) -> Callable[[LayerParameter], Any]:
         _make_caffe_importable()
@@ -226,23 +287,25 @@ class Python(Layer):
 
 
 class _Passes(torch.autograd.Function):
+    """The parameters are arguments so that autograd knows of them; the user's backward writes their diffs."""
+
     @staticmethod
     def forward(ctx: Any, layer: Python, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.layer, ctx.inputs = layer, [(t.device, t.dtype) for t in tensors]
-        count = len(layer.bottom_blobs)
-        return layer.forward_pass(tensors[:count], tensors[count:])
+        bottoms = tensors[: len(layer.bottom_blobs)]
+        ctx.layer, ctx.bottoms = layer, [(bottom.device, bottom.dtype) for bottom in bottoms]
+        return layer.forward_pass(bottoms)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *top_diffs: Tensor) -> tuple[Tensor | None, ...]:
-        layer, needed = ctx.layer, ctx.needs_input_grad[1:]
-        bottoms, parameters = layer.backward_pass(top_diffs, needed[: len(layer.bottom_blobs)])
-        blobs = [*bottoms, *parameters]
+        needed = ctx.needs_input_grad[1 : 1 + len(ctx.bottoms)]
         diffs = [
-            torch.tensor(blob.diff).to(device, dtype) if need else None
-            for blob, need, (device, dtype) in zip(blobs, needed, ctx.inputs, strict=True)
+            torch.tensor(diff).to(device, dtype) if need else None
+            for diff, need, (device, dtype) in zip(
+                ctx.layer.backward_pass(top_diffs, needed), needed, ctx.bottoms, strict=True
+            )
         ]
-        return None, *diffs
+        return None, *diffs, *[None] * len(ctx.layer.blobs)
 
 
 def _make_caffe_importable() -> None:

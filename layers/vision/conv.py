@@ -103,6 +103,7 @@ class BaseConvolution(Layer):
 
     min_bottoms = min_tops = 1
     same_count = True
+    reads = ("convolution_param",)
     reverse: ClassVar[bool]  # Deconvolution: the weight leads from the bottom's channels to the top's
     operator: ClassVar[str]  # ONNX
     functions: ClassVar[tuple[Callable[..., Tensor], ...]]  # for 1, 2, 3 spatial axes

@@ -29,6 +29,7 @@ from imae.prototxt import LayerParameter
 @register_layer("Im2col")
 class Im2col(Layer):
     num_bottoms = num_tops = 1
+    reads = ("convolution_param",)
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)

@@ -1,0 +1,132 @@
+"""Reading a Caffe LevelDB: records in byte order of their keys. Needs the package plyvel (`imae[leveldb]`).
+
+No record is ever written. But LevelDB itself, as under Caffe, renews its log and its list of files whenever
+it opens a database: the folder must be writable, and one program at a time can have it open. It does not
+know how many records there are, so all keys are read when it is opened.
+
+Caffe: db_leveldb.cpp. Differs: several layers of a process may read the same database.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from weakref import WeakValueDictionary
+
+from imae.layers.data.datum import parse_datum
+from imae.prototxt import Datum
+from imae.prototxt.errors import DataError
+from imae.prototxt.files import AnyPath
+
+
+def open_leveldb(path: AnyPath) -> LeveldbSource:
+    """Open a database's folder; DataError where it is missing, unreadable, no LevelDB, or without records."""
+    folder = Path(path)
+    if (folder / "data.mdb").is_file():
+        problem = "it is an LMDB: write data_param { backend: LMDB }"
+    elif not folder.exists():
+        problem = "No such file or directory; a relative path starts at the working folder"
+    elif not (folder / "CURRENT").is_file():  # LevelDB would leave files in it
+        problem = "there is no file CURRENT in it, so it is no LevelDB"
+    else:
+        source = LeveldbSource(os.fspath(path), _open(folder))
+        if not len(source):
+            raise DataError(f"leveldb '{source.path}': the database has no records")
+        return source
+    raise DataError(f"Failed to open leveldb {folder}: {problem}")
+
+
+class _Database:
+    """A plyvel.DB and its keys. It is closed when nobody refers to it any more."""
+
+    def __init__(self, folder: Path, plyvel: ModuleType) -> None:
+        self.error = plyvel.Error
+        self.reader = plyvel.DB(str(folder), create_if_missing=False, paranoid_checks=True)
+        self.keys: list[bytes] = list(self.reader.iterator(include_value=False, verify_checksums=True))
+
+
+# By device and inode of the folder. LevelDB cannot open one twice, yet several layers may read the same one.
+_databases: WeakValueDictionary[tuple[int, int], _Database] = WeakValueDictionary()
+
+
+def _open(folder: Path) -> _Database:
+    try:
+        import plyvel
+    except ModuleNotFoundError:
+        raise DataError(
+            f"Failed to open leveldb {folder}: reading a LevelDB needs the package plyvel: "
+            "pip install 'imae[leveldb]'; or make an LMDB of the data and write data_param { backend: LMDB }"
+        ) from None
+    status = folder.stat()
+    database = _databases.get((status.st_dev, status.st_ino))
+    if database is None:
+        try:
+            database = _Database(folder, plyvel)
+        except plyvel.Error as error:
+            raise DataError(f"Failed to open leveldb {folder}: {_reason(error)}") from None
+        _databases[status.st_dev, status.st_ino] = database
+    return database
+
+
+class LeveldbSource:
+    """An open database; what an LmdbSource offers.
+
+    path   as it was given
+    len    number of records
+    """
+
+    def __init__(self, path: str, database: _Database) -> None:
+        """Use `open_leveldb`."""
+        self.path = path
+        self._database: _Database | None = database
+        self._keys = database.keys
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def keys(self) -> list[bytes]:
+        """All keys in order."""
+        return self._keys
+
+    def record_name(self, key: bytes) -> str:
+        """What errors call the record of this key."""
+        return f"leveldb '{self.path}', key '{key.decode(errors='backslashreplace')}'"
+
+    def value(self, index: int) -> bytes:
+        """The bytes of record `index`."""
+        return next(self.records(index))[1]
+
+    def datum(self, index: int) -> Datum:
+        """Record `index`, parsed; DataError where it is no Datum."""
+        return parse_datum(self.value(index), self.record_name(self._keys[index]))
+
+    def records(self, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
+        """(key, bytes) of the records from `start` to the last, one after the other."""
+        database = self._database
+        if database is None:
+            raise DataError(f"leveldb '{self.path}': cannot be read: it is closed")
+        try:
+            yield from database.reader.iterator(start=self._keys[start], verify_checksums=True)
+        except database.error as error:
+            raise DataError(
+                f"leveldb '{self.path}': cannot be read: {_reason(error)}; the database is damaged"
+            ) from None
+
+    def close(self) -> None:
+        """Let go of the database; nothing can be read after that."""
+        self._database = None
+
+    def __enter__(self) -> LeveldbSource:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _reason(error: Any) -> str:
+    """What LevelDB says, in one line; plyvel hands it on as bytes."""
+    (said,) = error.args or ("",)
+    return " ".join((said.decode(errors="replace") if isinstance(said, bytes) else str(said)).split())
