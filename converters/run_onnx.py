@@ -158,7 +158,7 @@ def lmdb_batches(path: str, transform: TransformationParameter, size: int) -> It
 def image_batches(
     paths: Sequence[str], transform: TransformationParameter, size: int, shape: Sequence[int | str]
 ) -> Iterator[Batch]:
-    """Image files in batches of `size`; resized, bilinearly as in Caffe, where the model wants another size."""
+    """Image files in batches of `size`; resized, bilinearly as in Caffe, if the model wants another size."""
     channels, height, width = (d if isinstance(d, int) else 0 for d in shape[1:4])
     transformer = DataTransformer(transform, TEST, "image")
     for begin in range(0, len(paths), size):

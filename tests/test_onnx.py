@@ -1,0 +1,234 @@
+"""ONNX: a net exported computes what the net computes; a model run on an LMDB reports the net's accuracy."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from tolerances import tolerance
+
+from imae.converters.export_onnx import (
+    DEFAULT_OPSET,
+    NEWEST_OPSET,
+    OLDEST_OPSET,
+    TRANSFORM_KEY,
+    deploy_net,
+    export_net,
+)
+from imae.converters.lmdb_writer import write_lmdb
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.data.datum import datum_from_array
+from imae.layers.net import Net
+from imae.prototxt import TEST
+from imae.prototxt.errors import DeviceError, ExportError
+from imae.prototxt.resnet import resnet
+from imae.prototxt.text import parse_net
+from imae.train.main import main
+
+# In-place layers, a group, windows that are clipped when rounding up, two branches that come together again.
+NET = """
+name: "mixture"
+layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TRAIN }
+        transform_param { mirror: true scale: 0.5 }
+        data_param { source: "no_such_lmdb" batch_size: 7 backend: LMDB } }
+layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TEST }
+        transform_param { mean_value: 100 scale: 0.02 }
+        data_param { source: "lmdb" batch_size: 5 backend: LMDB } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+        convolution_param { num_output: 6 kernel_size: 3 group: 3 bias_term: false
+                            weight_filler { type: "msra" } } }
+layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" }
+layer { name: "scale" type: "Scale" bottom: "conv" top: "conv" scale_param { bias_term: true } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" relu_param { negative_slope: 0.1 } }
+layer { name: "max" type: "Pooling" bottom: "conv" top: "max"
+        pooling_param { pool: MAX kernel_size: 3 stride: 2 } }
+layer { name: "ave" type: "Pooling" bottom: "conv" top: "ave"
+        pooling_param { pool: AVE kernel_size: 3 stride: 2 } }
+layer { name: "lrn" type: "LRN" bottom: "max" top: "lrn" lrn_param { local_size: 3 alpha: 0.1 } }
+layer { name: "sum" type: "Eltwise" bottom: "lrn" bottom: "ave" top: "sum"
+        eltwise_param { coeff: 0.5 coeff: -2 } }
+layer { name: "slice" type: "Slice" bottom: "sum" top: "a" top: "b" slice_param { slice_point: 2 } }
+layer { name: "concat" type: "Concat" bottom: "b" bottom: "a" top: "concat" }
+layer { name: "drop" type: "Dropout" bottom: "concat" top: "concat" }
+layer { name: "fc" type: "InnerProduct" bottom: "concat" top: "fc"
+        inner_product_param { num_output: 4 weight_filler { type: "xavier" } } }
+layer { name: "accuracy" type: "Accuracy" bottom: "fc" bottom: "label" top: "accuracy"
+        include { phase: TEST } }
+layer { name: "loss" type: "IMAELoss" bottom: "fc" bottom: "label" top: "loss" }
+"""
+SHAPE = (3, 11, 9)
+
+
+def test_net() -> Net:
+    """The TEST net of NET, with statistics as after some training."""
+    net = Net(deploy_net(parse_net(NET), SHAPE), CaffeRandom(1))
+    generator = np.random.default_rng(2)
+    for blob, size in zip(net.params["bn"], (6, 6, 1), strict=True):
+        blob.data.numpy()[...] = generator.uniform(1, 2, size)
+    return net
+
+
+test_net.__test__ = False  # type: ignore[attr-defined]  # a net in phase TEST, no test
+
+
+def test_deploy_net_keeps_what_hangs_on_the_image() -> None:
+    deployed = deploy_net(parse_net(NET), SHAPE)
+    assert deployed.state.phase == TEST
+    assert [layer.name for layer in deployed.layer if layer.type == "Input"] == ["data"]
+    assert not {"accuracy", "loss", "label"} & {layer.name for layer in deployed.layer}
+    assert Net(deployed, CaffeRandom(1)).outputs == ["fc"]
+
+
+@pytest.mark.parametrize("fold", [False, True], ids=["plain", "folded"])
+@pytest.mark.parametrize("opset", [OLDEST_OPSET, DEFAULT_OPSET, NEWEST_OPSET])
+def test_model_computes_what_the_net_computes(opset: int, fold: bool) -> None:
+    result = export_net(test_net(), opset=opset, fold=fold)
+    assert result.difference <= tolerance("onnx").rtol * result.largest
+    assert result.batch_sizes == (1, 3)
+    operators = {node.op_type for node in result.model.graph.node}
+    assert ("BatchNormalization" in operators) != fold
+
+
+def test_resnet_folds_to_convolutions_alone() -> None:
+    shape = "input_param { shape { dim: 1 dim: 3 dim: 32 dim: 32 } }"
+    param = parse_net(f'layer {{ name: "in" type: "Input" top: "data" {shape} }}')
+    param.layer.extend(resnet(8).layer)
+    net = Net(deploy_net(param), CaffeRandom(4))
+    for name, blobs in net.params.items():
+        if name.endswith("_bn"):  # statistics as after some training, so that values stay of size 1
+            for blob, value in zip(blobs, (0.1, 2, 1), strict=True):
+                blob.data.fill_(value)
+    result = export_net(net, fold=True)
+    assert result.difference <= tolerance("onnx").rtol * result.largest
+    assert "BatchNormalization" not in {node.op_type for node in result.model.graph.node}
+
+
+def test_softmax_and_fixed_batch() -> None:
+    result = export_net(test_net(), softmax=True, dynamic_batch=False)
+    (output,) = result.model.graph.output
+    assert output.name == "fc"
+    assert [d.dim_value for d in output.type.tensor_type.shape.dim] == [1, 4]
+    assert result.model.graph.node[-1].op_type == "Softmax"
+    assert result.batch_sizes == (1,)
+
+
+@pytest.mark.parametrize("opset", [12, 23])
+def test_opset_that_is_not_offered(opset: int) -> None:
+    with pytest.raises(ExportError, match=f"opset must be 13 to 22, got {opset}"):
+        export_net(test_net(), opset=opset)
+
+
+def test_net_of_losses_only_cannot_be_exported() -> None:
+    param = parse_net(
+        'layer { name: "in" type: "Input" top: "x" top: "label" input_param { shape { dim: 2 dim: 3 } } }'
+        'layer { name: "loss" type: "EuclideanLoss" bottom: "x" bottom: "label" top: "loss" }'
+    )
+    with pytest.raises(ExportError, match="no layer that computes something from an input"):
+        deploy_net(param)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with NET, its weights, and an LMDB of 12 images that its TEST data layer reads."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(6)
+    images = generator.integers(0, 256, (12, *SHAPE), np.uint8)
+    write_lmdb("lmdb", ((b"%04d" % i, datum_from_array(image, i % 4)) for i, image in enumerate(images)))
+    Path("net.prototxt").write_text(NET)
+    Path("solver.prototxt").write_text(
+        'net: "net.prototxt" lr_policy: "fixed" base_lr: 0 max_iter: 0 random_seed: 3 snapshot_prefix: "x"'
+    )
+    Path("train.prototxt").write_text(NET.replace("no_such_lmdb", "lmdb"))
+    Path("solver.prototxt").write_text(Path("solver.prototxt").read_text().replace("net.pro", "train.pro"))
+    assert main(["train", "solver.prototxt"]) == 0
+    return tmp_path
+
+
+def test_exported_model_has_the_accuracy_of_the_net(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = ["--weights", "x_iter_0.caffemodel"]
+    assert main(["export", "--model", "net.prototxt", *weights, "--output", "net.onnx", "--fold"]) == 0
+    metadata = {p.key: p.value for p in onnx.load("net.onnx").metadata_props}
+    assert metadata[TRANSFORM_KEY].split() == ["scale:", "0.02", "mean_value:", "100"]
+    assert main(["run", "net.onnx", "--lmdb", "lmdb", "--batch-size", "5"]) == 0
+    ours = re.findall(r"^accuracy = (\S+) on 12 images$", capsys.readouterr().out, re.M)
+    assert main(["test", "--model", "net.prototxt", *weights, "--iterations", "12"]) == 0
+    theirs = re.findall(r"] accuracy = (\S+)$", capsys.readouterr().err, re.M)
+    assert ours and f"{float(ours[0]):.4f}" == f"{float(theirs[-1]):.4f}"
+
+
+def test_images_are_resized_to_the_model(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--model", "net.prototxt", "--output", "net.onnx", "--input-shape", "3,11,9"]) == 0
+    cv2.imwrite("a.png", np.full((22, 18, 3), 130, np.uint8))
+    assert main(["run", "net.onnx", "--images", "a.png"]) == 0
+    assert re.search(r"^a\.png: class [0-3]$", capsys.readouterr().out, re.M)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "no.onnx", "--lmdb", "lmdb"], "no.onnx: no such file"),
+        (["run", "net.prototxt", "--lmdb", "lmdb"], "net.prototxt: ONNX Runtime cannot load it"),
+        (
+            ["run", "net.onnx", "--lmdb", "lmdb", "--provider", "Cuda"],
+            "provider 'Cuda' is not to be had here",
+        ),
+        (["run", "net.onnx", "--lmdb", "lmdb", "--provider", "GPU"], "provider 'GPU' is not to be had here"),
+        (["run", "net.onnx", "--lmdb", "nothing"], "lmdb 'nothing': No such file or directory"),
+        (["run", "net.onnx", "--lmdb", "lmdb", "--transform", "crop_size: 4"], "use images of that size"),
+        (["run", "net.onnx", "--lmdb", "lmdb", "--transform", "crop: 4"], '--transform:1:1: message "caffe'),
+        (["run", "net.onnx", "--images", "net.prototxt"], "net.prototxt: could not decode"),
+        (
+            ["run", "net.onnx", "--lmdb", "lmdb", "--batch-size", "0"],
+            "--batch-size must be at least 1, got 0",
+        ),
+        (
+            ["export", "--model", "net.prototxt", "--output", "no/x.onnx"],
+            "cannot write 'no/x.onnx': there is no",
+        ),
+        (
+            ["export", "--model", "net.prototxt", "--output", "x", "--input-shape", "3,x"],
+            "--input-shape must be",
+        ),
+        (
+            ["export", "--model", "net.prototxt", "--output", "x", "--opset", "9"],
+            "opset must be 13 to 22, got 9",
+        ),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
+)
+def test_bad_input_gets_one_line(
+    project: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["export", "--model", "net.prototxt", "--output", "net.onnx"]) == 0
+    capsys.readouterr()
+    if "Cuda" in arguments:
+        onnxruntime = pytest.importorskip("onnxruntime")
+        if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            message = "provider 'Cuda' could not be started"
+    assert main(arguments) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("imae: ") and message in last
+    assert not Path("x").exists()
+
+
+def test_cuda_that_falls_back_is_an_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    from imae.converters.run_onnx import open_session
+
+    assert main(["export", "--model", "net.prototxt", "--output", "net.onnx"]) == 0
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(
+        onnxruntime,
+        "InferenceSession",
+        lambda path, options, providers: real(path, options, ["CPUExecutionProvider"]),
+    )
+    with pytest.raises(DeviceError, match="ONNX Runtime fell back to CPUExecutionProvider"):
+        open_session("net.onnx", "CUDA")
