@@ -10,6 +10,8 @@ FOLDERS = [name for part in PARTS for name in (part, *(f"{part}.{sub}" for sub i
 # Where ONNX Runtime's GPU build is published; it runs on the CPU as well.
 HAS_GPU_BUILD = "(sys_platform == 'linux' and platform_machine == 'x86_64') or sys_platform == 'win32'"
 HAS_NONE = "(sys_platform != 'linux' or platform_machine != 'x86_64') and sys_platform != 'win32'"
+# Where plyvel is published with LevelDB inside; elsewhere LevelDB's own library must be installed.
+HAS_LEVELDB_WHEEL = "sys_platform == 'linux' and platform_machine == 'x86_64' and python_version < '3.13'"
 
 setup(
     name="imae",
@@ -39,7 +41,13 @@ setup(
         "grpcio-tools>=1.62",
     ],
     extras_require={
+        "draw": ["pydot>=2"],
+        "plot": ["matplotlib>=3.8"],
+        "leveldb": ["plyvel>=1.5"],
         "test": [
+            "pydot>=2",
+            "matplotlib>=3.8",
+            f"plyvel>=1.5; {HAS_LEVELDB_WHEEL}",
             "pytest>=8",
             "pytest-xdist>=3.5",
             "ruff>=0.6",

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import h5py
 import numpy as np
 import torch
+from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 from torch import nn
 
@@ -78,6 +79,11 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
             if blobs:
                 report.ignored.append(name)
             continue
+        if layer.type == "BatchNorm" and len(blobs) == 5:
+            raise CaffemodelError(
+                f"{path}: Incompatible number of blobs for layer {name}: the file has 5, as NVIDIA Caffe's "
+                "have; say --dialect nvidia, and put a Scale layer behind it"
+            )
         for index in range(max(len(layer.blobs), *(i + 1 for i in blobs), 0)):
             if index not in blobs and hdf5 and (name, index) in shared:
                 continue  # HDF5 files hold a shared blob once, at its owner
@@ -173,7 +179,8 @@ def _sources(layer: LayerParameter, path: AnyPath) -> Iterator[_Source]:
         try:
             yield _Source(array_from_blob(blob), legacy=not blob.HasField("shape"))
         except CaffemodelError as error:
-            raise CaffemodelError(f"{path}: layer '{layer.name}', blob {index}: {error}") from None
+            hint = ", or a fork's, which --dialect reads" if len(UnknownFieldSet(blob)) else ""
+            raise CaffemodelError(f"{path}: layer '{layer.name}', blob {index}: {error}{hint}") from None
 
 
 def _read_hdf5(path: AnyPath) -> dict[str, dict[int, _Source]]:

@@ -18,19 +18,20 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.numpy_helper
+import onnx.shape_inference
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from imae.converters.caffemodel import load_caffemodel
+from imae.converters.caffemodel import add_dialect_option, load_caffemodel
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.fuse import fold_batch_norm
 from imae.layers.layer import Shape
 from imae.layers.net import Net
 from imae.layers.registry import layer_class
 from imae.prototxt import TEST, LayerParameter, NetParameter
-from imae.prototxt.errors import ExportError
+from imae.prototxt.errors import ExportError, LayerError
 from imae.prototxt.files import write_atomically
 from imae.prototxt.state import filter_by_state
 from imae.prototxt.text import read_net, to_text
@@ -166,6 +167,10 @@ def export_net(
     """
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ExportError(f"opset must be {OLDEST_OPSET} to {NEWEST_OPSET}, got {opset}")
+    for name, blobs in net.params.items():
+        for index, blob in enumerate(blobs):
+            if not torch.isfinite(blob).all():
+                raise ExportError(f"layer {name!r}: blob {index} holds NaN or infinity; train it again")
     plan = fold_batch_norm(net) if fold else net.steps
     shapes = dict(net.blob_shapes)
     graph = Graph(opset, shapes)
@@ -224,7 +229,7 @@ def _model(
     helper.set_model_props(model, metadata)
     try:
         onnx.checker.check_model(model, full_check=True)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(
             f"net {net.name!r}: the ONNX model is not valid: {str(error).splitlines()[0]}"
         ) from error
@@ -243,13 +248,25 @@ def _difference(
         for name in net.inputs
     }
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    got = session.run(outputs, feeds)
-    with torch.no_grad():
-        expected = net({name: torch.from_numpy(value) for name, value in feeds.items()}, keep=outputs)
+    options.log_severity_level = 4
+    try:
+        with torch.no_grad():
+            expected = net({name: torch.from_numpy(value) for name, value in feeds.items()}, keep=outputs)
+    except (LayerError, RuntimeError) as error:
+        raise ExportError(
+            f"net {net.name!r} cannot run with a batch of {size}: {str(error).splitlines()[0]}; if it is for "
+            f"one batch size only, use --fixed-batch"
+        ) from error
+    try:
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        got = session.run(outputs, feeds)
+    except session_errors() as error:
+        raise ExportError(
+            f"net {net.name!r}: ONNX Runtime cannot run the model with a batch of {size}: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
     worst = largest = 0.0
     for name, value in zip(outputs, got, strict=True):
         want = expected[name]
@@ -265,6 +282,15 @@ def _difference(
         worst = max(worst, float(np.nan_to_num(apart, nan=np.inf).max(initial=0)))
         largest = max(largest, float(np.abs(array[np.isfinite(array)]).max(initial=0)))
     return worst, largest
+
+
+def session_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises for a model or an input that it cannot take."""
+    import onnxruntime
+
+    state = onnxruntime.capi.onnxruntime_pybind11_state
+    names = "Fail InvalidArgument InvalidGraph InvalidProtobuf NotImplemented RuntimeException"
+    return tuple(getattr(state, name) for name in names.split())
 
 
 def transform_metadata(param: NetParameter) -> dict[str, str]:
@@ -288,12 +314,13 @@ def export_file(
     fold: bool = False,
     dynamic_batch: bool = True,
     softmax: bool = False,
+    dialect: str | None = None,
 ) -> Export:
     """Prototxt (train_val or deploy) and caffemodel to an .onnx file, which is written atomically."""
     param = read_net(model)
     net = Net(deploy_net(param, input_shape), CaffeRandom(0))
     if weights is not None:
-        load_caffemodel(net, weights)
+        load_caffemodel(net, weights, dialect)
     result = export_net(
         net,
         opset=opset,
@@ -317,6 +344,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fold", action="store_true", help="fold BatchNorm and Scale into the layer before")
     parser.add_argument("--fixed-batch", action="store_true", help="keep the batch size of the prototxt")
     parser.add_argument("--softmax", action="store_true", help="end with the softmax of the outputs")
+    add_dialect_option(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -339,6 +367,7 @@ def run(args: argparse.Namespace) -> None:
         fold=args.fold,
         dynamic_batch=not args.fixed_batch,
         softmax=args.softmax,
+        dialect=args.dialect,
     )
     print(
         f"wrote {args.output}: opset {args.opset}, inputs {', '.join(result.inputs)}, "

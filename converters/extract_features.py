@@ -87,7 +87,7 @@ def blob_datums(blob: NDArray[np.float32], name: str) -> Iterator[Datum]:
             f"blob {name}: Cannot use legacy accessors on Blobs with > 4 axes.; a Datum has 3 beside the "
             f"batch's, got shape {blob.shape}"
         )
-    items, channels, height, width = (*blob.shape, *[1] * (4 - blob.ndim))
+    items, channels, height, width = [*blob.shape, 1, 1, 1, 1][:4]
     for item in blob.reshape(items, -1):
         yield Datum(channels=channels, height=height, width=width, float_data=item)
 

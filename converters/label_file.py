@@ -1,12 +1,14 @@
 """Labels in files of their own: read from .npz, .npy or text, and the clean labels kept beside noisy ones."""
 
 import json
+import math
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,12 @@ from imae.prototxt.files import AnyPath, atomic_file
 
 FORMS = "FILE.npz:KEY, FILE.npy or FILE.txt"
 Labels = NDArray[np.int64]
+
+LARGEST = 1 << 28  # bytes of an array
+HEAD = re.compile(
+    rb"\{'descr': '(?P<descr>[<>|=](?:[biuf][1248]|S\d{1,6}))', 'fortran_order': (?:True|False), "
+    rb"'shape': \((?P<shape>[\d, ]{0,200})\),? *\} *\n?"
+)
 
 
 class LabelFile(NamedTuple):
@@ -30,37 +38,73 @@ def read_labels(source: str) -> LabelFile:
     path, _, name = source.partition(".npz:")
     path = f"{path}.npz" if name else source
     try:
+        if path.endswith(".npz"):
+            with zipfile.ZipFile(path) as archive:
+                return _from_archive(path, name, archive)
         with open(path, "rb") as file:
-            if not path.endswith((".npz", ".npy")):
-                numbers = [int(word) for word in file.read().split()]
-                return LabelFile(_checked(source, np.array(numbers, np.int64)), None)
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.lib.npyio.NpzFile):
-                return _from_arrays(path, name, loaded)
-            return LabelFile(_checked(source, loaded), None)
+            if path.endswith(".npy"):
+                labels = _read_array(file, os.fstat(file.fileno()).st_size)
+            else:
+                labels = np.array([int(word) for word in file.read().split()], np.int64)
+        return LabelFile(_checked(source, labels), None)
     except OSError as error:
         raise DataError(f"cannot read the labels '{path}': {error.strerror or error}") from error
     except DataError:
         raise
-    except (ValueError, EOFError, MemoryError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+    except (ValueError, OverflowError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"cannot read the labels '{source}': {error}; expected {FORMS}") from error
 
 
-def _from_arrays(path: str, name: str, arrays: Any) -> LabelFile:
-    names = [name] if name else [other for other in arrays.files if other != "key"]
-    if len(names) != 1 or names[0] not in arrays.files:
+def _from_archive(path: str, name: str, archive: zipfile.ZipFile) -> LabelFile:
+    members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+    names = [name] if name else [other for other in members if other != "key"]
+    if len(names) != 1 or names[0] not in members:
         raise DataError(
-            f"'{path}' has the arrays {', '.join(arrays.files)}; name one of them, as in {path}:{names[0]}"
+            f"'{path}' has the arrays {', '.join(members) or 'none'}; name one of them, as in "
+            f"{path}:{names[0] if names else 'KEY'}"
         )
-    labels = _checked(f"{path}:{names[0]}", arrays[names[0]])
-    if "key" not in arrays.files:
+    labels = _checked(f"{path}:{names[0]}", _read_member(archive, members[names[0]]))
+    if "key" not in members:
         return LabelFile(labels, None)
-    keys = arrays["key"].tolist()
-    if len(keys) != len(labels) or not all(isinstance(key, bytes) for key in keys):
+    keys = _read_member(archive, members["key"]).tolist()
+    if not isinstance(keys, list) or len(keys) != len(labels) or not all(isinstance(k, bytes) for k in keys):
         raise DataError(
             f"'{path}': its array 'key' must hold the LMDB key of each of the {len(labels)} labels"
         )
     return LabelFile(labels, keys)
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("it is packed otherwise than numpy packs")
+    with archive.open(member) as file:
+        return _read_array(file, member.file_size)
+
+
+def _read_array(file: IO[bytes], size: int) -> NDArray[Any]:
+    """An array of whole numbers or bytes in numpy's format; ValueError for anything else.
+
+    The head is a line such as {'descr': '<i8', 'fortran_order': False, 'shape': (60000,), }. numpy's own
+    reader takes memory for what stands there before it looks whether the file, of `size` bytes, can hold it.
+    """
+    if size > LARGEST:
+        raise ValueError(f"an array of {size} bytes; at most {LARGEST} are read")
+    start = file.read(8)
+    width = {b"\x01": 2, b"\x02": 4, b"\x03": 4}.get(start[6:7])
+    if start[:6] != b"\x93NUMPY" or width is None:
+        raise ValueError("it is no array of numpy's")
+    head = file.read(int.from_bytes(file.read(width), "little"))
+    if b"'|O'" in head:
+        raise ValueError("it holds Python objects, which are not unpickled")
+    found = HEAD.fullmatch(head)
+    if found is None:
+        raise ValueError(f"its head is {head[:100]!r}, that of a list of whole numbers or keys is needed")
+    shape = tuple(int(number) for number in found["shape"].split(b",") if number.strip())
+    dtype = np.dtype(found["descr"].decode())
+    content = file.read()
+    if len(content) != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{len(content)} bytes for an array of {dtype} with shape {shape}")
+    return np.frombuffer(content, dtype).reshape(shape)
 
 
 def _checked(source: str, labels: NDArray[Any]) -> Labels:

@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from imae.converters.export_onnx import TRANSFORM_KEY
+from imae.converters.export_onnx import TRANSFORM_KEY, session_errors
 from imae.converters.images import decode_picture
 from imae.layers.data.data import DatumReader, memory_budget
 from imae.layers.data.datum import read_file
@@ -66,7 +65,7 @@ def open_session(
     """
     import onnxruntime
 
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ExportError(f"{path}: no such file")
     wanted = {
         name.removesuffix("ExecutionProvider").lower(): name for name in onnxruntime.get_all_providers()
@@ -81,17 +80,9 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    errors = onnxruntime.capi.onnxruntime_pybind11_state
     try:
         session = onnxruntime.InferenceSession(os.fspath(path), options, providers=[name])
-    except (
-        errors.Fail,
-        errors.InvalidArgument,
-        errors.InvalidGraph,
-        errors.InvalidProtobuf,
-        errors.NotImplemented,
-        errors.RuntimeException,
-    ) as error:
+    except session_errors() as error:
         raise ExportError(
             f"{path}: ONNX Runtime cannot load it: {str(error).strip().splitlines()[0]}"
         ) from error
@@ -103,9 +94,11 @@ def open_session(
     return session
 
 
-def run_model(session: onnxruntime.InferenceSession, batches: Iterator[Batch]) -> Result:
-    """Run all batches; the class of an image is the largest value of the model's first output."""
-    feed, output = session.get_inputs()[0], session.get_outputs()[0].name
+def run_model(
+    session: onnxruntime.InferenceSession, batches: Iterator[Batch], output: str | None = None
+) -> Result:
+    """Run all batches; the class of an image is the largest value of `output`, by default the only one."""
+    feed, output = session.get_inputs()[0], _output(session, output)
     dtype = DTYPES.get(feed.type)
     if dtype is None or len(session.get_inputs()) > 1:
         raise ExportError(
@@ -116,16 +109,37 @@ def run_model(session: onnxruntime.InferenceSession, batches: Iterator[Batch]) -
     right = labelled = 0
     seconds = 0.0
     for images, labels in batches:
+        count = len(images)
+        if isinstance(feed.shape[0], int) and count < feed.shape[0]:  # the last batch of a fixed size
+            images = np.pad(images, [(0, feed.shape[0] - count), *[(0, 0)] * (images.ndim - 1)])
         _check_shape(feed, images.shape)
         begun = time.perf_counter()
-        (scores,) = session.run([output], {feed.name: images.astype(dtype, copy=False)})
+        try:
+            (scores,) = session.run([output], {feed.name: images.astype(dtype, copy=False)})
+        except session_errors() as error:
+            raise ExportError(f"ONNX Runtime cannot run it: {str(error).strip().splitlines()[0]}") from error
         seconds += time.perf_counter() - begun
-        best = scores.reshape(len(images), -1).argmax(1)
+        if not scores.ndim or len(scores) != len(images):
+            raise ExportError(
+                f"output {output!r} has shape {list(scores.shape)} for {len(images)} images; it must hold "
+                f"scores for each image; choose another with --output"
+            )
+        best = scores.reshape(len(images), -1).argmax(1)[:count]
         classes.extend(best.tolist())
         if labels is not None:
             labelled += len(labels)
             right += int((best == labels).sum())
     return Result(right / labelled if labelled else None, classes, seconds)
+
+
+def _output(session: onnxruntime.InferenceSession, wanted: str | None) -> str:
+    names: list[str] = [output.name for output in session.get_outputs()]
+    if wanted is None and len(names) == 1:
+        return names[0]
+    if wanted not in names:
+        got = "it has several" if wanted is None else f"there is no {wanted!r}"
+        raise ExportError(f"one output of the model is needed, {got}; use --output with {', '.join(names)}")
+    return wanted
 
 
 def _check_shape(feed: Any, shape: tuple[int, ...]) -> None:
@@ -186,6 +200,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--lmdb", help="LMDB of Datums; their labels give the accuracy")
     what.add_argument("--images", nargs="+", metavar="FILE", help="image files")
+    parser.add_argument("--output", metavar="NAME", help="the output with the scores, if there are several")
     parser.add_argument("--provider", default="CPU", help="CPU, CUDA, TensorRT, ... (CPU)")
     parser.add_argument("--batch-size", type=int, default=128, help="images per run (128)")
     parser.add_argument("--threads", type=int, default=0, help="threads of the CPU provider (all cores)")
@@ -197,14 +212,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.batch_size < 1:
         raise DataError(f"--batch-size must be at least 1, got {args.batch_size}")
+    most = 4 * (os.cpu_count() or 1)
+    if not 0 <= args.threads <= most:  # thousands end ONNX Runtime, and Python with it
+        raise DeviceError(f"--threads must be 0 to {most} on this machine, got {args.threads}")
     session = open_session(args.model, args.provider, args.threads)
     transform = model_transform(session, args.transform)
     shape = session.get_inputs()[0].shape
     size = shape[0] if isinstance(shape[0], int) else args.batch_size
     if args.lmdb is not None:
-        result = run_model(session, lmdb_batches(args.lmdb, transform, size))
+        result = run_model(session, lmdb_batches(args.lmdb, transform, size), args.output)
     else:
-        result = run_model(session, image_batches(args.images, transform, size, shape))
+        result = run_model(session, image_batches(args.images, transform, size, shape), args.output)
         for path, best in zip(args.images, result.classes, strict=True):
             print(f"{path}: class {best}")
     if result.accuracy is not None:

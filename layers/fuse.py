@@ -66,11 +66,11 @@ class FusedBatchNormScale:
         bias = self.scale.blob(1) if len(self.scale.blobs) > 1 else None
         if norm.use_global_stats:
             mean, variance = norm.statistics()
-            y = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, norm.eps)
+            y = torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, norm.eps, True)
         else:
             # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.
             mean, variance = torch.zeros_like(weight), torch.zeros_like(weight)
-            y = F.batch_norm(x, mean, variance, weight, bias, True, 1.0, norm.eps)
+            y = torch.batch_norm(x, weight, bias, mean, variance, True, 1.0, norm.eps, True)
             if x.numel() == x.shape[1]:  # one number a channel: see BatchNorm
                 variance = torch.zeros_like(variance)
             norm.update(mean, variance)
@@ -88,6 +88,8 @@ def fold_batch_norm(net: Net) -> list[Step]:
     for index, step in enumerate(net.steps):
         source = step.layer
         if not isinstance(source, Convolution | InnerProduct) or len(step.tops) != 1:
+            continue
+        if _channel_axis(source, len(net.blob_shapes[step.bottoms[0]])) != 1:
             continue
         members, layers, at = [index], [], plan.only_reader(index)
         while at is not None and _is_affine(net.steps[at].layer):
@@ -200,8 +202,16 @@ def _scales_channels(layer: Layer) -> bool:
     )
 
 
+def _channel_axis(layer: Convolution | InnerProduct, num_axes: int) -> int:
+    """The axis of the top that the outputs stand on."""
+    param = layer.param
+    kind = param.convolution_param if isinstance(layer, Convolution) else param.inner_product_param
+    return layer.canonical_axis(kind.axis, num_axes)
+
+
 def _is_affine(layer: Layer) -> bool:
-    return isinstance(layer, BatchNorm) or _scales_channels(layer)
+    """A BatchNorm by its own statistics, not the batch's, or a Scale of channels."""
+    return layer.use_global_stats if isinstance(layer, BatchNorm) else _scales_channels(layer)
 
 
 def _is_plain_relu(step: Step) -> bool:

@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
 Shape = tuple[int, ...]
 
-# The fields of LayerParameter that every type has a use for; all others are parameters of some types.
-COMMON_FIELDS = frozenset(
-    "name type phase bottom top loss_weight param blobs propagate_down include exclude".split()
-)
+# Fields of LayerParameter with lower numbers (name, bottom, ...) are every layer's, the others some types'.
+FIRST_PARAMETER = 100
 
 
 class Layer(nn.Module):
@@ -179,7 +177,7 @@ class Layer(nn.Module):
         own = {name.lower() for name in (self.type, *(base.__name__ for base in type(self).__mro__))}
         for field, value in self.param.ListFields():
             name = field.name
-            if name in COMMON_FIELDS or name in self.reads:
+            if field.number < FIRST_PARAMETER or name in self.reads:
                 continue
             if name.removesuffix("_param").replace("_", "") in own:
                 continue

@@ -19,11 +19,11 @@ def blob_problem(shape: Sequence[int]) -> str | None:
     """Why there cannot be a blob of this shape, or None."""
     count = math.prod(shape)
     if count > MAX_COUNT:
-        return f"blob size exceeds INT_MAX: shape {tuple(shape)} has {count} values, at most {MAX_COUNT} can be"
+        return f"blob size exceeds INT_MAX: shape {tuple(shape)} has {count} values, at most {MAX_COUNT} fit"
     if 4 * count > (free := free_memory()):
         return (
-            f"a blob of shape {tuple(shape)} needs {4 * count / 2**30:.3g} GiB, but only {free / 2**30:.3g} GiB "
-            "of memory are free; choose smaller sizes"
+            f"a blob of shape {tuple(shape)} needs {4 * count / 2**30:.3g} GiB, but only "
+            f"{free / 2**30:.3g} GiB of memory are free; choose smaller sizes"
         )
     return None
 

@@ -5,8 +5,9 @@ user may read and write any blob or diff between layers, run parts of the net, a
 `backward`. Values are the same (tests compare them).
 
 Caffe: Net::ForwardFromTo, Net::BackwardFromTo. Parameter diffs add up until they are cleared; bottom diffs
-are overwritten; the diff of a loss blob holds its loss_weight from the start. Differs: a layer whose backward pass
-comes without a forward pass before it is computed once more from its bottoms, and its tops stay as they are.
+are overwritten; the diff of a loss blob holds its loss_weight from the start. Differs: a layer whose backward
+pass comes without a forward pass before it is computed once more from its bottoms, and its tops stay as they
+are.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from imae.layers.layer import Shape
 from imae.layers.net import Memory, Net, Step
-from imae.layers.synced_memory import ParameterMemory, SyncedMemory
+from imae.layers.synced_memory import SyncedMemory, take_back
 from imae.layers.synced_memory import parameter_diff as parameter_diff
 
 CPU = torch.device("cpu")
@@ -155,13 +156,11 @@ class Stepwise:
         """Take what the layer works with back from scripts."""
         for name in (*step.bottoms, *step.tops):
             self.blobs[name].take_back()
-        for parameter in step.layer.blobs:
-            ParameterMemory.of(parameter).take_back()
+        take_back(step.layer.blobs)
 
     def take_back_parameters(self) -> None:
         """Take all parameter blobs back from scripts."""
-        for parameter in self.net.learnable:
-            ParameterMemory.of(parameter).take_back()
+        take_back(self.net.learnable)
 
     def clear_param_diffs(self) -> None:
         """Set the diffs of all parameters to 0."""
@@ -179,17 +178,6 @@ class Stepwise:
                 for name, shape in zip(step.tops, step.layer.checked_top_shapes(shapes), strict=True):
                     self.blobs[name].reshape(shape)
         self._graphs.clear()
-
-    def forward_backward(self) -> tuple[Tensor, dict[str, Tensor]]:
-        """One pass both ways, as the solver asks for it: the loss and the output blobs."""
-        loss = torch.tensor(self.forward())
-        self.backward()
-        return loss, self.outputs()
-
-    def forward_only(self) -> dict[str, Tensor]:
-        """One forward pass; the output blobs."""
-        self.forward()
-        return self.outputs()
 
     def outputs(self) -> dict[str, Tensor]:
         """The net's output blobs."""

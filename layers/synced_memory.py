@@ -1,15 +1,16 @@
 """SyncedMemory: tensors as scripts see them, arrays in the CPU's memory.
 
-A tensor that is there is seen as it is. Of a tensor on a device there is a copy, which is brought up to date when it
-is asked for and taken back before the device computes with the tensor again. As in Caffe, an array that was asked for
-earlier then no longer belongs to the tensor: later results are not in it, and what is written to it is lost.
+A tensor that is there is seen as it is. Of a tensor on a device there is a copy, which is brought up to date
+when it is asked for and taken back before the device computes with the tensor again. As in Caffe, an array
+that was asked for earlier then no longer belongs to the tensor: later results are not in it, and what is
+written to it is lost.
 
 Caffe: syncedmem.cpp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,8 @@ class SyncedMemory:
     def take_back(self) -> None:
         """Put into the tensor what scripts may have written since they asked for the values."""
         if self._lent:
-            self._current().detach().copy_(torch.from_numpy(self._copy))
+            # .data: autograd must not take it for a change of what a backward pass needs, as on the CPU.
+            self._current().data.copy_(torch.from_numpy(self._copy))
             self._lent = False
 
 
@@ -61,10 +63,13 @@ class ParameterMemory:
         memory: ParameterMemory = parameter.synced_memory
         return memory
 
-    def take_back(self) -> None:
-        """Take data and diff back from scripts."""
-        self.data.take_back()
-        self.diff.take_back()
+
+def take_back(parameters: Iterable[Any]) -> None:
+    """Put into parameters what scripts may have written to them."""
+    for parameter in parameters:
+        if hasattr(parameter, "synced_memory"):
+            parameter.synced_memory.data.take_back()
+            parameter.synced_memory.diff.take_back()
 
 
 def parameter_diff(parameter: nn.Parameter) -> Tensor:

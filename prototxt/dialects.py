@@ -48,7 +48,7 @@ CONVERTED = {
     f"LayerParameter.{RECURRENT_PARAM}",
     *(f"BatchNormParameter.{number}" for number in (SCALE_FILLER, BIAS_FILLER, SCALE_BIAS)),
 }
-RAW_TYPES = {0: np.dtype("<f8"), 1: np.dtype("<f4"), 2: np.dtype("<f2")}
+RAW_TYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f8"), 1: np.dtype("<f4"), 2: np.dtype("<f2")}
 SMALLEST_EPS = np.float32(1e-5)  # of its BatchNorm
 
 # What `other` reads, by message.
@@ -83,7 +83,7 @@ def read_net_dialect(path: AnyPath, dialect: str, scales: Mapping[str, str] | No
     left_out = sorted(set(_unknown_within(converted)) - CONVERTED)
     if left_out:
         logger.warning("%s: left out, as Caffe has no such fields: %s", path, ", ".join(left_out))
-    converted.DiscardUnknownFields()  # type: ignore[attr-defined]  # left out of the stubs
+    converted.DiscardUnknownFields()
     return converted
 
 
@@ -135,7 +135,7 @@ def _blob_from_nvidia(blob: BlobProto, layer: LayerParameter, index: int) -> Blo
         data = raw.get(data_field)
         if data is None or len(getattr(blob, name)) or len(getattr(blob, f"double_{name}")):
             continue
-        kind = RAW_TYPES.get(raw.get(type_field))
+        kind = RAW_TYPES.get(raw.get(type_field, -1))
         if kind is None or not isinstance(data, bytes) or len(data) != _count(blob) * kind.itemsize:
             raise CaffemodelError(
                 f"layer '{layer.name}', blob {index}: its raw {name} is not {_count(blob)} doubles, floats "
@@ -164,7 +164,8 @@ def _parse_into(target: Message, source: Message, number: int) -> None:
 
 def _unknown(message: Message) -> dict[int, Any]:
     """The values of the fields that Caffe does not know, by number: int, or bytes."""
-    return {field.field_number: field.data for field in UnknownFieldSet(message)}
+    fields = UnknownFieldSet(message)
+    return {fields[i].field_number: fields[i].data for i in range(len(fields))}
 
 
 def _unknown_within(message: Message) -> Iterator[str]:
@@ -188,5 +189,5 @@ def _read_other(path: AnyPath) -> NetParameter:
     pool = DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     net = read_binary(path, GetMessageClass(pool.FindMessageTypeByName("caffe.NetParameter")))
-    net.DiscardUnknownFields()  # type: ignore[attr-defined]  # left out of the stubs
+    net.DiscardUnknownFields()
     return NetParameter.FromString(net.SerializePartialToString())

@@ -53,6 +53,10 @@ class SnapshotError(ImaeError, ValueError):
     """A solver state that cannot be read, or that belongs to another solver."""
 
 
+class NotFiniteError(ImaeError, ValueError):
+    """A training whose loss is NaN or infinite."""
+
+
 class ExportError(ImaeError, ValueError):
     """A net that cannot be written in another form."""
 

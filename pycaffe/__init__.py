@@ -8,10 +8,14 @@
 
 A Python layer in a net does that by itself, since its module says `import caffe`.
 
-Caffe: python/caffe. Differs: what Caffe prints is logged, to be seen after `init_log()`; errors are exceptions.
+Caffe: python/caffe. Differs: what Caffe prints is logged, to be seen after `init_log()`; errors are
+exceptions.
 """
 
 import sys
+
+if __name__ != "imae.pycaffe":
+    raise ImportError(f"import this package as imae.pycaffe, not as {__name__}")
 
 from imae.layers.registry import layer_types
 from imae.layers.utility import python as python_layer
@@ -45,9 +49,6 @@ from imae.pycaffe.solver import (
 )
 from imae.pycaffe.timer import Timer
 
-if __name__ != "imae.pycaffe":
-    raise ImportError(f"import this package as imae.pycaffe, not as {__name__}")
-
 __version__ = "1.0.0"  # of the Caffe whose API this is
 
 __all__ = [
@@ -56,7 +57,8 @@ __all__ = [
     "get_solver", "set_device", "set_mode_cpu", "set_mode_gpu", "set_random_seed",
     "Classifier", "Detector", "io", "draw", "coord_map", "proto",
     "NetSpec", "layers", "params", "to_proto", "net_spec",
-    "NCCL", "has_nccl", "solver_count", "set_solver_count", "solver_rank", "set_solver_rank", "set_multiprocess",
+    "NCCL", "has_nccl", "solver_count", "set_solver_count", "solver_rank", "set_solver_rank",
+    "set_multiprocess",
     "Timer", "init_log", "log",
 ]  # fmt: skip
 

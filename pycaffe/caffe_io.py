@@ -1,12 +1,12 @@
 """caffe.io: arrays to and from Caffe's messages, and pictures made ready for a net.
 
-A picture is a float32 array (H, W, K), RGB from 0 to 1; a net wants (K, H, W), most often BGR from 0 to 255 with
-a mean subtracted. `Transformer` leads from one to the other and back.
+A picture is a float32 array (H, W, K), RGB from 0 to 1; a net wants (K, H, W), most often BGR from 0 to 255
+with a mean subtracted. `Transformer` leads from one to the other and back.
 
-Caffe: python/caffe/io.py. Differs: scikit-image and SciPy are not used. `resize_image` gives their numbers up to
-rounding; `load_image` reads with OpenCV, whose JPEG decoder may differ by a grey level. The caller's arrays are
-never written to. Encoded Datums are decoded. (The module is not called io.py: no file of ours bears a standard
-module's name. It is `imae.pycaffe.io` and `caffe.io` all the same.)
+Caffe: python/caffe/io.py. Differs: scikit-image and SciPy are not used. `resize_image` gives their numbers up
+to rounding; `load_image` reads with OpenCV, whose JPEG decoder may differ by a grey level. The caller's
+arrays are never written to. Encoded Datums are decoded. (The module is not called io.py: no file of ours
+bears a standard module's name. It is `imae.pycaffe.io` and `caffe.io` all the same.)
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ GREY_OF_RGB = (0.2125, 0.7154, 0.0721)
 def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> NDArray[np.float64]:
     """The data, or the diff, of a BlobProto.
 
-    A blob of the old form has the shape (num, channels, height, width), one without any shape must be a scalar;
-    DataError where shape and count disagree.
+    A blob of the old form has the shape (num, channels, height, width), one without any shape must be a
+    scalar; DataError where shape and count disagree.
     """
     single, double = (blob.diff, blob.double_diff) if return_diff else (blob.data, blob.double_data)
     values = np.array(double if len(double) else single, np.float64)
@@ -214,7 +214,7 @@ def load_image(filename: str | os.PathLike[str], color: bool = True) -> NDArray[
     pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
     if pixels is None:
         raise DataError(f"{filename}: could not be decoded as a picture")
-    largest = np.iinfo(pixels.dtype).max if pixels.dtype.kind == "u" else 1
+    largest = 2 ** (8 * pixels.itemsize) - 1 if pixels.dtype.kind == "u" else 1
     grey_or_bgr = pixels[:, :, None] if pixels.ndim == 2 else pixels[:, :, :3]
     image: Array = grey_or_bgr[:, :, ::-1] / largest
     if color:
@@ -229,9 +229,9 @@ def resize_image(im: Array, new_dims: Sequence[int], interp_order: int = 1) -> N
 
     interp_order   0: the nearest pixel; 1: linear between the pixels
 
-    With one or three channels a pixel is a square, and what lies beyond the border has the picture's least value,
-    so that an enlarged picture may darken at its border; otherwise a pixel is a point, and the outermost points
-    stay where they are. (Caffe: skimage.transform.resize, scipy.ndimage.zoom.)
+    With one or three channels a pixel is a square, and what lies beyond the border has the picture's least
+    value, so that an enlarged picture may darken at its border; otherwise a pixel is a point, and the
+    outermost points stay where they are. (Caffe: skimage.transform.resize, scipy.ndimage.zoom.)
     """
     if interp_order not in (0, 1):
         raise DataError(f"interp_order must be 0 (nearest) or 1 (linear); got {interp_order}")
@@ -244,12 +244,12 @@ def resize_image(im: Array, new_dims: Sequence[int], interp_order: int = 1) -> N
     )
     values = im.astype(np.float64)
     least = values.min()
-    resized = np.einsum("ih,hwk,jw->ijk", rows, values - least, columns, optimize=True) + least
+    resized: Array = np.einsum("ih,hwk,jw->ijk", rows, values - least, columns, optimize=True) + least
     return resized.astype(np.float32)
 
 
 def _resampling(old: int, new: int, interp_order: int, squares: bool) -> NDArray[np.float64]:
-    """The matrix (new, old) that resamples one axis; a row that looks beyond the border sums to less than 1."""
+    """The matrix (new, old) that resamples one axis; rows that look beyond the border sum to less than 1."""
     if squares:
         source = (np.arange(new) + 0.5) * (old / new) - 0.5
     else:
@@ -265,7 +265,7 @@ def _resampling(old: int, new: int, interp_order: int, squares: bool) -> NDArray
     return matrix
 
 
-def oversample(images: Sequence[Array], crop_dims: Sequence[int]) -> NDArray[np.float32]:
+def oversample(images: Iterable[Array], crop_dims: Iterable[int]) -> NDArray[np.float32]:
     """Ten crops of each picture, (10 N, *crop_dims, K): corners, centre, and these five mirrored."""
     height, width = (int(d) for d in crop_dims)
     crops = []

@@ -6,7 +6,7 @@ Caffe: python/caffe/classifier.py.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,17 +52,18 @@ class PictureNet(Net):
         if channel_swap is not None:
             self.transformer.set_channel_swap(name, channel_swap)
 
-    def predict_pictures(self, pictures: Sequence[Array]) -> Array:
+    def predict_pictures(self, pictures: Iterable[Array]) -> Array:
         """The first output for pictures (H, W, K) of any size, a row each."""
         name = self.inputs[0]
         blobs = np.array([self.transformer.preprocess(name, picture) for picture in pictures])
-        return self.forward_all(**{name: blobs})[self.outputs[0]]
+        given: dict[str, Any] = {name: blobs}
+        return self.forward_all(**given)[self.outputs[0]]
 
 
 class Classifier(PictureNet):
     """A net that gives class probabilities of pictures.
 
-    image_dims   (height, width) that pictures are resized to before they are cropped; default: the net's input
+    image_dims   (height, width) that pictures are resized to before they are cropped; default: the input's
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Classifier(PictureNet):
         if any(self.crop_dims > self.image_dims):
             raise DataError(f"image_dims {self.image_dims} are less than the net's input, {self.crop_dims}")
 
-    def predict(self, inputs: Sequence[Array], oversample: bool = True) -> Array:
+    def predict(self, inputs: Iterable[Array], oversample: bool = True) -> Array:
         """Class probabilities (N, classes) of pictures (H, W, K).
 
         oversample   the mean over ten crops: corners, centre, and their mirror images; else the centre alone
@@ -94,5 +95,5 @@ class Classifier(PictureNet):
                 [picture[top : top + height, left : left + width] for picture in pictures]
             )
         predictions = self.predict_pictures(ten_crops(pictures, self.crop_dims))
-        mean: Array = predictions.reshape(len(inputs), 10, -1).mean(1)
+        mean: Array = predictions.reshape(len(pictures), 10, -1).mean(1)
         return mean

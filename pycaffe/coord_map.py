@@ -1,15 +1,15 @@
 """Where a coordinate of one top lies in another, through the layers that connect them; for cropping.
 
-A map (axis, scale, shift) takes coordinate x of a top to scale * x + shift of the other, on all spatial axes from
-`axis` + 1 on; axis None stands for a layer that leaves coordinates alone. Scale and shift are arrays where the axes
-differ.
+A map (axis, scale, shift) takes coordinate x of a top to scale * x + shift of the other, on all spatial axes
+from `axis` + 1 on; axis None stands for a layer that leaves coordinates alone. Scale and shift are arrays
+where the axes differ.
 
     Convolution, Pooling, Im2col    scale 1 / stride    shift (pad - (kernel - 1) / 2) / stride
     Deconvolution                   scale stride        shift (kernel - 1) / 2 - pad
     Crop                            scale 1             shift -offset
 
-kernel is the extent with dilation. Caffe: python/caffe/coord_map.py. Differs: Clip and Swish are passed through like
-all other pointwise layers.
+kernel is the extent with dilation. Caffe: python/caffe/coord_map.py. Differs: Clip and Swish are passed
+through like all other pointwise layers.
 """
 
 from __future__ import annotations
@@ -141,5 +141,7 @@ def crop(top_from: Top, top_to: Top) -> Top:
     if (shift != shift.round()).any():
         raise CropError(f"cannot crop noninteger offset (b = {shift})")
     offset = [int(-value) for value in shift.ravel()]
-    top: Top = layers.Crop(top_from, top_to, crop_param={"axis": 2 if axis is None else axis + 1, "offset": offset})
+    top: Top = layers.Crop(
+        top_from, top_to, crop_param={"axis": 2 if axis is None else axis + 1, "offset": offset}
+    )
     return top

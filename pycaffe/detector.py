@@ -24,8 +24,8 @@ AnyPath = str | os.PathLike[str]
 class Detector(PictureNet):
     """A net that classifies windows (ymin, xmin, ymax, xmax) of pictures.
 
-    context_pad   how many pixels at each side of the net's input show what is around the window; where that is
-                  outside the picture, they have the mean
+    context_pad   how many pixels at each side of the net's input show what is around the window; what is
+                  outside the picture has the mean
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Detector(PictureNet):
     def detect_windows(
         self, images_windows: Iterable[tuple[AnyPath, Iterable[Sequence[int]]]]
     ) -> list[dict[str, Any]]:
-        """What the net says about windows of picture files: a dict of filename, window and prediction each."""
+        """What the net says about windows of picture files: filename, window and prediction of each."""
         found, crops = [], []
         for filename, windows in images_windows:
             image = load_image(filename)
@@ -65,8 +65,8 @@ class Detector(PictureNet):
             search = importlib.import_module("selective_search_ijcv_with_python")
         except ModuleNotFoundError as error:
             raise ImaeError(
-                "detect_selective_search needs the package selective_search_ijcv_with_python and MATLAB; give "
-                "windows to detect_windows instead"
+                "detect_selective_search needs the package selective_search_ijcv_with_python and MATLAB; "
+                "give windows to detect_windows instead"
             ) from error
         names = [os.path.abspath(name) for name in image_fnames]
         windows = search.get_windows(names, cmd="selective_search_rcnn")
@@ -111,7 +111,8 @@ def _with_context(
 ) -> tuple[list[int], tuple[int, int], tuple[int, int]]:
     """(the window enlarged and cut to the picture, where it begins in the crop, its height and width there).
 
-    Caffe: Detector.crop. The window is enlarged so that it fills all of the crop but `context_pad` at each side.
+    Caffe: Detector.crop. The window is enlarged so that it fills all of the crop but `context_pad` at each
+    side.
     """
     edges = np.array(window, float)
     half = (edges[2:] - edges[:2] + 1) / 2

@@ -15,6 +15,7 @@ from imae.train.progress import StderrHandler
 logger = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
+SEVERITIES = (logging.INFO, logging.WARNING, logging.ERROR)
 
 
 @dataclass
@@ -72,7 +73,7 @@ def init_log(level: int = 0, stderr: bool = True) -> None:
     package = logging.getLogger("imae")
     package.addHandler(_log_handler)
     package.setLevel(logging.INFO)
-    _log_handler.setLevel((logging.INFO, logging.WARNING, logging.ERROR)[max(0, min(level if stderr else 2, 2))])
+    _log_handler.setLevel(SEVERITIES[min(level, 2) if stderr else 2])
 
 
 def log(message: str) -> None:

@@ -1,7 +1,7 @@
 """pycaffe's Net and its blobs over imae's Net, run layer by layer.
 
-A net computes on the CPU or, if it was made in GPU mode, on the GPU; `data` and `diff` of its blobs are arrays in the
-CPU's memory all the same (see imae.layers.synced_memory for what that means on a GPU).
+A net computes on the CPU or, if it was made in GPU mode, on the GPU; `data` and `diff` of its blobs are
+arrays in the CPU's memory all the same (see imae.layers.synced_memory for what that means on a GPU).
 
 Caffe: python/caffe/_caffe.cpp, pycaffe.py. Differs: the mode counts when a net is made, not at each pass.
 """
@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imae.converters.caffemodel import load_caffemodel, save_caffemodel
-from imae.layers.data.memory_data import MemoryData
 from imae.layers.layer import Layer, Shape
 from imae.layers.net import Net as ModuleNet
 from imae.layers.stepwise import BlobMemory, Stepwise
@@ -94,7 +93,7 @@ class Net:
                 "DEPRECATION WARNING - deprecated use of Python interface; write Net('%s', %s, weights='%s')",
                 network_file, level, phase,
             )  # fmt: skip
-            phase, weights, level = level, phase, 0
+            weights, phase, level = phase, level, 0
         for name in (network_file, weights):
             if name is not None and not os.path.isfile(name):
                 raise PycaffeError(f"Could not open file {name}")
@@ -185,7 +184,7 @@ class Net:
         for name, value in values.items():
             if value.shape[0] != self.blobs[name].shape[0]:
                 raise ImaeError(
-                    f"{what} is not batch sized: {name} has {len(value)}, its blob {len(self.blobs[name].data)}"
+                    f"{what} is not batch sized: {name} has {len(value)}, its blob {self.blobs[name].num}"
                 )
             getattr(self.blobs[name], side)[...] = value
 
@@ -221,7 +220,8 @@ class Net:
         count = len(next(iter((inputs or tops).values())))
         outs: dict[str, list[Array]] = {name: [] for name in {*self.outputs, *(blobs or ())}}
         all_diffs: dict[str, list[Array]] = {name: [] for name in {*self.inputs, *(diffs or ())}}
-        for batch, top_batch in zip_longest(self._batch(inputs), self._batch(tops), fillvalue={}):
+        none: dict[str, Any] = {}
+        for batch, top_batch in zip_longest(self._batch(inputs), self._batch(tops), fillvalue=none):
             for name, value in self.forward(blobs=blobs, **batch).items():
                 outs[name].extend(value.copy() if value.ndim else value.reshape(1).copy())
             if backward:
@@ -232,7 +232,7 @@ class Net:
             {name: np.asarray(rows[:count]) for name, rows in all_diffs.items()},
         )
 
-    def _batch(self, values: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+    def _batch(self, values: Mapping[str, Array]) -> Iterator[dict[str, Any]]:
         """Batches of the size of the first blob, the last one filled up with 0; none of no values."""
         if not values:
             return
@@ -268,6 +268,8 @@ class Net:
 
     def set_input_arrays(self, data: Array, labels: Array) -> None:
         """Give the first MemoryData layer its images (N, C, H, W) and labels (N,) or (N, 1, 1, 1)."""
+        from imae.layers.data.memory_data import MemoryData  # here: it loads OpenCV
+
         for step in self.module.steps:
             if isinstance(step.layer, MemoryData):
                 step.layer.reset(data, labels)
@@ -285,6 +287,11 @@ class Net:
 
     def share_with(self, other: Net) -> None:
         """Use the other net's parameters where layer names agree."""
+        if self.stepwise.device != other.stepwise.device:
+            raise ImaeError(
+                f"nets on different devices cannot share parameters: {self.stepwise.device} and "
+                f"{other.stepwise.device}; make both in one mode"
+            )
         self.module.share_with(other.module)
 
     def save(self, path: AnyPath) -> None:
@@ -297,7 +304,7 @@ class Net:
         self.stepwise.take_back_parameters()
         save_caffemodel(self.module, path, hdf5=True)
 
-    # -- what pycaffe's own modules use ------------------------------------------------------------------------
+    # -- what pycaffe's own modules use ----------------------------------------------------------------------
 
     @property
     def _inputs(self) -> list[int]:

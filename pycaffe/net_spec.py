@@ -8,9 +8,10 @@
     net.relu = L.ReLU(net.pool, in_place=True)
     print(net.to_proto())
 
-A keyword of `L.Type` is a field of the type's own parameter (Convolution: convolution_param) or else of the layer;
-one that ends in `param` is a field of the layer: a dict is a message, a list a repeated field. `ntop` says how many
-tops there are, `in_place` that they are the bottoms. What has no name is called Type1, Type2, ...
+A keyword of `L.Type` is a field of the type's own parameter (Convolution: convolution_param) or else of the
+layer; one that ends in `param` is a field of the layer: a dict is a message, a list a repeated field. `ntop`
+says how many tops there are, `in_place` that they are the bottoms. What has no name is called Type1, Type2,
+...
 
 Caffe: python/caffe/net_spec.py. Differs: tuples do for lists, unknown fields are named in the error.
 """
@@ -184,7 +185,7 @@ def _own_params() -> dict[str, str]:
 
 
 def assign_proto(proto: Message, name: str, val: Any) -> None:
-    """Set a field: dicts become messages, lists repeated fields; a repeated field takes a single value, too."""
+    """Set a field: dicts become messages, lists repeated fields; there a single value will do, too."""
     if name not in proto.DESCRIPTOR.fields_by_name:
         raise PrototxtError(f"{proto.DESCRIPTOR.name} has no field {name!r}")
     field = getattr(proto, name)
@@ -196,7 +197,6 @@ def assign_proto(proto: Message, name: str, val: Any) -> None:
                 else:
                     field.append(item)
         elif isinstance(val, dict):
-            field.SetInParent()
             _assign_all(field, val)
         else:
             setattr(proto, name, val)

@@ -1,4 +1,4 @@
-"""The part of pycaffe that is about several solvers: one solver computes, as in a Caffe built without NCCL."""
+"""What pycaffe has for several solvers: one solver computes here, as in a Caffe built without NCCL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""pycaffe's solvers over imae's Solver, whose nets run layer by layer so that scripts see every blob and diff.
+"""pycaffe's solvers over imae's Solver, whose nets run layer by layer: scripts see every blob and diff.
 
 Caffe: python/caffe/_caffe.cpp.
 """

@@ -21,9 +21,12 @@ from torch import Tensor
 from imae.converters.export_onnx import Graph
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Layer, Shape
+from imae.layers.net import Net
 from imae.layers.registry import layer_class
+from imae.layers.stepwise import Stepwise
 from imae.prototxt import LayerParameter
 from imae.prototxt.errors import LayerError
+from imae.prototxt.text import parse_net
 
 
 def build(text: str, *shapes: Shape, seed: int = 1) -> Layer:
@@ -63,6 +66,33 @@ def diffs(
     tops = run(layer, *leaves)
     torch.autograd.backward(tops, [torch.ones_like(top) for top in tops] if top_diffs is None else top_diffs)
     return tuple(leaf.grad for leaf in leaves)
+
+
+def overwritten(
+    text: str, in_place: bool, stepwise: bool, x: Tensor, top_diff: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Bottom diff and top memory of a layer whose top an in-place layer behind it has overwritten."""
+    top = "x" if in_place else "y"
+    net = Net(parse_net(
+        f"""force_backward: true
+        layer {{ name: "in" type: "Input" top: "x" input_param {{ shape {{ dim: {list(x.shape)} }} }} }}
+        layer {{ name: "it" {text} bottom: "x" top: "{top}" }}
+        layer {{ name: "later" type: "Power" bottom: "{top}" top: "{top}"
+                 power_param {{ scale: 0.5 shift: -0.25 }} }}"""
+    ))  # fmt: skip
+    if stepwise:
+        steps = Stepwise(net)
+        steps.blobs["x"].data.copy_(x)
+        steps.forward()
+        memory = steps.blobs[top].data.clone()
+        steps.blobs[top].diff.copy_(2 * top_diff)
+        steps.backward()
+        return steps.blobs["x"].diff, memory
+    leaf = x.clone().requires_grad_()
+    memory = net({"x": leaf})[top]
+    memory.backward(2 * top_diff)
+    assert leaf.grad is not None
+    return leaf.grad, memory.detach()
 
 
 def check_contract(text: str, *bottoms: Tensor) -> None:

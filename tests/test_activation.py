@@ -8,15 +8,21 @@ from math import inf, nan
 import numpy as np
 import pytest
 import torch
-from google.protobuf import text_format
-from single_layer import build, check_contract, check_gradient, check_onnx, diffs, normal, refused, run
+from single_layer import (
+    build,
+    check_contract,
+    check_gradient,
+    check_onnx,
+    diffs,
+    normal,
+    overwritten,
+    refused,
+    run,
+)
 from tolerances import tolerance
 from torch import Tensor
 
 from imae.layers.layer import Shape
-from imae.layers.net import Net
-from imae.layers.stepwise import Stepwise
-from imae.prototxt import NetParameter
 
 Formula = Callable[[Tensor], Tensor]
 
@@ -145,30 +151,9 @@ OVERWRITTEN: list[tuple[str, bool, Callable[[Tensor, Tensor], Tensor]]] = [
 def test_gradient_reads_the_memory_that_a_later_layer_has_overwritten(
     text: str, in_place: bool, slope: Callable[[Tensor, Tensor], Tensor], stepwise: bool
 ) -> None:
-    top = "x" if in_place else "y"
-    net = Net(text_format.Parse(
-        f"""force_backward: true
-        layer {{ name: "in" type: "Input" top: "x" input_param {{ shape {{ dim: 4 dim: 3 dim: 5 }} }} }}
-        layer {{ name: "it" {text} bottom: "x" top: "{top}" }}
-        layer {{ name: "later" type: "Power" bottom: "{top}" top: "{top}"
-                 power_param {{ scale: 0.5 shift: -0.25 }} }}""", NetParameter(),
-    ))  # fmt: skip
     x, top_diff = normal(4, 3, 5), normal(4, 3, 5, seed=1)
-    if stepwise:
-        steps = Stepwise(net)
-        steps.blobs["x"].data.copy_(x)
-        steps.forward()
-        memory = steps.blobs[top].data.clone()
-        steps.blobs[top].diff.copy_(top_diff)
-        steps.backward()
-        got = steps.blobs["x"].diff
-    else:
-        leaf = x.clone().requires_grad_()
-        memory = net({"x": leaf})[top]
-        memory.backward(top_diff)
-        assert leaf.grad is not None
-        got, memory = leaf.grad, memory.detach()
-    assert_close(got, top_diff * 0.5 * slope(x, memory), "golden")
+    got, memory = overwritten(text, in_place, stepwise, x, top_diff)
+    assert_close(got, top_diff * slope(x, memory), "golden")
 
 
 def test_prelu_slope_gets_no_gradient_at_zero() -> None:

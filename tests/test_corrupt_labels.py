@@ -310,7 +310,7 @@ PAIR = ["--noise", "pair-flip"]
         ([*FROM, "broken.npy"], "cannot read the labels 'broken.npy'"),
         ([*FROM, "broken.npz"], "cannot read the labels 'broken.npz'"),
         ([*FROM, "cut.npz:a"], "cannot read the labels 'cut.npz:a'"),
-        ([*FROM, "objects.npy"], "Object arrays cannot be loaded"),
+        ([*FROM, "objects.npy"], "Python objects, which are not unpickled"),
         ([*FROM, "huge.npy"], "cannot read the labels 'huge.npy'"),
         ([*FROM, "float.npy"], "got an array of float64 with shape (4,)"),
         ([*FROM, "square.npy"], "got an array of int64 with shape (2, 2)"),
@@ -376,5 +376,5 @@ def test_labels_are_read_without_unpickling(tmp_path: Path) -> None:
     np.save(tmp_path / "l.npy", np.array([1, 2]))
     assert read_labels(str(tmp_path / "l.npy")).labels.tolist() == [1, 2]
     np.save(tmp_path / "o.npy", np.array([1, 2], object), allow_pickle=True)
-    with pytest.raises(DataError, match="allow_pickle=False"):
+    with pytest.raises(DataError, match="not unpickled"):
         read_labels(str(tmp_path / "o.npy"))

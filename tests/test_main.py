@@ -267,7 +267,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(arguments) == 0
         out = capsys.readouterr().out
         assert out.startswith("usage: imae COMMAND ...")
-        assert "\n  train               train a solver" in out
+        assert "\n  train                      train a solver" in out
     assert main(["--version"]) == 0
     assert re.fullmatch(r"imae \d+\.\d+\.\d+\n", capsys.readouterr().out)
     with pytest.raises(SystemExit) as stop:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from single_layer import build, check_contract, check_gradient, check_onnx, diffs, normal, refused, run
+import torch.nn.functional as F
+from single_layer import (
+    build,
+    check_contract,
+    check_gradient,
+    check_onnx,
+    diffs,
+    normal,
+    overwritten,
+    refused,
+    run,
+)
 from tolerances import tolerance
 from torch import Tensor
 
@@ -190,6 +201,36 @@ def test_lrn_contract_gradient_and_onnx(fields: str) -> None:
     check_onnx(lrn(fields), normal(2, 5, 3, 4))
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_lrn_gradient_reads_the_memory_that_a_later_layer_has_overwritten(
+    in_place: bool, stepwise: bool
+) -> None:
+    """Across channels Caffe reads top and bottom, within a channel the bottom; base has its own memory."""
+    x, top_diff = normal(2, 5, 3, 4), normal(2, 5, 3, 4, seed=1)
+    param = build(lrn(""), (2, 5, 3, 4)).param.lrn_param
+    alpha, beta = param.alpha, param.beta
+
+    def channels(values: Tensor) -> Tensor:
+        """The mean over 3 channels."""
+        return F.pad(values, (0, 0, 0, 0, 1, 1)).unfold(1, 3, 1).mean(-1)
+
+    def square(values: Tensor) -> Tensor:
+        """The mean over 3 x 3 places."""
+        return F.pad(values, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1).mean((-1, -2))
+
+    got, top = overwritten(lrn("local_size: 3 k: 2"), in_place, stepwise, x, top_diff)
+    base, bottom = 2 + alpha * channels(x * x), top if in_place else x
+    want = top_diff * base**-beta - 2 * alpha * beta * bottom * channels(top_diff * top / base)
+    assert_close(got, want, "golden")
+
+    got, top = overwritten(lrn("local_size: 3 norm_region: WITHIN_CHANNEL"), in_place, stepwise, x, top_diff)
+    base, bottom = 1 + alpha * square(x * x), top if in_place else x
+    want = top_diff * base**-beta
+    want -= 2 * alpha * beta * bottom * square(top_diff * bottom * base ** (-beta - 1))
+    assert_close(got, want, "golden")
+
+
 def test_lrn_refuses() -> None:
     with refused("LRN only supports odd values for local_size; got 4"):
         build(lrn("local_size: 4"), (2, 5, 3, 4))
@@ -234,6 +275,26 @@ def test_mvn_gradient() -> None:
     assert torch.equal(run(flat, torch.ones(1, 1, 2, 2))[0], torch.zeros(1, 1, 2, 2))
     (diff,) = diffs(flat, torch.ones(1, 1, 2, 2), top_diffs=[torch.tensor([[[[1.0, 0], [0, 0]]]])])
     assert_close(diff, torch.tensor([[[[1.5, -0.5], [-0.5, -0.5]]]]))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("stepwise", [False, True])
+@pytest.mark.parametrize("across", [False, True])
+def test_mvn_gradient_reads_the_memory_that_a_later_layer_has_overwritten(
+    in_place: bool, stepwise: bool, across: bool
+) -> None:
+    x, top_diff = normal(2, 3, 4, 5), normal(2, 3, 4, 5, seed=1)
+    axes = (1, 2, 3) if across else (2, 3)
+
+    def mean(values: Tensor) -> Tensor:
+        return values.mean(axes, keepdim=True)
+
+    fields = f"across_channels: {across}".lower()
+    got, top = overwritten(mvn(fields), in_place, stepwise, x, top_diff)
+    s = mean((x - mean(x)).square()).sqrt()
+    assert_close(got, (top_diff - mean(top_diff) - top * mean(top_diff * top)) / s, "golden")
+    got, _ = overwritten(mvn(f"{fields} normalize_variance: false"), in_place, stepwise, x, top_diff)
+    assert_close(got, top_diff - mean(top_diff), "golden")
 
 
 def test_mvn_gives_four_axes() -> None:

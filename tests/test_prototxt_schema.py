@@ -397,7 +397,7 @@ def test_the_error_family() -> None:
         for value in vars(errors_module).values()
         if isinstance(value, type) and issubclass(value, ImaeError)
     ]
-    assert len(family) == 9
+    assert len(family) == 10
     for kind in family:
         assert issubclass(kind, ValueError) or kind.__name__ in ("ImaeError", "FileError")
     assert str(DeviceError("no GPU 3")) == "no GPU 3"

@@ -234,6 +234,11 @@ def test_resuming_at_max_iter_trains_nothing_and_writes_a_snapshot(here: Path) -
     other.solve()
     assert other.iteration == 2
     assert Path("s_iter_2.solverstate").read_bytes() == state
+    os.utime("s_iter_2.solverstate", (1, 1))
+    for as_caffe in (False, True):  # one that goes on exactly has it
+        other.restore("s_iter_2.solverstate", as_caffe=as_caffe)
+        other.solve()
+        assert (os.stat("s_iter_2.solverstate").st_mtime == 1) == (not as_caffe)
 
 
 def test_states_that_do_not_fit_are_refused_and_leave_the_solver_alone(here: Path) -> None:
@@ -250,8 +255,12 @@ def test_states_that_do_not_fit_are_refused_and_leave_the_solver_alone(here: Pat
         wide.restore(path)
     Path("s_iter_3.caffemodel").write_bytes(b"damaged")
     fresh, untouched = Solver(parse_solver(SOLVER)), Solver(parse_solver(SOLVER))
-    with pytest.raises(SnapshotError, match=r"s_iter_3\.solverstate: s_iter_3\.caffemodel: not a binary"):
+    with pytest.raises(
+        SnapshotError, match=r"s_iter_3\.solverstate: s_iter_3\.caffemodel is damaged, or anoth"
+    ):
         fresh.restore(path)
+    with pytest.raises(SnapshotError, match=r"s_iter_3\.solverstate: s_iter_3\.caffemodel: not a binary"):
+        fresh.restore(path, as_caffe=True)
     Path("s_iter_3.caffemodel").unlink()
     message = r"s_iter_3\.solverstate: File not found: s_iter_3\.caffemodel, the model that belongs to it"
     with pytest.raises(SnapshotError, match=message):

@@ -77,8 +77,8 @@ class LogNumber(NamedTuple):
 PREFIX = re.compile(r"[IWEF](\d{4})?(\d\d)(\d\d) (\d\d):(\d\d):(\d\d)\.(\d+) +\d+ \S+:\d+\] ")
 VALUE = r"(-?(?:\d+\.?\d*(?:e[+-]?\d+)?|nan|inf))(?!\S)"
 ITERATION = re.compile(r"Iteration (\d{1,18})(?:, Testing net \(#(\d{1,9})\))?(?!\d)")
-LOSS = re.compile(r"Iteration \d+(?: \(.*\))?, loss = " + VALUE)
-RATE = re.compile(r"Iteration \d+, lr = " + VALUE)
+LOSS = re.compile(r"Iteration \d{1,18}(?: \(.*\))?, loss = " + VALUE)
+RATE = re.compile(r"Iteration \d{1,18}, lr = " + VALUE)
 TEST_LOSS = re.compile(r"Test loss: " + VALUE)
 OUTPUT = re.compile(r"(Train|Test) net output #(\d{1,9}): (\S+) = " + VALUE)
 
@@ -233,15 +233,20 @@ def compare(first: Iterable[LogNumber], second: Iterable[LogNumber], rtol: float
         worst, relative, where, parted = 0.0, 0.0, (what, -1, 0, 0, ""), None
         for key in sorted(ours & theirs):
             distance = _distance(a[key], b[key])
-            of_ours = distance / abs(a[key]) if a[key] and distance < math.inf else distance
-            relative = max(relative, of_ours)
-            if of_ours > rtol and parted is None:
+            relative = max(relative, relative_difference(a[key], b[key]))
+            if relative > rtol and parted is None:
                 parted = key[1]
             if distance > worst or where[1] < 0:
                 worst, where = distance, key
         counts = len(ours & theirs), len(ours - theirs), len(theirs - ours)
         differences.append(LogDifference(what, *counts, worst, relative, where[1], where[4], parted))
     return differences
+
+
+def relative_difference(a: float, b: float) -> float:
+    """|a - b| / |a|; or |a - b| where a is 0."""
+    distance = _distance(a, b)
+    return distance / abs(a) if a and distance < math.inf else distance
 
 
 def _distance(a: float, b: float) -> float:

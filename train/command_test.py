@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imae.converters.caffemodel import load_caffemodel
+from imae.converters.caffemodel import add_dialect_option, load_caffemodel
 from imae.layers.net import Net
 from imae.prototxt import TEST, TRAIN, NetParameter
 from imae.prototxt.errors import ImaeError
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--level", type=int, default=0, help="the net's level (0)")
     parser.add_argument("--stage", default="", metavar="S[,S]", help="the net's stages")
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with on the CPU")
+    add_dialect_option(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
     param.state.stage.extend(args.stage.split(","))  # Caffe: without --stage this adds the stage ""
     param.state.level = args.level
     net = Net(param)
-    load_caffemodel(net, args.weights)
+    load_caffemodel(net, args.weights, args.dialect)
     score(net, device, args.iterations)
 
 

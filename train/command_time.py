@@ -2,8 +2,8 @@
 
     imae time --model train_val.prototxt --iterations 50 --gpu 0
 
-The layers run one after the other and each is waited for, so a layer's time holds the start of its work, too; a
-training run, which waits for nothing, is faster. Input blobs are 0, the weights are the fillers'.
+The layers run one after the other and each is waited for, so that a layer's time holds the start of its work,
+too; a training run, which waits for nothing, is faster. Input blobs are 0, the weights are the fillers'.
 
 Caffe: tools/caffe.cpp, time(). Differs: times are fractions of milliseconds everywhere, where Caffe on a CPU
 cuts those of iterations and the total to whole ones.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -111,11 +112,12 @@ def measure(net: Net, device: torch.device, iterations: int) -> tuple[list[float
 
 
 class LayerwisePasses:
-    """Passes through a net with a graph of its own for each layer, whose backward pass can so be run alone."""
+    """Passes through a net with a graph for each layer, so that its backward pass can be run alone."""
 
     def __init__(self, net: Net, device: torch.device) -> None:
         self.net, self.device = net.to(device), device
         self._blobs = {name: torch.zeros(net.blob_shapes[name], device=device) for name in net.inputs}
+        self._diffs: dict[str, Tensor] = {}
         self._graphs: list[tuple[list[Tensor], list[Tensor]]] = []
 
     def forward(self) -> Times:
@@ -125,7 +127,8 @@ class LayerwisePasses:
 
     def backward(self) -> Times:
         """Run the backward passes from the last layer to the first; the times are in the net's order."""
-        self._diffs = {name: torch.full_like(self._blobs[name], w) for name, w in self.net.loss_weights.items()}
+        weights = self.net.loss_weights.items()
+        self._diffs = {name: torch.full_like(self._blobs[name], weight) for name, weight in weights}
         times = self._timed(reversed(range(len(self.net.steps))), self._backward_layer)
         times.layers.reverse()
         return times
@@ -171,7 +174,7 @@ class LayerwisePasses:
         if not step.need_backward:
             return
         ends = [(name, top) for name, top in zip(step.tops, tops, strict=True) if top.requires_grad]
-        starts = [(name, bottom) for name, bottom in zip(step.bottoms, bottoms, strict=True) if bottom.requires_grad]
+        starts = [(name, b) for name, b in zip(step.bottoms, bottoms, strict=True) if b.requires_grad]
         parameters = [blob for blob in step.layer.blobs if blob.requires_grad]
         if not ends or not (starts or parameters):
             return

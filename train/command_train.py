@@ -32,8 +32,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume-as-caffe",
         action="store_true",
-        help="with --snapshot: begin with the first record and the first random number, as Caffe does, "
+        help="when resuming: begin with the first record and the first random number, as Caffe does, "
         "instead of going on exactly where the snapshot was taken",
+    )
+    parser.add_argument(
+        "--resume",
+        choices=["auto"],
+        help="auto: resume from the newest whole snapshot under snapshot_prefix; start from scratch, or from "
+        "--weights, where there is none",
+    )
+    parser.add_argument(
+        "--keep", type=int, default=0, metavar="N", help="remove all but the newest N snapshots (keep all)"
+    )
+    parser.add_argument(
+        "--on-nan",
+        choices=["stop", "continue"],
+        default="stop",
+        help="what to do about a loss that is NaN or infinite: stop (default), or continue as Caffe does",
     )
     parser.add_argument("--weights", metavar="W[,W]", help="the .caffemodel(s) to start from")
     parser.add_argument(
@@ -48,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plain", action="store_true", help="run the layers one by one as they stand, as a reference"
     )
+    parser.add_argument(
+        "--gpu-dropout",
+        choices=["caffe", "device"],
+        default="device",
+        help="on a GPU: draw Caffe's dropout masks, or let the device draw its own, which is faster (device)",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with on the CPU")
 
 
@@ -60,6 +81,10 @@ def run(args: argparse.Namespace) -> None:
         raise ImaeError("Need a solver definition to train: imae train SOLVER")
     if args.snapshot and args.weights:
         raise ImaeError("Give a snapshot to resume training or weights to finetune but not both.")
+    if args.snapshot and args.resume:
+        raise ImaeError("--snapshot names the state to resume from, --resume auto looks for it; give one")
+    if args.keep < 0:
+        raise ImaeError(f"--keep must be at least 0 (keep all), got {args.keep}")
     set_threads(args.threads)
     keep_freed_memory()
     param = read_solver(path)
@@ -70,11 +95,20 @@ def run(args: argparse.Namespace) -> None:
             del param.weights[:]
         elif args.weights:
             param.weights[:] = [args.weights]
-        solver = Solver(param, device=device, fast=not args.plain)
+        solver = Solver(
+            param,
+            device=device,
+            fast=not args.plain,
+            on_nan=args.on_nan,
+            keep=args.keep,
+            gpu_dropout=args.gpu_dropout,
+        )
         solver.request = requests
         if args.snapshot:
             _log(235, f"Resuming from {args.snapshot}")
             solver.restore(args.snapshot, as_caffe=args.resume_as_caffe)
+        elif args.resume:
+            solver.restore_newest(as_caffe=args.resume_as_caffe)
         _log(239, "Starting Optimization")
         with training_bar(solver):
             solver.solve()

@@ -31,8 +31,8 @@ def gpu(wanted: str, asked_by: str, instead: str) -> torch.device:
 def keep_freed_memory() -> None:
     """Let the C library keep the memory of one iteration's blobs for the next one.
 
-    glibc gives large blocks back to the system as soon as they are freed; the next iteration then waits for the
-    system to clear thousands of pages. Other C libraries are left as they are.
+    glibc gives large blocks back to the system as soon as they are freed; the next iteration then waits for
+    the system to clear thousands of pages. Other C libraries are left as they are.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):

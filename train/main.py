@@ -4,9 +4,11 @@
     imae test --model NET --weights W [--iterations 50] [--gpu ID]
     imae convert-cifar, corrupt-labels, export, run ...      see `imae --help`, `imae COMMAND --help`
 
-Caffe's spellings of flags work: -solver=X, --solver X, -gpu all. The log goes to stderr. Exit status: 0, also
-where a signal ended the training early; 2 for bad input, which one line on stderr describes; 130 where Ctrl-C
-ended another command.
+Caffe's spellings work: -solver=X, --solver X, -gpu all; convert_imageset for convert-imageset. The log goes
+to stderr. Exit status: 0, also where a signal ended the training early; 1 where an upgrade left something out
+or compared logs differ; 2 for bad input or a loss that is not finite, which one line on stderr describes;
+130 where Ctrl-C ended another command, or a second one the training; 141 where nobody reads the output any
+more.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import importlib
 import importlib.util
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,12 +34,22 @@ from imae.train.progress import StderrHandler
 COMMANDS = {
     "train": "imae.train.command_train",
     "test": "imae.train.command_test",
+    "time": "imae.train.command_time",
+    "device-query": "imae.train.command_device_query",
     "convert-cifar": "imae.converters.convert_cifar",
     "convert-imageset": "imae.converters.convert_imageset",
     "convert-folder": "imae.converters.convert_folder",
     "convert-digits": "imae.converters.convert_digits",
     "corrupt-labels": "imae.converters.corrupt_labels",
     "compute-image-mean": "imae.converters.compute_image_mean",
+    "extract-features": "imae.converters.extract_features",
+    "upgrade-net-proto-text": "imae.converters.upgrade_net_proto_text",
+    "upgrade-net-proto-binary": "imae.converters.upgrade_net_proto_binary",
+    "upgrade-solver-proto-text": "imae.converters.upgrade_solver_proto_text",
+    "draw-net": "imae.converters.draw_net",
+    "parse-log": "imae.train.command_parse_log",
+    "plot-log": "imae.train.command_plot_log",
+    "compare-logs": "imae.train.command_compare_logs",
     "export": "imae.converters.export_onnx",
     "run": "imae.converters.run_onnx",
     "demo": "imae.train.demo",
@@ -53,7 +66,7 @@ class Command(Protocol):
         """Declare the command's arguments."""
 
     def run(self, args: argparse.Namespace) -> object:
-        """Do it; an ImaeError says what is wrong with the input."""
+        """Do it; an int is the exit status. An ImaeError says what is wrong with the input."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,22 +90,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     with _log_on_stderr():
         try:
-            _run(sys.argv[1:] if arguments is None else arguments)
+            status = _run(sys.argv[1:] if arguments is None else arguments)
+            sys.stdout.flush()
+            return status
         except ImaeError as error:
             print("imae:", " ".join(str(error).splitlines()), file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("imae: interrupted", file=sys.stderr)
             return 130
-    return 0
+        except BrokenPipeError:  # whoever read our output has stopped reading, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
 
 
-def _run(arguments: Sequence[str]) -> None:
+def _run(arguments: Sequence[str]) -> int:
     name = arguments[0] if arguments else "--help"
+    name = name.replace("_", "-")  # Caffe's tools
     if name in ("--help", "-help", "-h", "help"):
         print("usage: imae COMMAND ...    (imae COMMAND --help says more)\n\ncommands:")
         for known in _available():
-            print(f"  {known:20}{_command(known).HELP}")
+            print(f"  {known:27}{_command(known).HELP}")
     elif name in ("--version", "-version"):
         print(f"imae {version('imae')}")
     elif name not in _available():
@@ -103,7 +121,9 @@ def _run(arguments: Sequence[str]) -> None:
         command = _command(name)
         parser = Parser(prog=f"imae {name}", description=command.HELP, allow_abbrev=False)
         command.add_arguments(parser)
-        command.run(parser.parse(arguments[1:]))
+        status = command.run(parser.parse(arguments[1:]))
+        return status if isinstance(status, int) else 0
+    return 0
 
 
 def _available() -> list[str]:

@@ -2,6 +2,8 @@
 
 SIGINT stops (with a snapshot, if snapshot_after_train), SIGHUP snapshots and goes on; both can be changed.
 SIGTERM does what SIGINT does, so that a job that is cancelled keeps its work; Caffe does not catch it.
+A SIGINT after a stop was asked for interrupts at once, wherever the program is; a second SIGTERM does not,
+since who cancels a job may well send it twice.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class SignalRequests:
             # In front: Caffe looks at it first.
             self._actions = {signal.SIGHUP: sighup, **self._actions}
         self._seen: set[int] = set()
+        self._stopping = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __call__(self) -> Action:
@@ -62,4 +65,7 @@ class SignalRequests:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._stopping and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._stopping |= self._actions[signal.Signals(number)] is Action.STOP
         self._seen.add(number)

@@ -4,7 +4,12 @@ Both hold iter, learned_net (the model file's path as it was written), current_s
 Caffe's order, and Caffe reads them. Beyond that, `run` holds what an exact resume needs and Caffe does not
 save: places in the data, random generators, the window of the smoothed loss. Caffe passes over it.
 
-Files are written beside, synced, then renamed: nobody ever sees half of one.
+Files are written beside, synced, then renamed: nobody ever sees half of one. A disk or a copy can still
+damage them, so where there is a `run` there is a checksum over all the rest, too.
+
+A snapshot is a model and a state: PREFIX_iter_N.caffemodel and PREFIX_iter_N.solverstate, with .h5 behind in
+HDF5. The state is written last: where both are, both are whole.
+
 Caffe: sgd_solver.cpp, SnapshotSolverStateTo..., RestoreSolverStateFrom...
 """
 
@@ -13,7 +18,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import os
+import re
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,13 +31,16 @@ from numpy.typing import NDArray
 
 from imae.layers.blob import array_from_blob, blob_from_array
 from imae.prototxt import SolverState
-from imae.prototxt.errors import CaffemodelError, PrototxtError, SnapshotError
+from imae.prototxt.errors import CaffemodelError, FileError, PrototxtError, SnapshotError
 from imae.prototxt.files import write_atomically
 from imae.prototxt.text import read_binary
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float32]
 AnyPath = str | os.PathLike[str]
 RUN = "imae_run"  # the dataset of `run`
+CHECKSUM = "checksum"  # its place in `run`
 
 
 @dataclass
@@ -55,7 +66,81 @@ def write_state(state: State, path: AnyPath) -> None:
 
 def read_state(path: AnyPath) -> State:
     """Read a state; SnapshotError where the file is missing, damaged or something else."""
-    return _from_hdf5(path) if _is_hdf5(path) else _from_binary(path)
+    state = _from_hdf5(path) if _is_hdf5(path) else _from_binary(path)
+    if state.run and state.run.pop(CHECKSUM, None) not in (None, _checksum(state)):
+        raise SnapshotError(f"{path}: damaged: its checksum is not that of its content")
+    return state
+
+
+def file_checksum(path: AnyPath) -> int:
+    """The CRC-32 of a file's content."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The files of a prefix's snapshot in one format; "" for one that is not there."""
+
+    iteration: int
+    model: str
+    state: str
+
+
+def find_snapshots(prefix: str) -> list[Snapshot]:
+    """The snapshots that lie under a snapshot_prefix, whole or not, in both formats, newest first."""
+    folder, base = os.path.split(prefix)
+    named = re.compile(re.escape(base) + r"_iter_(0|[1-9]\d*)\.(caffemodel|solverstate)(\.h5)?", re.ASCII)
+    found: dict[tuple[int, str], dict[str, str]] = {}
+    try:
+        with os.scandir(folder or ".") as entries:
+            for entry in entries:
+                match = named.fullmatch(entry.name)
+                if match and entry.is_file():
+                    iteration, kind, end = match.groups()
+                    found.setdefault((int(iteration), end or ""), {})[kind] = os.path.join(folder, entry.name)
+    except OSError as error:
+        raise FileError(f"cannot look for snapshots of '{prefix}': {error.strerror}") from None
+    return [
+        Snapshot(iteration, files.get("caffemodel", ""), files.get("solverstate", ""))
+        for (iteration, _), files in sorted(found.items(), reverse=True)
+    ]
+
+
+def remove_older(prefix: str, iteration: int, keep: int) -> None:
+    """Remove what lies before the newest `keep` snapshots up to `iteration`, which has just been written.
+
+    Later ones, which are of another run, stay; so do links. A file that cannot be removed is logged.
+    """
+    check_removable(prefix)
+    snapshots = [found for found in find_snapshots(prefix) if found.iteration <= iteration]
+    whole = sorted({found.iteration for found in snapshots if found.model and found.state}, reverse=True)
+    if len(whole) <= keep:
+        return
+    for found in reversed(snapshots):
+        # The state goes first: a model alone is nothing that a run could be resumed from.
+        for path in (found.state, found.model):
+            if path and found.iteration < whole[keep - 1] and not os.path.islink(path):
+                try:
+                    os.unlink(path)
+                except OSError as error:
+                    logger.warning("cannot remove '%s': %s", path, error.strerror)
+
+
+def check_removable(prefix: str) -> None:
+    """FileError for a prefix under which nothing may be removed, since it leads out of the working directory.
+
+    A prototxt can come from anybody; it must not name files elsewhere to be removed.
+    """
+    folder, here = (os.path.realpath(path) for path in (os.path.dirname(prefix) or ".", "."))
+    if os.path.commonpath([folder, here]) != here:
+        raise FileError(
+            f"--keep removes snapshots in the working directory only, and snapshot_prefix '{prefix}' leads "
+            f"to '{folder}'; start in a folder above that, or leave --keep out"
+        )
 
 
 def _is_hdf5(path: AnyPath) -> bool:
@@ -69,9 +154,9 @@ def _to_binary(state: State) -> bytes:
         current_step=state.current_step,
         history=[blob_from_array(values) for values in state.history],
     )
-    if state.run:
-        message.imae_run = _pack(state.run)
-    return message.SerializeToString()
+    # `run` in front: a file that was cut has lost some of the rest then, and the checksum notices.
+    run = SolverState(imae_run=_pack_run(state)).SerializeToString() if state.run else b""
+    return run + message.SerializeToString()
 
 
 def _from_binary(path: AnyPath) -> State:
@@ -97,7 +182,7 @@ def _to_hdf5(state: State) -> bytes:
         for index, values in enumerate(state.history):
             history[str(index)] = values
         if state.run:
-            file[RUN] = np.frombuffer(_pack(state.run), np.uint8)
+            file[RUN] = np.frombuffer(_pack_run(state), np.uint8)
     return buffer.getvalue()
 
 
@@ -116,6 +201,18 @@ def _from_hdf5(path: AnyPath) -> State:
         if not os.path.isfile(path):
             raise SnapshotError(f"{path}: no such file") from None
         raise SnapshotError(f"{path}: not a solver state in HDF5, or damaged: {error}") from None
+
+
+def _checksum(state: State) -> int:
+    """The CRC-32 of all values but `run`."""
+    checksum = zlib.crc32(f"{state.iteration} {state.current_step} {state.learned_net}".encode())
+    for values in state.history:
+        checksum = zlib.crc32(np.asarray(values, np.float32).tobytes(), checksum)
+    return checksum
+
+
+def _pack_run(state: State) -> bytes:
+    return _pack({**state.run, CHECKSUM: _checksum(state)})
 
 
 def _pack(tree: Any) -> bytes:

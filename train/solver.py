@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,18 +28,37 @@ from torch import Tensor
 
 from imae.converters.caffemodel import load_caffemodel, save_caffemodel
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.common.dropout import Dropout
 from imae.layers.net import Net, shape_string
 from imae.layers.stepwise import Stepwise, parameter_diff
 from imae.prototxt import SolverParameter
-from imae.prototxt.errors import CaffemodelError, DeviceError, FileError, PrototxtError, SnapshotError
+from imae.prototxt.errors import (
+    CaffemodelError,
+    DeviceError,
+    FileError,
+    NotFiniteError,
+    PrototxtError,
+    SnapshotError,
+)
 from imae.prototxt.text import to_text
 from imae.train.caffe_log import number, output_text
 from imae.train.executor import Executor, NetExecutor, Result, StepwiseExecutor
 from imae.train.lr_policy import advance_step, learning_rate
+from imae.train.not_finite import Tracer, all_finite
 from imae.train.signals import Action
 from imae.train.smoothed_loss import SmoothedLoss
-from imae.train.snapshot import State, read_state, write_state
+from imae.train.snapshot import (
+    State,
+    check_removable,
+    file_checksum,
+    find_snapshots,
+    read_state,
+    remove_older,
+    write_state,
+)
 from imae.train.solver_nets import build_test_nets, build_train_net
+from imae.train.streams import Streams
+from imae.train.unused_fields import warn_of_unused_fields
 from imae.train.update_rules import update_rule
 
 logger = logging.getLogger(__name__)
@@ -70,15 +89,20 @@ class Solver:
     random          the run's random numbers; by default a stream of its own
     executor        makes the object that runs a net (see executor.py)
     fast            for the default executor
+    on_nan          "stop": a train loss that is NaN or infinite is a NotFiniteError at the next display.
+                    "continue": it is shown and that is all, as in Caffe
+    keep            how many snapshots stay: once a further one is whole, older ones are removed; 0: all stay
+    gpu_dropout     "device": a GPU draws dropout masks itself. "caffe": they are Caffe's, which takes longer
 
     iteration       updates made so far
     net, test_nets  in Caffe's order; the test nets use the train net's parameters
     history         history blobs in Caffe's order: one per learnable parameter, then a second one where the
                     rule has two
+    last_good       the last solver state, written or restored, after which a finite loss was shown; or ""
     request         asked after each iteration and each test batch: what a signal wants
     on_start, on_gradients_ready    called before the forward pass and before the update of each iteration
 
-    PrototxtError for fields that make no sense, FileError where snapshots could not be written.
+    PrototxtError for fields that make no sense, FileError where snapshots could not be written or removed.
     """
 
     def __init__(
@@ -89,17 +113,24 @@ class Solver:
         random: CaffeRandom | None = None,
         executor: Callable[[Net], Executor] | None = None,
         fast: bool = True,
+        on_nan: Literal["stop", "continue"] = "continue",
+        keep: int = 0,
+        gpu_dropout: Literal["caffe", "device"] = "device",
     ) -> None:
         self.param = param
         self.device = torch.device(device)
+        self.on_nan, self.keep = on_nan, keep
+        self.last_good = self._last_finite = ""
+        self._exact_from = ""  # the solver state with which this run goes on exactly
         self.rule = update_rule(param)
         self.iteration = self.current_step = 0
         self.request: Callable[[], Action] = lambda: Action.NONE
         self.on_start: list[Callable[[], object]] = []
         self.on_gradients_ready: list[Callable[[], object]] = []
-        self._stopped = self._debugging = self._keep_loss = False
+        self._stopped = self._debugging = self._keep_loss = self._said_test_not_finite = False
         self._lap: tuple[float, int] | None = None
         self._norms: list[Tensor] = []
+        self._before_tests: dict[str, Any] | None = None
         self._say("solver.cpp:45", f"Initializing solver from parameters: \n{to_text(param)}".rstrip("\n"))
         self._check_param()
         self.random = random if random is not None else CaffeRandom(None)
@@ -112,6 +143,9 @@ class Solver:
         self._run = make(self.net)
         self.test_nets = build_test_nets(param, self.random, self.net)
         self._run_test = [make(net) for net in self.test_nets]
+        masks = gpu_dropout == "device" and self._let_device_draw_masks()
+        self._streams = Streams(self.random, [self.net, *self.test_nets], self.device, masks)
+        self._tracer = Tracer(self.net, self._streams, param.iter_size) if on_nan == "stop" else None
         if param.debug_info:
             self._run_debug = _debug_executor(self._run, self.net)
             self._run_test = [
@@ -144,6 +178,24 @@ class Solver:
             if not param.HasField("snapshot_prefix"):
                 raise PrototxtError("In solver params, snapshot is specified but snapshot_prefix is not")
             self._check_prefix()
+        if self.keep:
+            check_removable(param.snapshot_prefix)
+        warn_of_unused_fields(param, self.device.type)
+
+    def _let_device_draw_masks(self) -> bool:
+        """Let a GPU draw dropout masks, from a stream of its own that begins at the run's seed."""
+        dropouts = [step.layer for step in self.net.steps if isinstance(step.layer, Dropout)]
+        if self.device.type == "cpu" or not dropouts:
+            return False
+        for layer in dropouts:
+            layer.device_masks = True
+        with torch.cuda.device(self.device):
+            torch.cuda.manual_seed(self.random.seed)
+        logger.info(
+            "Dropout masks are drawn by the GPU, so they are not those of the CPU; --gpu-dropout caffe draws "
+            "those, more slowly"
+        )
+        return True
 
     def _check_prefix(self) -> None:
         """Raise FileError where snapshots could not be written."""
@@ -184,16 +236,19 @@ class Solver:
             self._say("solver.cpp:296", f"Restoring previous solver status from {resume_file}")
             self.restore(resume_file)
         self.step(param.max_iter - self.iteration)
-        if param.snapshot_after_train and (not param.snapshot or self.iteration % param.snapshot):
+        due = not param.snapshot or self.iteration % param.snapshot
+        if param.snapshot_after_train and due and not self._is_just_resumed():
             self.snapshot()
         if self._stopped:
             self._say("solver.cpp:311", "Optimization stopped early.")
             return
         if self._due(param.display):
+            self._before_display()
             loss, _ = (self._run_debug if self._debugging else self._run).forward()
             self._loss.add(loss)
             self.net.check_labels()
             self._say("solver.cpp:327", f"Iteration {self.iteration}, loss = {number(self._loss.read())}")
+            self._watch()
         if self._due(param.test_interval):
             self.test_all()
         self._say("solver.cpp:332", "Optimization Done.")
@@ -205,7 +260,7 @@ class Solver:
             _ = self.lr  # an unknown policy is refused before the first pass rather than after it
         if not self._keep_loss:
             self._loss.clear()
-        self._keep_loss = False
+        self._keep_loss, self._before_tests = False, None
         if self._lap is None:
             self._lap = time.monotonic(), self.iteration
         stop = self.iteration + iterations
@@ -219,11 +274,14 @@ class Solver:
                 callback()
             display = self._due(param.display)
             self._debugging = display and param.debug_info
+            if display:
+                self._before_display()
             loss, outputs = self._forward_backward()
             if param.display:
                 self._loss.add(loss)
             if display:
                 self._display(outputs)
+                self._watch()
             for callback in self.on_gradients_ready:
                 callback()
             self.apply_update()
@@ -251,6 +309,10 @@ class Solver:
             loss = loss + further
         return loss / self.param.iter_size, outputs
 
+    def _before_display(self) -> None:
+        if self._tracer is not None:
+            self._tracer.remember()
+
     def _display(self, outputs: dict[str, Tensor]) -> None:
         self.net.check_labels()
         loss = self._loss.read()
@@ -267,6 +329,18 @@ class Solver:
         self._say_outputs(
             "solver.cpp:258", "Train", self.net, {n: _array(blob) for n, blob in outputs.items()}
         )
+
+    def _watch(self) -> None:
+        """NotFiniteError for a shown loss that is not finite, if that is asked for."""
+        loss = self._loss.read()
+        if np.isfinite(loss):
+            self.last_good = self._last_finite
+        elif self._tracer is not None:
+            raise NotFiniteError(
+                f"Iteration {self.iteration}: the loss is {number(loss)}; {self._tracer.culprit()}; last "
+                f"good snapshot: {self.last_good or 'none'}; lower base_lr or mend the data, or give "
+                f"--on-nan continue"
+            )
 
     @torch.no_grad()
     def apply_update(self) -> None:
@@ -320,9 +394,12 @@ class Solver:
 
     def test_all(self) -> None:
         """Test every test net, unless a signal stops it."""
+        self._before_tests = self._run_state()
         for index in range(len(self.test_nets)):
             if not self._stopped:
                 self.test(index)
+        if not self._stopped:
+            self._before_tests = None
 
     def test(self, index: int) -> dict[str, Array]:
         """Run test_iter batches through a test net; the means of its outputs ({} if a signal stopped it)."""
@@ -353,29 +430,90 @@ class Solver:
                 self._say("solver.cpp:401", f"Test loss: {number(f32(float(total)) / batches)}")
             means = {name: _array(blob) / batches for name, blob in sums.items()}
         self._say_outputs("solver.cpp:414", "Test", net, means)
+        self._warn_of_test(means)
         return means
+
+    def _warn_of_test(self, means: dict[str, Array]) -> None:
+        """Say once where a test is not finite. It need not be the training's fault."""
+        broken = [name for name, mean in means.items() if not np.isfinite(mean).all()]
+        if broken and self.on_nan == "stop" and not self._said_test_not_finite:
+            self._said_test_not_finite = True
+            logger.warning(
+                "Test net output %s is not finite. That alone does not stop the training: a BatchNorm that "
+                "has no statistics yet can do it",
+                ", ".join(broken),
+            )
 
     # -- snapshots ------------------------------------------------------------------------------------------
 
     def snapshot(self) -> str:
-        """Write the model, then the solver state; returns the path of the latter."""
-        stem = f"{self.param.snapshot_prefix}_iter_{self.iteration}"
+        """Write the model, then the solver state, remove what `keep` has too many; the path of the state."""
         hdf5 = self.param.snapshot_format == SolverParameter.HDF5
-        kind, end = ("HDF5 file", ".h5") if hdf5 else ("binary proto file", "")
-        model, path = f"{stem}.caffemodel{end}", f"{stem}.solverstate{end}"
+        kind = "HDF5 file" if hdf5 else "binary proto file"
+        model, path = self._snapshot_paths()
         self._say("solver.cpp:474" if hdf5 else "solver.cpp:464", f"Snapshotting to {kind} {model}")
         save_caffemodel(self.net, model, hdf5=hdf5, diff=self.param.snapshot_diff)
         place = "sgd_solver.cpp:296" if hdf5 else "sgd_solver.cpp:284"
         self._say(place, f"Snapshotting solver state to {kind} {path}")
         history = [_array(blob) for blob in self.history]
-        write_state(State(self.iteration, model, self.current_step, history, self._run_state()), path)
+        finite = all_finite([*(p.detach() for p in self.net.learnable), *self.history])
+        # A test that a signal broke off, or looked into, is made again from its beginning.
+        run = self._before_tests or self._run_state()
+        run = {**run, "model": file_checksum(model), "finite": finite}
+        write_state(State(self.iteration, model, self.current_step, history, run), path)
+        if finite:
+            self._last_finite = path
+        if self.keep and (finite or self.on_nan == "continue"):
+            remove_older(self.param.snapshot_prefix, self.iteration, self.keep)
         return path
+
+    def _snapshot_paths(self) -> tuple[str, str]:
+        """The model and the solver state of this iteration's snapshot."""
+        stem = f"{self.param.snapshot_prefix}_iter_{self.iteration}"
+        end = ".h5" if self.param.snapshot_format == SolverParameter.HDF5 else ""
+        return f"{stem}.caffemodel{end}", f"{stem}.solverstate{end}"
+
+    def _is_just_resumed(self) -> bool:
+        """Whether the run goes on exactly from the snapshot that it would write now; Caffe rewrites it."""
+        model, path = self._snapshot_paths()
+        return os.path.realpath(path) == self._exact_from and os.path.isfile(path) and os.path.isfile(model)
 
     def restore(self, path: str | os.PathLike[str], *, as_caffe: bool = False) -> None:
         """Go on from a solver state; SnapshotError: it or its model is missing, damaged or foreign.
 
         as_caffe   start the data at the first record and the random numbers at the seed, as Caffe does, even
                    where the state says how the run stood
+        """
+        self._go_on(path, self._load(path, as_caffe=as_caffe), as_caffe)
+
+    def restore_newest(self, *, as_caffe: bool = False) -> str:
+        """Go on from the newest whole snapshot under snapshot_prefix; its state's path, "" where none is.
+
+        One that is damaged, half there, of another net, or of weights that are not finite is passed over with
+        a line in the log. SnapshotError where one is whole and cannot be gone on with: the data have changed.
+        """
+        prefix = self.param.snapshot_prefix
+        snapshots = find_snapshots(prefix)
+        for snapshot in snapshots:
+            try:
+                if not snapshot.state or not snapshot.model:
+                    there, lacks = ("model", "state") if snapshot.model else ("state", "model")
+                    raise SnapshotError(f"{snapshot.model or snapshot.state}: a {there} without a {lacks}")
+                state = self._load(snapshot.state, snapshot.model, as_caffe=as_caffe)
+            except SnapshotError as error:
+                logger.warning("Passing over a snapshot: %s", error)
+                continue
+            self._say("caffe.cpp:235", f"Resuming from {snapshot.state}")
+            self._go_on(snapshot.state, state, as_caffe)
+            return snapshot.state
+        which = "whole snapshot" if snapshots else "snapshot"
+        logger.info("There is no %s %s_iter_*: the training starts from scratch", which, prefix)
+        return ""
+
+    def _load(self, path: str | os.PathLike[str], model: str = "", *, as_caffe: bool) -> State:
+        """Read a state and load its model, `model` or the one that it names, into the net.
+
+        SnapshotError, and a solver as it was, where one of them is missing, damaged or foreign.
         """
         state = read_state(path)
         if len(state.history) != len(self.history):
@@ -390,25 +528,42 @@ class Solver:
                     f"{path}: history blob {index} has shape {shape_string(values.shape)}, this net needs "
                     f"{shape_string(blob.shape)}: it was written for another net"
                 )
-        if state.learned_net:
-            if not os.path.isfile(state.learned_net):
+        if self.on_nan == "stop" and not state.run.get("finite", True):
+            raise SnapshotError(
+                f"{path}: its weights are not finite; take an earlier one, or --on-nan continue"
+            )
+        if model := model or state.learned_net:
+            if not os.path.isfile(model):
                 raise SnapshotError(
-                    f"{path}: File not found: {state.learned_net}, the model that belongs to it; its path "
-                    f"is relative to the working directory, start where the snapshot was taken"
+                    f"{path}: File not found: {model}, the model that belongs to it; its path is relative to "
+                    f"the working directory, start where the snapshot was taken"
+                )
+            written_with = None if as_caffe else state.run.get("model")
+            if written_with not in (None, file_checksum(model)):
+                raise SnapshotError(
+                    f"{path}: {model} is damaged, or another model than it was written with "
+                    f"(--resume-as-caffe takes it all the same)"
                 )
             try:
-                load_caffemodel(self.net, state.learned_net)
+                load_caffemodel(self.net, model)
             except CaffemodelError as error:
                 raise SnapshotError(f"{path}: {error}") from None
+        return state
+
+    def _go_on(self, path: str | os.PathLike[str], state: State, as_caffe: bool) -> None:
+        """Take the history, and where the run stood, from a state whose model is loaded."""
         if not os.fspath(path).endswith(".h5"):  # Caffe: silent there
             self._say("sgd_solver.cpp:336", "SGDSolver: restoring history")
         for values, blob in zip(state.history, self.history, strict=True):
             blob.copy_(torch.from_numpy(values).view(blob.shape))
         self.iteration, self.current_step = state.iteration, state.current_step
-        self._lap = None
+        self._lap, self._exact_from = None, ""
+        if state.run.get("finite", True):
+            self._last_finite = os.fspath(path)
         if state.run and not as_caffe:
             try:
                 self._set_run_state(state.run)
+                self._exact_from = os.path.realpath(path)
             except (SnapshotError, KeyError, TypeError) as error:
                 raise SnapshotError(
                     f"{path}: the run cannot go on exactly: {error} (--resume-as-caffe starts the data anew)"
@@ -416,33 +571,13 @@ class Solver:
 
     def _run_state(self) -> dict[str, Any]:
         """What an exact resume needs beyond weights and history."""
-        return {
-            "random": self.random.get_state(),
-            "loss": self._loss.get_state(),
-            "data": [{layer.name: layer.get_state() for layer in net.data_layers()} for net in self._nets()],
-            "buffers": [
-                {name: buffer.cpu().numpy() for name, buffer in _kept_buffers(net).items()}
-                for net in self._nets()
-            ],
-        }
+        return {**self._streams.get_state(), "loss": self._loss.get_state()}
 
     def _set_run_state(self, run: dict[str, Any]) -> None:
-        self.random.set_state(run["random"])
+        self._streams.set_state(run)
         self._loss.set_state(run["loss"])
         self._keep_loss = True
-        for net, data, buffers in zip(self._nets(), run["data"], run["buffers"], strict=False):
-            for layer in net.data_layers():
-                if layer.name in data:
-                    layer.set_state(data[layer.name])
-            for step in net.steps:
-                for name, values in buffers.items():
-                    owner, _, buffer = name.rpartition("/")
-                    if owner == step.layer.name:
-                        setattr(step.layer, buffer, torch.from_numpy(values).to(self.device))
         logger.info("The data and the random numbers go on where the snapshot was taken")
-
-    def _nets(self) -> list[Net]:
-        return [self.net, *self.test_nets]
 
     # -- the log --------------------------------------------------------------------------------------------
 
@@ -476,15 +611,6 @@ def _debug_executor(run: Executor, net: Net) -> StepwiseExecutor:
     return StepwiseExecutor(
         run.stepwise if isinstance(run, StepwiseExecutor) else Stepwise(net), debug_info=True
     )
-
-
-def _kept_buffers(net: Net) -> dict[str, Tensor]:
-    """What layers keep from one forward pass to the next (the state of an LSTM), by `layer/name`."""
-    return {
-        f"{step.layer.name}/{name}": buffer
-        for step in net.steps
-        for name, buffer in step.layer.named_buffers(recurse=False)
-    }
 
 
 def _same_shape(values: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

@@ -44,8 +44,13 @@ class _Database:
 
     def __init__(self, folder: Path, plyvel: ModuleType) -> None:
         self.error = plyvel.Error
-        self.reader = plyvel.DB(str(folder), create_if_missing=False, paranoid_checks=True)
-        self.keys: list[bytes] = list(self.reader.iterator(include_value=False, verify_checksums=True))
+        # LevelDB's locks go by the path as it is given.
+        self.reader = plyvel.DB(str(folder.absolute()), create_if_missing=False, paranoid_checks=True)
+        try:
+            self.keys: list[bytes] = list(self.reader.iterator(include_value=False, verify_checksums=True))
+        except plyvel.Error:
+            self.reader.close()  # else it would stay locked
+            raise
 
 
 # By device and inode of the folder. LevelDB cannot open one twice, yet several layers may read the same one.

@@ -33,16 +33,16 @@ BIG = 1  # flag of a node: its value lies on pages of its own
 NO_PAGE = 2**64 - 1
 HEADER = 16  # bytes of a page before its content
 
-TREE = np.dtype(
-    [("pad", "<u4"), ("flags", "<u2"), ("depth", "<u2"), ("branches", "<u8"), ("leaves", "<u8")]
-    + [("overflows", "<u8"), ("entries", "<u8"), ("root", "<u8")]
-)
+TREE = np.dtype([
+    ("pad", "<u4"), ("flags", "<u2"), ("depth", "<u2"), ("branches", "<u8"), ("leaves", "<u8"),
+    ("overflows", "<u8"), ("entries", "<u8"), ("root", "<u8"),
+])  # fmt: skip
 # The pad of the tree of free pages is the page size.
-META = np.dtype(
-    [("number", "<u8"), ("pad", "<u2"), ("flags", "<u2"), ("pages", "<u4"), ("magic", "<u4")]
-    + [("version", "<u4"), ("address", "<u8"), ("map_size", "<u8"), ("free", TREE), ("main", TREE)]
-    + [("last_page", "<u8"), ("transaction", "<u8")]
-)
+META = np.dtype([
+    ("number", "<u8"), ("pad", "<u2"), ("flags", "<u2"), ("pages", "<u4"),
+    ("magic", "<u4"), ("version", "<u4"), ("address", "<u8"), ("map_size", "<u8"),
+    ("free", TREE), ("main", TREE), ("last_page", "<u8"), ("transaction", "<u8"),
+])  # fmt: skip
 Places = NDArray[np.int64]
 
 
@@ -64,12 +64,9 @@ def open_lmdb(path: AnyPath) -> LmdbSource:
     name = os.fspath(path)
     try:
         in_folder = os.path.isdir(name)
-        if in_folder and "data.mdb" not in os.listdir(name):
-            hint = (
-                "it looks like a LevelDB" if os.path.exists(os.path.join(name, "CURRENT")) else "not an LMDB"
-            )
-            raise DataError(f"lmdb '{name}': the folder has no data.mdb; {hint}")
-        file = open(os.path.join(name, "data.mdb") if in_folder else name, "rb", buffering=0)  # noqa: SIM115
+        there = not in_folder or "data.mdb" in os.listdir(name)
+        file_name = os.path.join(name, "data.mdb") if in_folder else name
+        file = open(file_name, "rb", buffering=0) if there else None  # noqa: SIM115  # LmdbSource closes it
     except FileNotFoundError:
         raise DataError(
             f"lmdb '{name}': No such file or directory; a relative path starts at the working folder"
@@ -77,6 +74,9 @@ def open_lmdb(path: AnyPath) -> LmdbSource:
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"lmdb '{name}': cannot be read: {reason}") from None
+    if file is None:
+        hint = "it looks like a LevelDB" if os.path.exists(os.path.join(name, "CURRENT")) else "not an LMDB"
+        raise DataError(f"lmdb '{name}': the folder has no data.mdb; {hint}")
     return LmdbSource(name, file)
 
 
@@ -90,8 +90,7 @@ class LmdbSource:
     def __init__(self, path: str, file: IO[bytes]) -> None:
         """`file` is unbuffered and becomes this object's own; use `open_lmdb`."""
         self.path, self._file = path, file
-        self.close = weakref.finalize(self, file.close)
-        """Let go of the database; nothing can be read after that."""
+        self._close = weakref.finalize(self, file.close)
         self.size = os.fstat(file.fileno()).st_size
         self._index = self._find_records()
 
@@ -123,6 +122,10 @@ class LmdbSource:
         for index in range(start, len(self)):
             yield self.key(index), self.value(index)
 
+    def close(self) -> None:
+        """Let go of the database; nothing can be read after that."""
+        self._close()
+
     def __enter__(self) -> LmdbSource:
         return self
 
@@ -152,7 +155,8 @@ class LmdbSource:
         if tree["flags"] & 4:
             self._damaged("it has several values for a key, which Caffe's have not")
         self._page_size, self._last_page = page_size, int(meta["last_page"])
-        leaves = [self._leaf(number, page) for number, page in self._leaf_pages(int(tree["root"]), int(tree["depth"]))]
+        pages = self._leaf_pages(int(tree["root"]), int(tree["depth"]))
+        leaves = [self._leaf(number, page) for number, page in pages]
         index = Index(*(np.concatenate(parts) for parts in zip(*leaves, strict=True)))
         if len(index.keys) != tree["entries"]:
             self._damaged(f"{len(index.keys)} records are there, {tree['entries']} should be")
@@ -173,10 +177,10 @@ class LmdbSource:
                 raise DataError(not_lmdb)
             if meta["version"] != VERSION:
                 raise DataError(
-                    f"lmdb '{self.path}': its format has version {meta['version']}, only {VERSION} can be read"
+                    f"lmdb '{self.path}': its format is version {meta['version']}, only {VERSION} can be read"
                 )
             metas.append(meta)
-        newest = metas[metas[0]["transaction"] < metas[1]["transaction"]]
+        newest = metas[0] if metas[0]["transaction"] >= metas[1]["transaction"] else metas[1]
         page_size = int(newest["free"]["pad"])
         if not 512 <= page_size <= 65536 or page_size & (page_size - 1):
             raise DataError(not_lmdb)
@@ -203,8 +207,7 @@ class LmdbSource:
                 waiting += [(child, level + 1) for child in reversed(children.tolist())]
 
     def _page(self, number: int) -> bytes:
-        if (number + 1) * self._page_size > self.size:
-            self._beyond_end(number)
+        self._check_pages(number, number)
         return self._read(number * self._page_size, self._page_size)
 
     def _nodes(self, number: int, page: bytes) -> tuple[Places, Places]:
@@ -232,21 +235,23 @@ class LmdbSource:
         values = values + start
         if big.any():
             first = _gathered(page, values[big] - start, 8).view("<u8")[:, 0]
-            pages = (HEADER + sizes[big] + self._page_size - 1) // self._page_size
-            last = first + pages.astype(np.uint64)  # behind the last one
-            if (first < 2).any() or (first > self._last_page).any() or (last > self.size // self._page_size).any():
-                self._beyond_end(int(last.max()) - 1)
+            self._check_pages(int(first.min()), int(first.max()))
+            more = (HEADER + sizes[big] - 1) // self._page_size
+            self._check_pages(2, int((first.astype(np.int64) + more).max()))
             values[big] = first.astype(np.int64) * self._page_size + HEADER
         return Index(keys + start, key_sizes, values, sizes)
 
-    def _beyond_end(self, number: int) -> NoReturn:
-        """A page is asked for that the file has not."""
+    def _check_pages(self, first: int, last: int) -> None:
+        """Refuse pages that the file has not."""
         needed = (self._last_page + 1) * self._page_size
+        if first >= 2 and last < self.size // self._page_size:
+            return
         if self.size < needed:
             raise DataError(
-                f"lmdb '{self.path}': the file is cut short: {self.size} of {needed} bytes; copy or make it again"
+                f"lmdb '{self.path}': the file is cut short: {self.size} of {needed} bytes; "
+                "copy or make it again"
             )
-        self._damaged(f"there is no page {number}")
+        self._damaged(f"it leads to page {last if first >= 2 else first}, which holds no records")
 
     def _damaged(self, what: str) -> NoReturn:
         raise DataError(f"lmdb '{self.path}': cannot be read: {what}; the database is damaged")
@@ -254,4 +259,5 @@ class LmdbSource:
 
 def _gathered(page: bytes, starts: Places, count: int) -> NDArray[np.uint8]:
     """`count` bytes from each of these places on: (N, count)."""
-    return np.frombuffer(page, np.uint8)[starts[:, None] + np.arange(count)]
+    gathered: NDArray[np.uint8] = np.frombuffer(page, np.uint8)[starts[:, None] + np.arange(count)]
+    return gathered

@@ -7,7 +7,7 @@ bottom[0]  (N, C, H, W)
 top[0]     (N, C, H, W)
 
 Caffe: lrn_layer.cpp. Differs: Caffe keeps a running sum over the channels, so its float32 values drift a
-little from these.
+little from these; ACROSS_CHANNELS in place, its CPU code overwrites the bottom before it has used it.
 """
 
 from collections.abc import Sequence

@@ -40,7 +40,7 @@ from torch.autograd.function import once_differentiable
 from imae.layers.blob import array_from_blob
 from imae.layers.layer import Layer, Shape
 from imae.layers.registry import register_layer
-from imae.layers.synced_memory import ParameterMemory
+from imae.layers.synced_memory import ParameterMemory, take_back
 from imae.prototxt import LayerParameter
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class PythonBlob:
 
 
 class ParameterBlob(PythonBlob):
-    """A parameter blob of a layer, in the shape that the layer uses; in memory of its own until it is bound."""
+    """A parameter blob, in the shape that its layer uses; in memory of its own until it is bound."""
 
     def __init__(self, shape: Sequence[int] = ()) -> None:
         super().__init__(shape)
@@ -147,7 +147,7 @@ class ParameterBlob(PythonBlob):
             super().reshape(*shape)
             return
         parameter = self._parameter
-        ParameterMemory.of(parameter).take_back()
+        take_back([parameter])
         old = parameter.detach()
         fresh = old.reshape(shape).clone() if self.count == math.prod(shape) else old.new_zeros(shape)
         parameter.data, parameter.grad = fresh, None
@@ -228,7 +228,7 @@ class Python(Layer):
             blob.load(tensor)
         self._method("reshape")(self.bottom_blobs, self.top_blobs)
         self._method("forward")(self.bottom_blobs, self.top_blobs)
-        self._take_back()
+        take_back(self.blobs)
         like = bottoms[0] if bottoms else self.device_marker
         return tuple(torch.tensor(blob.data).to(like) for blob in self.top_blobs)
 
@@ -241,20 +241,15 @@ class Python(Layer):
         for blob, diff in zip(self.top_blobs, top_diffs, strict=True):
             blob.diff[...] = diff.cpu().numpy()
         self._method("backward")(self.top_blobs, list(propagate_down), self.bottom_blobs)
-        self._take_back()
+        take_back(self.blobs)
         return [blob.diff for blob in self.bottom_blobs]
 
     def _method(self, name: str) -> Callable[..., object]:
-        method = getattr(self.user_layer, name, None)
+        method: Callable[..., object] | None = getattr(self.user_layer, name, None)
         if not callable(method):
             python = self.param.python_param
             raise self.error(f"class {python.module}.{python.layer} has no method {name!r}")
         return method
-
-    def _take_back(self) -> None:
-        """Take what the user's code has written into parameter blobs."""
-        for parameter in self.blobs:
-            ParameterMemory.of(parameter).take_back()
 
     def _import(self, module_name: str, class_name: str) -> Callable[[LayerParameter], Any]:
         _make_caffe_importable()

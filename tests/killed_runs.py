@@ -1,0 +1,271 @@
+"""Trainings that are killed and resumed over and over, compared with one that is left alone.
+
+    python tests/killed_runs.py FOLDER [--kills 100] [--seed 1]
+
+The libraries are loaded once; each training is a fork of this process, which itself computes nothing. A
+training is killed by SIGKILL, at a random moment or at a random call of those that put a snapshot's files on
+the disk, and resumed with --resume auto, until it gets to its end; then the next one begins. Snapshots are
+binary in one training and HDF5 in the next. Of each life is checked
+
+    that all snapshots on the disk are whole, and the newest one is gone on with
+    that its log says what that of the undisturbed training says from there on
+    that at the end weights, history and all that a resume needs are the same bit by bit
+
+An AssertionError says what was not so; otherwise the last line is a count of what was done, in JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import stat
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import h5py
+import numpy as np
+from digits_runs import lines
+
+from imae.train.main import main
+from imae.train.snapshot import file_checksum, find_snapshots, read_state
+
+NET = """
+layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TRAIN }
+        transform_param { scale: 0.00390625 crop_size: 6 mirror: true }
+        data_param { source: "../_db/digits_train_lmdb" batch_size: 16 backend: LMDB prefetch: 3 } }
+layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TEST }
+        transform_param { scale: 0.00390625 crop_size: 6 mirror: true }
+        data_param { source: "../_db/digits_test_lmdb" batch_size: 10 backend: LMDB } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+        convolution_param { num_output: 8 kernel_size: 3 weight_filler { type: "xavier" } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "pool" type: "Pooling" bottom: "conv" top: "pool" pooling_param { kernel_size: 2 stride: 2 } }
+layer { name: "drop" type: "Dropout" bottom: "pool" top: "pool" }
+layer { name: "ip" type: "InnerProduct" bottom: "pool" top: "ip"
+        inner_product_param { num_output: 10 weight_filler { type: "xavier" } } }
+layer { name: "accuracy" type: "Accuracy" bottom: "ip" bottom: "label" top: "accuracy"
+        include { phase: TEST stage: "accuracy" } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
+"""
+SOLVER = """
+net: "net.prototxt" base_lr: 0.05 lr_policy: "multistep" gamma: 0.5 stepvalue: 70 stepvalue: 110 momentum: 0.9
+weight_decay: 0.001 average_loss: 7 display: 1 max_iter: 150 snapshot: 4 snapshot_prefix: "s" random_seed: 3
+test_iter: 2 test_iter: 3 test_interval: 10 test_state { stage: "accuracy" } test_state { }
+"""
+FORMATS = ("BINARYPROTO", "HDF5")
+ENDED = "solver.cpp:332] Optimization Done."
+
+Plan = Callable[[], object]
+
+
+def fork(folder: Path, log: Path, arguments: list[str], plan: Plan) -> int:
+    """Start `imae ...` in a process of its own that first does `plan()`; its number."""
+    number = os.fork()
+    if number == 0:
+        _run(folder, log, arguments, plan)
+    return number
+
+
+def _run(folder: Path, log: Path, arguments: list[str], plan: Plan) -> NoReturn:
+    status = 70
+    try:
+        os.chdir(folder)
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
+        plan()
+        status = main(arguments)
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_while_writing(chance: random.Random) -> None:
+    """Let this process die at one of the calls that put files on the disk or take them off."""
+    count, moment = chance.randint(1, 40), chance.choice(["before", "half", "after"])
+
+    def deadly(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any) -> None:
+            nonlocal count
+            count -= 1
+            if count == 0 and moment == "half" and call is fsync:
+                halve(arguments[0])
+            if count == 0 and moment != "after":
+                die()
+            call(*arguments)
+            if count == 0:
+                die()
+
+        return wrapped
+
+    fsync = os.fsync
+    for name in ("fsync", "replace", "unlink"):
+        setattr(os, name, deadly(getattr(os, name)))
+
+
+def halve(handle: int) -> None:
+    """Cut an open file, as if it were still being written."""
+    status = os.fstat(handle)
+    if stat.S_ISREG(status.st_mode):
+        os.ftruncate(handle, status.st_size // 2)
+
+
+def train_undisturbed(folder: Path) -> float:
+    """Train in `folder` to the end; the seconds it took."""
+    begun = time.monotonic()
+    number = fork(folder, folder / "log", ["train", "solver.prototxt"], lambda: None)
+    assert os.waitpid(number, 0)[1] == 0, (folder / "log").read_text()
+    return time.monotonic() - begun
+
+
+class Training:
+    """One training that is killed again and again.
+
+    counts   what was done
+    """
+
+    def __init__(self, folder: Path, undisturbed: Path, chance: random.Random, seconds: float) -> None:
+        self.folder, self.chance, self.seconds = folder, chance, seconds
+        self.undisturbed = undisturbed
+        self.said = after_start((undisturbed / "log").read_text())
+        self.counts: Counter[str] = Counter()
+
+    def live(self, kill: bool) -> bool:
+        """Start or resume it, kill it if it lives long enough; whether it got to its end."""
+        before = self.newest_whole()
+        writing = kill and self.chance.random() < 0.5
+        seed = self.chance.random()
+        number = fork(
+            self.folder,
+            self.folder / "log",
+            ["train", "solver.prototxt", "--resume", "auto", "--keep", "2"],
+            lambda: die_while_writing(random.Random(seed)) if writing else None,
+        )
+        if kill and not writing:
+            time.sleep(self.chance.uniform(0, 0.4 * self.seconds))
+            os.kill(number, signal.SIGKILL)
+        _, status = os.waitpid(number, 0)
+        log = (self.folder / "log").read_text()
+        if os.WIFSIGNALED(status):
+            assert os.WTERMSIG(status) == signal.SIGKILL, log
+            self.counts["killed while writing" if writing else "killed at some time"] += 1
+        else:
+            assert os.WEXITSTATUS(status) == 0 and ENDED in log, log
+            self.counts["ended"] += 1
+        self.check_log(log, before)
+        self.check_files()
+        return not os.WIFSIGNALED(status)
+
+    def newest_whole(self) -> int:
+        """The iteration of the newest snapshot, 0 for none."""
+        found = find_snapshots(f"{self.folder}/s")
+        return next((each.iteration for each in found if each.model and each.state), 0)
+
+    def check_log(self, log: str, before: int) -> None:
+        """From the snapshot on it says the same as the undisturbed one."""
+        resumed = re.search(r"Resuming from s_iter_(\d+)\.", log)
+        said = after_start(log)
+        if not said:
+            return  # it died before the training began
+        assert int(resumed[1] if resumed else 0) == before, log
+        first = (
+            next((i for i, line in enumerate(self.said) if f"s_iter_{before}.solverstate" in line), -1) + 1
+        )
+        assert said == self.said[first : first + len(said)], (said, self.said[first : first + len(said)])
+        self.counts["lines compared"] += len(said)
+
+    def check_files(self) -> None:
+        """Each file is whole; no more than two snapshots and one that was not finished remain."""
+        found = find_snapshots(f"{self.folder}/s")
+        for each in found:
+            if each.state:
+                state = read_state(each.state)
+                assert each.model and state.run["model"] == file_checksum(each.model), each
+                self.counts["snapshots read"] += 1
+        assert len(found) <= 4, found
+        for path in self.folder.iterdir():
+            if path.suffix == ".tmp":
+                self.counts["files left half-written"] += 1
+                path.unlink()
+
+    def check_end(self) -> None:
+        """The last snapshot is that of the undisturbed training."""
+        ours, theirs = (find_snapshots(f"{folder}/s")[0] for folder in (self.folder, self.undisturbed))
+        assert ours.iteration == theirs.iteration == 150
+        for mine, other in ((ours.model, theirs.model), (ours.state, theirs.state)):
+            assert content(mine) == content(other), mine
+
+
+def after_start(log: str) -> list[str]:
+    """The whole lines that a training says once it has begun."""
+    whole = lines(log[: log.rfind("\n") + 1])
+    begin = next((i + 1 for i, line in enumerate(whole) if "Learning Rate Policy:" in line), len(whole))
+    return whole[begin:]
+
+
+def content(path: str) -> Any:
+    """All that a snapshot's file holds. (HDF5 files of one content differ in unused bytes.)"""
+    if not path.endswith(".h5"):
+        return Path(path).read_bytes()
+    held: dict[str, bytes] = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, node: (
+                held.update({name: np.asarray(node[()]).tobytes()})
+                if isinstance(node, h5py.Dataset)
+                else None
+            )
+        )
+    return held
+
+
+def kill_and_resume(folder: Path, kills: int, seed: int) -> dict[str, float]:
+    """Do it in `folder`; the counts."""
+    begun, chance = time.monotonic(), random.Random(seed)
+    number = fork(folder, folder / "convert.log", ["convert-digits", "_db"], lambda: None)
+    assert os.waitpid(number, 0)[1] == 0, (folder / "convert.log").read_text()
+    seconds = {}
+    for form in FORMATS:
+        write_inputs(folder / form, form)
+        seconds[form] = train_undisturbed(folder / form)
+    counts: Counter[str] = Counter()
+    while (done := counts["killed at some time"] + counts["killed while writing"]) < kills:
+        form = FORMATS[counts["ended"] % 2]
+        write_inputs(folder / "killed", form)
+        training = Training(folder / "killed", folder / form, chance, seconds[form])
+        while not training.live(kill=done + sum_of_kills(training.counts) < kills):
+            pass
+        training.check_end()
+        counts += training.counts
+        shutil.rmtree(folder / "killed")
+    return {**counts, "seconds": round(time.monotonic() - begun, 1)}
+
+
+def sum_of_kills(counts: Counter[str]) -> int:
+    return counts["killed at some time"] + counts["killed while writing"]
+
+
+def write_inputs(folder: Path, form: str) -> None:
+    folder.mkdir()
+    (folder / "net.prototxt").write_text(NET)
+    (folder / "solver.prototxt").write_text(f"{SOLVER} snapshot_format: {form}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    print(json.dumps(kill_and_resume(given.folder, given.kills, given.seed)))

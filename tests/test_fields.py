@@ -1,0 +1,605 @@
+"""Every field of every parameter of every layer type does something, or is refused.
+
+For each type there is a layer that works, in CASES. In it each field of the schema but those that every layer
+has (name, bottom, ...) is set to other values: the layer must then do something else, or refuse the field by
+name. CHANGES says which values, and in what surroundings. What may do nothing stands in ACCEPTED, with the
+reason.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import cv2
+import h5py
+import lmdb
+import numpy as np
+import pytest
+import torch
+from google.protobuf import text_format
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from numpy.typing import NDArray
+from single_layer import build, normal, refused
+from torch import Tensor
+
+from imae.layers.blob import blob_from_array
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.data.base_data import PrefetchingLayer
+from imae.layers.data.datum import datum_from_array
+from imae.layers.data.memory_data import MemoryData
+from imae.layers.layer import FIRST_PARAMETER
+from imae.layers.registry import layer_class, layer_types
+from imae.layers.vision.conv import Convolution
+from imae.prototxt import Datum, LayerParameter
+from imae.prototxt.errors import ImaeError
+
+
+class Case(NamedTuple):
+    """A layer that works: the inside of its prototxt, its bottoms, and which of them get a gradient."""
+
+    text: str = ""
+    bottoms: tuple[Tensor, ...] = ()
+    learn: tuple[int, ...] = (0,)
+
+
+class Change(NamedTuple):
+    """Values that show that a field is looked at: the layer does something else.
+
+    given     other fields that must be set for that; None takes one out
+    refusal   what the error says where the layer looks at the field only to refuse it, or these values of it
+    """
+
+    values: list[Any]
+    given: Mapping[str, Any] = MappingProxyType({})
+    refusal: str | None = None
+
+
+X, ROWS = normal(2, 3, 4, 6), normal(4, 6)
+SCORES = normal(4, 5, 5)  # labels fit both axes of 5
+LABELS = torch.tensor([[1.0, 2, 1, 0, 3], [2, 1, 3, 4, 0], [3, 1, 2, 0, 4], [0, 0, 2, 4, 1]])
+LOSS = Case("", (SCORES, LABELS))
+PROBABILITIES = Case("", (torch.softmax(SCORES[..., 0], 1), LABELS[:, 0]))
+FILLED = 'weight_filler { type: "uniform" }'
+CONVOLUTION = Case(f"convolution_param {{ num_output: 6 kernel_size: 2 {FILLED} }}", (X,))
+RECURRENT = Case(
+    f"recurrent_param {{ num_output: 2 {FILLED} }}",
+    (normal(3, 2, 4), torch.tensor([[0.0, 1], [1, 1], [1, 0]])),
+)
+SEED = 7  # with it, mirror and rand_skip do something at once
+TRAIN = 'top: "data" top: "label" phase: TRAIN'
+ONE_BOTTOM = """AbsVal BNLL BatchNorm Bias Dropout ELU Exp Flatten LRN MVN PReLU ReLU Reduction Sigmoid
+    Softmax Swish TanH"""
+LOSSES = "DMLoss GCELoss IMAELoss MAELoss MSELoss SoftmaxWithLoss UnifiedWeightLoss WeightedSoftmaxWithLoss"
+
+CASES = {
+    **dict.fromkeys(ONE_BOTTOM.split(), Case("phase: TRAIN", (X,))),
+    **dict.fromkeys(LOSSES.split(), LOSS),
+    "Accuracy": LOSS._replace(learn=()),
+    "ArgMax": Case("", (X,), ()),
+    "BatchReindex": Case("", (ROWS, torch.tensor([0.0, 2, 2]))),
+    "Clip": Case("clip_param { min: -2 max: 2 }", (X * 3,)),
+    "Concat": Case("", (X, X + 1), (0, 1)),
+    "ContrastiveLoss": Case("", (ROWS, ROWS / 2, torch.tensor([0.0, 1, 0, 1])), (0, 1)),
+    "Convolution": CONVOLUTION,
+    "Crop": Case("", (X, normal(2, 2, 3, 4))),
+    "Data": Case(f'{TRAIN} data_param {{ source: "db" batch_size: 4 backend: LMDB }}'),
+    "Deconvolution": CONVOLUTION,
+    "DummyData": Case("dummy_data_param { shape { dim: 2 dim: 3 } }"),
+    "Eltwise": Case("", (X.clamp(min=0), X + 1), (0, 1)),
+    "Embed": Case(f"embed_param {{ num_output: 3 input_dim: 5 {FILLED} }}", (LABELS,), ()),
+    "EuclideanLoss": Case("", (X, X / 2), (0, 1)),
+    "ExtractProb": PROBABILITIES._replace(learn=()),
+    "Filter": Case("", (ROWS, torch.tensor([0.0, 1, 1, 0]))),
+    "HDF5Data": Case('top: "data" top: "label" hdf5_data_param { source: "hdf5_a" batch_size: 2 }'),
+    "HDF5Output": Case('hdf5_output_param { file_name: "out.h5" }', (ROWS, LABELS), ()),
+    "HingeLoss": PROBABILITIES,
+    "Im2col": Case("convolution_param { kernel_size: 2 }", (X,)),
+    "ImageData": Case(f'{TRAIN} image_data_param {{ source: "list" batch_size: 2 }}'),
+    "InfogainLoss": Case('infogain_loss_param { source: "infogain" }', LOSS.bottoms),
+    "InnerProduct": Case(f"inner_product_param {{ num_output: 4 {FILLED} }}", (X,)),
+    "Input": Case("input_param { shape { dim: 2 dim: 3 } }"),
+    "LSTM": RECURRENT,
+    "LSTMUnit": Case(
+        'top: "c" top: "h"', (normal(1, 2, 3), normal(1, 2, 12), torch.tensor([[0.0, 1]])), (0, 1)
+    ),
+    "Log": Case("", (X.abs(),)),
+    "MemoryData": Case(f"{TRAIN} memory_data_param {{ batch_size: 3 channels: 3 height: 9 width: 11 }}"),
+    "MultinomialLogisticLoss": PROBABILITIES,
+    "Parameter": Case("parameter_param { shape { dim: 2 dim: 3 } }"),
+    "Pooling": Case("pooling_param { kernel_size: 2 }", (X,)),
+    "Power": Case("", (X.abs(),)),
+    "Python": Case('python_param { module: "fields_one" layer: "Times" param_str: "2" }', (X,)),
+    "RNN": RECURRENT,
+    "Reshape": Case("reshape_param { shape { dim: 0 dim: -1 } }", (X,)),
+    "SPP": Case("spp_param { pyramid_height: 2 }", (X,)),
+    "Scale": Case("scale_param { bias_term: true }", (X,)),
+    "SigmoidCrossEntropyLoss": Case("", (LABELS - 1.5, LABELS)),
+    "Silence": Case("", (X,), ()),
+    "Slice": Case('top: "a" top: "b"', (normal(2, 4, 6),)),
+    "Split": Case('top: "a" top: "b"', (X,)),
+    "Threshold": Case("", (X,), ()),
+    "Tile": Case("tile_param { tiles: 2 }", (X,)),
+    "WindowData": Case(
+        f"{TRAIN} transform_param {{ crop_size: 5 }} "
+        'window_data_param { source: "windows" batch_size: 4 fg_fraction: 0.5 }'
+    ),
+}  # fmt: skip
+
+# What a type looks at besides the parameter of its own name; Caffe's types as Caffe's sources have it.
+NORMALIZED = "loss_param.ignore_label loss_param.normalization loss_param.normalize"
+SHARED = {
+    "Convolution Deconvolution Im2col": "convolution_param",
+    "LSTM RNN": "recurrent_param",
+    "Data": "transform_param",
+    "ImageData WindowData": "transform_param data_param.prefetch",
+    "HDF5Data DummyData": "transform_param",
+    "MemoryData": "transform_param.scale transform_param.mirror transform_param.crop_size "
+                  "transform_param.mean_file transform_param.mean_value",
+    "SoftmaxWithLoss DMLoss GCELoss IMAELoss MAELoss MSELoss": f"softmax_param {NORMALIZED}",
+    "SigmoidCrossEntropyLoss": NORMALIZED,
+    "InfogainLoss": f"softmax_param.engine {NORMALIZED}",
+    "ExtractProb": "loss_param.ignore_label",
+    "UnifiedWeightLoss": "softmax_param loss_param.ignore_label loss_param.lamda_p loss_param.scale",
+    "WeightedSoftmaxWithLoss": "weighted_softmax_loss_param softmax_param loss_param.ignore_label",
+}  # fmt: skip
+
+
+# -- which values show that a field does something; where nothing is said, one that is 1 larger --------------
+
+
+def within(name: str, changes: dict[str, Change]) -> dict[str, Change]:
+    """The changes of the fields of a message, as those of the field `name` that is such a message."""
+    return {
+        f"{name}.{field}": change._replace(given={f"{name}.{key}": v for key, v in change.given.items()})
+        for field, change in changes.items()
+    }
+
+
+FILLER = {
+    "type": Change(["uniform"], {"type": "constant", "value": 0.25}),
+    "value": Change([0.5], {"type": "constant"}),
+    "min": Change([-2.0], {"type": "uniform"}),
+    "max": Change([2.0], {"type": "uniform"}),
+    "mean": Change([0.5], {"type": "gaussian"}),
+    "std": Change([0.5], {"type": "gaussian"}),
+    "sparse": Change([0], {"type": "gaussian"}),
+    "variance_norm": Change(["FAN_OUT", "AVERAGE"], {"type": "xavier"}),
+}
+PAIRS = {
+    "pad_h": Change([1], {"pad_h": 0, "pad_w": 0}),
+    "pad_w": Change([1], {"pad_h": 0, "pad_w": 0}),
+    "stride_h": Change([2], {"stride_h": 1, "stride_w": 1}),
+    "stride_w": Change([2], {"stride_h": 1, "stride_w": 1}),
+    "kernel_h": Change([1], {"kernel_size": None, "kernel_h": 2, "kernel_w": 2}),
+    "kernel_w": Change([1], {"kernel_size": None, "kernel_h": 2, "kernel_w": 2}),
+}
+LEGACY_SHAPE = {"shape": None, "num": [2], "channels": [1], "height": [3], "width": [1]}
+OTHER_SIZE = {"new_height": 5, "new_width": 5}
+LABEL_1 = {"loss_param.ignore_label": 1}
+CHANGES = {
+    **within("transform_param", {
+        "mean_file": Change(["mean"]),
+        "mean_value": Change([[100], [100, 90, 80]]),
+        "crop_size": Change([3]),
+    }),
+    "Data transform_param.force_color": Change([True], {"data_param.source": "gray_db"}),
+    "Data transform_param.force_gray": Change([True], {"data_param.source": "colour_db"}),
+    "HDF5Data transform_param": Change([], refusal="HDF5Data does not transform data."),
+    "ImageData transform_param.force_color": Change([], refusal="force_color and force_gray are for Data"),
+    "ImageData transform_param.force_gray": Change([], refusal="force_color and force_gray are for Data"),
+    "MemoryData transform_param.crop_size": Change([9], {"memory_data_param.width": 9}),
+    "WindowData transform_param.scale": Change([], refusal="transform_param.scale has no effect here"),
+    "WindowData transform_param.force_color": Change([], refusal="force_color and force_gray have no effect"),
+    "WindowData transform_param.force_gray": Change([], refusal="force_color and force_gray have no effect"),
+    **within("data_param", {
+        "source": Change(["other_db"]),
+        "backend": Change(["LEVELDB"], refusal="Failed to open leveldb db"),
+        "scale": Change([], refusal="scale has no effect here"),
+        "mean_file": Change([], refusal="mean_file has no effect here"),
+        "crop_size": Change([], refusal="crop_size has no effect here"),
+        "mirror": Change([], refusal="mirror has no effect here"),
+        "force_encoded_color": Change([], refusal="force_encoded_color has no effect here"),
+    }),
+    "hdf5_data_param.source": Change(["hdf5_b"]),
+    **within("image_data_param", {
+        "source": Change(["other_list"]),
+        "batch_size": Change([3]),
+        "rand_skip": Change([2]),
+        "new_height": Change([6], OTHER_SIZE),
+        "new_width": Change([6], OTHER_SIZE),
+        "root_folder": Change(["sub/"]),
+        "scale": Change([], refusal="scale has no effect here"),
+        "mean_file": Change([], refusal="mean_file has no effect here"),
+        "crop_size": Change([], refusal="crop_size has no effect here"),
+        "mirror": Change([], refusal="mirror has no effect here"),
+    }),
+    **within("window_data_param", {
+        "source": Change(["other_windows"]),
+        "fg_threshold": Change([0.7]),
+        "bg_threshold": Change([0.2]),
+        "crop_mode": Change(["square"]),
+        "root_folder": Change(["sub/"]),
+        "mean_file": Change([], refusal="mean_file has no effect here"),
+        "crop_size": Change([], refusal="crop_size has no effect here"),
+        "mirror": Change([], refusal="mirror has no effect here"),
+    }),
+    **within("dummy_data_param", {
+        "shape.dim": Change([[2, 4]]),
+        "num": Change([[4]], LEGACY_SHAPE),
+        "channels": Change([[4]], LEGACY_SHAPE),
+        "height": Change([[4]], LEGACY_SHAPE),
+        "width": Change([[4]], LEGACY_SHAPE),
+    }),
+    "input_param.shape.dim": Change([[2, 4]]),
+    "parameter_param.shape.dim": Change([[2, 4]]),
+    **within("convolution_param", {
+        **PAIRS,
+        "pad": Change([[1], [0, 1]]),
+        "stride": Change([[2], [1, 2]]),
+        "kernel_size": Change([[1], [2, 1]]),
+        "dilation": Change([[2], [1, 2]]),
+        "group": Change([3]),
+        "axis": Change([2]),
+    }),
+    **{
+        f"Im2col convolution_param.{name}": Change([], refusal=f"{name} means nothing to Im2col")
+        for name in ("num_output", "bias_term", "group", "weight_filler", "bias_filler")
+    },
+    **within("pooling_param", {
+        **PAIRS,
+        "pool": Change(["AVE"]),
+        "global_pooling": Change([True], refusal="Filter size cannot specified"),
+        "round_mode": Change(["FLOOR"], {"stride": 4}),
+    }),
+    "spp_param.pool": Change(["AVE"]),
+    "crop_param.offset": Change([[1], [1, 2]]),
+    "recurrent_param.debug_info": Change([True], refusal="debug_info does nothing here"),
+    "recurrent_param.expose_hidden": Change([True], refusal="bottom blob(s) as input"),
+    "dropout_param.dropout_ratio": Change([0.25]),
+    "embed_param.input_dim": Change([6]),
+    "exp_param.base": Change([2.0]),
+    "log_param.base": Change([2.0]),
+    "lrn_param.local_size": Change([3]),
+    "scale_param.bias_term": Change([False]),
+    "argmax_param.axis": Change([1, 2]),
+    "eltwise_param.coeff": Change([[1, 2]]),
+    "eltwise_param.stable_prod_grad": Change([False], {"eltwise_param.operation": "PROD"}),
+    "reshape_param.shape.dim": Change([[0, 3, -1]]),
+    "reshape_param.num_axes": Change([1]),
+    "slice_param.slice_point": Change([[1]]),
+    "hdf5_output_param.file_name": Change(["other.h5"]),
+    **within("python_param", {
+        "module": Change(["fields_two"]),
+        "layer": Change(["Plus"]),
+        "param_str": Change(["3"]),
+    }),
+    **dict.fromkeys(("accuracy_param.axis", "infogain_loss_param.axis", "softmax_param.axis"), Change([2])),
+    **dict.fromkeys(("accuracy_param.ignore_label", "loss_param.ignore_label"), Change([1, 2])),
+    "loss_param.normalization": Change(["FULL", "BATCH_SIZE", "NONE"], LABEL_1),
+    "loss_param.normalize": Change([False]),
+    "SigmoidCrossEntropyLoss loss_param.normalization": Change(["FULL", "VALID", "NONE"], LABEL_1),
+    "SigmoidCrossEntropyLoss loss_param.normalize": Change([True]),
+    "InfogainLoss loss_param.normalize": Change([], refusal="normalize is deprecated."),
+    "infogain_loss_param.source": Change(["other_infogain"]),
+}  # fmt: skip
+
+ACCEPTED = {
+    "engine": "CAFFE and CUDNN are two ways to compute the same",
+    "convolution_param.force_nd_im2col": "a third way to compute the same",
+    "data_param.prefetch": "how far the data run ahead",
+    "window_data_param.cache_images": "memory for time",
+    "python_param.share_in_parallel": "there is one process",
+    "Data data_param.rand_skip": "does nothing in Caffe 1.0 either; a warning says so",
+    "DummyData transform_param": "a net of Caffe's own tests has it; a warning says so",
+}
+
+
+# -- the files that the layers name ------------------------------------------------------------------------
+
+MODULE = """
+import caffe
+
+class Times(caffe.Layer):
+    def setup(self, bottom, top):
+        self.factor = FACTOR * float(self.param_str)
+    def reshape(self, bottom, top):
+        top[0].reshape(*bottom[0].data.shape)
+    def forward(self, bottom, top):
+        top[0].data[...] = bottom[0].data * self.factor
+    def backward(self, top, propagate_down, bottom):
+        bottom[0].diff[...] = top[0].diff * self.factor
+
+class Plus(Times):
+    def forward(self, bottom, top):
+        top[0].data[...] = bottom[0].data + self.factor
+"""
+WINDOWS = "# {0}\n{0}.png\n3 9 11\n4\n1 0.9 1 1 8 7\n2 0.6 2 0 9 4\n3 0.1 0 2 5 7\n3 0.3 1 0 5 8\n"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all files that the layers name."""
+    folder, rng = tmp_path_factory.mktemp("fields"), np.random.default_rng(0)
+
+    def picture(*size: int) -> NDArray[np.uint8]:
+        return rng.integers(0, 256, size, np.uint8)
+
+    def png(*size: int) -> bytes:
+        return bytes(cv2.imencode(".png", picture(*size))[1])
+
+    def write_db(name: str, datums: list[Datum]) -> None:
+        with lmdb.open(str(folder / name), map_size=1 << 20) as database:
+            for index, datum in enumerate(datums):
+                with database.begin(write=True) as transaction:
+                    transaction.put(b"%d" % index, datum.SerializeToString())
+
+    write_db("db", [datum_from_array(picture(3, 9, 11), label) for label in range(3)])
+    write_db("other_db", [datum_from_array(picture(3, 9, 11), label) for label in range(3)])
+    write_db("gray_db", [Datum(data=png(9, 11), encoded=True)])
+    write_db("colour_db", [Datum(data=png(9, 11, 3), encoded=True)])
+    (folder / "sub").mkdir()
+    for name in ("0.png", "1.png", "2.png", "sub/0.png", "sub/1.png", "sub/2.png"):
+        (folder / name).write_bytes(png(9, 11, 3))
+    (folder / "list").write_text("0.png 0\n1.png 1\n2.png 2\n")
+    (folder / "other_list").write_text("2.png 2\n")
+    (folder / "windows").write_text("".join(WINDOWS.format(index) for index in range(3)))
+    (folder / "other_windows").write_text(WINDOWS.format(0))
+    for name, shape in (("mean", (1, 3, 9, 11)), ("infogain", (5, 5)), ("other_infogain", (5, 5))):
+        (folder / name).write_bytes(blob_from_array(rng.random(shape, np.float32)).SerializeToString())
+    for name in ("a", "b"):
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file["data"], file["label"] = rng.random((5, 2)), rng.random(5)
+        (folder / f"hdf5_{name}").write_text(f"{name}.h5\n")
+    (folder / "fields_one.py").write_text(MODULE.replace("FACTOR", "1"))
+    (folder / "fields_two.py").write_text(MODULE.replace("FACTOR", "2"))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests work in that folder."""
+    monkeypatch.chdir(files)
+
+
+# -- the walk ----------------------------------------------------------------------------------------------
+
+
+def fields(descriptor: Any, path: str = "") -> Iterator[tuple[str, FieldDescriptor]]:
+    """Path and descriptor of each field of LayerParameter that is not every layer's and no message."""
+    for field in descriptor.fields:
+        if not path and field.number < FIRST_PARAMETER:
+            continue
+        if field.message_type is None:
+            yield f"{path}{field.name}", field
+        else:
+            yield from fields(field.message_type, f"{path}{field.name}.")
+
+
+FIELDS = dict(fields(LayerParameter.DESCRIPTOR))
+
+
+def prefixes(path: str) -> list[str]:
+    """a.b.c, a.b, a"""
+    names = path.split(".")
+    return [".".join(names[:end]) for end in range(len(names), 0, -1)]
+
+
+def find(table: dict[str, Any], type_name: str, path: str) -> Any:
+    """The entry for a field or a message it is in: for this type, else for all types; None without one."""
+    keys = [f"{type_name} {prefix}" for prefix in prefixes(path)] + prefixes(path)
+    return next((table[key] for key in keys if key in table), None)
+
+
+def change_of(type_name: str, path: str) -> Change:
+    field = FIELDS[path]
+    change: Change = find(CHANGES, type_name, path) or Change([])
+    if change.values:
+        return change
+    message = path.rpartition(".")[0]
+    if message.endswith("filler") and change.refusal is None:
+        return within(message, FILLER)[path]
+    values: list[Any] = ["other"]
+    if field.enum_type is not None:
+        values = [value.name for value in field.enum_type.values if value.number != field.default_value]
+    elif field.is_repeated:
+        values = [["other"] if field.type == FieldDescriptor.TYPE_STRING else [1]]
+    elif field.type == FieldDescriptor.TYPE_BOOL:
+        values = [not field.default_value]
+    elif field.type != FieldDescriptor.TYPE_STRING:
+        values = [field.default_value + 1]
+    return change._replace(values=values)
+
+
+def put(message: Message, path: str, value: Any) -> None:
+    """Set the field at `path`, in the last one of a repeated message; None takes it out."""
+    *parents, name = path.split(".")
+    for parent in parents:
+        child = getattr(message, parent)
+        if message.DESCRIPTOR.fields_by_name[parent].is_repeated:
+            child = child[-1] if child else child.add()
+        message = child
+    field = message.DESCRIPTOR.fields_by_name[name]
+    message.ClearField(name)
+    if value is None:
+        return
+    if isinstance(value, str) and field.enum_type is not None:
+        value = field.enum_type.values_by_name[value].number
+    if field.is_repeated:
+        getattr(message, name).extend(value)
+    else:
+        setattr(message, name, value)
+
+
+@cache
+def parsed(type_name: str) -> LayerParameter:
+    """The layer of CASES."""
+    case = CASES[type_name]
+    param = text_format.Parse(f'name: "it" type: "{type_name}" {case.text}', LayerParameter())
+    param.bottom.extend(f"bottom{index}" for index in range(len(case.bottoms)))
+    if not param.top and layer_class(type_name).num_tops != 0:
+        param.top.append("top")
+    return param
+
+
+def make(type_name: str, given: Mapping[str, Any]) -> LayerParameter:
+    """The layer of CASES with other fields set."""
+    param = LayerParameter()
+    param.CopyFrom(parsed(type_name))
+    for path, value in given.items():
+        put(param, path, value)
+    return param
+
+
+def observe(param: LayerParameter) -> list[Any]:
+    """What a layer does: shapes, parameters, tops and gradients of two passes, files."""
+    bottoms, learn = CASES[param.type].bottoms, CASES[param.type].learn
+    before = set(os.listdir())
+    layer = layer_class(param.type)(param)
+    seen: list[Any] = [layer.build([tuple(bottom.shape) for bottom in bottoms], CaffeRandom(SEED))]
+    seen += [blob.detach().clone() for blob in layer.blobs]
+    if isinstance(layer, MemoryData):
+        margin = 2 if param.transform_param.crop_size else 0
+        channels, height, width = layer.size
+        images = np.random.default_rng(0).integers(
+            0, 256, (2 * layer.batch_size, channels, height + margin, width + margin), np.uint8
+        )
+        layer.add(list(images), list(range(len(images))))
+    passes = {"Input": 0, "HDF5Output": 1}.get(param.type, 2)
+    for _ in range(passes):
+        leaves = [bottom.clone().requires_grad_(index in learn) for index, bottom in enumerate(bottoms)]
+        result = layer(*leaves)
+        tops = [result] if isinstance(result, Tensor) else list(result)
+        ends = [top for top in tops if top.requires_grad]
+        if ends:
+            torch.autograd.backward(ends, [normal(*top.shape, seed=1) for top in ends])
+        seen += [top.detach().clone() for top in tops]
+        seen += [leaf.grad for leaf in leaves]
+        seen += [blob.grad for blob in layer.blobs]
+    seen += [blob.detach().clone() for blob in layer.blobs]
+    if isinstance(layer, PrefetchingLayer):
+        layer.close()
+    for name in (written := sorted(set(os.listdir()) - before)):
+        os.remove(name)
+    return [*seen, written]
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Bit for bit."""
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all())
+    return bool(a == b)
+
+
+def looks_at(type_name: str, path: str) -> bool:
+    """Whether the type should look at the field: it bears the type's name, or SHARED has it."""
+    own = path.partition(".")[0].replace("_", "") == f"{type_name.lower()}param"
+    shared = next((value for key, value in SHARED.items() if type_name in key.split()), "")
+    return own or not set(prefixes(path)).isdisjoint(shared.split())
+
+
+def is_unread(param: LayerParameter, path: str) -> bool:
+    """Whether the type says that it does not look at the field, in so many words."""
+    try:
+        layer_class(param.type)(param)
+    except ImaeError as error:
+        words = f"layer 'it' ({param.type}): {param.type} does not look at "
+        return str(error) in [f"{words}{prefix}; remove it" for prefix in prefixes(path)]
+    return False
+
+
+@pytest.mark.parametrize("type_name", layer_types())
+def test_every_field_does_something_or_is_refused(type_name: str) -> None:
+    plain: dict[str, list[Any]] = {}
+    for path in FIELDS:
+        change = change_of(type_name, path)
+        for value in change.values:
+            param = make(type_name, {**change.given, path: value})
+            what = f"{path}: {value}"
+            assert is_unread(param, path) != looks_at(type_name, path), what
+            if is_unread(param, path):
+                continue
+            if change.refusal is not None:
+                with pytest.raises(ImaeError, match=re.escape(change.refusal)):
+                    observe(param)
+                continue
+            surroundings = str(dict(change.given))
+            if surroundings not in plain:
+                plain[surroundings] = observe(make(type_name, change.given))
+            does_nothing = equal(observe(param), plain[surroundings])
+            if find(ACCEPTED, type_name, path) or FIELDS[path].name in ACCEPTED:
+                assert does_nothing, f"{what} has an effect; take it out of ACCEPTED"
+            else:
+                assert not does_nothing, f"{what} has no effect; honour it, or refuse it"
+
+
+def test_every_parameter_belongs_to_a_type() -> None:
+    names = {path.partition(".")[0] for path in FIELDS}
+    for type_name in layer_types():
+        for name in list(names):
+            param = make(type_name, {})
+            getattr(param, name).SetInParent()
+            if not is_unread(param, name):
+                names.remove(name)
+    assert not names
+
+
+def test_the_tables_name_fields_of_the_schema() -> None:
+    known = {prefix for path in FIELDS for prefix in prefixes(path)} | {"engine"}
+    assert {key.rpartition(" ")[2] for key in (*CHANGES, *ACCEPTED)} <= known
+    assert {name for value in SHARED.values() for name in value.split()} <= known
+    assert {name for key in SHARED for name in key.split()} <= set(CASES) == set(layer_types())
+
+
+def test_a_field_that_a_type_does_not_look_at_is_named() -> None:
+    with refused("layer 'it' (Convolution): Convolution does not look at relu_param; remove it"):
+        build('type: "Convolution" relu_param { negative_slope: 0.1 }', (1, 2, 3, 3))
+    with refused("layer 'it' (ImageData): ImageData does not look at data_param.source; remove it"):
+        build('type: "ImageData" data_param { prefetch: 2 source: "db" }')
+
+
+def test_a_type_looks_at_the_fields_of_the_type_that_it_is_made_from() -> None:
+    class Depthwise(Convolution):
+        pass
+
+    param = make("Convolution", {})
+    param.type = "Depthwise"
+    assert Depthwise(param).build([tuple(X.shape)], CaffeRandom(1)) == [(2, 6, 3, 5)]
+    param.pooling_param.SetInParent()
+    with refused("Depthwise does not look at pooling_param; remove it"):
+        Depthwise(param)
+
+
+@pytest.mark.parametrize(
+    ("type_name", "field", "value"),
+    [("DummyData", "transform_param.scale", 2), ("Data", "data_param.rand_skip", 1)],
+)
+def test_a_mistake_that_caffe_passes_over_is_logged(
+    type_name: str, field: str, value: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    observe(make(type_name, {field: value}))
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    name = "rand_skip" if type_name == "Data" else "transform_param"
+    assert len(said) == 1
+    assert said[0].startswith(f"layer 'it' ({type_name}): {name} has no effect")
+
+
+def test_blobs_of_a_prototxt_are_counted() -> None:
+    def text(count: int) -> str:
+        return 'type: "InnerProduct" inner_product_param { num_output: 1 }' + "blobs { data: 1 }" * count
+
+    assert len(build(text(2), (2, 1)).blobs) == 2
+    with refused("Incorrect number of weight blobs.; its prototxt has 3, it needs 2"):
+        build(text(3), (2, 1))
+    with refused("its prototxt has 1 blobs; more are needed"):
+        build(text(1), (2, 1))
+    with refused("Incorrect number of weight blobs.; its prototxt has 1, it needs 0"):
+        build('type: "ReLU" blobs { data: 1 }', (2, 1))

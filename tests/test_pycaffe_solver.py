@@ -1,0 +1,204 @@
+"""pycaffe's solvers: steps, updates, callbacks, snapshots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tolerances import tolerance
+
+import imae.pycaffe as caffe
+from imae.layers import synced_memory
+from imae.prototxt.errors import PrototxtError
+from imae.pycaffe.solver import SOLVERS, Solver
+
+NET = """
+layer { name: "data" type: "DummyData" top: "x" top: "t"
+        dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 dim: 2 }
+                           data_filler { type: "gaussian" } data_filler { type: "constant" value: 1 } } }
+layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip"
+        inner_product_param { num_output: 2 weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "EuclideanLoss" bottom: "ip" bottom: "t" top: "loss" }
+"""
+SOLVER = """
+net: "net.prototxt" base_lr: 0.5 lr_policy: "step" stepsize: 2 gamma: 0.1 max_iter: 5
+snapshot_after_train: false snapshot_prefix: "it" random_seed: 3 test_iter: 2 test_interval: 100
+"""
+
+
+@pytest.fixture(params=["seen", "copied", "cuda"])
+def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nets whose blobs scripts see as they are, or by copies, or by copies of what is on a GPU."""
+    if request.param == "copied":
+        monkeypatch.setattr(synced_memory, "in_cpu_memory", lambda tensor: False)
+    elif request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("there is no GPU")
+        caffe.set_mode_gpu()
+    yield
+    caffe.set_mode_cpu()
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.prototxt").write_text(NET)
+
+
+def make(text: str = "", cls: Any = caffe.SGDSolver) -> Solver:
+    Path("solver.prototxt").write_text(SOLVER + text)
+    solver: Solver = cls("solver.prototxt")
+    return solver
+
+
+def test_solver_steps_and_tells(memory: None) -> None:
+    solver = make()
+    assert (solver.iter, solver.param.max_iter, len(solver.test_nets)) == (0, 5, 1)
+    assert solver.lr == pytest.approx(0.5)
+    before = solver.net.params["ip"][0].data.copy()
+    solver.step(3)
+    assert solver.iter == 3 and solver.lr == pytest.approx(0.05)
+    assert (solver.net.params["ip"][0].data != before).any()
+    assert solver.net.blobs["loss"].data > 0 and solver.net.blobs["ip"].diff.any()
+    np.testing.assert_array_equal(solver.test_nets[0].params["ip"][0].data, solver.net.params["ip"][0].data)
+    solver.solve()
+    assert solver.iter == 5
+
+
+def test_runs_are_the_same_wherever_the_memory_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = []
+    for seen in (True, False):
+        monkeypatch.setattr(synced_memory, "in_cpu_memory", lambda tensor, seen=seen: seen)
+        solver = make("momentum: 0.9")
+        for _ in range(3):
+            solver.step(1)
+            solver.net.params["ip"][0].data[0, 0] += 1
+            _ = solver.net.params["ip"][0].diff, solver.net.blobs["ip"].diff
+        runs.append(solver.net.params["ip"][0].data.copy())
+    np.testing.assert_array_equal(*runs)
+
+
+def test_apply_update_uses_the_diffs_as_they_stand(memory: None) -> None:
+    solver = make()
+    weights, bias = solver.net.params["ip"]
+    weights.data[...], bias.data[...] = 0, 0
+    weights.diff[...], bias.diff[...] = 1, 2
+    solver.apply_update()
+    rtol, atol, _ = tolerance("formula")
+    np.testing.assert_allclose(weights.data, np.full((2, 3), -0.5), rtol=rtol, atol=atol)
+    np.testing.assert_allclose(bias.data, np.full(2, -1), rtol=rtol, atol=atol)
+    assert solver.iter == 1
+
+
+def test_forward_backward_update_by_hand_is_a_step(memory: None) -> None:
+    solver = make("test_initialization: false")
+    for _ in range(2):
+        solver.net.clear_param_diffs()
+        solver.net.forward()
+        solver.net.backward()
+        solver.apply_update()
+    other = make("test_initialization: false")  # random_seed starts the draws anew
+    other.step(2)
+    np.testing.assert_array_equal(solver.net.params["ip"][0].data, other.net.params["ip"][0].data)
+
+
+def test_callbacks_come_before_the_pass_and_before_the_update(memory: None) -> None:
+    solver = make()
+    calls: list[object] = []
+
+    def on_gradients_ready() -> None:
+        calls.append(float(abs(solver.net.params["ip"][0].diff).sum()) > 0)
+        solver.net.params["ip"][0].diff[...] = 0  # counts
+
+    def on_start() -> None:
+        calls.append(solver.iter)
+        solver.net.params["ip"][0].data[...] = 7
+
+    solver.add_callback(on_start, on_gradients_ready)
+    solver.add_callback(lambda: calls.append("a"), lambda: calls.append("b"))
+    solver.step(2)
+    assert calls == [0, "a", True, "b", 1, "a", True, "b"]
+    assert (solver.net.params["ip"][0].data == 7).all()
+
+
+def test_the_learning_rate_can_be_changed(memory: None) -> None:
+    solver = make()
+    solver.param.base_lr = 0
+    before = solver.net.params["ip"][0].data.copy()
+    solver.step(1)
+    np.testing.assert_array_equal(solver.net.params["ip"][0].data, before)
+
+
+def test_weights_written_before_a_step_count(memory: None) -> None:
+    solver = make()
+    solver.param.base_lr = 0
+    for blob in solver.net.params["ip"]:
+        blob.data[...] = 1
+        blob.diff[...] = 100  # cleared by the step
+    solver.step(1)
+    assert (solver.net.params["ip"][1].data == 1).all()
+    x = solver.net.blobs["x"].data
+    rtol, atol, _ = tolerance("same arithmetic")
+    np.testing.assert_allclose(solver.net.blobs["ip"].data[:, 0], x.sum(1) + 1, rtol=rtol, atol=atol)
+
+
+def test_snapshot_and_restore(memory: None) -> None:
+    solver = make("momentum: 0.9")
+    solver.step(2)
+    solver.net.params["ip"][1].data[...] = 5
+    solver.snapshot()
+    weights = [blob.data.copy() for blob in solver.net.params["ip"]]
+    other = make("momentum: 0.9")
+    _ = other.net.params["ip"][1].data  # asked for before and after
+    other.restore("it_iter_2.solverstate")
+    assert other.iter == 2
+    for blob, values in zip(other.net.params["ip"], weights, strict=True):
+        np.testing.assert_array_equal(blob.data, values)
+    third = make("momentum: 0.9")
+    third.solve("it_iter_2.solverstate")
+    assert third.iter == 5
+
+
+def test_share_weights() -> None:
+    solver = make()
+    net = caffe.Net("net.prototxt", caffe.TEST)
+    solver.share_weights(net)
+    solver.step(1)
+    np.testing.assert_array_equal(net.params["ip"][0].data, solver.net.params["ip"][0].data)
+
+
+def test_nets_outlive_their_solver() -> None:
+    solver = make()
+    net, test_net = solver.net, solver.test_nets[0]
+    del solver
+    net.forward()
+    net.backward()
+    assert test_net.forward()["loss"] > 0
+
+
+@pytest.mark.parametrize("name", sorted(SOLVERS))
+def test_get_solver_makes_the_type_that_the_file_names(name: str) -> None:
+    rates = {"Adam": "momentum: 0.9", "AdaDelta": "momentum: 0.9 delta: 1e-6", "Nesterov": "momentum: 0.9"}
+    solver = make(f'type: "{name}" {rates.get(name, "")}', caffe.get_solver)
+    assert type(solver) is SOLVERS[name] is getattr(caffe, f"{name}Solver")
+    solver.step(1)
+    assert solver.iter == 1
+
+
+def test_the_class_decides_whatever_the_file_says() -> None:
+    solver = make('type: "AdaGrad"')
+    assert solver.param.type == "SGD"
+
+
+def test_messages() -> None:
+    Path("solver.prototxt").write_text(SOLVER + 'type: "Magic"')
+    with pytest.raises(
+        PrototxtError, match=r"Unknown solver type: Magic \(known types: AdaDelta, AdaGrad, Adam"
+    ):
+        caffe.get_solver("solver.prototxt")
+    with pytest.raises(PrototxtError, match=r"nowhere\.prototxt: no such file"):
+        caffe.SGDSolver("nowhere.prototxt")

@@ -1,0 +1,164 @@
+"""`imae plot-log`: curves of several training logs, Caffe's and ours, in one picture.
+
+    imae plot-log 6 loss.png caffe.log imae.log
+    imae plot-log test:accuracy accuracy.svg caffe.log imae.log --seconds
+
+What is drawn is a number, as for Caffe's plot_training_log.py, or a name:
+
+    0, 1  test accuracy     the test outputs with "accuracy" in their names
+    2, 3  test loss         those with "loss" in them
+    4, 5  learning rate
+    6, 7  train loss        the smoothed loss that stands behind `Iteration N`
+    loss, lr, test_loss, train, test, train:NAME, test:NAME
+                            that kind of numbers; of the net's outputs all, or one
+
+Odd numbers, and --seconds, draw over the seconds since the training began, else it is over the iterations.
+Needs the package matplotlib (`imae[plot]`); the ending of the picture's name is its format.
+
+Caffe: tools/extra/plot_training_log.py.example.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from imae.prototxt.errors import DataError, ImaeError
+from imae.prototxt.files import AnyPath, write_atomically
+from imae.train.caffe_log import LogNumber, read_log
+
+COMMAND = "plot-log"
+HELP = "curves of training logs in one picture"
+
+STYLES = ("-", "--", ":", "-.")  # of the first log, the second, ...: seen where they lie upon each other
+KINDS = ("loss", "lr", "test_loss", "train", "test")
+
+
+class Chart(NamedTuple):
+    """What is drawn: a kind of numbers, and of outputs those of a name, or with a word in their names."""
+
+    kind: str
+    name: str = ""
+    word: str = ""
+
+    def __str__(self) -> str:
+        return {"loss": "smoothed loss", "lr": "learning rate", "test_loss": "test loss"}.get(
+            self.kind, f"{self.kind} {self.name or self.word or 'outputs'}"
+        )
+
+    def shows(self, number: LogNumber) -> bool:
+        """Whether this number is part of it."""
+        return number.what == self.kind and self.name in ("", number.name) and self.word in number.name
+
+
+# Of the numbers 0 and 1, 2 and 3, ...
+NUMBERED = (Chart("test", word="accuracy"), Chart("test", word="loss"), Chart("lr"), Chart("loss"))
+
+
+class Curve(NamedTuple):
+    """A line of the picture."""
+
+    label: str
+    iterations: list[int]
+    seconds: list[float]
+    values: list[float]
+
+
+def curves(numbers: Iterable[LogNumber], chart: Chart) -> list[Curve]:
+    """The curves of a chart in one log, by the outputs' names; each element of a vector has its own."""
+    found: dict[tuple[int, str, int], Curve] = {}
+    for number in filter(chart.shows, numbers):
+        curve = found.setdefault((number.net, number.name, number.place), Curve("", [], [], []))
+        curve.iterations.append(number.iteration)
+        curve.seconds.append(number.seconds)
+        curve.values.append(number.value)
+    outputs = [key[:2] for key in found]
+    labelled = []
+    for index, (curve, (net, name)) in enumerate(zip(found.values(), outputs, strict=True)):
+        element = f"[{outputs[:index].count((net, name))}]" if outputs.count((net, name)) > 1 else ""
+        labelled.append(curve._replace(label=name + element + (f" (test net #{net})" if net else "")))
+    return labelled
+
+
+def draw_curves(axes: Any, logs: Sequence[tuple[str, list[LogNumber]]], chart: Chart, seconds: bool) -> None:
+    """Draw the chart of several logs, each given with its name, into one pair of axes."""
+    for index, (name, numbers) in enumerate(logs):
+        for curve in curves(numbers, chart):
+            label = f"{name}: {curve.label}" if chart.kind in ("train", "test") else name
+            x = curve.seconds if seconds else curve.iterations
+            axes.plot(x, curve.values, STYLES[index % len(STYLES)], label=label, linewidth=1)
+    finish_axes(axes, str(chart), "seconds" if seconds else "iterations")
+
+
+def finish_axes(axes: Any, title: str, x: str) -> None:
+    """Title, name of the x axis, grid, and a legend if there is something to explain."""
+    axes.set_title(title)
+    axes.set_xlabel(x)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+
+
+def write_picture(path: AnyPath, draw: Callable[[Any], None], height: float = 5) -> None:
+    """Write what `draw` puts into a matplotlib Figure, `height` inches high; ImaeError without matplotlib."""
+    try:
+        figure_module = importlib.import_module("matplotlib.figure")
+    except ModuleNotFoundError:
+        raise ImaeError("a picture needs the package matplotlib: pip install 'imae[plot]'") from None
+    figure = figure_module.Figure(figsize=(8, height), dpi=120, layout="constrained")
+    draw(figure)
+    ending = os.path.splitext(path)[1].removeprefix(".").lower()
+    formats = figure.canvas.get_supported_filetypes()
+    if ending not in formats:
+        raise ImaeError(
+            f"'{os.fspath(path)}': the ending must be that of a picture: {', '.join(sorted(formats))}"
+        )
+    picture = io.BytesIO()
+    figure.savefig(picture, format=ending)
+    write_atomically(path, picture.getvalue())
+
+
+def log_names(paths: Sequence[str]) -> list[str]:
+    """What a legend calls the logs: the names of the files, or their paths where names are the same."""
+    names = [os.path.basename(path) for path in paths]
+    return names if len(set(names)) == len(names) else list(paths)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
+    parser.add_argument(
+        "chart", metavar="WHAT", help="0 to 7 as in Caffe, or loss, lr, test_loss, train[:NAME], test[:NAME]"
+    )
+    parser.add_argument("output", metavar="OUTPUT", help="the picture to write: .png, .svg, .pdf ...")
+    parser.add_argument("logs", metavar="LOG", nargs="+", help="logs, Caffe's or ours")
+    parser.add_argument("--seconds", action="store_true", help="draw over seconds, not over iterations")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the picture."""
+    chart, seconds = _chart(args.chart)
+    logs = list(zip(log_names(args.logs), map(read_log, args.logs), strict=True))
+    if not any(chart.shows(number) for _, numbers in logs for number in numbers):
+        known = {
+            n.what if n.what not in ("train", "test") else f"{n.what}:{n.name}"
+            for _, log in logs
+            for n in log
+        }
+        raise DataError(f"there is no {chart} in these logs; there is {', '.join(sorted(known))}")
+    write_picture(
+        args.output, lambda figure: draw_curves(figure.subplots(), logs, chart, seconds or args.seconds)
+    )
+
+
+def _chart(text: str) -> tuple[Chart, bool]:
+    """What an argument asks for, and whether over seconds."""
+    if text.isdecimal() and int(text[:9]) < 2 * len(NUMBERED):
+        return NUMBERED[int(text) // 2], int(text) % 2 == 1
+    kind, colon, name = text.partition(":")
+    if kind not in KINDS or (colon and (not name or kind not in ("train", "test"))):
+        raise ImaeError(f"cannot draw '{text}'; expected 0 to 7, {', '.join(KINDS)}, train:NAME or test:NAME")
+    return Chart(kind, name), False

@@ -1,0 +1,68 @@
+"""Where the first number that is NaN or infinite comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imae.layers.net import Net
+from imae.train.streams import Streams
+
+
+def all_finite(blobs: Iterable[Tensor]) -> bool:
+    """Whether no blob holds a NaN or an infinity; waits for the device."""
+    return all(bool(torch.isfinite(blob).all()) for blob in blobs)
+
+
+@torch.no_grad()
+def first_not_finite(net: Net, batch: dict[str, Tensor]) -> str:
+    """The first layer whose top is not finite in a pass over `batch`, layer by layer, in words; "" for none.
+
+    batch   the tops of the data layers, on the net's device
+    """
+    values = dict(batch)
+    for step in net.steps:
+        if not step.tops:
+            continue
+        if not values.keys() >= set(step.tops) or step.bottoms:
+            tops = step.layer(*(values[name] for name in step.bottoms))
+            values.update(zip(step.tops, [tops] if isinstance(tops, Tensor) else tops, strict=True))
+        for name in step.tops:
+            if not all_finite([values[name]]):
+                layer = step.layer
+                broken = [str(place) for place, blob in enumerate(layer.blobs) if not all_finite([blob])]
+                because = f" (and so is parameter blob {', '.join(broken)} of this layer)" if broken else ""
+                return f"top '{name}' of layer '{layer.name}' ({layer.type}) is the first not finite{because}"
+    return ""
+
+
+class Tracer:
+    """Makes the passes of an iteration once more, to find what was not finite in them.
+
+    passes   how many an iteration has
+    """
+
+    def __init__(self, net: Net, streams: Streams, passes: int) -> None:
+        self.net, self.streams, self.passes = net, streams, passes
+        self._before: dict[str, Any] = {}
+
+    def remember(self) -> None:
+        """Call this before the passes; it does not wait for the device unless layers keep blobs there."""
+        self._before = self.streams.get_state()
+
+    def culprit(self) -> str:
+        """What the passes find not finite first, in words; everything is left as it was."""
+        now, learnable = self.streams.get_state(), [p.detach().clone() for p in self.net.learnable]
+        self.streams.set_state(self._before)
+        found = ""
+        for _ in range(self.passes):
+            batch = {name: blob.to(self.streams.device) for name, blob in self.net.next_batch().items()}
+            found = found or first_not_finite(self.net, batch)
+        self.streams.set_state(now)
+        with torch.no_grad():
+            for parameter, values in zip(self.net.learnable, learnable, strict=True):
+                parameter.copy_(values)  # a pass changes BatchNorm's
+        return found or "every top of this iteration is finite, so it comes from one since the last display"

@@ -1,0 +1,65 @@
+"""What the next pass depends on beyond weights: places in the data, random numbers, what layers remember."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.net import Net
+
+
+class Streams:
+    """Those of a solver's nets.
+
+    random   the run's random numbers
+    nets     the train net, then the test nets
+    device   where they compute
+    masks    whether the device draws random numbers, too (dropout masks)
+    """
+
+    def __init__(
+        self, random: CaffeRandom, nets: Sequence[Net], device: torch.device, masks: bool = False
+    ) -> None:
+        self.random, self.nets, self.device, self.masks = random, nets, device, masks
+
+    def get_state(self) -> dict[str, Any]:
+        """What `set_state` needs to go on from here: numbers, bytes and arrays in dicts and lists."""
+        state: dict[str, Any] = {
+            "random": self.random.get_state(),
+            "data": [{layer.name: layer.get_state() for layer in net.data_layers()} for net in self.nets],
+            "buffers": [
+                {name: buffer.cpu().numpy() for name, buffer in _kept_buffers(net).items()}
+                for net in self.nets
+            ],
+        }
+        if self.masks:
+            state["device_random"] = torch.cuda.get_rng_state(self.device).numpy()
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Go on where `get_state` was called; SnapshotError or KeyError where the state is of other nets."""
+        self.random.set_state(state["random"])
+        if self.masks and "device_random" in state:
+            torch.cuda.set_rng_state(torch.from_numpy(state["device_random"]), self.device)
+        for net, data, buffers in zip(self.nets, state["data"], state["buffers"], strict=False):
+            for layer in net.data_layers():
+                if layer.name in data:
+                    layer.set_state(data[layer.name])
+            for step in net.steps:
+                for name, values in buffers.items():
+                    owner, _, buffer = name.rpartition("/")
+                    if owner == step.layer.name:
+                        setattr(step.layer, buffer, torch.from_numpy(values).to(self.device))
+
+
+def _kept_buffers(net: Net) -> dict[str, Tensor]:
+    """What layers keep from one forward pass to the next (the state of an LSTM), by `layer/name`."""
+    return {
+        f"{step.layer.name}/{name}": buffer
+        for step in net.steps
+        for name, buffer in step.layer.named_buffers(recurse=False)
+    }
