@@ -59,7 +59,10 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
 
     CaffemodelError where the file cannot be read or does not fit; the net is then as it was.
     """
-    hdf5 = os.path.isfile(path) and h5py.is_hdf5(path)
+    try:
+        hdf5 = os.path.isfile(path) and h5py.is_hdf5(path)
+    except OSError:  # cannot be read: the binary reader says why
+        hdf5 = False
     if hdf5 and dialect:
         raise CaffemodelError(f"{path}: dialects are of binary files, this is HDF5; leave out --dialect")
     sources = _read_hdf5(path) if hdf5 else _read_binary(path, dialect, _scales_behind_batch_norms(net))
@@ -190,7 +193,7 @@ def _read_hdf5(path: AnyPath) -> dict[str, dict[int, _Source]]:
                 name: {int(index): _Source(np.asarray(values, np.float32)) for index, values in group.items()}
                 for name, group in file["data"].items()
             }
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise CaffemodelError(f"{path}: not a caffemodel in HDF5, or damaged: {error}") from None
 
 

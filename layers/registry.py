@@ -82,7 +82,7 @@ def _load_all() -> None:
         for entry in entry_points(group="imae.layers"):
             try:
                 importlib.import_module(entry.module)
-            except ImportError as error:
+            except (ImportError, SyntaxError, AttributeError, NameError, TypeError, RuntimeError) as error:
                 raise LayerError(
                     f"plugin {entry.name!r} ({entry.value}) cannot be imported: {error}; mend or uninstall it"
                 ) from error

@@ -32,10 +32,10 @@ def atomic_file(path: AnyPath) -> Iterator[BinaryIO]:
     block is raised as a FileError unless it is about another file.
     """
     target = Path(os.path.realpath(path))  # the file that a link points to
-    if target.exists() and not target.is_file():  # a folder, /dev/null
-        raise FileError(f"cannot write '{path}': it exists and is not a regular file")
     temporary = _beside(target)
     with _file_errors(path, target, temporary):
+        if target.exists() and not target.is_file():  # a folder, /dev/null
+            raise FileError(f"cannot write '{path}': it exists and is not a regular file")
         try:
             with open(temporary, "x+b") as file:
                 yield file
@@ -102,5 +102,5 @@ def _file_errors(path: AnyPath, target: Path, temporary: Path) -> Iterator[None]
         reason = error.strerror or str(error)
         if not target.parent.is_dir():
             reason = f"there is no folder '{target.parent}'"
-        untouched = "; the old file is untouched" if target.exists() else ""
+        untouched = "; the old file is untouched" if os.path.exists(target) else ""
         raise FileError(f"cannot write '{path}': {reason}{untouched}") from error

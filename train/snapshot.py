@@ -197,7 +197,7 @@ def _from_hdf5(path: AnyPath) -> State:
                 [np.asarray(history[str(index)], np.float32) for index in range(len(history))],
                 _unpack(file[RUN][()].tobytes(), path) if RUN in file else {},
             )
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         if not os.path.isfile(path):
             raise SnapshotError(f"{path}: no such file") from None
         raise SnapshotError(f"{path}: not a solver state in HDF5, or damaged: {error}") from None

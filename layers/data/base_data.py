@@ -24,6 +24,10 @@ Batch = tuple[Tensor, ...]
 State = dict[str, Any]
 
 
+# More batches than this gain nothing, and a file may ask for four thousand million.
+MOST_AHEAD = 64
+
+
 class PrefetchingLayer(DataLayer):
     """A data layer whose batches one thread makes, strictly in order, while the net is at work.
 
@@ -40,7 +44,7 @@ class PrefetchingLayer(DataLayer):
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
-        self.ahead: int = param.data_param.prefetch
+        self.ahead: int = min(param.data_param.prefetch, MOST_AHEAD)
         self.shapes: list[Shape] = []
         self._pending: deque[Future[tuple[Batch, State]]] = deque()
         self._executor: ThreadPoolExecutor | None = None

@@ -85,8 +85,9 @@ def read_file(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
-    except OSError as error:
-        raise DataError(f"Could not load {path}: {error.strerror}; mend the list, or root_folder") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"Could not load {path}: {reason}; mend the list, or root_folder") from None
 
 
 def size_text(shape: tuple[int, ...]) -> str:

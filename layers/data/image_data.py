@@ -146,6 +146,9 @@ def read_list(source: str, root_folder: str) -> tuple[list[str], NDArray[np.int6
     for i, line in enumerate(lines):
         path, blank, label = line.rpartition(b" ")
         paths.append(root_folder + (path if blank else line).decode(errors="surrogateescape"))
-        number = re.match(rb"\s*([+-]?\d+)", label)
-        labels[i] = int(number[1]) if number else 0
+        number = re.match(rb"\s*([+-]?\d{1,20})", label)
+        value = int(number[1]) if number else 0
+        if not -(2**31) <= value < 2**31:
+            raise DataError(f"image list '{source}', line {i + 1}: label {value} does not fit into 32 bits")
+        labels[i] = value
     return paths, labels
