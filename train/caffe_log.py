@@ -152,7 +152,7 @@ def rows(numbers: Iterable[LogNumber], what: str = "train", net: int = 0) -> lis
     table: list[list[LogNumber]] = []
     for entry in numbers:
         if (entry.what, entry.net) == (what, net):
-            if entry.place == 0:
+            if entry.place == 0 or not table:  # a log may begin in the middle of a row
                 table.append([])
             table[-1].append(entry)
     return [

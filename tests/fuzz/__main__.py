@@ -1,0 +1,356 @@
+"""Fuzz what reads files: every broken file is read, or refused by an ImaeError of one line.
+
+    python tests/fuzz --examples 2000                   each target
+    python tests/fuzz lmdb onnx --minutes 30 --keep /tmp/found
+
+That means: no other exception and no warning; no crash; at most 5 s of CPU time and 1 GiB of memory for a file
+of at most 1 MiB; nothing is written or removed outside a temporary folder. Each target runs in processes of
+its own, a batch of files after the other. The table says how many files were accepted and refused, and the
+longest time; the findings come after it. Exit status: 1 if there are any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import importlib
+import io
+import json
+import logging
+import mmap
+import os
+import resource
+import signal
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+from hypothesis.errors import FlakyFailure
+from targets import TARGETS, Target
+
+SECONDS = 5  # of CPU time for a file
+PATIENCE = 60  # seconds without any file being done
+MEMORY = 1 << 30
+BATCH = 500
+COUNTS = struct.Struct("<QQQd")  # inputs, accepted, refused, longest time
+
+
+class Slow(BaseException):
+    """The time is up. Not an Exception, so that nobody catches it."""
+
+
+class Finding(Exception):
+    """The rule is broken: `key` tells one cause from another, `what` is for people."""
+
+    def __init__(self, key: str, what: str) -> None:
+        super().__init__(key)
+        self.key, self.what = key, what
+
+
+def main() -> int:
+    from imae.layers.registry import layer_types
+    from imae.train.main import COMMANDS
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}")
+    parser.add_argument("--examples", type=int, default=1000, help="files for each target (1000)")
+    parser.add_argument("--minutes", type=float, help="go on for so long instead")
+    parser.add_argument("--seed", type=int, default=0, help="another seed makes other files (0)")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="save the files of findings here")
+    args = parser.parse_args()
+    unknown = set(args.targets) - set(TARGETS)
+    if unknown:
+        parser.error(f"unknown target {', '.join(unknown)}")
+    chosen = [TARGETS[name] for name in args.targets or TARGETS]
+    for module in ("onnx", "onnxruntime", "imae.train.solver", *COMMANDS.values()):
+        importlib.import_module(module)  # once, for all processes
+    layer_types()
+    totals = {target.name: Totals() for target in chosen}
+    end = time.monotonic() + 60 * args.minutes if args.minutes else None
+    number = args.seed * 1_000_000
+    going = list(chosen)
+    while going and (end is None or time.monotonic() < end):
+        for target in list(going):
+            total = totals[target.name]
+            before = total.inputs
+            left = BATCH if end is not None else min(args.examples - before, BATCH)
+            total.add(run_batch(target, left, number, set(total.findings)))
+            if total.inputs == before or (end is None and total.inputs >= args.examples):
+                going.remove(target)
+        number += 1
+    print(f"{'target':16}{'inputs':>9}{'accepted':>9}{'refused':>9}{'longest':>9}{'memory':>9}  findings")
+    for name, total in totals.items():
+        print(total.row(name))
+    print(f"{'':16}{sum(total.inputs for total in totals.values()):>9}")
+    for name, total in totals.items():
+        for key, (what, data) in total.findings.items():
+            print(f"\n{name}: {key}\n{what}")
+            if args.keep is not None:
+                args.keep.mkdir(parents=True, exist_ok=True)
+                path = args.keep / f"{name}-{abs(hash(key)) % 10**8}"
+                path.write_bytes(data)
+                print(f"saved as {path}")
+    return 1 if any(total.findings for total in totals.values()) else 0
+
+
+class Totals:
+    """What became of the files of a target; findings: what, and a file, by key."""
+
+    def __init__(self) -> None:
+        self.inputs = self.accepted = self.refused = self.memory = 0
+        self.longest = 0.0
+        self.findings: dict[str, tuple[str, bytes]] = {}
+
+    def add(self, other: Totals) -> None:
+        self.inputs += other.inputs
+        self.accepted += other.accepted
+        self.refused += other.refused
+        self.longest = max(self.longest, other.longest)
+        self.memory = max(self.memory, other.memory)
+        self.findings |= {key: found for key, found in other.findings.items() if key not in self.findings}
+
+    def row(self, name: str) -> str:
+        return (
+            f"{name:16}{self.inputs:>9}{self.accepted:>9}{self.refused:>9}{self.longest:>7.2f} s"
+            f"{self.memory / 2**20:>5.0f} MiB  {len(self.findings)}"
+        )
+
+
+# -- a batch in a process of its own -------------------------------------------------------------------------
+
+
+def run_batch(target: Target, examples: int, number: int, known: set[str]) -> Totals:
+    """Run so many files of the random seed `number`; findings of `known` keys are passed over."""
+    shared = mmap.mmap(-1, mmap.PAGESIZE)
+    totals = Totals()
+    in_memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # nothing waits for a disk there
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=in_memory) as name:
+        folder = Path(name)
+        for part in ("work", "report"):
+            (folder / part).mkdir()
+        pid = os.fork()
+        if pid == 0:
+            _child(target, examples, number, known, folder, shared)
+        status = _wait(pid, shared)
+        totals.inputs, totals.accepted, totals.refused, totals.longest = COUNTS.unpack_from(shared)
+        for path in sorted((folder / "report").glob("*.json")):
+            found = json.loads(path.read_text())
+            totals.memory = max(totals.memory, found.get("memory", 0))
+            if "key" in found:
+                totals.findings[found["key"]] = found["what"], base64.b64decode(found["data"])
+        if status:
+            last = folder / "report" / "input"
+            data = last.read_bytes() if last.exists() else b""
+            what = (
+                "no file was done for too long"
+                if status == signal.SIGKILL
+                else f"the process ended with status {status}"
+            )
+            trace = folder / "report" / "trace"
+            totals.findings[f"{what}"] = (
+                f"{what}\n{trace.read_text()[-2000:] if trace.exists() else ''}",
+                data,
+            )
+    return totals
+
+
+def _wait(pid: int, shared: mmap.mmap) -> int:
+    """Wait for a process, and end it if it does not get on; what it ended with: 0, a status or a signal."""
+    before, since = -1, time.monotonic()
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        inputs = COUNTS.unpack_from(shared)[0]
+        if inputs != before:
+            before, since = inputs, time.monotonic()
+        elif time.monotonic() - since > PATIENCE:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _child(
+    target: Target, examples: int, number: int, known: set[str], folder: Path, shared: mmap.mmap
+) -> NoReturn:
+    import faulthandler
+
+    status = 70
+    try:
+        trace = open(folder / "report" / "trace", "w")  # noqa: SIM115
+        faulthandler.enable(trace)
+        quiet = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(quiet, 1)
+        os.dup2(quiet, 2)
+        os.chdir(folder / "work")
+        tempfile.tempdir = str(folder / "work")
+        Runner(target, folder, known, shared).run(examples, number)
+        status = 0
+    except BaseException:
+        (folder / "report" / "trace").write_text(traceback.format_exc())
+    finally:
+        os._exit(status)
+
+
+class Runner:
+    """Runs a target's files one by one and writes down what it finds."""
+
+    def __init__(self, target: Target, folder: Path, known: set[str], shared: mmap.mmap) -> None:
+        self.target, self.folder, self.known, self.shared = target, folder, set(known), shared
+        self.inputs = self.accepted = self.refused = 0
+        self.longest = 0.0
+        self.outside: list[str] = []
+        self.watching = False
+        self.found: tuple[Finding, bytes]
+
+    def run(self, examples: int, number: int) -> None:
+        files = self.target.prepare()
+        _small_machine()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        soft = _virtual_memory() + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        sys.addaudithook(self._audit)
+        signal.signal(signal.SIGPROF, _slow)
+        handler = _Strict(io.StringIO())
+        logging.getLogger("imae").addHandler(handler)
+        logging.getLogger("imae").setLevel(logging.INFO)
+        while self.inputs < examples:
+            left = examples - self.inputs
+
+            @seed(number)
+            @settings(
+                max_examples=left,
+                database=None,
+                deadline=None,
+                verbosity=Verbosity.quiet,
+                suppress_health_check=list(HealthCheck),
+                phases=(Phase.generate, Phase.shrink),
+                report_multiple_bugs=False,
+            )
+            @given(files)
+            def check(data: bytes) -> None:
+                self._one(data)
+
+            begun = self.inputs
+            try:
+                check()
+            except (Finding, FlakyFailure):  # the latter: seen once, and not when it was looked for again
+                self._report()
+            if self.inputs == begun:
+                break
+            number += 7919
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        (self.folder / "report" / "memory.json").write_text(json.dumps({"memory": 1024 * (after - before)}))
+
+    def _one(self, data: bytes) -> None:
+        (self.folder / "report" / "input").write_bytes(data)
+        self.outside.clear()
+        begun = time.process_time()
+        outcome: Finding | bool
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                signal.setitimer(signal.ITIMER_PROF, SECONDS)
+                self.watching = True
+                self.target.check(data)
+            outcome = True
+        except BaseException as error:
+            outcome = judged(error)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            self.watching = False
+        if self.outside:
+            outcome = Finding(
+                f"outside {self.outside[0].split()[0]}", f"outside the folder: {self.outside[0]}"
+            )
+        self.inputs += 1
+        self.accepted += outcome is True
+        self.refused += outcome is False
+        self.longest = max(self.longest, time.process_time() - begun)
+        COUNTS.pack_into(self.shared, 0, self.inputs, self.accepted, self.refused, self.longest)
+        if isinstance(outcome, Finding) and outcome.key not in self.known:
+            self.found = outcome, data
+            raise outcome
+
+    def _report(self) -> None:
+        found, data = self.found
+        self.known.add(found.key)
+        report = {"key": found.key, "what": found.what, "data": base64.b64encode(data).decode()}
+        (self.folder / "report" / f"{len(self.known)}.json").write_text(json.dumps(report))
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.watching:
+            return
+        paths: tuple[Any, ...] = ()
+        if (
+            event == "open"
+            and isinstance(arguments[2], int)
+            and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        ) or event in ("os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod", "shutil.rmtree"):
+            paths = arguments[:1]
+        elif event in ("os.rename", "os.link", "os.symlink"):
+            paths = arguments[:2]
+        elif event in ("subprocess.Popen", "os.system", "socket.connect", "pickle.find_class"):
+            self.outside.append(f"{event} {arguments!r}")
+        for path in paths:
+            if isinstance(path, str | bytes):
+                real = os.path.realpath(os.fsdecode(path))
+                if not real.startswith(str(self.folder)) and real != os.devnull:
+                    self.outside.append(f"{event} {real}")
+
+
+def judged(error: BaseException) -> Finding | bool:
+    """False if this is how a file is refused, else what is wrong."""
+    from imae.prototxt.errors import ImaeError
+
+    chain: BaseException | None = error
+    while chain is not None and not isinstance(chain, MemoryError):
+        chain = chain.__cause__ or chain.__context__
+    if isinstance(error, ImaeError) and chain is None:
+        text = str(error)
+        return False if text and text.isprintable() else Finding("not one line", repr(text))
+    frames = list(traceback.extract_tb(error.__traceback__))
+    ours = [f"{frame.filename}:{frame.name}" for frame in frames if "/fuzz/" not in frame.filename]
+    place = next(
+        (f for f in reversed(ours) if "site-packages" not in f and "/lib/python" not in f), "nowhere"
+    )
+    inner = f"{ours[-1].split('/')[-1]}" if ours else ""
+    kind = type(chain or error).__name__
+    key = f"{kind} in {place.split('/main/')[-1]} ({inner})"
+    return Finding(key, "\n".join("".join(traceback.format_exception(error)).splitlines()[-14:]))
+
+
+def _small_machine() -> None:
+    """Let imae believe that little memory is free."""
+    from imae.layers import memory
+
+    memory.free_memory = lambda: 1 << 26
+
+
+def _virtual_memory() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+
+
+def _slow(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Slow(f"more than {SECONDS} s")
+
+
+class _Strict(logging.StreamHandler[io.StringIO]):
+    """Writes log records nowhere; a record that cannot be written is an error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        record.getMessage().encode(errors="backslashreplace")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    sys.exit(main())

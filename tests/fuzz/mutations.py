@@ -1,0 +1,365 @@
+"""Broken files as hypothesis strategies: small valid ones, edited as bytes, as text, or as protobuf messages."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from hypothesis import strategies as st
+
+Draw = st.DrawFn
+Files = st.SearchStrategy[bytes]
+
+LARGEST = 1 << 20  # bytes of a file that is made here
+NUMBERS = [0, 1, 2, 3, 7, 8, 15, 16, 100, 127, 128, 255, 256, 1000, 4096, 32767, 32768, 65535, 65536, 10**6]
+NUMBERS += [2**k + d for k in (24, 30, 31, 32, 40, 48, 62, 63, 64) for d in (-1, 0, 1)]
+FLOATS = [0.0, -0.0, 1e-45, 1e-30, 1e30, -1e38, 3.5e38, float("inf"), float("-inf"), float("nan")]
+FLOATS += [-1.0, 0.5, 1e300]
+
+
+def pick(draw: Draw, items: Sequence[object]) -> int:
+    """An index of `items`."""
+    return draw(st.integers(0, len(items) - 1))
+
+
+# -- bytes ---------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def mutated_bytes(
+    draw: Draw, seeds: Sequence[bytes], hot: Callable[[bytes], Sequence[int]] | None = None
+) -> bytes:
+    """A seed after a few edits; `hot` names the places where edits matter most."""
+    data = bytearray(seeds[pick(draw, seeds)])
+    for _ in range(draw(st.integers(1, 4))):
+        places = hot(bytes(data)) if hot is not None and draw(st.booleans()) else ()
+        if places:
+            place = places[pick(draw, places)]
+        else:
+            place = draw(st.integers(0, max(len(data) - 1, 0)))
+        _edit(draw, data, place, seeds)
+    return bytes(data[:LARGEST])
+
+
+def _edit(draw: Draw, data: bytearray, place: int, seeds: Sequence[bytes]) -> None:
+    kind = draw(st.integers(0, 15))
+    length = draw(st.integers(1, 64))
+    if kind <= 3:
+        data[place : place + 1] = bytes([draw(st.integers(0, 255))])
+    elif kind <= 7:
+        size = draw(st.sampled_from([1, 2, 4, 8]))
+        number = NUMBERS[pick(draw, NUMBERS)] * draw(st.sampled_from([1, 1, -1]))
+        order = draw(st.sampled_from(["little", "little", "big"]))
+        data[place : place + size] = (number % 256**size).to_bytes(size, order)
+    elif kind == 8:
+        data[place : place + 1] = bytes(
+            [(data[place] if place < len(data) else 0) ^ 1 << draw(st.integers(0, 7))]
+        )
+    elif kind == 9:
+        del data[place : place + length]
+    elif kind == 10:
+        data[place:place] = draw(st.binary(min_size=1, max_size=32))
+    elif kind == 11:
+        part = data[place : place + length]
+        times = draw(st.sampled_from([1, 2, 10, 1000, 10**5]))
+        data[place:place] = part * min(times, LARGEST // max(len(part), 1))
+    elif kind == 12:
+        del data[place:]
+    elif kind == 13:
+        other = seeds[pick(draw, seeds)]
+        data[place:] = other[draw(st.integers(0, max(len(other) - 1, 0))) :]
+    elif kind == 14:
+        data[place : place + length] = bytes([draw(st.sampled_from([0, 0, 255]))]) * length
+    else:
+        begin = draw(st.integers(0, max(len(data) - 1, 0)))
+        data[place : place + length] = data[begin : begin + length]
+
+
+# -- text ----------------------------------------------------------------------------------------------------
+
+TOKEN = re.compile(rb"\s+|\"(?:\\.|[^\"\\\n])*\"?|'(?:\\.|[^'\\\n])*'?|-?\d[\w.+-]*|\w+|.", re.DOTALL)
+ODD_TEXT = [
+    b"",
+    b"a\nb",
+    b"\x00",
+    b"\xff\xfe",
+    b"\xc3\xa4",
+    b"\xed\xa0\x80",
+    b"\x1b[31m",
+    b"%s{}",
+    b"\\",
+    b'"',
+    b"../../x",
+    b"/dev/null",
+    b"/",
+    b".",
+    b" ",
+]
+ODD_NUMBERS = [
+    b"nan",
+    b"-nan",
+    b"inf",
+    b"-inf",
+    b"-0",
+    b"-1",
+    b"1e400",
+    b"1e-400",
+    b"0x7fffffff",
+    b"0777",
+    b"1.5",
+    b"9" * 5000,
+]
+
+
+@st.composite
+def mutated_text(draw: Draw, seeds: Sequence[bytes], words: Sequence[bytes] = ()) -> bytes:
+    """A seed after a few edits of its tokens or lines; `words` is the vocabulary of the language."""
+    tokens = TOKEN.findall(seeds[pick(draw, seeds)])
+    for _ in range(draw(st.integers(1, 4))):
+        kind = draw(st.integers(0, 13))
+        place = draw(st.integers(0, max(len(tokens) - 1, 0)))
+        end = min(place + draw(st.integers(1, 12)), len(tokens))
+        if kind <= 3:
+            numbers = [i for i, token in enumerate(tokens) if token[:1].isdigit() or token[:1] == b"-"]
+            if numbers:
+                tokens[numbers[pick(draw, numbers)]] = draw(_number())
+        elif kind <= 5 and words:
+            names = [i for i, token in enumerate(tokens) if token[:1].isalpha() or token[:1] in (b'"', b"'")]
+            if names:
+                old = names[pick(draw, names)]
+                word = words[pick(draw, words)]
+                tokens[old] = b'"%s"' % word if tokens[old][:1] == b'"' else word
+        elif kind == 6:
+            strings = [i for i, token in enumerate(tokens) if token[:1] in (b'"', b"'")]
+            if strings:
+                tokens[strings[pick(draw, strings)]] = b'"%s"' % ODD_TEXT[pick(draw, ODD_TEXT)]
+        elif kind == 7:
+            del tokens[place:end]
+        elif kind == 8:
+            part = tokens[place:end]
+            times = draw(st.sampled_from([1, 2, 10, 1000, 10**5]))
+            tokens[place:place] = part * min(times, LARGEST // 4 // max(len(b"".join(part)), 1))
+        elif kind == 9 and words:
+            word = words[pick(draw, words)]
+            tokens.insert(place, b" %s: %s " % (word, draw(_number())))
+        elif kind == 10:
+            tokens.insert(place, draw(st.sampled_from(ODD_TEXT)))
+        elif kind == 11:
+            del tokens[place:]
+        elif kind == 12:
+            other = TOKEN.findall(seeds[pick(draw, seeds)])
+            begin = draw(st.integers(0, max(len(other) - 1, 0)))
+            tokens[place:place] = other[begin : begin + draw(st.integers(1, 60))]
+        else:
+            blocks = [block for block in _blocks(tokens) if block[1] > block[0]]
+            if blocks:
+                first, last = blocks[pick(draw, blocks)]
+                where = draw(st.integers(0, len(tokens)))
+                tokens[where:where] = tokens[first : last + 1] * draw(st.sampled_from([1, 1, 2, 50, 3000]))
+    return b"".join(tokens)[:LARGEST]
+
+
+@st.composite
+def _number(draw: Draw) -> bytes:
+    kind = draw(st.integers(0, 4))
+    if kind == 0:
+        return ODD_NUMBERS[pick(draw, ODD_NUMBERS)]
+    if kind == 1:
+        return repr(FLOATS[pick(draw, FLOATS)]).encode()
+    if kind == 2:
+        return b"%d" % draw(st.integers(-3, 12))
+    return b"%d" % (NUMBERS[pick(draw, NUMBERS)] * draw(st.sampled_from([1, 1, -1])))
+
+
+def _blocks(tokens: Sequence[bytes]) -> list[tuple[int, int]]:
+    """First and last token of each `name { ... }`."""
+    found, open_ = [], []
+    for i, token in enumerate(tokens):
+        if token == b"{":
+            name = i - 1
+            while name > 0 and tokens[name].isspace():
+                name -= 1
+            open_.append(max(name, 0))
+        elif token == b"}" and open_:
+            found.append((open_.pop(), i))
+    return found
+
+
+# -- protobuf messages ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Field:
+    """A field on the wire: its number, its wire type, and what it holds; `length` lies about the latter."""
+
+    number: int
+    wire: int
+    value: int | bytes | list[Field]
+    length: int | None = None
+
+
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+
+
+@st.composite
+def mutated_message(
+    draw: Draw, seeds: Sequence[bytes], numbers: Sequence[int] = tuple(range(1, 20))
+) -> bytes:
+    """A message after a few edits of its fields, wherever they are nested; then perhaps of its bytes."""
+    message = parse(seeds[pick(draw, seeds)])
+    for _ in range(draw(st.integers(1, 4))):
+        _edit_message(draw, message, seeds, numbers)
+    data = serialized(message)
+    if draw(st.integers(0, 4)) == 0:
+        return draw(mutated_bytes([data or b"\0"]))
+    return data[:LARGEST]
+
+
+def _edit_message(draw: Draw, message: list[Field], seeds: Sequence[bytes], numbers: Sequence[int]) -> None:
+    places = [(message, len(message)), *list(_places(message))]
+    home, index = places[pick(draw, places)]
+    new = Field(numbers[pick(draw, numbers)], VARINT, 0)
+    if index == len(home):
+        home.append(new)
+    found, kind = home[index], draw(st.integers(0, 12))
+    if kind <= 3:
+        if found.wire == VARINT:
+            found.value = NUMBERS[pick(draw, NUMBERS)] * draw(st.sampled_from([1, 1, -1])) % 2**64
+        elif found.wire in (FIXED32, FIXED64):
+            code, size = ("<f", 4) if found.wire == FIXED32 else ("<d", 8)
+            value = FLOATS[pick(draw, FLOATS)]
+            found.value = struct.pack(code, value) if abs(value) < 1e38 or size == 8 else b"\x7f" * size
+        elif isinstance(found.value, bytes):
+            found.value = draw(_payload(found.value))
+    elif kind == 4:
+        del home[index]
+    elif kind == 5:
+        times = draw(st.sampled_from([1, 2, 10, 1000, 10**5, 5 * 10**5]))
+        size = max(len(serialized([found])), 1)
+        home[index:index] = [found] * min(times, LARGEST // size)
+    elif kind == 6:
+        found.number = numbers[pick(draw, numbers)]
+    elif kind == 7:
+        found.wire = draw(st.sampled_from([VARINT, FIXED64, BYTES, FIXED32, 3, 4]))
+        found.value = {VARINT: 1, FIXED64: b"\0" * 8, FIXED32: b"\1" * 4}.get(found.wire, b"ab")
+    elif kind == 8:
+        found.length = NUMBERS[pick(draw, NUMBERS)]
+    elif kind == 9:
+        home.insert(index, new)
+        new.wire, new.value = BYTES, draw(_payload(b"a"))
+    elif kind == 10:
+        home.insert(index, new)
+        new.value = NUMBERS[pick(draw, NUMBERS)] % 2**64
+    elif kind == 11:
+        other = parse(seeds[pick(draw, seeds)])
+        sources = list(_places(other))
+        if sources:
+            source, where = sources[pick(draw, sources)]
+            home.insert(index, source[where])
+    else:
+        nested = serialized([found])[: LARGEST // 16]
+        for _ in range(draw(st.sampled_from([1, 50, 99, 100, 101, 1000]))):
+            nested = varint(found.number << 3 | BYTES) + varint(len(nested)) + nested
+        home.insert(index, Field(found.number, BYTES, nested))
+
+
+@st.composite
+def _payload(draw: Draw, old: bytes) -> bytes:
+    """Something else for a string or for packed numbers."""
+    kind = draw(st.integers(0, 5))
+    if kind == 0:
+        return b""
+    if kind == 1:
+        return old[: draw(st.integers(0, len(old)))]
+    if kind == 2:
+        return old + draw(st.binary(max_size=9))
+    if kind == 3:
+        return struct.pack("<f", draw(st.sampled_from([float("nan"), float("inf"), -1.0, 1e-45]))) * 6
+    if kind == 4:
+        return ODD_TEXT[pick(draw, ODD_TEXT)]
+    return b"".join(varint(NUMBERS[pick(draw, NUMBERS)] % 2**64) for _ in range(draw(st.integers(1, 5))))
+
+
+def _places(message: list[Field]) -> list[tuple[list[Field], int]]:
+    """All fields, each as the list it stands in and its place there."""
+    found = []
+    for index, part in enumerate(message):
+        found.append((message, index))
+        if isinstance(part.value, list):
+            found += _places(part.value)
+    return found
+
+
+def parse(data: bytes) -> list[Field]:
+    """The fields of a message; of bytes that look like a message, their fields in turn."""
+    fields = _parse(data, 0)
+    assert fields is not None, "a seed is no message"
+    return fields
+
+
+def _parse(data: bytes, depth: int) -> list[Field] | None:
+    fields, at = [], 0
+    while at < len(data):
+        tag, at = _read_varint(data, at)
+        number, wire = tag >> 3, tag & 7
+        if not 0 < number < 20000 or at > len(data):
+            return None
+        value: int | bytes | list[Field]
+        if wire == VARINT:
+            value, at = _read_varint(data, at)
+        elif wire in (FIXED32, FIXED64):
+            size = 4 if wire == FIXED32 else 8
+            value, at = data[at : at + size], at + size
+        elif wire == BYTES:
+            size, at = _read_varint(data, at)
+            value, at = data[at : at + size], at + size
+            nested = _parse(value, depth + 1) if 2 <= size <= 10**5 and depth < 8 else None
+            value = value if nested is None or at > len(data) else nested
+        else:
+            return None
+        if at > len(data):
+            return None
+        fields.append(Field(number, wire, value))
+    return fields
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+    number = shift = 0
+    while at < len(data) and shift < 70:
+        number |= (data[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+        if not data[at - 1] & 128:
+            return number, at
+    return number, len(data) + 1
+
+
+def varint(number: int) -> bytes:
+    """A number on the wire."""
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*out, number])
+
+
+def serialized(message: Sequence[Field]) -> bytes:
+    """The bytes of a message."""
+    parts: list[bytes] = []
+    done: dict[int, bytes] = {}  # a field that stands there many times is written once
+    for part in message:
+        if id(part) not in done:
+            done[id(part)] = _serialized(part)
+        parts.append(done[id(part)])
+    return b"".join(parts)
+
+
+def _serialized(part: Field) -> bytes:
+    tag = varint(part.number << 3 | part.wire)
+    if isinstance(part.value, int):
+        return tag + varint(part.value)
+    value = serialized(part.value) if isinstance(part.value, list) else part.value
+    if part.wire == BYTES:
+        return tag + varint(len(value) if part.length is None else part.length) + value
+    return tag + value

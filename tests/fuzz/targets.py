@@ -1,0 +1,996 @@
+"""What is fuzzed: for each kind of file, how broken ones are made and what of imae reads them.
+
+A target works in a folder of its own, the current one. `check` gets the bytes of a broken file; it may raise
+an ImaeError, nothing else, and write into that folder, nowhere else.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import io
+import json
+import os
+import pickle
+import shutil
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from mutations import Draw, Files, mutated_bytes, mutated_message, mutated_text, pick
+
+ROOT = Path(__file__).resolve().parents[2]
+CASES = ROOT / "tests" / "cases"
+SMALL = 200_000  # values of all blobs of a net that is run
+
+
+@dataclass(frozen=True)
+class Target:
+    """`prepare` writes what stays in the folder, and returns the strategy of the broken files."""
+
+    name: str
+    prepare: Callable[[], Files]
+    check: Callable[[bytes], object]
+
+
+TARGETS: dict[str, Target] = {}
+
+
+def target(prepare: Callable[[], Files]) -> Callable[[Callable[[bytes], object]], Callable[[bytes], object]]:
+    """Decorator: a check of this name, with the files that `prepare` makes."""
+
+    def register(check: Callable[[bytes], object]) -> Callable[[bytes], object]:
+        TARGETS[check.__name__] = Target(check.__name__, prepare, check)
+        return check
+
+    return register
+
+
+def command(name: str, *arguments: str) -> None:
+    """Run a command of the command line, but for the end, where main prints an ImaeError."""
+    main = importlib.import_module("imae.train.main")
+    module: ModuleType = importlib.import_module(main.COMMANDS[name])
+    parser = main.Parser(prog=f"imae {name}", allow_abbrev=False)
+    module.add_arguments(parser)  # type: ignore[attr-defined]
+    module.run(parser.parse(arguments))  # type: ignore[attr-defined]
+
+
+def write(name: str, data: bytes) -> str:
+    Path(name).write_bytes(data)
+    return name
+
+
+def remove(*names: str) -> None:
+    """Files or folders that may be there."""
+    for name in names:
+        if os.path.isdir(name) and not os.path.islink(name):
+            shutil.rmtree(name)
+        elif os.path.lexists(name):
+            os.remove(name)
+
+
+def cases(*patterns: str, largest: int = 20_000) -> list[bytes]:
+    """Small files of tests/cases."""
+    paths = [path for pattern in patterns for path in sorted(CASES.glob(pattern))]
+    found = [path.read_bytes() for path in paths if path.stat().st_size <= largest]
+    assert found, patterns
+    return found
+
+
+def picture(extension: str, height: int = 5, width: int = 7, channels: int = 3) -> bytes:
+    import cv2
+
+    pixels: Any = np.random.default_rng(1).integers(0, 256, (height, width, channels), np.uint8)
+    return cv2.imencode(extension, pixels)[1].tobytes()
+
+
+def datums() -> list[bytes]:
+    from imae.layers.data.datum import datum_from_array
+    from imae.prototxt import Datum
+
+    pixels = np.arange(30, dtype=np.uint8).reshape(3, 2, 5)
+    encoded = [Datum(data=picture(e), label=3, encoded=True) for e in (".png", ".jpg", ".bmp")]
+    made = [datum_from_array(pixels, 1), datum_from_array(pixels.astype(np.float32), 2), *encoded]
+    return [datum.SerializeToString() for datum in made]
+
+
+def write_lmdb(folder: str, records: dict[bytes, bytes]) -> bytes:
+    """Make a database; the bytes of its file."""
+    import lmdb
+
+    remove(folder)
+    with (
+        lmdb.open(folder, map_size=1 << 22, sync=False) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        for key, value in records.items():
+            transaction.put(key, value)
+    return Path(folder, "data.mdb").read_bytes()
+
+
+# -- nets and solvers ----------------------------------------------------------------------------------------
+
+
+def vocabulary() -> list[bytes]:
+    """The names of all fields, enum values, layer types and fillers."""
+    from imae.layers.filler import FILLERS
+    from imae.layers.registry import layer_types
+    from imae.prototxt.schema import CAFFE
+
+    names = {name for name in [*FILLERS, *layer_types(), "true", "false"] if name != "Python"}
+    for message in CAFFE.nested_types:
+        names |= set(message.fields_by_name)
+        for enum in message.enum_types:
+            names |= set(enum.values_by_name)
+    return sorted(name.encode() for name in names)
+
+
+def net_texts() -> Files:
+    write_lmdb("db", {b"%d" % i: datums()[0] for i in range(3)})
+    patterns = ("layers/*/*.prototxt", "nets/*.prototxt", "upgrade/*.in.prototxt", "state/*.prototxt")
+    seeds = cases(*patterns, "invalid/net_*.prototxt")
+    seeds.append(
+        b'layer { name: "d" type: "Data" top: "data" top: "label" transform_param { crop_size: 2 mirror: true } '
+        b'data_param { source: "db" batch_size: 2 backend: LMDB prefetch: 1 } } '
+        b'layer { name: "d" type: "DummyData" top: "x" top: "y" dummy_data_param { num: 2 channels: 3 height: 1 '
+        b'width: 1 data_filler { type: "gaussian" std: 0.1 } } }'
+    )
+    return mutated_text(seeds, vocabulary())
+
+
+def names_python(param: Any) -> bool:
+    """Whether a net has a layer that runs code; such nets are not built here."""
+    return any(layer.type == "Python" for layer in param.layer)
+
+
+@target(net_texts)
+def net(data: bytes) -> None:
+    import torch
+
+    from imae.layers.caffe_random import CaffeRandom
+    from imae.layers.net import Net
+    from imae.prototxt import TEST, TRAIN, NetParameter
+    from imae.prototxt.text import parse_net, read_net, to_text
+
+    param = read_net(write("net.prototxt", data))
+    assert parse_net(to_text(param)) == param
+    if names_python(param):
+        return
+    for phase in (TRAIN, TEST):
+        state = NetParameter()
+        state.CopyFrom(param)
+        state.state.phase = phase
+        built = Net(state, CaffeRandom(1))
+        values = sum(int(np.prod(shape)) for shape in built.blob_shapes.values())
+        values += sum(blob.numel() for blob in built.learnable)
+        if values <= SMALL:
+            inputs = {name: torch.zeros(built.blob_shapes[name]) for name in built.inputs}
+            blobs = built.forward(inputs)
+            built.loss(blobs)
+            for name in built.outputs:
+                assert tuple(blobs[name].shape) == built.blob_shapes[name], name
+    remove(*(name for name in os.listdir() if name not in ("net.prototxt", "db", "input")))
+
+
+TINY_NET = b"""
+layer { name: "data" type: "DummyData" top: "data" top: "label"
+        dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 }
+                           data_filler { type: "gaussian" } data_filler { type: "constant" value: 1 } } }
+layer { name: "a" type: "InnerProduct" bottom: "data" top: "a" param { name: "w" } param { lr_mult: 2 }
+        inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+layer { name: "bn" type: "BatchNorm" bottom: "a" top: "b" }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "b" bottom: "label" top: "loss" }
+"""
+TINY_SOLVER = (
+    b'base_lr: 0.1 lr_policy: "step" stepsize: 4 gamma: 0.5 momentum: 0.9 random_seed: 1 snapshot_prefix: "s" '
+    b"max_iter: 3 average_loss: 2 net_param { %s }" % TINY_NET
+)
+
+
+def solver_texts() -> Files:
+    seeds = [TINY_SOLVER, TINY_SOLVER.replace(b'"step"', b'"multistep" stepvalue: 2 stepvalue: 5')]
+    for kind in (b"Nesterov", b"AdaGrad", b"RMSProp", b"AdaDelta", b"Adam"):
+        seeds.append(TINY_SOLVER + b' type: "%s" delta: 0.1 momentum2: 0.9 rms_decay: 0.9' % kind)
+    seeds.append(
+        TINY_SOLVER + b"test_iter: 1 test_interval: 2 test_state { stage: 'x' } solver_mode: CPU display: 1"
+    )
+    seeds += cases("upgrade/solver_*.in.prototxt", "runs/*/solver.prototxt")
+    return mutated_text(seeds, vocabulary())
+
+
+@target(solver_texts)
+def solver(data: bytes) -> None:
+    from imae.prototxt.text import read_solver, to_text
+    from imae.train.solver import Solver
+
+    param = read_solver(write("solver.prototxt", data))
+    to_text(param)
+    if any(map(names_python, [param.net_param, param.train_net_param, *param.test_net_param])):
+        return
+    made = Solver(param)
+    if sum(blob.numel() for blob in made.net.learnable) <= SMALL and param.iter_size <= 3:
+        made.step(2)
+
+
+# -- weights and solver states -------------------------------------------------------------------------------
+
+WEIGHTS_NET = b"""
+layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 1 dim: 4 dim: 4 } } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "c" convolution_param { num_output: 2 kernel_size: 2 } }
+layer { name: "bn" type: "BatchNorm" bottom: "c" top: "c" }
+layer { name: "ip" type: "InnerProduct" bottom: "c" top: "ip" inner_product_param { num_output: 2 } }
+"""
+cache: dict[str, Any] = {}
+
+
+def weights_net() -> Any:
+    from imae.layers.caffe_random import CaffeRandom
+    from imae.layers.net import Net
+    from imae.prototxt.text import parse_net
+
+    if "net" not in cache:
+        cache["net"] = Net(parse_net(WEIGHTS_NET.decode()), CaffeRandom(1))
+    return cache["net"]
+
+
+def caffemodels() -> Files:
+    from imae.converters.caffemodel import net_to_proto
+    from imae.prototxt import NetParameter
+
+    today = net_to_proto(weights_net(), diff=True)
+    old = NetParameter(name="old", input=["data"], input_dim=[1, 1, 4, 4])
+    conv = old.layers.add(name="conv", type="CONVOLUTION", bottom=["data"], top=["c"], blobs_lr=[1, 2])
+    conv.blobs.add(num=2, channels=1, height=2, width=2, data=[1] * 8)
+    conv.blobs.add(num=1, channels=1, height=1, width=2, data=[1] * 2)
+    oldest = NetParameter(name="oldest")
+    layer = oldest.layers.add(bottom=["data"], top=["c"]).layer
+    layer.name, layer.type, layer.num_output, layer.kernelsize = "conv", "conv", 2, 2
+    layer.blobs.extend(conv.blobs)
+    double = NetParameter(name="double")
+    blob = double.layer.add(name="ip", type="InnerProduct").blobs.add(double_data=[1] * 36)
+    blob.shape.dim.extend([2, 18])
+    seeds = [message.SerializeToString() for message in (today, old, oldest, double)]
+    return mutated_message(seeds, (*range(1, 12), 100, 103, 106, 139, 2000))
+
+
+@target(caffemodels)
+def caffemodel(data: bytes) -> None:
+    from imae.converters.caffemodel import load_caffemodel, save_caffemodel
+
+    load_caffemodel(weights_net(), write("w.caffemodel", data))
+    save_caffemodel(weights_net(), "out")
+
+
+@target(caffemodels)
+def dialects(data: bytes) -> None:
+    from imae.prototxt.dialects import DIALECTS, read_net_dialect
+    from imae.prototxt.text import read_net_binary
+
+    read_net_binary(write("w.caffemodel", data))
+    for dialect in DIALECTS:
+        read_net_dialect("w.caffemodel", dialect)
+
+
+def hdf5_files(make: Callable[[Any], object], names: Sequence[str]) -> Files:
+    """HDF5 files like the one that `make` fills: with other contents under these names, or with other bytes."""
+    import h5py
+
+    seeds = []
+    for version in ("earliest", "latest"):
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w", libver=version) as file:
+            make(file)
+        seeds.append(buffer.getvalue())
+
+    @st.composite
+    def edited(draw: Draw) -> bytes:
+        if draw(st.integers(0, 2)) == 0:
+            return draw(mutated_bytes(seeds, _hdf5_places))
+        buffer = io.BytesIO()
+        with h5py.File(buffer, "w", libver=draw(st.sampled_from(["earliest", "latest"]))) as file:
+            make(file)
+            for _ in range(draw(st.integers(1, 2))):
+                _replace(draw, file, names[pick(draw, names)])
+        data = buffer.getvalue()
+        return draw(mutated_bytes([data], _hdf5_places)) if draw(st.integers(0, 3)) == 0 else data
+
+    return edited()
+
+
+def _hdf5_places(data: bytes) -> list[int]:
+    """The places that are not 0, most of which are structure."""
+    return [i for i in range(min(len(data), 4096)) if data[i]]
+
+
+SHAPES = [
+    (),
+    (0,),
+    (1,),
+    (3,),
+    (5, 2),
+    (4, 3),
+    (2, 3, 2, 2),
+    (0, 3),
+    (2**31,),
+    (2**33, 2**20),
+    (10**9, 3),
+    (1,) * 32,
+]
+
+
+def _replace(draw: Draw, file: Any, name: str) -> None:
+    """Put something else in the place of a data set or group."""
+    import h5py
+
+    if name in file and draw(st.integers(0, 9)):
+        del file[name]
+    elif name in file:
+        return
+    kind = draw(st.integers(0, 9))
+    shape = SHAPES[pick(draw, SHAPES)]
+    dtype = draw(st.sampled_from(["f4", "f8", "f2", "i4", "u1", "i8", "u8", "?", "S3", "c8", ">f4", ">i2"]))
+    large = int(np.prod(shape, dtype=object)) > 10**6
+    if kind <= 4:
+        options: dict[str, Any] = {}
+        if shape and (large or draw(st.booleans())):
+            options["chunks"] = tuple(min(max(d, 1), 2) for d in shape)
+            options["compression"] = draw(st.sampled_from([None, "gzip", "lzf"]))
+            options["fillvalue"] = draw(st.sampled_from([None, 1])) if dtype not in ("S3", "c8") else None
+        data_set = file.create_dataset(name, shape, dtype, **options)
+        if not large and data_set.size and dtype not in ("S3", "c8"):
+            data_set[...] = NUMBERS_OF_DATA[pick(draw, NUMBERS_OF_DATA)]
+    elif kind == 5:
+        file.create_dataset(name, dtype=h5py.string_dtype() if draw(st.booleans()) else "S", data=b"text")
+    elif kind == 6:
+        file.create_group(name)
+    elif kind == 7:
+        link = draw(
+            st.sampled_from([h5py.SoftLink("/"), h5py.SoftLink("/no/where"), h5py.SoftLink(f"/{name}")])
+        )
+        file[name] = draw(
+            st.sampled_from([link, h5py.ExternalLink("other.h5", "/x"), h5py.ExternalLink("in.h5", "/")])
+        )
+    elif kind == 8:
+        layout = h5py.VirtualLayout(shape or (4,), "f4")
+        layout[...] = h5py.VirtualSource("other.h5", "x", shape or (4,))
+        file.create_virtual_dataset(name, layout)
+    else:
+        file.create_dataset(name, data=np.zeros(3, np.dtype([("a", "f4"), ("b", "i4")])))
+
+
+NUMBERS_OF_DATA: list[Any] = [0, 1, 1.5, 255]
+
+
+def fill_caffemodel(file: Any) -> None:
+    for step in weights_net().steps:
+        group = file.create_group(f"data/{step.layer.name}")
+        for index, blob in enumerate(step.layer.blobs):
+            group[str(index)] = blob.detach().numpy()
+
+
+@target(
+    lambda: hdf5_files(
+        fill_caffemodel, ["data", "data/ip", "data/ip/0", "data/conv/1", "data/ip/x", "data/bn/2"]
+    )
+)
+def caffemodel_h5(data: bytes) -> None:
+    from imae.converters.caffemodel import load_caffemodel
+
+    load_caffemodel(weights_net(), write("in.h5", data))
+
+
+def tiny_solver() -> Any:
+    from imae.prototxt.text import parse_solver
+    from imae.train.solver import Solver
+
+    return Solver(parse_solver(TINY_SOLVER.decode()))
+
+
+def solver_states(end: str) -> list[bytes]:
+    """Of a solver after some iterations; its model is there, too."""
+    from imae.prototxt import SolverParameter
+
+    made = tiny_solver()
+    made.param.snapshot_format = SolverParameter.HDF5 if end else SolverParameter.BINARYPROTO
+    made.step(2)
+    cache["solver"] = made
+    return [Path(made.snapshot()).read_bytes()]
+
+
+def binary_states() -> Files:
+    seeds = solver_states("") + cases("runs/adam_multi_test/*.solverstate", largest=10**6)[:1]
+    whole = mutated_message(seeds[:1], (1, 2, 3, 4, 5, 7, 8, 1000))
+
+    @st.composite
+    def with_run(draw: Draw) -> bytes:
+        """A state in whose JSON something has been changed."""
+        from imae.prototxt import SolverState
+
+        state = SolverState.FromString(seeds[0])
+        if draw(st.booleans()):
+            state.imae_run = draw(mutated_text([state.imae_run], RUN_WORDS))
+        else:
+            state.imae_run = draw(mutated_json(state.imae_run))
+        return state.SerializeToString()
+
+    return whole | with_run()
+
+
+RUN_WORDS = [
+    b"random",
+    b"loss",
+    b"data",
+    b"window",
+    b"array",
+    b"bytes",
+    b"dtype",
+    b"shape",
+    b"null",
+    b"true",
+    b"O",
+    b"<f4",
+]
+RUN_WORDS += [b"|V8", b"<M8[s]", b"<i8", b"buffers"]
+
+
+@st.composite
+def mutated_json(draw: Draw, data: bytes) -> bytes:
+    """A JSON text where one value, at any depth, is another."""
+    import json
+
+    tree = json.loads(data)
+    places: list[tuple[Any, Any]] = []
+    waiting: list[Any] = [tree]
+    while waiting:
+        node = waiting.pop()
+        for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+            places.append((node, key))
+            waiting.append(node[key])
+    for _ in range(draw(st.integers(1, 2))):
+        node, key = places[pick(draw, places)]
+        node[key] = JSON_VALUES[pick(draw, JSON_VALUES)]
+    return json.dumps(tree).encode()
+
+
+JSON_VALUES: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    3,
+    10**6,
+    2**31,
+    2**63,
+    2**64,
+    10**400,
+    1.5,
+    -0.0,
+    float("nan"),
+    float("inf"),
+]
+JSON_VALUES += [
+    "",
+    "x",
+    "AAAA",
+    "ä" * 3,
+    "<f4",
+    "O",
+    [],
+    [1],
+    {},
+    {"bytes": "AAAA"},
+    {"bytes": "é"},
+    {"bytes": 3},
+]
+JSON_VALUES += [
+    {"array": "AAAA", "dtype": dtype, "shape": shape}
+    for dtype, shape in [
+        ("u1", [3]),
+        ("u1", [10**12]),
+        ("O", [1]),
+        ("V0", [1]),
+        ("u1", [-1, 3]),
+        ("u1", 3),
+        ("i8,i8", [1]),
+    ]
+]
+JSON_VALUES += [
+    {"array": "AAAAAAAAAAAAAAAA", "dtype": "<f4", "shape": shape} for shape in ([3], [1, 3], [], [3, 1])
+]
+
+
+def restore(name: str) -> None:
+    """Restore into a solver, and go on."""
+    made = cache["solver"]
+    made.restore(name)
+    if made.iteration < 10**9:
+        made.step(1)
+
+
+@target(binary_states)
+def solverstate(data: bytes) -> None:
+    restore(write("in.solverstate", data))
+
+
+def fill_state(file: Any) -> None:
+    import h5py
+
+    with h5py.File(io.BytesIO(cache["state"]), "r") as source:
+        for name in source:
+            source.copy(name, file)
+
+
+def hdf5_states() -> Files:
+    (cache["state"],) = solver_states(".h5")
+    return hdf5_files(
+        fill_state, ["iter", "learned_net", "current_step", "history", "history/0", "history/1", "imae_run"]
+    )
+
+
+@target(hdf5_states)
+def solverstate_h5(data: bytes) -> None:
+    restore(write("in.solverstate.h5", data))
+
+
+# -- pictures and databases ----------------------------------------------------------------------------------
+
+
+@target(lambda: mutated_message(datums(), range(1, 9)))
+def datum(data: bytes) -> None:
+    from imae.layers.data.datum import array_from_datum, parse_datum
+
+    parsed = parse_datum(data, "datum")
+    for color, gray in ((False, False), (True, False), (False, True)):
+        array_from_datum(parsed, "datum", color, gray)
+
+
+def _header_places(data: bytes) -> list[int]:
+    return list(range(min(len(data), 64)))
+
+
+PICTURES = (".png", ".jpg", ".bmp", ".webp", ".tiff", ".ppm", ".gif")
+
+
+def picture_seeds() -> Files:
+    return mutated_bytes([*map(picture, PICTURES), picture(".jp2", 64, 64)], _header_places)
+
+
+@target(picture_seeds)
+def pictures(data: bytes) -> None:
+    import cv2
+
+    from imae.layers.data.datum import decode_image
+
+    for flag in (cv2.IMREAD_UNCHANGED, cv2.IMREAD_COLOR, cv2.IMREAD_GRAYSCALE):
+        decode_image(data, flag, "picture")
+
+
+def databases() -> Files:
+    small = {b"%02d" % i: datums()[i % 2] for i in range(9)}
+    large = {b"%05d" % i: (datums()[0] if i % 7 else datums()[2] + bytes(5000)) for i in range(400)}
+    seeds = [write_lmdb("seed", records) for records in (small, large)]
+    return mutated_bytes(seeds, _lmdb_places)
+
+
+def _lmdb_places(data: bytes) -> list[int]:
+    """The heads of the pages, with the lists of nodes, and the heads of the nodes."""
+    places = list(range(150)) + list(range(4096, 4096 + 150))
+    for page in range(2, len(data) // 4096):
+        start = 4096 * page
+        places += range(start, start + 40)
+        for at in range(start + 16, start + 40, 2):
+            offset = struct.unpack_from("<H", data, at)[0]
+            places += range(start + offset, start + offset + 8)
+    return [place for place in places if place < len(data)]
+
+
+@target(databases)
+def lmdb(data: bytes) -> None:
+    from imae.layers.caffe_random import CaffeRandom
+    from imae.layers.data.lmdb_source import open_lmdb
+    from imae.layers.registry import layer_class
+    from imae.prototxt import LayerParameter
+    from imae.prototxt.text import parse_text
+
+    with open_lmdb(write("data.mdb", data)) as source:
+        assert len(source.keys()) == len(source)
+        for _ in zip(range(1000), source.records(), strict=False):
+            pass
+        source.datum(len(source) - 1)
+    text = 'name: "d" type: "Data" top: "x" top: "y" data_param { source: "data.mdb" batch_size: 5 backend: LMDB prefetch: 0 }'
+    layer = layer_class("Data")(parse_text(text, LayerParameter, "layer"))
+    layer.build([], CaffeRandom(1))
+    layer.forward()
+    layer.forward()
+
+
+def few_datums() -> Files:
+    many = mutated_message(datums(), range(1, 9))
+    return st.lists(many, min_size=1, max_size=3).map(
+        lambda parts: json.dumps([part.hex() for part in parts]).encode()
+    )
+
+
+@target(few_datums)
+def records(data: bytes) -> None:
+    """Databases of broken Datums through the converters; the data is a list of them."""
+    parts = [bytes.fromhex(part) for part in json.loads(data)]
+    write_lmdb("db", {b"%d" % i: part for i, part in enumerate([datums()[0], *parts])})
+    remove("out", "out.clean_labels.npz", "mean")
+    errors = importlib.import_module("imae.prototxt.errors")
+    try:
+        command("compute-image-mean", "db", "mean")
+    except errors.ImaeError:
+        command("corrupt-labels", "db", "out", "--noise", "symmetric", "--rate", "0.5", "--classes", "100")
+    else:
+        command("corrupt-labels", "db", "out", "--noise", "pair-flip", "--rate", "0.5")
+
+
+def means() -> Files:
+    from imae.layers.blob import blob_from_array
+    from imae.prototxt import BlobProto
+
+    values = np.arange(30, dtype=np.float32).reshape(1, 3, 2, 5)
+    old = BlobProto(num=1, channels=3, height=2, width=5, data=values.ravel())
+    matrix = blob_from_array(np.eye(3, dtype=np.float32)[None, None])
+    seeds = [blob.SerializeToString() for blob in (old, blob_from_array(values, values), matrix)]
+    return mutated_message(seeds, range(1, 11))
+
+
+@target(means)
+def mean(data: bytes) -> None:
+    from imae.layers.caffe_random import CaffeRandom
+    from imae.layers.data.transformer import DataTransformer
+    from imae.layers.net import Net
+    from imae.prototxt import TRAIN, TransformationParameter
+    from imae.prototxt.errors import ImaeError
+    from imae.prototxt.text import parse_net
+
+    write("mean", data)
+    try:
+        transformer = DataTransformer(TransformationParameter(mean_file="mean", crop_size=2), TRAIN, "layer")
+        transformer.seed(CaffeRandom(1))
+        transformer.output_size((3, 2, 5), "image")
+        transformer.transform_rows(np.zeros((2, 3, 2, 5), np.uint8), np.arange(2))
+    except ImaeError:
+        Net(
+            parse_net(
+                'layer { name: "x" type: "DummyData" top: "x" top: "y" dummy_data_param { shape { dim: 2 dim: 3 } '
+                'shape { dim: 2 } } } layer { name: "l" type: "InfogainLoss" bottom: "x" bottom: "y" '
+                'infogain_loss_param { source: "mean" } }'
+            ),
+            CaffeRandom(1),
+        ).forward()
+        raise
+
+
+def fill_data(file: Any) -> None:
+    file["data"] = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
+    file["label"] = np.arange(4, dtype=np.int32)
+
+
+def data_files() -> Files:
+    write("list", b"in.h5\n")
+    return hdf5_files(fill_data, ["data", "label"])
+
+
+@target(data_files)
+def hdf5_data(data: bytes) -> None:
+    from imae.layers.caffe_random import CaffeRandom
+    from imae.layers.registry import layer_class
+    from imae.prototxt import LayerParameter
+    from imae.prototxt.text import parse_text
+
+    write("in.h5", data)
+    text = 'type: "HDF5Data" top: "data" top: "label" hdf5_data_param { source: "list" batch_size: 3 shuffle: true }'
+    layer = layer_class("HDF5Data")(parse_text(text, LayerParameter, "layer"))
+    layer.build([], CaffeRandom(1))
+    layer.forward()
+    layer.forward()
+
+
+# -- lists ---------------------------------------------------------------------------------------------------
+
+
+def picture_files() -> None:
+    write("a.png", picture(".png"))
+    write("b.jpg", picture(".jpg", 6, 6))
+    write("c d.bmp", picture(".bmp"))
+    write("broken.png", picture(".png")[:40])
+
+
+def imageset_lists() -> Files:
+    picture_files()
+    words = [b"a.png", b"b.jpg", b"c d.bmp", b"broken.png", b"/dev/null", b"..", b"-1", b"2147483648"]
+    return mutated_text(
+        [b"a.png 0\nb.jpg 1\nc d.bmp 2\na.png 3\n", b"a.png 1\r\nbroken.png 7\n a.png  -3"], words
+    )
+
+
+@target(imageset_lists)
+def imageset_list(data: bytes) -> None:
+    write("list", data)
+    remove("out")
+    if len(data) % 2:
+        command(
+            "convert-imageset", "./", "list", "out", "--resize_height=3", "--resize_width=4", "--shuffle=1"
+        )
+    else:
+        command("convert-imageset", "", "list", "out", "--encoded")
+
+
+def image_lists() -> Files:
+    picture_files()
+    windows = b"# 0\na.png\n3 5 7\n3\n1 0.9 0 0 3 3\n2 0.1 1 1 4 4\n0 0.2 2 0 6 4\n# 1\nb.jpg\n3 6 6\n1\n1 0.8 1 1 5 5\n"
+    words = [b"a.png", b"b.jpg", b"#", b"nan", b"inf", b"-1", b"99999999999"]
+    return mutated_text([b"a.png 0\nc d.bmp 1\na.png 2\n", windows], words)
+
+
+@target(image_lists)
+def image_list(data: bytes) -> None:
+    from imae.layers.caffe_random import CaffeRandom
+    from imae.layers.registry import layer_class
+    from imae.prototxt import LayerParameter
+    from imae.prototxt.text import parse_text
+
+    write("list", data)
+    kind = "WindowData" if data.lstrip()[:1] == b"#" else "ImageData"
+    text = {
+        "ImageData": 'image_data_param { source: "list" batch_size: 2 shuffle: true }',
+        "WindowData": 'transform_param { crop_size: 4 } window_data_param { source: "list" batch_size: 4 context_pad: 1 }',
+    }[kind]
+    param = parse_text(f'type: "{kind}" top: "x" top: "y" {text}', LayerParameter, "layer")
+    layer = layer_class(kind)(param)
+    layer.build([], CaffeRandom(1))
+    layer.load_batch()
+    layer.load_batch()
+
+
+# -- labels, archives ----------------------------------------------------------------------------------------
+
+
+def npy(values: Any, header: bytes | None = None) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values)
+    data = buffer.getvalue()
+    if header is None:
+        return data
+    return data[:8] + struct.pack("<H", len(header)) + header + data[128:]
+
+
+def npz(**arrays: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in arrays.items():
+            file.writestr(f"{name}.npy", data)
+    return buffer.getvalue()
+
+
+def label_files() -> Files:
+    labels, keys = np.arange(6), np.array([b"%d" % i for i in range(6)])
+    texts = mutated_text([b"0 1 2\n3 4 5\n", b"1\n-1\n99999999999999999999\n"]).map(lambda data: b"t" + data)
+    header = npy(labels)[10:128]
+    words = [
+        b"descr",
+        b"fortran_order",
+        b"shape",
+        b"True",
+        b"|O",
+        b"<i8",
+        b"<f8",
+        b"|S9",
+        b"<U5",
+        b"<M8[s]",
+        b"i4,i4",
+        b"None",
+    ]
+
+    @st.composite
+    def arrays(draw: Draw) -> bytes:
+        kind = draw(st.integers(0, 3))
+        if kind == 0:
+            return b"n" + draw(mutated_bytes([npy(labels), npy(labels.astype(np.uint8))]))
+        if kind == 1:
+            return b"n" + npy(labels, draw(mutated_text([header], words))[:65535])
+        if kind == 2:
+            return b"z" + draw(mutated_bytes([npz(x=npy(labels)), npz(x=npy(labels), key=npy(keys))]))
+        return b"z" + npz(
+            x=npy(labels, draw(mutated_text([header], words))[:65535]), key=draw(mutated_bytes([npy(keys)]))
+        )
+
+    return texts | arrays()
+
+
+@target(label_files)
+def labels(data: bytes) -> None:
+    """The first letter says which kind of file it is."""
+    from imae.converters.label_file import check_range, read_labels
+
+    name = {b"t": "labels.txt", b"n": "labels.npy", b"z": "labels.npz"}[data[:1]]
+    found = read_labels(write(name, data[1:]) + (":x" if name.endswith("npz") and len(data) % 2 else ""))
+    check_range(found.labels, 100, "labels")
+
+
+def cifar_parts() -> dict[str, bytes]:
+    """The files of CIFAR-10's binary version with one image each."""
+    record = bytes([3]) + bytes(3072)
+    return {
+        f"cifar/{name}.bin": record
+        for name in (
+            "data_batch_1",
+            "data_batch_2",
+            "data_batch_3",
+            "data_batch_4",
+            "data_batch_5",
+            "test_batch",
+        )
+    }
+
+
+def cifar_pickle() -> bytes:
+    """A batch of CIFAR-100's Python version as Python 2 wrote it: protocol 2, an array, lists of labels."""
+
+    class Old(np.ndarray):
+        pass
+
+    values = np.zeros((2, 3072), np.uint8)
+    batch = {"data": values, "fine_labels": [1, 99], "coarse_labels": [0, 19], "filenames": ["a", "b"]}
+    return pickle.dumps(batch, 2)
+
+
+def tar(parts: dict[str, bytes], mode: str = "w") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as file:
+        for name, data in parts.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            file.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _tar_places(data: bytes) -> list[int]:
+    return [
+        i + k for i in range(0, len(data), 512) if data[i + 257 : i + 262] == b"ustar" for k in range(512)
+    ]
+
+
+def cifar_archives() -> Files:
+    binary = cifar_parts()
+    pickled = {"cifar-100-python/train": cifar_pickle(), "cifar-100-python/test": cifar_pickle()}
+    seeds = [tar(binary), tar(pickled)]
+    packed = [tar(binary, f"w:{kind}") for kind in ("gz", "bz2", "xz")] + [tar(pickled, "w:gz")]
+    short = pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "fine_labels": [1], "coarse_labels": [0]}, 2)
+
+    @st.composite
+    def inside(draw: Draw) -> bytes:
+        broken = draw(
+            mutated_bytes(
+                [short, cifar_pickle()], lambda data: [*range(200), *range(len(data) - 200, len(data))]
+            )
+        )
+        return tar({"train": broken, "test": short})
+
+    return mutated_bytes(seeds, _tar_places) | mutated_bytes(packed) | inside()
+
+
+@target(cifar_archives)
+def cifar(data: bytes) -> None:
+    remove("out")
+    command("convert-cifar", write("cifar.tar", data), "out")
+
+
+@st.composite
+def folder_archives(draw: Draw) -> bytes:
+    """Archives with names and kinds of members that are made to do harm."""
+    buffer = io.BytesIO()
+    names = [
+        "a/1.png",
+        "b/2.png",
+        "../x.png",
+        "/tmp/x/y.png",
+        "a/../../z.png",
+        "a/./3.png",
+        "a//4.png",
+        "a",
+        "a/" + "n" * 300 + ".png",
+    ]
+    names += ["a/\udcff.png", "a/\n.png", "", ".", "..", "/"]
+    with tarfile.open(
+        fileobj=buffer, mode="w", format=draw(st.sampled_from([0, 1, 2])), errors="surrogateescape"
+    ) as file:
+        for _ in range(draw(st.integers(1, 4))):
+            info = tarfile.TarInfo(names[pick(draw, names)])
+            info.type = draw(
+                st.sampled_from(
+                    [tarfile.REGTYPE] * 4
+                    + [
+                        tarfile.SYMTYPE,
+                        tarfile.LNKTYPE,
+                        tarfile.DIRTYPE,
+                        tarfile.FIFOTYPE,
+                        tarfile.CHRTYPE,
+                        tarfile.GNUTYPE_SPARSE,
+                    ]
+                )
+            )
+            info.linkname = draw(st.sampled_from(["a/1.png", "/etc/passwd", "../..", ""]))
+            content = draw(st.sampled_from([picture(".png"), picture(".jpg"), b"", b"text"]))
+            info.size = len(content) if info.isreg() else 0
+            try:
+                file.addfile(info, io.BytesIO(content))
+            except (ValueError, UnicodeEncodeError):  # a name that this format cannot hold
+                continue
+    data = buffer.getvalue()
+    if draw(st.integers(0, 2)) == 0:
+        data = draw(mutated_bytes([data], _tar_places))
+    return gzip.compress(data, 1) if draw(st.booleans()) else data
+
+
+@target(folder_archives)
+def folder(data: bytes) -> None:
+    remove("out")
+    command("convert-folder", write("folder.tar", data), "out")
+
+
+# -- logs, ONNX ----------------------------------------------------------------------------------------------
+
+
+def logs() -> Files:
+    texts = [path.read_bytes() for path in sorted(CASES.glob("runs/*/*.log"))]
+    seeds = [
+        text[start : start + 3000]
+        for text in texts
+        for start in (0, len(text) // 2, max(len(text) - 3000, 0))
+    ]
+    words = [b"Iteration", b"loss", b"=", b"nan", b"Solving", b"Testing", b"#", b"0229", b"]"]
+    return mutated_text(seeds, words)
+
+
+@target(logs)
+def log(data: bytes) -> None:
+    from imae.train.caffe_log import caffe_rows, compare, read_log, rows
+
+    numbers = read_log(write("log", data))
+    for what in ("train", "test"):
+        rows(numbers, what)
+        caffe_rows(numbers, what)
+    compare(numbers, numbers[::2])
+
+
+def onnx_models() -> Files:
+    from imae.converters.export_onnx import TRANSFORM_KEY, export_net
+    from imae.layers.caffe_random import CaffeRandom
+    from imae.layers.net import Net
+    from imae.prototxt import TEST
+    from imae.prototxt.text import parse_net
+
+    write("a.png", picture(".png", 4, 4))
+    texts = [
+        WEIGHTS_NET.decode(),
+        'layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 3 dim: 4 dim: 4 } } }'
+        'layer { name: "p" type: "Pooling" bottom: "data" top: "p" pooling_param { kernel_size: 3 stride: 2 } }'
+        'layer { name: "r" type: "Reshape" bottom: "p" top: "r" reshape_param { shape { dim: 0 dim: -1 } } }'
+        'layer { name: "s" type: "Softmax" bottom: "r" top: "s" }',
+    ]
+    seeds = []
+    for text in texts:
+        param = parse_net(text)
+        param.state.phase = TEST
+        metadata = {TRANSFORM_KEY: "scale: 0.5 mean_value: 1"}
+        export = export_net(Net(param, CaffeRandom(1)), metadata=metadata)
+        seeds.append(export.model.SerializeToString())
+    return mutated_message(seeds, range(1, 26))
+
+
+@target(onnx_models)
+def onnx(data: bytes) -> None:
+    command(
+        "run", write("net.onnx", data), "--images", "a.png", "a.png", "--batch-size", "2", "--threads", "1"
+    )
