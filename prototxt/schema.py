@@ -15,6 +15,7 @@ Every extension of LayerParameter becomes a real field of it, so that a net says
 
 import copyreg
 import importlib.util
+import re
 import subprocess
 import sys
 import tempfile
@@ -87,11 +88,27 @@ def compile_proto(plugin: Plugin) -> FileDescriptorProto:
         if done.returncode:
             lines = done.stderr.splitlines() or [f"protoc ended with status {done.returncode}"]
             first = next((line for line in lines if line.startswith("plugin.proto:")), lines[-1])
+            if match := re.search(r'"caffe.LayerParameter" does not declare (\d+) as an extension', first):
+                raise PrototxtError(_number_taken(plugin, int(match[1])))
             raise PrototxtError(f"plugin '{plugin.name}': its .proto cannot be compiled: {first}")
         (file,) = FileDescriptorSet.FromString((folder / "set").read_bytes()).file
     if file.syntax not in ("", "proto2"):
         raise PrototxtError(f"plugin '{plugin.name}': its .proto must be proto2, got {file.syntax}")
     return file
+
+
+def _number_taken(plugin: Plugin, number: int) -> str:
+    """What is wrong with a field number below those for plugins."""
+    caffe = FileDescriptorProto.FromString(caffe_pb2.SERIALIZED)
+    (layer,) = (message for message in caffe.message_type if message.name == "LayerParameter")
+    names = {field.number: field.name for field in layer.field}
+    taken = "is kept for Caffe's own"
+    if number in names:
+        taken = f"is also taken by {names[number]} of caffe.proto"
+    return (
+        f"plugin '{plugin.name}': field number {number} of LayerParameter {taken}; "
+        f"use {layer.extension_range[0].start} or more"
+    )
 
 
 def build_pool(plugins: Sequence[Plugin] = ()) -> DescriptorPool:

@@ -323,7 +323,12 @@ BROKEN = {
     ),
     "number below 10000": (
         [plugin("p", f"{EXTEND} {{ optional bool x = 1007; }}")],
-        f'{CANNOT}1:105: "caffe.LayerParameter" does not declare 1007 as an extension number.',
+        "plugin 'p': field number 1007 of LayerParameter is kept for Caffe's own; use 10000 or more",
+    ),
+    "number of a field of Caffe's": (
+        [plugin("p", f"{EXTEND} {{ optional bool x = 143; }}")],
+        "plugin 'p': field number 143 of LayerParameter is also taken by input_param of caffe.proto; "
+        "use 10000 or more",
     ),
     "not a .proto": ([plugin("p", "message P { optional float }")], f"{CANNOT}1:84: Expected field name."),
     "import of another file": (
