@@ -4,7 +4,8 @@
 
 Reads the binary and the Python version, from the folder or straight from the .tar.gz archive. Keys have 5
 digits, as in Caffe's convert_cifar_data. As there, the channels stay in the file's order, red first, although
-all other pictures in Caffe have blue first: --bgr swaps them.
+all other pictures in Caffe have blue first: --bgr swaps them. --resize 36 --interpolation bicubic --bgr makes
+what the authors of IMAE cropped their images from (see exclude_last_crop in imae.layers.data.transformer).
 
 Binary: records of a label (CIFAR-100: coarse, then fine label), then the red, green and blue plane of 32x32.
 Python: a pickled dict, see cifar_pickle.py.  (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html)
@@ -19,7 +20,15 @@ from numpy.typing import NDArray
 
 from imae.converters.cifar_pickle import read_pickled_batch
 from imae.converters.file_tree import FileTree, open_tree
-from imae.converters.images import Image, ImageSet, add_image_options, write_train_test
+from imae.converters.images import (
+    Image,
+    ImageSet,
+    add_image_options,
+    add_interpolation_option,
+    pixel_count,
+    resize_all,
+    write_train_test,
+)
 from imae.prototxt.errors import DataError
 from imae.prototxt.files import AnyPath
 
@@ -138,11 +147,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bgr", action="store_true", help="blue first, as other pictures in Caffe; default: red"
     )
+    parser.add_argument(
+        "--resize", type=pixel_count, default=0, metavar="N", help="make all images N x N, before --pad"
+    )
+    add_interpolation_option(parser)
     add_image_options(parser)
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.interpolation and not args.resize:
+        raise DataError("--interpolation is for --resize N, which is missing")
     name, train, test = read_cifar(args.source, args.label)
     if args.bgr:
         train, test = (ImageSet(images[:, ::-1], labels) for images, labels in (train, test))
+    if args.resize:
+        train, test = (
+            ImageSet(resize_all(images, args.resize, args.interpolation), labels)
+            for images, labels in (train, test)
+        )
     write_train_test(args.output, name, train, test, KEY_DIGITS, args.pad, args.shuffle)

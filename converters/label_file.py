@@ -131,6 +131,23 @@ def clean_labels_path(lmdb: AnyPath) -> str:
     return f"{os.path.normpath(lmdb)}.clean_labels.npz"
 
 
+def read_clean_labels(lmdb: AnyPath, keys: Sequence[bytes], labels: Labels) -> Labels | None:
+    """The clean labels that are kept beside an LMDB with these keys and labels; None where there are none.
+
+    DataError where they are those of another LMDB.
+    """
+    path = clean_labels_path(lmdb)
+    if not os.path.exists(path):
+        return None
+    clean, noisy = read_labels(f"{path}:clean"), read_labels(f"{path}:noisy")
+    if clean.keys != list(keys) or not np.array_equal(noisy.labels, labels):
+        raise DataError(
+            f"the clean labels '{path}' are not of the LMDB beside them: its keys or labels are others; "
+            "remove the file, or make both again"
+        )
+    return clean.labels
+
+
 @contextmanager
 def clean_labels_file(
     lmdb: AnyPath, keys: Sequence[bytes], clean: Labels, noisy: Labels, settings: dict[str, Any]

@@ -5,7 +5,7 @@
 The libraries are loaded once; each training is a fork of this process, which itself computes nothing. A
 training is killed by SIGKILL, at a random moment or at a random call of those that put a snapshot's files on
 the disk, and resumed with --resume auto, until it gets to its end; then the next one begins. Snapshots are
-binary in one training and HDF5 in the next. Of each life is checked
+binary and the data shuffled in one training, HDF5 and class-balanced in the next. Of each life is checked
 
     that all snapshots on the disk are whole, and the newest one is gone on with
     that its log says what that of the undisturbed training says from there on
@@ -40,6 +40,7 @@ from imae.train.snapshot import file_checksum, find_snapshots, read_state
 
 NET = """
 layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TRAIN }
+        data_order_param { ORDER }
         transform_param { scale: 0.00390625 crop_size: 6 mirror: true }
         data_param { source: "../_db/digits_train_lmdb" batch_size: 16 backend: LMDB prefetch: 3 } }
 layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TEST }
@@ -61,7 +62,11 @@ net: "net.prototxt" base_lr: 0.05 lr_policy: "multistep" gamma: 0.5 stepvalue: 7
 weight_decay: 0.001 average_loss: 7 display: 1 max_iter: 150 snapshot: 4 snapshot_prefix: "s" random_seed: 3
 test_iter: 2 test_iter: 3 test_interval: 10 test_state { stage: "accuracy" } test_state { }
 """
-FORMATS = ("BINARYPROTO", "HDF5")
+ORDERS = {
+    "BINARYPROTO": "order: SHUFFLED",
+    "HDF5": "order: CLASS_BALANCED classes_per_batch: 4 images_per_class: 4",
+}
+FORMATS = tuple(ORDERS)
 ENDED = "solver.cpp:332] Optimization Done."
 
 Plan = Callable[[], object]
@@ -258,7 +263,7 @@ def sum_of_kills(counts: Counter[str]) -> int:
 
 def write_inputs(folder: Path, form: str) -> None:
     folder.mkdir()
-    (folder / "net.prototxt").write_text(NET)
+    (folder / "net.prototxt").write_text(NET.replace("ORDER", ORDERS[form]))
     (folder / "solver.prototxt").write_text(f"{SOLVER} snapshot_format: {form}")
 
 

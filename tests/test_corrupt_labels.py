@@ -130,6 +130,32 @@ def test_pairs(noise: str, pairs: dict[int, int], rate: float) -> None:
         check_share(int(np.sum(group != clean)), len(group), rate if clean in pairs else 0)
 
 
+@pytest.mark.parametrize(
+    ("noise", "classes", "rate", "wrong"),
+    [
+        # The paper: a random class of CIFAR-10's ten, so that a tenth of the labels that are hit stay right.
+        *(("symmetric", 10, rate, 0.9 * rate) for rate in (0.2, 0.5, 0.8)),
+        # The later version on CIFAR-100: one of the 99 other classes.
+        *(("symmetric-exclusive", 100, rate, rate) for rate in (0.2, 0.4, 0.6)),
+        # Two of the five classes of each superclass.
+        *(("asymmetric-cifar100", 100, rate, 0.4 * rate) for rate in (0.2, 0.3, 0.4)),
+        *(("asymmetric-cifar10", 10, rate, 0.5 * rate) for rate in (0.2, 0.4)),
+    ],
+)
+def test_how_many_labels_are_wrong_at_the_papers_rates(
+    noise: str, classes: int, rate: float, wrong: float
+) -> None:
+    labels = np.repeat(np.arange(classes), 50000 // classes)
+    noisy = corrupt(labels, noise, rate, 123, classes)
+    check_share(int(np.sum(noisy != labels)), 50000, wrong)
+    if noise == "symmetric-exclusive":  # all confusions are equally likely: chi squared of 9,900 counts
+        counts = np.zeros((100, 100))
+        np.add.at(counts, (labels, noisy), 1)
+        others = counts[~np.eye(100, dtype=bool)]
+        chi2 = float(((others - others.mean()) ** 2 / others.mean()).sum())
+        assert abs(chi2 - others.size) <= 5 * math.sqrt(2 * others.size)
+
+
 def test_cifar10s_pairs_are_the_usual_ones() -> None:
     names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     assert {names[a]: names[b] for a, b in CIFAR10_PAIRS.items()} == {

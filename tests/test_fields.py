@@ -137,11 +137,11 @@ NORMALIZED = "loss_param.ignore_label loss_param.normalization loss_param.normal
 SHARED = {
     "Convolution Deconvolution Im2col": "convolution_param",
     "LSTM RNN": "recurrent_param",
-    "Data": "transform_param",
+    "Data": "transform_param data_order_param",
     "ImageData WindowData": "transform_param data_param.prefetch",
     "HDF5Data DummyData": "transform_param",
     "MemoryData": "transform_param.scale transform_param.mirror transform_param.crop_size "
-                  "transform_param.mean_file transform_param.mean_value",
+                  "transform_param.mean_file transform_param.mean_value transform_param.exclude_last_crop",
     "SoftmaxWithLoss DMLoss GCELoss IMAELoss MAELoss MSELoss": f"softmax_param {NORMALIZED}",
     "SigmoidCrossEntropyLoss": NORMALIZED,
     "InfogainLoss": f"softmax_param.engine {NORMALIZED}",
@@ -188,14 +188,26 @@ CHANGES = {
         "mean_file": Change(["mean"]),
         "mean_value": Change([[100], [100, 90, 80]]),
         "crop_size": Change([3]),
+        "exclude_last_crop": Change([True], {"crop_size": 8}),
     }),
+    "data_order_param.order": Change(["SHUFFLED"]),
+    **within("data_order_param", dict.fromkeys(("classes_per_batch", "images_per_class"), Change(
+        [3], {"order": "CLASS_BALANCED", "classes_per_batch": 2, "images_per_class": 2},
+        refusal="batch_size must be classes_per_batch * images_per_class",
+    ))),
     "Data transform_param.force_color": Change([True], {"data_param.source": "gray_db"}),
     "Data transform_param.force_gray": Change([True], {"data_param.source": "colour_db"}),
     "HDF5Data transform_param": Change([], refusal="HDF5Data does not transform data."),
     "ImageData transform_param.force_color": Change([], refusal="force_color and force_gray are for Data"),
     "ImageData transform_param.force_gray": Change([], refusal="force_color and force_gray are for Data"),
     "MemoryData transform_param.crop_size": Change([9], {"memory_data_param.width": 9}),
+    "MemoryData transform_param.exclude_last_crop": Change(
+        [True], {"transform_param.crop_size": 9, "memory_data_param.width": 9}
+    ),
     "WindowData transform_param.scale": Change([], refusal="transform_param.scale has no effect here"),
+    "WindowData transform_param.exclude_last_crop": Change(
+        [], refusal="exclude_last_crop has no effect here"
+    ),
     "WindowData transform_param.force_color": Change([], refusal="force_color and force_gray have no effect"),
     "WindowData transform_param.force_gray": Change([], refusal="force_color and force_gray have no effect"),
     **within("data_param", {

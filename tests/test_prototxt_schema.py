@@ -48,7 +48,8 @@ OURS = {
     "LayerParameter.imae_loss_param", "LayerParameter.mae_loss_param", "LayerParameter.mse_loss_param",
     "LayerParameter.gce_loss_param", "LayerParameter.dm_loss_param",
     "LayerParameter.weighted_softmax_loss_param", "LossParameter.lamda_p", "LossParameter.scale",
-    "SolverState.imae_run",
+    "SolverState.imae_run", "DataOrderParameter", "LayerParameter.data_order_param",
+    "TransformationParameter.exclude_last_crop",
 }  # fmt: skip
 
 
@@ -322,8 +323,8 @@ BROKEN = {
         f'{CANNOT}1:65: "caffe.FillerParameter" is already defined in file "caffe.proto".',
     ),
     "number below 10000": (
-        [plugin("p", f"{EXTEND} {{ optional bool x = 1007; }}")],
-        "plugin 'p': field number 1007 of LayerParameter is kept for Caffe's own; use 10000 or more",
+        [plugin("p", f"{EXTEND} {{ optional bool x = 1999; }}")],
+        "plugin 'p': field number 1999 of LayerParameter is kept for Caffe's own; use 10000 or more",
     ),
     "number of a field of Caffe's": (
         [plugin("p", f"{EXTEND} {{ optional bool x = 143; }}")],

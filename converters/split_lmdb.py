@@ -1,0 +1,170 @@
+"""Part of an LMDB as an LMDB of its own, and the rest as another.
+
+    imae split-lmdb train_lmdb fit_lmdb validation_lmdb --share 0.8 --seed 123
+    imae split-lmdb train_lmdb small_lmdb --per-class 500
+
+    --share S       round(S N) of the N records, drawn at random; with --stratified round(S N_c) of the N_c
+                    records of each class c
+    --per-class K   the first K records of each class
+
+The records stay in order and keep their keys. Where the clean labels of noisy ones are kept beside the LMDB,
+the class of a record is its clean label, and each part gets its clean labels as well. The random numbers are
+those of numpy's RandomState(seed), whose streams are frozen.
+
+The authors of IMAE want intact labels in a validation set: split first, then give wrong labels to the larger
+part alone.
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imae.converters.images import whole_number
+from imae.converters.label_file import Labels, clean_labels_file, read_clean_labels
+from imae.converters.lmdb_writer import Record, fill_lmdb
+from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
+from imae.prototxt.errors import DataError
+from imae.prototxt.files import AnyPath, atomic_folder
+
+COMMAND = "split-lmdb"
+HELP = "part of an LMDB: a random share or the first of each class; the rest into another"
+
+DEFAULT_SEED = 123
+
+Mask = NDArray[np.bool_]
+
+
+class LmdbLabels(NamedTuple):
+    """keys, labels and, where they are kept, clean labels of an LMDB's records."""
+
+    keys: list[bytes]
+    labels: Labels
+    clean: Labels | None
+
+    @property
+    def classes(self) -> Labels:
+        """What the records show: the clean labels if there are any."""
+        return self.labels if self.clean is None else self.clean
+
+
+def read_lmdb_labels(source: LmdbSource) -> LmdbLabels:
+    """The labels of all records; DataError where the clean labels beside them are another LMDB's."""
+    keys = source.keys()
+    labels = np.array([source.datum(i).label for i in range(len(source))], np.int64)
+    return LmdbLabels(keys, labels, read_clean_labels(source.path, keys, labels))
+
+
+def subset_lmdb(source: AnyPath, output: AnyPath, per_class: int, rest: AnyPath | None = None) -> int:
+    """Write the first `per_class` records of each class, and the others into `rest` if that is given.
+
+    Returns how many were written into `output`. DataError where a class has fewer.
+    """
+    settings = {"per_class": per_class}
+    return _write_parts(source, output, rest, lambda classes: first_of_each(classes, per_class), settings)
+
+
+def split_lmdb(
+    source: AnyPath, output: AnyPath, rest: AnyPath | None, share: float, seed: int, stratified: bool = False
+) -> int:
+    """Write a random share of the records, and the others into `rest` if that is given.
+
+    Returns how many were written into `output`.
+    """
+    settings = {"share": share, "seed": seed, "stratified": stratified}
+    return _write_parts(
+        source, output, rest, lambda classes: random_share(classes, share, seed, stratified), settings
+    )
+
+
+def first_of_each(classes: Labels, per_class: int) -> Mask:
+    """Which records are among the first `per_class` of their class."""
+    if per_class < 1:
+        raise DataError(f"--per-class must be 1 or more, got {per_class}")
+    chosen = np.zeros(len(classes), np.bool_)
+    for label in np.unique(classes):
+        members = np.flatnonzero(classes == label)
+        if len(members) < per_class:
+            raise DataError(
+                f"class {label} has {len(members)} records, fewer than the {per_class} that are asked for"
+            )
+        chosen[members[:per_class]] = True
+    return chosen
+
+
+def random_share(classes: Labels, share: float, seed: int, stratified: bool = False) -> Mask:
+    """Which records belong to a share that is drawn without replacement, of all or of each class."""
+    if not 0 < share < 1:
+        raise DataError(f"--share must be between 0 and 1, got {share}")
+    if not 0 <= seed < 2**32:
+        raise DataError(f"--seed must be from 0 to 4294967295, got {seed}")
+    random = np.random.RandomState(seed)
+    chosen = np.zeros(len(classes), np.bool_)
+    groups = classes if stratified else np.zeros_like(classes)
+    for group in np.unique(groups):
+        members = np.flatnonzero(groups == group)
+        chosen[random.permutation(members)[: round(share * len(members))]] = True
+    return chosen
+
+
+def _write_parts(
+    path: AnyPath,
+    output: AnyPath,
+    rest: AnyPath | None,
+    choose: Callable[[Labels], Mask],
+    settings: dict[str, Any],
+) -> int:
+    """Write all parts, with their clean labels, or none."""
+    if rest is not None and os.path.abspath(rest) == os.path.abspath(output):
+        raise DataError(f"both parts cannot be written into '{output}'; name two places")
+    with open_lmdb(path) as source, ExitStack() as stack:
+        labels = read_lmdb_labels(source)
+        chosen = choose(labels.classes)
+        for part, mask in ((output, chosen), (rest, ~chosen)):
+            if part is None:
+                continue
+            rows = np.flatnonzero(mask)
+            if labels.clean is not None:
+                keys = [labels.keys[row] for row in rows]
+                clean, noisy = labels.clean[rows], labels.labels[rows]
+                stack.enter_context(
+                    clean_labels_file(part, keys, clean, noisy, {"input": os.fspath(path), **settings})
+                )
+            folder = stack.enter_context(atomic_folder(part))
+            fill_lmdb(folder, part, _records(source, rows), len(rows))
+    return int(chosen.sum())
+
+
+def _records(source: LmdbSource, rows: NDArray[np.int64]) -> Iterator[Record]:
+    for row in rows.tolist():
+        yield source.key(row), source.datum(row)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", help="LMDB to read")
+    parser.add_argument("output", help="LMDB to write")
+    parser.add_argument(
+        "rest", nargs="?", help="LMDB to write the other records into; without it they are left out"
+    )
+    parser.add_argument("--share", type=float, metavar="S", help="of the records, drawn at random")
+    parser.add_argument("--seed", type=whole_number, help=f"for --share (default: {DEFAULT_SEED})")
+    parser.add_argument("--stratified", action="store_true", help="for --share: the same share of each class")
+    parser.add_argument(
+        "--per-class", type=whole_number, metavar="K", help="the first K records of each class"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    if (args.share is None) == (args.per_class is None):
+        raise DataError("split-lmdb takes --share S or --per-class K, one of the two")
+    if args.share is not None:
+        seed = DEFAULT_SEED if args.seed is None else args.seed
+        split_lmdb(args.input, args.output, args.rest, args.share, seed, args.stratified)
+    elif args.seed is not None or args.stratified:
+        raise DataError("--per-class takes no --seed and no --stratified: nothing is drawn")
+    else:
+        subset_lmdb(args.input, args.output, args.per_class, args.rest)
