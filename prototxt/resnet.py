@@ -1,149 +1,239 @@
 """The ResNets for CIFAR of He et al. 2016 (section 4.2) as NetParameters: depth 6n + 2, widths 16, 32, 64.
 
-    python -m imae.prototxt.resnet        writes prototxt/models/cifar10/resnet*.prototxt
+A block has two 3x3 convolutions, each followed by BatchNorm and Scale; weights start from `msra`; the
+classifier `fc` stands behind a global average. Where a stage begins, the size halves, the width doubles, and
+the shortcut is
 
-Shortcuts are identities (option A): where the size halves, every second pixel is taken (Pooling, kernel 1,
-stride 2) and as many zero channels are appended (Power with scale 0, Concat). Convolutions have no bias,
-`msra`
-weights, and are followed by BatchNorm and Scale; the classifier is an InnerProduct after a global average.
+    A   an identity: every second pixel (Pooling, kernel 1, stride 2) and as many channels of zeros (Power
+        with scale 0, Concat). He et al. on CIFAR, and so the IMAE paper
+    B   a projection: a 1x1 convolution of stride 2, BatchNorm and Scale. The IMAE authors on CIFAR-100
+
+`resnet` has no bias in its convolutions; `authors_resnet`, the net of the authors' CIFAR-100 runs, has.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from itertools import product
+
+from google.protobuf.message import Message
 
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
-from imae.prototxt.caffe_pb2 import PoolingParameter
-from imae.prototxt.files import write_atomically
-from imae.prototxt.text import to_text
+from imae.prototxt.caffe_pb2 import DataOrderParameter
+from imae.prototxt.net_parts import (
+    add,
+    add_average,
+    add_classifier,
+    add_conv,
+    add_loss,
+    deploy,
+    lmdb_data,
+    loss_layer,
+    solver,
+    with_data,
+)
 
 DEPTHS = (20, 32, 44, 56, 110)
 WIDTHS = (16, 32, 64)
-# Means of the CIFAR-10 training images, in the BGR order of the converted LMDBs.
+# Means of the training images, in the BGR order of the converted LMDBs.
 CIFAR10_MEAN_BGR = (113.9, 123.0, 125.3)
+CIFAR100_MEAN_BGR = (112.4, 124.1, 129.3)
+# The authors subtracted CIFAR-10's means from CIFAR-100, the red one from blue and the blue one from red.
+AUTHORS_MEAN_BGR = (125.3, 123.0, 113.9)
+# Types of the authors' Caffe fork whose third bottom is the examples' p.
+TYPES_WITH_P = ("UnifiedWeightLoss", "WeightedSoftmaxWithLoss")
+# lambda and beta of their runs that the later version's tables, and DM's, report.
+IMAE_BETAS = (2, 6, 8)
+DM_BETAS = (6, 8)  # with lambda 0.5
 
 
-def resnet(depth: int, classes: int = 10, loss: str = "SoftmaxWithLoss") -> NetParameter:
+def resnet(
+    depth: int, classes: int = 10, loss: str | LayerParameter = "SoftmaxWithLoss", shortcut: str = "A"
+) -> NetParameter:
     """ResNet of `depth` layers without data layers: blobs `data` (N, 3, 32, 32) and `label` to the tail.
 
-    The tail is `loss` of (fc, label), and an Accuracy in TEST. ValueError for a depth that is not 6n + 2.
+    The tail is the loss of (fc, label), and an Accuracy in TEST. `loss` is a type or, with parameters, a
+    layer to copy (`loss_layer`). ValueError for a depth that is not 6n + 2, or a shortcut not A or B.
     """
-    if depth < 8 or (depth - 2) % 6:
-        raise ValueError(f"depth must be 6n + 2 (20, 32, 44, 56, 110), got {depth}")
     net = NetParameter(name=f"ResNet{depth}")
-    top = _conv(net, "conv1", "data", WIDTHS[0], kernel=3)
-    for stage, width in enumerate(WIDTHS, start=1):
-        for block in range(1, (depth - 2) // 6 + 1):
-            stride = 2 if stage > 1 and block == 1 else 1
-            top = _block(net, f"res{stage}_{block}", top, width, stride)
-    pool = _layer(net, "pool", "Pooling", [top], "pool")
-    pool.pooling_param.pool = PoolingParameter.AVE
-    pool.pooling_param.global_pooling = True
-    fc = _layer(net, "fc", "InnerProduct", ["pool"], "fc")
-    fc.inner_product_param.num_output = classes
-    fc.inner_product_param.weight_filler.type = "msra"
-    _layer(net, "loss", loss, ["fc", "label"], "loss")
-    _layer(net, "accuracy", "Accuracy", ["fc", "label"], "accuracy").include.add(phase=TEST)
+    add_classifier(net, _trunk(net, depth, shortcut, bias=False), classes)
+    add_loss(net, loss, "fc", "label")
     return net
 
 
+def authors_resnet(loss: LayerParameter, depth: int = 44, classes: int = 100) -> NetParameter:
+    """The net that the IMAE authors trained on CIFAR-100: shortcut B, convolutions with bias, their tail.
+
+    The tail is Softmax `probs`, ExtractProb `prob_groundtruth` and `loss`, see `authors_loss`; losses of
+    their fork have prob_groundtruth as third bottom. The Accuracy is not theirs: they tested in MATLAB.
+    """
+    net = NetParameter(name=f"ResNet{depth}")
+    specs = [{"lr_mult": 1, "decay_mult": 1}, {"lr_mult": 2, "decay_mult": 1}]  # unlike their convolutions
+    add_classifier(net, _trunk(net, depth, "B", bias=True), classes, param=specs)
+    add(net, "Softmax", "probs", "fc")
+    add(net, "ExtractProb", "prob_groundtruth", "probs", "label", propagate_down=[False, False])
+    if loss.type in TYPES_WITH_P:
+        down = [True, False, False]
+        add_loss(net, loss, "fc", "label", "prob_groundtruth", loss_weight=[1], propagate_down=down)
+    else:
+        add_loss(net, loss, "fc", "label", loss_weight=[1])
+    return net
+
+
+def authors_loss(loss: str, lambda_: float = 1, beta: float = 1) -> LayerParameter:
+    """The loss of a run as the authors' logs name it: CCE, MAE, GCE, MSE, CCE_sumW ..., or DM.
+
+    lambda_ and beta are DM's; IMAE-T is DM with lambda 1 and beta T. ValueError for other names.
+    """
+    if loss == "CCE":
+        return loss_layer("SoftmaxWithLoss")
+    if loss == "DM":
+        return loss_layer("UnifiedWeightLoss", lamda_p=lambda_, scale=beta)
+    return loss_layer("WeightedSoftmaxWithLoss", variant=loss.upper())
+
+
 def with_cifar10_data(
-    net: NetParameter, train_source: str, test_source: str, batch: int = 128
+    net: NetParameter,
+    train_source: str,
+    test_source: str,
+    batch: int = 128,
+    mean: tuple[float, ...] = CIFAR10_MEAN_BGR,
 ) -> NetParameter:
     """`net` behind two Data layers: training images of 40x40, cropped and mirrored; test images of 32x32."""
-    result = NetParameter(name=net.name)
-    for phase, source, size in ((TRAIN, train_source, batch), (TEST, test_source, 100)):
-        data = result.layer.add(name="data", type="Data", top=["data", "label"])
-        data.include.add(phase=phase)
-        data.transform_param.mean_value.extend(CIFAR10_MEAN_BGR)
-        if phase == TRAIN:
-            data.transform_param.mirror = True
-            data.transform_param.crop_size = 32
-        data.data_param.source = source
-        data.data_param.batch_size = size
-        data.data_param.backend = data.data_param.LMDB
+    return with_data(
+        net,
+        lmdb_data(TRAIN, train_source, batch, mean_value=mean, mirror=True, crop_size=32),
+        lmdb_data(TEST, test_source, 100, mean_value=mean),
+    )
+
+
+def with_cifar100_data(
+    net: NetParameter, train_source: str, test_source: str, batch: int = 128
+) -> NetParameter:
+    """The same for CIFAR-100, with its means."""
+    return with_cifar10_data(net, train_source, test_source, batch, CIFAR100_MEAN_BGR)
+
+
+def with_authors_data(net: NetParameter, train_source: str, test_source: str) -> NetParameter:
+    """`net` behind two Data layers that treat images as the IMAE authors did, resized to 36x36 in the LMDBs.
+
+    They make batches of 32 classes x 8 images, crop at one of 4 x 4 places, and subtract the authors' means.
+    """
+    transform = {"mean_value": AUTHORS_MEAN_BGR, "crop_size": 32, "exclude_last_crop": True}
+    train = lmdb_data(TRAIN, train_source, 256, mirror=True, **transform)
+    train.data_order_param.order = DataOrderParameter.CLASS_BALANCED
+    train.data_order_param.classes_per_batch, train.data_order_param.images_per_class = 32, 8
+    return with_data(net, train, lmdb_data(TEST, test_source, 100, **transform))
+
+
+def with_inputs(net: NetParameter, batch: int = 256) -> NetParameter:
+    """`net` with the old header that the authors' nets have: `data` and `label` are filled by a program."""
+    result = NetParameter(
+        name=net.name, input=["data", "label"], input_dim=[batch, 3, 32, 32, batch, 1, 1, 1]
+    )
     result.layer.extend(net.layer)
     return result
 
 
-def _block(net: NetParameter, name: str, bottom: str, width: int, stride: int) -> str:
-    """conv-bn-scale-relu, conv-bn-scale, plus the shortcut, relu."""
-    branch = _conv(net, f"{name}_conv1", bottom, width, kernel=3, stride=stride)
-    branch = _conv(net, f"{name}_conv2", branch, width, kernel=3, relu=False)
-    shortcut = bottom
-    if stride > 1:
-        pool = _layer(net, f"{name}_half", "Pooling", [bottom], f"{name}_half")
-        pool.pooling_param.pool = PoolingParameter.AVE
-        pool.pooling_param.kernel_size = 1
-        pool.pooling_param.stride = stride
-        # Rounding up, a seventeenth window would begin outside the image.
-        pool.pooling_param.round_mode = PoolingParameter.FLOOR
-        _layer(net, f"{name}_zero", "Power", [f"{name}_half"], f"{name}_zero").power_param.scale = 0
-        _layer(net, f"{name}_pad", "Concat", [f"{name}_half", f"{name}_zero"], f"{name}_pad")
-        shortcut = f"{name}_pad"
-    _layer(net, name, "Eltwise", [shortcut, branch], name)
-    _layer(net, f"{name}_relu", "ReLU", [name], name)
-    return name
+def _trunk(net: NetParameter, depth: int, shortcut: str, bias: bool) -> str:
+    """All before the classifier."""
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"depth must be 6n + 2 (20, 32, 44, 56, 110), got {depth}")
+    if shortcut not in ("A", "B"):
+        raise ValueError(f"shortcut must be 'A' (identity) or 'B' (projection), got {shortcut!r}")
+    top = add_conv(net, "conv1", "data", WIDTHS[0], kernel=3, bias=bias)
+    for stage, width in enumerate(WIDTHS, start=1):
+        for block in range(1, (depth - 2) // 6 + 1):
+            stride = 2 if stage > 1 and block == 1 else 1
+            top = _block(net, f"res{stage}_{block}", top, width, stride, shortcut, bias)
+    return add_average(net, "pool", top)
 
 
-def _conv(
-    net: NetParameter, name: str, bottom: str, width: int, kernel: int, stride: int = 1, relu: bool = True
+def _block(
+    net: NetParameter, name: str, bottom: str, width: int, stride: int, shortcut: str, bias: bool
 ) -> str:
-    conv = _layer(net, name, "Convolution", [bottom], name).convolution_param
-    conv.num_output = width
-    conv.bias_term = False
-    conv.pad.append(kernel // 2)
-    conv.kernel_size.append(kernel)
-    conv.stride.append(stride)
-    conv.weight_filler.type = "msra"
-    norm = _layer(net, f"{name}_bn", "BatchNorm", [name], name)
-    for _ in range(3):
-        norm.param.add(lr_mult=0, decay_mult=0)
-    _layer(net, f"{name}_scale", "Scale", [name], name).scale_param.bias_term = True
-    if relu:
-        _layer(net, f"{name}_relu", "ReLU", [name], name)
-    return name
+    """conv-bn-scale-relu, conv-bn-scale, plus the shortcut, relu."""
+    skip = bottom
+    if stride > 1 and shortcut == "B":
+        skip = add_conv(net, f"{name}_proj", bottom, width, kernel=1, stride=stride, bias=bias, relu=False)
+    branch = add_conv(net, f"{name}_conv1", bottom, width, kernel=3, stride=stride, bias=bias)
+    branch = add_conv(net, f"{name}_conv2", branch, width, kernel=3, bias=bias, relu=False)
+    if stride > 1 and shortcut == "A":
+        # Rounding up, a seventeenth window would begin outside the image.
+        pooling = {"pool": "AVE", "kernel_size": 1, "stride": stride, "round_mode": "FLOOR"}
+        half = add(net, "Pooling", f"{name}_half", bottom, pooling_param=pooling)
+        zero = add(net, "Power", f"{name}_zero", half, power_param={"scale": 0})
+        skip = add(net, "Concat", f"{name}_pad", half, zero)
+    add(net, "Eltwise", name, skip, branch)
+    return add(net, "ReLU", f"{name}_relu", name, top=name)
 
 
-def _layer(net: NetParameter, name: str, type_name: str, bottoms: list[str], top: str) -> LayerParameter:
-    return net.layer.add(name=name, type=type_name, bottom=bottoms, top=[top])
-
-
-def paper_solver(name: str) -> SolverParameter:
+def paper_solver(name: str, dataset: str = "cifar10") -> SolverParameter:
     """The solver of the IMAE paper (section 5.1) and of He et al.: 64,000 iterations of batch 128."""
-    folder = "prototxt/models/cifar10"
-    solver = SolverParameter(
-        net=f"{folder}/{name}_train_val.prototxt",
+    return solver(
+        f"{dataset}/{name}",
         test_iter=[100],
         test_interval=1000,
         test_initialization=False,
-        display=100,
-        average_loss=100,
-        max_iter=64000,
+        base_lr=0.1,
         lr_policy="multistep",
+        gamma=0.1,
         stepvalue=[32000, 48000],
+        max_iter=64000,
+        weight_decay=0.0001,
         snapshot=8000,
-        snapshot_prefix=f"snapshots/cifar10_{name}",
-        random_seed=1,
-        solver_mode=SolverParameter.CPU,
     )
-    solver.base_lr, solver.gamma, solver.momentum, solver.weight_decay = 0.1, 0.1, 0.9, 0.0001
-    return solver
 
 
-def main() -> None:
-    """Write the train_val and solver prototxts of all depths into prototxt/models/cifar10."""
-    folder = Path(__file__).with_name("models") / "cifar10"
-    for depth in DEPTHS:
-        for loss, suffix in (("SoftmaxWithLoss", "cce"), ("IMAELoss", "imae")):
+def authors_solver(name: str) -> SolverParameter:
+    """The solver of the authors' CIFAR-100 runs: 30,000 iterations of batch 256."""
+    return solver(
+        f"cifar100/{name}",
+        test_iter=[100],
+        test_interval=1000,
+        test_initialization=False,
+        base_lr=0.1,
+        lr_policy="multistep",
+        gamma=0.1,
+        stepvalue=[15000, 22000],
+        max_iter=30000,
+        weight_decay=0.0005,
+        snapshot=1000,
+    )
+
+
+LOSSES = {
+    "cce": loss_layer("SoftmaxWithLoss"),
+    "mae": loss_layer("MAELoss"),
+    "imae": loss_layer("IMAELoss", t=8),
+}
+AUTHORS_LOSSES = {
+    **{loss.lower(): authors_loss(loss) for loss in ("CCE", "MAE", "GCE")},
+    **{f"imae-{beta}": authors_loss("DM", 1, beta) for beta in IMAE_BETAS},
+    **{f"dm-0.5-{beta}": authors_loss("DM", 0.5, beta) for beta in DM_BETAS},
+}
+AUTHORS_HEADER = """ResNet-44 for CIFAR-100 as the IMAE authors ran it, made by prototxt/resnet.py; see there.
+Images: imae convert-cifar cifar-100-binary.tar.gz data/authors --bgr --resize 36 --interpolation bicubic"""
+
+
+def models() -> Iterator[tuple[str, str, Message]]:
+    """(path below prototxt/models without suffix, header, message) of each file."""
+    for depth, (dataset, classes) in product(DEPTHS, (("cifar10", 10), ("cifar100", 100))):
+        with_images = with_cifar10_data if classes == 10 else with_cifar100_data
+        sources = (f"data/{dataset}_train_lmdb", f"data/{dataset}_test_lmdb")
+        header = f"ResNet-{depth} for CIFAR-{classes}, made by prototxt/resnet.py; see there."
+        for suffix, loss in LOSSES.items():
             name = f"resnet{depth}_{suffix}"
-            net = with_cifar10_data(
-                resnet(depth, loss=loss), "data/cifar10_train_lmdb", "data/cifar10_test_lmdb"
-            )
-            for message, kind in ((net, "train_val"), (paper_solver(name), "solver")):
-                header = f"# ResNet-{depth} for CIFAR-10, made by prototxt/resnet.py; see there.\n"
-                write_atomically(folder / f"{name}_{kind}.prototxt", (header + to_text(message)).encode())
-
-
-if __name__ == "__main__":
-    main()
+            net = with_images(resnet(depth, classes, loss), *sources)
+            yield f"{dataset}/{name}_train_val", header, net
+            yield f"{dataset}/{name}_solver", header, paper_solver(name, dataset)
+        yield f"{dataset}/resnet{depth}_deploy", header, deploy(resnet(depth, classes), 3, 32, 32)
+    sources = ("data/authors/cifar100_train_lmdb", "data/authors/cifar100_test_lmdb")
+    for suffix, loss in AUTHORS_LOSSES.items():
+        name = f"authors_resnet44_{suffix}"
+        net = with_authors_data(authors_resnet(loss), *sources)
+        yield f"cifar100/{name}_train_val", AUTHORS_HEADER, net
+        yield f"cifar100/{name}_solver", AUTHORS_HEADER, authors_solver(name)
+    net = authors_resnet(AUTHORS_LOSSES["imae-8"])
+    yield "cifar100/authors_resnet44_imae-8_inputs", AUTHORS_HEADER, with_inputs(net)
+    yield "cifar100/authors_resnet44_deploy", AUTHORS_HEADER, deploy(net, 3, 32, 32)

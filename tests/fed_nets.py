@@ -1,0 +1,45 @@
+"""Nets that are fed by hand: their data layers are Input layers, their weights need not be drawn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from imae.layers.layer import DataLayer
+from imae.layers.net import Net
+from imae.layers.registry import layer_class
+from imae.prototxt import TRAIN, NetParameter, Phase
+
+
+def fed(net: NetParameter, *shape: int, phase: Phase = TRAIN) -> NetParameter:
+    """The net behind an Input of `data` (of this shape) and `label` instead of its data layers."""
+    result = NetParameter(name=net.name)
+    result.state.phase = phase
+    shapes = [{"dim": shape}, {"dim": shape[:1]}]
+    result.layer.add(name="data", type="Input", top=["data", "label"], input_param={"shape": shapes})
+    result.layer.extend(layer for layer in net.layer if not issubclass(layer_class(layer.type), DataLayer))
+    return result
+
+
+def unfilled(net: NetParameter) -> NetParameter:
+    """The net with zeros for weights, which is built much faster."""
+    result = NetParameter()
+    result.CopyFrom(net)
+    for layer in result.layer:
+        if layer.type == "Convolution":
+            layer.convolution_param.ClearField("weight_filler")
+        elif layer.type == "InnerProduct":
+            layer.inner_product_param.ClearField("weight_filler")
+    return result
+
+
+def learned(net: Net) -> int:
+    """How many numbers the net learns: not the statistics of BatchNorm."""
+    return sum(blob.numel() for blob, mult in zip(net.learnable, net.lr_mults, strict=True) if mult)
+
+
+def feed(*shape: int, classes: int) -> dict[str, Tensor]:
+    """Normally distributed `data` and uniform `label`."""
+    generator = torch.Generator().manual_seed(5)
+    data = torch.randn(shape, generator=generator)
+    return {"data": data, "label": torch.randint(classes, shape[:1], generator=generator).float()}
