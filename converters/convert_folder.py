@@ -15,15 +15,15 @@ import os
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
 
 import numpy as np
 
 from imae.converters.file_tree import FileTree, open_tree
 from imae.converters.images import (
+    Picture,
+    PictureForm,
     add_image_options,
     add_picture_options,
-    decode_picture,
     encoded_datum,
     raw_datum,
     shuffled_order,
@@ -39,13 +39,6 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp")
 LARGEST_PICTURE = 256 << 20  # bytes of a file
 
 logger = logging.getLogger(__name__)
-
-
-class Picture(NamedTuple):
-    """A picture's name, CLASS/FILE, and its label."""
-
-    name: str
-    label: int
 
 
 def find_pictures(names: Iterable[str], classes: Sequence[str] = ()) -> list[Picture]:
@@ -97,22 +90,25 @@ def arrange(pictures: Sequence[Picture], sequence: Labels) -> list[Picture]:
     return [of_class[label].popleft() for label in sequence.tolist()]
 
 
-def folder_records(
-    tree: FileTree,
-    pictures: Sequence[Picture],
-    *,
-    gray: bool = False,
-    height: int = 0,
-    width: int = 0,
-    pad: int = 0,
-    encoded: bool = False,
-) -> Iterator[Record]:
-    """The pictures as raw Datums, or as the files are if `encoded`; DataError for what is no picture."""
+def folder_records(tree: FileTree, pictures: Sequence[Picture], form: PictureForm) -> Iterator[Record]:
+    """The pictures as raw Datums, or as the files are if encoded; DataError for what is no picture."""
     for place, picture in enumerate(pictures):
         data = tree.read(picture.name, LARGEST_PICTURE)
-        pixels = decode_picture(data, f"'{picture.name}'", gray, height, width)
-        datum = encoded_datum(data, picture.label) if encoded else raw_datum(pixels, picture.label, pad)
+        pixels = form.pixels(data, f"'{picture.name}'")
+        datum = (
+            encoded_datum(data, picture.label) if form.encoded else raw_datum(pixels, picture.label, form.pad)
+        )
         yield record_key(place, picture), datum
+
+
+def record_form(args: argparse.Namespace) -> PictureForm:
+    """The form of `folder_records`; DataError where the options contradict each other."""
+    form = PictureForm.chosen(args)
+    if form.encoded and any(form._replace(encoded=False)):
+        raise DataError("--encoded stores the files as they are; leave out --gray, --resize-... and --pad")
+    if bool(form.height) != bool(form.width):
+        raise DataError("resizing needs both --resize-height and --resize-width")
+    return form
 
 
 def record_key(place: int, picture: Picture) -> bytes:
@@ -142,11 +138,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    form = {"gray": args.gray, "height": args.resize_height, "width": args.resize_width, "pad": args.pad}
-    if args.encoded and any(form.values()):
-        raise DataError("--encoded stores the files as they are; leave out --gray, --resize-... and --pad")
-    if bool(args.resize_height) != bool(args.resize_width):
-        raise DataError("resizing needs both --resize-height and --resize-width")
+    form = record_form(args)
     with open_tree(args.source, args.subfolder) as tree:
         pictures = find_pictures(tree.names, read_classes(args.classes))
         if args.class_sequence:
@@ -162,7 +154,7 @@ def run(args: argparse.Namespace) -> None:
                 args.output, keys, clean[order], labels[order], {"labels": args.labels}
             )
         with keep_clean:
-            write_lmdb(args.output, folder_records(tree, chosen, **form, encoded=args.encoded), len(chosen))
+            write_lmdb(args.output, folder_records(tree, chosen, form), len(chosen))
 
 
 def read_classes(text: str) -> list[str]:

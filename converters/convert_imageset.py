@@ -5,23 +5,23 @@
 Keys are %08d_FILE with the place in the list. A picture that cannot be read is reported and left out, and the
 places of the others stay. Raw Datums are BGR.
 
-Caffe: tools/convert_imageset.cpp, io.cpp. Differs: --shuffle takes a seed; --pad; an LMDB without records is
-refused.
+Caffe: tools/convert_imageset.cpp, io.cpp. Differs: --shuffle takes a seed; --pad, --interpolation; an LMDB
+without records is refused.
 """
 
 import argparse
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import cv2
 
 from imae.converters.images import (
     Image,
+    Picture,
+    PictureForm,
     add_image_options,
     add_picture_options,
-    decode_picture,
     encoded_datum,
     raw_datum,
     shuffled_order,
@@ -36,12 +36,7 @@ HELP = "the pictures of a list file to an LMDB, as Caffe's convert_imageset"
 logger = logging.getLogger(__name__)
 
 
-class Line(NamedTuple):
-    name: str
-    label: int
-
-
-def read_list(path: str) -> list[Line]:
+def read_list(path: str) -> list[Picture]:
     """The lines of a list: the name before the last blank, the number after it (0 if that is no number)."""
     try:
         # Names are bytes, of whatever encoding; only "\n" ends a line.
@@ -52,24 +47,19 @@ def read_list(path: str) -> list[Line]:
     return [_line(path, number, line) for number, line in enumerate(lines, 1)]
 
 
-def _line(path: str, number: int, line: str) -> Line:
+def _line(path: str, number: int, line: str) -> Picture:
     name, blank, text = line.rpartition(" ")
     found = re.match(r"\s*([+-]?[0-9]{1,20})", text)  # Caffe: atoi
     label = int(found[1]) if found else 0
     if not -(2**31) <= label < 2**31:
         raise DataError(f"{path}:{number}: label {label} does not fit into 32 bits")
-    return Line(name if blank else text, label)
+    return Picture(name if blank else text, label)
 
 
 def imageset_records(
     root: str,
-    lines: Sequence[Line],
-    *,
-    gray: bool = False,
-    height: int = 0,
-    width: int = 0,
-    pad: int = 0,
-    encoded: bool = False,
+    lines: Sequence[Picture],
+    form: PictureForm,
     encode_type: str = "",
     check_size: bool = False,
 ) -> Iterator[Record]:
@@ -79,14 +69,14 @@ def imageset_records(
         file = root + name
         try:
             data = read_file(file)
-            pixels = decode_picture(data, file, gray, height, width)
+            pixels = form.pixels(data, file)
         except ValueError:  # a DataError, or a zero byte in the name
             logger.error("Could not open or find file %s", file)
             continue
-        encoding = encode_type or (_guess_encoding(name) if encoded else "")
+        encoding = encode_type or (_guess_encoding(name) if form.encoded else "")
         if not encoding:
-            datum = raw_datum(pixels, label, pad)
-        elif not height and not width and _has_extension(file, encoding):
+            datum = raw_datum(pixels, label, form.pad)
+        elif not form.height and not form.width and _has_extension(file, encoding):
             datum = encoded_datum(data, label)
         else:
             datum = encoded_datum(_encode(file, pixels, encoding), label)
@@ -148,6 +138,7 @@ def run(args: argparse.Namespace) -> None:
     encoded = args.encoded or bool(args.encode_type)
     if encoded and (args.pad or args.check_size):
         raise DataError("--pad and --check_size are for raw pixels; leave out --encoded and --encode_type")
+    form = PictureForm.chosen(args)
     if bool(args.resize_height) != bool(args.resize_width):
         logger.warning("Not resizing: that needs both resize_height and resize_width.")
     if args.encode_type and not args.encoded:
@@ -155,15 +146,5 @@ def run(args: argparse.Namespace) -> None:
     lines = read_list(args.list)
     lines = [lines[i] for i in shuffled_order(len(lines), args.shuffle)]
     logger.info("A total of %d images.", len(lines))
-    records = imageset_records(
-        args.root,
-        lines,
-        gray=args.gray,
-        height=args.resize_height,
-        width=args.resize_width,
-        pad=args.pad,
-        encoded=args.encoded,
-        encode_type=args.encode_type,
-        check_size=args.check_size,
-    )
+    records = imageset_records(args.root, lines, form, args.encode_type, args.check_size)
     write_lmdb(args.output, records, len(lines))

@@ -9,8 +9,8 @@ own nodes (`Layer.to_onnx`). The model is checked in ONNX Runtime against the ne
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,24 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from imae.converters.caffemodel import add_dialect_option, load_caffemodel
+from imae.converters.caffemodel import load_caffemodel
+from imae.converters.net_options import add_net_options, chosen_net
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.fuse import fold_batch_norm
 from imae.layers.layer import Shape
 from imae.layers.net import Net
 from imae.layers.registry import layer_class
-from imae.prototxt import TEST, LayerParameter, NetParameter
+from imae.layers.vision.pooling import PoolingMethod
+from imae.prototxt import TEST, LayerParameter, NetParameter, NetState
 from imae.prototxt.errors import ExportError, LayerError
-from imae.prototxt.files import write_atomically
-from imae.prototxt.state import filter_by_state
-from imae.prototxt.text import read_net, to_text
+from imae.prototxt.files import AnyPath, write_atomically
+from imae.prototxt.state import filter_by_state, in_state
+from imae.prototxt.text import to_text
 
 COMMAND = "export"
 HELP = "write a net and its weights as an ONNX model, checked in ONNX Runtime"
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_OPSET = 17
 OLDEST_OPSET, NEWEST_OPSET = 13, 22
@@ -100,17 +104,17 @@ class Export:
     batch_sizes: tuple[int, ...]
 
 
-def deploy_net(param: NetParameter, input_shape: Sequence[int] | None = None, batch: int = 1) -> NetParameter:
+# (C, H, W) or (N, C, H, W) of the only input, or the whole shape of each input by its name.
+InputShape = Sequence[int] | Mapping[str, Sequence[int]]
+
+
+def deploy_net(param: NetParameter, input_shape: InputShape | None = None, batch: int = 1) -> NetParameter:
     """The net of phase TEST without data layers and losses, its inputs made by Input layers.
 
-    input_shape   (C, H, W) or (N, C, H, W) of the images; needed only where the data source cannot be asked
+    input_shape   of the inputs; needed only where the data source cannot be asked
     """
-    state = NetParameter()
-    state.CopyFrom(param)
-    state.state.phase = TEST
-    filtered = filter_by_state(state, state.state)
-    result = NetParameter(name=filtered.name)
-    result.state.phase = TEST
+    filtered = _in_test(param)
+    result = NetParameter(name=filtered.name, state=filtered.state)
     sources: dict[str, LayerParameter] = {}
     dropped: set[str] = set()
     body: list[LayerParameter] = []
@@ -127,17 +131,38 @@ def deploy_net(param: NetParameter, input_shape: Sequence[int] | None = None, ba
         raise ExportError(
             f"net {filtered.name!r} has no layer that computes something from an input in phase TEST"
         )
+    given = _shapes_by_name(inputs, input_shape, batch)
     for top in inputs:
         input_layer = result.layer.add(name=top, type="Input", top=[top])
-        shape = _input_shape(sources[top], top, input_shape, batch)
+        shape = given.get(top) or _input_shape(sources[top], top, batch)
         input_layer.input_param.shape.add().dim.extend(shape)
     result.layer.extend(body)
     return result
 
 
-def _input_shape(source: LayerParameter, top: str, given: Sequence[int] | None, batch: int) -> Shape:
-    if given is not None:
-        return tuple(given) if len(given) != 3 else (batch, *given)
+def _in_test(param: NetParameter) -> NetParameter:
+    """The net with the layers that it has in phase TEST."""
+    test = in_state(param, TEST, NetState(phase=TEST))
+    return filter_by_state(test, test.state)
+
+
+def _shapes_by_name(inputs: Sequence[str], given: InputShape | None, batch: int) -> dict[str, Shape]:
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        if unknown := sorted(set(given) - set(inputs)):
+            raise ExportError(f"the net has no input {unknown[0]!r}; its inputs are {', '.join(inputs)}")
+        return {name: tuple(shape) for name, shape in given.items()}
+    if len(inputs) > 1:
+        raise ExportError(
+            f"the net has {len(inputs)} inputs, so a shape must say whose it is; give --input-shape "
+            f"{inputs[0]}:{','.join(map(str, given))} and so on for {', '.join(inputs[1:])}"
+        )
+    return {inputs[0]: (batch, *given) if len(given) == 3 else tuple(given)}
+
+
+def _input_shape(source: LayerParameter, top: str, batch: int) -> Shape:
+    """As the data source says it."""
     index = list(source.top).index(top)
     if source.type == "Input":
         shapes = source.input_param.shape
@@ -193,8 +218,11 @@ def export_net(
         if final[name] != name:
             graph.node("Softmax", [final[name]], [name], axis=1)
     model = _model(net, graph, outputs, opset, dynamic_batch, metadata or {})
+    for layer in net.layers:
+        if isinstance(layer, PoolingMethod):
+            layer.on_cpu = True
     batch_sizes = (1, 3) if dynamic_batch else (shapes[net.inputs[0]][0],)
-    checks = [_difference(model, net, outputs, size, softmax) for size in batch_sizes]
+    checks = [_difference(model, net, outputs, size, softmax, dynamic_batch) for size in batch_sizes]
     difference, largest = (max(values) for values in zip(*checks, strict=True))
     if difference > ALLOWED * max(largest, 1):
         raise ExportError(
@@ -237,16 +265,20 @@ def _model(
 
 
 def _difference(
-    model: onnx.ModelProto, net: Net, outputs: list[str], size: int, softmax: bool
+    model: onnx.ModelProto, net: Net, outputs: list[str], size: int, softmax: bool, dynamic_batch: bool
 ) -> tuple[float, float]:
-    """(largest difference of ONNX Runtime from the net, largest value) on random inputs, `size` of them."""
+    """(largest difference of ONNX Runtime from the net, largest value) on random inputs.
+
+    There are `size` of each, or as many as its shape says if that cannot change.
+    """
     import onnxruntime
 
     generator = np.random.default_rng(size)
-    feeds = {
-        name: generator.standard_normal((size, *net.blob_shapes[name][1:])).astype(np.float32)
-        for name in net.inputs
-    }
+    feeds = {}
+    for name in net.inputs:
+        shape = net.blob_shapes[name]
+        shape = (size, *shape[1:]) if dynamic_batch else shape
+        feeds[name] = generator.standard_normal(shape).astype(np.float32)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
@@ -277,6 +309,8 @@ def _difference(
                 f"output {name!r} has shape {value.shape} in ONNX Runtime, {tuple(want.shape)} in the net"
             )
         array = want.numpy()
+        if not np.isfinite(array).all():
+            logger.warning("output %r is not finite on random inputs: are the weights trained?", name)
         with np.errstate(invalid="ignore"):  # infinity - infinity, which are equal
             apart = np.where((value == array) | (np.isnan(value) & np.isnan(array)), 0, np.abs(value - array))
         worst = max(worst, float(np.nan_to_num(apart, nan=np.inf).max(initial=0)))
@@ -290,34 +324,31 @@ def session_errors() -> tuple[type[Exception], ...]:
 
     state = onnxruntime.capi.onnxruntime_pybind11_state
     names = "Fail InvalidArgument InvalidGraph InvalidProtobuf NotImplemented RuntimeException"
-    return tuple(getattr(state, name) for name in names.split())
+    # UnicodeDecodeError: its message quotes bytes of the file.
+    return (*(getattr(state, name) for name in names.split()), UnicodeDecodeError)
 
 
 def transform_metadata(param: NetParameter) -> dict[str, str]:
     """The TEST data layer's transform_param as metadata of the model."""
-    state = NetParameter()
-    state.CopyFrom(param)
-    state.state.phase = TEST
-    for layer in filter_by_state(state, state.state).layer:
+    for layer in _in_test(param).layer:
         if layer.HasField("transform_param"):
             return {TRANSFORM_KEY: to_text(layer.transform_param)}
     return {}
 
 
 def export_file(
-    model: str | os.PathLike[str],
-    weights: str | os.PathLike[str] | None,
-    output: str | os.PathLike[str],
+    param: NetParameter,
+    weights: AnyPath | None,
+    output: AnyPath,
     *,
-    input_shape: Sequence[int] | None = None,
+    input_shape: InputShape | None = None,
     opset: int = DEFAULT_OPSET,
     fold: bool = False,
     dynamic_batch: bool = True,
     softmax: bool = False,
     dialect: str | None = None,
 ) -> Export:
-    """Prototxt (train_val or deploy) and caffemodel to an .onnx file, which is written atomically."""
-    param = read_net(model)
+    """A net (train_val or deploy) and its caffemodel to an .onnx file, which is written atomically."""
     net = Net(deploy_net(param, input_shape), CaffeRandom(0))
     if weights is not None:
         load_caffemodel(net, weights, dialect)
@@ -337,32 +368,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="train_val or deploy prototxt")
     parser.add_argument("--weights", help=".caffemodel or .caffemodel.h5; without it the fillers' values")
     parser.add_argument("--output", required=True, help="the .onnx file to write")
-    parser.add_argument("--input-shape", help="C,H,W (or N,C,H,W) of the input, where no data source tells")
+    parser.add_argument(
+        "--input-shape",
+        action="append",
+        default=[],
+        metavar="[NAME:]SHAPE",
+        help="C,H,W or N,C,H,W of the only input, or NAME:N,C,H,W, the whole shape, for each of several; "
+        "where no data source tells",
+    )
     parser.add_argument(
         "--opset", type=int, default=DEFAULT_OPSET, help=f"ONNX operator set ({DEFAULT_OPSET})"
     )
     parser.add_argument("--fold", action="store_true", help="fold BatchNorm and Scale into the layer before")
     parser.add_argument("--fixed-batch", action="store_true", help="keep the batch size of the prototxt")
     parser.add_argument("--softmax", action="store_true", help="end with the softmax of the outputs")
-    add_dialect_option(parser)
+    add_net_options(parser, "TEST", changeable=False)
+
+
+def read_shapes(texts: Sequence[str]) -> InputShape | None:
+    """The shapes of --input-shape: one without a name, or any number with a name each; None of none."""
+    named: dict[str, Shape] = {}
+    for text in texts:
+        name, _, numbers = text.rpartition(":")
+        shape = tuple(int(d) if d.isdecimal() else 0 for d in numbers.split(","))
+        if min(shape) < 1 or len(shape) < (1 if name else 2):
+            raise ExportError(
+                f"--input-shape must be C,H,W or N,C,H,W of positive numbers, or NAME:N,C,H,W; got {text!r}"
+            )
+        if name in named:
+            raise ExportError(
+                f"--input-shape: {name or 'the input'} has a shape already, got {text!r} as well"
+            )
+        named[name] = shape
+    if "" in named and len(named) > 1:
+        raise ExportError("--input-shape: with several shapes each needs a name, NAME:N,C,H,W")
+    return named.get("", named) or None
 
 
 def run(args: argparse.Namespace) -> None:
-    shape = None
-    if args.input_shape:
-        try:
-            shape = tuple(int(d) for d in args.input_shape.split(","))
-        except ValueError:
-            shape = ()
-        if len(shape) < 2 or min(shape) < 1:
-            raise ExportError(
-                f"--input-shape must be C,H,W or N,C,H,W of positive numbers, got {args.input_shape!r}"
-            )
     result = export_file(
-        args.model,
+        chosen_net(args.model, args),
         args.weights,
         args.output,
-        input_shape=shape,
+        input_shape=read_shapes(args.input_shape),
         opset=args.opset,
         fold=args.fold,
         dynamic_batch=not args.fixed_batch,

@@ -25,10 +25,11 @@ from tqdm import tqdm
 from imae.converters.caffemodel import add_dialect_option, load_caffemodel
 from imae.converters.lmdb_writer import BATCH, Record, open_new_lmdb, put_records
 from imae.layers.net import Net
-from imae.prototxt import TEST, Datum, NetParameter
+from imae.prototxt import TEST, Datum, NetState
+from imae.prototxt.dialects import read_net_text
 from imae.prototxt.errors import DataError, DeviceError
 from imae.prototxt.files import AnyPath, atomic_folder
-from imae.prototxt.text import read_net
+from imae.prototxt.state import in_state
 
 COMMAND = "extract-features"
 HELP = "blobs of a net, for each record of its data layer, to LMDBs"
@@ -127,10 +128,7 @@ def run(args: argparse.Namespace) -> None:
     if args.batches < 1:
         raise DataError(f"NUM_MINI_BATCHES must be at least 1, got {args.batches}")
     device = _device(args.mode, args.device)
-    param = NetParameter()
-    param.CopyFrom(read_net(args.net))
-    param.state.phase = TEST
-    net = Net(param)
+    net = Net(in_state(read_net_text(args.net, args.dialect), TEST, NetState(phase=TEST)))
     load_caffemodel(net, args.weights, args.dialect)
     extract_features(net, names, paths, args.batches, device)
 

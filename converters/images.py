@@ -1,19 +1,22 @@
 """What the image converters have in common: sets of images, decoding, padding, order, and their options."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from imae.converters.lmdb_writer import Record, fill_lmdb
+from imae.converters.resize import BILINEAR, INTERPOLATIONS
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import datum_from_array, decode_image
 from imae.prototxt import Datum
-from imae.prototxt.errors import FileError
+from imae.prototxt.errors import DataError, FileError
 from imae.prototxt.files import AnyPath, atomic_folder
 
 Image = NDArray[np.uint8]
@@ -76,17 +79,58 @@ def pad_image(image: Image, pad: int) -> Image:
     return padded
 
 
-def decode_picture(data: bytes, name: str, gray: bool = False, height: int = 0, width: int = 0) -> Image:
+def resize_all(images: Image, size: int, interpolation: str = "") -> Image:
+    """(N, C, H, W) -> (N, C, size, size), by one of INTERPOLATIONS, bilinearly if none is named."""
+    resize = INTERPOLATIONS[interpolation or BILINEAR]
+    resized = np.empty((*images.shape[:2], size, size), np.uint8)
+    for image, new in zip(images, resized, strict=True):
+        new[:] = resize(image.transpose(1, 2, 0), size, size).transpose(2, 0, 1)
+    return resized
+
+
+def decode_picture(
+    data: bytes, name: str, gray: bool = False, height: int = 0, width: int = 0, interpolation: str = ""
+) -> Image:
     """Pixels (H, W, 3), BGR, or (H, W, 1) if gray, of a picture file's bytes; DataError if it is no picture.
 
-    If both `height` and `width` are given, resized, bilinearly, without antialiasing.
+    If both `height` and `width` are given, resized by one of INTERPOLATIONS, bilinearly if none is named.
 
     Caffe: io.cpp, ReadImageToCVMat.
     """
     pixels = decode_image(data, cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR, name)
     if height > 0 and width > 0:
-        pixels = cast(Image, cv2.resize(pixels, (width, height))).reshape(height, width, -1)
+        pixels = INTERPOLATIONS[interpolation or BILINEAR](pixels, height, width)
     return pixels
+
+
+class Picture(NamedTuple):
+    """The name of a picture file, and its label."""
+
+    name: str
+    label: int
+
+
+class PictureForm(NamedTuple):
+    """What becomes of picture files: what add_picture_options and --pad say."""
+
+    gray: bool
+    height: int
+    width: int
+    interpolation: str
+    pad: int
+    encoded: bool
+
+    @classmethod
+    def chosen(cls, args: argparse.Namespace) -> PictureForm:
+        """As the arguments say; DataError for --interpolation without a size to resize to."""
+        check_interpolation(args)
+        return cls(
+            args.gray, args.resize_height, args.resize_width, args.interpolation, args.pad, args.encoded
+        )
+
+    def pixels(self, data: bytes, name: str) -> Image:
+        """Those of a file's bytes, not yet padded; DataError if it is no picture."""
+        return decode_picture(data, name, self.gray, self.height, self.width, self.interpolation)
 
 
 def raw_datum(pixels: Image, label: int, pad: int = 0) -> Datum:
@@ -111,15 +155,32 @@ def add_image_options(parser: argparse.ArgumentParser, what: str = "the training
     )
 
 
+def add_interpolation_option(parser: argparse.ArgumentParser) -> None:
+    """--interpolation, empty if it is not given."""
+    parser.add_argument(
+        "--interpolation",
+        choices=INTERPOLATIONS,
+        default="",
+        help=f"for resizing (default: {BILINEAR}, as Caffe; bicubic is MATLAB's imresize)",
+    )
+
+
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
-    """--gray, --resize_height, --resize_width, --encoded, spelt as in Caffe or with hyphens."""
+    """--gray, --resize_height, --resize_width, --interpolation, --encoded; spelt with hyphens, too."""
     parser.add_argument("--gray", action="store_true", help="one channel instead of three")
     for side in ("height", "width"):
         names = (f"--resize-{side}", f"--resize_{side}")
         parser.add_argument(*names, type=pixel_count, default=0, metavar="N", help=f"{side} to resize to")
+    add_interpolation_option(parser)
     parser.add_argument(
         "--encoded", action="store_true", help="store the picture files as they are, undecoded"
     )
+
+
+def check_interpolation(args: argparse.Namespace) -> None:
+    """DataError for --interpolation without a size to resize to."""
+    if args.interpolation and not (args.resize_height and args.resize_width):
+        raise DataError("--interpolation is for resizing; it needs --resize-height and --resize-width")
 
 
 def whole_number(text: str) -> int:

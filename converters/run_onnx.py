@@ -13,6 +13,7 @@ import argparse
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from imae.layers.data.data import DatumReader, memory_budget
 from imae.layers.data.datum import read_file
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data.transformer import DataTransformer
+from imae.layers.memory import blob_problem, within_free_memory
 from imae.prototxt import TEST, TransformationParameter
 from imae.prototxt.errors import DataError, DeviceError, ExportError
 from imae.prototxt.text import parse_text
@@ -57,9 +59,11 @@ class Result:
 
 
 def open_session(
-    path: str | os.PathLike[str], provider: str = "CPU", threads: int = 0
+    path: str | os.PathLike[str], provider: str = "CPU", threads: int = 0, device: int | None = None
 ) -> onnxruntime.InferenceSession:
     """A session on the named provider (CPU, CUDA, TensorRT, ...); DeviceError if it cannot be had.
+
+    device   which of several GPUs computes; None leaves it to the provider
 
     ONNX Runtime falls back to the CPU in silence, so what the session really got is looked at.
     """
@@ -79,13 +83,16 @@ def open_session(
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised, too
     try:
-        session = onnxruntime.InferenceSession(os.fspath(path), options, providers=[name])
-    except session_errors() as error:
-        raise ExportError(
-            f"{path}: ONNX Runtime cannot load it: {str(error).strip().splitlines()[0]}"
-        ) from error
+        with _limited_memory(name):
+            session = onnxruntime.InferenceSession(
+                os.fspath(path),
+                options,
+                providers=[name if device is None else (name, {"device_id": str(device)})],
+            )
+    except (*session_errors(), MemoryError) as error:
+        raise ExportError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
     if name not in session.get_providers():
         raise DeviceError(
             f"provider {provider!r} could not be started for {path}: ONNX Runtime fell back to "
@@ -98,33 +105,14 @@ def run_model(
     session: onnxruntime.InferenceSession, batches: Iterator[Batch], output: str | None = None
 ) -> Result:
     """Run all batches; the class of an image is the largest value of `output`, by default the only one."""
-    feed, output = session.get_inputs()[0], _output(session, output)
-    dtype = DTYPES.get(feed.type)
-    if dtype is None or len(session.get_inputs()) > 1:
-        raise ExportError(
-            "a model with one input of floating-point images is needed; "
-            f"got {', '.join(f'{i.name}: {i.type}' for i in session.get_inputs())}"
-        )
+    output = output_name(session, output)
     classes: list[int] = []
     right = labelled = 0
     seconds = 0.0
     for images, labels in batches:
-        count = len(images)
-        if isinstance(feed.shape[0], int) and count < feed.shape[0]:  # the last batch of a fixed size
-            images = np.pad(images, [(0, feed.shape[0] - count), *[(0, 0)] * (images.ndim - 1)])
-        _check_shape(feed, images.shape)
-        begun = time.perf_counter()
-        try:
-            (scores,) = session.run([output], {feed.name: images.astype(dtype, copy=False)})
-        except session_errors() as error:
-            raise ExportError(f"ONNX Runtime cannot run it: {str(error).strip().splitlines()[0]}") from error
-        seconds += time.perf_counter() - begun
-        if not scores.ndim or len(scores) != len(images):
-            raise ExportError(
-                f"output {output!r} has shape {list(scores.shape)} for {len(images)} images; it must hold "
-                f"scores for each image; choose another with --output"
-            )
-        best = scores.reshape(len(images), -1).argmax(1)[:count]
+        scores, spent = run_batch(session, images, output)
+        seconds += spent
+        best = scores.reshape(len(images), -1).argmax(1)
         classes.extend(best.tolist())
         if labels is not None:
             labelled += len(labels)
@@ -132,14 +120,65 @@ def run_model(
     return Result(right / labelled if labelled else None, classes, seconds)
 
 
-def _output(session: onnxruntime.InferenceSession, wanted: str | None) -> str:
+def run_batch(
+    session: onnxruntime.InferenceSession, images: NDArray[np.float32], output: str
+) -> tuple[Array, float]:
+    """The values of `output` for each of the images (N, C, H, W), and the seconds spent in ONNX Runtime."""
+    feed = session.get_inputs()[0]
+    dtype = DTYPES.get(feed.type)
+    if dtype is None or len(session.get_inputs()) > 1:
+        raise ExportError(
+            "a model with one input of floating-point images is needed; "
+            f"got {', '.join(f'{i.name}: {i.type}' for i in session.get_inputs())}"
+        )
+    count = len(images)
+    if isinstance(feed.shape[0], int) and count < feed.shape[0]:  # the last batch of a fixed size
+        images = np.pad(images, [(0, feed.shape[0] - count), *[(0, 0)] * (images.ndim - 1)])
+    _check_shape(feed, images.shape)
+    images = images.astype(dtype, copy=False)
+    try:
+        with _limited_memory(session.get_providers()[0]):
+            begun = time.perf_counter()
+            (scores,) = session.run([output], {feed.name: images})
+            seconds = time.perf_counter() - begun
+    except (*session_errors(), MemoryError) as error:
+        raise ExportError(f"ONNX Runtime cannot run it: {_first_line(error)}") from error
+    if not scores.ndim or len(scores) != len(images):
+        raise ExportError(
+            f"output {output!r} has shape {list(scores.shape)} for {len(images)} images; it must hold "
+            f"values for each image; choose another output"
+        )
+    return scores[:count], seconds
+
+
+def _limited_memory(provider: str) -> AbstractContextManager[None]:
+    """A model may ask for any amount of memory; on the CPU it gets what is free. (A GPU has a limit.)"""
+    return within_free_memory() if provider == "CPUExecutionProvider" else nullcontext()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "there is not enough memory")
+
+
+def output_name(session: onnxruntime.InferenceSession, wanted: str | None, option: str = "--output") -> str:
+    """`wanted`, or the only output; ExportError where that is none of the model's."""
     names: list[str] = [output.name for output in session.get_outputs()]
     if wanted is None and len(names) == 1:
         return names[0]
     if wanted not in names:
         got = "it has several" if wanted is None else f"there is no {wanted!r}"
-        raise ExportError(f"one output of the model is needed, {got}; use --output with {', '.join(names)}")
+        raise ExportError(f"one output of the model is needed, {got}; use {option} with {', '.join(names)}")
     return wanted
+
+
+def _image_shape(session: onnxruntime.InferenceSession) -> list[int | str]:
+    """The input's N, C, H, W, names where they are free; ExportError where it takes no images."""
+    shapes = [feed.shape for feed in session.get_inputs()]
+    if len(shapes) == 1 and len(shapes[0]) == 4:
+        fixed = [size for size in shapes[0] if isinstance(size, int)]
+        if 0 not in fixed and blob_problem(fixed) is None:
+            return list(shapes[0])
+    raise ExportError(f"a model with one input of images (N, C, H, W) is needed; it has {shapes}")
 
 
 def _check_shape(feed: Any, shape: tuple[int, ...]) -> None:
@@ -189,7 +228,10 @@ def model_transform(session: onnxruntime.InferenceSession, text: str | None) -> 
     """How images are prepared: by `text`, or by the model's metadata; without the parts that are random."""
     where = "--transform" if text is not None else "the model's metadata"
     if text is None:
-        text = session.get_modelmeta().custom_metadata_map.get(TRANSFORM_KEY, "")
+        try:
+            text = session.get_modelmeta().custom_metadata_map.get(TRANSFORM_KEY, "")
+        except UnicodeDecodeError as error:
+            raise ExportError(f"the model's metadata cannot be read: {error}") from None
     transform = parse_text(text, TransformationParameter, where)
     transform.mirror = False
     return transform
@@ -217,7 +259,7 @@ def run(args: argparse.Namespace) -> None:
         raise DeviceError(f"--threads must be 0 to {most} on this machine, got {args.threads}")
     session = open_session(args.model, args.provider, args.threads)
     transform = model_transform(session, args.transform)
-    shape = session.get_inputs()[0].shape
+    shape = _image_shape(session)
     size = shape[0] if isinstance(shape[0], int) else args.batch_size
     if args.lmdb is not None:
         result = run_model(session, lmdb_batches(args.lmdb, transform, size), args.output)

@@ -12,22 +12,16 @@ Caffe: tools/upgrade_net_proto_binary.cpp.
 from __future__ import annotations
 
 import argparse
-import logging
 
 from imae.converters.caffemodel import add_dialect_option
-from imae.converters.upgrade_proto import add_file_arguments, log_outcome
+from imae.converters.upgrade_proto import add_file_arguments, write_upgraded
 from imae.prototxt import NetParameter
 from imae.prototxt.dialects import read_net_dialect
-from imae.prototxt.files import write_atomically
 from imae.prototxt.text import read_binary
 from imae.prototxt.upgrade import upgrade_net
 
 COMMAND = "upgrade-net-proto-binary"
 HELP = "a .caffemodel of an old form or of a fork, written in today's form"
-
-TOOL = "upgrade_net_proto_binary"
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,8 +36,5 @@ def run(args: argparse.Namespace) -> int:
         old = read_binary(args.input, NetParameter)
     problems: list[str] = []
     new = upgrade_net(old, args.input, problems)
-    log_outcome(TOOL, args.input, new is not old or bool(args.dialect), problems)
-    write_atomically(args.output, new.SerializeToString())
-    message = f"Wrote upgraded NetParameter binary proto to {args.output}"
-    logger.info("%s", message, extra={"caffe": f"{TOOL}.cpp:48"})
-    return 1 if problems else 0
+    changed = new is not old or bool(args.dialect)
+    return write_upgraded(COMMAND, args, new, changed=changed, problems=problems, binary=True)

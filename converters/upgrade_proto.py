@@ -1,4 +1,4 @@
-"""What Caffe's three upgrade tools have in common: their arguments, and what they log.
+"""What Caffe's three upgrade tools have in common: their arguments, and what they write and log.
 
 imae upgrade-net-proto-text     old.prototxt    new.prototxt
 imae upgrade-net-proto-binary   old.caffemodel  new.caffemodel
@@ -9,6 +9,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
+
+from google.protobuf.message import Message
+
+from imae.prototxt.files import write_atomically
+from imae.prototxt.text import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -19,13 +25,35 @@ def add_file_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("output", metavar="OUT", help="the file to write, in today's form")
 
 
-def log_outcome(tool: str, path: str, upgraded: bool, problems: list[str]) -> None:
-    """Log that something was left out (upgrade_net has said what), or that there was nothing to do."""
+def write_upgraded(
+    command: str,
+    args: argparse.Namespace,
+    new: Message,
+    *,
+    changed: bool,
+    problems: Sequence[str] = (),
+    binary: bool = False,
+) -> int:
+    """Write the new message, as text unless it is to be `binary`; the exit status: 1 where problems are.
+
+    changed    whether it is another than the old one
+    problems   what was left out; upgrade_net has logged each
+    """
+    source = f"{command.replace('-', '_')}.cpp"
     if problems:
-        _log(f"{tool}.cpp:39", "Encountered error(s) while upgrading prototxt; see details above.")
-    elif not upgraded:
-        _log(f"{tool}.cpp:43", f"File already in latest proto format: {path}")
+        _log(
+            f"{source}:39", "Encountered error(s) while upgrading prototxt; see details above.", logging.ERROR
+        )
+    elif not changed:
+        _log(f"{source}:43", f"File already in latest proto format: {args.input}", logging.ERROR)
+    if binary:
+        write_atomically(args.output, new.SerializeToString())
+    else:
+        write_text(new, args.output)
+    line, form = (48, "binary") if binary else (49, "text")
+    _log(f"{source}:{line}", f"Wrote upgraded {new.DESCRIPTOR.name} {form} proto to {args.output}")
+    return 1 if problems else 0
 
 
-def _log(place: str, message: str) -> None:
-    logger.error("%s", message, extra={"caffe": place})
+def _log(place: str, message: str, level: int = logging.INFO) -> None:
+    logger.log(level, "%s", message, extra={"caffe": place})

@@ -62,18 +62,8 @@ class FusedBatchNormScale:
         self.norm, self.scale, self.relu = norm, scale, relu
 
     def __call__(self, x: Tensor) -> Tensor:
-        norm, weight = self.norm, self.scale.blob(0)
         bias = self.scale.blob(1) if len(self.scale.blobs) > 1 else None
-        if norm.use_global_stats:
-            mean, variance = norm.statistics()
-            y = torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, norm.eps, True)
-        else:
-            # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.
-            mean, variance = torch.zeros_like(weight), torch.zeros_like(weight)
-            y = torch.batch_norm(x, weight, bias, mean, variance, True, 1.0, norm.eps, True)
-            if x.numel() == x.shape[1]:  # one number a channel: see BatchNorm
-                variance = torch.zeros_like(variance)
-            norm.update(mean, variance)
+        y = self.norm.normalize(x, self.scale.blob(0), bias)
         return F.relu_(y) if self.relu else y
 
 

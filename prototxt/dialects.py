@@ -1,4 +1,4 @@
-"""Binary nets (.caffemodel) of forks whose field numbers or blobs are not Caffe's, as Caffe's message.
+"""Nets and solver states of forks whose fields or blobs are not Caffe's, as Caffe's messages.
 
     nvidia  NVIDIA Caffe 0.15 to 0.17. BlobProto has raw_data_type = 10, raw_diff_type = 11, raw_data = 12 and
             raw_diff = 13 (numbers as bytes: double, float or half). LayerParameter 145 to 148 are its
@@ -7,8 +7,9 @@
                 0.16, 0.17   mean, variance, a correction that is 1, scale, bias
                 0.15         scale, bias, mean, variance, one that is reserved and has one number
             It becomes a BatchNorm with Caffe's three blobs and a Scale. mean and variance are not sums there.
-    other   any fork: of each layer its name, type, bottoms, tops and blobs; whatever else stands in the file
-            is not looked at, so that nothing in it can be misread.
+            In a prototxt, too, `scale_bias: true` becomes a Scale; NVIDIA_TEXT are the fields that are read.
+    other   any fork's binary files: of each layer its name, type, bottoms, tops and blobs; whatever else
+            stands in the file is not looked at, so that nothing in it can be misread. Prototxts are Caffe's.
 
 What Caffe's message has no place for is left out, and a line in the log says what.
 
@@ -20,23 +21,27 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
-from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
-from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from imae.prototxt import caffe_pb2
-from imae.prototxt.caffe_pb2 import BlobProto, BlobShape, LayerParameter, NetParameter
-from imae.prototxt.errors import CaffemodelError, PrototxtError
+from imae.prototxt.caffe_pb2 import BlobProto, BlobShape, LayerParameter, NetParameter, SolverState
+from imae.prototxt.errors import CaffemodelError, PrototxtError, SnapshotError
 from imae.prototxt.files import AnyPath
-from imae.prototxt.text import read_binary
+from imae.prototxt.schema import POOL, message_class
+from imae.prototxt.text import M, read_binary, read_text
+from imae.prototxt.upgrade import upgrade_net
 
 DIALECTS = ("nvidia", "other")
+TEXT_DIALECTS = ("nvidia",)  # those that prototxts may be of
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +56,36 @@ CONVERTED = {
 RAW_TYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f8"), 1: np.dtype("<f4"), 2: np.dtype("<f2")}
 SMALLEST_EPS = np.float32(1e-5)  # of its BatchNorm
 
+# What a prototxt of NVIDIA's says beyond Caffe's: how fast, in what precision and memory, and in what order
+# records come. NAME:TYPE; the enums' values are in NVIDIA_ENUMS.
+NVIDIA_TEXT = {
+    "NetParameter": """default_forward_type:Type default_backward_type:Type default_forward_math:Type
+        default_backward_math:Type default_cudnn_math_override:int32 default_conv_algos_override:string
+        global_grad_scale:float global_grad_scale_adaptive:bool reduce_buckets:int32
+        eltwise_mem_sharing:bool""",
+    "LayerParameter": """forward_type:Type backward_type:Type forward_math:Type backward_math:Type
+        cudnn_math_override:int32 debug:bool""",
+    "BatchNormParameter": "engine:Engine",
+    "ConvolutionParameter": "conv_algos_override:string cudnn_convolution_algo_seeker:Seeker",
+    "DataParameter": "threads:uint32 parser_threads:uint32 cache:bool precache:bool shuffle:bool",
+    "DropoutParameter": "engine:Engine random_seed:int64",
+    "ImageDataParameter": "threads:uint32 cache:bool precache:bool",
+    "TransformationParameter": "use_gpu_transform:bool random_seed:int64",
+}
+NVIDIA_ENUMS = {
+    "Type": "DOUBLE FLOAT FLOAT16 INT UINT BOOL",
+    "Engine": "DEFAULT CAFFE CUDNN",
+    "Seeker": "GET FINDEX",
+}
+FIRST_NUMBER = 100_000_000  # of those fields, in a schema that nothing is written by
+
 # What `other` reads, by message.
 READ_BY_OTHER = {
     "NetParameter": {"name", "layer", "layers"},
     "LayerParameter": {"name", "type", "bottom", "top", "blobs"},
     "V1LayerParameter": {"name", "type", "bottom", "top", "blobs", "layer"},
     "V0LayerParameter": {"name", "type", "blobs"},
+    "SolverState": {"iter", "learned_net", "history", "current_step", "imae_run"},
 }
 
 
@@ -67,44 +96,95 @@ def read_net_dialect(path: AnyPath, dialect: str, scales: Mapping[str, str] | No
 
     PrototxtError where the file cannot be read, CaffemodelError where a blob makes no sense.
     """
-    if dialect == "other":
-        return _read_other(path)
-    if dialect != "nvidia":
+    if not _is_nvidia(dialect):
+        return _read_other(path, NetParameter)
+    return _net_from_nvidia(read_binary(path, NetParameter), path, scales or {})
+
+
+def read_state_dialect(path: AnyPath, dialect: str) -> SolverState:
+    """A binary solver state of a fork in Caffe's own form.
+
+    PrototxtError where the file cannot be read, SnapshotError where a history blob makes no sense.
+    """
+    if not _is_nvidia(dialect):
+        return _read_other(path, SolverState)
+    state = read_binary(path, SolverState)
+    try:
+        for index, blob in enumerate(state.history):
+            _convert_blob(blob, f"history blob {index}")
+    except CaffemodelError as error:
+        raise SnapshotError(f"{path}: {error}") from None
+    return _without_unknown(state, path)
+
+
+def read_net_text(path: AnyPath, dialect: str | None = None) -> NetParameter:
+    """A net's prototxt of any age, Caffe's own or a fork's, as today's message.
+
+    PrototxtError where it cannot be read.
+    """
+    return upgrade_net(read_net_text_dialect(path, dialect), os.fspath(path))
+
+
+def read_net_text_dialect(path: AnyPath, dialect: str | None) -> NetParameter:
+    """The same as it would stand in Caffe's file, not upgraded."""
+    if dialect is None or not _is_nvidia(dialect):
+        return read_text(path, NetParameter)
+    theirs = read_text(path, _nvidia_net())
+    _say_left_out(path, sorted(set(_take_nvidias_fields(theirs))))
+    return _net_from_nvidia(NetParameter.FromString(theirs.SerializePartialToString()), path, {})
+
+
+def _is_nvidia(dialect: str) -> bool:
+    if dialect not in DIALECTS:
         raise PrototxtError(f"unknown dialect '{dialect}'; known: {', '.join(DIALECTS)}")
-    net = read_binary(path, NetParameter)
+    return dialect == "nvidia"
+
+
+def _net_from_nvidia(net: NetParameter, path: AnyPath, scales: Mapping[str, str]) -> NetParameter:
+    """The net, and behind each BatchNorm with scale and bias a Scale layer."""
     converted = NetParameter()
     converted.CopyFrom(net)
     del converted.layer[:]
     try:
         for layer in net.layer:
-            converted.layer.extend(_from_nvidia(layer, (scales or {}).get(layer.name)))
+            converted.layer.extend(_from_nvidia(layer, scales.get(layer.name)))
     except (CaffemodelError, DecodeError) as error:
         raise CaffemodelError(f"{path}: {error}") from None
-    left_out = sorted(set(_unknown_within(converted)) - CONVERTED)
-    if left_out:
-        logger.warning("%s: left out, as Caffe has no such fields: %s", path, ", ".join(left_out))
-    converted.DiscardUnknownFields()
-    return converted
+    return _without_unknown(converted, path)
+
+
+def _without_unknown(message: M, path: AnyPath) -> M:
+    """The message without what Caffe does not know, and a line in the log that says what that was."""
+    _say_left_out(path, sorted(set(_unknown_within(message)) - CONVERTED))
+    message.DiscardUnknownFields()
+    return message
+
+
+def _say_left_out(path: AnyPath, names: list[str]) -> None:
+    if names:
+        logger.warning("%s: left out, as Caffe has no such fields: %s", path, ", ".join(names))
 
 
 def _from_nvidia(layer: LayerParameter, scale: str | None) -> list[LayerParameter]:
-    """The layer, and behind a BatchNorm of five blobs the Scale that was part of it."""
-    blobs = [_blob_from_nvidia(blob, layer, index) for index, blob in enumerate(layer.blobs)]
-    del layer.blobs[:]
+    """The layer, and behind a BatchNorm with scale and bias the Scale that was part of it."""
+    for index, blob in enumerate(layer.blobs):
+        _convert_blob(blob, f"layer '{layer.name}', blob {index}")
     _parse_into(layer.recurrent_param, layer, RECURRENT_PARAM)
-    if layer.type != "BatchNorm" or len(blobs) != 5:
-        layer.blobs.extend(blobs)
+    if layer.type != "BatchNorm":
         return [layer]
-    if _count(blobs[4]) == 1:
-        scale_blob, bias_blob, mean, variance, _ = blobs
+    norm, blobs = layer.batch_norm_param, list(layer.blobs)
+    if len(blobs) != 5 and (blobs or not _unknown(norm).get(SCALE_BIAS)):
+        return [layer]
+    if blobs and _count(blobs[4]) == 1:
+        scale_and_bias, statistics = blobs[:2], blobs[2:4]
     else:
-        mean, variance, _, scale_blob, bias_blob = blobs
-        layer.batch_norm_param.ClearField("use_global_stats")  # the phase alone decides there
-    norm = layer.batch_norm_param
+        scale_and_bias, statistics = blobs[3:], blobs[:2]
+        norm.ClearField("use_global_stats")  # the phase alone decides there
     if norm.eps < SMALLEST_EPS:
         norm.eps = float(SMALLEST_EPS)
-    one = BlobProto(shape=BlobShape(dim=[1]), data=[1])
-    layer.blobs.extend([mean, variance, one])
+    if blobs:
+        del layer.blobs[:]
+        layer.blobs.extend([*statistics, BlobProto(shape=BlobShape(dim=[1]), data=[1])])
     top = layer.top[:1]
     behind = LayerParameter(
         name=scale or f"{layer.name}_scale",
@@ -114,7 +194,7 @@ def _from_nvidia(layer: LayerParameter, scale: str | None) -> list[LayerParamete
         param=layer.param[3:],
         include=layer.include,
         exclude=layer.exclude,
-        blobs=[scale_blob, bias_blob],
+        blobs=scale_and_bias,
     )
     behind.scale_param.bias_term = True
     _parse_into(behind.scale_param.filler, norm, SCALE_FILLER)
@@ -125,8 +205,8 @@ def _from_nvidia(layer: LayerParameter, scale: str | None) -> list[LayerParamete
     return [layer, behind]
 
 
-def _blob_from_nvidia(blob: BlobProto, layer: LayerParameter, index: int) -> BlobProto:
-    """A blob whose numbers are bytes, with the numbers in Caffe's fields."""
+def _convert_blob(blob: BlobProto, what: str) -> None:
+    """Put the numbers of a blob that has them as bytes into Caffe's fields. `what` it is, for errors."""
     raw = _unknown(blob)
     for data_field, type_field, name in (
         (RAW_DATA, RAW_DATA_TYPE, "data"),
@@ -138,14 +218,12 @@ def _blob_from_nvidia(blob: BlobProto, layer: LayerParameter, index: int) -> Blo
         kind = RAW_TYPES.get(raw.get(type_field, -1))
         if kind is None or not isinstance(data, bytes) or len(data) != _count(blob) * kind.itemsize:
             raise CaffemodelError(
-                f"layer '{layer.name}', blob {index}: its raw {name} is not {_count(blob)} doubles, floats "
-                "or halves; the file is damaged"
+                f"{what}: its raw {name} is not {_count(blob)} doubles, floats or halves; the file is damaged"
             )
         double = kind.itemsize == 8
         values = np.frombuffer(data, kind).astype(np.float64 if double else np.float32)
         getattr(blob, f"double_{name}" if double else name).extend(values)
     blob.DiscardUnknownFields()
-    return blob
 
 
 def _count(blob: BlobProto) -> int:
@@ -178,8 +256,53 @@ def _unknown_within(message: Message) -> Iterator[str]:
                 yield from _unknown_within(nested)
 
 
-def _read_other(path: AnyPath) -> NetParameter:
-    """The net with what READ_BY_OTHER names: the schema that it is read by has nothing else."""
+@cache
+def _nvidia_net() -> type[Message]:
+    """NetParameter with the fields of NVIDIA_TEXT, and those of BatchNorm that are converted."""
+    file = FileDescriptorProto()
+    POOL.FindFileByName("caffe.proto").CopyToProto(file)
+    (caffe,) = (message for message in file.message_type if message.name == "caffe")
+    for name, values in NVIDIA_ENUMS.items():
+        enum = caffe.nested_type.add(name=f"Nvidia{name}").enum_type.add(name=name)
+        for number, value in enumerate(values.split()):
+            enum.value.add(name=value, number=number)
+    for message in caffe.nested_type:
+        for index, given in enumerate(NVIDIA_TEXT.get(message.name, "").split()):
+            name, _, kind = given.partition(":")
+            _add_field(message, name, FIRST_NUMBER + index, kind)
+        if message.name == "BatchNormParameter":
+            _add_field(message, "scale_filler", SCALE_FILLER, ".caffe.FillerParameter")
+            _add_field(message, "bias_filler", BIAS_FILLER, ".caffe.FillerParameter")
+            _add_field(message, "scale_bias", SCALE_BIAS, "bool")
+    pool = DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    return message_class(pool, "caffe.NetParameter")
+
+
+def _add_field(message: DescriptorProto, name: str, number: int, kind: str) -> None:
+    """An optional field. `kind`: an enum of NVIDIA_ENUMS, the full name of a message, or a scalar type."""
+    field = message.field.add(name=name, number=number, label=FieldDescriptorProto.LABEL_OPTIONAL)
+    if kind in NVIDIA_ENUMS:
+        field.type, field.type_name = FieldDescriptorProto.TYPE_ENUM, f".caffe.Nvidia{kind}.{kind}"
+    elif kind.startswith("."):
+        field.type, field.type_name = FieldDescriptorProto.TYPE_MESSAGE, kind
+    else:
+        field.type = FieldDescriptorProto.Type.Value(f"TYPE_{kind.upper()}")
+
+
+def _take_nvidias_fields(message: Message) -> Iterator[str]:
+    """Clear the fields of NVIDIA_TEXT in the message and in all within it; yields them as MESSAGE.FIELD."""
+    for field, value in message.ListFields():
+        if field.number >= FIRST_NUMBER and message.DESCRIPTOR.name in NVIDIA_TEXT:
+            yield f"{message.DESCRIPTOR.name}.{field.name}"
+            message.ClearField(field.name)
+        elif field.message_type is not None:
+            for nested in [value] if isinstance(value, Message) else value:
+                yield from _take_nvidias_fields(nested)
+
+
+def _read_other(path: AnyPath, kind: type[M]) -> M:
+    """The message with what READ_BY_OTHER names: the schema that it is read by has nothing else."""
     file = FileDescriptorProto.FromString(caffe_pb2.SERIALIZED)
     for message in file.message_type:
         if message.name in READ_BY_OTHER:
@@ -188,6 +311,6 @@ def _read_other(path: AnyPath) -> NetParameter:
             message.field.extend(kept)
     pool = DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
-    net = read_binary(path, GetMessageClass(pool.FindMessageTypeByName("caffe.NetParameter")))
-    net.DiscardUnknownFields()
-    return NetParameter.FromString(net.SerializePartialToString())
+    read = read_binary(path, message_class(pool, kind.DESCRIPTOR.full_name))
+    read.DiscardUnknownFields()
+    return kind.FromString(read.SerializePartialToString())

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from imae.prototxt.caffe_pb2 import NetParameter, NetState, NetStateRule, Phase
 from imae.prototxt.errors import LayerError, PrototxtError
+from imae.prototxt.python_layers import check_python_layers
 
 log = logging.getLogger(__name__)
 
@@ -21,11 +22,15 @@ def filter_net(param: NetParameter, phase: Phase, level: int = 0, stages: Iterab
 
 
 def filter_by_state(param: NetParameter, state: NetState) -> NetParameter:
-    """The layers of a net for a state, which becomes the net's; PrototxtError for a net of an old form."""
+    """The layers of a net for a state, which becomes the net's; PrototxtError for a net of an old form.
+
+    Whoever builds a net comes by here; so Python layers, of any state, are refused here where they are to be.
+    """
     if param.layers or param.input:
         raise PrototxtError(
             f"net '{param.name}' has fields of an old form (layers, input); call upgrade_net first"
         )
+    check_python_layers(param.layer)
     fields = {
         field.name: value for field, value in param.ListFields() if field.name not in ("layer", "state")
     }
@@ -40,6 +45,19 @@ def filter_by_state(param: NetParameter, state: NetState) -> NetParameter:
         if included:
             filtered.layer.add().CopyFrom(layer)
     return filtered
+
+
+def in_state(net: NetParameter, phase: Phase, wanted: NetState) -> NetParameter:
+    """A copy of a net in the state `wanted`; what that leaves open is the net's own, or else `phase`.
+
+    Stages add up. Caffe: Net::Net(param_file, phase, level, stages), Solver::InitTrainNet, InitTestNets.
+    """
+    copy = NetParameter()
+    copy.CopyFrom(net)
+    copy.state.CopyFrom(NetState(phase=phase))
+    copy.state.MergeFrom(net.state)
+    copy.state.MergeFrom(wanted)
+    return copy
 
 
 def meets_rule(state: NetState, rule: NetStateRule, layer: str) -> bool:

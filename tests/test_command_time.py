@@ -64,7 +64,6 @@ def test_the_passes_are_those_of_the_net() -> None:
     passes = LayerwisePasses(net, torch.device("cpu"))
     passes.forward()
     loss = net.loss(net.forward())
-    assert passes.loss() == pytest.approx(loss.item())
     want = torch.autograd.grad(loss, [blob for blob in net.learnable if blob.requires_grad])
     seen: list[torch.Tensor] = []
     for blob in net.learnable:

@@ -1,23 +1,27 @@
-"""Binary nets of forks: NVIDIA's raw blobs and BatchNorm of five blobs, and any fork's names and blobs."""
+"""Files of forks: NVIDIA's raw blobs, BatchNorm of five blobs and prototxts; any fork's names and blobs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from google.protobuf import text_format
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 from tolerances import tolerance
 
+import imae.pycaffe as caffe
 from imae.converters.caffemodel import load_caffemodel, save_caffemodel
 from imae.layers.net import Net
-from imae.prototxt import TEST, BlobProto, LayerParameter, NetParameter
-from imae.prototxt.dialects import read_net_dialect
-from imae.prototxt.errors import CaffemodelError, PrototxtError
-from imae.prototxt.text import parse_net, read_binary
+from imae.prototxt import TEST, BlobProto, LayerParameter, NetParameter, SolverState
+from imae.prototxt.dialects import DIALECTS, read_net_dialect, read_net_text, read_state_dialect
+from imae.prototxt.errors import CaffemodelError, PrototxtError, SnapshotError
+from imae.prototxt.text import parse_net, read_binary, read_net, read_solver, to_text
 from imae.train.main import main
+from imae.train.solver import Solver
 
 CHANNELS = 5
 NET = f"""
@@ -172,6 +176,183 @@ def test_without_the_dialect_the_error_says_so(tmp_path: Path) -> None:
         load_caffemodel(net_of(), path)
 
 
+# The net as NVIDIA's prototxts have it.
+NVIDIA_NET = f"""
+default_forward_type: FLOAT16  default_conv_algos_override: "1,1,1"  global_grad_scale: 128
+layer {{ name: "in" type: "Input" top: "data" input_param {{ shape {{ dim: 3 dim: 2 dim: 7 dim: 4 }} }} }}
+layer {{ name: "conv" type: "Convolution" bottom: "data" top: "conv" forward_math: FLOAT
+        convolution_param {{ num_output: {CHANNELS} kernel_size: 3 bias_term: false
+                            cudnn_convolution_algo_seeker: FINDEX }} }}
+layer {{ name: "bn" type: "BatchNorm" bottom: "conv" top: "bn"
+        param {{ lr_mult: 0 }} param {{ lr_mult: 0 }} param {{ lr_mult: 0 }} param {{ lr_mult: 2 }}
+        batch_norm_param {{ scale_bias: true scale_filler {{ value: 3 }} eps: 1e-8 engine: CUDNN }} }}
+layer {{ name: "plain" type: "BatchNorm" bottom: "bn" top: "plain" batch_norm_param {{ scale_bias: false }} }}
+"""
+
+
+def test_nvidias_prototxt_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "net.prototxt"
+    path.write_text(NVIDIA_NET)
+    with pytest.raises(PrototxtError, match=r'message "caffe\.NetParameter" has no field "default_forward'):
+        read_net_text(path)
+    net = read_net_text(path, "nvidia")
+    assert [(layer.name, layer.type) for layer in net.layer] == [
+        ("in", "Input"), ("conv", "Convolution"), ("bn", "BatchNorm"), ("bn_scale", "Scale"),
+        ("plain", "BatchNorm"),
+    ]  # fmt: skip
+    _, conv, norm, scale, plain = net.layer
+    assert conv.convolution_param.num_output == CHANNELS
+    assert [spec.lr_mult for spec in norm.param] == [0, 0, 0] and norm.batch_norm_param.eps == np.float32(
+        1e-5
+    )
+    assert (list(scale.bottom), list(scale.top), [spec.lr_mult for spec in scale.param]) == (
+        ["bn"],
+        ["bn"],
+        [2],
+    )
+    assert scale.scale_param.bias_term and scale.scale_param.filler.value == 3
+    assert list(plain.bottom) == ["bn"]
+    assert caplog.messages == [
+        f"{path}: left out, as Caffe has no such fields: BatchNormParameter.engine, "
+        "ConvolutionParameter.cudnn_convolution_algo_seeker, LayerParameter.forward_math, "
+        "NetParameter.default_conv_algos_override, NetParameter.default_forward_type, "
+        "NetParameter.global_grad_scale"
+    ]
+    assert text_format.Parse(to_text(net), NetParameter()) == net
+
+
+def test_caffes_own_prototxt_is_the_same_in_every_dialect(tmp_path: Path) -> None:
+    path = tmp_path / "net.prototxt"
+    path.write_text(NET)
+    for dialect in (None, *DIALECTS):
+        assert read_net_text(path, dialect) == read_net(path)
+
+
+def test_nvidias_other_fields_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "net.prototxt"
+    path.write_text('layer { name: "a" type: "Permute" permute_param { order: 0 } }')
+    with pytest.raises(PrototxtError, match=r':1:\d+: message "caffe.LayerParameter" has no field "permute'):
+        read_net_text(path, "nvidia")
+
+
+def test_nvidias_prototxt_becomes_caffes(tmp_path: Path) -> None:
+    old, new, weights = tmp_path / "old", tmp_path / "new", tmp_path / "w"
+    old.write_text(NVIDIA_NET[: NVIDIA_NET.index('layer { name: "plain"')])
+    assert main(["upgrade-net-proto-text", str(old), str(new)]) == 2
+    assert main(["upgrade-net-proto-text", "--dialect", "other", str(old), str(new)]) == 2
+    assert main(["upgrade-net-proto-text", "--dialect", "nvidia", str(old), str(new)]) == 0
+    for data in (nvidia_017(), nvidia_015()):
+        weights.write_bytes(data)
+        net = net_of(new.read_text())
+        assert load_caffemodel(net, weights, "nvidia").fresh == []
+        check_outputs(net)
+
+
+def nvidia_state(model: str, history: Sequence[NDArray[np.floating]]) -> bytes:
+    """A solver state of NVIDIA Caffe 0.17, beyond whose history it has two fields more."""
+    blobs = (field(3, raw_blob(blob, 1)) for blob in history)
+    last = field(4, 2) + field(6, 9)
+    return field(1, 12) + field(2, model.encode()) + b"".join(blobs) + last
+
+
+SOLVER = 'net: "net.prototxt" base_lr: 1 lr_policy: "fixed" snapshot_prefix: "s" momentum: 0.5'
+HISTORY = [rng.normal(size=shape).astype(np.float32) for shape in ((CHANNELS, 2, 3, 3), *[(CHANNELS,)] * 4)]
+HISTORY.insert(3, ONE)  # the correction of BatchNorm
+
+
+@pytest.fixture
+def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with NVIDIA's net, weights and solver state."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.prototxt").write_text(NVIDIA_NET[: NVIDIA_NET.index('layer { name: "plain"')])
+    Path("solver.prototxt").write_text(SOLVER)
+    Path("w.caffemodel").write_bytes(nvidia_017())
+    Path("s.solverstate").write_bytes(nvidia_state("w.caffemodel", HISTORY))
+    return tmp_path
+
+
+def test_a_training_goes_on_from_nvidias_files(training: Path) -> None:
+    solver = Solver(read_solver("solver.prototxt"), dialect="nvidia")
+    solver.restore("s.solverstate", dialect="nvidia")
+    assert (solver.iteration, solver.current_step) == (12, 2)
+    check_outputs_of(solver.net)
+    for blob, want in zip(solver.history, HISTORY, strict=True):
+        np.testing.assert_array_equal(blob, want)
+    with pytest.raises(SnapshotError, match=r"state: history: .*, or a fork's, which --dialect reads"):
+        solver.restore("s.solverstate")
+
+
+def check_outputs_of(train_net: Net) -> None:
+    """Those of the net with a train net's parameters in phase TEST."""
+    net = net_of(NET.replace('"gain"', '"bn_scale"'))
+    net.share_with(train_net)
+    check_outputs(net)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--weights", "w.caffemodel", "--dialect", "nvidia"],
+        ["--snapshot", "s.solverstate", "--dialect", "nvidia"],
+    ],
+)
+def test_train_reads_dialects(flags: list[str], training: Path) -> None:
+    Path("solver.prototxt").write_text(SOLVER + " max_iter: 0")
+    assert main(["train", "solver.prototxt", *flags[:2]]) == 2
+    assert main(["train", "solver.prototxt", *flags]) == 0
+    net = net_of(NET.replace('"gain"', '"bn_scale"'))
+    (model,) = training.glob("s_iter_*.caffemodel")
+    load_caffemodel(net, model)  # what it wrote is Caffe's
+    check_outputs(net)
+
+
+def test_other_solver_states(training: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fields of another fork whose bytes make no sense, and numbers where Caffe has them."""
+    solver = Solver(read_solver("solver.prototxt"), dialect="nvidia")
+    state = SolverState(iter=7, history=[BlobProto.FromString(plain_blob(blob)) for blob in HISTORY])
+    Path("other").write_bytes(with_fields(state, field(2000, b"\xff"), field(4, 3)))
+    solver.restore("other", dialect="other")
+    assert (solver.iteration, solver.current_step) == (7, 3)
+    np.testing.assert_array_equal(solver.history[1], HISTORY[1])
+
+
+def test_solver_states_that_are_refused(training: Path) -> None:
+    solver = Solver(read_solver("solver.prototxt"), dialect="nvidia")
+    Path("damaged").write_bytes(field(3, field(7, field(1, b"\x03")) + field(10, 1) + field(12, b"12345678")))
+    with pytest.raises(SnapshotError, match="damaged: history blob 0: its raw data is not 3 doubles, floats"):
+        solver.restore("damaged", dialect="nvidia")
+    with pytest.raises(SnapshotError, match=r"s\.solverstate\.h5: dialects are of binary files"):
+        solver.restore("s.solverstate.h5", dialect="nvidia")
+    with pytest.raises(SnapshotError, match="nope: no such file"):
+        solver.restore("nope", dialect="other")
+
+
+def test_pycaffe_reads_dialects(training: Path) -> None:
+    check_outputs_of(caffe.Net("net.prototxt", caffe.TEST, weights="w.caffemodel", dialect="nvidia").module)
+    net = caffe.Net("net.prototxt", caffe.TEST, dialect="nvidia")
+    with pytest.raises(CaffemodelError, match="--dialect"):
+        net.copy_from("w.caffemodel")
+    net.copy_from("w.caffemodel", "nvidia")
+    check_outputs_of(net.module)
+    assert net.params["bn_scale"][0].data.tolist() == SCALE.tolist()
+
+
+def test_commands_read_dialects_of_nets(training: Path) -> None:
+    data = NVIDIA_NET[: NVIDIA_NET.index('layer { name: "plain"')].replace(
+        'type: "Input" top: "data" input_param', 'type: "DummyData" top: "data" dummy_data_param'
+    )
+    Path("net.prototxt").write_text(data)
+    weights, dialect = ["--weights", "w.caffemodel"], ["--dialect", "nvidia"]
+    for command in (
+        ["test", "--model", "net.prototxt", *weights, "--iterations", "1"],
+        ["time", "--model", "net.prototxt", "--iterations", "1"],
+        ["export", "--model", "net.prototxt", *weights, "--output", "x.onnx"],
+        ["extract-features", "w.caffemodel", "net.prototxt", "bn", "out", "1", "lmdb"],
+    ):
+        assert main(command) == 2
+        assert main([*command, *dialect]) == 0
+
+
 def test_commands_read_dialects(tmp_path: Path) -> None:
     (tmp_path / "w").write_bytes(nvidia_015())
     (tmp_path / "net.prototxt").write_text(NET)
@@ -225,8 +406,9 @@ def test_other_reads_old_nets(tmp_path: Path) -> None:
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PrototxtError, match="unknown dialect 'intel'; known: nvidia, other"):
-        read_net_dialect(tmp_path / "w", "intel")
+    for read in (read_net_dialect, read_state_dialect, read_net_text):
+        with pytest.raises(PrototxtError, match="unknown dialect 'intel'; known: nvidia, other"):
+            read(tmp_path / "w", "intel")
     for dialect in ("nvidia", "other"):
         with pytest.raises(CaffemodelError, match="no such file"):
             load_caffemodel(net_of(), tmp_path / "nope", dialect)

@@ -131,6 +131,84 @@ def test_net_of_losses_only_cannot_be_exported() -> None:
         deploy_net(param)
 
 
+TWO_INPUTS = """
+layer { name: "in" type: "Input" top: "a" top: "b" input_param { shape { dim: 1 dim: 2 } } }
+layer { name: "c" type: "Concat" bottom: "a" bottom: "b" top: "c" concat_param { axis: 0 } }
+layer { name: "d" type: "Power" bottom: "c" top: "d" power_param { scale: 2 }
+        include { stage: "doubled" min_level: 1 } }
+"""
+
+
+def shapes_of(path: str) -> dict[str, list[int | str]]:
+    """Of the inputs and outputs of a model."""
+    graph = onnx.load(path).graph
+    return {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+
+
+def test_each_input_has_a_shape_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.prototxt").write_text(TWO_INPUTS)
+    command = ["export", "--model", "net.prototxt", "--output", "x.onnx"]
+    given = ["--input-shape", "a:5,3", "--input-shape", "b:7,3", "--fixed-batch"]
+    assert main([*command, *given]) == 0
+    assert shapes_of("x.onnx") == {"a": [5, 3], "b": [7, 3], "c": [12, 3]}
+    assert main([*command, "--input-shape", "b:1,2"]) == 0  # the other is the prototxt's
+    assert shapes_of("x.onnx") == {"a": ["batch", 2], "b": ["batch", 2], "c": ["batch", 2]}
+
+
+def test_a_shape_with_a_name_is_the_whole_one() -> None:
+    net = parse_net(TWO_INPUTS)
+    deployed = deploy_net(net, {"a": (2, 3, 5), "b": (7, 3, 5)})
+    assert [list(layer.input_param.shape[0].dim) for layer in deployed.layer[:2]] == [[2, 3, 5], [7, 3, 5]]
+    one = parse_net(NET)
+    for given, shape in (((3, 11, 9), [1, 3, 11, 9]), ({"data": (3, 11, 9)}, [3, 11, 9])):
+        assert list(deploy_net(one, given).layer[0].input_param.shape[0].dim) == shape
+
+
+def test_level_and_stage_choose_the_exported_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.prototxt").write_text(TWO_INPUTS)
+    command = ["export", "--model", "net.prototxt", "--output", "x.onnx"]
+    for flags, output in (
+        ([], "c"),
+        (["--stage", "doubled"], "c"),
+        (["--stage", "x,doubled", "--level", "1"], "d"),
+    ):
+        assert main([*command, *flags]) == 0
+        assert list(shapes_of("x.onnx")) == ["a", "b", output]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (
+            ["1,2"],
+            "the net has 2 inputs, so a shape must say whose it is; give --input-shape a:1,2 and so on",
+        ),
+        (["c:1,2"], "the net has no input 'c'; its inputs are a, b"),
+        (["a:1,2", "a:1,3"], "--input-shape: a has a shape already, got 'a:1,3' as well"),
+        (["1,2", "1,2"], "--input-shape: the input has a shape already, got '1,2' as well"),
+        (["a:1,2", "1,2"], "--input-shape: with several shapes each needs a name, NAME:N,C,H,W"),
+        (["a:1,0"], "or NAME:N,C,H,W; got 'a:1,0'"),
+        (["a:"], "or NAME:N,C,H,W; got 'a:'"),
+        (["7"], "--input-shape must be C,H,W or N,C,H,W of positive numbers"),
+        ([""], "--input-shape must be C,H,W or N,C,H,W of positive numbers"),
+    ],
+)
+def test_input_shapes_that_fit_nothing(
+    shapes: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.prototxt").write_text(TWO_INPUTS)
+    output = tmp_path / "x.onnx"
+    command = ["export", "--model", str(tmp_path / "net.prototxt"), "--output", str(output)]
+    assert main([*command, *(f"--input-shape={shape}" for shape in shapes)]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not output.exists()
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with NET, its weights, and an LMDB of 12 images that its TEST data layer reads."""

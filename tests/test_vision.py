@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 from math import nan, prod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,11 @@ from single_layer import build, check_contract, check_gradient, check_onnx, diff
 from tolerances import tolerance
 from torch import Tensor
 
+from imae.converters.export_onnx import export_file
+from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Shape
+from imae.layers.vision.pooling import PoolWindows, drawn_pool, expected_pool
+from imae.prototxt.text import parse_net
 
 FILLERS = 'weight_filler { type: "xavier" } bias_filler { type: "uniform" min: -1 max: 1 }'
 
@@ -77,6 +82,11 @@ GEOMETRIES: list[tuple[str, Shape, int, Shape, Shape, Shape, Shape]] = [
     ("kernel_size: 3 pad: 4", (1, 6, 2, 3), 1, (3, 3), (1, 1), (4, 4), (1, 1)),
     ("kernel_size: 2 stride: 2 group: 2", (3, 6, 7), 2, (2,), (2,), (0,), (1,)),
     ("kernel_size: 2 pad: 1", (2, 2, 3, 4, 5), 1, (2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
+    ("kernel_size: [2, 1, 3, 2] pad: [1, 0, 1, 0] stride: [2, 1, 1, 2] dilation: [1, 1, 1, 2] group: 2",
+     (2, 6, 3, 2, 4, 5), 2, (2, 1, 3, 2), (2, 1, 1, 2), (1, 0, 1, 0), (1, 1, 1, 2)),
+    ("kernel_size: 4 stride: 3", (2, 2, 2, 2, 2, 4), 1, (4,) * 4, (3,) * 4, (0,) * 4, (1,) * 4),
+    ("kernel_size: [2, 1, 1, 2, 1] dilation: [3, 2, 1, 1, 1]",
+     (2, 2, 4, 1, 2, 3, 2), 1, (2, 1, 1, 2, 1), (1,) * 5, (0,) * 5, (3, 2, 1, 1, 1)),
     ("kernel_size: 3 force_nd_im2col: true engine: CUDNN", (2, 6, 7, 5), 1, (3, 3), (1, 1), (0, 0), (1, 1)),
     ("kernel_size: 9", (3, 6), 1, (), (), (), ()),  # no spatial axis: an inner product
 ]  # fmt: skip
@@ -129,7 +139,10 @@ TRANSPOSABLE = [
     ("kernel_size: 2 stride: 2", (2, 4, 6)),
     ("kernel_size: 2", (2, 4, 3, 4, 5)),
     ("kernel_size: 1", (2, 4)),
-]
+    ("kernel_size: [2, 1, 3, 2] pad: [1, 0, 1, 0] stride: [2, 1, 1, 2] dilation: [3, 1, 1, 2] group: 2",
+     (2, 4, 4, 2, 3, 5)),
+    ("kernel_size: 1", (2, 4, 1, 2, 3, 2, 1)),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("fields", "shape"), TRANSPOSABLE)
@@ -162,6 +175,7 @@ def test_convolution_contract_and_gradient(kind: str) -> None:
     check_gradient(convolution("kernel_size: 3 stride: 2 pad: 1 group: 2", kind), normal(2, 2, 4, 3))
     check_gradient(convolution("kernel_h: 2 kernel_w: 4 stride: 3 axis: 2", kind), normal(2, 1, 1, 2, 2))
     check_gradient(convolution("kernel_size: 1", kind), normal(2, 3))
+    check_gradient(convolution("kernel_size: 2 pad: 1 stride: [2, 1, 1, 1]", kind), normal(1, 1, 3, 2, 2, 2))
 
 
 @pytest.mark.parametrize("kind", ["Convolution", "Deconvolution"])
@@ -197,7 +211,6 @@ CONVOLUTION_REFUSED = [
     ("kernel_size: 3 dilation: [1, 1, 1]", (2, 4, 9, 9), "(dilation specified 3 times; 2 spatial dims)."),
     ("kernel_size: 3 dilation: 0", (2, 4, 9, 9), "Dilation dimensions must be nonzero.; got 0, 0"),
     ("kernel_size: 3 axis: 4", (2, 4, 9, 9), "axis 4 out of range for a blob with 4 axes"),
-    ("kernel_size: 1 axis: 0", (4, 2, 2, 2, 2), "has 4 spatial axes behind axis 0; 0 to 3 are possible"),
 ]  # fmt: skip
 
 
@@ -266,7 +279,8 @@ def test_im2col_moves_values_only() -> None:
 @pytest.mark.parametrize(
     ("fields", "shape"),
     [("kernel_size: 2 stride: 3 pad: 1", (2, 3, 5, 4)), ("kernel_size: 3 stride: 4", (2, 3, 2, 2)),
-     ("kernel_size: 2 axis: 2", (2, 3, 2, 5)), ("kernel_size: 2", (2, 2, 3, 3, 3))],
+     ("kernel_size: 2 axis: 2", (2, 3, 2, 5)), ("kernel_size: 2", (2, 2, 3, 3, 3)),
+     ("kernel_size: 2", (2, 2, 3, 2, 3, 2))],
 )  # fmt: skip
 def test_im2col_in_onnx(fields: str, shape: Shape) -> None:
     check_onnx(IM2COL.format(fields), normal(*shape))
@@ -380,6 +394,31 @@ class Literal:
                 diff[pixel] += top_diff[place] / divisor
         return top, diff
 
+    def drawn(
+        self, x: NDArray[np.float32], draws: NDArray[np.float32], top_diff: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """STOCHASTIC in TRAIN: top, bottom diff; 0 where no pixel is drawn"""
+        top, diff = np.zeros(self.count, np.float32), np.zeros(self.size, np.float32)
+        for place, pixels, _ in self.windows():
+            threshold = draws[place] * np.float32(sum(x[pixel] for pixel in pixels))
+            total = np.float32(0)
+            for pixel in pixels:
+                total += x[pixel]
+                if total >= threshold:
+                    top[place] = x[pixel]
+                    diff[pixel] += top_diff[place]
+                    break
+        return top, diff
+
+    def expected(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """STOCHASTIC in TEST"""
+        top = np.zeros(self.count, np.float32)
+        for place, pixels, _ in self.windows():
+            total = sum(float(x[pixel]) for pixel in pixels)
+            if total > 0:
+                top[place] = sum(float(x[pixel]) ** 2 for pixel in pixels) / total
+        return top
+
 
 def geometries(count: int, seed: int) -> Iterator[tuple[str, Literal]]:
     """Random ones: rectangular, padded up to kernel - 1, strides beyond the kernel, both roundings."""
@@ -441,6 +480,115 @@ def test_average_pooling_is_the_literal_one() -> None:
     assert empty > 5
 
 
+def pool_windows(literal: Literal, fields: str) -> PoolWindows:
+    sides = [(pair[0], pair[1]) for pair in (literal.kernel, literal.stride)]
+    return PoolWindows(*sides, floor="FLOOR" in fields)
+
+
+def test_stochastic_pooling_draws_as_the_literal_one() -> None:
+    """Values and gradient, bit for bit: small whole numbers, negative ones and empty windows among them."""
+    undrawn = 0
+    for index, (fields, literal) in enumerate(geometries(200, seed=4)):
+        if any(literal.pad):
+            continue
+        random = np.random.default_rng(index)
+        x = random.integers(-1, 5, (2, 3, *literal.size)).astype(np.float32)
+        draws = random.choice([0, 0.25, 0.5, 0.75, 1], (2, 3, *literal.count)).astype(np.float32)
+        top_diff = random.integers(-8, 9, (2, 3, *literal.count)).astype(np.float32)
+        planes = [literal.drawn(x[i], draws[i], top_diff[i]) for i in np.ndindex(2, 3)]
+        top, diff = (np.stack(part).reshape(2, 3, *part[0].shape) for part in zip(*planes, strict=True))
+        undrawn += bool((top == 0).any())
+        for layout in (torch.contiguous_format, torch.channels_last):
+            bottom = torch.from_numpy(x).to(memory_format=layout).requires_grad_()
+            got = drawn_pool(bottom, pool_windows(literal, fields), torch.from_numpy(draws))
+            np.testing.assert_array_equal(got.detach().numpy(), top, err_msg=fields)
+            got.backward(torch.from_numpy(top_diff))
+            assert bottom.grad is not None
+            np.testing.assert_array_equal(bottom.grad.numpy(), diff, err_msg=fields)
+    assert undrawn > 20
+
+
+def test_stochastic_pooling_draws_with_a_probability_like_the_value() -> None:
+    x = torch.tensor([[1.0, 3], [0, 4]]).expand(1, 20000, 2, 2)
+    draws = torch.from_numpy(CaffeRandom(1).uniform(20000, 0, 1)).view(1, 20000, 1, 1)
+    drawn = drawn_pool(x, PoolWindows((2, 2), (1, 1)), draws)
+    shares = [float((drawn == value).float().mean()) for value in (1, 3, 4, 0)]
+    np.testing.assert_allclose(shares, [1 / 8, 3 / 8, 4 / 8, 0], atol=tolerance("drawn share").atol)
+
+
+def test_stochastic_pooling_of_odd_sums() -> None:
+    """A sum that no running sum reaches, a sum that is not finite, a window of zeros."""
+    x = torch.tensor([[-3.0, 1], [torch.nan, 1], [0, 0], [torch.inf, 2]]).view(1, 4, 1, 2).requires_grad_()
+    windows = PoolWindows((1, 2), (1, 1))
+    drawn = drawn_pool(x, windows, torch.full((1, 4, 1, 1), 0.5)).flatten()
+    torch.testing.assert_close(
+        drawn, torch.tensor([0, torch.nan, 0, torch.inf]), equal_nan=True, rtol=0, atol=0
+    )
+    assert expected_pool(x, windows).flatten()[:3].tolist() == [0, 0, 0]  # Caffe: NaN is not above 0
+
+
+def test_stochastic_pooling_in_test_is_the_literal_mean() -> None:
+    positive = 0
+    for index, (fields, literal) in enumerate(geometries(200, seed=5)):
+        if any(literal.pad):
+            continue
+        random = np.random.default_rng(index)
+        x = np.maximum(random.standard_normal((2, 3, *literal.size)), 0).astype(np.float32)
+        top = np.stack([literal.expected(x[i]) for i in np.ndindex(2, 3)]).reshape(2, 3, *literal.count)
+        positive += bool((top > 0).any())
+        got = expected_pool(torch.from_numpy(x), pool_windows(literal, fields))
+        assert_close(got, torch.from_numpy(top))
+    assert positive > 20
+    x = (1 + normal(1, 2, 5, 4, dtype=torch.float64).abs()).requires_grad_()
+    windows = PoolWindows((3, 2), (2, 2))
+    rtol, atol, _ = tolerance("gradient", "float64")
+    assert torch.autograd.gradcheck(lambda x: expected_pool(x, windows), [x], rtol=rtol, atol=atol)
+
+
+STOCHASTIC = "pool: STOCHASTIC kernel_size: 3 stride: 2"
+
+
+@pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
+def test_stochastic_pooling_computes_on_a_gpu_only(phase: str) -> None:
+    x = normal(2, 3, 8, 7).abs()
+    for text in (pooling(STOCHASTIC), spp(1, "STOCHASTIC")):
+        layer = build(f"{text} phase: {phase}", x.shape)
+        with refused("Not Implemented Yet: pool STOCHASTIC on the CPU; compute on a GPU, or use MAX or AVE"):
+            run(layer, x)
+        assert layer.random.word() == CaffeRandom(1).word()
+        layer.on_cpu = True  # as an export does for its check
+        (top,) = run(layer, x)
+        assert [tuple(top.shape)] == layer.checked_top_shapes([tuple(x.shape)])
+
+
+@pytest.mark.parametrize("device_masks", [False, True])
+def test_stochastic_pooling_draws_from_the_run_or_the_device(device_masks: bool) -> None:
+    layer = build(pooling(f"{STOCHASTIC}") + " phase: TRAIN", (2, 3, 8, 7))
+    layer.device_masks = device_masks
+    (top,) = run(layer, torch.empty(2, 3, 8, 7, device="meta"))  # without values: seen is only who draws
+    assert top.shape == (2, 3, 4, 3) and top.device.type == "meta"
+    drawn = 0 if device_masks else top.numel()
+    assert layer.random.word() == CaffeRandom(1).words(drawn + 1)[-1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="stochastic pooling computes on a GPU")
+@pytest.mark.parametrize("device_masks", [False, True])
+def test_stochastic_pooling_on_a_gpu(device_masks: bool) -> None:
+    x = normal(2, 3, 8, 7).abs().cuda()
+    windows = PoolWindows((3, 3), (2, 2))
+    layer = build(pooling(STOCHASTIC) + " phase: TRAIN", x.shape)
+    layer.device_masks = device_masks
+    torch.cuda.manual_seed(5)
+    (top,) = run(layer, x)
+    torch.cuda.manual_seed(5)
+    draws = torch.from_numpy(CaffeRandom(1).uniform(top.numel(), 0, 1)).view(top.shape)
+    if device_masks:
+        draws = (1 - torch.rand(top.shape, device="cuda")).cpu()
+    assert torch.equal(top.cpu(), drawn_pool(x.cpu(), windows, draws))
+    (mean,) = run(build(pooling(STOCHASTIC) + " phase: TEST", x.shape), x)
+    assert_close(mean.cpu(), expected_pool(x.cpu(), windows))
+
+
 def test_global_pooling_follows_the_size_of_the_bottom() -> None:
     for pool, function in (("MAX", torch.amax), ("AVE", torch.mean)):
         layer = build(pooling(f"pool: {pool} global_pooling: true"), (2, 3, 4, 5))
@@ -478,8 +626,30 @@ def test_pooling_in_onnx() -> None:
         check_onnx(pooling(f"pool: {pool} global_pooling: true"), normal(2, 3, 5, 8))
 
 
+def test_stochastic_pooling_in_onnx(tmp_path: Path) -> None:
+    """Windows of zeros and empty ones among them; exported and checked where there is no GPU."""
+    input_layer = "input_param { shape { dim: 2 dim: 3 dim: 3 dim: 11 } }"
+    for name, text in {
+        "clipped": pooling("pool: STOCHASTIC kernel_size: 2 stride: 3"),
+        "empty": pooling("pool: STOCHASTIC kernel_size: 2 stride: 5"),
+        "whole": pooling("pool: STOCHASTIC global_pooling: true"),
+        "spp": spp(1, "STOCHASTIC"),
+    }.items():
+        net = parse_net(f"""
+            layer {{ name: "in" type: "Input" top: "x" {input_layer} }}
+            layer {{ name: "relu" type: "ReLU" bottom: "x" top: "y" }}
+            layer {{ name: "pool" {text} bottom: "y" top: "z" }}""")
+        for opset in (13, 22):
+            result = export_file(net, None, tmp_path / f"{name}.onnx", opset=opset)
+            assert result.largest > 0
+            assert result.difference <= tolerance("onnx").rtol * result.largest
+
+
 POOLING_REFUSED = [
-    ("pool: STOCHASTIC kernel_size: 2", "Not Implemented Yet: pool STOCHASTIC; use MAX or AVE"),
+    (
+        "pool: STOCHASTIC kernel_size: 2 pad_h: 1 pad_w: 0",
+        "Padding implemented only for average and max pooling.; got pad (1, 0)",
+    ),
     ("", "Filter size is kernel_size OR kernel_h and kernel_w; not both"),
     ("kernel_h: 2", "Filter size is kernel_size OR kernel_h and kernel_w; not both"),
     (
@@ -518,6 +688,8 @@ def test_pooling_refuses_axes_and_tops() -> None:
         build(pooling("kernel_size: 2"), (2, 3, 5))
     with refused("Pooling Layer produces at most 1 top blob(s) as output.; got 2 for AVE"):
         build(pooling("kernel_size: 2 pool: AVE") + ' top: "a" top: "b"', (2, 3, 5, 5))
+    with refused("Pooling Layer produces at most 1 top blob(s) as output.; got 2 for STOCHASTIC"):
+        build(pooling("kernel_size: 2 pool: STOCHASTIC") + ' top: "a" top: "b"', (2, 3, 5, 5))
 
 
 # -- SPP and Crop ------------------------------------------------------------------------------------------
@@ -563,7 +735,7 @@ def test_spp_follows_the_size_of_the_bottom() -> None:
 
 
 def test_spp_refuses() -> None:
-    with refused("Not Implemented Yet: pool STOCHASTIC"):
+    with refused("Padding implemented only for average and max pooling.; got pad (1, 0)"):
         build(spp(2, "STOCHASTIC"), (2, 3, 5, 4))
     with refused("spp_param.pyramid_height must be 1 or more, got 0"):
         build('type: "SPP"', (2, 3, 5, 4))

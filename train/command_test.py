@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imae.converters.caffemodel import add_dialect_option, load_caffemodel
+from imae.converters.caffemodel import load_caffemodel
+from imae.converters.net_options import add_net_options, chosen_net
 from imae.layers.net import Net
-from imae.prototxt import TEST, TRAIN, NetParameter
 from imae.prototxt.errors import ImaeError
-from imae.prototxt.text import read_net
 from imae.train.caffe_log import number, output_text
-from imae.train.device import gpu, set_threads
+from imae.train.device import add_double_option, chosen_dtype, gpu, set_threads
 from imae.train.executor import NetExecutor
 
 COMMAND = "test"
@@ -36,11 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="W", help="its .caffemodel")
     parser.add_argument("--iterations", type=int, default=50, metavar="N", help="batches to run (50)")
     parser.add_argument("--gpu", nargs="?", const="0", metavar="ID", help="compute on this GPU")
-    parser.add_argument("--phase", default="TEST", help="TRAIN or TEST (TEST)")
-    parser.add_argument("--level", type=int, default=0, help="the net's level (0)")
-    parser.add_argument("--stage", default="", metavar="S[,S]", help="the net's stages")
+    add_net_options(parser, "TEST")
+    add_double_option(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with on the CPU")
-    add_dialect_option(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -49,8 +46,6 @@ def run(args: argparse.Namespace) -> None:
         raise ImaeError("Need a model definition to score: --model NET")
     if not args.weights:
         raise ImaeError("Need model weights to score: --weights W")
-    if args.phase not in ("TRAIN", "TEST"):
-        raise ImaeError(f'phase must be "TRAIN" or "TEST"; got {args.phase!r}')
     if args.iterations < 1:
         raise ImaeError(f"--iterations must be at least 1, got {args.iterations}")
     set_threads(args.threads)
@@ -61,12 +56,7 @@ def run(args: argparse.Namespace) -> None:
         device = gpu(args.gpu, f"--gpu {args.gpu}", "leave --gpu out")
         _log(266, f"Use GPU with device ID {device.index}")
         _log(270, f"GPU device name: {torch.cuda.get_device_name(device)}")
-    param = NetParameter()
-    param.CopyFrom(read_net(args.model))
-    param.state.phase = TRAIN if args.phase == "TRAIN" else TEST
-    param.state.stage.extend(args.stage.split(","))  # Caffe: without --stage this adds the stage ""
-    param.state.level = args.level
-    net = Net(param)
+    net = Net(chosen_net(args.model, args), dtype=chosen_dtype(args))
     load_caffemodel(net, args.weights, args.dialect)
     score(net, device, args.iterations)
 

@@ -20,11 +20,11 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from imae.converters.net_options import add_net_options, chosen_net
 from imae.layers.layer import DataLayer
 from imae.layers.net import Net
-from imae.prototxt import TEST, TRAIN, NetParameter
+from imae.layers.stepwise import Stepwise
 from imae.prototxt.errors import ImaeError
-from imae.prototxt.text import read_net
 from imae.train.caffe_log import number
 from imae.train.device import gpu, set_threads
 
@@ -39,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NET", help="the net's prototxt")
     parser.add_argument("--iterations", type=int, default=50, metavar="N", help="passes to measure (50)")
     parser.add_argument("--gpu", nargs="?", const="0", metavar="ID", help="compute on this GPU")
-    parser.add_argument("--phase", default="TRAIN", help="TRAIN or TEST (TRAIN)")
-    parser.add_argument("--level", type=int, default=0, help="the net's level (0)")
-    parser.add_argument("--stage", default="", metavar="S[,S]", help="the net's stages")
+    add_net_options(parser, "TRAIN")
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with on the CPU")
 
 
@@ -49,8 +47,6 @@ def run(args: argparse.Namespace) -> None:
     """Log what `caffe time` logs."""
     if not args.model:
         raise ImaeError("Need a model definition to time: --model NET")
-    if args.phase not in ("TRAIN", "TEST"):
-        raise ImaeError(f'phase must be "TRAIN" or "TEST"; got {args.phase!r}')
     if args.iterations < 1:
         raise ImaeError(f"--iterations must be at least 1, got {args.iterations}")
     set_threads(args.threads)
@@ -60,12 +56,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         device = gpu(args.gpu, f"--gpu {args.gpu}", "leave --gpu out")
         _log(339, f"Use GPU with device ID {device.index}")
-    param = NetParameter()
-    param.CopyFrom(read_net(args.model))
-    param.state.phase = TRAIN if args.phase == "TRAIN" else TEST
-    param.state.stage.extend(args.stage.split(","))  # Caffe: without --stage this adds the stage ""
-    param.state.level = args.level
-    measure(Net(param), device, args.iterations)
+    measure(Net(chosen_net(args.model, args)), device, args.iterations)
 
 
 @dataclass
@@ -78,12 +69,13 @@ class Times:
 
 def measure(net: Net, device: torch.device, iterations: int) -> tuple[list[float], list[float]]:
     """Log the times of the layers; returns their means, forward and backward, in milliseconds."""
-    passes = LayerwisePasses(net, device)
+    first = Stepwise(net, device)  # logs what debug_info asks for
     _log(351, "Performing Forward")
-    passes.forward()
-    _log(356, f"Initial loss: {number(passes.loss())}")
+    _log(356, f"Initial loss: {number(first.forward())}")
     _log(357, "Performing Backward")
-    passes.backward()
+    first.backward()
+    del first  # and its blobs
+    passes = LayerwisePasses(net, device)
     _log(365, "*** Benchmark begins ***")
     _log(366, f"Testing for {iterations} iterations.")
     forwards, backwards = [], []
@@ -132,10 +124,6 @@ class LayerwisePasses:
         times = self._timed(reversed(range(len(self.net.steps))), self._backward_layer)
         times.layers.reverse()
         return times
-
-    def loss(self) -> float:
-        """The weighted loss of the last forward pass."""
-        return self.net.loss(self._blobs).item()
 
     def _timed(self, indices: Iterable[int], run: Callable[[int], None]) -> Times:
         times = Times()

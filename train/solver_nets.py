@@ -7,20 +7,34 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
 from imae.converters.caffemodel import load_caffemodel
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.net import Net
-from imae.prototxt import TEST, TRAIN, NetParameter, NetState, Phase, SolverParameter
+from imae.layers.ranks import ALONE, Ranks
+from imae.prototxt import TEST, TRAIN, NetState, SolverParameter
+from imae.prototxt.dialects import read_net_text
 from imae.prototxt.errors import PrototxtError
-from imae.prototxt.text import read_net
+from imae.prototxt.state import in_state
 
 logger = logging.getLogger(__name__)
 
 TRAIN_FIELDS = ("net", "net_param", "train_net", "train_net_param")
 
 
-def build_train_net(param: SolverParameter, random: CaffeRandom) -> Net:
-    """The net that exactly one of TRAIN_FIELDS gives, with the weights that the solver names."""
+def build_train_net(
+    param: SolverParameter,
+    random: CaffeRandom,
+    dtype: torch.dtype,
+    dialect: str | None = None,
+    ranks: Ranks = ALONE,
+) -> Net:
+    """The net that exactly one of TRAIN_FIELDS gives, with the weights that the solver names.
+
+    dialect   the fork that the files of nets and weights are of; None: Caffe's own
+    ranks     the processes that train it together
+    """
     given = [name for name in TRAIN_FIELDS if param.HasField(name)]
     fields = ", ".join(TRAIN_FIELDS)
     if not given:
@@ -35,25 +49,27 @@ def build_train_net(param: SolverParameter, random: CaffeRandom) -> Net:
         net_param = param.train_net_param
     elif param.HasField("train_net"):
         _log(92, f"Creating training net from train_net file: {param.train_net}")
-        net_param = read_net(param.train_net)
+        net_param = read_net_text(param.train_net, dialect)
     elif param.HasField("net_param"):
         _log(97, "Creating training net specified in net_param.")
         net_param = param.net_param
     else:
         _log(102, f"Creating training net from net file: {param.net}")
-        net_param = read_net(param.net)
-    net = Net(_in_state(net_param, TRAIN, param.train_state), random)
-    _load_weights(net, param)
+        net_param = read_net_text(param.net, dialect)
+    net = Net(in_state(net_param, TRAIN, param.train_state), random, dtype=dtype, ranks=ranks)
+    _load_weights(net, param, dialect)
     return net
 
 
-def build_test_nets(param: SolverParameter, random: CaffeRandom, train_net: Net) -> list[Net]:
+def build_test_nets(
+    param: SolverParameter, random: CaffeRandom, train_net: Net, dialect: str | None = None
+) -> list[Net]:
     """The nets of test_net_param, of test_net, then `net` or `net_param` for the test_iters that are left.
 
     They use the parameters of the train net's layers of the same names.
     """
     sources = [("test_net_param", net_param) for net_param in param.test_net_param]
-    sources += [(f"test_net file: {path}", read_net(path)) for path in param.test_net]
+    sources += [(f"test_net file: {path}", read_net_text(path, dialect)) for path in param.test_net]
     left = len(param.test_iter) - len(sources)
     generic = param.HasField("net") or param.HasField("net_param")
     if left < 0 or (left and not generic):
@@ -62,7 +78,7 @@ def build_test_nets(param: SolverParameter, random: CaffeRandom, train_net: Net)
             f"{len(sources)} test nets"
         )
     if left and param.HasField("net"):
-        sources += [(f"net file: {param.net}", read_net(param.net))] * left
+        sources += [(f"net file: {param.net}", read_net_text(param.net, dialect))] * left
     elif left:
         sources += [("net_param", param.net_param)] * left
     if param.test_state and len(param.test_state) != len(sources):
@@ -76,27 +92,16 @@ def build_test_nets(param: SolverParameter, random: CaffeRandom, train_net: Net)
     for index, (source, net_param) in enumerate(sources):
         state = param.test_state[index] if param.test_state else NetState()
         _log(190, f"Creating test net (#{index}) specified by {source}")
-        nets.append(Net(_in_state(net_param, TEST, state), random, share_from=train_net))
-        _load_weights(nets[-1], param)
+        nets.append(Net(in_state(net_param, TEST, state), random, train_net, train_net.dtype))
+        _load_weights(nets[-1], param, dialect)
     return nets
 
 
-def _in_state(net_param: NetParameter, phase: Phase, wanted: NetState) -> NetParameter:
-    """A copy in the phase, overruled by the state that the net gives, overruled by what the solver wants."""
-    state = NetState(phase=phase)
-    state.MergeFrom(net_param.state)
-    state.MergeFrom(wanted)
-    copy = NetParameter()
-    copy.CopyFrom(net_param)
-    copy.state.CopyFrom(state)
-    return copy
-
-
-def _load_weights(net: Net, param: SolverParameter) -> None:
+def _load_weights(net: Net, param: SolverParameter, dialect: str | None) -> None:
     for names in param.weights:
         for name in names.split(","):
             _log(72, f"Finetuning from {name.strip()}")
-            load_caffemodel(net, name.strip())
+            load_caffemodel(net, name.strip(), dialect)
 
 
 def _log(line: int, message: str) -> None:

@@ -80,20 +80,20 @@ class BatchNorm(Layer):
         self.blob(2).mul_(self.fraction).add_(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = x.shape
-        if len(shape) == 1:
-            x = x.unsqueeze(1)
+        return self.normalize(x if x.dim() > 1 else x.unsqueeze(1)).reshape(x.shape)
+
+    def normalize(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """The top for a bottom (N, C, ...), times `weight` and plus `bias`, (C) each, by the same kernel."""
         if self.use_global_stats:
             mean, variance = self.statistics()
-            top = torch.batch_norm(x, None, None, mean, variance, False, 0, self.eps, True)
-        else:
-            # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.
-            mean, variance = torch.zeros_like(self.blob(0)), torch.zeros_like(self.blob(1))
-            top = torch.batch_norm(x, None, None, mean, variance, True, 1, self.eps, True)
-            if x.numel() == x.shape[1]:  # m is 1: the variance is 0, where torch divides it by 0
-                variance = torch.zeros_like(variance)
-            self.update(mean, variance)
-        return top.reshape(shape)
+            return torch.batch_norm(x, weight, bias, mean, variance, False, 0, self.eps, True)
+        # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.
+        mean, variance = torch.zeros_like(self.blob(0)), torch.zeros_like(self.blob(1))
+        top = torch.batch_norm(x, weight, bias, mean, variance, True, 1, self.eps, True)
+        if x.numel() == x.shape[1]:  # m is 1: the variance is 0, where torch divides it by 0
+            variance = torch.zeros_like(variance)
+        self.update(mean, variance)
+        return top
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         if not self.use_global_stats:

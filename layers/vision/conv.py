@@ -5,19 +5,20 @@
 with stride s, dilation d and zero padding p; the sum over c runs over the channels of o's group only. Each
 spatial size becomes (size + 2 p - (d (k - 1) + 1)) / s + 1, the division cut towards zero.
 
-bottom[i]  (..., C, H, W); any number of axes before the channel axis, and 0 to 3 spatial ones behind it
+bottom[i]  (..., C, H, W); any number of axes before the channel axis, and of spatial ones behind it
 top[i]     (..., num_output, H', W'), all bottoms through the same filters
 blobs      weight (num_output, C / group, kernel_h, kernel_w); bias (num_output) if bias_term
 
 Caffe: base_conv_layer.cpp, conv_layer.cpp. Differs: stride 0 (stride_h without stride_w), group 0, dilation 0
-and a top without pixels are errors; there are at most three spatial axes.
+and a top without pixels are errors.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -121,10 +122,6 @@ class BaseConvolution(Layer):
         shape, convolution = bottom_shapes[0], self.param.convolution_param
         axis = self.canonical_axis(convolution.axis, len(shape))
         spatial = len(shape) - axis - 1
-        if not 0 <= spatial <= 3:
-            raise self.error(
-                f"bottom {shape} has {spatial} spatial axes behind axis {axis}; 0 to 3 are possible"
-            )
         if shape[axis] % self.group:
             raise self.error(
                 f"Number of input channels should be multiples of group {self.group}.; got {shape[axis]}"
@@ -197,10 +194,37 @@ class BaseConvolution(Layer):
         return top.reshape(*shape[:axis], self.num_output, *(top.shape[2:] if spatial else ()))
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None, windows: Windows) -> Tensor:
-        function = self.functions[len(windows.kernel) - 1]
+        """(N, C, ...) to (N, num_output, ...), over one spatial axis or more."""
+        spatial = len(windows.kernel)
+        if spatial > len(self.functions):
+            top = self._convolve_first_axis(x, weight, windows)
+            return top if bias is None else top + bias.view(-1, *[1] * spatial)
+        function = self.functions[spatial - 1]
         if self.reverse:
             return function(x, weight, bias, windows.stride, windows.pad, 0, self.group, windows.dilation)
         return function(x, weight, bias, windows.stride, windows.pad, windows.dilation, self.group)
+
+    def _convolve_first_axis(self, x: Tensor, weight: Tensor, windows: Windows) -> Tensor:
+        """The sum, over the kernel's places on the first spatial axis, of convolutions over the others."""
+        kernel, stride, pad, dilation = (field[0] for field in windows)
+        others = Windows(*(field[1:] for field in windows))
+        reach = dilation * (kernel - 1)
+
+        def over_the_others(rows: Tensor, place: int) -> Tensor:
+            top = self._convolve(rows.transpose(1, 2).flatten(0, 1), weight[:, :, place], None, others)
+            return top.reshape(len(x), -1, *top.shape[1:]).transpose(1, 2)
+
+        if self.reverse:
+            parts = [over_the_others(x, place) for place in range(kernel)]
+            span = stride * (x.shape[2] - 1) + 1
+            top = parts[0].new_zeros(*parts[0].shape[:2], span + reach, *parts[0].shape[3:])
+            for place, part in enumerate(parts):
+                top[:, :, place * dilation :][:, :, :span:stride].add_(part)
+            return top[:, :, pad : span + reach - pad]
+        x = F.pad(x, [0, 0] * len(others.kernel) + [pad, pad])  # F.pad begins with the last axis
+        span = x.shape[2] - reach
+        rows = (x[:, :, place * dilation :][:, :, :span:stride] for place in range(kernel))
+        return reduce(torch.add, (over_the_others(some, place) for place, some in enumerate(rows)))
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         weight = self.blob(0)

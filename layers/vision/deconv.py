@@ -5,7 +5,7 @@
 with stride s, dilation d and padding p, over the channels c of o's group. Each spatial size becomes
 s (size - 1) + d (k - 1) + 1 - 2 p.
 
-bottom[i]  (..., C, H, W); any number of axes before the channel axis, and 0 to 3 spatial ones behind it
+bottom[i]  (..., C, H, W); any number of axes before the channel axis, and of spatial ones behind it
 top[i]     (..., num_output, H', W'), all bottoms through the same filters
 blobs      weight (C, num_output / group, kernel_h, kernel_w); bias (num_output) if bias_term
 

@@ -1,7 +1,11 @@
-"""Pooling: the maximum or the average of each window.
+"""Pooling: the maximum, the average or a random pixel of each window.
 
-    MAX   top = max of the window's pixels; the first of equal ones gets the gradient; padding never wins
-    AVE   top = sum of the window's pixels / size of the window, which counts padding, up to the padded end
+    MAX         top = max of the window's pixels; the first of equal ones gets the gradient; padding never
+                wins
+    AVE         top = sum of the window's pixels / size of the window, which counts padding, up to the padded
+                end
+    STOCHASTIC  TRAIN: top = a pixel, drawn with a probability like its value; it alone gets the gradient
+                TEST:  top = sum of the window's pixels squared / their sum, or 0 where the sum is not above 0
 
 There are ceil((size + 2 pad - kernel) / stride) + 1 windows on an axis (round_mode FLOOR: floor); if there is
 any padding, one less where the last would start at or behind size + pad. So windows may stick out of the far
@@ -12,11 +16,17 @@ bottom[0]  (N, C, H, W)
 top[0]     (N, C, H', W')
 top[1]     MAX only, optional: where the maximum is, y W + x, as a number (-1 for an empty window)
 
-Caffe: pooling_layer.cpp. Differs: STOCHASTIC, which Caffe has on the GPU only, is refused; stride 0 and a top
-without pixels are errors; MAX gives NaN for a window with a NaN, where Caffe passes over it.
+STOCHASTIC takes no padding and, as in Caffe, computes on a GPU only. Each output takes one number of the
+random stream, in memory order; `device_masks` lets the device draw them itself.
+
+Caffe: pooling_layer.cpp, pooling_layer.cu. Differs: stride 0 and a top without pixels are errors. MAX gives
+NaN for a window with a NaN, where Caffe passes over it. Where no pixel can be drawn, STOCHASTIC gives 0 (the
+sum is negative, or the window empty) or NaN (the sum is NaN); Caffe leaves what lay in memory. In TEST its
+gradient is the derivative; Caffe takes that of pixels that nobody drew.
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +37,7 @@ from torch import Tensor
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
-from imae.prototxt import LayerParameter
+from imae.prototxt import TRAIN, LayerParameter
 
 Pair = tuple[int, int]
 
@@ -117,12 +127,41 @@ def average_pool(x: Tensor, windows: PoolWindows) -> Tensor:
     return sums / windows.areas(x, x.shape[2:])
 
 
+def drawn_pool(x: Tensor, windows: PoolWindows, draws: Tensor) -> Tensor:
+    """The pixel of each window at which the running sum, row by row, reaches draw * sum of the window.
+
+    draws   numbers of [0, 1], of the top's shape
+    """
+    padded = windows.padded(x, 0)  # adds nothing to the sums, so that no such pixel is the first to reach it
+    (height, width), (down, right) = windows.kernel, windows.stride
+    with torch.no_grad():
+        sums = padded.unfold(2, height, down).unfold(3, width, right).flatten(4).cumsum(4)
+        reached = sums >= draws.unsqueeze(4) * sums[..., -1:]
+        place = reached.to(torch.uint8).argmax(4)  # the first of those that are 1
+        rows = torch.arange(place.shape[2], device=x.device) * down
+        columns = torch.arange(place.shape[3], device=x.device) * right
+        index = (rows[:, None] + place // width) * padded.shape[3] + columns + place % width
+    drawn = padded.flatten(2).gather(2, index.flatten(2)).view(place.shape)
+    return torch.where(reached.any(4), drawn, sums[..., -1] * 0)
+
+
+def expected_pool(x: Tensor, windows: PoolWindows) -> Tensor:
+    """The mean of each window's pixels, weighted with the pixels; 0 where their sum is not above 0."""
+    padded = windows.padded(x, 0)
+    sums, squares = (
+        F.avg_pool2d(value, windows.kernel, windows.stride, divisor_override=1)
+        for value in (padded, padded * padded)
+    )
+    above = sums > 0
+    return torch.where(above, squares / torch.where(above, sums, 1), 0)
+
+
 def pool_to_onnx(
     graph: OnnxGraph,
     bottom: str,
     tops: Sequence[str],
     windows: PoolWindows,
-    average: bool,
+    method: str,
     sizes: Sequence[int],
 ) -> None:
     """Nodes that pool `bottom`, of spatial `sizes`, to `tops`; no padding comes from rounding."""
@@ -135,7 +174,19 @@ def pool_to_onnx(
         return graph.node("Pad", [value, empty, graph.constant(np.array(fill, np.float32))], top and [top])
 
     geometry = {"kernel_shape": windows.kernel, "strides": windows.stride, "pads": [*windows.pad, *ends]}
-    if average:
+    if method == "STOCHASTIC":
+        means = [
+            graph.node("AveragePool", [value], None, count_include_pad=1, **geometry)
+            for value in (bottom, graph.node("Mul", [bottom, bottom]))
+        ]
+        zero = graph.constant(np.array(0, np.float32))
+        ratio = graph.node("Div", [means[1], means[0]])
+        above = graph.node("Greater", [means[0], zero])
+        value = graph.node("Where", [above, ratio, zero], tops if counts == filled else None)
+        if counts != filled:
+            complete(value, 0, tops[0])
+        return
+    if method == "AVE":
         areas = windows.areas(torch.empty(0), sizes)
         factor = windows.kernel[0] * windows.kernel[1] / areas  # the node divides by the whole kernel
         plain = bool((factor == 1).all())
@@ -159,20 +210,60 @@ def pool_to_onnx(
             complete(name, fill, top)
 
 
+class PoolingMethod(Layer):
+    """What Pooling and SPP share: the method that their `pool` names.
+
+    method         MAX, AVE or STOCHASTIC
+    device_masks   let a device draw the random numbers itself; may be set on a layer
+    on_cpu         compute STOCHASTIC on the CPU, too; the check of an export does
+    """
+
+    method: str
+    device_masks: bool = False
+    on_cpu: bool = False
+
+    @property
+    def draws(self) -> bool:
+        """Whether the forward pass takes random numbers."""
+        return self.method == "STOCHASTIC" and self.phase == TRAIN
+
+    def pool(self, x: Tensor, windows: PoolWindows) -> Tensor:
+        """One top."""
+        if self.method == "MAX":
+            return max_pool(x, windows)
+        if self.method == "AVE":
+            return average_pool(x, windows)
+        if x.device.type == "cpu" and not self.on_cpu:
+            raise self.error(
+                "Not Implemented Yet: pool STOCHASTIC on the CPU; compute on a GPU, or use MAX or AVE"
+            )
+        if not self.draws:
+            return expected_pool(x, windows)
+        shape = (*x.shape[:2], *windows.counts(x.shape[2:]))
+        if self.device_masks and x.device.type != "cpu":
+            return drawn_pool(x, windows, 1 - torch.rand(shape, dtype=x.dtype, device=x.device))
+        draws = torch.from_numpy(self.random.uniform(prod(shape), 0, 1)).view(shape)
+        return drawn_pool(x, windows, draws.to(x.device, x.dtype, non_blocking=True))
+
+    def check_pad(self, pad: Pair) -> None:
+        """LayerError for padding that the method has no meaning for."""
+        if self.method == "STOCHASTIC" and any(pad):
+            raise self.error(f"Padding implemented only for average and max pooling.; got pad {pad}")
+
+
 @register_layer("Pooling")
-class Pooling(Layer):
+class Pooling(PoolingMethod):
     num_bottoms = 1
     min_tops, max_tops = 1, 2
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         pooling = param.pooling_param
-        if pooling.pool == pooling.STOCHASTIC:
-            raise self.error("Not Implemented Yet: pool STOCHASTIC; use MAX or AVE")
-        self.average = pooling.pool == pooling.AVE
-        if len(param.top) > 1 and self.average:
+        self.method = pooling.PoolMethod.Name(pooling.pool)
+        if len(param.top) > 1 and self.method != "MAX":
             raise self.error(
-                f"Pooling Layer produces at most 1 top blob(s) as output.; got {len(param.top)} for AVE"
+                f"Pooling Layer produces at most 1 top blob(s) as output.; got {len(param.top)} for "
+                f"{self.method}"
             )
         sides = pooling.HasField("kernel_h") and pooling.HasField("kernel_w")
         if pooling.global_pooling:
@@ -200,6 +291,7 @@ class Pooling(Layer):
             raise self.error(f"Stride dimensions cannot be zero.; got {stride[0]} and {stride[1]}")
         if any(pad) and (pad[0] >= kernel[0] or pad[1] >= kernel[1]):
             raise self.error(f"pad must be smaller than the kernel; got pad {pad} and kernel {kernel}")
+        self.check_pad(pad)
 
     def _check_pair(self, name: str, message: str) -> None:
         given = [self.param.pooling_param.HasField(f"{name}{end}") for end in ("", "_h", "_w")]
@@ -229,11 +321,9 @@ class Pooling(Layer):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         windows = self.windows(x.shape[2:])
-        if self.average:
-            return average_pool(x, windows)
-        return max_pool(x, windows) if len(self.param.top) == 1 else max_pool_with_mask(x, windows)
+        return self.pool(x, windows) if len(self.param.top) == 1 else max_pool_with_mask(x, windows)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         sizes = graph.shape(bottoms[0])[2:]
         windows = self.windows(sizes)
-        pool_to_onnx(graph, bottoms[0], tops, windows, self.average, sizes)
+        pool_to_onnx(graph, bottoms[0], tops, windows, self.method, sizes)

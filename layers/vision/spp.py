@@ -6,7 +6,9 @@ what that is too much, rounded up. The levels, flattened, stand one behind the o
 bottom[0]  (N, C, H, W)
 top[0]     (N, C * (1 + 4 + 16 + ..)); with pyramid_height 1 (N, C, 1, 1)
 
-Caffe: spp_layer.cpp. Differs: pyramid_height 0, which crashes Caffe, and pool STOCHASTIC are refused.
+pool STOCHASTIC is as in Pooling, and takes sizes that need no padding only.
+
+Caffe: spp_layer.cpp. Differs: pyramid_height 0, which crashes Caffe, is refused.
 """
 
 from collections.abc import Sequence
@@ -15,25 +17,23 @@ from math import prod
 import torch
 from torch import Tensor
 
-from imae.layers.layer import Layer, Shape
+from imae.layers.layer import Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
-from imae.layers.vision.pooling import PoolWindows, average_pool, max_pool, pool_to_onnx
+from imae.layers.vision.pooling import PoolingMethod, PoolWindows, pool_to_onnx
 from imae.prototxt import LayerParameter
 
 
 @register_layer("SPP")
-class SPP(Layer):
+class SPP(PoolingMethod):
     num_bottoms = num_tops = 1
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         spp = param.spp_param
-        if spp.pool == spp.STOCHASTIC:
-            raise self.error("Not Implemented Yet: pool STOCHASTIC; use MAX or AVE")
         if spp.pyramid_height < 1:
             raise self.error(f"spp_param.pyramid_height must be 1 or more, got {spp.pyramid_height}")
-        self.average, self.height = spp.pool == spp.AVE, spp.pyramid_height
+        self.method, self.height = spp.PoolMethod.Name(spp.pool), spp.pyramid_height
 
     def levels(self, sizes: Sequence[int]) -> list[PoolWindows]:
         """The windows of each level for a bottom of these spatial sizes."""
@@ -47,6 +47,7 @@ class SPP(Layer):
                     f"level {level} of the pyramid would need pad {pad} for kernel {kernel}, which must be "
                     f"larger; a bottom of {sizes[0]} x {sizes[1]} allows pyramid_height {level}"
                 )
+            self.check_pad(pad)
             levels.append(PoolWindows(kernel, kernel, pad))
         return levels
 
@@ -64,14 +65,13 @@ class SPP(Layer):
         return [(shape[0], shape[1] * sum(prod(count) for count in counts))]
 
     def forward(self, x: Tensor) -> Tensor:
-        pool = average_pool if self.average else max_pool
-        tops = [pool(x, windows) for windows in self.levels(x.shape[2:])]
+        tops = [self.pool(x, windows) for windows in self.levels(x.shape[2:])]
         return tops[0] if self.height == 1 else torch.cat([top.flatten(1) for top in tops], 1)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         sizes = graph.shape(bottoms[0])[2:]
         names = [f"{tops[0]}@level{level}" for level in range(self.height)] if self.height > 1 else list(tops)
         for windows, name in zip(self.levels(sizes), names, strict=True):
-            pool_to_onnx(graph, bottoms[0], [name], windows, self.average, sizes)
+            pool_to_onnx(graph, bottoms[0], [name], windows, self.method, sizes)
         if self.height > 1:
             graph.node("Concat", [graph.node("Flatten", [name], axis=1) for name in names], tops, axis=1)

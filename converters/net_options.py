@@ -1,0 +1,36 @@
+"""The options with which a command builds a net from a prototxt: --phase, --level, --stage, --dialect."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Literal
+
+from imae.converters.caffemodel import add_dialect_option
+from imae.prototxt import TEST, TRAIN, NetParameter, NetState
+from imae.prototxt.dialects import read_net_text
+from imae.prototxt.errors import ImaeError
+from imae.prototxt.files import AnyPath
+from imae.prototxt.state import in_state
+
+
+def add_net_options(
+    parser: argparse.ArgumentParser, phase: Literal["TRAIN", "TEST"], changeable: bool = True
+) -> None:
+    """Declare them. `phase` is the default, or the only one if it is not `changeable`."""
+    if changeable:
+        parser.add_argument("--phase", default=phase, help=f"TRAIN or TEST ({phase})")
+    else:
+        parser.set_defaults(phase=phase)
+    parser.add_argument("--level", type=int, default=0, help="the net's level (0)")
+    parser.add_argument("--stage", default="", metavar="S[,S]", help="the net's stages")
+    add_dialect_option(parser)
+
+
+def chosen_net(path: AnyPath, args: argparse.Namespace) -> NetParameter:
+    """The net of a prototxt in the state that the options say."""
+    if args.phase not in ("TRAIN", "TEST"):
+        raise ImaeError(f'phase must be "TRAIN" or "TEST"; got {args.phase!r}')
+    phase = TRAIN if args.phase == "TRAIN" else TEST
+    # Caffe: without --stage this adds the stage "".
+    state = NetState(phase=phase, level=args.level, stage=args.stage.split(","))
+    return in_state(read_net_text(path, args.dialect), phase, state)
