@@ -26,6 +26,7 @@ setup(
     package_data={
         "imae.prototxt": ["*.proto", "*.pyi", "models/**/*.prototxt"],
         "imae.converters": ["data/*"],
+        "imae.train.paper": ["*.csv", "records/*.json", "records/nets/*.prototxt"],
     },
     install_requires=[
         "torch>=2.5",
@@ -52,7 +53,6 @@ setup(
             "pytest-xdist>=3.5",
             "ruff>=0.6",
             "mypy>=1.11",
-            "hypothesis>=6.100",
             "types-protobuf",
             "types-tqdm",
             "setuptools>=77",

@@ -103,13 +103,18 @@ def finish_axes(axes: Any, title: str, x: str) -> None:
         axes.legend()
 
 
-def write_picture(path: AnyPath, draw: Callable[[Any], None], height: float = 5) -> None:
-    """Write what `draw` puts into a matplotlib Figure, `height` inches high; ImaeError without matplotlib."""
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib Figure of so many inches; ImaeError without matplotlib."""
     try:
         figure_module = importlib.import_module("matplotlib.figure")
     except ModuleNotFoundError:
         raise ImaeError("a picture needs the package matplotlib: pip install 'imae[plot]'") from None
-    figure = figure_module.Figure(figsize=(8, height), dpi=120, layout="constrained")
+    return figure_module.Figure(figsize=(width, height), dpi=120, layout="constrained")
+
+
+def write_picture(path: AnyPath, draw: Callable[[Any], None], height: float = 5) -> None:
+    """Write what `draw` puts into a matplotlib Figure, `height` inches high; ImaeError without matplotlib."""
+    figure = new_figure(8, height)
     draw(figure)
     ending = os.path.splitext(path)[1].removeprefix(".").lower()
     formats = figure.canvas.get_supported_filetypes()

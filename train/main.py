@@ -21,12 +21,13 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from difflib import get_close_matches
 from importlib.metadata import version
 from typing import NoReturn, Protocol, cast
 
 from imae.prototxt.errors import ImaeError
+from imae.prototxt.python_layers import no_python_layers
 from imae.train.caffe_log import GlogFormatter
 from imae.train.progress import StderrHandler
 
@@ -40,7 +41,9 @@ COMMANDS = {
     "convert-imageset": "imae.converters.convert_imageset",
     "convert-folder": "imae.converters.convert_folder",
     "convert-digits": "imae.converters.convert_digits",
+    "convert-mars": "imae.train.command_convert_mars",
     "corrupt-labels": "imae.converters.corrupt_labels",
+    "split-lmdb": "imae.converters.split_lmdb",
     "compute-image-mean": "imae.converters.compute_image_mean",
     "extract-features": "imae.converters.extract_features",
     "upgrade-net-proto-text": "imae.converters.upgrade_net_proto_text",
@@ -52,7 +55,10 @@ COMMANDS = {
     "compare-logs": "imae.train.command_compare_logs",
     "export": "imae.converters.export_onnx",
     "run": "imae.converters.run_onnx",
+    "retrieve": "imae.train.command_retrieve",
+    "quantize": "imae.converters.quantize_onnx",
     "demo": "imae.train.demo",
+    "paper": "imae.train.command_paper",
 }
 
 
@@ -121,7 +127,15 @@ def _run(arguments: Sequence[str]) -> int:
         command = _command(name)
         parser = Parser(prog=f"imae {name}", description=command.HELP, allow_abbrev=False)
         command.add_arguments(parser)
-        status = command.run(parser.parse(arguments[1:]))
+        parser.add_argument(
+            "--no-python-layers",
+            action="store_true",
+            help='refuse a net with a layer of type "Python", which would import and run code',
+        )
+        args = parser.parse(arguments[1:])
+        args.command_line = list(arguments)
+        with no_python_layers() if args.no_python_layers else nullcontext():
+            status = command.run(args)
         return status if isinstance(status, int) else 0
     return 0
 

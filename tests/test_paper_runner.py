@@ -1,0 +1,197 @@
+"""The paper's runs: named, sized, prepared, trained, measured; a stopped run ends as if it had not been."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from imae.prototxt import TEST, ImaeError
+from imae.prototxt.errors import DataError
+from imae.train import main
+from imae.train.paper import grid, training
+from imae.train.paper.data import Cifar10, Images, Labelled
+from imae.train.paper.experiments import GRIDS, Run, Scale, runs
+from imae.train.paper.record import RECORDS, Point, read_record, read_records
+from imae.train.signals import Action
+
+TINY = Run("resnet8", "IMAE", 8.0, "symmetric", 0.5, iterations=80, images=100, test_images=100)
+
+
+def make_cifar10(folder: Path) -> Path:
+    """CIFAR-10's binary version with 200 training and 100 test images: noise around the class's grey."""
+    folder.mkdir()
+    random = np.random.default_rng(1)
+    for name, count in [(f"data_batch_{i}.bin", 40) for i in range(1, 6)] + [("test_batch.bin", 100)]:
+        labels = np.arange(count) % 10
+        grey = random.integers(0, 40, (count, 3072)) + 20 * labels[:, None]
+        np.concatenate([labels[:, None], grey], axis=1).astype(np.uint8).tofile(folder / name)
+    return folder
+
+
+def labelled(clean: list[int], noisy: list[int]) -> Labelled:
+    return Labelled(Path("x"), np.array(clean), np.array(noisy))
+
+
+def test_names_tell_runs_apart() -> None:
+    every = [
+        run
+        for scale in (Scale(), Scale(800, 2000), Scale(800, 2000, 4000), Scale(800, 1000))
+        for run in runs(GRIDS, [1, 2], scale)
+    ]
+    names = {run.name for run in every}
+    assert len(names) == len({replace(run, test_images=0) for run in every})
+    assert "resnet20_imae-8_symmetric50_seed1" in names
+    assert "resnet20_cce_human-worst_seed2_800x2000" in names
+    assert "resnet20_imae-0.5_symmetric50_seed1_heldout20" in names
+
+
+def test_grids_are_the_papers() -> None:
+    one = {name: len(make()) for name, make in GRIDS.items()}
+    assert one["table1"] == 9 and one["table2"] == 18 and one["figure6"] == 14 and one["figure8"] == 3
+    assert {run.t for run in GRIDS["table1"]()} == {None, 0.5}
+    assert {run.t for run in GRIDS["table2"]()} == {None, 8.0}
+    # What two experiments share is trained once: IMAE-0.5 clean, IMAE-8 at 50 %.
+    assert len(runs(["table1", "table2", "figure6"], [1], Scale())) == 9 + 18 + 14 - 2
+
+
+def test_solver_of_the_papers_size_is_the_papers() -> None:
+    param = training.solver_param(Run("resnet20", "CCE"), Path("n"), Path("p"), {"test": 10000}, gpu=True)
+    assert (param.max_iter, list(param.stepvalue), param.test_interval) == (64000, [32000, 48000], 1000)
+    assert (param.base_lr, param.weight_decay) == (pytest.approx(0.1), pytest.approx(0.0001))
+    assert list(param.test_iter) == [100]
+
+
+def test_nets_differ_in_the_loss_alone_and_forget_in_proportion() -> None:
+    images = Images(labelled([0], [0]), labelled([0], [0]), labelled([0], [0]), "")
+    nets = [
+        training.train_val(Run("resnet20", loss, t, iterations=n), images)
+        for loss, t, n in [("CCE", None, 64000), ("IMAE", 8.0, 64000), ("CCE", None, 800)]
+    ]
+    pairs = zip(nets[0].layer, nets[1].layer, strict=True)
+    different = [(a.name, b.type, b.imae_loss_param.t) for a, b in pairs if a != b]
+    assert different == [("loss", "IMAELoss", 8.0)]
+    norms = [layer.batch_norm_param for net in nets for layer in net.layer if layer.type == "BatchNorm"]
+    fractions = [norm.moving_average_fraction for norm in norms]
+    assert fractions[0] == pytest.approx(0.999) and fractions[-1] == pytest.approx(0.92)
+    stages = [
+        layer.include[0].stage[:]
+        for layer in nets[0].layer
+        if layer.include and layer.include[0].phase == TEST
+    ]
+    assert stages == [["test"], ["train"], ["held_out"], []]
+
+
+def test_measures() -> None:
+    images = Images(
+        train=labelled([0, 1, 2, 3, 4], [0, 1, 2, 0, 0]),
+        test=labelled([5, 6, 7, 8], [5, 6, 7, 8]),
+        held_out=labelled([1, 2], [1, 3]),
+        words="",
+    )
+    predicted = [np.array([5, 6, 0, 0]), np.array([0, 1, 0, 0, 4]), np.array([1, 2])]
+    point = training.measure(10, 0.5, images, predicted)
+    assert point == Point(10, 0.5, 0.5, 0.6, 0.6, 0.5, 0.666667, 0.571429, 0.5, 1.0)
+    clean = Images(labelled([0, 1], [0, 1]), images.test, None, "")
+    assert training.measure(10, None, clean, [*predicted[:1], np.array([0, 0])]).noisy_subset is None
+
+
+def test_a_stopped_run_ends_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "BATCH", 16)
+    cifar10 = Cifar10(Path("work"), str(make_cifar10(tmp_path / "cifar")))
+    records = tmp_path / "records"
+
+    def start(run: Run, *rest: object) -> subprocess.Popen[bytes]:
+        folder = grid.run_folder(cifar10.work, run.name)
+        training.train(run, cifar10.images(run), folder, records, torch.device("cpu"))
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.setattr(grid, "_start", start)
+    grid.train_all([TINY], cifar10, records, jobs=1, gpu=None, threads=1)
+    assert "convert-cifar" in capsys.readouterr().out
+    whole = read_record(records / f"{TINY.name}.json")
+    assert [point.iteration for point in whole.points] == list(range(10, 81, 10))
+    assert whole.wrong_labels == pytest.approx(45, abs=25) and whole.train_images == 100
+    assert whole.run == TINY and whole.complete and (records / whole.net_file).is_file()
+    assert "shuffled" not in whole.data and read_records(records) == [whole]
+    assert grid.is_done(TINY, records)
+    with pytest.raises(DataError, match="of another run"):
+        grid.is_done(replace(TINY, test_images=99), records)
+
+    count = iter(range(1000))
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            training.SignalRequests, "__call__", lambda _: Action.STOP if next(count) == 33 else Action.NONE
+        )
+        part = training.train(TINY, cifar10.images(TINY), Path("again"), tmp_path / "2", torch.device("cpu"))
+    assert not part.complete and not list((tmp_path / "2").glob("*.json"))
+    assert not [record for record in [part] if record.final.iteration >= 40]
+    rest = training.train(TINY, cifar10.images(TINY), Path("again"), tmp_path / "2", torch.device("cpu"))
+    assert rest.points == whole.points and rest.began == part.began and rest.seconds > part.seconds
+
+
+def test_a_run_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cifar10 = Cifar10(Path("work"), str(make_cifar10(tmp_path / "cifar")))
+    run = replace(TINY, net="resnet9")  # no depth of a ResNet
+    with pytest.raises(ImaeError, match=f"1 of 1 runs have not ended: {run.name}"):
+        grid.train_all([run], cifar10, tmp_path / "records", jobs=1, gpu=None, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table2"], "there is no CIFAR-10 in 'data/paper': give --cifar10 PATH"),
+        (["table2", "--scale", "800"], "--scale must be ITERATIONS:IMAGES"),
+        (["table2", "--scale", "810:2000"], "iterations must be a multiple of 40"),
+        (["table2", "--scale", "800:2050"], "images must be a multiple of 100"),
+        (["table2", "--only", "resnet21"], "no run of table2 has one of these words in its name: resnet21"),
+        (["table2", "--seeds", "1,x"], "--seeds must be whole numbers"),
+        (["table2", "--jobs", "0"], "--jobs must be at least 1"),
+        (["run", "--run", "{}"], "--run must be the fields of a run as JSON"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["paper", *arguments, "--records", "records"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_dry_run_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["paper", "table1", "--dry-run", "--scale", "800:2000", "--only", "resnet56"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"resnet56_{loss}_clean_seed1_800x2000" for loss in ("cce", "mae", "imae-0.5")
+    ]
+
+
+def test_records_that_are_none_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    for text in ("", "{}", '{"format": 2}', '{"format": 1, "points": []}', "[1]"):
+        path.write_text(text)
+        with pytest.raises(DataError, match="is not a record of a run"):
+            read_records(tmp_path)
+
+
+def test_committed_records_are_whole() -> None:
+    for path in sorted(RECORDS.glob("*.json")):
+        record = read_record(path)
+        assert record.complete and record.run.name == path.stem, path
+        assert (RECORDS / record.net_file).is_file(), path
+        assert record.solver.count('"data/paper/') == 2, f"{path}: paths of a machine"

@@ -1,0 +1,157 @@
+"""`imae paper`: the paper's tables and figures, reproduced.
+
+    imae paper table4
+    imae paper table2 --cifar10 cifar-10-binary.tar.gz --gpu 0 --jobs 4
+    imae paper table2 --cifar10 cifar10.tar.xz --scale 640:1000:4000 --only resnet20
+    imae paper figure4 --show --output figure4.svg
+    imae paper later-tables --log cifar100.log --noise 0.4 --loss IMAE-8
+    imae paper report --output report.html --readme README.md
+
+Trains what has no record yet, then prints the table, or draws the figure, from the records; --show trains
+nothing. --scale makes runs of fewer iterations on fewer images; they have records and tables of their own,
+and say so. A grid that is stopped goes on with the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from imae.prototxt.errors import ImaeError
+from imae.train.device import gpu, keep_freed_memory, set_threads
+from imae.train.paper import figures, tables
+from imae.train.paper.data import Cifar10
+from imae.train.paper.experiments import GRIDS, Run, Scale, runs
+from imae.train.paper.grid import run_folder, train_all
+from imae.train.paper.readme import update_readme
+from imae.train.paper.record import RECORDS, Record, read_records
+from imae.train.paper.report import write_report
+from imae.train.paper.training import train
+
+COMMAND = "paper"
+HELP = "the tables and figures of the IMAE paper: trained, measured, set beside the paper's"
+
+WITHOUT_TRAINING = ("table3", "table4", "figure1", "figure5", "report")
+OUTPUT = "data/paper"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
+    parser.add_argument("what", choices=[*GRIDS, *WITHOUT_TRAINING, "all", "run"], help="what to reproduce")
+    parser.add_argument("--cifar10", default="", metavar="PATH", help="CIFAR-10: archive or folder")
+    parser.add_argument("--human-labels", default="", metavar="NPZ", help="labels of CIFAR-10N")
+    parser.add_argument(
+        "--scale",
+        default="",
+        metavar="I:N[:M]",
+        help="I iterations on N training images, tested on M images, for a machine without a GPU",
+    )
+    parser.add_argument("--seeds", default="1", metavar="S[,S]", help="a run for each seed (1)")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="WORD", help="only runs with this in their names"
+    )
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (1)")
+    parser.add_argument("--gpu", nargs="?", const="0", metavar="ID", help="compute on this GPU")
+    parser.add_argument("--threads", type=int, metavar="N", help="of each run, on the CPU")
+    parser.add_argument(
+        "--work", default="data/paper", metavar="DIR", help="for LMDBs, snapshots, logs (data/paper)"
+    )
+    parser.add_argument("--records", default=str(RECORDS), metavar="DIR", help="of finished runs")
+    parser.add_argument("--show", action="store_true", help="train nothing; show the records that there are")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help=f"the picture or the page to write ({OUTPUT}/NAME.png, {OUTPUT}/report.html)",
+    )
+    parser.add_argument("--readme", metavar="FILE", help="for report: a README whose table is renewed")
+    parser.add_argument(
+        "--mars", metavar="JSON", help="for table3 and report: results on MARS, of imae retrieve --results"
+    )
+    parser.add_argument("--log", metavar="FILE", help="for later-tables: a training log on CIFAR-100")
+    parser.add_argument("--noise", type=float, metavar="R", help="for --log: its noise rate")
+    parser.add_argument("--loss", metavar="NAME", help="for --log: its loss, as the authors' logs name it")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs, train none")
+    parser.add_argument("--run", dest="run_json", metavar="JSON", help="for `run`: the fields of one run")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train what is missing, then show it."""
+    records = Path(args.records)
+    cifar10 = Cifar10(Path(args.work), args.cifar10, args.human_labels)
+    if args.what == "run":
+        _train_one(args, cifar10, records)
+        return
+    names = list(GRIDS) if args.what == "all" else [args.what] if args.what in GRIDS else []
+    wanted = runs(names, _seeds(args.seeds), Scale.parse(args.scale) if args.scale else Scale(), args.only)
+    if args.only and names and not wanted:
+        raise ImaeError(f"no run of {args.what} has one of these words in its name: {', '.join(args.only)}")
+    if args.dry_run:
+        print("\n".join(run.name for run in wanted))
+        return
+    if args.jobs < 1:
+        raise ImaeError(f"--jobs must be at least 1, got {args.jobs}")
+    if wanted and not args.show and args.log is None:
+        _train(args, wanted, cifar10, records)
+    found = read_records(records)
+    if args.what in ("report", "all"):
+        _report(args, found)
+    else:
+        _show(args, found)
+
+
+def _train(args: argparse.Namespace, wanted: list[Run], cifar10: Cifar10, records: Path) -> None:
+    threads = args.threads
+    if args.gpu is not None:
+        gpu(args.gpu, f"--gpu {args.gpu}", "leave --gpu out")
+    elif threads is None:
+        threads = max(1, (os.cpu_count() or 1) // args.jobs)
+    train_all(wanted, cifar10, records, args.jobs, args.gpu, threads)
+
+
+def _show(args: argparse.Namespace, found: list[Record]) -> None:
+    """Print the tables that have this name, and draw its figure."""
+    if args.what in tables.NAMES:
+        tables.print_table(args.what, found, mars=args.mars, log=args.log, noise=args.noise, loss=args.loss)
+    if args.what in figures.NAMES and (args.output or args.what.startswith("figure")):
+        path = args.output or _beside(f"{args.what}.png")
+        figures.draw(args.what, found, path, log=args.log, noise=args.noise, loss=args.loss)
+        print(f"wrote {path}")
+
+
+def _report(args: argparse.Namespace, found: list[Record]) -> None:
+    path = args.output or _beside("report.html")
+    write_report(found, path, args.mars)
+    print(f"wrote {path}")
+    if args.readme and update_readme(args.readme, found):
+        print(f"renewed the table in {args.readme}")
+
+
+def _beside(name: str) -> Path:
+    Path(OUTPUT).mkdir(parents=True, exist_ok=True)
+    return Path(OUTPUT, name)
+
+
+def _train_one(args: argparse.Namespace, cifar10: Cifar10, records: Path) -> None:
+    try:
+        wanted = Run(**json.loads(args.run_json or "null"))
+    except (ValueError, TypeError) as error:
+        raise ImaeError(
+            f"--run must be the fields of a run as JSON, got {args.run_json!r}: {error}"
+        ) from error
+    set_threads(args.threads)
+    keep_freed_memory()
+    device = torch.device("cpu")
+    if args.gpu is not None:
+        device = gpu(args.gpu, f"--gpu {args.gpu}", "leave --gpu out")
+    train(wanted, cifar10.images(wanted), run_folder(Path(args.work), wanted.name), records, device)
+
+
+def _seeds(text: str) -> list[int]:
+    seeds = text.split(",")
+    if not all(seed.isdecimal() for seed in seeds):
+        raise ImaeError(f"--seeds must be whole numbers with commas between, got {text!r}")
+    return [int(seed) for seed in dict.fromkeys(seeds)]

@@ -1,0 +1,240 @@
+"""`imae retrieve`: how well a model's features find persons again, by the rules of the MARS benchmark.
+
+    imae retrieve info --images bbox_test --model deploy.prototxt --weights w.caffemodel --blob pool5 \\
+        --resize 256 --crop 224 --mean-value 104,117,123 --features features.npz
+    imae retrieve info --lmdb test_lmdb --onnx net.onnx
+    imae retrieve info --features features.npz --ap step
+
+The model computes a feature of each test image; train/paper/retrieval.py says what becomes of them. Images
+are resized, then transformed as the transform_param of the model's TEST data layer says, or that in the
+metadata of an ONNX model; the options overrule it. Nothing is mirrored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from tokenize import TokenError
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+from imae.converters.caffemodel import add_dialect_option
+from imae.converters.convert_folder import LARGEST_PICTURE
+from imae.converters.file_tree import open_tree
+from imae.converters.images import decode_picture, pixel_count
+from imae.layers.data.datum import array_from_datum
+from imae.layers.data.lmdb_source import open_lmdb
+from imae.prototxt.errors import DataError, ImaeError
+from imae.prototxt.files import AnyPath, atomic_file, write_atomically
+from imae.train.device import gpu
+from imae.train.paper.embedding import Array, Images, Model, Preparation, features, net_model, onnx_model
+from imae.train.paper.expected import TABLE_3
+from imae.train.paper.mars import find_images, order_images, read_test_protocol
+from imae.train.paper.retrieval import Features, Tracklets, average_tracklets, evaluate
+from imae.train.paper.tables import mars_results
+
+COMMAND = "retrieve"
+HELP = "mAP and CMC of a model's features by the rules of the MARS benchmark"
+
+RANKS = (1, 5, 10, 20)
+BATCH_SIZE = 128
+# Options that say nothing where features are only evaluated.
+OF_MODELS = (
+    "model", "weights", "dialect", "onnx", "blob", "resize", "crop", "mean_value", "scale", "batch_size",
+    "gpu",
+)  # fmt: skip
+# What numpy raises for a file that is none of its archives, or a damaged one.
+NPZ_ERRORS = (
+    OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, MemoryError, NotImplementedError,
+    RuntimeError, SyntaxError, TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
+    parser.add_argument(
+        "protocol", help="folder of tracks_test_info.mat, query_IDX.mat and, if it is there, test_name.txt"
+    )
+    images = parser.add_mutually_exclusive_group()
+    images.add_argument(
+        "--images", metavar="FOLDER", help="bbox_test: PPPP/PPPPCxTxxxxFxxx.jpg; or a .tar archive of it"
+    )
+    images.add_argument("--lmdb", metavar="DB", help="LMDB of the images, whose keys end with their names")
+    parser.add_argument(
+        "--features",
+        metavar="NPZ",
+        help="keep the tracklets' features here; without --images and --lmdb: evaluate those kept here",
+    )
+    parser.add_argument("--model", metavar="NET", help="prototxt, train_val or deploy")
+    parser.add_argument("--weights", metavar="W", help="its .caffemodel")
+    add_dialect_option(parser)
+    parser.add_argument("--onnx", metavar="MODEL", help="an .onnx file instead of both")
+    parser.add_argument(
+        "--blob", metavar="NAME", help="blob (ONNX: output) with the features (the only output)"
+    )
+    parser.add_argument("--resize", type=sides, metavar="N|H,W", help="resize the images")
+    parser.add_argument(
+        "--crop", type=pixel_count, metavar="N", help="then take N x N from the centre; 0: all"
+    )
+    parser.add_argument(
+        "--mean-value", type=numbers, metavar="V[,V,V]", help="subtract from the channels B, G, R"
+    )
+    parser.add_argument("--scale", type=float, metavar="S", help="then multiply by S")
+    parser.add_argument("--batch-size", type=int, metavar="N", help=f"images at a time ({BATCH_SIZE})")
+    parser.add_argument("--gpu", nargs="?", const="0", metavar="ID", help="compute on this GPU")
+    parser.add_argument(
+        "--results", metavar="FILE", help="JSON to keep mAP and CMC-1 in, for imae paper table3"
+    )
+    parser.add_argument("--loss", choices=list(TABLE_3["mAP"]), help="for --results: trained with this loss")
+    parser.add_argument(
+        "--ap",
+        choices=["trapezoid", "step"],
+        default="trapezoid",
+        help="rule for the area under precision over recall: the benchmark's, or most others' (trapezoid)",
+    )
+    parser.add_argument(
+        "--gallery",
+        choices=["rest", "all"],
+        default="rest",
+        help="search the tracklets that are no queries, or all, as the benchmark's script does (rest)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compute the features, or read them; print mAP and CMC."""
+    if (args.results is None) != (args.loss is None):
+        raise ImaeError("--results FILE and --loss NAME go together")
+    others = mars_results(args.results) if args.results is not None and Path(args.results).exists() else {}
+    tracklets, queries = read_test_protocol(args.protocol)
+    if args.images is not None or args.lmdb is not None:
+        # The file is begun before the work, which may take hours: rather fail now than then.
+        with atomic_file(args.features) if args.features is not None else nullcontext() as file:
+            means = _compute(args, tracklets)
+            if file is not None:
+                write_features(file, means, tracklets)
+    else:
+        given = [f"--{name.replace('_', '-')}" for name in OF_MODELS if getattr(args, name) is not None]
+        if args.features is None or given:
+            raise ImaeError(
+                f"{', '.join(given) or 'without --features'}: a model needs images, --images or --lmdb; kept "
+                f"features need --features alone"
+            )
+        means = read_features(args.features, tracklets)
+    result = evaluate(means, tracklets, queries, args.ap, args.gallery)
+    print(f"{result.counted} queries, each against {result.gallery} tracklets")
+    if left_out := len(result.rank) - result.counted:
+        print(f"{left_out} more queries do not count: their person is in no other camera of the gallery")
+    print(f"mAP = {100 * result.mean_ap:.2f} % (AP by the {args.ap} rule)")
+    for k in RANKS:
+        print(f"CMC-{k} = {100 * result.cmc(k):.2f} %")
+    if args.results is not None:
+        found = {**others, args.loss: {"mAP": result.mean_ap, "CMC-1": result.cmc(1)}}
+        write_atomically(args.results, (json.dumps(found, indent=1) + "\n").encode())
+
+
+def _compute(args: argparse.Namespace, tracklets: Tracklets) -> Features:
+    model = _model(args)
+    size, given = model.batch_size, args.batch_size
+    if given is not None and (given < 1 or size not in (None, given)):
+        raise ImaeError(f"--batch-size must be {size or '1 or more'}, got {given}")
+    preparation = _preparation(args, model.preparation)
+    with _images(args, tracklets, preparation) as images:
+        found = features(model, images, preparation, size or given or BATCH_SIZE)
+        return average_tracklets(found, tracklets)
+
+
+def _model(args: argparse.Namespace) -> Model:
+    device = torch.device("cpu")
+    if args.gpu is not None:
+        device = gpu(args.gpu, f"--gpu {args.gpu}", "leave --gpu out")
+    if args.onnx is not None:
+        if args.model or args.weights or args.dialect:
+            raise ImaeError("--onnx has its weights inside; leave out --model, --weights and --dialect")
+        return onnx_model(args.onnx, args.blob, device)
+    if not args.model or not args.weights:
+        raise ImaeError("a model is needed: --model NET --weights W, or --onnx MODEL")
+    return net_model(args.model, args.weights, args.blob, args.dialect, device)
+
+
+def _preparation(args: argparse.Namespace, own: Preparation) -> Preparation:
+    """The model's own, with what the options say instead."""
+    transform = own.transform
+    if args.crop is not None:
+        transform.crop_size = args.crop
+    if args.mean_value is not None:
+        transform.ClearField("mean_file")
+        transform.mean_value[:] = args.mean_value
+    if args.scale is not None:
+        transform.scale = args.scale
+    return own._replace(size=args.resize or own.size)
+
+
+@contextmanager
+def _images(args: argparse.Namespace, tracklets: Tracklets, preparation: Preparation) -> Iterator[Images]:
+    if args.lmdb is not None:
+        where = f"lmdb '{args.lmdb}'"
+        with open_lmdb(args.lmdb) as source:
+            keys = [source.key(row).decode(errors="backslashreplace") for row in range(len(source))]
+            found = find_images(keys)
+            names = order_images(found, args.protocol, "test", tracklets, where)
+            row_of = {key: row for row, key in enumerate(keys)}
+            rows = [row_of[found[name]] for name in names]
+            force_color, force_gray = preparation.transform.force_color, preparation.transform.force_gray
+
+            def read_record(i: int) -> Array:
+                name = f"{where}, image '{names[i]}'"
+                return array_from_datum(source.datum(rows[i]), name, force_color, force_gray)
+
+            yield Images(names, read_record)
+        return
+    with open_tree(args.images) as tree:
+        found = find_images(tree.names)
+        names = order_images(found, args.protocol, "test", tracklets, f"'{args.images}'")
+
+        def read_picture(i: int) -> Array:
+            path = found[names[i]]
+            return decode_picture(tree.read(path, LARGEST_PICTURE), path, preparation.gray).transpose(2, 0, 1)
+
+        yield Images(names, read_picture)
+
+
+def write_features(file: BinaryIO, means: Features, tracklets: Tracklets) -> None:
+    """Keep the tracklets' features (T, D), and the rows of the protocol that they belong to."""
+    np.savez(file, features=means, tracklets=np.stack(tracklets, 1))
+
+
+def read_features(path: AnyPath, tracklets: Tracklets) -> Features:
+    """Features that `write_features` kept; DataError where they cannot be read, or are another protocol's."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            means: Features = archive["features"]
+            kept = archive["tracklets"]
+    except NPZ_ERRORS as error:
+        raise DataError(f"cannot read the features '{path}': {error}") from None
+    if not np.array_equal(kept, np.stack(tracklets, 1)):
+        raise DataError(f"the features '{path}' are of another protocol's tracklets; compute them again")
+    if means.dtype != np.float32 or means.ndim != 2:
+        raise DataError(
+            f"the features '{path}' must be float32 of two axes, got {means.dtype} of shape {means.shape}"
+        )
+    return means
+
+
+def sides(text: str) -> tuple[int, int]:
+    """Height and width of an argument N or H,W."""
+    given = [pixel_count(side) for side in text.split(",")]
+    if len(given) > 2 or min(given) < 1:
+        raise argparse.ArgumentTypeError(f"must be N or H,W of at least 1, got {text}")
+    return given[0], given[-1]
+
+
+def numbers(text: str) -> list[float]:
+    """The numbers of an argument A,B,C."""
+    return [float(number) for number in text.split(",")]

@@ -1,0 +1,517 @@
+"""What the paper claims, and whether it holds: in the paper's own tables, and in ours.
+
+A claim is a list of comparisons of quantities (accuracies, differences of them), all of which must be true.
+Means over seeds are compared. "Much", "almost" and the like need a bound; it stands in the claim. Those for
+what tables 1 and 2 print are met by every number there; those for figures without numbers are ours. A
+comparison counts as narrow if less than two standard errors (`Sample.error`) decide it.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, product
+from typing import NamedTuple, Protocol
+
+from imae.train.paper.expected import paper_later_table_6, paper_tables_1_2
+from imae.train.paper.experiments import (
+    HUMAN,
+    RATES,
+    TEMPERATURES,
+    Run,
+    choose_t,
+    figures_6_7,
+    human_noise,
+    later_table_6,
+    table_1,
+    table_2,
+)
+from imae.train.paper.results import Results, Sample, net_words, noise_words
+
+HELD, NOT_HELD, NO_DATA = "held", "not held", "no data"
+
+MUCH_HIGHER = 3.0  # points; CCE's smallest fall in table 2 is 3.9
+ALMOST_SAME = 0.5  # MAE's largest fall in table 2 is 0.3
+COMPETITIVE = 1.0  # IMAE is at most 0.4 below CCE in table 1
+SIGNIFICANT = 1.0  # IMAE is at least 1.5 above MAE in table 1
+AT_HIGHEST = 1.0  # for figure 3
+ALIKE = 2.0  # for the figures, which have no numbers: "similar", "similarly"
+
+
+class Source(Protocol):
+    """Where numbers come from: our results, or the paper's tables. digits: behind the point."""
+
+    @property
+    def digits(self) -> int: ...
+
+    def sample(self, run: Run, measure: str) -> Sample | None:
+        """A measure of a run, or None."""
+
+
+class Printed:
+    """The numbers of a paper."""
+
+    digits = 1
+
+    def __init__(self, numbers: Mapping[Run, Mapping[str, float]]) -> None:
+        self._numbers = numbers
+
+    def sample(self, run: Run, measure: str) -> Sample | None:
+        """What is printed for a run; `fall` is the difference of what is printed."""
+        numbers = self._numbers.get(run, {})
+        if measure == "fall" and "best" in numbers:
+            return Sample((numbers["best"] - numbers["final"],))
+        return Sample((numbers[measure],)) if measure in numbers else None
+
+
+PAPER, LATER = Printed(paper_tables_1_2()), Printed(paper_later_table_6())
+
+
+class Value(NamedTuple):
+    """A quantity's value and rough standard error, in points, and the fewest seeds that it comes from."""
+
+    value: float
+    error: float
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What is compared: a function of the measures of some runs, all of the same kind of number."""
+
+    label: str
+    parts: tuple[tuple[Run, str], ...]
+    combine: Callable[[Sequence[float]], float]
+
+    def value(self, source: Source) -> Value | None:
+        """None where a part is missing."""
+        samples = [source.sample(*part) for part in self.parts]
+        found = [sample for sample in samples if sample is not None]
+        if len(found) < len(samples):
+            return None
+        value = self.combine([sample.mean for sample in found])
+        error = math.sqrt(sum(sample.error**2 for sample in found))
+        return Value(round(value, 6), error, min(len(sample.values) for sample in found))
+
+
+def measured(run: Run, measure: str, label: str = "") -> Quantity:
+    """One measure of one run."""
+    return Quantity(label or run.label, ((run, measure),), lambda values: values[0])
+
+
+def lead(run: Run, others: Sequence[Run], measure: str) -> Quantity:
+    """How far a run is above the best of the others."""
+    parts = tuple((each, measure) for each in (run, *others))
+    return Quantity(noise_words(run), parts, lambda values: values[0] - max(values[1:]))
+
+
+def difference_between(runs: Sequence[Run], measure: str, label: str) -> Quantity:
+    """The largest less the smallest."""
+    return Quantity(label, tuple((run, measure) for run in runs), lambda values: max(values) - min(values))
+
+
+class Comparison(NamedTuple):
+    """left - right, or left alone, is `sign` (>, <, ≥, ≤) the bound."""
+
+    left: Quantity
+    sign: str
+    bound: float
+    right: Quantity | None = None
+
+
+SIGNS: dict[str, Callable[[float, float], bool]] = {
+    ">": operator.gt,
+    "<": operator.lt,
+    "≥": operator.ge,
+    "≤": operator.le,
+}
+
+
+class Verdict(NamedTuple):
+    """How a claim fares: HELD, NOT_HELD or NO_DATA; the numbers; whether it was decided narrowly."""
+
+    verdict: str
+    numbers: str = ""
+    narrow: bool = False
+
+    @property
+    def words(self) -> str:
+        """With the remark that it is narrow."""
+        return f"{self.verdict}, narrowly" if self.narrow else self.verdict
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim about one net and noise, or across some.
+
+    text         the claim, the same for all that it is made about
+    where        what it is made about
+    source       where the paper makes it
+    shown        the tables and figures beside which it belongs
+    comparisons  what must be true
+    printed      the paper's tables that it can be held against; None where there is only a figure
+    """
+
+    text: str
+    where: str
+    source: str
+    shown: tuple[str, ...]
+    comparisons: tuple[Comparison, ...]
+    printed: Printed | None = None
+
+    def check(self, source: Source) -> Verdict:
+        """Whether it holds in these numbers."""
+        numbers: dict[str, str] = {}
+        outcomes: list[tuple[bool, bool]] = []  # whether a comparison is true, and whether narrowly so
+        for left, sign, bound, right in self.comparisons:
+            quantities = [left] if right is None else [left, right]
+            values = [value for quantity in quantities if (value := quantity.value(source)) is not None]
+            if len(values) < len(quantities):
+                return Verdict(NO_DATA)
+            difference = round(values[0].value - (values[1].value if right else 0.0), 6)
+            error = math.hypot(*(value.error for value in values))
+            outcomes.append((SIGNS[sign](difference, bound), abs(difference - bound) < 2 * error))
+            for quantity, value in zip(quantities, values, strict=True):
+                numbers[quantity.label] = f"{quantity.label} {value.value:.{source.digits}f}"
+        held = all(true for true, _ in outcomes)
+        narrow = (
+            any(close for _, close in outcomes)
+            if held
+            else all(close for true, close in outcomes if not true)
+        )
+        return Verdict(HELD if held else NOT_HELD, ", ".join(numbers.values()), narrow)
+
+    def in_paper(self) -> Verdict:
+        """Whether it holds in what the paper prints."""
+        return self.check(self.printed) if self.printed else Verdict(NO_DATA)
+
+
+def _above(run: Run, others: Iterable[Run], measure: str, by: float = 0.0) -> tuple[Comparison, ...]:
+    """The run's measure is above each of the others', by so much at least."""
+    sign = "≥" if by else ">"
+    return tuple(Comparison(measured(run, measure), sign, by, measured(other, measure)) for other in others)
+
+
+def _trio(runs: Iterable[Run], **which: object) -> tuple[Run, Run, Run]:
+    """CCE, MAE and IMAE of one net and noise, from the runs of a grid."""
+    found = {r.loss: r for r in runs if all(getattr(r, field) == value for field, value in which.items())}
+    return found["CCE"], found["MAE"], found["IMAE"]
+
+
+Row = tuple[str, str, tuple[str, ...], tuple[Comparison, ...]]  # text, source, shown, comparisons
+
+
+def _claims(where: str, printed: Printed | None, rows: Iterable[Row]) -> list[Claim]:
+    """Claims about one net and noise."""
+    return [Claim(text, where, source, shown, what, printed) for text, source, shown, what in rows]
+
+
+def _noisy_claims() -> list[Claim]:
+    """Section 5.1.2: table 2, figures 3 and 4."""
+    found, section = [], "section 5.1.2"
+    tested, fitted, across = ("table2", "figure4"), ("table2", "figure3"), ("table2", "figure4")
+    nets = ("resnet20", "resnet32")
+    for net, rate in product(nets, RATES):
+        cce, mae, imae = trio = _trio(table_2(), net=net, rate=rate)
+        fall = {run: measured(run, "fall") for run in trio}
+        printed: list[Row] = [
+            (
+                "IMAE's final test accuracy is above CCE's and MAE's",
+                "introduction, table 2",
+                tested,
+                _above(imae, (cce, mae), "final"),
+            ),
+            (
+                "IMAE's best test accuracy is above CCE's and MAE's",
+                "introduction, table 2",
+                tested,
+                _above(imae, (cce, mae), "best"),
+            ),
+            (
+                f"CCE's best test accuracy is much above its final one ({MUCH_HIGHER:g} points or more)",
+                section,
+                tested,
+                (Comparison(fall[cce], "≥", MUCH_HIGHER),),
+            ),
+            (
+                "The fall from best to final is smaller for MAE and IMAE than for CCE",
+                section,
+                tested,
+                tuple(Comparison(fall[cce], ">", 0, fall[run]) for run in (mae, imae)),
+            ),
+            (
+                f"MAE's final test accuracy is almost its best (within {ALMOST_SAME:g} points)",
+                section,
+                tested,
+                (Comparison(fall[mae], "≤", ALMOST_SAME),),
+            ),
+            (
+                "CCE fits the corrupted labels better than MAE and IMAE",
+                section,
+                fitted,
+                _above(cce, (mae, imae), "corrupted"),
+            ),
+            (
+                "MAE underfits: its accuracy on the corrupted labels is below CCE's and IMAE's "
+                "(the paper excepts ResNet-20, 20 %)",
+                section,
+                fitted,
+                _above(cce, (mae,), "corrupted") + _above(imae, (mae,), "corrupted"),
+            ),
+            (
+                "MAE underfits: its best test accuracy is below CCE's and IMAE's "
+                "(the paper excepts ResNet-20, 20 %)",
+                section,
+                tested,
+                _above(cce, (mae,), "best") + _above(imae, (mae,), "best"),
+            ),
+            (
+                "On the intact training labels IMAE is above CCE and MAE (the paper excepts ResNet-20, 20 %)",
+                "supplement 4, table 2",
+                ("table2",),
+                _above(imae, (cce, mae), "intact"),
+            ),
+        ]
+        below = measured(cce, "short of highest", "CCE below its highest by")
+        drawn: Row = (
+            "CCE fits the corrupted labels ever better: it ends at its highest "
+            f"(within {AT_HIGHEST:g} point)",
+            f"{section}, figure 3",
+            ("figure3",),
+            (Comparison(below, "≤", AT_HIGHEST),),
+        )
+        where = f"{net_words(net)}, {noise_words(cce)}"
+        found += _claims(where, PAPER, printed) + _claims(where, None, [drawn])
+    for net in nets:
+        trios = [_trio(table_2(), net=net, rate=rate) for rate in RATES]
+        falls = [measured(cce, "fall", noise_words(cce)) for cce, _, _ in trios]
+        leads = [lead(imae, (cce, mae), "final") for cce, mae, imae in trios]
+        rows: list[Row] = [
+            ("CCE's fall grows with the noise rate", section, across, _growing(falls)),
+            (
+                "IMAE's lead in final test accuracy grows with the noise rate",
+                "introduction",
+                across,
+                _growing(leads),
+            ),
+        ]
+        found += _claims(net_words(net), PAPER, rows)
+    for rate in RATES:
+        by_net = [_trio(table_2(), net=net, rate=rate)[0] for net in nets]
+        falls = [measured(run, "fall", net_words(run.net)) for run in by_net]
+        row: Row = ("CCE's fall is larger in the deeper net", section, across, _growing(falls))
+        found += _claims(noise_words(by_net[0]), PAPER, [row])
+    return found
+
+
+def _growing(quantities: Sequence[Quantity]) -> tuple[Comparison, ...]:
+    """Each is larger than the one before."""
+    return tuple(Comparison(a, "<", 0, b) for a, b in pairwise(quantities))
+
+
+def _clean_claims() -> list[Claim]:
+    """Section 5.1.1: table 1."""
+    found, source, shown = [], "section 5.1.1", ("table1",)
+    for net in ("resnet20", "resnet32", "resnet56"):
+        cce, mae, imae = _trio(table_1(), net=net)
+        rows: list[Row] = [
+            (
+                f"IMAE is competitive with CCE on clean labels (at most {COMPETITIVE:g} point below)",
+                source,
+                shown,
+                _above(imae, (cce,), "final", -COMPETITIVE),
+            ),
+            (
+                f"IMAE is significantly above MAE on clean labels ({SIGNIFICANT:g} point or more)",
+                source,
+                shown,
+                _above(imae, (mae,), "final", SIGNIFICANT),
+            ),
+        ]
+        found += _claims(f"{net_words(net)}, clean", PAPER, rows)
+    return found
+
+
+def _temperature_claims() -> list[Claim]:
+    """Supplement 2 to 4: figures 6 to 8, which print no numbers."""
+    clean = {run.t: run for run in figures_6_7() if not run.rate}
+    noisy = {run.t: run for run in figures_6_7() if run.rate}
+    to_8, to_4 = ([t for t in TEMPERATURES if t <= highest] for highest in (8, 4))
+
+    def lowest(t: float, measure: str) -> tuple[Comparison, ...]:
+        return tuple(c for other in to_8 for c in _above(clean[other], (clean[t],), measure))
+
+    def alike(runs: Sequence[Run], measure: str) -> tuple[Comparison, ...]:
+        return (Comparison(difference_between(runs, measure, "largest difference"), "≤", ALIKE),)
+
+    figure_6, figure_7, figure_8 = ("figure6",), ("figure7",), ("figure8",)
+    on_clean: list[Row] = [
+        (
+            f"With T from 0 to 8 the final test accuracies are similar (within {ALIKE:g} points)",
+            "supplement 2.1",
+            figure_6,
+            alike([clean[t] for t in to_8], "final"),
+        ),
+        ("T = 16 has the lowest final test accuracy", "supplement 2.1", figure_6, lowest(16, "final")),
+        (
+            f"With T from 0 to 8 the training labels are fitted similarly (within {ALIKE:g} points)",
+            "supplement 3.1",
+            figure_7,
+            alike([clean[t] for t in to_8], "corrupted"),
+        ),
+        (
+            "T = 16 underfits: its training accuracy is the lowest",
+            "supplement 3.1",
+            figure_7,
+            lowest(16, "corrupted"),
+        ),
+    ]
+    highest_two = [_above(noisy[t], [noisy[other] for other in to_4], "final", MUCH_HIGHER) for t in (16, 8)]
+    on_noisy: list[Row] = [
+        (
+            f"The test accuracy drops as training goes on, with every T (more than {ALMOST_SAME:g} points)",
+            "supplement 2.2",
+            figure_6,
+            tuple(Comparison(measured(run, "fall"), ">", ALMOST_SAME) for run in noisy.values()),
+        ),
+        (
+            "The final test accuracies with T = 16 and 8 are much higher than with any smaller T "
+            f"({MUCH_HIGHER:g} points or more)",
+            "supplement 2.2",
+            figure_6,
+            highest_two[0] + highest_two[1],
+        ),
+        (
+            "T = 16 has a slightly better final test accuracy than T = 8",
+            "supplement 3.2",
+            figure_6,
+            _above(noisy[16], (noisy[8],), "final"),
+        ),
+        (
+            "The accuracy on the corrupted labels grows with T from 0 to 8",
+            "supplement 3.2",
+            figure_7,
+            _growing([measured(noisy[t], "corrupted") for t in reversed(to_8)]),
+        ),
+        (
+            f"T = 16 fits the corrupted labels much worse than T = 8 ({MUCH_HIGHER:g} points or more)",
+            "supplement 3.2",
+            figure_7,
+            _above(noisy[8], (noisy[16],), "corrupted", MUCH_HIGHER),
+        ),
+        (
+            f"On the intact labels T = 16 and T = 8 are similar (within {ALIKE:g} points)",
+            "supplement 4",
+            figure_8,
+            alike([noisy[16], noisy[8]], "intact"),
+        ),
+        (
+            "On the intact labels T = 4 is below T = 8 and T = 16",
+            "supplement 4",
+            figure_8,
+            _above(noisy[8], (noisy[4],), "intact") + _above(noisy[16], (noisy[4],), "intact"),
+        ),
+        (
+            "T can be chosen on held-out images, labels as given: the T that is best there costs at most "
+            f"{SIGNIFICANT:g} point of test accuracy",
+            "supplement 4",
+            ("choose-t",),
+            (Comparison(_cost_of_choice(choose_t()), "≤", SIGNIFICANT),),
+        ),
+    ]
+    return _claims("ResNet-20, clean", None, on_clean) + _claims("ResNet-20, 50 %", None, on_noisy)
+
+
+def _cost_of_choice(runs: Sequence[Run]) -> Quantity:
+    """How far the final test accuracy of the T that is best on held-out images is below the best one."""
+    parts = tuple((run, measure) for measure in ("validation", "final") for run in runs)
+
+    def cost(values: Sequence[float]) -> float:
+        held_out, tested = values[: len(runs)], values[len(runs) :]
+        return max(tested) - tested[held_out.index(max(held_out))]
+
+    return Quantity("cost", parts, cost)
+
+
+def _later_claims() -> list[Claim]:
+    """The later version's table 6, and its words on it."""
+    found, source, shown = [], "later version, table 6", ("later-tables",)
+    for net, rate in product(("resnet20", "resnet56"), (0.4, 0.8)):
+        cce, mae, imae = _trio(later_table_6(), net=net, rate=rate)
+        rows: list[Row] = [
+            (
+                "CCE overfits wrong labels: on the noisy subset it is above MAE and IMAE",
+                source,
+                shown,
+                _above(cce, (mae, imae), "noisy_subset"),
+            ),
+            (
+                "MAE underfits right labels: on the clean subset it is below CCE and IMAE",
+                source,
+                shown,
+                _above(cce, (mae,), "clean_subset") + _above(imae, (mae,), "clean_subset"),
+            ),
+            (
+                "Noise to the other classes: IMAE's final test accuracy is above CCE's and MAE's",
+                source,
+                shown,
+                _above(imae, (cce, mae), "final"),
+            ),
+            (
+                "Noise to the other classes: IMAE's hybrid accuracy is above CCE's and MAE's",
+                source,
+                shown,
+                _above(imae, (cce, mae), "hybrid"),
+            ),
+        ]
+        found += _claims(f"{net_words(net)}, {noise_words(cce)}", LATER, rows)
+    return found
+
+
+def _human_claims() -> list[Claim]:
+    """The same questions about labels that people gave; the paper has no such experiment."""
+    found, source, shown = [], "ours, of CIFAR-10N", ("human-noise",)
+    for human in HUMAN:
+        cce, mae, imae = trio = _trio(human_noise(), human=human)
+        fall = {run: measured(run, "fall") for run in trio}
+        rows: list[Row] = [
+            (
+                "Human labels: IMAE's final test accuracy is above CCE's and MAE's",
+                source,
+                shown,
+                _above(imae, (cce, mae), "final"),
+            ),
+            (
+                "Human labels: the fall from best to final is smaller for MAE and IMAE than for CCE",
+                source,
+                shown,
+                tuple(Comparison(fall[cce], ">", 0, fall[run]) for run in (mae, imae)),
+            ),
+            (
+                "Human labels: CCE fits the wrong ones better than MAE and IMAE",
+                source,
+                shown,
+                _above(cce, (mae, imae), "noisy_subset"),
+            ),
+        ]
+        found += _claims(f"ResNet-20, {human}", None, rows)
+    return found
+
+
+CLAIMS = (*_noisy_claims(), *_clean_claims(), *_temperature_claims(), *_human_claims(), *_later_claims())
+
+
+def count(results: Results) -> dict[str, int]:
+    """How many claims are held, not held, without data."""
+    verdicts = [claim.check(results).verdict for claim in CLAIMS]
+    return {verdict: verdicts.count(verdict) for verdict in (HELD, NOT_HELD, NO_DATA)}
+
+
+def by_text(claims: Iterable[Claim]) -> dict[str, list[Claim]]:
+    """Claims with the same text together."""
+    found: dict[str, list[Claim]] = {}
+    for claim in claims:
+        found.setdefault(claim.text, []).append(claim)
+    return found

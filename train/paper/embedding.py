@@ -1,0 +1,181 @@
+"""Features of images: a blob of a net or an output of an ONNX model, for images prepared as it needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from imae.converters.caffemodel import load_caffemodel
+from imae.converters.export_onnx import deploy_net
+from imae.converters.run_onnx import model_transform, open_session, output_name, run_batch
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.data.datum import size_text
+from imae.layers.data.transformer import DataTransformer
+from imae.layers.fuse import fold_batch_norm
+from imae.layers.layer import Shape
+from imae.layers.net import Net
+from imae.layers.registry import layer_class
+from imae.prototxt import TEST, NetState, TransformationParameter
+from imae.prototxt.dialects import read_net_text
+from imae.prototxt.errors import DataError, ExportError, LayerError
+from imae.prototxt.files import AnyPath
+from imae.prototxt.state import filter_by_state, in_state
+
+Array = NDArray[Any]
+Batch = NDArray[np.float32]
+
+
+class Preparation(NamedTuple):
+    """What becomes of images: decoded in gray or colour, resized to (height, width), transformed."""
+
+    gray: bool
+    size: tuple[int, int] | None
+    transform: TransformationParameter
+
+
+class Images(NamedTuple):
+    """names, and a function that gives the pixels (C, H, W) of image i, BGR, 0-255."""
+
+    names: list[str]
+    read: Callable[[int], Array]
+
+
+class Model(NamedTuple):
+    """A model that is going to compute features.
+
+    preparation   as its TEST data layer, or the metadata of an ONNX model, say
+    batch_size    that it was made for; None: any
+    start         gives, for a shape (N, C, H, W), the function from a batch of at most N images to their
+                  features (n, D)
+    """
+
+    preparation: Preparation
+    batch_size: int | None
+    start: Callable[[Shape], Callable[[Batch], Batch]]
+
+
+def net_model(
+    path: AnyPath, weights: AnyPath, blob: str | None, dialect: str | None, device: torch.device
+) -> Model:
+    """A blob of a train_val or deploy net in phase TEST; by default its only output."""
+    param = read_net_text(path, dialect)
+    test = in_state(param, TEST, NetState(phase=TEST))
+    layers = filter_by_state(test, test.state).layer
+    source = next(
+        (layer for layer in layers if not layer.bottom and layer_class(layer.type).makes_input), None
+    )
+    if source is None:
+        raise ExportError(f"{path}: no layer makes an input in phase TEST")
+    transform, image = TransformationParameter(), source.image_data_param
+    transform.CopyFrom(source.transform_param)
+    transform.mirror = False
+    input_shape = tuple(source.input_param.shape[0].dim) if source.input_param.shape else ()
+    gray = transform.force_gray or not image.is_color or input_shape[1:2] == (1,)
+    size = (image.new_height, image.new_width) if image.new_height and image.new_width else None
+
+    def start(shape: Shape) -> Callable[[Batch], Batch]:
+        if input_shape and input_shape[1:] != shape[1:]:
+            raise DataError(
+                f"{path}: the input is {size_text(input_shape[1:])}, the prepared images are "
+                f"{size_text(shape[1:])}; use --resize and --crop"
+            )
+        net = Net(deploy_net(param, shape), CaffeRandom(0))
+        load_caffemodel(net, weights, dialect)
+        return _embed_with_net(net, _feature_blob(net, blob), device)
+
+    return Model(Preparation(gray, size, transform), None, start)
+
+
+def _feature_blob(net: Net, wanted: str | None) -> str:
+    if wanted is None and len(net.outputs) == 1:
+        return net.outputs[0]
+    if wanted not in net.blob_shapes:
+        got = "it has several outputs" if wanted is None else f"there is no {wanted!r}"
+        raise LayerError(
+            f"net {net.name!r}: one blob is needed, {got}; use --blob with {', '.join(net.blob_shapes)}"
+        )
+    return wanted
+
+
+def _embed_with_net(net: Net, blob: str, device: torch.device) -> Callable[[Batch], Batch]:
+    (feed,) = net.inputs
+    count = net.blob_shapes[feed][0]
+    if net.blob_shapes[blob][:1] != (count,):
+        raise LayerError(
+            f"net {net.name!r}: blob {blob!r} has shape {net.blob_shapes[blob]} for {count} images; it must "
+            f"hold a feature for each image"
+        )
+    net.to(device)
+    folded = fold_batch_norm(net)
+    if any(blob in step.tops for step in folded):
+        net.plan = folded
+
+    def embed(batch: Batch) -> Batch:
+        # A net may fix its batch size in a Reshape, so the last batch is as long as the others.
+        images = torch.zeros(net.blob_shapes[feed], device=device)
+        images[: len(batch)] = torch.from_numpy(batch)
+        with torch.no_grad():
+            values = net.forward({feed: images}, keep=[blob])[blob]
+        return values[: len(batch)].reshape(len(batch), -1).cpu().numpy()
+
+    return embed
+
+
+def onnx_model(path: AnyPath, output: str | None, device: torch.device) -> Model:
+    """An output of an ONNX model, by default the only one."""
+    if device.type == "cpu":
+        session = open_session(path)
+    else:
+        session = open_session(path, "CUDA", device=device.index)
+    shape, output = session.get_inputs()[0].shape, output_name(session, output, "--blob")
+    if len(shape) != 4:
+        raise ExportError(f"{path}: an input of images (N, C, H, W) is needed, got {shape}")
+
+    def embed(batch: Batch) -> Batch:
+        values, _ = run_batch(session, batch, output)
+        return values.reshape(len(batch), -1).astype(np.float32, copy=False)
+
+    preparation = Preparation(shape[1] == 1, None, model_transform(session, None))
+    return Model(preparation, shape[0] if isinstance(shape[0], int) else None, lambda _: embed)
+
+
+def features(model: Model, images: Images, preparation: Preparation, batch_size: int) -> Iterator[Batch]:
+    """The features of all images in order, a batch (n, D) at a time; the next one is prepared meanwhile."""
+    count = len(images.names)
+    transformer = DataTransformer(preparation.transform, TEST, "image")
+
+    def prepare(rows: range) -> Batch:
+        pixels = [_resized(images.read(row), preparation.size, images.names[row]) for row in rows]
+        return transformer.transform_list(pixels, lambda i: images.names[rows[i]])
+
+    batch_size = min(batch_size, count)
+    batches = [range(begin, min(begin + batch_size, count)) for begin in range(0, count, batch_size)]
+    embed = model.start((batch_size, *prepare(range(1)).shape[1:]))
+    with ThreadPoolExecutor(1) as pool, tqdm(total=count, unit=" images", disable=None) as bar:
+        ahead = pool.submit(prepare, batches[0])
+        for following in [*batches[1:], None]:
+            batch = ahead.result()
+            if following is not None:
+                ahead = pool.submit(prepare, following)
+            yield embed(batch)
+            bar.update(len(batch))
+
+
+def _resized(pixels: Array, size: tuple[int, int] | None, name: str) -> Array:
+    """(C, H, W) -> (C, height, width), bilinearly, as Caffe's tools do it."""
+    if size is None or pixels.shape[1:] == size:
+        return pixels
+    if len(pixels) not in (1, 3):
+        raise DataError(
+            f"{name}: {size_text(pixels.shape)} is no picture of 1 or 3 channels; it cannot be resized"
+        )
+    height, width = size
+    resized = cv2.resize(np.ascontiguousarray(pixels.transpose(1, 2, 0)), (width, height))
+    return resized.reshape(height, width, -1).transpose(2, 0, 1)

@@ -1,0 +1,138 @@
+"""What the paper prints that needs no training: table 4, figures 1 and 5, and the later version's table 2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from google.protobuf import text_format
+from torch import Tensor
+
+from imae.layers import example_weights as weights
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.registry import layer_class
+from imae.prototxt import LayerParameter
+from imae.prototxt.caffe_pb2 import LossParameter
+from imae.train.paper.expected import LATER_TABLE_2, TABLE_4, VARIANCES, Formula
+from imae.train.paper.experiments import TEMPERATURES
+
+Curves = dict[str, tuple[Tensor, Tensor]]  # (p, w) by name
+CLASSES = 10
+
+OfP = Callable[[Tensor], Tensor]
+# The formulas of LATER_TABLE_2 as functions: dL/dz_y, dL/dz_j, L1 norm; of p, and of p_j where it occurs.
+FORMULAS: dict[str, tuple[OfP, Callable[[Tensor, Tensor], Tensor], OfP]] = {
+    "CCE": (lambda p: p - 1, lambda p, p_j: p_j, lambda p: 2 * (1 - p)),
+    "MAE": (lambda p: 2 * p * (p - 1), lambda p, p_j: 2 * p * p_j, lambda p: 4 * p * (1 - p)),
+    "IMAE-8": (
+        lambda p: -torch.exp(8 * p * (1 - p)) / 2,
+        lambda p, p_j: torch.exp(8 * p * (1 - p)) * p_j / (2 * (1 - p)),
+        lambda p: torch.exp(8 * p * (1 - p)),
+    ),
+    "GCE-0.7": (
+        lambda p: p**0.7 * (p - 1),
+        lambda p, p_j: p**0.7 * p_j,
+        lambda p: 2 * p**0.7 * (1 - p),
+    ),
+    "MSE": (
+        lambda p: -2 * p * (p - 1) ** 2,
+        lambda p, p_j: 2 * p * (1 - p) * p_j,
+        lambda p: 4 * p * (1 - p) ** 2,
+    ),
+    "DM(0.5, 8)": (
+        lambda p: -torch.exp(8 * p**0.5 * (1 - p)) / 2,
+        lambda p, p_j: torch.exp(8 * p**0.5 * (1 - p)) * p_j / (2 * (1 - p)),
+        lambda p: torch.exp(8 * p**0.5 * (1 - p)),
+    ),
+}
+
+
+class Exact(NamedTuple):
+    """A number of the paper as it is printed, ours, and ours rounded to as many digits."""
+
+    name: str
+    printed: str
+    value: float
+
+    @property
+    def rounded(self) -> str:
+        """Ours as the paper would print it."""
+        text = f"{self.value:.{len(self.printed.partition('.')[2])}f}"
+        return text if float(text) else text.removeprefix("-")  # a variance of 0 may be -1e-17
+
+    @property
+    def same(self) -> bool:
+        """Whether it is the paper's to the printed digit."""
+        return self.rounded == self.printed
+
+
+def table_4() -> list[Exact]:
+    """The variance of IMAE's weights for each T."""
+    return [
+        Exact(f"{t:g}", printed, weights.variance(partial(weights.imae, t=t)))
+        for t, printed in TABLE_4.items()
+    ]
+
+
+def figure_1_variances() -> list[Exact]:
+    """The two variances that figure 1's caption and section 4 print."""
+    ours: dict[str, weights.Weight] = {"MAE": weights.mae, "IMAE-8": partial(weights.imae, t=8)}
+    return [Exact(name, printed, weights.variance(ours[name])) for name, printed in VARIANCES.items()]
+
+
+def figure_1(points: int = 201) -> Curves:
+    """The weights of CCE, MAE and IMAE with T = 8."""
+    return {name.replace(", T = ", "-"): curve for name, curve in weights.figure_1(points).items()}
+
+
+def figure_5(points: int = 201) -> Curves:
+    """The weights of IMAE for each T."""
+    return {f"{t:g}": weights.curve(partial(weights.imae, t=t), points) for t in TEMPERATURES}
+
+
+class Checked(NamedTuple):
+    """A row of the later table 2; by how much our layer's gradient differs, relative to the weight."""
+
+    formula: Formula
+    own: float
+    other: float
+    norm: float
+
+
+def later_table_2() -> list[Checked]:
+    """The gradients that the layers compute, in double precision, against the printed formulas."""
+    return [_check(formula) for formula in LATER_TABLE_2]
+
+
+def _check(formula: Formula) -> Checked:
+    p = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    shares = torch.arange(1, CLASSES, dtype=torch.float64)
+    others = (1 - p)[:, None] * shares / shares.sum()
+    gradient = _gradient(formula.prototxt, torch.cat([p[:, None], others], 1).log())
+    own_formula, other_formula, norm_formula = FORMULAS[formula.loss]
+    own, other, norm = own_formula(p), other_formula(p[:, None], others), norm_formula(p)
+
+    def farthest(difference: Tensor) -> float:
+        return float((difference.abs().reshape(len(p), -1).amax(1) / norm).max())
+
+    return Checked(
+        formula,
+        farthest(gradient[:, 0] - own),
+        farthest(gradient[:, 1:] - other),
+        farthest(gradient.abs().sum(1) - norm),
+    )
+
+
+def _gradient(prototxt: str, logits: Tensor) -> Tensor:
+    """d loss / d logits of a loss layer, summed over the examples, all of which have label 0."""
+    param = text_format.Parse(prototxt, LayerParameter(name="loss", bottom=["fc", "label"], top=["loss"]))
+    param.loss_param.normalization = LossParameter.NONE
+    layer = layer_class(param.type)(param)
+    logits = logits.requires_grad_()
+    label = torch.zeros(len(logits), dtype=logits.dtype)
+    layer.build([tuple(logits.shape), tuple(label.shape)], CaffeRandom(1))
+    layer(logits, label).backward()
+    assert logits.grad is not None
+    return logits.grad

@@ -1,0 +1,134 @@
+"""Many runs, several at a time, each a process of its own whose log lies in its folder.
+
+A grid that was stopped goes on where it stood: finished runs are left alone, begun ones resume.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+
+from tqdm import tqdm
+
+from imae.prototxt.errors import DataError, ImaeError
+from imae.train.paper.data import Cifar10
+from imae.train.paper.experiments import Run
+from imae.train.paper.record import read_record
+
+LOOK = 1.0  # seconds between two looks at the processes
+
+
+def train_all(
+    runs: Sequence[Run], cifar10: Cifar10, records: Path, jobs: int, gpu: str | None, threads: int | None
+) -> None:
+    """Train the runs that have no record yet; ImaeError that names those that failed, once all have ended.
+
+    jobs      processes at a time
+    gpu       the GPU to compute on, None for the CPU
+    threads   of each process; None: the CPU's cores divided among the jobs
+    """
+    waiting = [run for run in runs if not is_done(run, records)]
+    for run in waiting:
+        cifar10.images(run)  # here, so that no two processes make the same LMDB
+    print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them with a record", flush=True)
+    going: list[tuple[Run, subprocess.Popen[bytes]]] = []
+    failed: list[str] = []
+    steps = sum(run.iterations for run in waiting)
+    with _terminated_as_interrupted(), tqdm(total=steps, unit="iter", disable=None) as bar:
+        try:
+            todo = list(waiting)
+            while todo or going:
+                while todo and len(going) < jobs:
+                    going.append((todo[0], _start(todo.pop(0), cifar10, records, gpu, threads)))
+                time.sleep(LOOK)
+                for run, process in list(going):
+                    if process.poll() is not None:
+                        going.remove((run, process))
+                        failed += [] if _ended(run, process.returncode, cifar10.work, records) else [run.name]
+                bar.update(sum(_iteration(run, cifar10.work, records) for run in waiting) - bar.n)
+        except KeyboardInterrupt:
+            for _, process in going:
+                process.send_signal(signal.SIGINT)
+            for _, process in going:
+                process.wait()
+            raise
+    if failed:
+        raise ImaeError(
+            f"{len(failed)} of {len(runs)} runs have not ended: {', '.join(failed)}; their logs are in "
+            f"{run_folder(cifar10.work, failed[0])} and the like; the same command goes on with them"
+        )
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM as Ctrl-C while the block runs: otherwise the processes would go on alone."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def is_done(run: Run, records: Path) -> bool:
+    """Whether there is a whole record of exactly this run; DataError where its name is another run's."""
+    path = records / f"{run.name}.json"
+    if not path.exists():
+        return False
+    record = read_record(path)
+    if record.run != run:
+        raise DataError(f"'{path}' is of another run, {record.run}; move it away, or choose another --scale")
+    return record.complete
+
+
+def run_folder(work: Path, name: str) -> Path:
+    """Where a run keeps its prototxts, snapshots and log."""
+    return work / "runs" / name
+
+
+def _start(
+    run: Run, cifar10: Cifar10, records: Path, gpu: str | None, threads: int | None
+) -> subprocess.Popen[bytes]:
+    folder = run_folder(cifar10.work, run.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "imae.train.main", "paper", "run", "--run", json.dumps(asdict(run))]
+    command += ["--work", str(cifar10.work), "--records", str(records)]
+    command += ["--gpu", gpu] if gpu is not None else []
+    command += ["--threads", str(threads)] if threads is not None else []
+    with open(folder / "log", "ab") as log:
+        # In a session of its own: Ctrl-C reaches it once, through `train_all`.
+        return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+
+def _ended(run: Run, status: int, work: Path, records: Path) -> bool:
+    """Say how a run has ended; whether it is done."""
+    if status == 0 and is_done(run, records):
+        record = read_record(records / f"{run.name}.json")
+        tqdm.write(
+            f"{run.name}: test best {record.best.test:.4f}, final {record.final.test:.4f}; "
+            f"{record.seconds:.0f} s on {record.device}"
+        )
+        return True
+    lines = (run_folder(work, run.name) / "log").read_text(encoding="utf-8", errors="replace").splitlines()
+    tqdm.write(f"{run.name}: exit status {status}: {''.join(lines[-1:])}")
+    return False
+
+
+def _iteration(run: Run, work: Path, records: Path) -> int:
+    """How far a run has got, as its last test says."""
+    for path in (records / f"{run.name}.json", run_folder(work, run.name) / "record.json"):
+        if path.exists():
+            points = read_record(path).points
+            return points[-1].iteration if points else 0
+    return 0

@@ -1,0 +1,86 @@
+"""The README's table of results: made from the records, between two markers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from imae.prototxt.errors import DataError
+from imae.prototxt.files import AnyPath, write_atomically
+from imae.train.paper import exact
+from imae.train.paper.claims import CLAIMS, HELD, NO_DATA, NOT_HELD, by_text
+from imae.train.paper.expected import paper_tables_1_2
+from imae.train.paper.experiments import Run, human_noise, table_1, table_2
+from imae.train.paper.record import Record
+from imae.train.paper.results import Results, gather, net_words, noise_words, provenance
+from imae.train.paper.tables import NOTHING, Table, markdown, number, ours
+
+BEGIN, END = "<!-- paper:begin -->", "<!-- paper:end -->"
+MEASURES = {"best": "test best", "final": "test final", "corrupted": "train, corrupted labels"}
+
+
+def readme_table(records: Sequence[Record]) -> str:
+    """What stands between the markers."""
+    same = [entry.same for entry in (*exact.table_4(), *exact.figure_1_variances())]
+    parts = [
+        f"Without training: {sum(same)} of {len(same)} numbers of table 4 and figure 1 match to the printed "
+        "digit."
+    ]
+    for results in gather(records):
+        table = _table(results)
+        if table.rows:
+            parts += [markdown(table), _claims(results)]
+    if len(parts) == 1:
+        parts.append("No run has a record yet.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(results: Results) -> Table:
+    """Each run of tables 1 and 2 and of the human labels: paper -> ours, in per cent."""
+    printed, rows = paper_tables_1_2(), []
+    runs = [run for run in (*table_1(), *table_2(), *human_noise()) if run in results.runs]
+    for run in runs:
+        cells = [_cell(printed.get(run, {}).get(measure), results, run, measure) for measure in MEASURES]
+        rows.append((net_words(run.net), noise_words(run), run.label, *cells, str(len(results.runs[run]))))
+    title = "Scaled-down runs" if results.setting.is_scaled else "Runs of the paper's size"
+    columns = ("net", "noise", "loss", *MEASURES.values(), "seeds")
+    notes = (
+        *provenance(results, results.of(runs)),
+        "Accuracy in %: the paper's / ours (difference).",
+    )
+    return Table(title, tuple(("", name) for name in columns), tuple(rows), notes, keys=3)
+
+
+def _cell(paper: float | None, results: Results, run: Run, measure: str) -> str:
+    sample = results.sample(run, measure)
+    if sample is None:
+        return NOTHING
+    if paper is None:
+        return f"{NOTHING} / {ours(sample)}"
+    return f"{number(paper)} / {ours(sample)} ({number(sample.mean - paper, sign=True)})"
+
+
+def _claims(results: Results) -> str:
+    """How many of the paper's claims hold, and which do not."""
+    checked = [(claim, claim.check(results)) for claim in CLAIMS]
+    held = sum(verdict.verdict == HELD for _, verdict in checked)
+    judged = sum(verdict.verdict != NO_DATA for _, verdict in checked)
+    fallen = {claim: verdict for claim, verdict in checked if verdict.verdict == NOT_HELD}
+    lines = [f"Claims that these runs can test: {held} of {judged} held." + (" Not held:" if fallen else "")]
+    for text, group in by_text(fallen).items():
+        where = "; ".join(f"{c.where} ({fallen[c].numbers}{', narrowly' * fallen[c].narrow})" for c in group)
+        lines.append(f"- {text}: {where}")
+    return "\n".join([lines[0], "", *lines[1:]] if fallen else lines)
+
+
+def update_readme(path: AnyPath, records: Sequence[Record]) -> bool:
+    """Put the table between the markers of a file; whether that changed it. DataError without the markers."""
+    text = Path(path).read_text(encoding="utf-8")
+    before, begin, rest = text.partition(f"{BEGIN}\n")
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise DataError(f"'{path}' lacks the lines {BEGIN} and {END}, between which the results belong")
+    fresh = f"{before}{begin}{readme_table(records)}{end}{after}"
+    if fresh != text:
+        write_atomically(path, fresh.encode())
+    return fresh != text

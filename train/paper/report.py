@@ -1,0 +1,285 @@
+"""The reproduction as one HTML page: claims, tables, figures, the authors' logs, open questions, every run.
+
+The page holds everything it needs (no scripts, no files, no fonts), follows the reader's light or dark theme,
+and is the same, byte for byte, for the same records.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from imae.prototxt.files import AnyPath, write_atomically
+from imae.train.paper import exact, figures, tables
+from imae.train.paper.claims import CLAIMS, HELD, NO_DATA, NOT_HELD, Claim, by_text, count
+from imae.train.paper.open_questions import OPEN_QUESTIONS
+from imae.train.paper.record import Record
+from imae.train.paper.results import Results, gather, provenance
+from imae.train.paper.tables import Table, html_table, number
+
+TITLE = "Improving MAE against CCE under Label Noise: the paper, reproduced"
+PAPER = "https://arxiv.org/abs/1903.12141"
+SIGNS = {HELD: "✓", NOT_HELD: "✗"}
+
+
+class Section(NamedTuple):
+    """A part of the page: its tables, figures and claims by name, and the command that trains its runs."""
+
+    id: str
+    title: str
+    tables: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+    command: str = ""
+
+
+SECTIONS = (
+    Section("table1", "Table 1: clean labels", ("table1",), (), "table1"),
+    Section(
+        "table2", "Table 2, figures 3 and 4: wrong labels", ("table2",), ("figure3", "figure4"), "table2"
+    ),
+    Section("table3", "Table 3: video retrieval", ("table3",)),
+    Section("exact", "Table 4, figures 1 and 5: weights", ("figure1", "table4"), ("figure1", "figure5")),
+    Section(
+        "temperature",
+        "Figures 6 to 8: the choice of T",
+        ("figure6", "choose-t"),
+        ("figure6", "figure7", "figure8"),
+        "figure6",
+    ),
+    Section("human-noise", "Human labels", ("human-noise",), ("human-noise",), "human-noise"),
+    Section(
+        "later-tables",
+        "The later version, and the authors' logs",
+        ("later-tables",),
+        ("later-tables",),
+        "later-tables",
+    ),
+)
+
+STYLE = """
+:root { color-scheme: light dark; --ground: #fbfbfc; --panel: #ffffff; --muted: #57606a; --rule: #dfe3e8;
+  --held: #0b6e4f; --fallen: #a8460a; --link: #0a5dab; LIGHT }
+@media (prefers-color-scheme: dark) { :root { --ground: #14171b; --panel: #1b1f25; --muted: #a0a8b3;
+  --rule: #333a44; --held: #46c79a; --fallen: #ff9a5c; --link: #76b7f5; DARK } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1rem; max-width: 74rem; background: var(--ground); color: var(--ink);
+  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.3rem; margin: 2.5rem 0 .5rem; }
+h3 { font-size: 1.05rem; margin: 1.5rem 0 .25rem; } a { color: var(--link); }
+nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1rem; padding: 0; list-style: none; }
+.note, .about { color: var(--muted); font-size: .875rem; margin: .25rem 0; }
+.scaled { border-left: .3rem solid var(--fallen); padding-left: .6rem; }
+.wide { overflow-x: auto; margin: .5rem 0; }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .55rem; text-align: right; white-space: nowrap; }
+th { border-bottom: 1px solid var(--muted); font-weight: 600; }
+.groups th { border-bottom: 0; text-align: center; }
+.groups th:not(:empty) { border-bottom: 1px solid var(--rule); }
+tr.first td, table.text td:not(:empty) { border-top: 1px solid var(--rule); }
+th.key, td.key { text-align: left; }
+table.text td, table.text th { text-align: left; vertical-align: top; white-space: normal; min-width: 8rem; }
+.panels { display: grid; gap: .5rem; grid-template-columns: repeat(auto-fit,
+  minmax(min(max(16rem, calc(100% / var(--across) - .5rem)), 100%), 1fr)); }
+.panels svg { width: 100%; max-width: 34rem; height: auto; background: var(--panel); border-radius: .4rem; }
+.legend { display: flex; flex-wrap: wrap; gap: .1rem 1rem; padding: 0; margin: .3rem 0; list-style: none;
+  font-size: .875rem; }
+.swatch { width: 2.25rem; height: .75rem; margin-right: .35rem; } .swatch line { stroke-width: 2.5; }
+.counts { display: flex; flex-wrap: wrap; gap: .25rem 1.5rem; margin: .25rem 0; }
+.counts b { font-size: 1.4rem; }
+.claims { padding-left: 1.1rem; } .claims li { margin: .35rem 0; }
+.chip { display: inline-block; margin: .1rem .3rem .1rem 0; padding: 0 .45rem; border: 1px solid;
+  border-radius: .7rem; font-size: .8rem; white-space: nowrap; }
+.held { color: var(--held); } .not { color: var(--fallen); }
+pre { overflow-x: auto; font-size: .8rem; background: var(--panel); padding: .5rem; border-radius: .4rem; }
+summary { cursor: pointer; }
+"""
+
+
+def write_report(records: Sequence[Record], output: AnyPath, mars: AnyPath | None = None) -> None:
+    """Write the page. mars: results on MARS, a JSON file as tables.MARS_FORMAT says."""
+    write_atomically(output, page(records, mars).encode())
+
+
+def page(records: Sequence[Record], mars: AnyPath | None = None) -> str:
+    """The page as text."""
+    settings = gather(records)
+    parts = [
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(TITLE)}</title>',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<style>{_style()}</style></head><body>",
+        f"<h1>{html.escape(TITLE)}</h1>",
+        f'<p>Every table and figure of <a href="{PAPER}">arXiv 1903.12141</a> (first version) beside what '
+        "imae makes of it, and what can be had of the later version. Differences are in points, ours less "
+        "the paper's. Nothing was tuned towards the paper.</p>",
+        _contents(),
+        *_summary(settings),
+    ]
+    for section in SECTIONS:
+        parts += _section(section, records, settings, mars)
+    parts += [_questions(), _runs(settings), "</body></html>\n"]
+    return "\n".join(parts)
+
+
+def _style() -> str:
+    style = STYLE.replace("LIGHT", figures.css_variables(False)).replace("DARK", figures.css_variables(True))
+    return style.strip()
+
+
+def _contents() -> str:
+    links = [("summary", "Claims"), *((s.id, s.title) for s in SECTIONS)]
+    links += [("questions", "Open questions"), ("runs", "Runs")]
+    items = "".join(f'<li><a href="#{id_}">{html.escape(title)}</a></li>' for id_, title in links)
+    return f"<nav><ul>{items}</ul></nav>"
+
+
+def _paragraph(text: str, css: str = "note") -> str:
+    return f'<p class="{css}">{html.escape(text)}</p>'
+
+
+def _about(results: Results, records: Sequence[Record]) -> str:
+    """Size, images, device of these records; scaled ones stand out."""
+    css = "about scaled" if results.setting.is_scaled else "about"
+    return _paragraph(" ".join(provenance(results, records)), css)
+
+
+def _summary(settings: Sequence[Results]) -> Iterator[str]:
+    yield '<h2 id="summary">The paper\'s claims</h2>'
+    same = [e.same for e in (*exact.table_4(), *exact.figure_1_variances())]
+    yield (
+        f"<p>Without training: {sum(same)} of {len(same)} numbers of table 4 and figure 1 match to the "
+        "printed digit.</p>"
+    )
+    if not settings:
+        yield "<p>No run has a record yet, so no claim about training can be judged.</p>"
+    for results in settings:
+        yield f"<h3>{html.escape(_size(results).capitalize())}</h3>"
+        yield _about(results, results.records)
+        css = {HELD: "held", NOT_HELD: "not", NO_DATA: "note"}
+        counts = (f'<span class="{css[v]}"><b>{n}</b> {v}</span>' for v, n in count(results).items())
+        yield f'<p class="counts">{"".join(counts)}</p>'
+        yield _paragraph(f"{tables.CLAIM_NOTE} By claim: beside the tables and figures below.")
+        (table,) = tables.claim_tables(results.records) or [Table("", (), ())]
+        fallen = [row for row in table.rows if row[3].startswith(NOT_HELD)]
+        held = [row for row in table.rows if row not in fallen]
+        for title, rows, opened in (("Not held", fallen, " open"), ("Held", held, "")):
+            if rows:
+                words = _text_table([name for _, name in table.columns], rows)
+                yield f"<details{opened}><summary>{title}, with the numbers</summary>{words}</details>"
+
+
+def _size(results: Results) -> str:
+    if not results.setting.is_scaled:
+        return "runs of the paper's size"
+    return f"scaled-down runs: {results.setting.iterations:,} iterations on {results.setting.images:,} images"
+
+
+def claim_list(claims: Iterable[Claim], results: Results) -> str:
+    """The claims that can be judged, each with a chip for what it is about."""
+    items = []
+    for text, group in by_text(claims).items():
+        chips = []
+        for claim in group:
+            verdict = claim.check(results)
+            if verdict.verdict != NO_DATA:
+                css = "held" if verdict.verdict == HELD else "not"
+                words = f"{SIGNS[verdict.verdict]} {claim.where}{' (narrowly)' if verdict.narrow else ''}"
+                title = f"{verdict.words}: {verdict.numbers}"
+                chips.append(
+                    f'<span class="chip {css}" title="{html.escape(title)}">{html.escape(words)}</span>'
+                )
+        if chips:
+            items.append(
+                f'<li>{html.escape(text)} <span class="note">[{html.escape(group[0].source)}]</span><br>'
+                f"{''.join(chips)}</li>"
+            )
+    return f'<ul class="claims">{"".join(items)}</ul>' if items else ""
+
+
+def _section(
+    section: Section, records: Sequence[Record], settings: Sequence[Results], mars: AnyPath | None
+) -> Iterator[str]:
+    yield f'<h2 id="{section.id}">{html.escape(section.title)}</h2>'
+    made: list[Table] = [table for name in section.tables for table in tables.tables(name, records, mars)]
+    for table in made:
+        yield f"<h3>{html.escape(table.title)}</h3>"
+        scaled = " scaled" if "SCALED" in table.title else ""
+        yield _paragraph(" ".join(table.notes), f"note{scaled}")
+        yield html_table(table)
+    if section.command and any(tables.NO_RUNS_YET in table.title for table in made):
+        yield f"<p>The command that trains what is missing: <code>imae paper {section.command}</code>.</p>"
+    for name in section.figures:
+        for index, chart in enumerate(figures.charts(name, records)):
+            yield _chart(chart, f"{section.id}-{name}-{index}")
+    shown = {*section.tables, *section.figures}
+    claims = [claim for claim in CLAIMS if shown & set(claim.shown)]
+    for results in settings:
+        listed = claim_list(claims, results)
+        if listed:
+            yield f"<h3>The claims, by {html.escape(_size(results))}</h3>{listed}"
+
+
+def _chart(chart: figures.Chart, prefix: str) -> str:
+    about = (
+        _paragraph(chart.about, "about scaled" if "SCALED" in chart.about else "about") if chart.about else ""
+    )
+    panels = "".join(f"<div>{svg}</div>" for svg in figures.panel_svgs(chart, prefix))
+    return (
+        f"<h3>{html.escape(chart.title)}</h3>{about}{figures.legend_html(chart)}"
+        f'<div class="panels" style="--across: {chart.across}">{panels}</div>'
+    )
+
+
+def _text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of words, left-aligned and wrapped; a first cell like the one above is left empty."""
+    cells, above = "", None
+    for first, *rest in rows:
+        shown = (first if first != above else "", *rest)
+        cells += f"<tr>{''.join(f'<td>{_code(cell)}</td>' for cell in shown)}</tr>"
+        above = first
+    names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    table = f'<table class="text"><thead><tr>{names}</tr></thead><tbody>{cells}</tbody></table>'
+    return f'<div class="wide">{table}</div>'
+
+
+def _code(text: str) -> str:
+    """Text with what stands in backquotes as code; no line ends before a %."""
+    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text).replace(" %", "&nbsp;%"))
+
+
+def _questions() -> str:
+    head = ("", "the paper", "the authors' later code (CIFAR-100)", "here")
+    return (
+        '<h2 id="questions">Open questions of the reproduction</h2>'
+        "<p>What the paper does not say, what the authors' published code did otherwise, and what the runs "
+        "here do.</p>" + _text_table(head, OPEN_QUESTIONS)
+    )
+
+
+def _runs(settings: Sequence[Results]) -> str:
+    parts = ['<h2 id="runs">Runs</h2>']
+    for results in settings:
+        rows = [
+            (
+                record.run.name,
+                number(100 * record.best.test),
+                number(100 * record.final.test),
+                f"{record.wrong_labels:,} of {record.train_images:,}",
+                f"{record.seconds / 60:,.0f}",
+                record.began[:10],
+            )
+            for record in results.records
+        ]
+        names = ("run", "best", "final", "wrong labels", "minutes", "began")
+        columns = tuple(("", name) for name in names)
+        parts += [f"<h3>{html.escape(_size(results).capitalize())}</h3>", _about(results, results.records)]
+        parts.append(html_table(Table("", columns, tuple(rows))))
+        for record in results.records:
+            versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+            parts.append(
+                f"<details><summary>{html.escape(record.run.name)}: solver</summary>"
+                f'<p class="note">{html.escape(f"{record.device}; {versions}; net: {record.net_file}")}</p>'
+                f"<pre>{html.escape(record.solver)}</pre></details>"
+            )
+    return "\n".join(parts)

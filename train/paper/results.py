@@ -1,0 +1,195 @@
+"""Records put together for tables, figures and claims: the seeds of a run side by side, sizes kept apart.
+
+Runs of another size (iterations, images) or of other images are never put together. A run without its seed
+and size is called its kind here: a Run as `experiments` lists it.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
+
+from imae.prototxt.errors import DataError
+from imae.train.paper.experiments import ITERATIONS, Run
+from imae.train.paper.record import Point, Record
+
+IMAGES, TEST_IMAGES = 50000, 10000
+
+
+class Measure(NamedTuple):
+    """A number of a record. Shares of images; `images` says of how many, 0 if it is none of a fixed set."""
+
+    label: str
+    read: Callable[[Record], float | None]
+    images: Callable[[Record], int]
+
+
+def _tests(record: Record) -> int:
+    return record.test_images
+
+
+def _train(record: Record) -> int:
+    return record.train_images
+
+
+def _right(record: Record) -> int:
+    return record.train_images - record.wrong_labels
+
+
+def _highest_corrupted(record: Record) -> float:
+    return max(point.corrupted for point in record.points)
+
+
+MEASURES = {
+    "best": Measure("best test accuracy", lambda r: r.best.test, _tests),
+    "final": Measure("final test accuracy", lambda r: r.final.test, _tests),
+    "fall": Measure("fall from best to final", lambda r: r.best.test - r.final.test, _tests),
+    "corrupted": Measure("corrupted training labels", lambda r: r.final.corrupted, _train),
+    "intact": Measure("intact training labels", lambda r: r.final.intact, _train),
+    "short of highest": Measure(
+        "final accuracy on the corrupted labels below its highest",
+        lambda r: _highest_corrupted(r) - r.final.corrupted,
+        _train,
+    ),
+    "noisy_subset": Measure("noisy subset", lambda r: r.final.noisy_subset, lambda r: r.wrong_labels),
+    "clean_subset": Measure("clean subset", lambda r: r.final.clean_subset, _right),
+    "hybrid": Measure("hybrid", lambda r: r.final.hybrid, lambda r: r.test_images + _right(r)),
+    "validation": Measure("held out, labels as given", lambda r: r.final.validation, lambda r: 0),
+    "validation_clean": Measure("held out, clean labels", lambda r: r.final.validation_clean, lambda r: 0),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A measure of all seeds of a run, in per cent. images: how many it is the share of; 0 if not known."""
+
+    values: tuple[float, ...]
+    images: int = 0
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """The standard deviation between seeds; None for a single one."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def error(self) -> float:
+        """A rough standard error of the mean, in points: of a share of so many images, and between seeds."""
+        share = min(max(self.mean / 100, 0.0), 1.0)
+        of_images = 1e4 * share * (1 - share) / self.images if self.images else 0.0
+        between = (self.spread or 0.0) ** 2 / len(self.values)
+        return math.sqrt(of_images + between)
+
+
+class Setting(NamedTuple):
+    """What must be equal in runs that are compared."""
+
+    iterations: int
+    images: int
+    test_images: int
+    data: str
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether it is smaller than the paper's."""
+        return (self.iterations, self.images, self.test_images) != (ITERATIONS, IMAGES, TEST_IMAGES)
+
+    @property
+    def words(self) -> str:
+        """The size, and that it is scaled if it is."""
+        if not self.is_scaled:
+            return f"Full size: {ITERATIONS:,} iterations, {IMAGES:,} training images"
+        return (
+            f"SCALED DOWN: {self.iterations:,} of {ITERATIONS:,} iterations, {self.images:,} of {IMAGES:,} "
+            f"training images, {self.test_images:,} of {TEST_IMAGES:,} test images"
+        )
+
+
+def kind(run: Run) -> Run:
+    """A run without its seed and size."""
+    return replace(run, seed=1, iterations=ITERATIONS, images=IMAGES, test_images=TEST_IMAGES)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The records of one setting by kind of run, in the order of their seeds."""
+
+    setting: Setting
+    runs: Mapping[Run, tuple[Record, ...]]
+    digits: ClassVar[int] = 2
+
+    def sample(self, run: Run, measure: str) -> Sample | None:
+        """A measure of all seeds of a run; None where there is no record, or it has no such number."""
+        records = self.runs.get(run, ())
+        found = MEASURES[measure]
+        values = [100 * value for record in records if (value := found.read(record)) is not None]
+        return Sample(tuple(values), found.images(records[0])) if values else None
+
+    def mean_points(self, run: Run) -> list[list[Point]]:
+        """The points of all seeds of a run, those of one iteration together; of iterations that all have."""
+        by_seed = [{point.iteration: point for point in record.points} for record in self.runs.get(run, ())]
+        common = set.intersection(*map(set, by_seed)) if by_seed else set()
+        return [[points[iteration] for points in by_seed] for iteration in sorted(common)]
+
+    def has(self, runs: Iterable[Run]) -> bool:
+        """Whether there is a record of any of these runs."""
+        return any(run in self.runs for run in runs)
+
+    def of(self, runs: Iterable[Run]) -> list[Record]:
+        """The records of these runs."""
+        return [record for run in runs for record in self.runs.get(run, ())]
+
+    @property
+    def records(self) -> list[Record]:
+        """All records."""
+        return self.of(self.runs)
+
+
+def gather(records: Sequence[Record]) -> list[Results]:
+    """The whole records by setting, the largest first; DataError where one run has two."""
+    settings: dict[Setting, dict[Run, dict[int, Record]]] = {}
+    for record in filter(lambda record: record.complete, records):
+        run = record.run
+        setting = Setting(run.iterations, run.images, run.test_images, record.data)
+        seeds = settings.setdefault(setting, {}).setdefault(kind(run), {})
+        if run.seed in seeds:
+            raise DataError(f"there are two records of the run {run.name}; remove one of them")
+        seeds[run.seed] = record
+    found = []
+    for setting in sorted(settings, key=lambda s: (-s.iterations, -s.images, -s.test_images, s.data)):
+        by_name = sorted(settings[setting].items(), key=lambda item: item[0].name)
+        found.append(
+            Results(setting, {run: tuple(seeds[s] for s in sorted(seeds)) for run, seeds in by_name})
+        )
+    return found
+
+
+def provenance(results: Results, records: Sequence[Record]) -> list[str]:
+    """What a reader must know of these records: size, images, seeds, devices, versions; a sentence each."""
+    said = [f"{results.setting.words}.", f"Images: {results.setting.data}."]
+    if records:
+        seeds = sorted({record.run.seed for record in records})
+        devices = sorted({record.device for record in records})
+        versions = sorted({f"torch {r.versions['torch']}" for r in records if "torch" in r.versions})
+        runs, of = ("s" if len(them) > 1 else "" for them in (records, seeds))
+        said.append(f"{len(records)} run{runs}, seed{of} {', '.join(map(str, seeds))}.")
+        said.append(f"Device: {'; '.join(devices)}" + (f"; {', '.join(versions)}." if versions else "."))
+    return said
+
+
+def net_words(net: str) -> str:
+    """resnet20 as ResNet-20."""
+    return net.replace("resnet", "ResNet-")
+
+
+def noise_words(run: Run) -> str:
+    """The labels that a run is trained with."""
+    if run.noise == "none":
+        return "clean"
+    return f"human, {run.human}" if run.noise == "human" else f"{100 * run.rate:g} %"

@@ -1,0 +1,540 @@
+"""The paper's tables with ours beside: the paper's number, ours, the difference in points.
+
+Ours is the mean over seeds, with ± the standard deviation between them where there are several. Each table is
+of one setting (size and images); a table with runs of none shows the paper's numbers alone.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from imae.prototxt.errors import DataError, ImaeError
+from imae.prototxt.files import AnyPath
+from imae.train.paper import exact
+from imae.train.paper.authors_logs import authors_runs, chosen, difference, read_curve
+from imae.train.paper.claims import CLAIMS, NO_DATA, by_text
+from imae.train.paper.expected import (
+    CIFAR100_NOISE,
+    LATER_TABLE_5,
+    LATER_TABLES_3_4,
+    TABLE_3,
+    paper_later_table_6,
+    paper_tables_1_2,
+)
+from imae.train.paper.experiments import (
+    ITERATIONS,
+    Run,
+    choose_t,
+    figures_6_7,
+    human_noise,
+    later_table_6,
+    table_1,
+    table_2,
+)
+from imae.train.paper.record import Record
+from imae.train.paper.results import (
+    IMAGES,
+    MEASURES,
+    TEST_IMAGES,
+    Results,
+    Sample,
+    Setting,
+    gather,
+    net_words,
+    noise_words,
+    provenance,
+)
+
+NOTHING = "–"
+NO_RUNS_YET = "no runs yet"
+NO_RUNS = Results(Setting(ITERATIONS, IMAGES, TEST_IMAGES, ""), {})
+CLAIM_NOTE = (
+    "Means over seeds are compared. Narrowly: by less than two standard errors, of shares of so many images "
+    "and between seeds."
+)
+HEADINGS = {
+    "corrupted": "train, corrupted",
+    "intact": "train, intact",
+    "best": "test best",
+    "final": "test final",
+}
+MARS_FORMAT = '{"IMAE": {"mAP": 0.709, "CMC-1": 0.835}, ...}, of CCE, MAE, GCE and IMAE those that there are'
+HOW_TO_GET_MARS = (
+    "MARS (Zheng et al., ECCV 2016; bbox_train, bbox_test and info, from its authors) is not at hand. With "
+    "it where prototxt/models/mars says: imae train its solvers, imae retrieve --results FILE, and those as JSON with "
+    f"--mars FILE: {MARS_FORMAT}"
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in cells. columns: (group, name); columns of one group stand under one heading.
+
+    keys   how many of the first columns say what a row is about
+    """
+
+    title: str
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    keys: int = 1
+
+
+def number(value: float | None, sign: bool = False) -> str:
+    """A number of per cent or points with one decimal, as the paper prints them."""
+    if value is None:
+        return NOTHING
+    value = round(value, 1) or 0.0  # no minus zero
+    text = f"{value:+.1f}" if sign and value else f"{value:.1f}"
+    return text.replace("-", "−")
+
+
+def ours(sample: Sample | None) -> str:
+    """The mean over seeds, and the spread between them."""
+    if sample is None:
+        return NOTHING
+    return number(sample.mean) + ("" if sample.spread is None else f" ± {sample.spread:.1f}")
+
+
+def compared(paper: float | None, sample: Sample | None) -> tuple[str, str, str]:
+    """The paper's number, ours, the difference of what is compared."""
+    apart = None if paper is None or sample is None else sample.mean - paper
+    return number(paper), ours(sample), number(apart, sign=True)
+
+
+def _beside(measures: Iterable[str]) -> list[tuple[str, str]]:
+    """The three columns of each measure."""
+    return [
+        (HEADINGS.get(measure, MEASURES[measure].label), name)
+        for measure in measures
+        for name in ("paper", "ours", "diff.")
+    ]
+
+
+def _seeds(results: Results, run: Run) -> str:
+    return str(len(results.runs.get(run, ())))
+
+
+def _titled(title: str, results: Results) -> str:
+    """With what a reader must not overlook."""
+    if not results.runs:
+        return f"{title}: {NO_RUNS_YET}"
+    return f"{title}; {'SCALED DOWN' if results.setting.is_scaled else 'full size'}"
+
+
+def _notes(results: Results, runs: Iterable[Run]) -> tuple[str, ...]:
+    return tuple(provenance(results, results.of(runs))) if results.runs else ()
+
+
+def _paper_table(
+    title: str,
+    runs: Sequence[Run],
+    paper: Mapping[Run, Mapping[str, float]],
+    measures: Sequence[str],
+    results: Results,
+    note: str,
+) -> Table:
+    """Net, noise and loss against measures."""
+    rows = []
+    for run in runs:
+        cells = [net_words(run.net), noise_words(run), run.label]
+        for measure in measures:
+            cells += compared(paper.get(run, {}).get(measure), results.sample(run, measure))
+        rows.append((*cells, _seeds(results, run)))
+    keys = [("", "net"), ("", "noise"), ("", "loss")]
+    return Table(
+        _titled(title, results),
+        (*keys, *_beside(measures), ("", "seeds")),
+        tuple(rows),
+        (note, *_notes(results, runs)),
+        keys=3,
+    )
+
+
+def table1(results: Results) -> Table:
+    """Clean labels. The paper gives one number; it is set beside our final one, and our best is shown too."""
+    printed, rows = paper_tables_1_2(), []
+    for run in table_1():
+        cells = compared(printed[run]["final"], results.sample(run, "final"))
+        best = ours(results.sample(run, "best"))
+        rows.append((net_words(run.net), run.label, *cells, best, _seeds(results, run)))
+    columns = (("", "net"), ("", "loss"), *_beside(["final"]), (HEADINGS["best"], "ours"), ("", "seeds"))
+    note = "Test accuracy in %. The paper does not say whether its number is the best or the final one."
+    return Table(
+        _titled("Table 1: CIFAR-10, clean labels", results),
+        columns,
+        tuple(rows),
+        (note, *_notes(results, table_1())),
+        keys=2,
+    )
+
+
+def table2(results: Results) -> Table:
+    """Labels replaced at random."""
+    return _paper_table(
+        "Table 2: CIFAR-10, labels replaced at random, own class included",
+        table_2(),
+        paper_tables_1_2(),
+        ("best", "final", "corrupted", "intact"),
+        results,
+        "Accuracy in %, differences in points. Training accuracies at the end, without augmentation; at 20, "
+        "50 and 80 % about 18, 45 and 72 % of the labels are wrong.",
+    )
+
+
+def later_table6(results: Results) -> Table:
+    """Noise to the other classes; noisy and clean subset, hybrid."""
+    return _paper_table(
+        "Later version, table 6: CIFAR-10, noise to the other classes",
+        later_table_6(),
+        paper_later_table_6(),
+        ("best", "final", "noisy_subset", "clean_subset", "hybrid"),
+        results,
+        "Accuracy in %. Their curves run to about 100,000 iterations, ours to 64,000 or fewer.",
+    )
+
+
+def _own_table(
+    title: str,
+    keys: Sequence[str],
+    runs: Mapping[Run, Sequence[str]],
+    measures: Sequence[str],
+    results: Results,
+    note: str,
+) -> Table:
+    """Measures that the paper prints no numbers for."""
+    return Table(
+        _titled(title, results),
+        (
+            *(("", key) for key in keys),
+            *(("", HEADINGS.get(m, MEASURES[m].label)) for m in measures),
+            ("", "seeds"),
+        ),
+        tuple(
+            (*names, *(ours(results.sample(run, measure)) for measure in measures), _seeds(results, run))
+            for run, names in runs.items()
+        ),
+        (note, *_notes(results, runs)),
+        keys=len(keys),
+    )
+
+
+def human_table(results: Results) -> Table:
+    """CIFAR-10N."""
+    runs = {}
+    for run in human_noise():
+        wrong = {record.wrong_labels / record.train_images for record in results.runs.get(run, ())}
+        share = number(100 * max(wrong)) + " %" if wrong else NOTHING
+        runs[run] = (run.human, share, run.label)
+    return _own_table(
+        "Human labels: CIFAR-10N, ResNet-20",
+        ("labels", "wrong", "loss"),
+        runs,
+        ("best", "final", "corrupted", "intact", "noisy_subset", "clean_subset"),
+        results,
+        "Accuracy in %. Not in the paper: the same losses and settings on labels that people gave.",
+    )
+
+
+def temperature_table(results: Results) -> Table:
+    """T on clean and on half-noisy labels: the ends of the curves of figures 6 to 8."""
+    return _own_table(
+        "Figures 6 to 8 in numbers: IMAE-T, ResNet-20",
+        ("labels", "T"),
+        {run: (noise_words(run), f"{run.t:g}") for run in figures_6_7()},
+        ("best", "final", "corrupted", "intact"),
+        results,
+        "Accuracy in %. The paper prints no numbers for these figures.",
+    )
+
+
+def choose_t_table(results: Results) -> Table:
+    """T on held-out images."""
+    return _own_table(
+        "Choosing T on a fifth of the training images, ResNet-20, 50 % noise",
+        ("T",),
+        {run: (f"{run.t:g}",) for run in choose_t()},
+        ("validation", "validation_clean", "final"),
+        results,
+        "Accuracy in %. Trained on the other four fifths.",
+    )
+
+
+def table3(mars: AnyPath | None = None) -> Table:
+    """MARS. `mars`: a JSON file of results, see MARS_FORMAT."""
+    found = mars_results(mars) if mars is not None else {}
+    rows = []
+    for metric, printed in TABLE_3.items():
+        for loss, value in printed.items():
+            share = found.get(loss, {}).get(metric)
+            rows.append((metric, loss, *compared(value, None if share is None else Sample((100 * share,)))))
+    note = f"Ours: {mars}." if mars is not None else f"{HOW_TO_GET_MARS}."
+    return Table(
+        "Table 3: MARS, GoogLeNet with batch normalisation",
+        (("", "metric"), ("", "loss"), ("%", "paper"), ("%", "ours"), ("%", "diff.")),
+        tuple(rows),
+        (note, "GCE is the paper's reference [31]."),
+        keys=2,
+    )
+
+
+def mars_results(path: AnyPath) -> dict[str, dict[str, float]]:
+    """The results in a file, as MARS_FORMAT says; DataError for anything else."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read '{path}': {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"'{path}' is not JSON: {error}") from None
+    known = {loss for row in TABLE_3.values() for loss in row}
+    whole = isinstance(found, dict) and all(
+        loss in known
+        and isinstance(metrics, dict)
+        and all(
+            name in TABLE_3 and isinstance(value, int | float) and 0 <= value <= 1
+            for name, value in metrics.items()
+        )
+        for loss, metrics in found.items()
+    )
+    if not whole:
+        raise DataError(f"'{path}': expected results on MARS as {MARS_FORMAT}")
+    return {loss: dict(metrics) for loss, metrics in found.items()}
+
+
+def _exact_table(title: str, name: str, entries: Iterable[exact.Exact]) -> Table:
+    rows = [(e.name, e.printed, e.rounded, "yes" if e.same else "NO", f"{e.value:.9f}") for e in entries]
+    columns = (("", name), ("", "paper"), ("", "ours, as printed"), ("", "same"), ("", "ours"))
+    return Table(title, columns, tuple(rows), ("Computed, not trained; the same at every size.",))
+
+
+def table4() -> Table:
+    """The variance of IMAE's weights."""
+    return _exact_table("Table 4: variance of the weights of IMAE-T, p uniform", "T", exact.table_4())
+
+
+def variance_table() -> Table:
+    """What figure 1's caption prints."""
+    return _exact_table("Figure 1: variance of the weights", "loss", exact.figure_1_variances())
+
+
+def formula_table() -> Table:
+    """The later version's table 2, with our layers' gradients held against it."""
+    rows = [
+        (f.loss, f.value, f.own, f.other, f.norm, f"{max(own, other, norm):.0e}")
+        for f, own, other, norm in exact.later_table_2()
+    ]
+    names = ("loss", "L(p)", "dL/dz_y", "dL/dz_j, j ≠ y", "L1 norm", "our layer: off by")
+    return Table(
+        "Later version, table 2: loss, gradient, weight; p is p_y",
+        tuple(("", name) for name in names),
+        tuple(rows),
+        (
+            "Last column: the largest difference between the printed formulas and what the layer computes, "
+            "relative to the norm, for p from 0.01 to 0.99, in double precision (GCE's field q has single).",
+            "IMAE here keeps MAE's value 2 (1-p), as the first version does; the integral is of the later.",
+        ),
+        keys=5,
+    )
+
+
+def cifar100_table() -> Table:
+    """The later version's tables 3 and 4 and DM's table 1, with the best and final values of the logs."""
+    logs = {(run.family, run.noise): run for run in authors_runs()}
+    rows = []
+    for loss, values in LATER_TABLES_3_4.items():
+        for noise, printed in zip(CIFAR100_NOISE, values, strict=True):
+            kind, _, rate = noise.partition(" ")
+            run = logs.get((loss, float(rate or 0))) if kind != "asym" else None
+            cells = [f"{100 * v:.2f}" for v in (run.curve.best, run.curve.final)] if run else [NOTHING] * 2
+            rows.append((loss, noise, number(printed), run.label if run else NOTHING, *cells))
+    return Table(
+        "Later version, tables 3 and 4: CIFAR-100, ResNet-44",
+        (("", "loss"), ("", "noise"), ("", "printed"), ("log", "run"), ("log", "best"), ("log", "final")),
+        tuple(rows),
+        (
+            "Test accuracy in %: what the authors print, and their own logs. CIFAR-100 is not at hand. With "
+            "cifar-100-binary.tar.gz (https://www.cs.toronto.edu/~kriz/cifar.html): imae convert-cifar it to "
+            "where prototxt/models/cifar100 says and imae train a solver there; imae paper later-tables "
+            "--log FILE sets its log beside theirs.",
+        ),
+        keys=2,
+    )
+
+
+def clothing_table() -> Table:
+    """The later version's table 5."""
+    return Table(
+        "Later version, table 5: Clothing1M, ResNet-50",
+        (("", "loss"), ("test accuracy in %", "paper"), ("test accuracy in %", "ours")),
+        tuple((loss, number(value), NOTHING) for loss, value in LATER_TABLE_5.items()),
+        (
+            "Clothing1M (Xiao et al., CVPR 2015) is not at hand; its authors give it on request. "
+            "prototxt/models/clothing1m says where it belongs, and has the solvers.",
+        ),
+    )
+
+
+def log_table(log: AnyPath, noise: float | None = None, loss: str | None = None) -> Table:
+    """A log of a CIFAR-100 run beside the authors' own, all of them or those of a noise rate or loss."""
+    curve = read_curve(log)
+    rows = []
+    for run in chosen(authors_runs(), noise, loss):
+        apart = difference(curve, run.curve)
+        rows.append(
+            (
+                run.label,
+                f"{run.noise:g}",
+                *compared(100 * run.curve.best, Sample((100 * curve.best,))),
+                *compared(100 * run.curve.final, Sample((100 * curve.final,))),
+                str(apart[0] if apart else 0),
+                number(100 * apart[1] if apart else None, sign=True),
+            )
+        )
+    columns = [(measure, name) for measure in ("best", "final") for name in ("authors", "log", "diff.")]
+    along = [("along the training", "tests in common"), ("along the training", "mean diff.")]
+    return Table(
+        f"{Path(log).name} beside the authors' CIFAR-100 runs",
+        (("", "loss"), ("", "noise"), *columns, *along),
+        tuple(rows),
+        (
+            f"Test accuracy in %. The log has {len(curve.iterations)} tests, the last at iteration "
+            f"{curve.iterations[-1]:,}; the authors' runs end at 30,000.",
+        ),
+        keys=2,
+    )
+
+
+# The tables that are made of runs, with the runs of each.
+OF_RUNS: dict[str, tuple[Callable[[Results], Table], Callable[[], list[Run]]]] = {
+    "table1": (table1, table_1),
+    "table2": (table2, table_2),
+    "temperatures": (temperature_table, figures_6_7),
+    "human-noise": (human_table, human_noise),
+    "choose-t": (choose_t_table, choose_t),
+    "later-table6": (later_table6, later_table_6),
+}
+# The table that has a figure's numbers.
+OF_FIGURE = {"figure3": "table2", "figure4": "table2"} | dict.fromkeys(
+    ("figure6", "figure7", "figure8"), "temperatures"
+)
+NAMES = (
+    *(
+        "table1",
+        "table2",
+        "table3",
+        "table4",
+        "figure1",
+        "figure3",
+        "figure4",
+        "figure5",
+        "figure6",
+        "figure7",
+    ),
+    *("figure8", "human-noise", "choose-t", "later-tables"),
+)
+
+
+def tables(name: str, records: Sequence[Record], mars: AnyPath | None = None) -> list[Table]:
+    """The tables of one of NAMES, those of runs once for each setting; ImaeError for another name."""
+    name = OF_FIGURE.get(name, name)
+    if name in OF_RUNS:
+        make, runs = OF_RUNS[name]
+        return [make(results) for results in gather(records) if results.has(runs())] or [make(NO_RUNS)]
+    if name == "table3":
+        return [table3(mars)]
+    if name in ("table4", "figure5"):
+        return [table4()]
+    if name == "figure1":
+        return [variance_table()]
+    if name == "later-tables":
+        sixth = tables("later-table6", records)
+        return [formula_table(), cifar100_table(), clothing_table(), *sixth]
+    raise ImaeError(f"there is no table '{name}'; known: {', '.join(NAMES)}")
+
+
+def claim_tables(records: Sequence[Record], shown: str | None = None) -> list[Table]:
+    """How the paper's claims fare, a table for each setting; only those shown beside a table or figure."""
+    claims = [claim for claim in CLAIMS if shown in (None, *claim.shown)]
+    found = []
+    for results in gather(records):
+        rows = []
+        for text, group in by_text(claims).items():
+            for claim in group:
+                verdict, paper = claim.check(results), claim.in_paper()
+                if verdict.verdict != NO_DATA:
+                    printed = NOTHING if paper.verdict == NO_DATA else f"{paper.verdict}: {paper.numbers}"
+                    rows.append((text, claim.where, printed, verdict.words, verdict.numbers))
+        if rows:
+            columns = tuple(
+                ("", name) for name in ("claim", "where", "in the paper's table", "ours", "numbers")
+            )
+            notes = (*provenance(results, results.records), CLAIM_NOTE)
+            found.append(Table(_titled("Claims", results), columns, tuple(rows), notes, keys=5))
+    return found
+
+
+def print_table(
+    name: str,
+    records: Sequence[Record],
+    mars: AnyPath | None = None,
+    log: AnyPath | None = None,
+    noise: float | None = None,
+    loss: str | None = None,
+) -> None:
+    """Print the tables of one of NAMES and the claims about them as Markdown.
+
+    mars              results on MARS for table3, a JSON file: see MARS_FORMAT
+    log, noise, loss  for later-tables: the log of a CIFAR-100 run, beside the authors' of that noise and loss
+    """
+    found = tables(name, records, mars)
+    if log is not None:
+        found = [log_table(log, noise, loss), *found]
+    print("\n\n".join(markdown(table) for table in [*found, *claim_tables(records, name)]))
+
+
+def markdown(table: Table) -> str:
+    """A table as Markdown, its columns aligned for a terminal."""
+    head = [f"{group}, {name}" if group else name for group, name in table.columns]
+    lines = [head, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            cell.ljust(width) if i < table.keys else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return f"| {' | '.join(padded)} |"
+
+    rule = [":" + "-" * (w - 1) if i < table.keys else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    notes = [" ".join(table.notes), ""] if table.notes else []
+    return "\n".join([f"**{table.title}**", "", *notes, line(head), line(rule), *map(line, table.rows)])
+
+
+def html_table(table: Table) -> str:
+    """A table as HTML, without its title and notes; columns of a group under one heading."""
+    groups = [(group, len(list(columns))) for group, columns in groupby(table.columns, key=lambda c: c[0])]
+    head = ""
+    if any(group for group, _ in groups):
+        cells = "".join(f'<th colspan="{span}">{html.escape(group)}</th>' for group, span in groups)
+        head = f'<tr class="groups">{cells}</tr>'
+    names = (
+        f'<th class="key">{html.escape(name)}</th>' if i < table.keys else f"<th>{html.escape(name)}</th>"
+        for i, (_, name) in enumerate(table.columns)
+    )
+    head += f"<tr>{''.join(names)}</tr>"
+    body: list[str] = []
+    before: tuple[str, ...] = ()
+    for row in table.rows:
+        fresh = row[: table.keys - 1] != before
+        before = row[: table.keys - 1]
+        cells = "".join(
+            f'<td class="key">{html.escape(cell)}</td>' if i < table.keys else f"<td>{html.escape(cell)}</td>"
+            for i, cell in enumerate(row)
+        )
+        body.append(f'<tr class="first">{cells}</tr>' if fresh and table.keys > 1 else f"<tr>{cells}</tr>")
+    return f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(body)}</tbody></table></div>'

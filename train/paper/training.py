@@ -1,0 +1,239 @@
+"""One run: its net and solver, the training, and the measurements along it.
+
+At each test the test images, the training images without augmentation, and the held-out ones go through the
+net; all accuracies are of those predictions. A run that was stopped goes on exactly where its last snapshot
+stands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import platform
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from imae.layers.net import Net
+from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
+from imae.prototxt.errors import ImaeError
+from imae.prototxt.files import write_atomically
+from imae.prototxt.resnet import CIFAR10_MEAN_BGR, paper_solver, resnet
+from imae.prototxt.text import to_text
+from imae.train.executor import Executor, NetExecutor, Result
+from imae.train.paper.data import Images
+from imae.train.paper.experiments import ITERATIONS, Run
+from imae.train.paper.record import Point, Record, read_record, write_record
+from imae.train.progress import training_bar
+from imae.train.signals import SignalRequests
+from imae.train.solver import Solver
+
+LOSS_TYPES = {"CCE": "SoftmaxWithLoss", "MAE": "MAELoss", "IMAE": "IMAELoss"}
+BATCH, TEST_BATCH = 128, 100
+FORGET = 0.001  # 1 - Caffe's default moving_average_fraction, for runs of ITERATIONS
+TESTS = 64  # along a run of the paper's size
+SCALED_TESTS = 8
+
+
+def train_val(run: Run, images: Images) -> NetParameter:
+    """The net with a Data layer for training and, in phase TEST, one for each set of images, by stage.
+
+    A run of fewer iterations forgets its BatchNorm statistics faster in proportion: Caffe's average over
+    about 1,000 iterations of 64,000 is one over the same share of it.
+    """
+    body = resnet(int(run.net.removeprefix("resnet")), loss=LOSS_TYPES[run.loss])
+    net = NetParameter(name=body.name)
+    _data(net, images.train.lmdb, BATCH).include.add(phase=TRAIN)
+    for stage, tested in images.tested.items():
+        _data(net, tested.lmdb, TEST_BATCH).include.add(phase=TEST, stage=[stage])
+    net.layer.extend(body.layer)
+    forget = FORGET * ITERATIONS / run.iterations
+    for layer in net.layer:
+        if layer.type == "IMAELoss":
+            layer.imae_loss_param.t = run.t if run.t is not None else layer.imae_loss_param.t
+        elif layer.type == "BatchNorm" and run.iterations != ITERATIONS:
+            layer.batch_norm_param.moving_average_fraction = 1 - forget
+    return net
+
+
+def _data(net: NetParameter, source: Path, batch: int) -> LayerParameter:
+    """A Data layer: 40x40 images are cropped to 32x32, at random and mirrored for training, else centred."""
+    data = net.layer.add(name="data", type="Data", top=["data", "label"])
+    data.transform_param.mean_value.extend(CIFAR10_MEAN_BGR)
+    data.transform_param.crop_size = 32
+    data.transform_param.mirror = batch == BATCH
+    data.data_param.source = str(source)
+    data.data_param.batch_size = batch
+    data.data_param.backend = data.data_param.LMDB
+    return data
+
+
+def solver_param(run: Run, net: Path, prefix: Path, sizes: dict[str, int], gpu: bool) -> SolverParameter:
+    """The paper's solver (section 5.1), its drops and tests at the same shares of a shorter run."""
+    param = paper_solver(run.net)
+    param.net, param.snapshot_prefix = str(net), str(prefix)
+    param.max_iter = run.iterations
+    param.stepvalue[:] = [run.iterations // 2, run.iterations * 3 // 4]
+    param.test_interval = run.iterations // (SCALED_TESTS if run.iterations < ITERATIONS else TESTS)
+    param.snapshot = run.iterations // 8
+    param.test_iter[:] = [size // TEST_BATCH for size in sizes.values()]
+    for stage in sizes:
+        param.test_state.add(stage=[stage])
+    param.display = param.average_loss = min(100, param.test_interval)
+    param.random_seed = run.seed
+    param.solver_mode = SolverParameter.GPU if gpu else SolverParameter.CPU
+    return param
+
+
+class _Predicting(NetExecutor):
+    """Keeps what the net predicts, and the labels, batch after batch."""
+
+    def __init__(self, net: Net, device: torch.device) -> None:
+        super().__init__(net, device, keep=("fc", "label"))
+        self.predicted: list[torch.Tensor] = []
+
+    def forward(self) -> Result:
+        result = super().forward()
+        self.predicted.append(self.kept["fc"].argmax(1))
+        return result
+
+    def read(self) -> NDArray[np.int64]:
+        """The classes predicted since the last call."""
+        classes: NDArray[np.int64] = torch.cat(self.predicted).cpu().numpy()
+        self.predicted.clear()
+        return classes
+
+
+class _Training(Solver):
+    """A Solver that measures at each test and keeps the record."""
+
+    def __init__(
+        self, param: SolverParameter, device: torch.device, images: Images, record: Record, path: Path
+    ) -> None:
+        self._images, self.record, self._path = images, record, path
+        self._began = time.monotonic()
+
+        def executor(net: Net) -> Executor:
+            return _Predicting(net, device) if net.phase == TEST else NetExecutor(net, device)
+
+        super().__init__(param, device=device, executor=executor, keep=1, on_nan="continue")
+
+    def test_all(self) -> None:
+        """Test, and note the accuracies unless a signal broke the test off."""
+        super().test_all()
+        found = [run.read() for run in self._run_test if isinstance(run, _Predicting) and run.predicted]
+        if self._before_tests is None:
+            loss = float(self._loss.read())
+            point = measure(self.iteration, loss if math.isfinite(loss) else None, self._images, found)
+            self.record = self.record.with_point(point, self.record.seconds + self._lap_seconds())
+            write_record(self.record, self._path)
+
+    def _lap_seconds(self) -> float:
+        seconds, self._began = time.monotonic() - self._began, time.monotonic()
+        return seconds
+
+
+def measure(iteration: int, loss: float | None, images: Images, predicted: list[NDArray[np.int64]]) -> Point:
+    """The accuracies of these predictions: of the test, the training and the held-out images."""
+    test_hits = int((predicted[0] == images.test.clean).sum())
+    _, clean, noisy = images.train
+    hits, right = predicted[1] == noisy, clean == noisy
+    clean_hits, wrong = int(hits[right].sum()), int((~right).sum())
+    point = Point(
+        iteration=iteration,
+        loss=None if loss is None else round(loss, 6),
+        test=_share(test_hits, len(images.test.clean)),
+        corrupted=_share(int(hits.sum()), len(noisy)),
+        intact=_share(int((predicted[1] == clean).sum()), len(clean)),
+        noisy_subset=_share(int(hits[~right].sum()), wrong) if wrong else None,
+        clean_subset=_share(clean_hits, int(right.sum())) if right.any() else None,
+        hybrid=_share(test_hits + clean_hits, len(images.test.clean) + int(right.sum())),
+    )
+    if images.held_out is None:
+        return point
+    _, clean, noisy = images.held_out
+    return replace(
+        point,
+        validation=_share(int((predicted[2] == noisy).sum()), len(noisy)),
+        validation_clean=_share(int((predicted[2] == clean).sum()), len(clean)),
+    )
+
+
+def _share(count: int, of: int) -> float:
+    return round(count / of, 6)
+
+
+def train(run: Run, images: Images, folder: Path, records: Path, device: torch.device) -> Record:
+    """Train a run in `folder`, from where it stands there; the record, in `records` if the run has ended."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records.mkdir(parents=True, exist_ok=True)
+    net = folder / "train_val.prototxt"
+    net_text = to_text(train_val(run, images))
+    sizes = {stage: len(tested.clean) for stage, tested in images.tested.items()}
+    for what, size in sizes.items():
+        if size % TEST_BATCH:
+            raise ImaeError(
+                f"the {what} images of {run.name} are {size}; a multiple of {TEST_BATCH} is needed"
+            )
+    param = solver_param(run, net, folder / run.net, sizes, device.type != "cpu")
+    write_atomically(net, net_text.encode())
+    write_atomically(folder / "solver.prototxt", to_text(param).encode())
+    path = folder / "record.json"
+    net_file = f"nets/{run.net}_{hashlib.sha256(net_text.encode()).hexdigest()[:12]}.prototxt"
+    record = Record(
+        run=run,
+        data=images.words,
+        train_images=sizes["train"],
+        test_images=sizes["test"],
+        wrong_labels=int((images.train.clean != images.train.noisy).sum()),
+        net_file=net_file,
+        solver=to_text(param),
+        device=device_words(device),
+        versions={name: version(name) for name in ("imae", "torch", "numpy")}
+        | {"python": platform.python_version()},
+        began=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=0.0,
+        points=(),
+    )
+    solver = _Training(param, device, images, record, path)
+    if solver.restore_newest() and path.exists():
+        solver.record = _earlier(record, read_record(path), solver.iteration)
+    with SignalRequests() as requests, training_bar(solver):
+        solver.request = requests
+        solver.solve()
+    if solver.record.complete:
+        (records / "nets").mkdir(exist_ok=True)
+        write_atomically(records / net_file, net_text.encode())
+        write_record(solver.record, records / f"{run.name}.json")
+    return solver.record
+
+
+def _earlier(record: Record, earlier: Record, iteration: int) -> Record:
+    """The record of the run's earlier part, up to the snapshot that it goes on from."""
+    if (earlier.run, earlier.solver, earlier.net_file) != (record.run, record.solver, record.net_file):
+        raise ImaeError(
+            f"{record.run.name} was begun with another net or solver; remove its folder to start anew"
+        )
+    points = tuple(point for point in earlier.points if point.iteration < iteration)
+    return replace(earlier, points=points)
+
+
+def device_words(device: torch.device) -> str:
+    """What computes, for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line
+        ]
+        name = names[0] if names else name
+    return f"CPU, {torch.get_num_threads()} of {os.cpu_count()} cores of {name}"
