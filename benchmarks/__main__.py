@@ -1,0 +1,34 @@
+"""`python -m benchmarks [NAME ...]`, in the top folder of the repository: all, or those named.
+
+Each prints Markdown: what is compared, in one run, in turns, with versions and device. BENCHMARKS.md holds
+the last figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+NAMES = ("training", "scaling", "data", "inference", "startup")
+
+
+def main() -> None:
+    """Run benchmarks one after the other."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    commands = parser.add_subparsers(dest="name")
+    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
+    for name, module in modules.items():
+        module.add_arguments(
+            commands.add_parser(
+                name, description=module.__doc__, formatter_class=argparse.RawTextHelpFormatter
+            )
+        )
+    arguments = parser.parse_args()
+    for name, module in modules.items():
+        if arguments.name in (None, name):
+            print(f"\n## {name}: {str(module.__doc__).splitlines()[0]}\n", flush=True)
+            module.main(arguments if arguments.name else commands.choices[name].parse_args([]))
+
+
+if __name__ == "__main__":
+    main()

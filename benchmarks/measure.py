@@ -1,0 +1,94 @@
+"""Times of several ways to do the same thing, taken in turns in one run, and shown as ratios."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: the least and the median of those measured."""
+
+    least: float
+    median: float
+
+
+def in_turns(ways: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, Timing]:
+    """Call each way once per round, so that a slow moment of the machine meets all of them alike."""
+    for _ in range(warm_up):
+        for way in ways.values():
+            way()
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            begun = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - begun)
+    return {name: Timing(min(times), statistics.median(times)) for name, times in seconds.items()}
+
+
+def table(title: str, timings: Mapping[str, Timing], base: str, unit: float = 1e3, what: str = "ms") -> str:
+    """A Markdown table: the times, and each one's as a ratio to that of `base` (both the least)."""
+    lines = [
+        f"### {title}",
+        "",
+        f"| | least, {what} | median, {what} | time / {base} |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for name, timing in timings.items():
+        ratio = timing.least / timings[base].least
+        lines.append(f"| {name} | {timing.least * unit:.3g} | {timing.median * unit:.3g} | {ratio:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def machine() -> str:
+    """Date, versions, device: a line to stand above the figures."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        name = next(
+            (x.partition(":")[2].strip() for x in info.read_text().splitlines() if "model name" in x), name
+        )
+    parts = [f"{datetime.now(UTC):%Y-%m-%d}", f"Python {platform.python_version()}"]
+    for package in ("torch", "onnxruntime-gpu", "onnxruntime", "numpy", "lmdb"):
+        try:
+            parts.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    parts.append(f"{torch.get_num_threads()} threads on {os.cpu_count()} cores of {name}")
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return ", ".join(parts)
+
+
+def peak_memory() -> float:
+    """The largest resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1024 if sys.platform != "darwin" else peak / 2**20
+
+
+def matrix_product_rate(size: int = 2048, rounds: int = 5) -> float:
+    """What float32 matrix products reach here, in operations per second: the ceiling of convolutions."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    timing = in_turns({"mm": lambda: torch.mm(a, b)}, rounds)["mm"]
+    return 2 * size**3 / timing.least
+
+
+def copy_rate(megabytes: int = 256, rounds: int = 5) -> float:
+    """What a copy in memory reaches here, in bytes read and written per second."""
+    source = torch.ones(megabytes << 18)
+    target = torch.empty_like(source)
+    timing = in_turns({"copy": lambda: target.copy_(source)}, rounds)["copy"]
+    return 2 * (megabytes << 20) / timing.least

@@ -1,0 +1,124 @@
+"""An ONNX model in half precision, or in 8-bit integers whose ranges an LMDB gives.
+
+    imae quantize net.onnx net_fp16.onnx --to fp16 --lmdb test_lmdb
+    imae quantize net.onnx net_int8.onnx --to int8 --calibrate train_lmdb --lmdb test_lmdb
+
+With --lmdb the accuracy before and after is printed. int8: weights per channel, symmetric; activations per
+blob, between the least and the largest value that the calibration records give. Inputs and outputs stay
+float32, so whatever runs the model goes on as before. Both by ONNX Runtime's own tools.
+"""
+
+import argparse
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from imae.converters.export_onnx import session_errors
+from imae.converters.run_onnx import Batch, lmdb_batches, model_transform, open_session, run_model
+from imae.prototxt import TransformationParameter
+from imae.prototxt.errors import DataError, ExportError
+from imae.prototxt.files import AnyPath, write_atomically
+
+COMMAND = "quantize"
+HELP = "an ONNX model in fp16 or int8, calibrated on an LMDB, with its accuracy before and after"
+
+BATCH = 100
+
+
+def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with half-precision weights and arithmetic; inputs and outputs stay float32."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    half: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True)
+    return half
+
+
+def to_int8(model: onnx.ModelProto, batches: Iterator[Batch]) -> onnx.ModelProto:
+    """The model with 8-bit weights and activations, whose ranges are those of these batches."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    name = model.graph.input[0].name
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]  # ONNX Runtime has no type stubs
+        def get_next(self) -> dict[str, Any] | None:
+            images, _ = next(batches, (None, None))
+            return None if images is None else {name: images}
+
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(None):
+        paths = [Path(folder, f"{stage}.onnx") for stage in ("given", "prepared", "int8")]
+        onnx.save(model, paths[0])
+        quant_pre_process(paths[0], paths[1], skip_symbolic_shape=True)
+        quantize_static(
+            paths[1],
+            paths[2],
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+        return onnx.load(paths[2])
+
+
+def calibration(path: str, transform: TransformationParameter, records: int) -> Iterator[Batch]:
+    """The first `records` records of an LMDB in batches."""
+    batches = lmdb_batches(path, transform, min(BATCH, records))
+    return itertools.islice(batches, -(-records // BATCH))
+
+
+def read_model(path: AnyPath) -> onnx.ModelProto:
+    """A model; ExportError where the file is none."""
+    try:
+        model = onnx.load(os.fspath(path))
+        onnx.checker.check_model(model)
+    except OSError as error:
+        raise ExportError(f"cannot read '{path}': {error.strerror or error}") from error
+    except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
+        raise ExportError(f"'{path}' is not an ONNX model: {str(error).splitlines()[0]}") from error
+    return model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="the .onnx file")
+    parser.add_argument("output", help="the .onnx file to write")
+    parser.add_argument("--to", required=True, choices=["fp16", "int8"])
+    parser.add_argument("--calibrate", metavar="LMDB", help="for int8: records like those that will come")
+    parser.add_argument("--records", type=int, default=1000, metavar="N", help="how many of them (1000)")
+    parser.add_argument("--lmdb", help="records with labels, for the accuracy before and after")
+    parser.add_argument("--provider", default="CPU", help="that computes the accuracy: CPU, CUDA, ... (CPU)")
+
+
+def run(args: argparse.Namespace) -> None:
+    if (args.to == "int8") != bool(args.calibrate):
+        raise DataError("--to int8 needs --calibrate LMDB, and --to fp16 takes none")
+    if args.records < 1:
+        raise DataError(f"--records must be at least 1, got {args.records}")
+    session = open_session(args.model)
+    transform = model_transform(session, None)
+    if len(session.get_inputs()) != 1:
+        raise ExportError(f"{args.model}: a model with one input is needed, got {len(session.get_inputs())}")
+    model = read_model(args.model)
+    try:
+        if args.to == "fp16":
+            result = to_fp16(model)
+        else:
+            result = to_int8(model, calibration(args.calibrate, transform, args.records))
+    except session_errors() as error:
+        raise ExportError(f"{args.model}: {str(error).strip().splitlines()[0]}") from error
+    result.metadata_props.clear()
+    result.metadata_props.extend(model.metadata_props)
+    write_atomically(args.output, result.SerializeToString())
+    print(f"wrote {args.output}: {os.path.getsize(args.model)} -> {os.path.getsize(args.output)} bytes")
+    for path in (args.model, args.output) if args.lmdb else ():
+        session = open_session(path, args.provider)
+        measured = run_model(session, lmdb_batches(args.lmdb, transform, BATCH))
+        rate = f"{measured.images_per_second:.0f} images/s on {args.provider}"
+        print(f"{path}: accuracy = {measured.accuracy:.6g} on {len(measured.classes)} images, {rate}")

@@ -1,0 +1,84 @@
+"""fp16 and int8 models say nearly what the float32 model says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from imae.converters.lmdb_writer import write_lmdb
+from imae.converters.run_onnx import open_session
+from imae.layers.data.datum import datum_from_array
+from imae.train import main
+
+NET = """
+name: "small"
+layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TEST }
+  transform_param { scale: 0.0039 crop_size: 8 } data_param { source: "lmdb" batch_size: 10 backend: LMDB } }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+  convolution_param { num_output: 8 kernel_size: 3 weight_filler { type: "msra" } } }
+layer { name: "relu" type: "ReLU" bottom: "conv" top: "conv" }
+layer { name: "fc" type: "InnerProduct" bottom: "conv" top: "fc"
+  inner_product_param { num_output: 10 weight_filler { type: "msra" } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """net.onnx with weights from a seed, and an LMDB whose labels are what that net says."""
+    from imae import pycaffe
+
+    monkeypatch.chdir(tmp_path)
+    images = np.random.default_rng(3).integers(0, 256, (300, 3, 9, 9), np.uint8)
+
+    def write(labels: list[int]) -> None:
+        write_lmdb(
+            "lmdb", ((b"%05d" % i, datum_from_array(images[i], labels[i])) for i in range(len(images)))
+        )
+
+    write([0] * len(images))
+    (tmp_path / "net.prototxt").write_text(NET)
+    pycaffe.set_random_seed(1)
+    net = pycaffe.Net("net.prototxt", pycaffe.TEST)
+    net.save("net.caffemodel")
+    command = ["export", "--model", "net.prototxt", "--weights", "net.caffemodel", "--output", "net.onnx"]
+    assert main.main(command) == 0
+    scores = [net.forward(blobs=["fc"])["fc"].copy() for _ in range(30)]
+    (tmp_path / "lmdb").rename(tmp_path / "first")
+    write(np.concatenate(scores).argmax(1).tolist())
+    return tmp_path / "net.onnx"
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+def test_accuracy_stays(kind: str, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calibrate = ["--calibrate", "lmdb", "--records", "150"] if kind == "int8" else []
+    assert main.main(["quantize", str(model), "q.onnx", "--to", kind, "--lmdb", "lmdb", *calibrate]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    before, after = (float(line.split("accuracy = ")[1].split()[0]) for line in lines[1:])
+    assert before == 1.0 and 0.9 <= after <= 1.0
+    given, made = onnx.load(model), onnx.load("q.onnx")
+    assert [p.key for p in made.metadata_props] == [p.key for p in given.metadata_props] != []
+    kinds = {tensor.data_type for tensor in made.graph.initializer if len(tensor.dims) > 1}
+    assert kinds == {onnx.TensorProto.FLOAT16 if kind == "fp16" else onnx.TensorProto.INT8}
+    for session in (open_session(model), open_session("q.onnx")):
+        assert session.get_inputs()[0].type == "tensor(float)"
+        assert session.run(None, {session.get_inputs()[0].name: np.zeros((5, 3, 8, 8), np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--to", "int8"], "--to int8 needs --calibrate LMDB"),
+        (["--to", "fp16", "--calibrate", "lmdb"], "--to fp16 takes none"),
+        (["--to", "int8", "--calibrate", "lmdb", "--records", "0"], "--records must be at least 1"),
+        (["--to", "int8", "--calibrate", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_arguments(
+    arguments: list[str], message: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.main(["quantize", str(model), "q.onnx", *arguments]) == 2
+    assert message in capsys.readouterr().err and not Path("q.onnx").exists()
