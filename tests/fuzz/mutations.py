@@ -1,16 +1,17 @@
-"""Broken files as hypothesis strategies: small valid ones, edited as bytes, as text, or as protobuf messages."""
+"""Broken files: small valid ones, edited as bytes, as text, or as protobuf messages."""
 
 from __future__ import annotations
 
+import copy
 import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hypothesis import strategies as st
-
-Draw = st.DrawFn
-Files = st.SearchStrategy[bytes]
+from choices import Draw, choosing
+from google.protobuf import text_format
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
 LARGEST = 1 << 20  # bytes of a file that is made here
 NUMBERS = [0, 1, 2, 3, 7, 8, 15, 16, 100, 127, 128, 255, 256, 1000, 4096, 32767, 32768, 65535, 65536, 10**6]
@@ -19,61 +20,58 @@ FLOATS = [0.0, -0.0, 1e-45, 1e-30, 1e30, -1e38, 3.5e38, float("inf"), float("-in
 FLOATS += [-1.0, 0.5, 1e300]
 
 
-def pick(draw: Draw, items: Sequence[object]) -> int:
-    """An index of `items`."""
-    return draw(st.integers(0, len(items) - 1))
+def times(draw: Draw) -> int:
+    """How often something is repeated; rarely very often, as files of 1 MiB take their time."""
+    return draw.item([10**3, 10**6] if draw.number(0, 19) == 19 else [1, 1, 2, 3, 10, 100])
 
 
 # -- bytes ---------------------------------------------------------------------------------------------------
 
 
-@st.composite
+@choosing
 def mutated_bytes(
     draw: Draw, seeds: Sequence[bytes], hot: Callable[[bytes], Sequence[int]] | None = None
 ) -> bytes:
     """A seed after a few edits; `hot` names the places where edits matter most."""
-    data = bytearray(seeds[pick(draw, seeds)])
-    for _ in range(draw(st.integers(1, 4))):
-        places = hot(bytes(data)) if hot is not None and draw(st.booleans()) else ()
+    data = bytearray(draw.item(seeds))
+    for _ in range(draw.number(1, 4)):
+        places = hot(bytes(data)) if hot is not None and draw.coin() else ()
         if places:
-            place = places[pick(draw, places)]
+            place = draw.item(places)
         else:
-            place = draw(st.integers(0, max(len(data) - 1, 0)))
+            place = draw.number(0, max(len(data) - 1, 0))
         _edit(draw, data, place, seeds)
     return bytes(data[:LARGEST])
 
 
 def _edit(draw: Draw, data: bytearray, place: int, seeds: Sequence[bytes]) -> None:
-    kind = draw(st.integers(0, 15))
-    length = draw(st.integers(1, 64))
+    kind = draw.number(0, 15)
+    length = draw.number(1, 64)
     if kind <= 3:
-        data[place : place + 1] = bytes([draw(st.integers(0, 255))])
+        data[place : place + 1] = bytes([draw.number(0, 255)])
     elif kind <= 7:
-        size = draw(st.sampled_from([1, 2, 4, 8]))
-        number = NUMBERS[pick(draw, NUMBERS)] * draw(st.sampled_from([1, 1, -1]))
-        order = draw(st.sampled_from(["little", "little", "big"]))
+        size = draw.item([1, 2, 4, 8])
+        number = draw.item(NUMBERS) * draw.item([1, 1, -1])
+        order = draw.item(["little", "little", "big"])
         data[place : place + size] = (number % 256**size).to_bytes(size, order)
     elif kind == 8:
-        data[place : place + 1] = bytes(
-            [(data[place] if place < len(data) else 0) ^ 1 << draw(st.integers(0, 7))]
-        )
+        data[place : place + 1] = bytes([(data[place] if place < len(data) else 0) ^ 1 << draw.number(0, 7)])
     elif kind == 9:
         del data[place : place + length]
     elif kind == 10:
-        data[place:place] = draw(st.binary(min_size=1, max_size=32))
+        data[place:place] = draw.data(1, 32)
     elif kind == 11:
         part = data[place : place + length]
-        times = draw(st.sampled_from([1, 2, 10, 1000, 10**5]))
-        data[place:place] = part * min(times, LARGEST // max(len(part), 1))
+        data[place:place] = part * min(times(draw), LARGEST // max(len(part), 1))
     elif kind == 12:
         del data[place:]
     elif kind == 13:
-        other = seeds[pick(draw, seeds)]
-        data[place:] = other[draw(st.integers(0, max(len(other) - 1, 0))) :]
+        other = draw.item(seeds)
+        data[place:] = other[draw.number(0, max(len(other) - 1, 0)) :]
     elif kind == 14:
-        data[place : place + length] = bytes([draw(st.sampled_from([0, 0, 255]))]) * length
+        data[place : place + length] = bytes([draw.item([0, 0, 255])]) * length
     else:
-        begin = draw(st.integers(0, max(len(data) - 1, 0)))
+        begin = draw.number(0, max(len(data) - 1, 0))
         data[place : place + length] = data[begin : begin + length]
 
 
@@ -113,64 +111,63 @@ ODD_NUMBERS = [
 ]
 
 
-@st.composite
+@choosing
 def mutated_text(draw: Draw, seeds: Sequence[bytes], words: Sequence[bytes] = ()) -> bytes:
     """A seed after a few edits of its tokens or lines; `words` is the vocabulary of the language."""
-    tokens = TOKEN.findall(seeds[pick(draw, seeds)])
-    for _ in range(draw(st.integers(1, 4))):
-        kind = draw(st.integers(0, 13))
-        place = draw(st.integers(0, max(len(tokens) - 1, 0)))
-        end = min(place + draw(st.integers(1, 12)), len(tokens))
+    tokens = TOKEN.findall(draw.item(seeds))
+    for _ in range(draw.number(1, 4)):
+        kind = draw.number(0, 13)
+        place = draw.number(0, max(len(tokens) - 1, 0))
+        end = min(place + draw.number(1, 12), len(tokens))
         if kind <= 3:
             numbers = [i for i, token in enumerate(tokens) if token[:1].isdigit() or token[:1] == b"-"]
             if numbers:
-                tokens[numbers[pick(draw, numbers)]] = draw(_number())
+                tokens[draw.item(numbers)] = draw(_number())
         elif kind <= 5 and words:
             names = [i for i, token in enumerate(tokens) if token[:1].isalpha() or token[:1] in (b'"', b"'")]
             if names:
-                old = names[pick(draw, names)]
-                word = words[pick(draw, words)]
+                old = draw.item(names)
+                word = draw.item(words)
                 tokens[old] = b'"%s"' % word if tokens[old][:1] == b'"' else word
         elif kind == 6:
             strings = [i for i, token in enumerate(tokens) if token[:1] in (b'"', b"'")]
             if strings:
-                tokens[strings[pick(draw, strings)]] = b'"%s"' % ODD_TEXT[pick(draw, ODD_TEXT)]
+                tokens[draw.item(strings)] = b'"%s"' % draw.item(ODD_TEXT)
         elif kind == 7:
             del tokens[place:end]
         elif kind == 8:
             part = tokens[place:end]
-            times = draw(st.sampled_from([1, 2, 10, 1000, 10**5]))
-            tokens[place:place] = part * min(times, LARGEST // 4 // max(len(b"".join(part)), 1))
+            tokens[place:place] = part * min(times(draw), LARGEST // 4 // max(len(b"".join(part)), 1))
         elif kind == 9 and words:
-            word = words[pick(draw, words)]
+            word = draw.item(words)
             tokens.insert(place, b" %s: %s " % (word, draw(_number())))
         elif kind == 10:
-            tokens.insert(place, draw(st.sampled_from(ODD_TEXT)))
+            tokens.insert(place, draw.item(ODD_TEXT))
         elif kind == 11:
             del tokens[place:]
         elif kind == 12:
-            other = TOKEN.findall(seeds[pick(draw, seeds)])
-            begin = draw(st.integers(0, max(len(other) - 1, 0)))
-            tokens[place:place] = other[begin : begin + draw(st.integers(1, 60))]
+            other = TOKEN.findall(draw.item(seeds))
+            begin = draw.number(0, max(len(other) - 1, 0))
+            tokens[place:place] = other[begin : begin + draw.number(1, 60)]
         else:
             blocks = [block for block in _blocks(tokens) if block[1] > block[0]]
             if blocks:
-                first, last = blocks[pick(draw, blocks)]
-                where = draw(st.integers(0, len(tokens)))
-                tokens[where:where] = tokens[first : last + 1] * draw(st.sampled_from([1, 1, 2, 50, 3000]))
+                first, last = draw.item(blocks)
+                where = draw.number(0, len(tokens))
+                tokens[where:where] = tokens[first : last + 1] * min(times(draw), 3000)
     return b"".join(tokens)[:LARGEST]
 
 
-@st.composite
+@choosing
 def _number(draw: Draw) -> bytes:
-    kind = draw(st.integers(0, 4))
+    kind = draw.number(0, 4)
     if kind == 0:
-        return ODD_NUMBERS[pick(draw, ODD_NUMBERS)]
+        return draw.item(ODD_NUMBERS)
     if kind == 1:
-        return repr(FLOATS[pick(draw, FLOATS)]).encode()
+        return repr(draw.item(FLOATS)).encode()
     if kind == 2:
-        return b"%d" % draw(st.integers(-3, 12))
-    return b"%d" % (NUMBERS[pick(draw, NUMBERS)] * draw(st.sampled_from([1, 1, -1])))
+        return b"%d" % draw.number(-3, 12)
+    return b"%d" % (draw.item(NUMBERS) * draw.item([1, 1, -1]))
 
 
 def _blocks(tokens: Sequence[bytes]) -> list[tuple[int, int]]:
@@ -185,6 +182,61 @@ def _blocks(tokens: Sequence[bytes]) -> list[tuple[int, int]]:
         elif token == b"}" and open_:
             found.append((open_.pop(), i))
     return found
+
+
+@choosing
+def mutated_fields(draw: Draw, seeds: Sequence[Message], words: Sequence[str]) -> bytes:
+    """A message of `seeds` as text, with a few fields, at any depth, that are gone or hold something else."""
+    message = copy.deepcopy(draw.item(seeds))
+    for _ in range(draw.number(1, 3)):
+        inner = [message]
+        for home in inner:
+            for field, value in home.ListFields():
+                if field.type == FieldDescriptor.TYPE_MESSAGE:
+                    inner += value if field.is_repeated else [value]
+        home = draw.item(inner)
+        there = [field for field, _ in home.ListFields()]
+        fields = there if there and draw.number(0, 2) else home.DESCRIPTOR.fields
+        if not fields:
+            continue
+        field = draw.item(fields)
+        value = getattr(home, field.name)
+        if draw.number(0, 5) == 0:
+            home.ClearField(field.name)
+        elif field.type == FieldDescriptor.TYPE_MESSAGE and field.is_repeated:
+            new = copy.deepcopy(draw.item(value) if value else value.add())
+            for _ in range(min(times(draw), 1000)):
+                value.add().CopyFrom(new)
+        elif field.type == FieldDescriptor.TYPE_MESSAGE:
+            value.SetInParent()
+        elif field.is_repeated:
+            if value and draw.coin():
+                value[draw.index(value)] = draw(_value(field, words))
+            else:
+                value.extend([draw(_value(field, words))] * min(times(draw), 1000))
+        else:
+            setattr(home, field.name, draw(_value(field, words)))
+    return text_format.MessageToString(message).encode()[:LARGEST]
+
+
+@choosing
+def _value(draw: Draw, field: FieldDescriptor, words: Sequence[str]) -> object:
+    if field.enum_type is not None:
+        return field.enum_type.values[draw.index(field.enum_type.values)].number
+    kind = field.cpp_type
+    if kind == FieldDescriptor.CPPTYPE_BOOL:
+        return draw.coin()
+    if kind == FieldDescriptor.CPPTYPE_STRING:
+        return draw.item(words)
+    if kind in (FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE):
+        return draw.item(FLOATS) if draw.coin() else draw.number(-3, 12)
+    number = draw.number(-3, 12)
+    if draw.coin():
+        number = draw.item(NUMBERS) * draw.item([1, 1, -1])
+    bits = 31 if kind in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_UINT32) else 63
+    if kind in (FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64):
+        return abs(number) % 2 ** (bits + 1)
+    return max(-(2**bits), min(number, 2**bits - 1))
 
 
 # -- protobuf messages ---------------------------------------------------------------------------------------
@@ -203,89 +255,92 @@ class Field:
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
-@st.composite
+@choosing
 def mutated_message(
     draw: Draw, seeds: Sequence[bytes], numbers: Sequence[int] = tuple(range(1, 20))
 ) -> bytes:
     """A message after a few edits of its fields, wherever they are nested; then perhaps of its bytes."""
-    message = parse(seeds[pick(draw, seeds)])
-    for _ in range(draw(st.integers(1, 4))):
+    message = parse(draw.item(seeds))
+    for _ in range(draw.number(1, 4)):
         _edit_message(draw, message, seeds, numbers)
     data = serialized(message)
-    if draw(st.integers(0, 4)) == 0:
+    if draw.number(0, 4) == 0:
         return draw(mutated_bytes([data or b"\0"]))
     return data[:LARGEST]
 
 
 def _edit_message(draw: Draw, message: list[Field], seeds: Sequence[bytes], numbers: Sequence[int]) -> None:
     places = [(message, len(message)), *list(_places(message))]
-    home, index = places[pick(draw, places)]
-    new = Field(numbers[pick(draw, numbers)], VARINT, 0)
+    home, index = draw.item(places)
+    new = Field(draw.item(numbers), VARINT, 0)
     if index == len(home):
         home.append(new)
-    found, kind = home[index], draw(st.integers(0, 12))
+    found, kind = home[index], draw.number(0, 12)
     if kind <= 3:
         if found.wire == VARINT:
-            found.value = NUMBERS[pick(draw, NUMBERS)] * draw(st.sampled_from([1, 1, -1])) % 2**64
+            found.value = draw.item(NUMBERS) * draw.item([1, 1, -1]) % 2**64
         elif found.wire in (FIXED32, FIXED64):
             code, size = ("<f", 4) if found.wire == FIXED32 else ("<d", 8)
-            value = FLOATS[pick(draw, FLOATS)]
+            value = draw.item(FLOATS)
             found.value = struct.pack(code, value) if abs(value) < 1e38 or size == 8 else b"\x7f" * size
         elif isinstance(found.value, bytes):
             found.value = draw(_payload(found.value))
     elif kind == 4:
         del home[index]
     elif kind == 5:
-        times = draw(st.sampled_from([1, 2, 10, 1000, 10**5, 5 * 10**5]))
         size = max(len(serialized([found])), 1)
-        home[index:index] = [found] * min(times, LARGEST // size)
+        home[index:index] = [found] * min(times(draw), LARGEST // size)
     elif kind == 6:
-        found.number = numbers[pick(draw, numbers)]
+        found.number = draw.item(numbers)
     elif kind == 7:
-        found.wire = draw(st.sampled_from([VARINT, FIXED64, BYTES, FIXED32, 3, 4]))
+        found.wire = draw.item([VARINT, FIXED64, BYTES, FIXED32, 3, 4])
         found.value = {VARINT: 1, FIXED64: b"\0" * 8, FIXED32: b"\1" * 4}.get(found.wire, b"ab")
     elif kind == 8:
-        found.length = NUMBERS[pick(draw, NUMBERS)]
+        found.length = draw.item(NUMBERS)
     elif kind == 9:
         home.insert(index, new)
         new.wire, new.value = BYTES, draw(_payload(b"a"))
     elif kind == 10:
         home.insert(index, new)
-        new.value = NUMBERS[pick(draw, NUMBERS)] % 2**64
+        new.value = draw.item(NUMBERS) % 2**64
     elif kind == 11:
-        other = parse(seeds[pick(draw, seeds)])
+        other = parse(draw.item(seeds))
         sources = list(_places(other))
         if sources:
-            source, where = sources[pick(draw, sources)]
+            source, where = draw.item(sources)
             home.insert(index, source[where])
     else:
-        nested = serialized([found])[: LARGEST // 16]
-        for _ in range(draw(st.sampled_from([1, 50, 99, 100, 101, 1000]))):
+        nested = serialized([found])[: LARGEST // 64]
+        for _ in range(draw.item([1, 2, 50, 99, 100, 101, 1000])):
             nested = varint(found.number << 3 | BYTES) + varint(len(nested)) + nested
         home.insert(index, Field(found.number, BYTES, nested))
 
 
-@st.composite
+@choosing
 def _payload(draw: Draw, old: bytes) -> bytes:
     """Something else for a string or for packed numbers."""
-    kind = draw(st.integers(0, 5))
+    kind = draw.number(0, 5)
     if kind == 0:
         return b""
     if kind == 1:
-        return old[: draw(st.integers(0, len(old)))]
+        return old[: draw.number(0, len(old))]
     if kind == 2:
-        return old + draw(st.binary(max_size=9))
+        return old + draw.data(0, 9)
     if kind == 3:
-        return struct.pack("<f", draw(st.sampled_from([float("nan"), float("inf"), -1.0, 1e-45]))) * 6
+        return struct.pack("<f", draw.item([float("nan"), float("inf"), -1.0, 1e-45])) * 6
     if kind == 4:
-        return ODD_TEXT[pick(draw, ODD_TEXT)]
-    return b"".join(varint(NUMBERS[pick(draw, NUMBERS)] % 2**64) for _ in range(draw(st.integers(1, 5))))
+        return draw.item(ODD_TEXT)
+    return b"".join(varint(draw.item(NUMBERS) % 2**64) for _ in range(draw.number(1, 5)))
 
 
 def _places(message: list[Field]) -> list[tuple[list[Field], int]]:
-    """All fields, each as the list it stands in and its place there."""
+    """All fields, each as the list it stands in and its place there; of repetitions the first."""
     found = []
+    before = None
     for index, part in enumerate(message):
+        if part is before:
+            continue
+        before = part
         found.append((message, index))
         if isinstance(part.value, list):
             found += _places(part.value)

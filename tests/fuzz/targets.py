@@ -19,12 +19,13 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from re import fullmatch
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from hypothesis import strategies as st
-from mutations import Draw, Files, mutated_bytes, mutated_message, mutated_text, pick
+from choices import Draw, Files, choosing, either
+from mutations import mutated_bytes, mutated_fields, mutated_message, mutated_text
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ROOT / "tests" / "cases"
@@ -133,6 +134,8 @@ def vocabulary() -> list[bytes]:
 
 
 def net_texts() -> Files:
+    from imae.prototxt.text import parse_net
+
     write_lmdb("db", {b"%d" % i: datums()[0] for i in range(3)})
     patterns = ("layers/*/*.prototxt", "nets/*.prototxt", "upgrade/*.in.prototxt", "state/*.prototxt")
     seeds = cases(*patterns, "invalid/net_*.prototxt")
@@ -142,7 +145,39 @@ def net_texts() -> Files:
         b'layer { name: "d" type: "DummyData" top: "x" top: "y" dummy_data_param { num: 2 channels: 3 height: 1 '
         b'width: 1 data_filler { type: "gaussian" std: 0.1 } } }'
     )
-    return mutated_text(seeds, vocabulary())
+    return either(mutated_text(seeds, vocabulary()), mutated_fields(readable(seeds, parse_net), NAMES))
+
+
+NAMES = [
+    "",
+    "data",
+    "label",
+    "x",
+    "ip",
+    "loss",
+    "a.png",
+    "db",
+    "/dev/null",
+    "../x",
+    "a\nb",
+    "ä",
+    "gaussian",
+    "xavier",
+]
+NAMES += ["Data", "Input", "ReLU", "Convolution", "Pooling", "Softmax", "LSTM", "BatchNorm", "Scale", "Split"]
+NAMES += ["fixed", "step", "multistep", "poly", "Adam", "SGD"]
+
+
+def readable(texts: Sequence[bytes], parse: Callable[[str], Any]) -> list[Any]:
+    """The messages of the texts that can be read."""
+    errors = importlib.import_module("imae.prototxt.errors")
+    found = []
+    for text in texts:
+        try:
+            found.append(parse(text.decode(errors="replace")))
+        except errors.ImaeError:
+            continue
+    return found
 
 
 def names_python(param: Any) -> bool:
@@ -195,6 +230,8 @@ TINY_SOLVER = (
 
 
 def solver_texts() -> Files:
+    from imae.prototxt.text import parse_solver
+
     seeds = [TINY_SOLVER, TINY_SOLVER.replace(b'"step"', b'"multistep" stepvalue: 2 stepvalue: 5')]
     for kind in (b"Nesterov", b"AdaGrad", b"RMSProp", b"AdaDelta", b"Adam"):
         seeds.append(TINY_SOLVER + b' type: "%s" delta: 0.1 momentum2: 0.9 rms_decay: 0.9' % kind)
@@ -202,7 +239,7 @@ def solver_texts() -> Files:
         TINY_SOLVER + b"test_iter: 1 test_interval: 2 test_state { stage: 'x' } solver_mode: CPU display: 1"
     )
     seeds += cases("upgrade/solver_*.in.prototxt", "runs/*/solver.prototxt")
-    return mutated_text(seeds, vocabulary())
+    return either(mutated_text(seeds, vocabulary()), mutated_fields(readable(seeds, parse_solver), NAMES))
 
 
 @target(solver_texts)
@@ -214,6 +251,8 @@ def solver(data: bytes) -> None:
     to_text(param)
     if any(map(names_python, [param.net_param, param.train_net_param, *param.test_net_param])):
         return
+    if not fullmatch(r"[\w.]{0,20}", param.snapshot_prefix):
+        param.snapshot_prefix = "s"  # snapshots go wherever the solver says
     made = Solver(param)
     if sum(blob.numel() for blob in made.net.learnable) <= SMALL and param.iter_size <= 3:
         made.step(2)
@@ -289,17 +328,17 @@ def hdf5_files(make: Callable[[Any], object], names: Sequence[str]) -> Files:
             make(file)
         seeds.append(buffer.getvalue())
 
-    @st.composite
+    @choosing
     def edited(draw: Draw) -> bytes:
-        if draw(st.integers(0, 2)) == 0:
+        if draw.number(0, 2) == 0:
             return draw(mutated_bytes(seeds, _hdf5_places))
         buffer = io.BytesIO()
-        with h5py.File(buffer, "w", libver=draw(st.sampled_from(["earliest", "latest"]))) as file:
+        with h5py.File(buffer, "w", libver=draw.item(["earliest", "latest"])) as file:
             make(file)
-            for _ in range(draw(st.integers(1, 2))):
-                _replace(draw, file, names[pick(draw, names)])
+            for _ in range(draw.number(1, 2)):
+                _replace(draw, file, draw.item(names))
         data = buffer.getvalue()
-        return draw(mutated_bytes([data], _hdf5_places)) if draw(st.integers(0, 3)) == 0 else data
+        return draw(mutated_bytes([data], _hdf5_places)) if draw.number(0, 3) == 0 else data
 
     return edited()
 
@@ -329,34 +368,35 @@ def _replace(draw: Draw, file: Any, name: str) -> None:
     """Put something else in the place of a data set or group."""
     import h5py
 
-    if name in file and draw(st.integers(0, 9)):
+    parents = [name[:at] for at, letter in enumerate(name) if letter == "/"]
+    for parent in parents:
+        link = file.get(parent, getlink=True)
+        if not isinstance(link, h5py.HardLink) or not isinstance(file[parent], h5py.Group):
+            return
+    if file.get(name, getlink=True) is not None:
+        if draw.number(0, 9) == 0:
+            return
         del file[name]
-    elif name in file:
-        return
-    kind = draw(st.integers(0, 9))
-    shape = SHAPES[pick(draw, SHAPES)]
-    dtype = draw(st.sampled_from(["f4", "f8", "f2", "i4", "u1", "i8", "u8", "?", "S3", "c8", ">f4", ">i2"]))
+    kind = draw.number(0, 9)
+    shape = draw.item(SHAPES)
+    dtype = draw.item(["f4", "f8", "f2", "i4", "u1", "i8", "u8", "?", "S3", "c8", ">f4", ">i2"])
     large = int(np.prod(shape, dtype=object)) > 10**6
     if kind <= 4:
         options: dict[str, Any] = {}
-        if shape and (large or draw(st.booleans())):
+        if shape and 0 not in shape and (large or draw.coin()):
             options["chunks"] = tuple(min(max(d, 1), 2) for d in shape)
-            options["compression"] = draw(st.sampled_from([None, "gzip", "lzf"]))
-            options["fillvalue"] = draw(st.sampled_from([None, 1])) if dtype not in ("S3", "c8") else None
+            options["compression"] = draw.item([None, "gzip", "lzf"])
+            options["fillvalue"] = draw.item([None, 1]) if dtype not in ("S3", "c8") else None
         data_set = file.create_dataset(name, shape, dtype, **options)
         if not large and data_set.size and dtype not in ("S3", "c8"):
-            data_set[...] = NUMBERS_OF_DATA[pick(draw, NUMBERS_OF_DATA)]
+            data_set[...] = draw.item(NUMBERS_OF_DATA)
     elif kind == 5:
-        file.create_dataset(name, dtype=h5py.string_dtype() if draw(st.booleans()) else "S", data=b"text")
+        file.create_dataset(name, dtype=h5py.string_dtype() if draw.coin() else "S4", data=b"text")
     elif kind == 6:
         file.create_group(name)
     elif kind == 7:
-        link = draw(
-            st.sampled_from([h5py.SoftLink("/"), h5py.SoftLink("/no/where"), h5py.SoftLink(f"/{name}")])
-        )
-        file[name] = draw(
-            st.sampled_from([link, h5py.ExternalLink("other.h5", "/x"), h5py.ExternalLink("in.h5", "/")])
-        )
+        link = draw.item([h5py.SoftLink("/"), h5py.SoftLink("/no/where"), h5py.SoftLink(f"/{name}")])
+        file[name] = draw.item([link, h5py.ExternalLink("other.h5", "/x"), h5py.ExternalLink("in.h5", "/")])
     elif kind == 8:
         layout = h5py.VirtualLayout(shape or (4,), "f4")
         layout[...] = h5py.VirtualSource("other.h5", "x", shape or (4,))
@@ -386,18 +426,41 @@ def caffemodel_h5(data: bytes) -> None:
     load_caffemodel(weights_net(), write("in.h5", data))
 
 
-def tiny_solver() -> Any:
+STATEFUL_NET = (
+    TINY_NET
+    + b"""
+layer { name: "db" type: "Data" top: "images" transform_param { crop_size: 2 mirror: true }
+        data_param { source: "db" batch_size: 2 backend: LMDB prefetch: 0 } }
+layer { name: "rows" type: "HDF5Data" top: "rows" hdf5_data_param { source: "list" batch_size: 3 shuffle: true } }
+layer { name: "x" type: "DummyData" top: "x" top: "cont"
+        dummy_data_param { shape { dim: 2 dim: 1 dim: 3 } shape { dim: 2 dim: 1 } } }
+layer { name: "lstm" type: "LSTM" bottom: "x" bottom: "cont" top: "h"
+        recurrent_param { num_output: 2 weight_filler { type: "xavier" } } }
+layer { name: "drop" type: "Dropout" bottom: "h" top: "h" }
+layer { name: "silence" type: "Silence" bottom: "images" bottom: "rows" bottom: "h" }
+"""
+)
+
+
+def stateful_solver() -> Any:
+    """A solver whose run depends on random numbers, data and what layers keep."""
+    import h5py
+
     from imae.prototxt.text import parse_solver
     from imae.train.solver import Solver
 
-    return Solver(parse_solver(TINY_SOLVER.decode()))
+    write_lmdb("db", {b"%d" % i: datums()[0] for i in range(3)})
+    write("list", b"rows.h5 rows.h5")
+    with h5py.File("rows.h5", "w") as file:
+        file["rows"] = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
+    return Solver(parse_solver(TINY_SOLVER.replace(TINY_NET, STATEFUL_NET).decode()))
 
 
 def solver_states(end: str) -> list[bytes]:
     """Of a solver after some iterations; its model is there, too."""
     from imae.prototxt import SolverParameter
 
-    made = tiny_solver()
+    made = stateful_solver()
     made.param.snapshot_format = SolverParameter.HDF5 if end else SolverParameter.BINARYPROTO
     made.step(2)
     cache["solver"] = made
@@ -408,19 +471,19 @@ def binary_states() -> Files:
     seeds = solver_states("") + cases("runs/adam_multi_test/*.solverstate", largest=10**6)[:1]
     whole = mutated_message(seeds[:1], (1, 2, 3, 4, 5, 7, 8, 1000))
 
-    @st.composite
+    @choosing
     def with_run(draw: Draw) -> bytes:
         """A state in whose JSON something has been changed."""
         from imae.prototxt import SolverState
 
         state = SolverState.FromString(seeds[0])
-        if draw(st.booleans()):
+        if draw.coin():
             state.imae_run = draw(mutated_text([state.imae_run], RUN_WORDS))
         else:
             state.imae_run = draw(mutated_json(state.imae_run))
         return state.SerializeToString()
 
-    return whole | with_run()
+    return either(whole, with_run())
 
 
 RUN_WORDS = [
@@ -440,7 +503,7 @@ RUN_WORDS = [
 RUN_WORDS += [b"|V8", b"<M8[s]", b"<i8", b"buffers"]
 
 
-@st.composite
+@choosing
 def mutated_json(draw: Draw, data: bytes) -> bytes:
     """A JSON text where one value, at any depth, is another."""
     import json
@@ -453,9 +516,9 @@ def mutated_json(draw: Draw, data: bytes) -> bytes:
         for key in node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
             places.append((node, key))
             waiting.append(node[key])
-    for _ in range(draw(st.integers(1, 2))):
-        node, key = places[pick(draw, places)]
-        node[key] = JSON_VALUES[pick(draw, JSON_VALUES)]
+    for _ in range(draw.number(1, 2)):
+        node, key = draw.item(places)
+        node[key] = draw.item(JSON_VALUES)
     return json.dumps(tree).encode()
 
 
@@ -613,9 +676,12 @@ def lmdb(data: bytes) -> None:
 
 def few_datums() -> Files:
     many = mutated_message(datums(), range(1, 9))
-    return st.lists(many, min_size=1, max_size=3).map(
-        lambda parts: json.dumps([part.hex() for part in parts]).encode()
-    )
+
+    @choosing
+    def lists(draw: Draw) -> bytes:
+        return json.dumps([draw(many).hex() for _ in range(draw.number(1, 3))]).encode()
+
+    return lists()
 
 
 @target(few_datums)
@@ -775,7 +841,7 @@ def npz(**arrays: bytes) -> bytes:
 
 def label_files() -> Files:
     labels, keys = np.arange(6), np.array([b"%d" % i for i in range(6)])
-    texts = mutated_text([b"0 1 2\n3 4 5\n", b"1\n-1\n99999999999999999999\n"]).map(lambda data: b"t" + data)
+    texts = mutated_text([b"0 1 2\n3 4 5\n", b"1\n-1\n99999999999999999999\n"])
     header = npy(labels)[10:128]
     words = [
         b"descr",
@@ -792,20 +858,22 @@ def label_files() -> Files:
         b"None",
     ]
 
-    @st.composite
-    def arrays(draw: Draw) -> bytes:
-        kind = draw(st.integers(0, 3))
+    @choosing
+    def lettered(draw: Draw) -> bytes:
+        kind = draw.number(0, 7)
         if kind == 0:
             return b"n" + draw(mutated_bytes([npy(labels), npy(labels.astype(np.uint8))]))
         if kind == 1:
             return b"n" + npy(labels, draw(mutated_text([header], words))[:65535])
         if kind == 2:
             return b"z" + draw(mutated_bytes([npz(x=npy(labels)), npz(x=npy(labels), key=npy(keys))]))
+        if kind >= 4:
+            return b"t" + draw(texts)
         return b"z" + npz(
             x=npy(labels, draw(mutated_text([header], words))[:65535]), key=draw(mutated_bytes([npy(keys)]))
         )
 
-    return texts | arrays()
+    return lettered()
 
 
 @target(label_files)
@@ -868,16 +936,17 @@ def cifar_archives() -> Files:
     packed = [tar(binary, f"w:{kind}") for kind in ("gz", "bz2", "xz")] + [tar(pickled, "w:gz")]
     short = pickle.dumps({"data": np.zeros((1, 3072), np.uint8), "fine_labels": [1], "coarse_labels": [0]}, 2)
 
-    @st.composite
+    @choosing
     def inside(draw: Draw) -> bytes:
         broken = draw(
             mutated_bytes(
-                [short, cifar_pickle()], lambda data: [*range(200), *range(len(data) - 200, len(data))]
+                [short, cifar_pickle()],
+                lambda data: [*range(200), *range(max(len(data) - 200, 0), len(data))],
             )
         )
         return tar({"train": broken, "test": short})
 
-    return mutated_bytes(seeds, _tar_places) | mutated_bytes(packed) | inside()
+    return either(mutated_bytes(seeds, _tar_places), mutated_bytes(packed), inside())
 
 
 @target(cifar_archives)
@@ -886,7 +955,7 @@ def cifar(data: bytes) -> None:
     command("convert-cifar", write("cifar.tar", data), "out")
 
 
-@st.composite
+@choosing
 def folder_archives(draw: Draw) -> bytes:
     """Archives with names and kinds of members that are made to do harm."""
     buffer = io.BytesIO()
@@ -903,34 +972,32 @@ def folder_archives(draw: Draw) -> bytes:
     ]
     names += ["a/\udcff.png", "a/\n.png", "", ".", "..", "/"]
     with tarfile.open(
-        fileobj=buffer, mode="w", format=draw(st.sampled_from([0, 1, 2])), errors="surrogateescape"
+        fileobj=buffer, mode="w", format=draw.item([0, 1, 2]), errors="surrogateescape"
     ) as file:
-        for _ in range(draw(st.integers(1, 4))):
-            info = tarfile.TarInfo(names[pick(draw, names)])
-            info.type = draw(
-                st.sampled_from(
-                    [tarfile.REGTYPE] * 4
-                    + [
-                        tarfile.SYMTYPE,
-                        tarfile.LNKTYPE,
-                        tarfile.DIRTYPE,
-                        tarfile.FIFOTYPE,
-                        tarfile.CHRTYPE,
-                        tarfile.GNUTYPE_SPARSE,
-                    ]
-                )
+        for _ in range(draw.number(1, 4)):
+            info = tarfile.TarInfo(draw.item(names))
+            info.type = draw.item(
+                [tarfile.REGTYPE] * 4
+                + [
+                    tarfile.SYMTYPE,
+                    tarfile.LNKTYPE,
+                    tarfile.DIRTYPE,
+                    tarfile.FIFOTYPE,
+                    tarfile.CHRTYPE,
+                    tarfile.GNUTYPE_SPARSE,
+                ]
             )
-            info.linkname = draw(st.sampled_from(["a/1.png", "/etc/passwd", "../..", ""]))
-            content = draw(st.sampled_from([picture(".png"), picture(".jpg"), b"", b"text"]))
+            info.linkname = draw.item(["a/1.png", "/etc/passwd", "../..", ""])
+            content = draw.item([picture(".png"), picture(".jpg"), b"", b"text"])
             info.size = len(content) if info.isreg() else 0
             try:
                 file.addfile(info, io.BytesIO(content))
             except (ValueError, UnicodeEncodeError):  # a name that this format cannot hold
                 continue
     data = buffer.getvalue()
-    if draw(st.integers(0, 2)) == 0:
+    if draw.number(0, 2) == 0:
         data = draw(mutated_bytes([data], _tar_places))
-    return gzip.compress(data, 1) if draw(st.booleans()) else data
+    return gzip.compress(data, 1) if draw.coin() else data
 
 
 @target(folder_archives)

@@ -1,0 +1,121 @@
+"""The fuzz harness: a short run of every target, and that it finds what is planted."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+FUZZ = Path(__file__).parent / "fuzz"
+
+# One target for each rule; `fine` keeps them all.
+PLANTED = """
+import os, runpy, sys, time, warnings
+import cv2, numpy
+sys.path.insert(0, {fuzz!r})
+import targets
+from imae.prototxt.errors import DataError
+
+targets.TARGETS.clear()
+
+def plant(check):
+    targets.target(lambda: lambda draw: draw.data(0, 9))(check)
+
+@plant
+def fine(data):
+    open("x", "wb").write(data)
+    if len(data) % 2:
+        raise DataError("odd")
+
+@plant
+def traceback(data):
+    if len(data) > 3:
+        raise KeyError("planted")
+
+@plant
+def warning(data):
+    warnings.warn("planted")
+
+@plant
+def lines(data):
+    class Lines(DataError):
+        def __str__(self):
+            return "one\\ntwo"
+    raise Lines
+
+@plant
+def hang(data):
+    while len(data) > 3:
+        pass
+
+@plant
+def stuck(data):
+    time.sleep(1000)
+
+@plant
+def memory(data):
+    bytearray(3 << 30)
+
+@plant
+def crash(data):
+    os.abort()
+
+@plant
+def written(data):
+    open("../../written", "wb")
+
+@plant
+def written_in_c(data):
+    cv2.imwrite("../../written.png", numpy.zeros((2, 2), numpy.uint8))
+
+@plant
+def removed(data):
+    os.remove("../../nothing")
+
+runpy.run_path({main!r}, run_name="__main__")
+"""
+
+
+def fuzz(*command: str) -> tuple[int, str]:
+    """The exit status and the output of a run."""
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_every_target_finds_nothing() -> None:
+    status, output = fuzz(str(FUZZ), "--examples", "40")
+    table = dict(re.findall(r"(?m)^(\w+) +40 +(\d+ +\d+) .* 0$", output))
+    targets = re.findall(r"(?m)^@target\(.*\n(?:.*\n)*?def (\w+)", (FUZZ / "targets.py").read_text())
+    assert status == 0 and len(targets) >= 20 and set(table) == set(targets), output
+    for name, counts in table.items():
+        accepted, refused = map(int, counts.split())
+        assert accepted + refused == 40 and refused, f"{name}: {output}"
+
+
+def test_planted_bugs_are_found(tmp_path: Path) -> None:
+    script = tmp_path / "planted.py"
+    script.write_text(PLANTED.format(fuzz=str(FUZZ), main=str(FUZZ / "__main__.py")))
+    status, output = fuzz(
+        str(script), "--examples", "20", "--seconds", "0.2", "--keep", str(tmp_path / "found")
+    )
+    assert status == 1, output
+    found = re.findall(r"(?m)^(\w+): (.+)$", output)
+    expected = {
+        "traceback": "KeyError",
+        "warning": "UserWarning",
+        "lines": "not one line",
+        "hang": "Slow",
+        "stuck": "too slow, and cannot be stopped",
+        "memory": "MemoryError",
+        "crash": "ended with status -6",
+        "written": "outside: open",
+        "written_in_c": "outside, once",
+        "removed": "outside: os.remove",
+    }
+    for name, what in expected.items():
+        assert any(n == name and text.startswith(what) for n, text in found), f"{name}: {output}"
+    assert "fine" not in dict(found), output
+    for name in ("traceback", "hang"):
+        (kept,) = (tmp_path / "found").glob(f"{name}-*")
+        assert 3 < len(kept.read_bytes()) <= 9, output
