@@ -1,0 +1,103 @@
+"""`imae train` in several ranks on the CPU: each a fork of a process that has loaded the libraries once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is made in C++
+
+from imae.prototxt.errors import ImaeError
+from imae.train.main import main
+from imae.train.ranks import joined
+
+PATIENCE = 120  # seconds after which a rank counts as hung
+
+
+class Job:
+    """The ranks of one training.
+
+    processes   one a rank, started
+    """
+
+    def __init__(self, folder: Path, count: int, work: Callable[..., int], *arguments: list[str]) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["imae.train.command_train", "rank_runs"])
+        # The ranks meet here, as under torchrun.
+        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.logs = [folder / f"rank_{rank}.log" for rank in range(count)]
+        self.processes = [
+            context.Process(
+                target=be_rank, args=(rank, count, self.store.port, folder, log, work, *arguments)
+            )
+            for rank, log in enumerate(self.logs)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def ended(self) -> list[int | None]:
+        """The exit statuses; None for a rank that hangs."""
+        for process in self.processes:
+            process.join(PATIENCE)
+        return [process.exitcode for process in self.processes]
+
+    def log(self, rank: int) -> str:
+        """What a rank has written to stderr."""
+        return self.logs[rank].read_text() if self.logs[rank].exists() else ""
+
+
+@contextmanager
+def job(folder: Path, count: int, *arguments: str) -> Iterator[Job]:
+    """`imae train ARGUMENTS` in `folder`; whoever still lives at the end is killed."""
+    with ending(Job(folder, count, main, ["train", *arguments])) as started:
+        yield started
+
+
+@contextmanager
+def ending(started: Job) -> Iterator[Job]:
+    """Kill at the end whoever still lives."""
+    try:
+        yield started
+    finally:
+        for process in started.processes:
+            process.kill()
+            process.join()
+
+
+def train(folder: Path, count: int, *arguments: str) -> str:
+    """The log of rank 0 of a training that ends well; the other ranks write nothing."""
+    with job(folder, count, *arguments) as started:
+        statuses = started.ended()
+        logs = [started.log(rank) for rank in range(count)]
+    assert statuses == [0] * count, logs
+    assert logs[1:] == [""] * (count - 1), logs
+    return logs[0]
+
+
+def be_rank(
+    rank: int, count: int, port: int, folder: Path, log: Path, work: Callable[..., int], *arguments: list[str]
+) -> None:
+    """Be one of the ranks."""
+    os.chdir(folder)
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    os.environ.update({name: str(value) for name, value in (numbers | where).items()})
+    torch.set_num_threads(1)
+    sys.exit(work(*arguments))
+
+
+def fail_beside_one_that_waits() -> int:
+    """Rank 1 fails; rank 0 is somewhere where it hears of nothing."""
+    with joined() as group:
+        assert group is not None
+        if group.rank == 1:
+            raise ImaeError("it is broken")
+        time.sleep(PATIENCE)
+    return 0
