@@ -1,0 +1,164 @@
+"""How many pixels a picture file asks for, looked at before it is decoded: 100 bytes can ask for gigabytes.
+
+The headers are read as OpenCV reads them, of all formats that it decodes: JPEG, PNG, BMP, GIF, WebP, TIFF,
+JPEG 2000, AVIF, PBM to PPM, PAM, PFM, Radiance HDR, Sun raster.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Callable
+from typing import NamedTuple
+
+from imae.layers.memory import SMALL_FILE, most_unpacked
+from imae.prototxt.errors import DataError
+
+# Photographs take more than 1/32 byte a pixel. OpenCV takes up to 17 bytes of memory a pixel to decode one.
+PIXELS_PER_BYTE = 32
+OPENCV_LIMIT = 1 << 30  # pixels; its own default
+OPENCV_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
+
+
+def check_picture_size(data: bytes, name: str) -> None:
+    """DataError for a picture whose header asks for more pixels than a true one of that many bytes has.
+
+    Where OPENCV_IO_MAX_IMAGE_PIXELS is set, that number counts, and OpenCV looks at it.
+    """
+    pixels = picture_pixels(data)
+    if not pixels:
+        raise DataError(f"{name}: could not decode the {len(data)} bytes as a picture; the file is damaged")
+    most = min(most_unpacked(len(data), PIXELS_PER_BYTE), OPENCV_LIMIT)
+    if pixels > most and OPENCV_VARIABLE not in os.environ:
+        raise DataError(
+            f"{name}: its {len(data)} bytes ask for {pixels} pixels; at most {most} are decoded, "
+            f"{PIXELS_PER_BYTE} for each byte of at least {SMALL_FILE}; if the file is to be trusted, set "
+            f"{OPENCV_VARIABLE} to that number"
+        )
+
+
+def picture_pixels(data: bytes) -> int:
+    """Width times height as the header of a picture file says; 0 where there is none."""
+    for form in FORMATS:
+        if form.start.match(data):
+            try:
+                return form.pixels(data)
+            except (struct.error, LookupError, ValueError, OverflowError):  # cut short, or without end
+                return 0
+    return 0
+
+
+class Format(NamedTuple):
+    """How its files begin, and what counts their pixels."""
+
+    start: re.Pattern[bytes]
+    pixels: Callable[[bytes], int]
+
+
+def _at(place: int, sizes: str) -> Callable[[bytes], int]:
+    """Both sizes lie at one place, in this form of the module struct. (BMP has rows from above if < 0.)"""
+
+    def pixels(data: bytes) -> int:
+        first, second = struct.unpack_from(sizes, data, place)
+        return abs(int(first) * int(second))
+
+    return pixels
+
+
+def _found(*words: bytes) -> Callable[[bytes], int]:
+    """Both sizes are decimal numbers, which groups of these expressions match."""
+    patterns = [re.compile(word, re.DOTALL) for word in words]
+
+    def pixels(data: bytes) -> int:
+        numbers = [
+            number for pattern in patterns if (match := pattern.search(data)) for number in match.groups()
+        ]
+        return int(numbers[0]) * int(numbers[1])
+
+    return pixels
+
+
+def _jpeg(data: bytes) -> int:
+    """From marker to marker, up to the frame header."""
+    place = 2
+    while (place := data.find(b"\xff", place)) >= 0:
+        while data[place] == 0xFF:
+            place += 1
+        marker = data[place]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return _at(place + 4, ">HH")(data)
+        alone = marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8
+        place += 1 if alone else 1 + int(struct.unpack_from(">H", data, place + 1)[0])
+    return 0
+
+
+def _webp(data: bytes) -> int:
+    kind = data[12:16]
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(data[place : place + 3], "little") + 1 for place in (24, 27))
+    elif kind == b"VP8L":
+        (bits,) = struct.unpack_from("<I", data, 21)
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    else:
+        width, height = (size & 0x3FFF for size in struct.unpack_from("<HH", data, 26))
+    return int(width * height)
+
+
+def _tiff(data: bytes) -> int:
+    """Of the first directory; a pixel of more than 8 bytes counts as several."""
+    order = "<" if data[:1] == b"I" else ">"
+    big = data[2:4] in (b"+\0", b"\0+")
+    (first,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
+    (entries,) = struct.unpack_from(order + ("Q" if big else "H"), data, first)
+    tags: dict[int, int] = {}
+    for entry in range(entries):
+        place = first + (8 + 20 * entry if big else 2 + 12 * entry)
+        tag, kind, count = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, place)
+        place += 12 if big else 8
+        if tag == TIFF_BITS and count > (4 if big else 2):  # one for each sample, elsewhere
+            (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, place)
+        if tag in (TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_SAMPLES) and kind in TIFF_KINDS:
+            tags[tag] = max(tags.get(tag, 0), *struct.unpack_from(order + TIFF_KINDS[kind], data, place))
+    bits = tags.get(TIFF_BITS, 1) * tags.get(TIFF_SAMPLES, 1)
+    return tags.get(TIFF_WIDTH, 0) * tags.get(TIFF_HEIGHT, 0) * max(1, bits // 64)
+
+
+TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_SAMPLES = 256, 257, 258, 277
+TIFF_KINDS = {1: "B", 3: "H", 4: "I", 16: "Q"}
+
+
+def _jpeg_2000(data: bytes) -> int:
+    found = (struct.unpack_from(">4I", data, match.end() + 4) for match in re.finditer(JP2_SIZE, data))
+    return max(((x - x0) * (y - y0) for x, y, x0, y0 in found), default=0)
+
+
+JP2_SIZE = rb"\xff\x4f\xff\x51"
+
+
+def _avif(data: bytes) -> int:
+    """Of its largest part."""
+    found = (struct.unpack_from(">II", data, match.end()) for match in re.finditer(b"ispe\0\0\0\0", data))
+    return max((width * height for width, height in found), default=0)
+
+
+BLANKS = rb"(?:\s|#[^\r\n]*[\r\n])+"
+FORMATS = [
+    Format(re.compile(start, re.DOTALL), pixels)
+    for start, pixels in (
+        (rb"\xff\xd8\xff", _jpeg),
+        (rb"\x89PNG\r\n\x1a\n.{4}IHDR", _at(16, ">II")),
+        (rb"BM.{12}\x0c\0\0\0", _at(18, "<HH")),
+        (rb"BM", _at(18, "<ii")),
+        (rb"GIF8", _at(6, "<HH")),
+        (rb"RIFF.{4}WEBP", _webp),
+        (rb"II[*+]\0|MM\0[*+]", _tiff),
+        (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", _jpeg_2000),
+        (rb".{4}ftyp", _avif),
+        (rb"P[1-6]\s", _found(rb"\AP[1-6]%b(\d+)%b(\d+)" % (BLANKS, BLANKS))),
+        (rb"P7", _found(rb"\bWIDTH\s+(\d+)", rb"\bHEIGHT\s+(\d+)")),
+        (rb"P[Ff]", _found(rb"\AP[Ff]\s+(\d+)\s+(\d+)")),
+        (rb"#\?(?:RGBE|RADIANCE)", _found(rb"-Y (\d+) \+X (\d+)")),
+        (rb"\x59\xa6\x6a\x95", _at(4, ">II")),
+    )
+]
