@@ -56,7 +56,7 @@ setup(
             "types-protobuf",
             "types-tqdm",
             "setuptools>=77",
-        ]
+        ],
     },
     entry_points={"console_scripts": ["imae = imae.train.main:main"]},
 )

@@ -12,8 +12,9 @@ import argparse
 import io
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import h5py
 import numpy as np
@@ -22,7 +23,8 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 from torch import nn
 
-from imae.layers.blob import array_from_blob, blob_from_array
+from imae.layers.blob import blob_from_array, exact_array_from_blob, single_or_double
+from imae.layers.hdf5_file import HDF5_ERRORS, DataSets
 from imae.layers.layer import Layer, LossLayer, Shape
 from imae.layers.net import Net, shape_string
 from imae.prototxt import LayerParameter, NetParameter, ParamSpec
@@ -34,7 +36,7 @@ from imae.prototxt.upgrade import upgrade_net
 
 logger = logging.getLogger(__name__)
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 
 
 @dataclass
@@ -99,7 +101,8 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
         if layer.blobs:
             report.copied.append(name)
     with_blobs = [name for name, layer in layers.items() if layer.blobs]
-    report.fresh = [name for name in with_blobs if name not in report.copied]
+    copied = {*report.copied}
+    report.fresh = [name for name in with_blobs if name not in copied]
     if report.fresh and report.ignored and not report.copied:
         raise CaffemodelError(
             f"{path}: the model of another net: it has blobs for {_some(report.ignored)}, the net needs "
@@ -116,7 +119,10 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
 
 
 def save_caffemodel(net: Net, path: AnyPath, *, hdf5: bool = False, diff: bool = False) -> None:
-    """Write the net's blobs (and diffs), as a binary NetParameter or as HDF5; FileError where that fails."""
+    """Write the net's blobs (and diffs), as a binary NetParameter or as HDF5; FileError where that fails.
+
+    Those of a net of double precision are written as such, as Caffe does; Caffe reads them into any net.
+    """
     write_atomically(path, _to_hdf5(net, diff) if hdf5 else net_to_proto(net, diff).SerializeToString())
 
 
@@ -147,22 +153,24 @@ class _Source:
     legacy: bool = False
 
 
-def add_dialect_option(parser: argparse.ArgumentParser) -> None:
-    """--dialect, for commands that read caffemodels."""
+def add_dialect_option(parser: argparse.ArgumentParser, known: Sequence[str] = DIALECTS) -> None:
+    """--dialect, for commands that read caffemodels, solver states and nets."""
     parser.add_argument(
-        "--dialect", choices=DIALECTS, help="the fork that wrote the .caffemodel, where it is not Caffe's own"
+        "--dialect", choices=known, help="the fork that the given files are of, where they are not Caffe's"
     )
 
 
 def _scales_behind_batch_norms(net: Net) -> dict[str, str]:
     """The names of the Scale layers that read what BatchNorm layers make, by the latter's names."""
-    scales = {}
-    for index, step in enumerate(net.steps):
+    scales: dict[str, str] = {}
+    unread: dict[str, str] = {}  # tops of BatchNorm layers, and their names
+    for step in net.steps:
+        for bottom in step.bottoms:
+            norm = unread.pop(bottom, None)
+            if norm is not None and step.layer.type == "Scale":
+                scales[norm] = step.layer.name
         if step.layer.type == "BatchNorm":
-            readers = (later for later in net.steps[index + 1 :] if step.tops[0] in later.bottoms)
-            reader = next(readers, None)
-            if reader is not None and reader.layer.type == "Scale":
-                scales[step.layer.name] = reader.layer.name
+            unread[step.tops[0]] = step.layer.name
     return scales
 
 
@@ -180,7 +188,7 @@ def _read_binary(path: AnyPath, dialect: str | None, scales: dict[str, str]) -> 
 def _sources(layer: LayerParameter, path: AnyPath) -> Iterator[_Source]:
     for index, blob in enumerate(layer.blobs):
         try:
-            yield _Source(array_from_blob(blob), legacy=not blob.HasField("shape"))
+            yield _Source(exact_array_from_blob(blob), legacy=not blob.HasField("shape"))
         except CaffemodelError as error:
             hint = ", or a fork's, which --dialect reads" if len(UnknownFieldSet(blob)) else ""
             raise CaffemodelError(f"{path}: layer '{layer.name}', blob {index}: {error}{hint}") from None
@@ -189,11 +197,12 @@ def _sources(layer: LayerParameter, path: AnyPath) -> Iterator[_Source]:
 def _read_hdf5(path: AnyPath) -> dict[str, dict[int, _Source]]:
     try:
         with h5py.File(path, "r") as file:
+            read = DataSets(file).read
             return {
-                name: {int(index): _Source(np.asarray(values, np.float32)) for index, values in group.items()}
+                name: {int(index): _Source(single_or_double(read(blob))) for index, blob in group.items()}
                 for name, group in file["data"].items()
             }
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except HDF5_ERRORS as error:
         raise CaffemodelError(f"{path}: not a caffemodel in HDF5, or damaged: {error}") from None
 
 

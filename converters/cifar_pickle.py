@@ -8,6 +8,7 @@ Strings and bytes both become str, bytes as Latin-1: Python 2, which wrote these
 """
 
 import pickletools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,9 @@ def read_pickled_batch(data: bytes, name: str) -> dict[str, Any]:
     DataError, with the file's `name`, if the pickle is broken or needs anything else.
     """
     try:
-        batch = _interpret(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickletools, about strange escapes in a text
+            batch = _interpret(data)
         if not isinstance(batch, dict):
             raise ValueError("it holds no dict")
         return {key: value.values if isinstance(value, _Array) else value for key, value in batch.items()}

@@ -42,13 +42,17 @@ def compute_mean(source: LmdbSource | LeveldbSource) -> Mean:
         pixels = array_from_datum(source.datum(i), name)
         if pixels.shape != total.shape:
             raise DataError(f"{name}: an image of {pixels.shape}; the first one's shape is {total.shape}")
-        total += pixels
+        with np.errstate(over="ignore", invalid="ignore"):  # float_data may hold anything
+            total += pixels
+    if not np.isfinite(total).all():
+        logger.warning("The mean is not finite: the records hold NaN, infinite or very large values")
     return total / np.float32(len(source))
 
 
 def channel_means(mean: Mean) -> list[np.float32]:
     """The mean of each channel, summed up in single precision, one value after the other."""
-    sums = np.cumsum(mean.reshape(len(mean), -1), axis=1, dtype=np.float32)[:, -1]
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = np.cumsum(mean.reshape(len(mean), -1), axis=1, dtype=np.float32)[:, -1]
     return list(sums / np.float32(mean[0].size))
 
 

@@ -324,8 +324,9 @@ def session_errors() -> tuple[type[Exception], ...]:
 
     state = onnxruntime.capi.onnxruntime_pybind11_state
     names = "Fail InvalidArgument InvalidGraph InvalidProtobuf NotImplemented RuntimeException"
-    # UnicodeDecodeError: its message quotes bytes of the file.
-    return (*(getattr(state, name) for name in names.split()), UnicodeDecodeError)
+    # UnicodeDecodeError: its message quotes bytes of the file. RuntimeError: a tensor that cannot be made.
+    own = (getattr(state, name) for name in names.split())
+    return UnicodeDecodeError, MemoryError, RuntimeError, *own
 
 
 def transform_metadata(param: NetParameter) -> dict[str, str]:

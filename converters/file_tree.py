@@ -1,4 +1,12 @@
-"""The files below a folder, or in a .tar archive, which is read where it lies: nothing of it is extracted."""
+"""The files below a folder, or in a .tar archive, which is read where it lies: nothing of it is extracted.
+
+An archive's names are only names: nothing is opened, written or followed at the places that they tell. As for
+tar, a "/" in front is left out and the last of several members of one name counts; a name that leads out of
+the archive by ".." is refused, and so is reading a link or a device in it.
+
+A packed archive is unpacked piece by piece into a nameless file, and may not hold more than UNPACKED_PER_BYTE
+bytes for each of its own. Pictures hardly shrink, so only one that is made to fill the disk holds as much.
+"""
 
 import bz2
 import gzip
@@ -6,7 +14,7 @@ import io
 import lzma
 import os
 import posixpath
-import shutil
+import stat
 import tarfile
 import tempfile
 import zlib
@@ -15,6 +23,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from imae.layers.memory import SMALL_FILE, most_unpacked
 from imae.prototxt.errors import DataError
 from imae.prototxt.files import AnyPath
 
@@ -23,7 +32,13 @@ DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], io.BufferedIOBase]] = {  # by t
     b"BZh": bz2.BZ2File,
     b"\xfd7zXZ\0": lzma.LZMAFile,
 }
-BROKEN = (OSError, EOFError, lzma.LZMAError, zlib.error, tarfile.TarError)
+BROKEN = (
+    *(OSError, EOFError, UnicodeDecodeError, MemoryError, RecursionError),
+    *(lzma.LZMAError, zlib.error, tarfile.TarError),
+)
+UNPACKED_PER_BYTE = 100
+CHUNK = 1 << 20
+MOST_GLOBAL_HEADERS = 100  # tarfile copies them for each member; real archives have one or two
 
 
 class FileTree(NamedTuple):
@@ -53,18 +68,50 @@ def open_tree(path: AnyPath, subfolder: str = "", depth: int | None = None) -> I
             start = file.read(8)
             file.seek(0)
             for magic, decompress in DECOMPRESSORS.items():
-                if start.startswith(magic):  # unpacked into a nameless file, so that jumping in it is quick
+                if start.startswith(magic):
                     packed, file = file, stack.enter_context(tempfile.TemporaryFile())
-                    shutil.copyfileobj(decompress(packed), file, 1 << 20)
-                    file.seek(0)
+                    most = most_unpacked(os.fstat(packed.fileno()).st_size, UNPACKED_PER_BYTE)
+                    _unpack(path, decompress(packed), file, most)
             tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
-            members = {posixpath.normpath(member.name): member for member in tar if not member.isdir()}
+            members = _members(path, tar)
             file.seek(tar.offset)
             if any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a broken header for the end
                 raise tarfile.ReadError(f"the header at byte {tar.offset} is broken")
         except BROKEN as error:
-            raise DataError(f"cannot read '{path}' as a .tar archive (.gz, .bz2, .xz): {error}") from error
+            reason = error if str(error) else "there is not enough memory"
+            raise DataError(f"cannot read '{path}' as a .tar archive (.gz, .bz2, .xz): {reason}") from error
         yield _archive(path, tar, members, subfolder)
+
+
+def _unpack(path: AnyPath, content: io.BufferedIOBase, file: IO[bytes], most: int) -> None:
+    """Write the unpacked content of an archive, at most so many bytes, into a file."""
+    while chunk := content.read(CHUNK):
+        if file.tell() + len(chunk) > most:
+            raise DataError(
+                f"'{path}' unpacks to more than {most} bytes, {UNPACKED_PER_BYTE} for each of its own, of at "
+                f"least {SMALL_FILE}; if that is not to fill the disk, unpack it and give the .tar or folder"
+            )
+        file.write(chunk)
+    file.seek(0)
+
+
+def _members(path: AnyPath, tar: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
+    """All but the folders, by their names."""
+    members = {}
+    while member := tar.next():
+        if len(tar.pax_headers) > MOST_GLOBAL_HEADERS:
+            raise tarfile.ReadError(f"it has {len(tar.pax_headers)} global headers")
+        member.pax_headers = {}  # read already, and a copy for each member
+        if not member.isdir():
+            members[_inner_name(path, member.name)] = member
+    return members
+
+
+def _inner_name(path: AnyPath, name: str) -> str:
+    inner = posixpath.normpath(name.lstrip("/"))
+    if inner.split("/")[0] == "..":
+        raise DataError(f"the name '{name}' leads out of the archive '{path}'; it is not to be trusted")
+    return inner
 
 
 def _folder(root: Path, depth: int | None) -> FileTree:
@@ -72,7 +119,12 @@ def _folder(root: Path, depth: int | None) -> FileTree:
         raise DataError(f"no such folder: '{root}'")
 
     def names() -> Iterator[str]:
+        seen: dict[tuple[int, int], str] = {}
         for folder, subfolders, files in os.walk(root, onerror=_refuse, followlinks=True):
+            status = os.stat(folder)
+            other = seen.setdefault((status.st_dev, status.st_ino), folder)
+            if other != folder:  # links can lead in circles
+                raise DataError(f"'{folder}' and '{other}' are one folder; remove the link to it")
             relative = Path(folder).relative_to(root)
             if len(relative.parts) + 1 == depth:
                 subfolders.clear()
@@ -80,9 +132,12 @@ def _folder(root: Path, depth: int | None) -> FileTree:
 
     def read(name: str, limit: int) -> bytes:
         try:
+            status = os.stat(root / name)
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait, reading a device may never end
+                raise DataError(f"'{root / name}' is no regular file")
+            _check_size(root / name, status.st_size, limit)
             with open(root / name, "rb") as file:
-                _check_size(root / name, os.fstat(file.fileno()).st_size, limit)
-                return file.read()
+                return file.read(limit)
         except OSError as error:
             raise DataError(f"cannot read '{root / name}': {error.strerror}") from error
 
@@ -96,7 +151,7 @@ def _refuse(error: OSError) -> None:
 def _archive(
     path: AnyPath, tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo], subfolder: str
 ) -> FileTree:
-    prefix = posixpath.normpath(subfolder) + "/" if subfolder else ""
+    prefix = _inner_name(path, subfolder) + "/" if subfolder else ""
     members = {name.removeprefix(prefix): m for name, m in members.items() if name.startswith(prefix)}
     if not members:
         raise DataError(f"'{path}' has no files in '{subfolder}'" if subfolder else f"'{path}' has no files")

@@ -91,7 +91,10 @@ def open_session(
                 options,
                 providers=[name if device is None else (name, {"device_id": str(device)})],
             )
-    except (*session_errors(), MemoryError) as error:
+        for value in (*session.get_inputs(), *session.get_outputs(), session.get_modelmeta()):
+            for text in ("name", "custom_metadata_map"):  # these must be UTF-8, for which it does not look
+                getattr(value, text, None)
+    except session_errors() as error:
         raise ExportError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
     if name not in session.get_providers():
         raise DeviceError(
@@ -141,9 +144,9 @@ def run_batch(
             begun = time.perf_counter()
             (scores,) = session.run([output], {feed.name: images})
             seconds = time.perf_counter() - begun
-    except (*session_errors(), MemoryError) as error:
+    except session_errors() as error:
         raise ExportError(f"ONNX Runtime cannot run it: {_first_line(error)}") from error
-    if not scores.ndim or len(scores) != len(images):
+    if not scores.ndim or len(scores) != len(images) or not scores.size:
         raise ExportError(
             f"output {output!r} has shape {list(scores.shape)} for {len(images)} images; it must hold "
             f"values for each image; choose another output"
@@ -228,10 +231,7 @@ def model_transform(session: onnxruntime.InferenceSession, text: str | None) -> 
     """How images are prepared: by `text`, or by the model's metadata; without the parts that are random."""
     where = "--transform" if text is not None else "the model's metadata"
     if text is None:
-        try:
-            text = session.get_modelmeta().custom_metadata_map.get(TRANSFORM_KEY, "")
-        except UnicodeDecodeError as error:
-            raise ExportError(f"the model's metadata cannot be read: {error}") from None
+        text = session.get_modelmeta().custom_metadata_map.get(TRANSFORM_KEY, "")
     transform = parse_text(text, TransformationParameter, where)
     transform.mirror = False
     return transform

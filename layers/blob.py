@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from imae.layers.memory import MAX_AXES, MAX_COUNT
 from imae.prototxt import BlobProto
 from imae.prototxt.errors import CaffemodelError
 
@@ -24,30 +26,56 @@ def blob_shape(blob: BlobProto) -> tuple[int, ...]:
 
 def array_from_blob(blob: BlobProto, diff: bool = False) -> NDArray[np.float32]:
     """The data (or diff) of a blob as a float32 array; CaffemodelError where count and shape disagree."""
+    with np.errstate(over="ignore"):  # what is too large for it becomes infinite, as in Caffe
+        return exact_array_from_blob(blob, diff).astype(np.float32, copy=False)
+
+
+def exact_array_from_blob(blob: BlobProto, diff: bool = False) -> NDArray[np.floating[Any]]:
+    """The same as the blob has it: float64 where a net of double precision wrote it, else float32."""
     single, double = (blob.diff, blob.double_diff) if diff else (blob.data, blob.double_data)
-    values = np.array(double if len(double) else single, np.float32)
+    values = np.array(double, np.float64) if len(double) else np.array(single, np.float32)
     shape = blob_shape(blob)
-    count = 1
-    for d in shape:
-        count *= d
-    if any(d < 0 for d in shape) or values.size != count:
+    if len(shape) > MAX_AXES or any(not 0 <= d <= MAX_COUNT for d in shape):
+        raise CaffemodelError(f"a blob has at most {MAX_AXES} axes of 0 to {MAX_COUNT}; got {shape}")
+    if values.size != math.prod(shape):
         raise CaffemodelError(f"a blob of shape {shape} holds {values.size} numbers; the file is damaged")
-    return values.reshape(shape)
+    try:
+        return values.reshape(shape)
+    except ValueError:  # no values, but such axes that numpy cannot count to
+        raise CaffemodelError(f"a blob of shape {shape} is impossible; the file is damaged") from None
 
 
-def blob_from_array(values: NDArray[np.float32], diff: NDArray[np.float32] | None = None) -> BlobProto:
-    """A BlobProto with shape and data (and diff) as Caffe writes it."""
+def blob_from_array(
+    values: NDArray[np.floating[Any]], diff: NDArray[np.floating[Any]] | None = None
+) -> BlobProto:
+    """A BlobProto with shape and data (and diff) as Caffe writes it: float64 as double_data, else data."""
     blob = BlobProto()
     blob.shape.dim.extend(values.shape)
-    _merge_packed(blob, BlobProto.DATA_FIELD_NUMBER, values)
-    if diff is not None:
-        _merge_packed(blob, BlobProto.DIFF_FIELD_NUMBER, diff)
+    for array, *fields in (
+        (values, BlobProto.DATA_FIELD_NUMBER, BlobProto.DOUBLE_DATA_FIELD_NUMBER),
+        (diff, BlobProto.DIFF_FIELD_NUMBER, BlobProto.DOUBLE_DIFF_FIELD_NUMBER),
+    ):
+        if array is not None:
+            array = single_or_double(array)
+            _merge_packed(blob, fields[array.itemsize == 8], array)
     return blob
 
 
-def _merge_packed(blob: BlobProto, number: int, values: NDArray[np.float32]) -> None:
-    """Set a packed float field from its bytes: `extend` takes seconds for the weights of a large net."""
-    data = np.ascontiguousarray(values, "<f4").tobytes()
+def single_or_double(values: Any) -> NDArray[np.floating[Any]]:
+    """An array, or a data set of a file, as float64 where it is that, else as float32.
+
+    TypeError where it holds no real numbers.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"values of type {array.dtype}")
+    double = array.dtype.kind == "f" and array.itemsize == 8
+    return array.astype(np.float64 if double else np.float32, copy=False)
+
+
+def _merge_packed(blob: BlobProto, number: int, values: NDArray[np.floating[Any]]) -> None:
+    """Set a packed field from its bytes: `extend` takes seconds for the weights of a large net."""
+    data = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
     head, length = bytearray([number << 3 | 2]), len(data)
     while length > 0x7F:
         head.append(length & 0x7F | 0x80)

@@ -9,6 +9,8 @@ truth: tests compare every pass with it.
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -135,6 +137,12 @@ class _Plan:
         self._steps = list(net.steps)
         self._joined: dict[int, _Joined] = {}
         self._gone: set[int] = set()
+        self._readers: defaultdict[str, list[int]] = defaultdict(list)
+        self._writers: defaultdict[str, list[int]] = defaultdict(list)
+        for index, step in enumerate(self._steps):
+            for users, names in ((self._readers, step.bottoms), (self._writers, step.tops)):
+                for name in dict.fromkeys(names):
+                    users[name].append(index)
 
     def gone(self, index: int) -> bool:
         return index in self._gone
@@ -144,20 +152,23 @@ class _Plan:
         step = self._steps[index]
         if len(step.tops) != 1 or step.tops[0] in self._net.loss_weights:
             return None
-        for later in range(index + 1, len(self._steps)):
-            reader = self._steps[later]
-            if step.tops[0] in reader.bottoms:  # splits see to it that every value has one reader
-                alone = len(reader.bottoms) == 1 and len(reader.tops) == 1 and not any(reader.detach)
-                return later if alone and not self.gone(later) else None
-        return None
+        readers = self._readers[step.tops[0]]
+        following = bisect_right(readers, index)
+        if following == len(readers):
+            return None
+        later = readers[following]  # splits see to it that every value has one reader
+        reader = self._steps[later]
+        alone = len(reader.bottoms) == 1 and len(reader.tops) == 1 and not any(reader.detach)
+        return later if alone and not self.gone(later) else None
 
     def only_writer(self, index: int) -> int | None:
         """The step whose only top step `index` reads."""
-        bottom = self._steps[index].bottoms[0]
-        for earlier in range(index - 1, -1, -1):
-            if bottom in self._steps[earlier].tops:
-                return earlier if len(self._steps[earlier].tops) == 1 else None
-        return None
+        writers = self._writers[self._steps[index].bottoms[0]]
+        before = bisect_left(writers, index)
+        if not before:
+            return None
+        earlier = writers[before - 1]
+        return earlier if len(self._steps[earlier].tops) == 1 else None
 
     def join(self, members: list[int], run: FusedBatchNormScale | Layer, layer: Layer | None = None) -> None:
         """Let one step stand, in the place of the last, for all `members`."""

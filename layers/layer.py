@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.filler import fill
 from imae.layers.memory import blob_problem
-from imae.prototxt import FillerParameter, LayerParameter, ParamSpec
+from imae.layers.ranks import ALONE, Ranks
+from imae.prototxt import TRAIN, FillerParameter, LayerParameter, ParamSpec
 from imae.prototxt.errors import ExportError, LayerError
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Layer(nn.Module):
     phase        TRAIN or TEST; the only switch of behaviour (torch's .training is not looked at)
     blobs        parameter blobs in Caffe's order
     random       the run's CaffeRandom; draws for fillers and masks come from it
+    ranks        the processes that share the records out, in TRAIN; rank 0 tests alone
     """
 
     num_bottoms: ClassVar[int | None] = None
@@ -61,6 +63,7 @@ class Layer(nn.Module):
     reads: ClassVar[tuple[str, ...]] = ()
 
     random: CaffeRandom
+    ranks: Ranks
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__()
@@ -72,7 +75,7 @@ class Layer(nn.Module):
         self.blob_shapes: list[Shape] = []
         self._check_fields()
 
-    def build(self, bottom_shapes: Sequence[Shape], random: CaffeRandom) -> list[Shape]:
+    def build(self, bottom_shapes: Sequence[Shape], random: CaffeRandom, ranks: Ranks = ALONE) -> list[Shape]:
         """Check the arity, make the parameter blobs, return the tops' shapes. Called once, by the net."""
         self._check_count("bottom", len(bottom_shapes))
         self._check_count("top", len(self.param.top))
@@ -85,7 +88,7 @@ class Layer(nn.Module):
             raise self.error(
                 f"{self.type} Layer does not allow in-place computation; give the top another name"
             )
-        self.random = random
+        self.random, self.ranks = random, ranks if self.phase == TRAIN else ALONE
         self.setup(bottom_shapes)
         if len(self.param.blobs) > len(self.blobs):
             raise self.error(

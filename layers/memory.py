@@ -1,4 +1,4 @@
-"""How large a blob can be: looked at before memory is taken, for one line of a prototxt may ask for any size.
+"""How large a thing can be: looked at before memory is taken, for one line of a file may ask for any size.
 
 Caffe: blob.cpp, Reshape, refuses more than 2^31 - 1 values. Differs: a blob for which there is no memory is
 refused as well, instead of letting the system end the process.
@@ -9,23 +9,38 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 MAX_AXES, MAX_COUNT = 32, 2**31 - 1
+SMALL_BLOB = 1 << 20  # bytes, about which the system is not asked
 
 
 def blob_problem(shape: Sequence[int]) -> str | None:
     """Why there cannot be a blob of this shape, or None."""
+    if len(shape) > MAX_AXES:
+        return f"a blob has at most {MAX_AXES} axes; got {len(shape)}"
     count = math.prod(shape)
     if count > MAX_COUNT:
         return f"blob size exceeds INT_MAX: shape {tuple(shape)} has {count} values, at most {MAX_COUNT} fit"
-    if 4 * count > (free := free_memory()):
+    if 4 * count > SMALL_BLOB and 4 * count > (free := free_memory()):
         return (
             f"a blob of shape {tuple(shape)} needs {4 * count / 2**30:.3g} GiB, but only "
             f"{free / 2**30:.3g} GiB of memory are free; choose smaller sizes"
         )
     return None
+
+
+SMALL_FILE = 1 << 20
+
+
+def most_unpacked(size: int, per_byte: int) -> int:
+    """What a file of `size` bytes may unpack to: so much for each of its bytes.
+
+    A small file counts as one of 1 MiB: what little it can do does no harm, and some shrink a great deal.
+    """
+    return per_byte * max(size, SMALL_FILE)
 
 
 def free_memory() -> int:
@@ -36,6 +51,28 @@ def free_memory() -> int:
         return total_memory()
     kilobytes = [int(size) for size in re.findall(r"(?m)^(?:MemAvailable|SwapFree): +(\d+) kB", text)]
     return _within_group(1024 * sum(kilobytes))
+
+
+@contextmanager
+def within_free_memory() -> Iterator[None]:
+    """Let a block of foreign code fail that wants more memory than is free: else the system ends the process.
+
+    Where the system knows no such limit, the block just runs.
+    """
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        yield
+        return
+    import resource  # not on all systems
+
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(statm.read_text().split()[0]) * resource.getpagesize()
+    most = min([taken + free_memory(), *(limit for limit in limits if limit != resource.RLIM_INFINITY)])
+    resource.setrlimit(resource.RLIMIT_AS, (most, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def total_memory() -> int:

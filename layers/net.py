@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.debug_info import log_forward
 from imae.layers.layer import DataLayer, LabelReader, Layer, Shape
+from imae.layers.ranks import ALONE, Ranks
 from imae.layers.registry import layer_class
 from imae.prototxt import LayerParameter, NetParameter, ParamSpec
 from imae.prototxt.errors import LayerError
@@ -85,6 +87,8 @@ class Net(nn.Module):
     random         draws the fillers' numbers, in Caffe's order
     share_from     a net whose parameters are used where layer names agree (a test net's train net); this
                    net's own blobs are filled all the same, so that the random stream is Caffe's
+    dtype          of parameters and blobs; what fillers and data layers give is float32 and is cast
+    ranks          the processes that train such a net together, for the layers
 
     name, phase, steps, plan
     layer_names    in order, automatic splits included
@@ -93,12 +97,19 @@ class Net(nn.Module):
     params         parameter blobs by layer name
     learnable      one (owner) parameter blob each, in Caffe's order, with lr_mults and decay_mults beside
     loss_weights   weight by blob name, of the blobs that have one
+    debug_info     whether passes log the mean absolute values of blobs and diffs; may be set
     """
 
     def __init__(
-        self, param: NetParameter, random: CaffeRandom | None = None, share_from: Net | None = None
+        self,
+        param: NetParameter,
+        random: CaffeRandom | None = None,
+        share_from: Net | None = None,
+        dtype: torch.dtype = torch.float32,
+        ranks: Ranks = ALONE,
     ) -> None:
         super().__init__()
+        self.dtype, self.ranks = dtype, ranks
         self.random = random if random is not None else CaffeRandom(None)
         self.name = param.name
         self.phase = param.state.phase
@@ -108,7 +119,7 @@ class Net(nn.Module):
         # The message that is built, rules applied and splits inserted; a snapshot's NetParameter comes from
         # it.
         self.param = insert_splits(filtered)
-        self.force_backward = param.force_backward
+        self.force_backward, self.debug_info = param.force_backward, param.debug_info
         self.layers = nn.ModuleList()
         self.steps: list[Step] = []
         self.blob_shapes: dict[str, Shape] = {}
@@ -132,6 +143,7 @@ class Net(nn.Module):
             _log("net.cpp:244", f"This network produces output {name}")
         for parameter, lr_mult in zip(self.learnable, self.lr_mults, strict=True):
             parameter.requires_grad_(lr_mult != 0 or self.force_backward)
+        self.to(dtype)
         if share_from is not None:
             self.share_with(share_from)
         self._finish_steps()
@@ -169,24 +181,32 @@ class Net(nn.Module):
         bottom_need_backward = [self._append_bottom(param, index) for index in range(len(param.bottom))]
         need_backward = any(self._blob_need_backward[bottom] for bottom in param.bottom)
         tops = self._append_tops(param, layer)
-        shapes = layer.build([self.blob_shapes[bottom] for bottom in param.bottom], self.random)
+        bottom_shapes = [self.blob_shapes[bottom] for bottom in param.bottom]
+        shapes = layer.build(bottom_shapes, self.random, self.ranks)
         if len(shapes) != len(tops):
             raise LayerError(param, f"{len(shapes)} tops are made, {len(tops)} are named: {', '.join(tops)}")
         _log("net.cpp:124", f"Setting up {param.name}")
         weights = self._loss_weights(layer, len(tops))
         for top, shape, weight in zip(tops, shapes, weights, strict=True):
+            if top in param.bottom and shape != (was := self.blob_shapes[top]):
+                raise LayerError(
+                    param,
+                    f"blob '{top}' is bottom and top, and its shape would change from {shape_string(was)} to "
+                    f"{shape_string(shape)}; give the top a name of its own",
+                )
             self.blob_shapes[top] = shape
             if weight:
                 self.loss_weights[top] = weight
             self._log_top(shape, weight)
-        _log("net.cpp:139", f"Memory required for data: {self._memory * 4}")
+        _log("net.cpp:139", f"Memory required for data: {self._memory * self.dtype.itemsize}")
         need_backward |= self._append_params(param, layer)
         if need_backward:
             self._blob_need_backward.update(dict.fromkeys(tops, True))
         self.layers.append(layer)
         self._layer_params.append(param)
+        run = partial(_next_tops, layer, self.dtype) if isinstance(layer, DataLayer) else layer
         self.steps.append(
-            Step(layer, layer, tuple(param.bottom), tuple(tops), bottom_need_backward, need_backward)
+            Step(layer, run, tuple(param.bottom), tuple(tops), bottom_need_backward, need_backward)
         )
 
     def _append_bottom(self, param: LayerParameter, index: int) -> bool:
@@ -200,15 +220,17 @@ class Net(nn.Module):
         return self._blob_need_backward[bottom]
 
     def _append_tops(self, param: LayerParameter, layer: Layer) -> list[str]:
+        seen: set[str] = set()
         for index, top in enumerate(param.top):
             if index < len(param.bottom) and param.bottom[index] == top:
                 _log("net.cpp:369", f"{param.name} -> {top} (in-place)")
-            elif top in self.blob_shapes or top in param.top[:index]:
+            elif top in self.blob_shapes or top in seen:
                 raise LayerError(param, f"Top blob '{top}' produced by multiple sources.")
             else:
                 _log("net.cpp:382", f"{param.name} -> {top}")
                 self._blob_need_backward[top] = False
             self._available.add(top)
+            seen.add(top)
             if param.type == "Input":
                 self.inputs.append(top)
         tops = list(param.top)
@@ -326,8 +348,12 @@ class Net(nn.Module):
         for step in self.steps:
             if step.layer.param.propagate_down:
                 step.detach = tuple(not need for need in step.bottom_need_backward)
+        last_in_place: dict[str, int] = {}  # the last step that overwrites a blob
         for index, step in enumerate(self.steps):
-            step.overwritten = _is_overwritten(self.steps, index)
+            last_in_place.update(dict.fromkeys({*step.tops}.intersection(step.bottoms), index))
+        for index, step in enumerate(self.steps):
+            later = bool(step.tops) and last_in_place.get(step.tops[0], -1) > index
+            step.overwritten = _is_overwritten(step, later)
         mark_frees(self.steps)
 
     def _log_top(self, shape: Shape, weight: float) -> None:
@@ -342,6 +368,7 @@ class Net(nn.Module):
     def share_with(self, other: Net) -> None:
         """Use the other net's parameters where layer names agree (Caffe's ShareTrainedLayersWith)."""
         mine = {step.layer.name: step.layer for step in self.steps}
+        replaced: dict[int, nn.Parameter] = {}
         for step in other.steps:
             source = step.layer
             target = mine.get(source.name)
@@ -359,15 +386,15 @@ class Net(nn.Module):
                         f"Source param shape is {shape_string(blob.shape)}; target param shape is "
                         f"{shape_string(target.blobs[index].shape)}"
                     )
-                self._replace(target.blobs[index], blob)
+                replaced[id(target.blobs[index])] = blob
+        self._replace(replaced)
 
-    def _replace(self, old: nn.Parameter, new: nn.Parameter) -> None:
-        if old is new:
-            return
-        self.learnable = [new if p is old else p for p in self.learnable]
+    def _replace(self, replaced: Mapping[int, nn.Parameter]) -> None:
+        """Use other parameters in the places of those with these ids."""
+        self.learnable = [replaced.get(id(old), old) for old in self.learnable]
         for step in self.steps:
-            for index, blob in enumerate(step.layer.blobs):
-                if blob is old:
+            for index, old in enumerate(step.layer.blobs):
+                if (new := replaced.get(id(old), old)) is not old:
                     step.layer.blobs[index] = new
                     self.params[step.layer.name] = list(step.layer.blobs)
 
@@ -378,11 +405,11 @@ class Net(nn.Module):
         return [step.layer for step in self.steps if isinstance(step.layer, DataLayer)]
 
     def next_batch(self) -> dict[str, Tensor]:
-        """The next blobs of all data layers, on the CPU."""
+        """The next blobs of all data layers, on the CPU, in the net's dtype."""
         blobs: dict[str, Tensor] = {}
         for step in self.steps:
             if isinstance(step.layer, DataLayer):
-                blobs.update(zip(step.tops, step.layer.next_batch(), strict=True))
+                blobs.update(zip(step.tops, step.run(), strict=True))
         return blobs
 
     def forward(
@@ -401,26 +428,31 @@ class Net(nn.Module):
         kept = {*self.outputs, *self.loss_weights, *keep}
         memory: dict[str, Tensor | None] = {}
         for step in self.plan:
-            if not step.bottoms and step.tops and given.issuperset(step.tops):
-                continue
-            args = [values[name] for name in step.bottoms]
-            if step.detach:
-                args = [a.detach() if cut else a for a, cut in zip(args, step.detach, strict=True)]
-            if step.overwritten and torch.is_grad_enabled():
-                memory[step.tops[0]] = None
-                tops = Memory(partial(memory.get, step.tops[0])).run(step, args)
-            else:
-                tops = step.run(*args)
-            if isinstance(tops, Tensor):
-                values[step.tops[0]] = tops
-            else:
-                values.update(zip(step.tops, tops, strict=True))
-            if step.tops and step.tops[0] in memory:
-                memory[step.tops[0]] = values[step.tops[0]]  # the last one to be put there stays
+            if step.bottoms or not step.tops or not given.issuperset(step.tops):
+                self._run_step(step, values, memory)
+            if self.debug_info:
+                log_forward(step, values)
             for name in step.frees:
                 if name not in kept:
                     del values[name]
         return {name: value for name, value in values.items() if name in kept}
+
+    def _run_step(self, step: Step, values: dict[str, Tensor], memory: dict[str, Tensor | None]) -> None:
+        """Put the step's tops into `values`, and into `memory` those that lie where a backward pass reads."""
+        args = [values[name] for name in step.bottoms]
+        if step.detach:
+            args = [a.detach() if cut else a for a, cut in zip(args, step.detach, strict=True)]
+        if step.overwritten and torch.is_grad_enabled():
+            memory[step.tops[0]] = None
+            tops = Memory(partial(memory.get, step.tops[0])).run(step, args)
+        else:
+            tops = step.run(*args)
+        if isinstance(tops, Tensor):
+            values[step.tops[0]] = tops
+        else:
+            values.update(zip(step.tops, tops, strict=True))
+        if step.tops and step.tops[0] in memory:
+            memory[step.tops[0]] = values[step.tops[0]]  # the last one to be put there stays
 
     def loss(self, blobs: Mapping[str, Tensor]) -> Tensor:
         """Sum of loss_weight * top over all tops that have a loss weight, a scalar."""
@@ -437,14 +469,13 @@ class Net(nn.Module):
             reader.check()
 
 
-def _is_overwritten(steps: list[Step], index: int) -> bool:
-    """Whether what the backward pass of step `index` reads in Caffe is overwritten in place."""
-    step = steps[index]
-    if not step.tops or not (step.layer.reads_top or step.layer.reads_bottom):
-        return False
-    top = step.tops[0]
-    in_place = top in step.bottoms
-    later = any(top in other.bottoms and top in other.tops for other in steps[index + 1 :])
+def _next_tops(layer: DataLayer, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return tuple(top.to(dtype) for top in layer.next_batch())
+
+
+def _is_overwritten(step: Step, later: bool) -> bool:
+    """Whether what a step's backward pass reads in Caffe is overwritten in place, by it or a later step."""
+    in_place = bool(step.tops) and step.tops[0] in step.bottoms
     return (step.layer.reads_top and later) or (step.layer.reads_bottom and in_place)
 
 
@@ -452,7 +483,7 @@ def mark_frees(steps: list[Step]) -> None:
     """Note for each step which blobs nobody reads after it."""
     last_reader = {bottom: index for index, step in enumerate(steps) for bottom in step.bottoms}
     for index, step in enumerate(steps):
-        step.frees = tuple(b for b in set(step.bottoms) if last_reader[b] == index and b not in step.tops)
+        step.frees = tuple(b for b in {*step.bottoms}.difference(step.tops) if last_reader[b] == index)
 
 
 def shape_string(shape: Iterable[int]) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from imae.layers.debug_info import log_backward, log_forward, log_totals
 from imae.layers.layer import Shape
 from imae.layers.net import Memory, Net, Step
 from imae.layers.synced_memory import SyncedMemory, take_back
@@ -28,11 +29,11 @@ Callback = Callable[[int], object]
 
 
 class BlobMemory:
-    """data and diff of one blob: float32 tensors whose memory stays the same until it must grow."""
+    """data and diff of one blob: tensors whose memory stays the same until it must grow."""
 
-    def __init__(self, shape: Shape, device: torch.device) -> None:
-        self.data = torch.zeros(shape, device=device)
-        self.diff = torch.zeros(shape, device=device)
+    def __init__(self, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
+        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.diff = torch.zeros(shape, dtype=dtype, device=device)
         self._flat = self.data.view(-1), self.diff.view(-1)
         self.synced_data = SyncedMemory(lambda: self.data)
         self.synced_diff = SyncedMemory(lambda: self.diff)
@@ -64,7 +65,7 @@ class Stepwise:
 
     def __init__(self, net: Net, device: torch.device = CPU) -> None:
         self.net, self.device = net.to(device), device
-        self.blobs = {name: BlobMemory(shape, device) for name, shape in net.blob_shapes.items()}
+        self.blobs = {name: BlobMemory(shape, device, net.dtype) for name, shape in net.blob_shapes.items()}
         for name, weight in net.loss_weights.items():
             self.blobs[name].diff.fill_(weight)
         self.before_forward: list[Callback] = []
@@ -80,6 +81,8 @@ class Stepwise:
         for index in range(start, len(steps) if end is None else end + 1):
             _call(self.before_forward, index)
             loss += self._forward_step(index)
+            if self.net.debug_info:
+                log_forward(steps[index], {name: self.blobs[name].data for name in steps[index].tops})
             _call(self.after_forward, index)
         if self.device != CPU:
             self.net.check_labels()  # on the CPU a layer does this itself
@@ -119,11 +122,16 @@ class Stepwise:
 
     def backward(self, start: int | None = None, end: int = 0) -> None:
         """Run the backward passes of layers start..end, downwards, from the diffs that lie in the tops."""
-        for index in range(len(self.net.steps) - 1 if start is None else start, end - 1, -1):
+        steps = self.net.steps
+        for index in range(len(steps) - 1 if start is None else start, end - 1, -1):
             _call(self.before_backward, index)
-            if self.net.steps[index].need_backward:
+            if steps[index].need_backward:
                 self._backward_step(index)
+            if self.net.debug_info:
+                log_backward(steps[index], {name: self.blobs[name].diff for name in steps[index].bottoms})
             _call(self.after_backward, index)
+        if self.net.debug_info and start is None:  # Caffe: after Net::Backward, not after BackwardFromTo
+            log_totals(self.net.learnable)
 
     def _backward_step(self, index: int) -> None:
         step = self.net.steps[index]

@@ -34,9 +34,11 @@ class SyncedMemory:
             array: NDArray[np.float32] = tensor.numpy()
             return array
         if not self._lent:
-            if self._copy.shape != tensor.shape:
-                self._copy = np.empty(tensor.shape, np.float32)
-            torch.from_numpy(self._copy).copy_(tensor)
+            copy = torch.from_numpy(self._copy)
+            if copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+                copy = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
+                self._copy = copy.numpy()
+            copy.copy_(tensor)
             self._lent = True
         return self._copy
 

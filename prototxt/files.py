@@ -1,13 +1,15 @@
-"""Writing files so that nobody ever sees half of one.
+"""Reading files that have an end, and writing files so that nobody ever sees half of one.
 
 A file or folder is written beside its target under a name of its own (`.NAME.XXXXXXXX.tmp`), synced to the
 disk, then renamed into place. Whatever goes wrong, the old one is untouched and the new one is removed; only
 a process that is killed leaves one behind.
 """
 
+import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,15 @@ def write_atomically(path: AnyPath, data: bytes) -> None:
         file.write(data)
 
 
+def read_bytes(path: AnyPath) -> bytes:
+    """A file's content; OSError, also for a device: a prototxt may name one that has no end."""
+    with open(path, "rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise OSError(errno.EINVAL, "it is a device, not a file", os.fspath(path))
+        return file.read()
+
+
 @contextmanager
 def atomic_file(path: AnyPath) -> Iterator[BinaryIO]:
     """A new binary file that takes the place of `path` when the block ends well.
@@ -36,8 +47,9 @@ def atomic_file(path: AnyPath) -> Iterator[BinaryIO]:
     with _file_errors(path, target, temporary):
         if target.exists() and not target.is_file():  # a folder, /dev/null
             raise FileError(f"cannot write '{path}': it exists and is not a regular file")
+        file = open(temporary, "x+b")  # noqa: SIM115  # outside the try: what lay there already is not ours
         try:
-            with open(temporary, "x+b") as file:
+            with file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -54,9 +66,9 @@ def atomic_folder(path: AnyPath) -> Iterator[Path]:
     target = Path(os.path.abspath(path))
     temporary = _beside(target)
     with _file_errors(path, target, temporary):
+        _refuse_existing(path)
+        temporary.mkdir()
         try:
-            _refuse_existing(path)
-            temporary.mkdir()
             yield temporary
             for inside in [*temporary.rglob("*"), temporary]:
                 _sync(inside)

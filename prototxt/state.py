@@ -7,7 +7,7 @@ Caffe: net.cpp, FilterNet and StateMeetsRule.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from imae.prototxt.caffe_pb2 import NetParameter, NetState, NetStateRule, Phase
 from imae.prototxt.errors import LayerError, PrototxtError
@@ -35,13 +35,14 @@ def filter_by_state(param: NetParameter, state: NetState) -> NetParameter:
         field.name: value for field, value in param.ListFields() if field.name not in ("layer", "state")
     }
     filtered = NetParameter(**fields, state=state)
+    stages = frozenset(state.stage)
     for layer in param.layer:
         if layer.include and layer.exclude:
             raise LayerError(layer, "Specify either include rules or exclude rules; not both.")
         if layer.include:
-            included = any(meets_rule(state, rule, layer.name) for rule in layer.include)
+            included = any(meets_rule(state, stages, rule, layer.name) for rule in layer.include)
         else:
-            included = not any(meets_rule(state, rule, layer.name) for rule in layer.exclude)
+            included = not any(meets_rule(state, stages, rule, layer.name) for rule in layer.exclude)
         if included:
             filtered.layer.add().CopyFrom(layer)
     return filtered
@@ -60,8 +61,8 @@ def in_state(net: NetParameter, phase: Phase, wanted: NetState) -> NetParameter:
     return copy
 
 
-def meets_rule(state: NetState, rule: NetStateRule, layer: str) -> bool:
-    """Whether a state meets a rule of the layer named `layer`; the log says why not."""
+def meets_rule(state: NetState, stages: Set[str], rule: NetStateRule, layer: str) -> bool:
+    """Whether a state with these stages meets a rule of the layer named `layer`; the log says why not."""
     if rule.HasField("phase") and rule.phase != state.phase:
         line, broken = 296, f"phase ({state.phase}) differed from the phase ({rule.phase})"
     elif rule.HasField("min_level") and state.level < rule.min_level:
@@ -71,9 +72,9 @@ def meets_rule(state: NetState, rule: NetStateRule, layer: str) -> bool:
         )  # Caffe's words
     elif rule.HasField("max_level") and state.level > rule.max_level:
         line, broken = 316, f"level ({state.level}) is above the max_level ({rule.max_level})"
-    elif absent := [stage for stage in rule.stage if stage not in state.stage]:
+    elif absent := [stage for stage in rule.stage if stage not in stages]:
         line, broken = 332, f"did not contain stage '{absent[0]}'"
-    elif present := [stage for stage in rule.not_stage if stage in state.stage]:
+    elif present := [stage for stage in rule.not_stage if stage in stages]:
         line, broken = 347, f"contained a not_stage '{present[0]}'"
     else:
         return True

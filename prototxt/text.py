@@ -11,7 +11,6 @@ import re
 import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TypeVar
 
 from google.protobuf import text_format
@@ -19,7 +18,7 @@ from google.protobuf.message import DecodeError, Message
 
 from imae.prototxt.caffe_pb2 import NetParameter, SolverParameter
 from imae.prototxt.errors import PrototxtError
-from imae.prototxt.files import AnyPath, write_atomically
+from imae.prototxt.files import AnyPath, read_bytes, write_atomically
 from imae.prototxt.upgrade import complete_snapshot_prefix, upgrade_net, upgrade_solver
 
 M = TypeVar("M", bound=Message)
@@ -116,7 +115,7 @@ def _short_float(match: re.Match[str]) -> str:
 def _read_bytes(path: AnyPath) -> bytes:
     """The content of a file that is there and not empty."""
     try:
-        data = Path(path).read_bytes()
+        data = read_bytes(path)
     except FileNotFoundError:
         raise PrototxtError(f"{path}: no such file") from None
     except IsADirectoryError:

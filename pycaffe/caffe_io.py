@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from imae.layers.data.picture_size import check_picture_size
 from imae.prototxt import BlobProto, BlobProtoVector, Datum
 from imae.prototxt.errors import DataError
 
@@ -40,9 +42,10 @@ def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> NDArray[np
     values = np.array(double if len(double) else single, np.float64)
     legacy = any(blob.HasField(name) for name in ("num", "channels", "height", "width"))
     shape = (blob.num, blob.channels, blob.height, blob.width) if legacy else tuple(blob.shape.dim)
-    if values.size != np.prod(shape, dtype=int):
-        raise DataError(f"a BlobProto of shape {shape} holds {values.size} values")
-    return values.reshape(shape)
+    if not any(dim < 0 for dim in shape):
+        with suppress(ValueError):
+            return values.reshape(shape)
+    raise DataError(f"a BlobProto of shape {shape} holds {values.size} values")
 
 
 def array_to_blobproto(arr: Array, diff: Array | None = None) -> BlobProto:
@@ -208,12 +211,15 @@ def load_image(filename: str | os.PathLike[str], color: bool = True) -> NDArray[
 
     try:
         with open(filename, "rb") as file:
-            data = np.frombuffer(file.read(), np.uint8)
+            data = file.read()
     except OSError as error:
         raise DataError(f"Could not load {filename}: {error.strerror}") from None
-    pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+    check_picture_size(data, os.fspath(filename))
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
-        raise DataError(f"{filename}: could not be decoded as a picture")
+        raise DataError(
+            f"{filename}: could not decode the {len(data)} bytes as a picture; the file is damaged"
+        )
     largest = 2 ** (8 * pixels.itemsize) - 1 if pixels.dtype.kind == "u" else 1
     grey_or_bgr = pixels[:, :, None] if pixels.ndim == 2 else pixels[:, :, :3]
     image: Array = grey_or_bgr[:, :, ::-1] / largest

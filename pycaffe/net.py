@@ -24,10 +24,11 @@ from imae.layers.net import Net as ModuleNet
 from imae.layers.stepwise import BlobMemory, Stepwise
 from imae.layers.utility.python import BlobVector, ParameterBlob, Python
 from imae.layers.utility.python import PythonBlob as Blob
-from imae.prototxt import NetParameter
+from imae.prototxt import NetState
+from imae.prototxt.dialects import read_net_text
 from imae.prototxt.errors import ImaeError
 from imae.prototxt.files import AnyPath
-from imae.prototxt.text import read_net
+from imae.prototxt.state import in_state
 from imae.pycaffe.mode import current_device, current_random
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,8 @@ class NetLayer:
 class Net:
     """caffe.Net(network_file, phase, level=0, stages=None, weights=None), or (file, weights, phase).
 
+    dialect             the fork that the files are of, where they are not Caffe's: "nvidia" or "other"
+
     name, phase         of the net
     blobs, params       blobs by name; lists of parameter blobs by layer name
     layers, layer_dict  in order; by name. A Python layer is the user's object
@@ -87,6 +90,8 @@ class Net:
         level: int = 0,
         stages: Sequence[str] | None = None,
         weights: AnyPath | None = None,
+        *,
+        dialect: str | None = None,
     ) -> None:
         if isinstance(phase, str | os.PathLike):  # the older order of arguments
             logger.warning(
@@ -97,14 +102,12 @@ class Net:
         for name in (network_file, weights):
             if name is not None and not os.path.isfile(name):
                 raise PycaffeError(f"Could not open file {name}")
-        param = NetParameter()
-        param.CopyFrom(read_net(network_file))
-        param.state.phase = phase  # type: ignore[assignment]  # an int, checked by protobuf
-        param.state.level = level
-        param.state.stage.extend(stages or ())
+        state = NetState(level=level, stage=stages)
+        state.phase = phase  # type: ignore[assignment]  # an int, checked by protobuf
+        param = in_state(read_net_text(network_file, dialect), state.phase, state)
         self._wrap(Stepwise(ModuleNet(param, current_random()), current_device()))
         if weights is not None:
-            self.copy_from(weights)
+            self.copy_from(weights, dialect)
 
     @classmethod
     def around(cls, stepwise: Stepwise) -> Net:
@@ -278,10 +281,10 @@ class Net:
 
     # -- weights ---------------------------------------------------------------------------------------------
 
-    def copy_from(self, path: AnyPath) -> None:
-        """Load the blobs of a .caffemodel or .caffemodel.h5 by layer name."""
+    def copy_from(self, path: AnyPath, dialect: str | None = None) -> None:
+        """Load the blobs of a .caffemodel or .caffemodel.h5 by layer name; `dialect` is the fork it is of."""
         self.stepwise.take_back_parameters()
-        load_caffemodel(self.module, path)
+        load_caffemodel(self.module, path, dialect)
 
     load_hdf5 = copy_from
 

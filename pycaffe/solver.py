@@ -72,10 +72,13 @@ class Solver:
         self._take_back()
         self.solver.snapshot()
 
-    def restore(self, path: AnyPath) -> None:
-        """Go on from a solver state, as Caffe does: data and random numbers start anew."""
+    def restore(self, path: AnyPath, dialect: str | None = None) -> None:
+        """Go on from a solver state, as Caffe does: data and random numbers start anew.
+
+        dialect   the fork that wrote it and its model
+        """
         self._take_back()
-        self.solver.restore(path, as_caffe=True)
+        self.solver.restore(path, as_caffe=True, dialect=dialect)
 
     def apply_update(self) -> None:
         """Update the weights from the diffs as they stand."""

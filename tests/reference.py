@@ -22,12 +22,15 @@ CASES = Path(__file__).with_name("cases")
 
 @dataclass
 class Case:
-    """One npz file: `meta` and arrays by key."""
+    """One npz file: `meta` and arrays by key.
+
+    dtypes   those of the arrays that were compared
+    """
 
     path: Path
     meta: dict[str, Any]
     arrays: dict[str, NDArray[Any]]
-    worst: dict[str, float] = field(default_factory=dict)
+    dtypes: set[np.dtype[Any]] = field(default_factory=set)
 
     @property
     def prototxt(self) -> Path:
@@ -42,6 +45,7 @@ class Case:
         """Compare with the recorded array within the case's own tolerance; a missing record is an error."""
         key = f"{word}@{step}:{name}" if step else f"{word}:{name}"
         want = self.arrays[key]
+        self.dtypes.add(got.dtype)
         rtol, atol = self.meta.get("rtol", 1e-4), self.meta.get("atol", 1e-5)
         for pattern, (r, a) in (self.meta.get("keytol") or {}).items():
             if fnmatch.fnmatch(key, pattern):

@@ -686,11 +686,16 @@ def test_the_thread_starts_with_the_first_batch_and_ends_with_the_layer() -> Non
     assert prefetch_threads() == []
 
 
-def test_an_error_in_the_thread_comes_with_its_batch() -> None:
+@pytest.mark.parametrize("ahead", [0, 4])
+@pytest.mark.parametrize("order", ["SEQUENTIAL", "SHUFFLED"])
+def test_an_error_comes_with_its_batch_again_and_again(order: str, ahead: int) -> None:
     records = {b"%d" % i: raw(random_images(1)[0], i) for i in range(6)}
     write_lmdb("db", {**records, b"4": b"\xff" * 9})
-    layer = build(data_text(2))
-    assert [label.tolist() for _, label in batches(layer, 2)] == [[0, 1], [2, 3]]
+    layer = build(data_text(1) + f"data_order_param {{ order: {order} }}")
+    layer.ahead = ahead
+    rows = CaffeRandom(1).fork().shuffle(6).tolist() if order == "SHUFFLED" else range(6)
+    before = rows.index(4)
+    assert [label.tolist() for _, label in batches(layer, before)] == [[row] for row in rows[:before]]
     state = layer.get_state()
     for _ in range(2):
         with refused(DataError, "lmdb 'db', key '4': 9 bytes that are not a Datum; the record is damaged"):

@@ -26,7 +26,15 @@ DEPENDENCIES = {
 }
 # What the types of a drawer have in common; these files register nothing.
 SHARED = {
-    "data": {"lmdb_source", "leveldb_source", "datum", "transformer", "base_data"},
+    "data": {
+        "lmdb_source",
+        "leveldb_source",
+        "datum",
+        "record_order",
+        "transformer",
+        "base_data",
+        "picture_size",
+    },
     "recurrent": {"recurrent"},
 }
 

@@ -200,20 +200,21 @@ def test_a_gpu_that_is_not_there(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "count", "message"),
+    ("command", "wanted", "count", "message"),
     [
-        ("all", 4, "one GPU computes, 4 are here; choose one, as in --gpu 0"),
-        ("0,1", 4, "one GPU computes, 4 are here; choose one, as in --gpu 0"),
-        ("2", 2, "expected the id of a GPU, 0 to 1, or all; got '2'"),
-        ("x", 1, "expected the id of a GPU, 0 to 0, or all; got 'x'"),
-        ("all", 1, None),
-        ("1", 2, None),
+        ("time", "all", 4, "one GPU computes, 4 are here; choose one, as in --gpu 0"),
+        ("time", "0,1", 4, "one GPU computes, 4 are here; choose one, as in --gpu 0"),
+        ("train", "2", 2, "expected the id of a GPU, 0 to 1, or all; got '2'"),
+        ("train", "x", 1, "expected the id of a GPU, 0 to 0, or all; got 'x'"),
+        ("train", "all", 1, None),
+        ("train", "1", 2, None),
     ],
 )
 def test_choosing_a_gpu(
     here: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
+    command: str,
     wanted: str,
     count: int,
     message: str | None,
@@ -228,7 +229,8 @@ def test_choosing_a_gpu(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch.cuda, "set_device", use)
-    status = main(["train", "solver.prototxt", "--gpu", wanted])
+    file = "-solver=solver.prototxt" if command == "train" else "-model=net.prototxt"
+    status = main([command, file, "--gpu", wanted])
     if message is None:
         assert (status, chosen) == (130, [0 if wanted == "all" else int(wanted)])
     else:
@@ -241,16 +243,18 @@ def test_solver_mode_gpu_counts_only_where_it_is_written(here: Path) -> None:
     assert main(["train", "solver.prototxt"]) == 0
 
 
+@pytest.mark.parametrize("flags", [[], ["--double"]])
 def test_scoring_a_model_logs_what_caffe_logs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
     monkeypatch.chdir(prepared("digits_lenet", tmp_path))
     capsys.readouterr()
-    assert (
-        main(["test", "-model=net.prototxt", "-weights=lenet_iter_500.caffemodel", "-iterations", "3"]) == 0
-    )
+    named = ["-model=net.prototxt", "-weights=lenet_iter_500.caffemodel", "-iterations", "3"]
+    assert main(["test", *named, *flags]) == 0
     log = capsys.readouterr().err
     recorded = (RUNS / "digits_lenet" / "test.log").read_text(encoding="utf-8")
+    if flags:  # double blobs are twice as large
+        log, recorded = (re.sub(r"(required for data:) \d+", r"\1", text) for text in (log, recorded))
     assert worded(log) == worded(recorded)
     rtol, atol, _ = tolerance("logged")
     np.testing.assert_allclose(numbers(log), numbers(recorded), rtol, atol)

@@ -142,6 +142,29 @@ def test_a_folder_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
     assert names(tmp_path) == ["db"]
 
 
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_what_lies_at_the_temporary_name_already_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It was not made by this call, so it is neither written into nor removed."""
+    monkeypatch.setattr(files_module.secrets, "token_hex", lambda size: "0" * 2 * size)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "x").write_bytes(b"theirs")
+    at = tmp_path / ".a.00000000.tmp"
+    if kind == "file":
+        at.write_bytes(b"theirs")
+    elif kind == "folder":
+        (tmp_path / "theirs").rename(at)
+    else:
+        at.symlink_to("theirs")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    with pytest.raises(FileError, match=r"^cannot write '.*/a': File exists$"):
+        write_atomically(tmp_path / "a", b"ours")
+    with pytest.raises(FileError, match=r"^cannot write '.*/a': File exists$"), atomic_folder(tmp_path / "a"):
+        pytest.fail("got as far as the work")
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
 def test_errors_about_other_files_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as error, atomic_file(tmp_path / "a"):
         (tmp_path / "input").read_bytes()

@@ -130,7 +130,7 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def refuse(path: Path) -> bytes:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("imae.prototxt.text.read_bytes", refuse)
     with pytest.raises(PrototxtError, match=r"^net: cannot be read: Permission denied$"):
         read_net("net")
 

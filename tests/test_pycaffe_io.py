@@ -161,7 +161,7 @@ def test_load_image_refuses(tmp_path: Path) -> None:
         io.load_image("nowhere.png")
     for data in (b"", b"no picture"):
         (tmp_path / "it.png").write_bytes(data)
-        with pytest.raises(DataError, match="could not be decoded as a picture"):
+        with pytest.raises(DataError, match=r"could not decode the .* bytes as a picture"):
             io.load_image(tmp_path / "it.png")
 
 

@@ -12,7 +12,12 @@ import torch
 
 import imae.pycaffe as caffe
 from imae.layers import synced_memory
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.net import Net as ModuleNet
+from imae.layers.stepwise import Stepwise
 from imae.prototxt.errors import LayerError
+from imae.prototxt.text import parse_net
+from imae.pycaffe.mode import current_device
 
 MODULE = '''
 import caffe
@@ -130,6 +135,19 @@ def test_the_net_lists_the_users_objects() -> None:
     net.forward()
     assert net.blobs["y"].shape == (3, 2)
     assert net.params["shift"] is shift.blobs and list(net.params) == ["shift"]
+
+
+def test_a_net_of_double_precision_has_double_arrays() -> None:
+    param = parse_net("state { phase: TRAIN }" + NET.replace("MODE", "add"))
+    module = ModuleNet(param, CaffeRandom(1), dtype=torch.float64)
+    net = caffe.Net.around(Stepwise(module, current_device()))
+    blob = net.params["shift"][0]
+    blob.data[...] = near_1 = 1 + 2**-50
+    net.forward()
+    net.blobs["y"].diff[...] = near_1
+    net.backward(start="shift")
+    assert (net.blobs["y"].data == 1 + near_1).all() and (blob.diff == 4 * near_1).all()
+    assert {a.dtype for b in (blob, net.blobs["y"]) for a in (b.data, b.diff)} == {np.dtype(np.float64)}
 
 
 @pytest.mark.parametrize(("mode", "want"), [("add", [4, 8, 12]), ("assign", [4, 4, 4])])

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -220,15 +221,15 @@ def test_nothing_is_removed_before_the_newer_one_is_whole(
 
     monkeypatch.setattr(os, "unlink", checked)
     solver.step(4)
-    assert removed == [f"s_iter_{i}.{kind}" for i in (2, 4) for kind in ("solverstate", "caffemodel")]
-    assert names(here) == snapshots(6)
+    assert removed == ["s_iter_2.solverstate", "s_iter_2.caffemodel"]  # once a loss of number 4 was shown
+    assert names(here) == snapshots(4, 6)
 
 
 def test_later_snapshots_are_of_another_run_and_stay(here: Path) -> None:
     first = Solver(parse_solver(SOLVER))
     first.step(6)
     second = Solver(parse_solver(SOLVER), keep=1)
-    second.step(4)
+    second.step(5)
     assert names(here) == snapshots(4, 6)
 
 
@@ -317,6 +318,62 @@ def test_keep_leaves_the_last_good_snapshot(here: Path, capsys: pytest.CaptureFi
     train(capsys, "--keep", "1")
     good = [path for path in sorted(here.glob("*.solverstate")) if read_state(path).run["finite"]]
     assert len(good) == 1
+
+
+# From iteration 6 on a step multiplies the weight by some 1e10: soon its square, the loss, is infinite.
+BLOWS_UP = """
+net_param {
+  layer { name: "data" type: "DummyData" top: "x" top: "y"
+          dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 dim: 1 } data_filler { type: "gaussian" }
+                             data_filler { type: "constant" value: 1 } } }
+  layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip"
+          inner_product_param { num_output: 1 weight_filler { type: "xavier" } } }
+  layer { name: "loss" type: "EuclideanLoss" bottom: "ip" bottom: "y" top: "loss" }
+}
+base_lr: 0.1 lr_policy: "multistep" gamma: 1e11 stepvalue: 6 random_seed: 1 snapshot_prefix: "s"
+display: 4 snapshot: 1 max_iter: 20
+"""
+
+
+@pytest.mark.parametrize(("keep", "left"), [(0, range(1, 9)), (1, (4, 8)), (2, (4, 7, 8)), (6, range(3, 9))])
+def test_a_snapshot_of_finite_weights_is_not_good_before_a_finite_loss_was_shown(
+    here: Path, keep: int, left: Iterable[int]
+) -> None:
+    """Number 8 has weights that make an infinite loss; it must not cost the one that is known to be good."""
+    solver = Solver(parse_solver(BLOWS_UP), on_nan="stop", keep=keep)
+    with pytest.raises(
+        NotFiniteError,
+        match=r"Iteration 8: the loss is inf; top 'loss' .* last good snapshot: s_iter_4\.solverstate;",
+    ):
+        solver.solve()
+    assert names(here) == snapshots(*left)
+    assert read_state("s_iter_8.solverstate").run["finite"]
+    again = Solver(parse_solver(BLOWS_UP.replace("gamma: 1e11", "gamma: 0.1")), on_nan="stop", keep=keep)
+    again.restore("s_iter_4.solverstate")
+    again.solve()
+
+
+def test_a_run_that_goes_on_with_an_infinite_loss_leaves_the_last_good_snapshot(here: Path) -> None:
+    solver = Solver(parse_solver(BLOWS_UP), on_nan="continue", keep=1)
+    solver.solve()
+    finite = [n for n in range(1, 21) if Path(f"s_iter_{n}.solverstate").exists()]
+    assert solver.last_good == "s_iter_4.solverstate"
+    assert (finite[0], finite[-1], len(finite)) == (4, 20, 3)
+    states = [read_state(f"s_iter_{n}.solverstate").run["finite"] for n in finite]
+    assert states == [True, True, False]  # known to be good, the last with finite weights, the newest
+
+
+def test_what_a_run_was_resumed_from_stays_until_a_later_one_is_good(here: Path) -> None:
+    first = Solver(parse_solver(BLOWS_UP))
+    first.step(5)
+    resumed = Solver(parse_solver(BLOWS_UP.replace("display: 4", "display: 7")), on_nan="stop", keep=1)
+    resumed.restore("s_iter_5.solverstate")
+    resumed.step(2)
+    assert names(here) == snapshots(5, 7)
+    assert resumed.last_good == ""
+    resumed.step(1)  # which shows the loss of number 7
+    assert resumed.last_good == "s_iter_7.solverstate"
+    assert names(here) == snapshots(7, 8)
 
 
 def test_a_test_that_is_not_finite_is_warned_of_once(here: Path, caplog: pytest.LogCaptureFixture) -> None:

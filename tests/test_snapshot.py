@@ -19,7 +19,8 @@ import pytest
 import torch
 from digits_runs import RUNS, prepared
 
-from imae.prototxt import SolverParameter, SolverState
+from imae.converters.caffemodel import load_caffemodel
+from imae.prototxt import NetParameter, SolverParameter, SolverState
 from imae.prototxt.errors import FileError, SnapshotError
 from imae.prototxt.text import parse_solver, read_binary, read_net, read_solver
 from imae.train.snapshot import State, read_state, write_state
@@ -68,16 +69,19 @@ RUN: dict[str, Any] = {
 
 @pytest.mark.parametrize("end", ENDS.values())
 @pytest.mark.parametrize("run", [{}, RUN])
-def test_write_then_read_is_the_identity(here: Path, end: str, run: dict[str, Any]) -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_write_then_read_is_the_identity(
+    here: Path, end: str, run: dict[str, Any], dtype: type[np.floating[Any]]
+) -> None:
     history = [
-        np.random.default_rng(i).standard_normal(shape).astype(np.float32)
+        np.random.default_rng(i).standard_normal(shape).astype(dtype)
         for i, shape in enumerate([(2, 3), (5,), ()])
     ]
     state = State(12, "some/where.caffemodel", 4, history, run)
     write_state(state, f"s{end}")
     got = read_state(f"s{end}")
     assert (got.iteration, got.learned_net, got.current_step) == (12, "some/where.caffemodel", 4)
-    assert [h.dtype for h in got.history] == [np.float32] * 3
+    assert [h.dtype for h in got.history] == [dtype] * 3
     for a, b in zip(got.history, history, strict=True):
         assert a.shape == b.shape
         np.testing.assert_array_equal(a, b)
@@ -135,8 +139,9 @@ def test_a_state_that_is_not_made_of_plain_values_is_refused(here: Path) -> None
 
 
 @pytest.mark.parametrize(("kind", "end"), ENDS.items())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_resumed_run_is_the_run_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, end: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, end: str, dtype: torch.dtype
 ) -> None:
     """Crops, mirrors, dropout, a place amid an epoch, a window of losses, test batches: bit by bit."""
     folder = prepared("digits_lenet", tmp_path)
@@ -156,11 +161,12 @@ def test_a_resumed_run_is_the_run_itself(
             param.net_param.layer.add().CopyFrom(dropout)
     param.max_iter, param.snapshot, param.test_interval, param.test_iter[:] = 70, 52, 20, [2]
     param.snapshot_format = SolverParameter.SnapshotFormat.Value(kind)  # type: ignore[assignment]
-    whole = Solver(param)
+    whole = Solver(param, dtype=dtype)
     whole.solve()
+    assert {blob.dtype for blob in (*whole.net.learnable, *whole.history)} == {dtype}
     model = Path(f"lenet_iter_70.caffemodel{end}").read_bytes()
     state = Path(f"lenet_iter_70.solverstate{end}").read_bytes()
-    resumed = Solver(param)
+    resumed = Solver(param, dtype=dtype)
     resumed.restore(f"lenet_iter_52.solverstate{end}")
     assert resumed.iteration == 52
     resumed.solve()
@@ -168,13 +174,53 @@ def test_a_resumed_run_is_the_run_itself(
     if kind == "BINARYPROTO":
         assert Path("lenet_iter_70.caffemodel").read_bytes() == model
         assert Path("lenet_iter_70.solverstate").read_bytes() == state
-    as_caffe = Solver(param)
+    as_caffe = Solver(param, dtype=dtype)
     as_caffe.restore(f"lenet_iter_52.solverstate{end}", as_caffe=True)
     as_caffe.solve()
     assert not same(whole, as_caffe)
 
 
-def test_a_recurrent_state_goes_on(here: Path) -> None:
+@pytest.mark.parametrize("end", ENDS.values())
+def test_a_run_goes_on_in_the_precision_that_it_had(here: Path, end: str) -> None:
+    param = parse_solver(SOLVER + (" snapshot_format: HDF5" if end else ""))
+    for dtype, other, hint in (
+        (torch.float64, torch.float32, "it was written with --double; give that, too"),
+        (torch.float32, torch.float64, "it was written without --double; leave that out, too"),
+    ):
+        written = Solver(param, dtype=dtype)
+        written.step(3)
+        path = written.snapshot()
+        with pytest.raises(SnapshotError, match=f"the run cannot go on exactly: {hint} .--resume-as-caffe"):
+            Solver(param, dtype=other).restore(path)
+        with pytest.raises(SnapshotError, match=hint):  # passed over it would be lost
+            Solver(param, dtype=other).restore_newest()
+        as_caffe = Solver(param, dtype=other)
+        as_caffe.restore(path, as_caffe=True)
+        pairs = [*zip(as_caffe.net.learnable, written.net.learnable, strict=True)]
+        pairs += zip(as_caffe.history, written.history, strict=True)  # type: ignore[arg-type]  # tensors all
+        assert all(torch.equal(a, b.to(other)) for a, b in pairs)
+
+
+def test_double_precision_is_written_as_caffe_writes_it(here: Path) -> None:
+    """In double_data, which Caffe reads into nets of either precision, not in data."""
+    solver = Solver(parse_solver(SOLVER + " snapshot_diff: true"), dtype=torch.float64)
+    solver.step(2)
+    state = read_binary(solver.snapshot(), SolverState)
+    model = read_binary("s_iter_2.caffemodel", NetParameter)
+    weight, bias = solver.net.learnable
+    assert weight.grad is not None
+    blob = model.layer[1].blobs[0]
+    assert np.array_equal(blob.double_data, weight.detach().numpy().ravel())
+    assert np.array_equal(blob.double_diff, weight.grad.numpy().ravel())
+    assert np.array_equal(state.history[1].double_data, solver.history[1].numpy())
+    assert not any(len(field) for field in (blob.data, blob.diff, state.history[1].data))
+    single = Solver(parse_solver(SOLVER))
+    load_caffemodel(single.net, "s_iter_2.caffemodel")
+    assert torch.equal(single.net.learnable[1], bias.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_recurrent_state_goes_on(here: Path, dtype: torch.dtype) -> None:
     net = """
     layer { name: "x" type: "DummyData" top: "x" top: "cont" top: "y"
             dummy_data_param {
@@ -184,7 +230,8 @@ def test_a_recurrent_state_goes_on(here: Path) -> None:
             recurrent_param { num_output: 5 weight_filler { type: "uniform" min: -0.5 max: 0.5 } } }
     layer { name: "loss" type: "EuclideanLoss" bottom: "r" bottom: "y" top: "loss" }
     """
-    whole, resumed, as_caffe = (Solver(parse_solver(SOLVER.replace(NET, net))) for _ in range(3))
+    param = parse_solver(SOLVER.replace(NET, net))
+    whole, resumed, as_caffe = (Solver(param, dtype=dtype) for _ in range(3))
     whole.step(3)
     path = whole.snapshot()
     whole.step(2)

@@ -611,12 +611,36 @@ FIELDS = "net, net_param, train_net, train_net_param"
         ('type: "RMSProp" rms_decay: 1.5', "rms_decay should lie between 0 and 1 (1 left out); got 1.5"),
         ('type: "Adam" momentum: 1', "Adam: momentum must lie between 0 and 1 (1 left out); got 1"),
         ('type: "Adam" momentum2: 1.5', "Adam: momentum2 must lie between 0 and 1 (1 left out); got 1.5"),
+        ("test_iter: [3, -1]", "test_iter must be at least 0, got -1"),
+        *(
+            (f"{name}: -1", f"{name} must be at least 0, got -1")
+            for name in ("display", "max_iter", "snapshot", "test_interval")
+        ),
+        *(
+            (f"{name}: {value}", f"{name} must be a finite number, got {value}")
+            for name in ("base_lr", "delta", "gamma", "momentum", "power", "weight_decay")
+            for value in ("nan", "inf", "-inf")
+        ),
+        ("clip_gradients: nan", "clip_gradients must be the largest L2 norm, or below 0 (off); got nan"),
     ],
 )
 def test_messages(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PrototxtError, match=re.escape(message)):
         Solver(parse_solver(text))
+
+
+@pytest.mark.parametrize(
+    "field", ["clip_gradients: -1", "clip_gradients: inf", "test_iter: 0 test_interval: 2"]
+)
+def test_what_caffe_runs_is_not_refused(field: str) -> None:
+    """Nothing is clipped; a test runs no batch."""
+    common = 'base_lr: 0.1 lr_policy: "fixed" momentum: 0.5'
+    solvers = [Solver(solver_param(f"{common} {more}"), executor=Scripted) for more in (field, "")]
+    for solver in solvers:
+        solver.step(3)
+    pairs = zip(*(solver.net.learnable for solver in solvers), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_an_unknown_policy_is_refused_before_the_first_pass() -> None:

@@ -7,14 +7,25 @@ from __future__ import annotations
 
 import argparse
 import logging
+from contextlib import nullcontext
 
 import torch
 
+from imae.converters.caffemodel import add_dialect_option
 from imae.prototxt import SolverParameter
-from imae.prototxt.errors import ImaeError, PrototxtError
+from imae.prototxt.errors import DeviceError, ImaeError, PrototxtError
 from imae.prototxt.text import read_solver
-from imae.train.device import gpu, keep_freed_memory, set_threads
+from imae.train.device import (
+    add_double_option,
+    chosen_dtype,
+    gpu,
+    gpus,
+    keep_freed_memory,
+    set_threads,
+    use_gpu,
+)
 from imae.train.progress import training_bar
+from imae.train.ranks import Group, is_launched, joined, spawn
 from imae.train.signals import SignalRequests, action
 from imae.train.solver import Solver
 
@@ -42,7 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights, where there is none",
     )
     parser.add_argument(
-        "--keep", type=int, default=0, metavar="N", help="remove all but the newest N snapshots (keep all)"
+        "--keep",
+        type=int,
+        default=0,
+        metavar="N",
+        help="remove all but the newest N snapshots, and the last one after which a finite loss was shown "
+        "(keep all)",
     )
     parser.add_argument(
         "--on-nan",
@@ -51,8 +67,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what to do about a loss that is NaN or infinite: stop (default), or continue as Caffe does",
     )
     parser.add_argument("--weights", metavar="W[,W]", help="the .caffemodel(s) to start from")
+    add_dialect_option(parser)
     parser.add_argument(
-        "--gpu", nargs="?", const="0", metavar="ID", help="compute on this GPU, or on `all` (of one)"
+        "--gpu",
+        nargs="?",
+        const="0",
+        metavar="ID[,ID]",
+        help="compute on this GPU, or on several or `all`, each in a process with a batch of its own; under "
+        "torchrun each rank takes its own",
     )
     parser.add_argument("--level", type=int, help="the train net's level (0)")
     parser.add_argument("--stage", default="", metavar="S[,S]", help="the train net's stages")
@@ -67,13 +89,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpu-dropout",
         choices=["caffe", "device"],
         default="device",
-        help="on a GPU: draw Caffe's dropout masks, or let the device draw its own, which is faster (device)",
+        help="on a GPU: draw dropout masks (and the pixels of stochastic pooling) from Caffe's random "
+        "stream, or let the device draw its own, which is faster (device)",
     )
+    add_double_option(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with on the CPU")
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train to the end, or until a signal stops it."""
+def run(args: argparse.Namespace) -> int:
+    """Train to the end, or until a signal stops it; on several GPUs, the exit status of the ranks."""
+    if not is_launched() and args.gpu is not None and ("," in args.gpu or args.gpu == "all"):
+        count = len(gpus(args.gpu, f"--gpu {args.gpu}", "leave --gpu out"))
+        if count > 1:
+            return spawn(count, args.command_line)
+    with joined() as ranks:
+        _train(args, ranks)
+    return 0
+
+
+def _train(args: argparse.Namespace, ranks: Group | None) -> None:
     if args.file and args.solver and args.file != args.solver:
         raise ImaeError(f"Two solvers are given: {args.file} and --solver {args.solver}; give one")
     path = args.file or args.solver
@@ -89,7 +123,10 @@ def run(args: argparse.Namespace) -> None:
     keep_freed_memory()
     param = read_solver(path)
     _set_train_state(param, args, path)
-    device = _device(param, args.gpu)
+    device = _device(param, args.gpu, ranks)
+    if ranks is not None:
+        ranks.connect(device)
+        logger.info("%d ranks train together, each on batches of its own", ranks.size)
     with SignalRequests(action(args.sigint_effect), action(args.sighup_effect)) as requests:
         if args.snapshot:
             del param.weights[:]
@@ -102,15 +139,18 @@ def run(args: argparse.Namespace) -> None:
             on_nan=args.on_nan,
             keep=args.keep,
             gpu_dropout=args.gpu_dropout,
+            dtype=chosen_dtype(args),
+            dialect=args.dialect,
+            ranks=ranks,
         )
         solver.request = requests
         if args.snapshot:
             _log(235, f"Resuming from {args.snapshot}")
-            solver.restore(args.snapshot, as_caffe=args.resume_as_caffe)
+            solver.restore(args.snapshot, as_caffe=args.resume_as_caffe, dialect=args.dialect)
         elif args.resume:
             solver.restore_newest(as_caffe=args.resume_as_caffe)
         _log(239, "Starting Optimization")
-        with training_bar(solver):
+        with training_bar(solver) if ranks is None or ranks.rank == 0 else nullcontext():
             solver.solve()
     _log(250, "Optimization Done.")
 
@@ -127,19 +167,35 @@ def _set_train_state(param: SolverParameter, args: argparse.Namespace, path: str
     param.train_state.stage.extend(args.stage.split(","))  # Caffe: without --stage this adds the stage ""
 
 
-def _device(param: SolverParameter, flag: str | None) -> torch.device:
+def _device(param: SolverParameter, flag: str | None, ranks: Group | None) -> torch.device:
     """--gpu, or else solver_mode where it is written: the field's default GPU does not count."""
     if flag is not None:
-        device = gpu(flag, f"--gpu {flag}", "leave --gpu out")
+        wanted, asked_by, instead = flag, f"--gpu {flag}", "leave --gpu out"
     elif param.HasField("solver_mode") and param.solver_mode == SolverParameter.GPU:
-        device = gpu(str(param.device_id), "solver_mode: GPU", "write solver_mode: CPU")
+        wanted, asked_by, instead = str(param.device_id), "solver_mode: GPU", "write solver_mode: CPU"
     else:
         _log(197, "Use CPU.")
         return torch.device("cpu")
+    if ranks is None:
+        device = gpu(wanted, asked_by, instead)
+        ids = [device.index]
+    else:
+        ids = _gpus_of_ranks(wanted, asked_by, instead, ranks.local_size)
+        device = use_gpu(ids[ranks.local_rank])
     param.device_id = device.index
-    _log(204, f"Using GPUs {device.index}")
-    _log(209, f"GPU {device.index}: {torch.cuda.get_device_name(device)}")
+    _log(204, f"Using GPUs {', '.join(map(str, ids))}")
+    for index in ids:
+        _log(209, f"GPU {index}: {torch.cuda.get_device_name(index)}")
     return device
+
+
+def _gpus_of_ranks(wanted: str, asked_by: str, instead: str, count: int) -> list[int]:
+    """The GPUs of the `count` ranks on this machine: those of a list, or the first ones for `0` and `all`."""
+    from_first = wanted in ("0", "all")
+    ids = gpus("all" if from_first else wanted, asked_by, instead)
+    if len(ids) < count or (len(ids) > count and not from_first):
+        raise DeviceError(f"{asked_by}: one GPU is needed for each of {count} ranks here; got {len(ids)}")
+    return ids[:count]
 
 
 def _log(line: int, message: str) -> None:

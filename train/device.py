@@ -1,7 +1,8 @@
-"""The GPU that was asked for, or an error; threads and memory on the CPU."""
+"""What computes, and how: the GPU that was asked for, or an error; precision; threads, memory on the CPU."""
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import sys
 
@@ -11,21 +12,51 @@ from imae.prototxt.errors import DeviceError, ImaeError
 
 
 def gpu(wanted: str, asked_by: str, instead: str) -> torch.device:
-    """The device of an id, or of `all` where there is one GPU.
+    """The device of an id, or of `all` where there is one GPU; from now on CUDA's current one.
 
     asked_by   what asked for it, `instead` what to do without one, both for the DeviceError
     """
+    ids = gpus(wanted, asked_by, instead)
+    if len(ids) > 1:
+        count = torch.cuda.device_count()
+        raise DeviceError(f"{asked_by}: one GPU computes, {count} are here; choose one, as in --gpu 0")
+    return use_gpu(ids[0])
+
+
+def gpus(wanted: str, asked_by: str, instead: str) -> list[int]:
+    """The ids in a list `0,1`, or those of all GPUs; DeviceError, as of `gpu`, where they are not there."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
         raise DeviceError(f"{asked_by}: no CUDA device is available here; {instead} to compute on the CPU")
-    if "," in wanted or (wanted == "all" and count > 1):
-        raise DeviceError(f"{asked_by}: one GPU computes, {count} are here; choose one, as in --gpu 0")
-    index = 0 if wanted == "all" else int(wanted) if wanted.isdecimal() else -1
-    if not 0 <= index < count:
+    if wanted == "all":
+        return list(range(count))
+    ids = [int(part) if part.isdecimal() else -1 for part in wanted.split(",")]
+    if not all(0 <= index < count for index in ids):
         raise DeviceError(f"{asked_by}: expected the id of a GPU, 0 to {count - 1}, or all; got {wanted!r}")
+    if len(set(ids)) < len(ids):
+        raise DeviceError(f"{asked_by}: a GPU is in the list twice")
+    return ids
+
+
+def use_gpu(index: int) -> torch.device:
+    """Make this GPU CUDA's current one."""
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
+
+
+def add_double_option(parser: argparse.ArgumentParser) -> None:
+    """--double, for commands that run nets."""
+    parser.add_argument(
+        "--double",
+        action="store_true",
+        help="compute in double precision: slower, a reference where single precision decides near-ties",
+    )
+
+
+def chosen_dtype(args: argparse.Namespace) -> torch.dtype:
+    """What --double asks for."""
+    return torch.float64 if args.double else torch.float32
 
 
 def keep_freed_memory() -> None:

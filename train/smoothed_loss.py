@@ -65,5 +65,6 @@ class SmoothedLoss:
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on where `get_state` was called."""
         self.clear()
-        self._window = list(state["window"][: self.size])
-        self._value, self._count = f32(state["value"]), int(state["count"])
+        with np.errstate(over="ignore"):
+            self._window = list(np.asarray(state["window"], f32).ravel()[: self.size])
+            self._value, self._count = f32(state["value"]), int(state["count"])

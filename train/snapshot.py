@@ -22,22 +22,27 @@ import logging
 import os
 import re
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any
 
 import h5py
 import numpy as np
+from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 
-from imae.layers.blob import array_from_blob, blob_from_array
+from imae.layers.blob import blob_from_array, exact_array_from_blob, single_or_double
+from imae.layers.hdf5_file import HDF5_ERRORS, TEXT, DataSets
 from imae.prototxt import SolverState
+from imae.prototxt.dialects import read_state_dialect
 from imae.prototxt.errors import CaffemodelError, FileError, PrototxtError, SnapshotError
 from imae.prototxt.files import write_atomically
 from imae.prototxt.text import read_binary
 
 logger = logging.getLogger(__name__)
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 AnyPath = str | os.PathLike[str]
 RUN = "imae_run"  # the dataset of `run`
 CHECKSUM = "checksum"  # its place in `run`
@@ -47,7 +52,7 @@ CHECKSUM = "checksum"  # its place in `run`
 class State:
     """What a solver state file says.
 
-    history   float32 arrays, one or two per learnable parameter
+    history   float32 or float64 arrays, one or two per learnable parameter
     run       for an exact resume: nested dicts and lists of numbers, strings, bytes and arrays; empty where
               Caffe wrote the file
     """
@@ -64,9 +69,14 @@ def write_state(state: State, path: AnyPath) -> None:
     write_atomically(path, _to_hdf5(state) if _is_hdf5(path) else _to_binary(state))
 
 
-def read_state(path: AnyPath) -> State:
-    """Read a state; SnapshotError where the file is missing, damaged or something else."""
-    state = _from_hdf5(path) if _is_hdf5(path) else _from_binary(path)
+def read_state(path: AnyPath, dialect: str | None = None) -> State:
+    """Read a state; SnapshotError where the file is missing, damaged or something else.
+
+    dialect   the fork that wrote it, one of prototxt.dialects.DIALECTS; None: Caffe, or this program
+    """
+    if dialect and _is_hdf5(path):
+        raise SnapshotError(f"{path}: dialects are of binary files, this is HDF5; leave out --dialect")
+    state = _from_hdf5(path) if _is_hdf5(path) else _from_binary(path, dialect)
     if state.run and state.run.pop(CHECKSUM, None) not in (None, _checksum(state)):
         raise SnapshotError(f"{path}: damaged: its checksum is not that of its content")
     return state
@@ -110,17 +120,20 @@ def find_snapshots(prefix: str) -> list[Snapshot]:
     ]
 
 
-def remove_older(prefix: str, iteration: int, keep: int) -> None:
-    """Remove what lies before the newest `keep` snapshots up to `iteration`, which has just been written.
+def remove_older(prefix: str, iteration: int, keep: int, spared: Collection[str] = ()) -> None:
+    """Remove what lies before the newest `keep` snapshots up to `iteration`, except the `spared` states.
 
     Later ones, which are of another run, stay; so do links. A file that cannot be removed is logged.
     """
     check_removable(prefix)
+    keep_places = {os.path.realpath(path) for path in spared if path}
     snapshots = [found for found in find_snapshots(prefix) if found.iteration <= iteration]
     whole = sorted({found.iteration for found in snapshots if found.model and found.state}, reverse=True)
     if len(whole) <= keep:
         return
     for found in reversed(snapshots):
+        if os.path.realpath(found.state) in keep_places:
+            continue
         # The state goes first: a model alone is nothing that a run could be resumed from.
         for path in (found.state, found.model):
             if path and found.iteration < whole[keep - 1] and not os.path.islink(path):
@@ -159,15 +172,17 @@ def _to_binary(state: State) -> bytes:
     return run + message.SerializeToString()
 
 
-def _from_binary(path: AnyPath) -> State:
+def _from_binary(path: AnyPath, dialect: str | None) -> State:
     try:
-        message = read_binary(path, SolverState)
-        history = [array_from_blob(blob) for blob in message.history]
+        message = read_state_dialect(path, dialect) if dialect else read_binary(path, SolverState)
+        history = [exact_array_from_blob(blob) for blob in message.history]
     except PrototxtError as error:
         raise SnapshotError(str(error)) from None
     except CaffemodelError as error:
-        raise SnapshotError(f"{path}: history: {error}") from None
-    run = _unpack(message.imae_run, path)
+        foreign = any(len(UnknownFieldSet(blob)) for blob in message.history)
+        hint = ", or a fork's, which --dialect reads" if foreign else ""
+        raise SnapshotError(f"{path}: history: {error}{hint}") from None
+    run = unpack(message.imae_run, path)
     return State(message.iter, message.learned_net, message.current_step, history, run)
 
 
@@ -189,15 +204,17 @@ def _to_hdf5(state: State) -> bytes:
 def _from_hdf5(path: AnyPath) -> State:
     try:
         with h5py.File(path, "r") as file:
-            history = file["history"]
+            read, history = DataSets(file).read, file["history"]
             return State(
-                int(file["iter"][0]),
-                bytes(file["learned_net"][()]).rstrip(b"\0").decode() if "learned_net" in file else "",
-                int(file["current_step"][0]),
-                [np.asarray(history[str(index)], np.float32) for index in range(len(history))],
-                _unpack(file[RUN][()].tobytes(), path) if RUN in file else {},
+                index(read(file["iter"])[0]),
+                bytes(read(file["learned_net"], TEXT)[()]).rstrip(b"\0").decode()
+                if "learned_net" in file
+                else "",
+                index(read(file["current_step"])[0]),
+                [single_or_double(read(history[str(place)])) for place in range(len(history))],
+                unpack(read(file[RUN]).tobytes(), path) if RUN in file else {},
             )
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except HDF5_ERRORS as error:
         if not os.path.isfile(path):
             raise SnapshotError(f"{path}: no such file") from None
         raise SnapshotError(f"{path}: not a solver state in HDF5, or damaged: {error}") from None
@@ -207,15 +224,15 @@ def _checksum(state: State) -> int:
     """The CRC-32 of all values but `run`."""
     checksum = zlib.crc32(f"{state.iteration} {state.current_step} {state.learned_net}".encode())
     for values in state.history:
-        checksum = zlib.crc32(np.asarray(values, np.float32).tobytes(), checksum)
+        checksum = zlib.crc32(single_or_double(values).tobytes(), checksum)
     return checksum
 
 
 def _pack_run(state: State) -> bytes:
-    return _pack({**state.run, CHECKSUM: _checksum(state)})
+    return pack({**state.run, CHECKSUM: _checksum(state)})
 
 
-def _pack(tree: Any) -> bytes:
+def pack(tree: dict[str, Any]) -> bytes:
     """Nested dicts and lists of numbers, strings, bytes and arrays as JSON."""
     return json.dumps(tree, default=_pack_leaf).encode()
 
@@ -231,14 +248,19 @@ def _pack_leaf(leaf: Any) -> dict[str, Any]:
     raise TypeError(f"a run's state is made of numbers, strings, bytes and arrays; got {type(leaf).__name__}")
 
 
-def _unpack(data: bytes, path: AnyPath) -> dict[str, Any]:
-    """What `_pack` packed."""
+def unpack(data: bytes, path: AnyPath) -> dict[str, Any]:
+    """What `pack` packed; SnapshotError names `path` where it is damaged."""
     if not data:
         return {}
     try:
-        tree: dict[str, Any] = json.loads(data, object_hook=_unpack_leaf)
-    except (ValueError, TypeError, KeyError) as error:
+        tree = json.loads(data, object_hook=_unpack_leaf)
+    except (ValueError, TypeError, RecursionError) as error:
         raise SnapshotError(f"{path}: the state of the run in it is damaged: {error}") from None
+    if not isinstance(tree, dict):
+        raise SnapshotError(f"{path}: the state of the run in it is damaged: it is not a JSON object")
+    for name in ("finite", "model", CHECKSUM):
+        if not isinstance(tree.get(name, 0), int):
+            raise SnapshotError(f"{path}: the state of the run in it is damaged: {name} is {tree[name]!r}")
     return tree
 
 
@@ -246,6 +268,8 @@ def _unpack_leaf(leaf: dict[str, Any]) -> Any:
     if leaf.keys() == {"bytes"}:
         return base64.b64decode(leaf["bytes"])
     if leaf.keys() == {"array", "dtype", "shape"}:
+        if not re.fullmatch(r"[<>|][biuf]\d{1,2}", str(leaf["dtype"])):
+            raise ValueError(f"an array of type {leaf['dtype']!r}")
         values = np.frombuffer(base64.b64decode(leaf["array"]), np.dtype(leaf["dtype"]))
         return values.reshape(leaf["shape"]).copy()
     return leaf

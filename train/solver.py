@@ -4,6 +4,7 @@ One iteration:
 
     clear the gradients; test, if due
     iter_size times forward and backward, gradients adding up; display, if due
+    where several ranks train together: the mean of their gradients
     rate -> clip the summed gradients -> divide by iter_size -> regularise (decay_mult)
          -> update rule (lr_mult, the rate inside the history) -> subtract
     iteration + 1; snapshot, if due or asked for
@@ -14,6 +15,7 @@ Caffe: solver.cpp, sgd_solver.cpp.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 import time
@@ -30,11 +32,12 @@ from imae.converters.caffemodel import load_caffemodel, save_caffemodel
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.common.dropout import Dropout
 from imae.layers.net import Net, shape_string
+from imae.layers.ranks import ALONE
 from imae.layers.stepwise import Stepwise, parameter_diff
+from imae.layers.vision.pooling import PoolingMethod
 from imae.prototxt import SolverParameter
 from imae.prototxt.errors import (
     CaffemodelError,
-    DeviceError,
     FileError,
     NotFiniteError,
     PrototxtError,
@@ -45,6 +48,7 @@ from imae.train.caffe_log import number, output_text
 from imae.train.executor import Executor, NetExecutor, Result, StepwiseExecutor
 from imae.train.lr_policy import advance_step, learning_rate
 from imae.train.not_finite import Tracer, all_finite
+from imae.train.ranks import Group
 from imae.train.signals import Action
 from imae.train.smoothed_loss import SmoothedLoss
 from imae.train.snapshot import (
@@ -52,8 +56,10 @@ from imae.train.snapshot import (
     check_removable,
     file_checksum,
     find_snapshots,
+    pack,
     read_state,
     remove_older,
+    unpack,
     write_state,
 )
 from imae.train.solver_nets import build_test_nets, build_train_net
@@ -63,9 +69,11 @@ from imae.train.update_rules import update_rule
 
 logger = logging.getLogger(__name__)
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 f32 = np.float32
 MAX_PENDING = 1000  # numbers for the log that may wait on the device
+# Fields of which NaN or infinity would make NaN of the weights.
+FINITE = ("base_lr", "delta", "gamma", "momentum", "momentum2", "power", "rms_decay", "weight_decay")
 
 
 @dataclass
@@ -91,11 +99,18 @@ class Solver:
     fast            for the default executor
     on_nan          "stop": a train loss that is NaN or infinite is a NotFiniteError at the next display.
                     "continue": it is shown and that is all, as in Caffe
-    keep            how many snapshots stay: once a further one is whole, older ones are removed; 0: all stay
-    gpu_dropout     "device": a GPU draws dropout masks itself. "caffe": they are Caffe's, which takes longer
+    keep            how many snapshots stay, the newest ones, once they are whole; besides them the last good
+                    one (before there is one, that from which this run goes on), and the last one whose
+                    weights are finite. 0: all stay
+    gpu_dropout     "device": a GPU draws dropout masks, and the pixels of stochastic pooling, itself.
+                    "caffe": they come from `random`, as Caffe's on the CPU, which takes longer
+    dtype           of all that the nets and the update compute with; learning rates and the smoothed loss are
+                    float32 as Caffe's
+    dialect         the fork that the files of nets and weights are of; None: Caffe's own
+    ranks           the processes that train this net together; None: this one alone (see ranks.py)
 
     iteration       updates made so far
-    net, test_nets  in Caffe's order; the test nets use the train net's parameters
+    net, test_nets  in Caffe's order; the test nets use the train net's parameters, and rank 0 alone has them
     history         history blobs in Caffe's order: one per learnable parameter, then a second one where the
                     rule has two
     last_good       the last solver state, written or restored, after which a finite loss was shown; or ""
@@ -116,18 +131,23 @@ class Solver:
         on_nan: Literal["stop", "continue"] = "continue",
         keep: int = 0,
         gpu_dropout: Literal["caffe", "device"] = "device",
+        dtype: torch.dtype = torch.float32,
+        dialect: str | None = None,
+        ranks: Group | None = None,
     ) -> None:
-        self.param = param
-        self.device = torch.device(device)
+        self.param, self.ranks = param, ranks
+        self._rank = ranks.rank if ranks is not None else 0
+        self.device, self.dtype = torch.device(device), dtype
         self.on_nan, self.keep = on_nan, keep
         self.last_good = self._last_finite = ""
+        self._spared = ""  # the last good solver state, or else the one from which this run goes on
         self._exact_from = ""  # the solver state with which this run goes on exactly
         self.rule = update_rule(param)
         self.iteration = self.current_step = 0
         self.request: Callable[[], Action] = lambda: Action.NONE
         self.on_start: list[Callable[[], object]] = []
         self.on_gradients_ready: list[Callable[[], object]] = []
-        self._stopped = self._debugging = self._keep_loss = self._said_test_not_finite = False
+        self._stopped = self._keep_loss = self._said_test_not_finite = False
         self._lap: tuple[float, int] | None = None
         self._norms: list[Tensor] = []
         self._before_tests: dict[str, Any] | None = None
@@ -135,22 +155,20 @@ class Solver:
         self._check_param()
         self.random = random if random is not None else CaffeRandom(None)
         if param.random_seed >= 0:
-            self.random.reseed(param.random_seed)
+            self.random.reseed(param.random_seed + self._rank)
         elif random is None:
+            if ranks is not None:
+                self.random.reseed(ranks.of_first(self.random.seed) + self._rank)
             logger.info("random_seed was not specified; this run's seed is %d", self.random.seed)
         make = executor or (lambda net: NetExecutor(net, self.device, fast))
-        self.net = build_train_net(param, self.random)
+        self.net = build_train_net(param, self.random, dtype, dialect, ranks or ALONE)
         self._run = make(self.net)
-        self.test_nets = build_test_nets(param, self.random, self.net)
+        self.test_nets = [] if self._rank else build_test_nets(param, self.random, self.net, dialect)
         self._run_test = [make(net) for net in self.test_nets]
         masks = gpu_dropout == "device" and self._let_device_draw_masks()
         self._streams = Streams(self.random, [self.net, *self.test_nets], self.device, masks)
         self._tracer = Tracer(self.net, self._streams, param.iter_size) if on_nan == "stop" else None
-        if param.debug_info:
-            self._run_debug = _debug_executor(self._run, self.net)
-            self._run_test = [
-                _debug_executor(run, net) for run, net in zip(self._run_test, self.test_nets, strict=True)
-            ]
+        self._prepare_debug_info()
         self.history = [
             torch.zeros_like(p.detach()) for _ in range(self.rule.histories) for p in self.net.learnable
         ]
@@ -160,6 +178,16 @@ class Solver:
 
     def _check_param(self) -> None:
         param = self.param
+        for name in ("display", "max_iter", "snapshot", "test_interval"):
+            if (value := getattr(param, name)) < 0:
+                raise PrototxtError(f"{name} must be at least 0, got {value}")
+        if param.test_iter and min(param.test_iter) < 0:
+            raise PrototxtError(f"test_iter must be at least 0, got {min(param.test_iter)}")
+        for name in FINITE:
+            if not math.isfinite(value := getattr(param, name)):
+                raise PrototxtError(f"{name} must be a finite number, got {value}")
+        if math.isnan(param.clip_gradients):
+            raise PrototxtError("clip_gradients must be the largest L2 norm, or below 0 (off); got nan")
         if param.average_loss < 1:
             raise PrototxtError(
                 f"average_loss should be non-negative: it must be at least 1, got {param.average_loss}"
@@ -170,35 +198,54 @@ class Solver:
             raise PrototxtError(
                 f"Unknown regularization type: {param.regularization_type} (known types: L1, L2)"
             )
-        if param.debug_info and self.device.type != "cpu":
-            raise DeviceError(
-                "debug_info works on the CPU only; write solver_mode: CPU, or debug_info: false"
-            )
         if param.snapshot:
             if not param.HasField("snapshot_prefix"):
                 raise PrototxtError("In solver params, snapshot is specified but snapshot_prefix is not")
             self._check_prefix()
-        if self.keep:
+        if self.keep and self._rank == 0:
             check_removable(param.snapshot_prefix)
         warn_of_unused_fields(param, self.device.type)
 
     def _let_device_draw_masks(self) -> bool:
-        """Let a GPU draw dropout masks, from a stream of its own that begins at the run's seed."""
-        dropouts = [step.layer for step in self.net.steps if isinstance(step.layer, Dropout)]
-        if self.device.type == "cpu" or not dropouts:
+        """Let a GPU draw dropout masks and the like, from its own stream, which begins at the run's seed."""
+        drawing = [
+            layer
+            for layer in self.net.layers
+            if isinstance(layer, Dropout) or (isinstance(layer, PoolingMethod) and layer.draws)
+        ]
+        if self.device.type == "cpu" or not drawing:
             return False
-        for layer in dropouts:
+        for layer in drawing:
             layer.device_masks = True
         with torch.cuda.device(self.device):
             torch.cuda.manual_seed(self.random.seed)
         logger.info(
-            "Dropout masks are drawn by the GPU, so they are not those of the CPU; --gpu-dropout caffe draws "
-            "those, more slowly"
+            "The random numbers of %s layers are drawn by the GPU, so they are not those of the CPU; "
+            "--gpu-dropout caffe draws those, more slowly",
+            " and ".join(sorted({layer.type for layer in drawing})),
         )
         return True
 
+    def _prepare_debug_info(self) -> None:
+        """Executors for what `debug_info` is to log. Caffe: the solver's takes the place of the nets' own."""
+
+        def layer_by_layer(run: Executor, net: Net) -> Executor:
+            return run if isinstance(run, StepwiseExecutor) else StepwiseExecutor(Stepwise(net, self.device))
+
+        wanted = self.param.debug_info
+        if not wanted and any(net.debug_info for net in (self.net, *self.test_nets)):
+            logger.warning("debug_info of a net has no effect here: the solver's counts, which is false")
+        for net in self.test_nets:
+            net.debug_info = wanted
+        # The train net's own counts up to the first iteration.
+        self._run_debug = layer_by_layer(self._run, self.net) if wanted or self.net.debug_info else self._run
+        if wanted:
+            self._run_test = list(map(layer_by_layer, self._run_test, self.test_nets))
+
     def _check_prefix(self) -> None:
         """Raise FileError where snapshots could not be written."""
+        if self._rank:
+            return
         prefix = self.param.snapshot_prefix
         try:
             with tempfile.TemporaryFile(dir=os.path.dirname(prefix) or "."):
@@ -213,7 +260,8 @@ class Solver:
         places: dict[tuple[float, float], list[int]] = {}
         for place, mults in enumerate(zip(self.net.lr_mults, self.net.decay_mults, strict=True)):
             places.setdefault(mults, []).append(place)
-        return [_Group(found, *mults, torch.zeros((), device=self.device)) for mults, found in places.items()]
+        rate = torch.zeros((), dtype=self.dtype, device=self.device)
+        return [_Group(found, *mults, rate.clone()) for mults, found in places.items()]
 
     # -- training -------------------------------------------------------------------------------------------
 
@@ -235,6 +283,8 @@ class Solver:
         if resume_file is not None:
             self._say("solver.cpp:296", f"Restoring previous solver status from {resume_file}")
             self.restore(resume_file)
+        if self.ranks is not None:
+            self.ranks.broadcast([p.detach() for p in self.net.learnable])
         self.step(param.max_iter - self.iteration)
         due = not param.snapshot or self.iteration % param.snapshot
         if param.snapshot_after_train and due and not self._is_just_resumed():
@@ -242,9 +292,9 @@ class Solver:
         if self._stopped:
             self._say("solver.cpp:311", "Optimization stopped early.")
             return
-        if self._due(param.display):
+        if self._due(param.display) and self._rank == 0:
             self._before_display()
-            loss, _ = (self._run_debug if self._debugging else self._run).forward()
+            loss, _ = (self._run_debug if self.net.debug_info else self._run).forward()
             self._loss.add(loss)
             self.net.check_labels()
             self._say("solver.cpp:327", f"Iteration {self.iteration}, loss = {number(self._loss.read())}")
@@ -273,7 +323,7 @@ class Solver:
             for callback in self.on_start:
                 callback()
             display = self._due(param.display)
-            self._debugging = display and param.debug_info
+            self.net.debug_info = display and param.debug_info
             if display:
                 self._before_display()
             loss, outputs = self._forward_backward()
@@ -284,14 +334,22 @@ class Solver:
                 self._watch()
             for callback in self.on_gradients_ready:
                 callback()
+            if self.ranks is not None:
+                diffs = [parameter_diff(p) for p in self.net.learnable]
+                wanted = self.ranks.average(diffs, self.request())
             self.apply_update()
-            wanted = self.request()
-            if self._due(param.snapshot) or wanted is Action.SNAPSHOT:
+            if self.ranks is None:
+                wanted = {self.request()}
+            if self._due(param.snapshot) or Action.SNAPSHOT in wanted:
                 self.snapshot()
-            if wanted is Action.STOP:
+            if Action.STOP in wanted:
                 self._stopped = True
                 break
         self._say_clipped()
+
+    def _said(self, text: str) -> str:
+        """What rank 0 says; all ranks must ask."""
+        return text if self.ranks is None else self.ranks.said(text)
 
     def _due(self, interval: int) -> bool:
         return interval != 0 and self.iteration % interval == 0
@@ -302,7 +360,7 @@ class Solver:
 
     def _forward_backward(self) -> Result:
         """iter_size passes; the mean loss, and the outputs of the last pass."""
-        run = self._run_debug if self._debugging else self._run
+        run = self._run_debug if self.net.debug_info else self._run
         loss, outputs = run.forward_backward()
         for _ in range(self.param.iter_size - 1):
             further, outputs = run.forward_backward()
@@ -334,7 +392,9 @@ class Solver:
         """NotFiniteError for a shown loss that is not finite, if that is asked for."""
         loss = self._loss.read()
         if np.isfinite(loss):
-            self.last_good = self._last_finite
+            if self.last_good != self._last_finite:
+                self.last_good = self._spared = self._last_finite
+                self._remove_older()
         elif self._tracer is not None:
             raise NotFiniteError(
                 f"Iteration {self.iteration}: the loss is {number(loss)}; {self._tracer.culprit()}; last "
@@ -393,11 +453,15 @@ class Solver:
     # -- testing --------------------------------------------------------------------------------------------
 
     def test_all(self) -> None:
-        """Test every test net, unless a signal stops it."""
+        """Test every test net, unless a signal stops it; ranks other than 0 do what that one hears then."""
         self._before_tests = self._run_state()
         for index in range(len(self.test_nets)):
             if not self._stopped:
                 self.test(index)
+        mine = Action.STOP if self._stopped else Action.NONE
+        while (wanted := Action(self._said(mine.value))) is Action.SNAPSHOT:
+            self.snapshot()
+        self._stopped = wanted is Action.STOP
         if not self._stopped:
             self._before_tests = None
 
@@ -414,6 +478,7 @@ class Solver:
         for _ in range(param.test_iter[index]):
             while (wanted := self.request()) is not Action.NONE:
                 if wanted is Action.SNAPSHOT:
+                    self._said(wanted.value)
                     self.snapshot()
                 else:
                     self._stopped = True
@@ -447,25 +512,38 @@ class Solver:
     # -- snapshots ------------------------------------------------------------------------------------------
 
     def snapshot(self) -> str:
-        """Write the model, then the solver state, remove what `keep` has too many; the path of the state."""
+        """Write the model, then the solver state, remove what `keep` has too many; the path of the state.
+
+        Rank 0 does it, with the states of all ranks, which all call this.
+        """
         hdf5 = self.param.snapshot_format == SolverParameter.HDF5
         kind = "HDF5 file" if hdf5 else "binary proto file"
         model, path = self._snapshot_paths()
+        # A test that a signal broke off, or looked into, is made again from its beginning.
+        run = self._before_tests or self._run_state()
+        finite = all_finite([*(p.detach() for p in self.net.learnable), *self.history])
+        if self.ranks is not None:
+            run = {**run, "ranks": [unpack(data, path) for data in self.ranks.gather(pack(run))[1:]]}
+        if self._rank:
+            self._last_finite = path if finite else self._last_finite
+            return path
         self._say("solver.cpp:474" if hdf5 else "solver.cpp:464", f"Snapshotting to {kind} {model}")
         save_caffemodel(self.net, model, hdf5=hdf5, diff=self.param.snapshot_diff)
         place = "sgd_solver.cpp:296" if hdf5 else "sgd_solver.cpp:284"
         self._say(place, f"Snapshotting solver state to {kind} {path}")
         history = [_array(blob) for blob in self.history]
-        finite = all_finite([*(p.detach() for p in self.net.learnable), *self.history])
-        # A test that a signal broke off, or looked into, is made again from its beginning.
-        run = self._before_tests or self._run_state()
         run = {**run, "model": file_checksum(model), "finite": finite}
         write_state(State(self.iteration, model, self.current_step, history, run), path)
         if finite:
             self._last_finite = path
-        if self.keep and (finite or self.on_nan == "continue"):
-            remove_older(self.param.snapshot_prefix, self.iteration, self.keep)
+        self._remove_older()
         return path
+
+    def _remove_older(self) -> None:
+        """Remove what `keep` has too many; a run that goes bad leaves what it can be resumed from."""
+        if self.keep and self._rank == 0:
+            spared = (self._spared, self._last_finite)
+            remove_older(self.param.snapshot_prefix, self.iteration, self.keep, spared)
 
     def _snapshot_paths(self) -> tuple[str, str]:
         """The model and the solver state of this iteration's snapshot."""
@@ -476,15 +554,19 @@ class Solver:
     def _is_just_resumed(self) -> bool:
         """Whether the run goes on exactly from the snapshot that it would write now; Caffe rewrites it."""
         model, path = self._snapshot_paths()
-        return os.path.realpath(path) == self._exact_from and os.path.isfile(path) and os.path.isfile(model)
+        its_own = os.path.realpath(path) == self._exact_from
+        return bool(self._said("yes" if its_own and os.path.isfile(path) and os.path.isfile(model) else ""))
 
-    def restore(self, path: str | os.PathLike[str], *, as_caffe: bool = False) -> None:
+    def restore(
+        self, path: str | os.PathLike[str], *, as_caffe: bool = False, dialect: str | None = None
+    ) -> None:
         """Go on from a solver state; SnapshotError: it or its model is missing, damaged or foreign.
 
         as_caffe   start the data at the first record and the random numbers at the seed, as Caffe does, even
                    where the state says how the run stood
+        dialect    the fork that wrote it and its model; None: Caffe, or this program
         """
-        self._go_on(path, self._load(path, as_caffe=as_caffe), as_caffe)
+        self._go_on(path, self._load(path, as_caffe=as_caffe, dialect=dialect), as_caffe)
 
     def restore_newest(self, *, as_caffe: bool = False) -> str:
         """Go on from the newest whole snapshot under snapshot_prefix; its state's path, "" where none is.
@@ -493,6 +575,11 @@ class Solver:
         a line in the log. SnapshotError where one is whole and cannot be gone on with: the data have changed.
         """
         prefix = self.param.snapshot_prefix
+        if self._rank:
+            path, _, model = self._said("").partition("\0")
+            if path:
+                self._go_on(path, self._load(path, model, as_caffe=as_caffe), as_caffe)
+            return path
         snapshots = find_snapshots(prefix)
         for snapshot in snapshots:
             try:
@@ -504,18 +591,22 @@ class Solver:
                 logger.warning("Passing over a snapshot: %s", error)
                 continue
             self._say("caffe.cpp:235", f"Resuming from {snapshot.state}")
+            self._said(f"{snapshot.state}\0{snapshot.model}")
             self._go_on(snapshot.state, state, as_caffe)
             return snapshot.state
+        self._said("")
         which = "whole snapshot" if snapshots else "snapshot"
         logger.info("There is no %s %s_iter_*: the training starts from scratch", which, prefix)
         return ""
 
-    def _load(self, path: str | os.PathLike[str], model: str = "", *, as_caffe: bool) -> State:
+    def _load(
+        self, path: str | os.PathLike[str], model: str = "", *, as_caffe: bool, dialect: str | None = None
+    ) -> State:
         """Read a state and load its model, `model` or the one that it names, into the net.
 
         SnapshotError, and a solver as it was, where one of them is missing, damaged or foreign.
         """
-        state = read_state(path)
+        state = read_state(path, dialect)
         if len(state.history) != len(self.history):
             raise SnapshotError(
                 f"{path}: Incorrect length of history blobs: it has {len(state.history)}, a solver of type "
@@ -545,7 +636,7 @@ class Solver:
                     f"(--resume-as-caffe takes it all the same)"
                 )
             try:
-                load_caffemodel(self.net, model)
+                load_caffemodel(self.net, model, dialect)
             except CaffemodelError as error:
                 raise SnapshotError(f"{path}: {error}") from None
         return state
@@ -559,21 +650,36 @@ class Solver:
         self.iteration, self.current_step = state.iteration, state.current_step
         self._lap, self._exact_from = None, ""
         if state.run.get("finite", True):
-            self._last_finite = os.fspath(path)
+            self._last_finite = self._spared = os.fspath(path)
         if state.run and not as_caffe:
             try:
                 self._set_run_state(state.run)
                 self._exact_from = os.path.realpath(path)
-            except (SnapshotError, KeyError, TypeError) as error:
+            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
                 raise SnapshotError(
                     f"{path}: the run cannot go on exactly: {error} (--resume-as-caffe starts the data anew)"
                 ) from error
 
     def _run_state(self) -> dict[str, Any]:
         """What an exact resume needs beyond weights and history."""
-        return {**self._streams.get_state(), "loss": self._loss.get_state()}
+        double = self.dtype == torch.float64
+        return {**self._streams.get_state(), "loss": self._loss.get_state(), "double": double}
 
     def _set_run_state(self, run: dict[str, Any]) -> None:
+        ranks, size = [run, *run.get("ranks", ())], self.ranks.size if self.ranks is not None else 1
+        if len(ranks) != size:
+            raise SnapshotError(
+                f"it was written by {len(ranks)} rank(s), and {size} would go on; start {len(ranks)}, with "
+                f"torchrun --nproc-per-node {len(ranks)}"
+            )
+        run = ranks[self._rank]
+        double = bool(run.get("double"))
+        if double != (self.dtype == torch.float64):
+            raise SnapshotError(
+                "it was written with --double; give that, too"
+                if double
+                else "it was written without --double; leave that out, too"
+            )
         self._streams.set_state(run)
         self._loss.set_state(run["loss"])
         self._keep_loss = True
@@ -605,12 +711,6 @@ class Solver:
         for index, (name, value) in enumerate(outputs):
             text = output_text(name, value, f32(net.loss_weights.get(name, 0)))
             self._say(place, f"    {which} net output #{index}: {text}")
-
-
-def _debug_executor(run: Executor, net: Net) -> StepwiseExecutor:
-    return StepwiseExecutor(
-        run.stepwise if isinstance(run, StepwiseExecutor) else Stepwise(net), debug_info=True
-    )
 
 
 def _same_shape(values: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

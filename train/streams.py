@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.layer import Layer
 from imae.layers.net import Net
+from imae.prototxt.errors import SnapshotError
+
+Array = NDArray[np.generic]
 
 
 class Streams:
@@ -49,11 +55,25 @@ class Streams:
             for layer in net.data_layers():
                 if layer.name in data:
                     layer.set_state(data[layer.name])
+            kept = _kept_buffers(net)
+            layers: dict[str, list[Layer]] = {}
             for step in net.steps:
-                for name, values in buffers.items():
-                    owner, _, buffer = name.rpartition("/")
-                    if owner == step.layer.name:
-                        setattr(step.layer, buffer, torch.from_numpy(values).to(self.device))
+                layers.setdefault(step.layer.name, []).append(step.layer)
+            for name, values in buffers.items():
+                owner, _, buffer = name.rpartition("/")
+                for layer in layers.get(owner, []) if name in kept else []:
+                    setattr(layer, buffer, _like(kept[name], values, name).to(self.device))
+
+
+def _like(kept: Tensor, values: Array, name: str) -> Tensor:
+    """The saved values of a buffer; SnapshotError unless they can stand in its place."""
+    saved = torch.from_numpy(values)
+    if saved.dtype != kept.dtype or (kept.numel() and saved.shape != kept.shape):
+        raise SnapshotError(
+            f"{name}: the saved values are {values.dtype} of shape {values.shape}, the net's "
+            f"{kept.dtype} of shape {tuple(kept.shape)}; the snapshot is of another net"
+        )
+    return saved
 
 
 def _kept_buffers(net: Net) -> dict[str, Tensor]:

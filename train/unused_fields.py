@@ -33,7 +33,7 @@ def unused_fields(param: SolverParameter, device: str = "cpu") -> dict[str, str]
             for name, policies in POLICIES.items()
             if param.lr_policy not in policies
         },
-        "layer_wise_reduce": "on one device",
+        "layer_wise_reduce": "here: ranks sum the gradients of all layers at once",
     }
     if device == "cpu":
         where["device_id"] = "on the CPU"

@@ -12,13 +12,15 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, ClassVar
 
+import numpy as np
 from google.protobuf.message import Message
+from numpy.typing import NDArray
 from torch import Tensor
 
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.layer import DataLayer, Layer, Shape
 from imae.prototxt import LayerParameter
-from imae.prototxt.errors import LayerError, SnapshotError
+from imae.prototxt.errors import ImaeError, LayerError, SnapshotError
 
 Batch = tuple[Tensor, ...]
 State = dict[str, Any]
@@ -40,7 +42,7 @@ class PrefetchingLayer(DataLayer):
     """
 
     what: ClassVar[str] = "img"  # what Caffe's messages call an image
-    reads = ("transform_param", "data_param.prefetch")
+    reads: ClassVar[tuple[str, ...]] = ("transform_param", "data_param.prefetch")
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
@@ -80,7 +82,11 @@ class PrefetchingLayer(DataLayer):
 
     def next_batch(self) -> Batch:
         if self.ahead == 0 and not self._pending:
-            batch, self._state = self._produce()
+            try:
+                batch, self._state = self._produce()
+            except ImaeError:
+                self.set_state(self._state)  # the next call tries the same batch
+                raise
             return batch
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, f"prefetch {self.name}")
@@ -131,12 +137,34 @@ def _produce_for(layer: weakref.ref[PrefetchingLayer]) -> tuple[Batch, State]:
 
 
 def check_state(layer: Layer, state: State, own: State) -> None:
-    """Refuse a saved state that has other entries than the layer's own."""
+    """Refuse a saved state that has other entries than the layer's own, or other kinds of values."""
     if state.keys() != own.keys():
         raise SnapshotError(
             f"layer '{layer.name}' ({layer.type}): the saved state holds {', '.join(state) or 'nothing'}, "
             f"expected {', '.join(own)}; the snapshot is of another net"
         )
+    for name, value in state.items():
+        kinds = [
+            (type(v), v.dtype.str, v.ndim) if isinstance(v, np.ndarray) else type(v)
+            for v in (value, own[name])
+        ]
+        if kinds[0] != kinds[1]:
+            raise SnapshotError(
+                f"layer '{layer.name}' ({layer.type}): the saved {name} is {value!r}, expected something "
+                f"like {own[name]!r}; the snapshot is damaged"
+            )
+
+
+def check_place(name: str, index: int, count: int) -> None:
+    """Refuse a saved place that is none of 0 to count - 1."""
+    if not 0 <= index < count:
+        raise SnapshotError(f"the saved {name} is {index} of {count}; the snapshot is damaged")
+
+
+def check_permutation(name: str, order: NDArray[np.int64], count: int) -> None:
+    """Refuse a saved order that is none of the numbers 0 to count - 1."""
+    if not np.array_equal(np.sort(order), np.arange(count)):
+        raise SnapshotError(f"the saved {name} is no order of {count} things; the snapshot is damaged")
 
 
 def refuse_moved_fields(param: LayerParameter, message: Message, fields: Iterable[str]) -> None:

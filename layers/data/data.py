@@ -6,9 +6,11 @@ top[1]  (batch_size,), optional: the labels
 
 Records come in byte order of their keys; after the last one comes the first, also within a batch. Each layer
 goes its own way through the database. The first record of a batch gives the batch its size.
+data_order_param chooses another order than that of the keys (record_order.py). Where several ranks train
+together, rank r of N takes records r, r + N, ...
 
 Caffe: data_layer.cpp, db_lmdb.cpp, db_leveldb.cpp. Differs: a database without records, or a Datum that
-contradicts itself, is an error. rand_skip does nothing, as in Caffe 1.0.
+contradicts itself, is an error; data_order_param. rand_skip does nothing, as in Caffe 1.0.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from imae.layers.data.base_data import (
 from imae.layers.data.datum import array_from_datum, parse_datum
 from imae.layers.data.leveldb_source import LeveldbSource, open_leveldb
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
+from imae.layers.data.record_order import check_order, make_order
 from imae.layers.memory import total_memory
 from imae.layers.registry import register_layer
 from imae.prototxt import Datum, LayerParameter
@@ -47,12 +50,14 @@ Source = LmdbSource | LeveldbSource
 class Data(PrefetchingLayer):
     min_tops, max_tops = 1, 2
     what = "datum"
+    reads = ("data_order_param", *PrefetchingLayer.reads)
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         data = param.data_param
         refuse_moved_fields(param, data, ("scale", "mean_file", "crop_size", "mirror", "force_encoded_color"))
         self.batch_size = checked_batch_size(param, data.batch_size)
+        check_order(param)
         if data.rand_skip:
             logger.warning("layer '%s' (Data): rand_skip has no effect, as in Caffe 1.0", self.name)
         if not data.source:
@@ -67,7 +72,8 @@ class Data(PrefetchingLayer):
 
     def data_setup(self) -> None:
         transform = self.param.transform_param
-        self.reader = DatumReader(self.source, transform.force_color, transform.force_gray, memory_budget())
+        budget = memory_budget() // self.ranks.size
+        self.reader = DatumReader(self.source, transform.force_color, transform.force_gray, budget)
         if self.reader.first_is_encoded:
             self.transformer.what = "img"
         elif transform.force_color or transform.force_gray:
@@ -77,25 +83,24 @@ class Data(PrefetchingLayer):
             )
         size = self.transformer.output_size(self.reader.first_size, self.reader.first_name)
         self.shapes = [(self.batch_size, *size), (self.batch_size,)]
-        self.index = 0
+        self.order = make_order(
+            self.param, len(self.source), self.reader.read_labels, self.random, self.ranks
+        )
         log(logger, "data_layer.cpp:45", output_data_size(self.shapes[0]))
 
     def load_batch(self) -> Batch:
-        rows = (self.index + np.arange(self.batch_size)) % len(self.source)
+        rows = self.order.next_rows(self.batch_size)
         images, labels = self.reader.read(rows)
         if isinstance(images, np.ndarray):
             values = self.transformer.transform_rows(images, rows)
         else:
             names, keys = self.source.record_name, self.source.keys  # asked in errors only
             values = self.transformer.transform_list(images, lambda i: names(keys()[rows[i]]))
-        rounds, self.index = divmod(self.index + self.batch_size, len(self.source))
-        for _ in range(rounds):
-            log(logger, "data_layer.cpp:73", "Restarting data prefetching from start.")
         batch = torch.from_numpy(values), torch.from_numpy(labels.astype(np.float32))
         return batch[: len(self.param.top)]
 
     def position(self) -> State:
-        return {"index": self.index, "records": len(self.source)}
+        return {**self.order.get_state(), "records": len(self.source)}
 
     def seek(self, state: State) -> None:
         if state["records"] != len(self.source):
@@ -103,7 +108,7 @@ class Data(PrefetchingLayer):
                 f"database '{self.source.path}' has {len(self.source)} records; it had {state['records']} "
                 "when the snapshot was made; use the same database"
             )
-        self.index = state["index"]
+        self.order.set_state(state)
 
     def close(self) -> None:
         super().close()
@@ -140,6 +145,11 @@ class DatumReader:
         self._kept = None
         decoded = [self._decode(row) for row in rows.tolist()]
         return [image for image, _ in decoded], np.array([label for _, label in decoded], np.int64)
+
+    def read_labels(self) -> NDArray[np.int64]:
+        """The labels of all records."""
+        named = ((self.source.record_name(key), value) for key, value in self.source.records())
+        return np.fromiter((parse_datum(value, name).label for name, value in named), np.int64)
 
     def _keep(self, kept: NDArray[np.uint8], rows: NDArray[np.int64]) -> bool:
         """Make sure that the array holds these records; False if one does not fit in."""

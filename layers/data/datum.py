@@ -13,8 +13,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from imae.layers.data.picture_size import check_picture_size
 from imae.prototxt import Datum
 from imae.prototxt.errors import DataError
+from imae.prototxt.files import read_bytes
 
 
 def parse_datum(value: bytes, name: str) -> Datum:
@@ -69,9 +71,10 @@ def datum_from_array(array: NDArray[Any], label: int) -> Datum:
 
 def decode_image(data: bytes, flag: int, name: str) -> NDArray[np.uint8]:
     """The picture in the bytes of a JPEG, PNG, ... file: (H, W, C), BGR; `flag` is a cv2.IMREAD_*."""
+    check_picture_size(data, name)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    except cv2.error:  # no bytes at all, or more pixels than OpenCV allows
+    except cv2.error:  # more pixels than OpenCV allows
         image = None
     if image is None:
         raise DataError(f"{name}: could not decode the {len(data)} bytes as a picture; the file is damaged")
@@ -83,8 +86,7 @@ def decode_image(data: bytes, flag: int, name: str) -> NDArray[np.uint8]:
 def read_file(path: str) -> bytes:
     """The bytes of a picture file."""
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return read_bytes(path)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataError(f"Could not load {path}: {reason}; mend the list, or root_folder") from None

@@ -6,7 +6,8 @@ top[i]  (batch_size, ...), float32: rows of the data set of the top's name
 
 Rows come file after file, then from the beginning, also within a batch. `shuffle` shuffles the files, and the
 rows of each file when it is read and once more after each file's end, by the C library's rand(), which starts
-as with srand(1) whatever random_seed is.
+as with srand(1) whatever random_seed is. Where several ranks train together, rank r of N takes rows r, r + N,
+... of that order, which is the same in all of them.
 
 Caffe: hdf5_data_layer.cpp. Differs: in Caffe all shuffling HDF5Data layers of a process share one rand().
 """
@@ -23,10 +24,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imae.layers.data.base_data import State, check_state, checked_batch_size, log
+from imae.layers.data.base_data import (
+    State,
+    check_permutation,
+    check_place,
+    check_state,
+    checked_batch_size,
+    log,
+)
+from imae.layers.hdf5_file import HDF5_ERRORS, DataSets
 from imae.layers.layer import DataLayer, Shape
 from imae.layers.registry import register_layer
 from imae.prototxt.errors import DataError, SnapshotError
+from imae.prototxt.files import read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +64,9 @@ class HDF5Data(DataLayer):
         self.row_order = np.zeros(0, np.int64)
         self.file_order = np.arange(len(self.files))
         self._shuffle(self.file_order)
-        self.file, self.row = 0, 0
+        self.file, self.row = 0, self.ranks.rank
         self._load_file()
+        self._end_files()
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         return [(self.batch_size, *values.shape[1:]) for values in self.values]
@@ -64,13 +75,12 @@ class HDF5Data(DataLayer):
         parts: list[list[NDArray[np.float32]]] = [[] for _ in self.values]
         left = self.batch_size
         while left:
-            rows = self.row_order[self.row : self.row + left]
+            rows = self.row_order[self.row :: self.ranks.size][:left]
             for part, values in zip(parts, self.values, strict=True):
                 part.append(values[rows])
             left -= len(rows)
-            self.row += len(rows)
-            if self.row == len(self.row_order):
-                self._next_file()
+            self.row += self.ranks.size * len(rows)
+            self._end_files()
         return tuple(torch.from_numpy(np.concatenate(part)) for part in parts)
 
     def get_state(self) -> State:
@@ -85,26 +95,32 @@ class HDF5Data(DataLayer):
 
     def set_state(self, state: State) -> None:
         check_state(self, state, self.get_state())
-        self.file, self.row = state["file"], state["row"]
-        self.file_order = state["file_order"].copy()
         if state["files"] == len(self.files):
+            check_permutation("file_order", state["file_order"], len(self.files))
+            check_place("file", state["file"], len(self.files))
+            self.file, self.file_order = state["file"], state["file_order"].copy()
             self._load_file()
         if state["files"] != len(self.files) or len(state["row_order"]) != len(self.row_order):
             raise SnapshotError(
                 f"layer '{self.name}' (HDF5Data): the files are not those of the snapshot; use the same ones"
             )
-        self.row_order = state["row_order"].copy()
+        check_permutation("row_order", state["row_order"], len(self.row_order))
+        check_place("row", state["row"], len(self.row_order))
+        if len(state["rand"]) != len(self.rand.words):
+            raise SnapshotError(f"rand has {len(self.rand.words)} words, the snapshot {len(state['rand'])}")
+        self.row, self.row_order = state["row"], state["row_order"].copy()
         self.rand.words = deque(state["rand"].tolist(), maxlen=31)
 
-    def _next_file(self) -> None:
-        if len(self.files) > 1:
-            self.file += 1
-            if self.file == len(self.files):
-                self.file = 0
-                self._shuffle(self.file_order)
-            self._load_file()
-        self.row = 0
-        self._shuffle(self.row_order)
+    def _end_files(self) -> None:
+        while self.row >= len(self.row_order):
+            self.row -= len(self.row_order)
+            if len(self.files) > 1:
+                self.file += 1
+                if self.file == len(self.files):
+                    self.file = 0
+                    self._shuffle(self.file_order)
+                self._load_file()
+            self._shuffle(self.row_order)
 
     def _load_file(self) -> None:
         """Read the data sets of the current file; its rows in (shuffled) order."""
@@ -154,8 +170,7 @@ class GlibcRand:
 def read_file_list(source: str) -> list[str]:
     """The names in a list, separated by white space."""
     try:
-        with open(source, "rb") as file:
-            names = [name.decode(errors="surrogateescape") for name in file.read().split()]
+        names = [name.decode(errors="surrogateescape") for name in read_bytes(source).split()]
     except OSError as error:
         raise DataError(f"Failed to open source file: {source}: {error.strerror}") from None
     if not names:
@@ -167,8 +182,11 @@ def read_data_sets(path: str, names: list[str]) -> list[NDArray[np.float32]]:
     """The data sets of these names as float32, of one number of rows."""
     try:
         with h5py.File(path, "r") as file:
-            arrays = [_read_data_set(file, path, name) for name in names]
-    except OSError as error:
+            data_sets = DataSets(file)
+            arrays = [_read_data_set(file, data_sets, path, name) for name in names]
+    except DataError:
+        raise
+    except HDF5_ERRORS as error:
         raise DataError(f"Failed opening HDF5 file: {path}: {error}") from None
     counts = [len(array) for array in arrays]
     if len(set(counts)) > 1 or counts[0] == 0:
@@ -179,7 +197,7 @@ def read_data_sets(path: str, names: list[str]) -> list[NDArray[np.float32]]:
     return arrays
 
 
-def _read_data_set(file: h5py.File, path: str, name: str) -> NDArray[np.float32]:
+def _read_data_set(file: h5py.File, data_sets: DataSets, path: str, name: str) -> NDArray[np.float32]:
     data_set = file.get(name)
     if not isinstance(data_set, h5py.Dataset):
         raise DataError(f"Failed to find HDF5 dataset {name} in '{path}'; it has {', '.join(file) or 'none'}")
@@ -190,6 +208,7 @@ def _read_data_set(file: h5py.File, path: str, name: str) -> NDArray[np.float32]
         raise DataError(
             f"HDF5 file '{path}', {name}: Input must have at least 1 axis.; it is a single number"
         )
+    data_sets.admit(data_set)
     values = np.empty(data_set.shape, np.float32)
     if values.size:
         data_set.read_direct(values)

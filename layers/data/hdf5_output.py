@@ -35,6 +35,10 @@ class HDF5Output(Layer):
         self.file_name = self.param.hdf5_output_param.file_name
         if not self.file_name:
             raise self.error("hdf5_output_param.file_name is not set")
+        if self.ranks.size > 1:
+            raise self.error(
+                f"each of {self.ranks.size} ranks would write '{self.file_name}'; train in one process"
+            )
         self.written = False
         self._write({})
 

@@ -9,7 +9,8 @@ top[1]  (batch_size,): the labels
 root_folder is put in front of every path. The path ends at the line's last blank; a label that is no number
 is 0. new_height and new_width resize by OpenCV's bilinear interpolation. `shuffle` shuffles the list at
 set-up and again whenever it is used up; rand_skip leaves out fewer pictures than that, once. The first
-picture of a batch gives the batch its size.
+picture of a batch gives the batch its size. Where several ranks train together, each goes through the whole
+list, in an order or from a place of its own if one of the two is set.
 
 Caffe: image_data_layer.cpp, io.cpp.
 """
@@ -29,15 +30,19 @@ from imae.layers.data.base_data import (
     Batch,
     PrefetchingLayer,
     State,
+    check_permutation,
+    check_place,
     checked_batch_size,
     log,
     output_data_size,
     refuse_moved_fields,
 )
 from imae.layers.data.datum import decode_image, read_file
+from imae.layers.memory import blob_problem
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 from imae.prototxt.errors import DataError, SnapshotError
+from imae.prototxt.files import read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +66,8 @@ class ImageData(PrefetchingLayer):
             )
         self.batch_size = checked_batch_size(param, image.batch_size)
         self.new_size = (image.new_width, image.new_height) if image.new_height else None
+        if self.new_size and (problem := blob_problem((3, *self.new_size))):
+            raise self.error(f"new_height, new_width: {problem}")
         self.flag = cv2.IMREAD_COLOR if image.is_color else cv2.IMREAD_GRAYSCALE
         self.shuffler: CaffeRandom | None = None
 
@@ -73,6 +80,11 @@ class ImageData(PrefetchingLayer):
             log(logger, "image_data_layer.cpp:53", "Shuffling data")
             self.shuffler = self.random.fork()
             self.order = self.shuffler.shuffle(len(self.paths))
+        elif self.ranks.size > 1 and not image.rand_skip:
+            logger.warning(
+                "Shuffling or skipping recommended for multi-GPU: all ranks read the same images",
+                extra={"caffe": "image_data_layer.cpp:60"},
+            )
         log(logger, "image_data_layer.cpp:63", f"A total of {len(self.paths)} images.")
         self.index = 0
         if image.rand_skip:
@@ -117,8 +129,10 @@ class ImageData(PrefetchingLayer):
                 f"'{self.param.image_data_param.source}' lists {len(self.paths)} images; it listed "
                 f"{state['images']} when the snapshot was made; use the same list"
             )
+        check_place("index", state["index"], len(self.paths))
         self.index = state["index"]
         if self.shuffler is not None:
+            check_permutation("order", state["order"], len(self.paths))
             self.order = state["order"]
             self.shuffler.set_state(state["shuffler"])
 
@@ -134,8 +148,7 @@ class ImageData(PrefetchingLayer):
 def read_list(source: str, root_folder: str) -> tuple[list[str], NDArray[np.int64]]:
     """Paths and labels of an image list."""
     try:
-        with open(source, "rb") as file:
-            lines = file.read().split(b"\n")
+        lines = read_bytes(source).split(b"\n")
     except OSError as error:
         raise DataError(f"image list '{source}': {error.strerror}; mend image_data_param.source") from None
     if not lines[-1]:

@@ -33,7 +33,8 @@ logger = logging.getLogger(__name__)
 class MemoryData(DataLayer):
     num_tops = 2
     reads = tuple(
-        f"transform_param.{field}" for field in ("scale", "mirror", "crop_size", "mean_file", "mean_value")
+        f"transform_param.{field}"
+        for field in ("scale", "mirror", "crop_size", "mean_file", "mean_value", "exclude_last_crop")
     )
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
@@ -97,7 +98,7 @@ class MemoryData(DataLayer):
     def set_state(self, state: State) -> None:
         """Go on where `get_state` was called; the arrays are the caller's to give again, before this."""
         check_state(self, state, self.get_state())
-        if state["index"] and (self.data is None or state["index"] >= len(self.data)):
+        if state["index"] and (self.data is None or not 0 <= state["index"] < len(self.data)):
             raise SnapshotError(
                 f"layer '{self.name}' (MemoryData): give it the arrays of the saved run first"
             )

@@ -5,9 +5,15 @@
     mean_file    a BlobProto; subtracted at the pixel's place in the uncropped, unmirrored image
     mean_value   one for all channels, or one each
     scale        1 by default
+    exclude_last_crop
+                 crop as if the image, mirrored before, had one row and one column less, at the bottom and on
+                 the right. Not Caffe's but the authors' of IMAE: of CIFAR's images, resized to 36 x 36, they
+                 crop 32 x 32 at one of 4 places along each axis, 0 to 3, not of 5; the centre is place 1, not
+                 2. They also subtract the means of red, green and blue from blue, green and red: that is
+                 mean_value: 125.3 mean_value: 123.0 mean_value: 113.9 on BGR images
 
 Random words, image after image, of a stream of its own: mirror (word mod 2), then in TRAIN with crop_size the
-row and the column (word mod (size - crop_size + 1)).
+row and the column (word mod the number of places, size - crop_size + 1).
 
 Caffe: data_transformer.cpp. force_color and force_gray act where pictures are decoded (datum.py).
 """
@@ -46,6 +52,9 @@ class DataTransformer:
     def __init__(self, param: TransformationParameter, phase: int, name: str, what: str = "datum") -> None:
         self.name, self.what = name, what
         self.crop_size, self.mirror = param.crop_size, param.mirror
+        self.left_out = int(param.exclude_last_crop)  # rows and columns
+        if self.left_out and not self.crop_size:
+            raise LayerError(f"{name}: exclude_last_crop has no effect without crop_size; leave it out")
         self.scale = np.float32(param.scale)
         self.random_crop = phase == TRAIN and self.crop_size > 0
         self.random: CaffeRandom | None = None
@@ -118,6 +127,11 @@ class DataTransformer:
         if height < crop or width < crop:
             side, got = ("height", height) if height < crop else ("width", width)
             return f"{what}_{side} >= crop_size ({got} vs. {crop}); crop less or enlarge the image"
+        if min(height, width) < crop + self.left_out:
+            return (
+                f"exclude_last_crop leaves no place for crop_size {crop} in {what}s of size "
+                f"{size_text(size)}; enlarge them, or leave it out"
+            )
         if self.mean is not None:
             for axis, got, want in zip(("channels", "height", "width"), size, self.mean.shape, strict=True):
                 if got != want:
@@ -156,9 +170,11 @@ class DataTransformer:
     ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
         """Which images are mirrored, and where their windows begin."""
         flip = np.zeros(len(heights), np.bool_)
-        crop = self.crop_size
+        taken = self.crop_size + self.left_out
         down, right = (
-            (heights - crop, widths - crop) if crop else (np.zeros_like(heights), np.zeros_like(widths))
+            (heights - taken, widths - taken)
+            if self.crop_size
+            else (np.zeros_like(heights), np.zeros_like(widths))
         )
         top, left = down // 2, right // 2
         if self.mirror or self.random_crop:
@@ -169,6 +185,8 @@ class DataTransformer:
                 flip = words[:, 0] % 2 == 1
             if self.random_crop:
                 top, left = words[:, -2] % (down + 1), words[:, -1] % (right + 1)
+        if self.left_out:  # in a mirrored image, the first column is left out
+            left = np.where(flip, right + self.left_out - left, left)
         return flip, top, left
 
     def _window(
@@ -184,13 +202,14 @@ class DataTransformer:
         self, pixels: NDArray[Any], flip: NDArray[np.bool_], top: NDArray[np.int64], left: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         values = pixels.astype(np.float32, copy=False)  # already a copy
-        if self.mean is not None:
-            rows = np.zeros(len(values), np.int64)
-            values -= _mirrored(self._window(self.mean[None], rows, top, left), flip)
-        elif self.mean_values.any():
-            values -= self.mean_values[:, None, None]
-        if self.scale != 1:
-            values *= self.scale
+        with np.errstate(over="ignore", invalid="ignore"):  # a mean or float_data may hold anything
+            if self.mean is not None:
+                rows = np.zeros(len(values), np.int64)
+                values -= _mirrored(self._window(self.mean[None], rows, top, left), flip)
+            elif self.mean_values.any():
+                values -= self.mean_values[:, None, None]
+            if self.scale != 1:
+                values *= self.scale
         return values
 
 

@@ -47,6 +47,7 @@ from imae.layers.data.datum import decode_image, read_file
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 from imae.prototxt.errors import DataError, SnapshotError
+from imae.prototxt.files import read_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +100,8 @@ class WindowData(PrefetchingLayer):
             )
         if transform.force_color or transform.force_gray:
             raise self.error("force_color and force_gray have no effect here; leave them out")
+        if transform.exclude_last_crop:
+            raise self.error("exclude_last_crop has no effect here, where windows are warped; leave it out")
         if window.crop_mode not in ("warp", "square"):
             raise self.error(f'crop_mode must be "warp" or "square", got "{window.crop_mode}"')
         self.batch_size = checked_batch_size(param, window.batch_size)
@@ -257,8 +260,7 @@ def place_with_context(
 def read_windows(source: str) -> tuple[list[str], list[Window]]:
     """The pictures' paths and all windows of a window file."""
     try:
-        with open(source, "rb") as file:
-            words = iter(file.read().decode(errors="surrogateescape").split())
+        words = iter(read_bytes(source).decode(errors="surrogateescape").split())
     except OSError as error:
         raise DataError(f"Failed to open window file {source}: {error.strerror}") from None
     paths: list[str] = []
@@ -285,7 +287,9 @@ def read_windows(source: str) -> tuple[list[str], list[Window]]:
             if what == "channels" and size != 3:
                 raise DataError(f"window file '{source}', image {index}: channels must be 3, got {size}")
         for _ in range(take(int, "the number of windows")):
-            label, overlap = take(int, "a label"), float(f32(take(float, "an overlap")))
+            label = take(int, "a label")
+            with np.errstate(over="ignore"):
+                overlap = float(f32(take(float, "an overlap")))
             windows.append(
                 Window(index, label, overlap, *(take(int, what) for what in ("x1", "y1", "x2", "y2")))
             )

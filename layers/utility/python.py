@@ -13,7 +13,8 @@ bottom, top are lists of `PythonBlob`s. self.phase and self.param_str are set be
 parameters themselves. What a layer writes into a bottom's data is lost.
 
 The module is imported with the working directory on the path, and a warning says so: a prototxt with such a
-layer runs code. Exceptions of that code are not caught. share_in_parallel means nothing in one process.
+layer runs code. prototxt/python_layers.py forbids it where that is wanted. Exceptions of that code are not
+caught. share_in_parallel means nothing in one process, and each of several ranks is one.
 
 Parameter diffs add up only if the layer adds to them: self.blobs[i].diff[...] += ..., as in Caffe.
 
@@ -33,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -42,6 +43,7 @@ from imae.layers.layer import Layer, Shape
 from imae.layers.registry import register_layer
 from imae.layers.synced_memory import ParameterMemory, take_back
 from imae.prototxt import LayerParameter
+from imae.prototxt.python_layers import check_python_layers
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ import_caffe_hook: Callable[[], object] | None = None
 
 
 class PythonBlob:
-    """data and diff of a blob as float32 arrays."""
+    """data and diff of a blob as arrays: float32, or float64 in a net of double precision."""
 
     def __init__(self, shape: Sequence[int] = ()) -> None:
         self._data, self._diff = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
@@ -68,7 +70,11 @@ class PythonBlob:
         if self.count == math.prod(shape):
             self._data, self._diff = self.data.reshape(shape), self.diff.reshape(shape)
         else:
-            self._data, self._diff = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+            self._data, self._diff = (np.zeros(shape, self._data.dtype) for _ in range(2))
+
+    def cast(self, dtype: DTypeLike) -> None:
+        """Let data and diff have this dtype."""
+        self._data, self._diff = (a.astype(dtype, copy=False) for a in (self._data, self._diff))
 
     @property
     def shape(self) -> Shape:
@@ -182,10 +188,11 @@ class PythonLayerBase:
 @register_layer("Python")
 class Python(Layer):
     makes_input = True  # where it has no bottoms
-    device_marker: Tensor
+    device_and_dtype: Tensor
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
+        check_python_layers([param])  # a net has been asked already; a layer on its own has not
         python = param.python_param
         for field in ("module", "layer"):
             if not getattr(python, field):
@@ -194,9 +201,15 @@ class Python(Layer):
         self.user_layer: Any = user_class(param)
         self.bottom_blobs = [PythonBlob() for _ in param.bottom]
         self.top_blobs = [PythonBlob() for _ in param.top]
-        self.register_buffer("device_marker", torch.empty(0), persistent=False)  # goes where the net goes
+        self.register_buffer("device_and_dtype", torch.empty(0), persistent=False)  # those of the net
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
+        if self.ranks.size > 1 and not self.bottom_blobs:
+            logger.warning(
+                "layer %r: each of %d ranks runs it; by RANK in the environment its code can tell them apart",
+                self.name,
+                self.ranks.size,
+            )
         for blob, shape in zip(self.bottom_blobs, bottom_shapes, strict=True):
             blob.reshape(*shape)
         self._method("setup")(self.bottom_blobs, self.top_blobs)
@@ -224,12 +237,14 @@ class Python(Layer):
 
     def forward_pass(self, bottoms: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Run the user's forward."""
+        for blob in (*self.bottom_blobs, *self.top_blobs):
+            blob.cast(self.device_and_dtype.cpu().numpy().dtype)
         for blob, tensor in zip(self.bottom_blobs, bottoms, strict=True):
             blob.load(tensor)
         self._method("reshape")(self.bottom_blobs, self.top_blobs)
         self._method("forward")(self.bottom_blobs, self.top_blobs)
         take_back(self.blobs)
-        like = bottoms[0] if bottoms else self.device_marker
+        like = bottoms[0] if bottoms else self.device_and_dtype
         return tuple(torch.tensor(blob.data).to(like) for blob in self.top_blobs)
 
     def backward_pass(

@@ -6,7 +6,6 @@ no tops
 Caffe: silence_layer.cpp.
 """
 
-
 from torch import Tensor
 
 from imae.layers.layer import Layer

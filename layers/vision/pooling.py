@@ -90,6 +90,12 @@ class PoolWindows(NamedTuple):
         narrow = all(2 * p <= k for p, k in zip(self.pad, self.kernel, strict=True))
         return narrow and self.filled(sizes) == self.counts(sizes)
 
+    def near(self, sizes: Sequence[int]) -> "PoolWindows":
+        """As many windows, of the same pixels: one that begins far behind the end begins right behind it."""
+        axes = zip(self.stride, sizes, self.pad, self.kernel, strict=True)
+        down, right = (min(s, max(size + p, k)) for s, size, p, k in axes)
+        return self._replace(stride=(down, right))
+
     def padded(self, x: Tensor, value: float) -> Tensor:
         """`x` with `value` around it, so that every window lies inside."""
         (top, left), (bottom, right) = self.pad, self.ends(x.shape[2:], self.counts(x.shape[2:]))
@@ -100,6 +106,7 @@ def max_pool(x: Tensor, windows: PoolWindows) -> Tensor:
     """The maxima."""
     if windows.fits_torch(x.shape[2:]):
         return F.max_pool2d(x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor)
+    windows = windows.near(x.shape[2:])
     return F.max_pool2d(windows.padded(x, torch.finfo(x.dtype).min), windows.kernel, windows.stride)
 
 
@@ -110,6 +117,7 @@ def max_pool_with_mask(x: Tensor, windows: PoolWindows) -> tuple[Tensor, Tensor]
             x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor
         )
         return top, index.to(x.dtype)
+    windows = windows.near(x.shape[2:])
     padded = windows.padded(x, torch.finfo(x.dtype).min)
     top, index = F.max_pool2d_with_indices(padded, windows.kernel, windows.stride)
     row = index // padded.shape[3] - windows.pad[0]
@@ -123,7 +131,8 @@ def average_pool(x: Tensor, windows: PoolWindows) -> Tensor:
     """The averages."""
     if windows.fits_torch(x.shape[2:]):  # torch's divisor is Caffe's
         return F.avg_pool2d(x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor)
-    sums = F.avg_pool2d(windows.padded(x, 0), windows.kernel, windows.stride, divisor_override=1)
+    near = windows.near(x.shape[2:])
+    sums = F.avg_pool2d(near.padded(x, 0), near.kernel, near.stride, divisor_override=1)
     return sums / windows.areas(x, x.shape[2:])
 
 
@@ -132,6 +141,7 @@ def drawn_pool(x: Tensor, windows: PoolWindows, draws: Tensor) -> Tensor:
 
     draws   numbers of [0, 1], of the top's shape
     """
+    windows = windows.near(x.shape[2:])
     padded = windows.padded(x, 0)  # adds nothing to the sums, so that no such pixel is the first to reach it
     (height, width), (down, right) = windows.kernel, windows.stride
     with torch.no_grad():
@@ -147,6 +157,7 @@ def drawn_pool(x: Tensor, windows: PoolWindows, draws: Tensor) -> Tensor:
 
 def expected_pool(x: Tensor, windows: PoolWindows) -> Tensor:
     """The mean of each window's pixels, weighted with the pixels; 0 where their sum is not above 0."""
+    windows = windows.near(x.shape[2:])
     padded = windows.padded(x, 0)
     sums, squares = (
         F.avg_pool2d(value, windows.kernel, windows.stride, divisor_override=1)

@@ -66,8 +66,8 @@ HEADINGS = {
 MARS_FORMAT = '{"IMAE": {"mAP": 0.709, "CMC-1": 0.835}, ...}, of CCE, MAE, GCE and IMAE those that there are'
 HOW_TO_GET_MARS = (
     "MARS (Zheng et al., ECCV 2016; bbox_train, bbox_test and info, from its authors) is not at hand. With "
-    "it where prototxt/models/mars says: imae train its solvers, imae retrieve --results FILE, and those as JSON with "
-    f"--mars FILE: {MARS_FORMAT}"
+    "it where prototxt/models/mars says: imae train its solvers, imae retrieve --results FILE, and that file "
+    f"with --mars FILE: {MARS_FORMAT}"
 )
 
 

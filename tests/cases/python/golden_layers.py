@@ -6,7 +6,7 @@ class Affine(caffe.Layer):
     """y = a x + b, the numbers from param_str; blobs are not learned"""
 
     def setup(self, bottom, top):
-        a, b = self.param_str.split(',')
+        a, b = self.param_str.split(",")
         self.a, self.b = float(a), float(b)
         self.calls = 0
 
@@ -27,7 +27,7 @@ class SquareLoss(caffe.Layer):
 
     def setup(self, bottom, top):
         if len(bottom) != 2:
-            raise Exception('two bottoms are needed')
+            raise Exception("two bottoms are needed")
 
     def reshape(self, bottom, top):
         self.diff = np.zeros_like(bottom[0].data)
@@ -35,7 +35,7 @@ class SquareLoss(caffe.Layer):
 
     def forward(self, bottom, top):
         self.diff[...] = bottom[0].data - bottom[1].data
-        top[0].data[...] = 0.5 * np.sum(self.diff ** 2) / bottom[0].num
+        top[0].data[...] = 0.5 * np.sum(self.diff**2) / bottom[0].num
 
     def backward(self, top, propagate_down, bottom):
         for i, s in ((0, 1), (1, -1)):
@@ -56,7 +56,7 @@ class Counter(caffe.Layer):
 
     def forward(self, bottom, top):
         for i in range(self.size):
-            top[0].data[i] = [self.n, self.n ** 2]
+            top[0].data[i] = [self.n, self.n**2]
             top[1].data[i] = self.n % 3
             self.n += 1
 
