@@ -356,10 +356,10 @@ def test_a_snapshot_of_finite_weights_is_not_good_before_a_finite_loss_was_shown
 def test_a_run_that_goes_on_with_an_infinite_loss_leaves_the_last_good_snapshot(here: Path) -> None:
     solver = Solver(parse_solver(BLOWS_UP), on_nan="continue", keep=1)
     solver.solve()
-    finite = [n for n in range(1, 21) if Path(f"s_iter_{n}.solverstate").exists()]
+    left = [n for n in range(1, 21) if Path(f"s_iter_{n}.solverstate").exists()]
     assert solver.last_good == "s_iter_4.solverstate"
-    assert (finite[0], finite[-1], len(finite)) == (4, 20, 3)
-    states = [read_state(f"s_iter_{n}.solverstate").run["finite"] for n in finite]
+    assert (left[0], left[-1], len(left)) == (4, 20, 3)
+    states = [read_state(f"s_iter_{n}.solverstate").run["finite"] for n in left]
     assert states == [True, True, False]  # known to be good, the last with finite weights, the newest
 
 

@@ -56,13 +56,13 @@ class Streams:
                 if layer.name in data:
                     layer.set_state(data[layer.name])
             kept = _kept_buffers(net)
-            layers: dict[str, list[Layer]] = {}
+            named: dict[str, list[Layer]] = {}
             for step in net.steps:
-                layers.setdefault(step.layer.name, []).append(step.layer)
+                named.setdefault(step.layer.name, []).append(step.layer)
             for name, values in buffers.items():
                 owner, _, buffer = name.rpartition("/")
-                for layer in layers.get(owner, []) if name in kept else []:
-                    setattr(layer, buffer, _like(kept[name], values, name).to(self.device))
+                for owned in named.get(owner, []) if name in kept else []:
+                    setattr(owned, buffer, _like(kept[name], values, name).to(self.device))
 
 
 def _like(kept: Tensor, values: Array, name: str) -> Tensor:
