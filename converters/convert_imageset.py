@@ -70,8 +70,9 @@ def imageset_records(
         try:
             data = read_file(file)
             pixels = form.pixels(data, file)
-        except ValueError:  # a DataError, or a zero byte in the name
+        except ValueError as error:  # a DataError, or a zero byte in the name
             logger.error("Could not open or find file %s", file)
+            logger.warning("It is left out: %s", error)
             continue
         encoding = encode_type or (_guess_encoding(name) if form.encoded else "")
         if not encoding:

@@ -3,13 +3,22 @@
     python tests/killed_runs.py FOLDER [--kills 100] [--seed 1]
 
 The libraries are loaded once; each training is a fork of this process, which itself computes nothing. A
-training is killed by SIGKILL, at a random moment or at a random call of those that put a snapshot's files on
-the disk, and resumed with --resume auto, until it gets to its end; then the next one begins. Snapshots are
-binary and the data shuffled in one training, HDF5 and class-balanced in the next. Of each life is checked
+training is killed, up to DEATHS times, and resumed with --resume auto until it gets to its end; then the next
+one begins. It dies
 
-    that all snapshots on the disk are whole, and the newest one is gone on with
+    when a file of a snapshot has a certain length while it is being written, whoever writes it and how
+    at one of the calls that put a snapshot's files on the disk, or take them off
+    at some time
+
+in turn. Snapshots are binary and the data shuffled in one training, HDF5 and class-balanced in the next. Of
+each life is checked
+
+    that all files of snapshots on the disk are those of the undisturbed training, and the newest snapshot is
+    gone on with
     that its log says what that of the undisturbed training says from there on
     that at the end weights, history and all that a resume needs are the same bit by bit
+
+In the end the model's or the state's writer is replaced by one that writes in place: that must be noticed.
 
 An AssertionError says what was not so; otherwise the last line is a count of what was done, in JSON.
 """
@@ -21,20 +30,24 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import h5py
 import numpy as np
 from digits_runs import lines
 
+from imae.converters import caffemodel
+from imae.train import snapshot, solver
 from imae.train.main import main
 from imae.train.snapshot import file_checksum, find_snapshots, read_state
 
@@ -67,6 +80,9 @@ ORDERS = {
     "HDF5": "order: CLASS_BALANCED classes_per_batch: 4 images_per_class: 4",
 }
 FORMATS = tuple(ORDERS)
+DEATHS = 10
+KINDS = ("killed at a byte", "killed at a call", "killed at some time")
+WRITERS = {"caffemodel": "save_caffemodel", "solverstate": "write_state"}  # what a solver calls for them
 ENDED = "solver.cpp:332] Optimization Done."
 
 Plan = Callable[[], object]
@@ -96,7 +112,24 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def die_while_writing(chance: random.Random) -> None:
+def die_at_a_byte(chance: random.Random, kind: str, size: int) -> None:
+    """Let this process die when one of its next files of a kind, of `size` bytes, is being written."""
+    name, count, length = WRITERS[kind], chance.randint(1, 3), chance.randrange(size)
+    write = getattr(solver, name)
+
+    def deadly(*arguments: Any, **options: Any) -> None:
+        nonlocal count
+        count -= 1
+        if count == 0:  # the system itself ends it: it matters not by what means the file is written
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (length, resource.RLIM_INFINITY))
+        write(*arguments, **options)
+
+    setattr(solver, name, deadly)
+
+
+def die_at_a_call(chance: random.Random) -> None:
     """Let this process die at one of the calls that put files on the disk or take them off."""
     count, moment = chance.randint(1, 40), chance.choice(["before", "half", "after"])
 
@@ -146,31 +179,44 @@ class Training:
         self.said = after_start((undisturbed / "log").read_text())
         self.counts: Counter[str] = Counter()
 
-    def live(self, kill: bool) -> bool:
-        """Start or resume it, kill it if it lives long enough; whether it got to its end."""
+    def live(self, death: str, plan: Plan = lambda: None, kinds: Sequence[str] = tuple(WRITERS)) -> bool:
+        """Start or resume it, let it die of one of KINDS if it lives long enough; whether it got to its end.
+
+        plan    what it does first
+        kinds   of files, of which it may die at a byte
+        """
         before = self.newest_whole()
-        writing = kill and self.chance.random() < 0.5
-        seed = self.chance.random()
+        chance = random.Random(self.chance.random())
+        written = chance.choice(kinds)
+        plans = {
+            "killed at a byte": lambda: die_at_a_byte(chance, written, self.size(written)),
+            "killed at a call": lambda: die_at_a_call(chance),
+        }
         number = fork(
             self.folder,
             self.folder / "log",
             ["train", "solver.prototxt", "--resume", "auto", "--keep", "2"],
-            lambda: die_while_writing(random.Random(seed)) if writing else None,
+            lambda: (plan(), plans.get(death, lambda: None)()),
         )
-        if kill and not writing:
+        if death == "killed at some time":
             time.sleep(self.chance.uniform(0, 0.4 * self.seconds))
             os.kill(number, signal.SIGKILL)
         _, status = os.waitpid(number, 0)
         log = (self.folder / "log").read_text()
         if os.WIFSIGNALED(status):
-            assert os.WTERMSIG(status) == signal.SIGKILL, log
-            self.counts["killed while writing" if writing else "killed at some time"] += 1
+            expected = signal.SIGXFSZ if death == "killed at a byte" else signal.SIGKILL
+            assert os.WTERMSIG(status) == expected, log
+            self.counts[death] += 1
         else:
             assert os.WEXITSTATUS(status) == 0 and ENDED in log, log
             self.counts["ended"] += 1
         self.check_log(log, before)
         self.check_files()
         return not os.WIFSIGNALED(status)
+
+    def size(self, kind: str) -> int:
+        """Of the undisturbed training's smallest file of a kind, in bytes."""
+        return min(path.stat().st_size for path in self.undisturbed.glob(f"s_iter_*.{kind}*"))
 
     def newest_whole(self) -> int:
         """The iteration of the newest snapshot, 0 for none."""
@@ -191,12 +237,13 @@ class Training:
         self.counts["lines compared"] += len(said)
 
     def check_files(self) -> None:
-        """Each file is whole; no more than two snapshots and one that was not finished remain."""
+        """Each file is that of the undisturbed training; there are two snapshots and a bit at most."""
         found = find_snapshots(f"{self.folder}/s")
         for each in found:
+            for path in filter(None, (each.model, each.state)):
+                assert same(path, self.undisturbed / Path(path).name), path
             if each.state:
-                state = read_state(each.state)
-                assert each.model and state.run["model"] == file_checksum(each.model), each
+                assert each.model and read_state(each.state).run["model"] == file_checksum(each.model), each
                 self.counts["snapshots read"] += 1
         assert len(found) <= 4, found
         for path in self.folder.iterdir():
@@ -209,7 +256,7 @@ class Training:
         ours, theirs = (find_snapshots(f"{folder}/s")[0] for folder in (self.folder, self.undisturbed))
         assert ours.iteration == theirs.iteration == 150
         for mine, other in ((ours.model, theirs.model), (ours.state, theirs.state)):
-            assert content(mine) == content(other), mine
+            assert same(mine, other), mine
 
 
 def after_start(log: str) -> list[str]:
@@ -219,9 +266,17 @@ def after_start(log: str) -> list[str]:
     return whole[begin:]
 
 
-def content(path: str) -> Any:
+def same(path: str | Path, other: str | Path) -> bool:
+    """Whether two files of snapshots hold the same."""
+    try:
+        return bool(content(path) == content(other))
+    except OSError:  # what h5py raises for half a file
+        return False
+
+
+def content(path: str | Path) -> Any:
     """All that a snapshot's file holds. (HDF5 files of one content differ in unused bytes.)"""
-    if not path.endswith(".h5"):
+    if not str(path).endswith(".h5"):
         return Path(path).read_bytes()
     held: dict[str, bytes] = {}
     with h5py.File(path) as file:
@@ -245,20 +300,42 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> dict[str, float]:
         write_inputs(folder / form, form)
         seconds[form] = train_undisturbed(folder / form)
     counts: Counter[str] = Counter()
-    while (done := counts["killed at some time"] + counts["killed while writing"]) < kills:
+    while (done := sum_of_kills(counts)) < kills:
         form = FORMATS[counts["ended"] % 2]
         write_inputs(folder / "killed", form)
         training = Training(folder / "killed", folder / form, chance, seconds[form])
-        while not training.live(kill=done + sum_of_kills(training.counts) < kills):
-            pass
+        ended = False
+        while not ended:
+            further = sum_of_kills(training.counts)
+            enough = further == DEATHS or done + further == kills
+            ended = training.live("" if enough else KINDS[(done + further) % len(KINDS)])
         training.check_end()
         counts += training.counts
         shutil.rmtree(folder / "killed")
+    for form in FORMATS:
+        for kind, module in (("caffemodel", caffemodel), ("solverstate", snapshot)):
+            write_inputs(folder / "killed", form)
+            training = Training(folder / "killed", folder / form, chance, seconds[form])
+            counts["writers in place noticed"] += is_noticed(training, kind, module)
+            shutil.rmtree(folder / "killed")
     return {**counts, "seconds": round(time.monotonic() - begun, 1)}
 
 
+def is_noticed(training: Training, kind: str, module: ModuleType) -> bool:
+    """Whether a death at a byte brings to light that a module's files, of this kind, are written in place."""
+    try:
+        training.live(KINDS[0], lambda: setattr(module, "write_atomically", write_in_place), [kind])
+    except AssertionError:
+        return True
+    return False
+
+
+def write_in_place(path: str, data: bytes) -> None:
+    Path(path).write_bytes(data)
+
+
 def sum_of_kills(counts: Counter[str]) -> int:
-    return counts["killed at some time"] + counts["killed while writing"]
+    return sum(counts[kind] for kind in KINDS)
 
 
 def write_inputs(folder: Path, form: str) -> None:

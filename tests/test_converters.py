@@ -676,22 +676,10 @@ def test_broken_folders(
     assert names(tmp_path) == ["in", "large.txt", "seven.txt"]
 
 
-def test_archives_are_never_extracted(tmp_path: Path) -> None:
-    """Names that lead out of the archive, and links, are refused."""
-    outside = tmp_path / "outside.png"
-    put_tar({**FILES, f"../{outside.name}": FILES["cat/0.png"]}, tmp_path / "in.tar", "w:")
-    before = names(tmp_path)
-    refused(DataError, "leads out of the archive", convert_folder, tmp_path / "in.tar", tmp_path / "db")
-    assert names(tmp_path) == before
-    outside.write_bytes(FILES["cat/0.png"])
-    with tarfile.open(tmp_path / "link.tar", "w:") as tar:
-        info = tarfile.TarInfo("cat/0.png")
-        info.type, info.linkname = tarfile.SYMTYPE, str(outside)
-        tar.addfile(info)
-    refused(DataError, "'cat/0.png' of", convert_folder, tmp_path / "link.tar", tmp_path / "db2")
-    put_tar(FILES, tmp_path / "well.tar", "w:")
+def test_a_subfolder_that_an_archive_lacks(tmp_path: Path) -> None:
+    put_tar(FILES, tmp_path / "in.tar", "w:")
     refused(
-        DataError, "no files in 'train'", convert_folder, tmp_path / "well.tar", "db3", "--subfolder", "train"
+        DataError, "no files in 'train'", convert_folder, tmp_path / "in.tar", "db3", "--subfolder", "train"
     )
 
 
