@@ -21,9 +21,17 @@ def add_net_options(
         parser.add_argument("--phase", default=phase, help=f"TRAIN or TEST ({phase})")
     else:
         parser.set_defaults(phase=phase)
-    parser.add_argument("--level", type=int, default=0, help="the net's level (0)")
+    parser.add_argument("--level", type=level, default=0, help="the net's level (0)")
     parser.add_argument("--stage", default="", metavar="S[,S]", help="the net's stages")
     add_dialect_option(parser)
+
+
+def level(text: str) -> int:
+    """The level of a NetState, an int32, for argparse."""
+    number = int(text)
+    if not -(2**31) <= number < 2**31:
+        raise argparse.ArgumentTypeError(f"a level must be from {-(2**31)} to {2**31 - 1}, got {text}")
+    return number
 
 
 def chosen_net(path: AnyPath, args: argparse.Namespace) -> NetParameter:

@@ -921,6 +921,13 @@ def test_hdf5_output_writes_once_and_whole() -> None:
 def test_hdf5_output_that_cannot_be() -> None:
     with refused(ImaeError, "cannot write 'no/out.h5': there is no folder '...no'"):
         hdf5_output("no/out.h5")
+    Path("notes.txt").write_text("mine")
+    for name in ("notes.txt", os.path.abspath("notes.txt")):
+        with refused(
+            LayerError, f"{OUT}'{name}' exists and is no HDF5 file; remove it, or choose another file_name"
+        ):
+            hdf5_output(name)
+    assert Path("notes.txt").read_text() == "mine"
     with refused(LayerError, OUT + "hdf5_output_param.file_name is not set"):
         hdf5_output("")
     with refused(LayerError, OUT + "data blob and label blob must have the same batch size; got 2 and 3"):

@@ -195,3 +195,27 @@ def test_committed_records_are_whole() -> None:
         assert record.complete and record.run.name == path.stem, path
         assert (RECORDS / record.net_file).is_file(), path
         assert record.solver.count('"data/paper/') == 2, f"{path}: paths of a machine"
+
+
+def test_human_labels_of_images_in_another_order_are_refused(tmp_path: Path) -> None:
+    cifar10 = Cifar10(tmp_path / "work", str(make_cifar10(tmp_path / "cifar")))
+    run = replace(TINY, noise="human", rate=0.0, human="worst")
+    with pytest.raises(ImaeError, match="human labels are needed"):
+        cifar10.images(run)
+    labels = np.arange(200) % 10
+    for name, clean in (("right", labels % 40 % 10), ("other", labels[::-1])):
+        path = tmp_path / f"{name}.npz"
+        np.savez(path, clean=clean, human_worst=(clean + 1) % 10)
+        cifar10.human_labels = str(path)
+        if name == "other":
+            cifar10.work.joinpath("train_human-worst").rename(tmp_path / "first")
+            with pytest.raises(ImaeError, match="is not in the order of"):
+                cifar10.images(run)
+        else:
+            assert (cifar10.images(run).train.noisy != cifar10.images(run).train.clean).all()
+
+
+def test_a_level_out_of_range(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["train", "x"], ["test", "--model", "x", "--weights", "y"]):
+        assert main.main([*command, "--level", "99999999999"]) == 2
+        assert "a level must be from" in capsys.readouterr().err

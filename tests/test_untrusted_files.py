@@ -652,3 +652,98 @@ def test_a_memory_limit_that_there_is_already_stays() -> None:
         with memory.within_free_memory():
             assert resource.getrlimit(resource.RLIMIT_AS) == before
         assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+# -- paths in a prototxt -------------------------------------------------------------------------------------
+
+READS = """
+layer {{ name: "data" type: "Data" top: "data" top: "label" transform_param {{ mean_file: "{0}/mean" }}
+         data_param {{ source: "{0}/lmdb" batch_size: 2 backend: LMDB }} }}
+layer {{ name: "image" type: "ImageData" top: "image" top: "number"
+         image_data_param {{ source: "{0}/list" root_folder: "{0}/" batch_size: 2 }} }}
+layer {{ name: "window" type: "WindowData" top: "window" top: "kind" transform_param {{ crop_size: 2 }}
+         window_data_param {{ source: "{0}/windows" root_folder: "{0}/" batch_size: 2 }} }}
+layer {{ name: "h5" type: "HDF5Data" top: "h5" hdf5_data_param {{ source: "{0}/files" batch_size: 2 }} }}
+layer {{ name: "rest" type: "Silence"
+         bottom: "number" bottom: "window" bottom: "kind" bottom: "h5" bottom: "image" }}
+layer {{ name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param {{ num_output: 2 }} }}
+layer {{ name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }}
+"""
+SOLVER = """
+net: "{0}/net.prototxt" base_lr: 0.1 lr_policy: "fixed" max_iter: 3 snapshot: 1 display: 1
+snapshot_prefix: "{1}"
+"""
+
+
+@pytest.fixture
+def apart(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder "in" to work in; beside it "else" with all that a net reads."""
+    Path("in").mkdir()
+    Path("else").mkdir()
+    monkeypatch.chdir("else")
+    Path("1.png").write_bytes(PICTURE)
+    write_lmdb("lmdb", [(b"0", encoded_datum(PICTURE, 0)), (b"1", encoded_datum(OTHER, 1))])
+    assert main(["compute-image-mean", "lmdb", "mean"]) == 0
+    Path("list").write_text("1.png 0\n")
+    Path("windows").write_text("# 0\n1.png\n3 4 5\n2\n1 1 0 0 3 3\n1 0 0 0 3 3\n")
+    with h5py.File("data.h5", "w") as file:
+        file["h5"] = np.zeros((3, 1), np.float32)
+    monkeypatch.chdir(here / "in")
+    return here / "else"
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("way", ["..", "absolute", "link"])
+def test_paths_in_a_prototxt_lead_anywhere_to_read(
+    apart: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """As in Caffe. Nothing there is changed, and what is written lies where snapshot_prefix says."""
+    Path("link").symlink_to("../else")
+    there = {"..": "../else", "absolute": str(apart), "link": "link"}[way]
+    (apart / "files").write_text(f"{there}/data.h5\n")
+    (apart / "net.prototxt").write_text(READS.format(there))
+    Path("solver.prototxt").write_text(SOLVER.format(there, "s"))
+    before = everything(apart)
+    assert main(["train", "solver.prototxt", "--keep", "1"]) == 0
+    weights = ["--weights", "s_iter_3.caffemodel"]
+    assert main(["test", "--model", f"{there}/net.prototxt", *weights, "--iterations", "1"]) == 0
+    assert everything(apart) == before
+    assert {path.name for path in Path().iterdir()} == {
+        "link", "solver.prototxt", "s_iter_3.caffemodel", "s_iter_3.solverstate"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["..", "absolute", "link"])
+def test_no_path_in_a_prototxt_has_anything_removed_elsewhere(
+    apart: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    """Not by --keep, not by a layer that writes, not for snapshots, which may be written there."""
+    Path("link").symlink_to("../else")
+    there = {"..": "../else", "absolute": str(apart), "link": "link"}[way]
+    (apart / "files").write_text(f"{there}/data.h5\n")
+    for name in ("s_iter_1.caffemodel", "s_iter_1.solverstate", "s_iter_0.caffemodel", "s.txt"):
+        (apart / name).write_text("theirs")
+    net = READS.format(there)
+    output = 'layer { name: "out" type: "HDF5Output" bottom: "data" bottom: "label" '
+    output += f'hdf5_output_param {{ file_name: "{there}/s.txt" }} }}'
+    Path("solver.prototxt").write_text(
+        SOLVER.format(there, f"{there}/s").replace("snapshot: 1", "snapshot: 2")
+    )
+    (apart / "net.prototxt").write_text(net)
+    before = everything(apart)
+    assert "--keep removes snapshots in the working directory only" in one_line(
+        capsys, "train", "solver.prototxt", "--keep", "1"
+    )
+    (apart / "net.prototxt").write_text(net + output)
+    assert "s.txt' exists and is no HDF5 file" in one_line(capsys, "train", "solver.prototxt")
+    (apart / "net.prototxt").write_text(net)
+    assert everything(apart) == before
+    assert main(["train", "solver.prototxt"]) == 0
+    after = everything(apart)
+    assert {path: after[path] for path in before} == before
+    assert {os.path.basename(path) for path in after.keys() - before.keys()} == {
+        f"s_iter_{i}.{kind}" for i in (2, 3) for kind in ("caffemodel", "solverstate")
+    }

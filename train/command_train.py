@@ -12,6 +12,7 @@ from contextlib import nullcontext
 import torch
 
 from imae.converters.caffemodel import add_dialect_option
+from imae.converters.net_options import level
 from imae.prototxt import SolverParameter
 from imae.prototxt.errors import DeviceError, ImaeError, PrototxtError
 from imae.prototxt.text import read_solver
@@ -76,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compute on this GPU, or on several or `all`, each in a process with a batch of its own; under "
         "torchrun each rank takes its own",
     )
-    parser.add_argument("--level", type=int, help="the train net's level (0)")
+    parser.add_argument("--level", type=level, help="the train net's level (0)")
     parser.add_argument("--stage", default="", metavar="S[,S]", help="the train net's stages")
     for name, default in (("sigint", "stop"), ("sighup", "snapshot")):
         parser.add_argument(

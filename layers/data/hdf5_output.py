@@ -6,12 +6,14 @@ bottom[1]  (N, ...)  at most four axes
 The file is made empty at set-up; a forward pass fills it, a second one is an error.
 
 Caffe: hdf5_output_layer.cpp. Differs: the file is complete as soon as the forward pass is over (in Caffe,
-when the net is destroyed); nobody ever sees half of it.
+when the net is destroyed); nobody ever sees half of it. It takes the place of an HDF5 file, and of no other:
+a prototxt can come from anybody.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 
 import h5py
@@ -38,6 +40,10 @@ class HDF5Output(Layer):
         if self.ranks.size > 1:
             raise self.error(
                 f"each of {self.ranks.size} ranks would write '{self.file_name}'; train in one process"
+            )
+        if os.path.isfile(self.file_name) and not h5py.is_hdf5(self.file_name):
+            raise self.error(
+                f"'{self.file_name}' exists and is no HDF5 file; remove it, or choose another file_name"
             )
         self.written = False
         self._write({})

@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imae.converters.file_tree import open_tree
+from imae.converters.label_file import read_labels
 from imae.converters.split_lmdb import read_lmdb_labels, subset_lmdb
 from imae.layers.data.lmdb_source import open_lmdb
-from imae.prototxt.errors import ImaeError
+from imae.prototxt.errors import FileError, ImaeError
 from imae.train.paper.experiments import Run
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -90,7 +91,10 @@ class Cifar10:
             return train, test
         if not self.source:
             raise ImaeError(f"there is no CIFAR-10 in '{self.work}': {HOW_TO_GET}")
-        self.work.mkdir(parents=True, exist_ok=True)
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileError(f"cannot make the folder '{self.work}': {error.strerror}") from None
         if self._is_original():
             _step("convert-cifar", self.source, self.work, "--bgr", "--pad", "4")
             words = "CIFAR-10 as its authors distribute it"
@@ -130,8 +134,8 @@ class Cifar10:
             noisy = self.work / f"train_{run.noise_name}"
             labels = f"{self.human_labels}:human_{run.human}"
             how = ["--noise", "file", "--labels", labels, "--classes", "10"]
-            if not noisy.exists() and not self.human_labels:
-                raise ImaeError(f"human labels are needed for {run.name}: {HOW_TO_GET_HUMAN}")
+            if not noisy.exists():
+                self._check_order(train, run)
         else:
             seed = str(run.seed + NOISE_SEED)
             noisy = self.work / f"train_{run.noise_name}_seed{seed}"
@@ -139,6 +143,17 @@ class Cifar10:
         if not noisy.exists():
             _step("corrupt-labels", train, noisy, *how)
         return noisy
+
+    def _check_order(self, train: Path, run: Run) -> None:
+        """ImaeError unless the human labels are there and are those of these images in this order."""
+        if not self.human_labels:
+            raise ImaeError(f"human labels are needed for {run.name}: {HOW_TO_GET_HUMAN}")
+        clean = read_labels(f"{self.human_labels}:clean").labels
+        if not np.array_equal(clean, _labelled(train).clean):
+            raise ImaeError(
+                f"'{train}' is not in the order of '{self.human_labels}', whose human labels would be those of "
+                f"other images; choose another --work, and give --human-labels from the first command on"
+            )
 
     def _split(self, train: Path, run: Run) -> tuple[Path, Path]:
         part, held_out = (

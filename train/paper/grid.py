@@ -18,7 +18,7 @@ from types import FrameType
 
 from tqdm import tqdm
 
-from imae.prototxt.errors import DataError, ImaeError
+from imae.prototxt.errors import DataError, FileError, ImaeError
 from imae.train.paper.data import Cifar10
 from imae.train.paper.experiments import Run
 from imae.train.paper.record import read_record
@@ -35,6 +35,10 @@ def train_all(
     gpu       the GPU to compute on, None for the CPU
     threads   of each process; None: the CPU's cores divided among the jobs
     """
+    try:
+        records.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot make the folder '{records}': {error.strerror}") from None
     waiting = [run for run in runs if not is_done(run, records)]
     for run in waiting:
         cifar10.images(run)  # here, so that no two processes make the same LMDB
@@ -54,7 +58,7 @@ def train_all(
                         going.remove((run, process))
                         failed += [] if _ended(run, process.returncode, cifar10.work, records) else [run.name]
                 bar.update(sum(_iteration(run, cifar10.work, records) for run in waiting) - bar.n)
-        except KeyboardInterrupt:
+        except BaseException:
             for _, process in going:
                 process.send_signal(signal.SIGINT)
             for _, process in going:
@@ -69,16 +73,22 @@ def train_all(
 
 @contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM as Ctrl-C while the block runs: otherwise the processes would go on alone."""
+    """SIGTERM, a closed terminal: as Ctrl-C while the block runs, or the processes would go on alone."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    names = ("SIGTERM", "SIGHUP")  # the latter is not on Windows
+    before = {
+        number: signal.signal(number, interrupt)
+        for number in (getattr(signal, name, None) for name in names)
+        if number is not None
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def is_done(run: Run, records: Path) -> bool:

@@ -75,7 +75,10 @@ def _claims(results: Results) -> str:
 
 def update_readme(path: AnyPath, records: Sequence[Record]) -> bool:
     """Put the table between the markers of a file; whether that changed it. DataError without the markers."""
-    text = Path(path).read_text(encoding="utf-8")
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read '{path}': {error}") from None
     before, begin, rest = text.partition(f"{BEGIN}\n")
     _, end, after = rest.partition(END)
     if not begin or not end:
