@@ -151,8 +151,9 @@ class Cifar10:
         clean = read_labels(f"{self.human_labels}:clean").labels
         if not np.array_equal(clean, _labelled(train).clean):
             raise ImaeError(
-                f"'{train}' is not in the order of '{self.human_labels}', whose human labels would be those of "
-                f"other images; choose another --work, and give --human-labels from the first command on"
+                f"'{train}' is not in the order of '{self.human_labels}', whose human labels would be "
+                f"those of other images; choose another --work, and give --human-labels from the first "
+                f"command on"
             )
 
     def _split(self, train: Path, run: Run) -> tuple[Path, Path]:
