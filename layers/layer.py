@@ -120,6 +120,11 @@ class Layer(nn.Module):
     forward: Callable[..., Any]
     """Compute the tops from the bottoms: a tensor, or a tuple of them. Bottoms are never written to."""
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can hold the forward pass: it asks the host for nothing while it runs."""
+        return True
+
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         """Add nodes to `graph` that compute the values `tops` from the values `bottoms` as in phase TEST."""
         raise ExportError(f"layer {self.name!r}: type {self.type} has no ONNX form; cut the net before it")
@@ -288,7 +293,7 @@ class LabelReader(nn.Module):
         wrong = (index < 0) | (index >= classes)
         if valid is not None:
             wrong &= valid
-        if label.device.type == "cpu":
+        if self.at_once(label):
             if bool(wrong.any()):
                 raise self._error(int(index[wrong][0]))
         else:
@@ -296,6 +301,11 @@ class LabelReader(nn.Module):
             fresh = wrong.any() & (self.first_wrong == self.NONE_SEEN)
             self.first_wrong.copy_(torch.where(fresh, seen, self.first_wrong))
         return index.clamp(0, classes - 1), valid
+
+    @staticmethod
+    def at_once(label: Tensor) -> bool:
+        """Whether labels can be looked at without waiting for a device."""
+        return label.device.type == "cpu"
 
     def check(self) -> None:
         """Raise for a wrong label that was seen on a device since the net was built (one sync)."""

@@ -29,6 +29,13 @@ TOLERANCES = {
     ("fused", "float32"): Tolerance(
         1e-3, 1e-4, "as for Caffe's nets with BatchNorm in a small batch: small differences"
     ),
+    ("weights in bfloat16", "float32"): Tolerance(
+        2e-3, 0, "L2 distance by L2 norm, after two updates; 8 bits of mantissa in each blob between layers"
+    ),
+    ("history in bfloat16", "float32"): Tolerance(
+        0.2, 0, "the same of the diffs of 8 random images, which nearly cancel; 0.14 was seen"
+    ),
+    ("loss in bfloat16", "float32"): Tolerance(0.01, 0, "the logits have 8 bits of mantissa"),
     ("trajectory", "float32"): Tolerance(1e-4, 1e-5, "seven updates in single precision against double"),
     ("printed", "float32"): Tolerance(1e-5, 0, "printed with 6 digits"),
     ("logged", "float32"): Tolerance(1e-4, 1e-6, "two updates, printed with 6 digits"),

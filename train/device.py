@@ -59,6 +59,38 @@ def chosen_dtype(args: argparse.Namespace) -> torch.dtype:
     return torch.float64 if args.double else torch.float32
 
 
+def add_precision_option(parser: argparse.ArgumentParser) -> None:
+    """--precision, for commands that train."""
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "tf32", "bf16"],
+        default="fp32",
+        help="what convolutions and matrix products compute in: fp32 (default); tf32, on a GPU only: inputs "
+        "rounded to 10 bits behind the point; bf16: blobs between layers are in bfloat16, too. Parameters, "
+        "diffs, losses and the update stay in single precision",
+    )
+
+
+def set_precision(args: argparse.Namespace, device: torch.device) -> torch.dtype | None:
+    """Let torch compute as --precision says; the dtype that blobs are reduced to, None for none.
+
+    DeviceError where the device cannot.
+    """
+    wanted: str = args.precision
+    if wanted != "fp32" and args.double:
+        raise ImaeError(f"--double and --precision {wanted} contradict each other; give one")
+    if wanted == "tf32" and device.type == "cpu":
+        raise DeviceError("--precision tf32 is of GPUs; give --gpu, too, or use fp32 or bf16")
+    # torch lets cuDNN round to TF32 unless told otherwise.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = wanted == "tf32"
+    return torch.bfloat16 if wanted == "bf16" else None
+
+
+def device_budget(device: torch.device, share: float = 0.25) -> int:
+    """Bytes that the records of one data layer may take on a device: a share of what is free there."""
+    return int(torch.cuda.mem_get_info(device)[0] * share)
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep the memory of one iteration's blobs for the next one.
 

@@ -7,15 +7,20 @@ Nothing here waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import copy
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from imae.layers.data.data import Data
 from imae.layers.fuse import fuse_training
-from imae.layers.net import Net
+from imae.layers.layer import DataLayer
+from imae.layers.net import Net, Step
 from imae.layers.stepwise import Stepwise
+from imae.train.device import device_budget
 
 Result = tuple[Tensor, dict[str, Tensor]]
 
@@ -30,43 +35,120 @@ class Executor(Protocol):
         """The next batch through the net, without gradients."""
 
 
+@dataclass
+class _Feed:
+    """A data layer's step: what the host gives for a pass, and the blobs that the device makes of it.
+
+    resident   whether the layer's records lie on the device, so that the host only draws
+    """
+
+    step: Step
+    resident: bool
+
+    def fetch(self) -> tuple[Tensor, ...]:
+        """For the next pass, on the host."""
+        layer = self.step.layer
+        if self.resident and isinstance(layer, Data):
+            return (layer.next_draw(),)
+        tops = self.step.run()
+        return tops if isinstance(tops, tuple) else (tops,)
+
+    def blobs(self, given: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+        """The tops, by name, from what was fetched and is now on the device."""
+        layer = self.step.layer
+        if self.resident and isinstance(layer, Data):
+            given = [top.to(dtype) for top in layer.assemble(given[0])]
+        return dict(zip(self.step.tops, given, strict=True))
+
+
 class NetExecutor:
     """Runs the whole net as one autograd graph.
 
-    fast   fuse layers (fuse.py) and, on the CPU, keep 4-axis blobs in the order N, H, W, C in memory; shapes
-           stay N, C, H, W, and values are the same up to rounding
-    keep   names of further blobs, which stay in `kept` after a run
+    fast        fuse layers (fuse.py); on a GPU, keep databases there; on the CPU and in reduced precision,
+                keep 4-axis blobs in the order N, H, W, C in memory. Shapes stay N, C, H, W, and values are
+                the same up to rounding
+    keep        names of further blobs, which stay in `kept` after a run
+    reduced     bfloat16: convolutions and matrix products take and give it, and blobs between them are in it;
+                parameters, their diffs, losses and measures stay in single precision. None: nothing is
     """
 
-    def __init__(self, net: Net, device: torch.device, fast: bool = True, keep: Collection[str] = ()) -> None:
-        self.net, self.device = net.to(device), device
+    def __init__(
+        self,
+        net: Net,
+        device: torch.device,
+        fast: bool = True,
+        keep: Collection[str] = (),
+        reduced: torch.dtype | None = None,
+    ) -> None:
+        self.net, self.device, self.reduced = net.to(device), device, reduced
         self.keep, self.kept = keep, dict[str, Tensor]()
-        self.channels_last = fast and device.type == "cpu"
+        self.channels_last = fast and (device.type == "cpu" or reduced is not None)
         if fast and not net.debug_info:  # which names the layers' blobs one by one
             net.plan = fuse_training(net)
+        if reduced is not None:
+            net.plan = _with_single_losses(net.plan)
         if self.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
+        self._feeds = [
+            _Feed(step, fast and device.type != "cpu" and reside(step.layer, device))
+            for step in net.steps
+            if isinstance(step.layer, DataLayer)
+        ]
 
     def forward_backward(self) -> Result:
-        loss, outputs = self._run()
-        if loss.requires_grad:
-            torch.autograd.backward(loss)
-        return loss.detach(), {name: blob.detach() for name, blob in outputs.items()}
+        return self._pass(self._placed(self._fetch()), backward=True)
 
     def forward(self) -> Result:
-        with torch.no_grad():
-            return self._run()
+        return self._pass(self._placed(self._fetch()), backward=False)
 
-    def _run(self) -> Result:
-        batch = {name: self._placed(blob) for name, blob in self.net.next_batch().items()}
-        blobs = self.net.forward(batch, self.keep)
+    def _fetch(self) -> list[tuple[Tensor, ...]]:
+        """What the next pass needs of each data layer, on the host."""
+        return [feed.fetch() for feed in self._feeds]
+
+    def _placed(self, fetched: list[tuple[Tensor, ...]]) -> list[list[Tensor]]:
+        """The same on the device."""
+        return [[self._place(tensor) for tensor in tensors] for tensors in fetched]
+
+    def _place(self, tensor: Tensor) -> Tensor:
+        if self.channels_last and tensor.dim() == 4:
+            return tensor.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        return tensor.to(self.device, non_blocking=True)
+
+    def _pass(self, given: Sequence[Sequence[Tensor]], backward: bool) -> Result:
+        """A pass over what lies on the device; work of the device alone."""
+        with torch.set_grad_enabled(backward):
+            batch: dict[str, Tensor] = {}
+            for feed, tensors in zip(self._feeds, given, strict=True):
+                batch.update(feed.blobs(tensors, self.net.dtype))
+            with torch.autocast(
+                self.device.type, self.reduced, enabled=self.reduced is not None, cache_enabled=False
+            ):
+                blobs = self.net.forward(batch, self.keep)
+            loss = self.net.loss(blobs)
+        if backward and loss.requires_grad:
+            torch.autograd.backward(loss)
         self.kept = {name: blobs[name].detach() for name in self.keep}
-        return self.net.loss(blobs), {name: blobs[name] for name in self.net.outputs}
+        return loss.detach(), {name: blobs[name].detach() for name in self.net.outputs}
 
-    def _placed(self, blob: Tensor) -> Tensor:
-        if self.channels_last and blob.dim() == 4:
-            return blob.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-        return blob.to(self.device, non_blocking=True)
+
+def reside(layer: DataLayer, device: torch.device) -> bool:
+    """Let a data layer keep its records on the device, if it can and there is room."""
+    return isinstance(layer, Data) and layer.reside(device, device_budget(device))
+
+
+def _with_single_losses(plan: Sequence[Step]) -> list[Step]:
+    """The plan, with losses and measures that get single precision whatever the blobs before them have."""
+
+    def in_single(run: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[..., object]:
+        return lambda *bottoms: run(*(bottom.float() for bottom in bottoms))
+
+    changed = []
+    for step in plan:
+        step = copy.copy(step)
+        if not step.layer.deployed:
+            step.run = in_single(step.run)  # type: ignore[assignment]  # as in fuse.py
+        changed.append(step)
+    return changed
 
 
 class StepwiseExecutor:

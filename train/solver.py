@@ -45,6 +45,7 @@ from imae.prototxt.errors import (
 )
 from imae.prototxt.text import to_text
 from imae.train.caffe_log import number, output_text
+from imae.train.cuda_graph import GraphExecutor, Recorded, Recorder
 from imae.train.executor import Executor, NetExecutor, Result, StepwiseExecutor
 from imae.train.lr_policy import advance_step, learning_rate
 from imae.train.not_finite import Tracer, all_finite
@@ -104,6 +105,9 @@ class Solver:
                     weights are finite. 0: all stay
     gpu_dropout     "device": a GPU draws dropout masks, and the pixels of stochastic pooling, itself.
                     "caffe": they come from `random`, as Caffe's on the CPU, which takes longer
+    reduced         what convolutions and matrix products compute in, for the default executor (executor.py)
+    recorder        makes what records passes and updates to replay them (cuda_graph.py); for the default
+                    executor. None: each is launched anew
     dtype           of all that the nets and the update compute with; learning rates and the smoothed loss are
                     float32 as Caffe's
     dialect         the fork that the files of nets and weights are of; None: Caffe's own
@@ -131,6 +135,8 @@ class Solver:
         on_nan: Literal["stop", "continue"] = "continue",
         keep: int = 0,
         gpu_dropout: Literal["caffe", "device"] = "device",
+        reduced: torch.dtype | None = None,
+        recorder: Callable[[], Recorder] | None = None,
         dtype: torch.dtype = torch.float32,
         dialect: str | None = None,
         ranks: Group | None = None,
@@ -160,7 +166,7 @@ class Solver:
             if ranks is not None:
                 self.random.reseed(ranks.of_first(self.random.seed) + self._rank)
             logger.info("random_seed was not specified; this run's seed is %d", self.random.seed)
-        make = executor or (lambda net: NetExecutor(net, self.device, fast))
+        make = executor or self._executor_maker(fast, reduced, recorder)
         self.net = build_train_net(param, self.random, dtype, dialect, ranks or ALONE)
         self._run = make(self.net)
         self.test_nets = [] if self._rank else build_test_nets(param, self.random, self.net, dialect)
@@ -173,8 +179,22 @@ class Solver:
             torch.zeros_like(p.detach()) for _ in range(self.rule.histories) for p in self.net.learnable
         ]
         self._groups = self._group_parameters()
+        self._update = (
+            self._update_weights if recorder is None else Recorded(self._update_weights, recorder())
+        )
         self._loss = SmoothedLoss(param.average_loss)
         self._say("solver.cpp:57", "Solver scaffolding done.")
+
+    def _executor_maker(
+        self, fast: bool, reduced: torch.dtype | None, recorder: Callable[[], Recorder] | None
+    ) -> Callable[[Net], Executor]:
+        def make(net: Net) -> Executor:
+            if recorder is None:
+                return NetExecutor(net, self.device, fast, reduced=reduced)
+            replaces = self.param.iter_size == 1
+            return GraphExecutor(net, self.device, recorder, replaces=replaces, reduced=reduced)
+
+        return make
 
     def _check_param(self) -> None:
         param = self.param
@@ -415,15 +435,19 @@ class Solver:
         for group in self._groups:
             group.rate.fill_(self.rule.corrected(rate, self.iteration) * group.lr_mult)
         if self._groups:
-            self._update_weights()
+            self._note_norm(self._update())
         self.iteration += 1
 
-    def _update_weights(self) -> None:
-        """From the summed gradients to the new weights; work of the device alone."""
+    @torch.no_grad()
+    def _update_weights(self) -> Tensor | None:
+        """From the summed gradients to the new weights; work of the device alone.
+
+        The L2 norm of the gradients, where it is limited.
+        """
         param, learnable = self.param, self.net.learnable
         diffs = [parameter_diff(p) for p in learnable]
         datas = [p.detach() for p in learnable]
-        self._clip(diffs)
+        norm = self._clip(diffs)
         if param.iter_size != 1:
             torch._foreach_mul_(diffs, 1 / param.iter_size)
         for group in self._groups:
@@ -437,16 +461,22 @@ class Solver:
             histories = [[self.history[start + place] for place in group.places] for start in starts]
             self.rule.update(group_diffs, histories, group.rate)
             torch._foreach_sub_(weights, group_diffs)
+        return norm
 
-    def _clip(self, diffs: list[Tensor]) -> None:
-        """Scale all diffs down together so that their L2 norm is at most clip_gradients."""
+    def _clip(self, diffs: list[Tensor]) -> Tensor | None:
+        """Scale all diffs down together so that their L2 norm is at most clip_gradients; what it was."""
         limit = self.param.clip_gradients
         if limit < 0:
-            return
-        norm = torch.stack(torch._foreach_norm(diffs)).norm()
+            return None
+        norm: Tensor = torch.stack(torch._foreach_norm(diffs)).norm()
         torch._foreach_mul_(diffs, torch.where(norm > limit, limit / norm, 1.0))
-        # The norm is for the log only. On a device it stays there until the next line, so that nothing waits.
-        self._norms.append(norm)
+        return norm
+
+    def _note_norm(self, norm: Tensor | None) -> None:
+        """Keep a norm for the log. On a device it stays there until the next line, so that nothing waits."""
+        if norm is None:
+            return
+        self._norms.append(norm.clone())  # a replay writes to the same memory again
         if self.device.type == "cpu" or len(self._norms) == MAX_PENDING:
             self._say_clipped()
 

@@ -62,7 +62,12 @@ class Streams:
             for name, values in buffers.items():
                 owner, _, buffer = name.rpartition("/")
                 for owned in named.get(owner, []) if name in kept else []:
-                    setattr(owned, buffer, _like(kept[name], values, name).to(self.device))
+                    saved = _like(kept[name], values, name)
+                    now: Tensor = getattr(owned, buffer)
+                    if saved.shape == now.shape:
+                        now.copy_(saved)  # in its place, where a recorded pass reads it
+                    else:
+                        setattr(owned, buffer, saved.to(self.device))
 
 
 def _like(kept: Tensor, values: Array, name: str) -> Tensor:

@@ -34,6 +34,10 @@ class Dropout(Layer):
             raise self.error(f"dropout_param.dropout_ratio must be at least 0 and less than 1, got {ratio:g}")
         self.keep = 1 - ratio
 
+    @property
+    def capturable(self) -> bool:
+        return self.phase != TRAIN or self.device_masks
+
     def forward(self, x: Tensor) -> Tensor:
         if self.phase != TRAIN:
             return x.view_as(x)

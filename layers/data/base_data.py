@@ -104,14 +104,14 @@ class PrefetchingLayer(DataLayer):
 
     def set_state(self, state: State) -> None:
         check_state(self, state, self._state)
-        self._drain()
+        self.stop()
         self.seek(state)
         self.transformer.set_state(state["transformer"])
         self._state = self._state_now()
 
     def close(self) -> None:
         """Stop the thread. It also stops when nothing refers to the layer any more."""
-        self._drain()
+        self.stop()
         if self._executor is not None:
             self._executor.shutdown()
             self._executor = None
@@ -123,7 +123,8 @@ class PrefetchingLayer(DataLayer):
     def _state_now(self) -> State:
         return {**self.position(), "transformer": self.transformer.get_state()}
 
-    def _drain(self) -> None:
+    def stop(self) -> None:
+        """Let the thread end its work, and throw away the batches that wait; `set_state` goes on."""
         for future in self._pending:
             future.cancel()
         wait(self._pending)

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from imae.layers.data.base_data import (
     Batch,
@@ -36,6 +38,7 @@ from imae.layers.data.datum import array_from_datum, parse_datum
 from imae.layers.data.leveldb_source import LeveldbSource, open_leveldb
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
 from imae.layers.data.record_order import check_order, make_order
+from imae.layers.data.resident import ResidentRecords
 from imae.layers.memory import total_memory
 from imae.layers.registry import register_layer
 from imae.prototxt import Datum, LayerParameter
@@ -86,10 +89,13 @@ class Data(PrefetchingLayer):
         self.order = make_order(
             self.param, len(self.source), self.reader.read_labels, self.random, self.ranks
         )
+        self.resident: ResidentRecords | None = None
         log(logger, "data_layer.cpp:45", output_data_size(self.shapes[0]))
 
     def load_batch(self) -> Batch:
         rows = self.order.next_rows(self.batch_size)
+        if self.resident is not None:
+            return (self.resident.draw(rows),)
         images, labels = self.reader.read(rows)
         if isinstance(images, np.ndarray):
             values = self.transformer.transform_rows(images, rows)
@@ -97,6 +103,33 @@ class Data(PrefetchingLayer):
             names, keys = self.source.record_name, self.source.keys  # asked in errors only
             values = self.transformer.transform_list(images, lambda i: names(keys()[rows[i]]))
         batch = torch.from_numpy(values), torch.from_numpy(labels.astype(np.float32))
+        return batch[: len(self.param.top)]
+
+    def reside(self, device: torch.device, budget: int) -> bool:
+        """Keep all records on `device` from now on, if they take at most `budget` bytes; whether it does."""
+        if self.reader.bytes_needed > budget:
+            return False
+        state = self.get_state()
+        self.stop()  # the thread reads from the same file; what it has made was made the other way
+        whole = self.reader.read_all()
+        if whole is not None:
+            self.resident = ResidentRecords(*whole, self.transformer, device)
+        self.set_state(state)
+        return self.resident is not None
+
+    def next_batch(self) -> Batch:
+        return super().next_batch() if self.resident is None else self.assemble(self.next_draw())
+
+    def next_draw(self) -> Tensor:
+        """Of a layer whose records reside on a device: what makes up the next batch, on the host."""
+        (drawn,) = super().next_batch()
+        return drawn
+
+    def assemble(self, drawn: Tensor) -> Batch:
+        """The batch of a draw, on the device where the records reside."""
+        if self.resident is None:
+            raise self.error("its records do not reside on a device")
+        batch = self.resident.assemble(drawn.to(self.resident.images.device, non_blocking=True))
         return batch[: len(self.param.top)]
 
     def position(self) -> State:
@@ -145,6 +178,17 @@ class DatumReader:
         self._kept = None
         decoded = [self._decode(row) for row in rows.tolist()]
         return [image for image, _ in decoded], np.array([label for _, label in decoded], np.int64)
+
+    @property
+    def bytes_needed(self) -> int:
+        """What the array of all images takes, if they are all like the first one."""
+        return prod(self.first_size) * len(self.source)
+
+    def read_all(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
+        """All images (K, C, H, W) and labels; None where they are not kept in one array."""
+        if self._kept is None or not self._keep(self._kept, np.arange(len(self.source))):
+            return None
+        return self._kept, self._labels
 
     def read_labels(self) -> NDArray[np.int64]:
         """The labels of all records."""

@@ -58,6 +58,10 @@ class DummyData(Layer):
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         return self.shapes
 
+    @property
+    def capturable(self) -> bool:
+        return False
+
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         """The tops."""
         tops = []

@@ -51,6 +51,10 @@ class HDF5Output(Layer):
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         return []
 
+    @property
+    def capturable(self) -> bool:
+        return False
+
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         """Write the file; there are no tops."""
         data, label = (blob.detach().cpu() for blob in bottoms)

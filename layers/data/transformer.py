@@ -90,7 +90,7 @@ class DataTransformer:
     def transform_rows(self, images: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """images[rows] of an array (K, C, H, W), transformed: (N, C, h, w); `output_size` has been asked."""
         n = len(rows)
-        flip, top, left = self._draw(np.full(n, images.shape[2]), np.full(n, images.shape[3]))
+        flip, top, left = self.draw(np.full(n, images.shape[2]), np.full(n, images.shape[3]))
         return self._arithmetic(_mirrored(self._window(images, rows, top, left), flip), flip, top, left)
 
     def transform_list(
@@ -107,7 +107,7 @@ class DataTransformer:
         if len({image.shape for image in images}) == 1:
             return self.transform_rows(np.stack(images), np.arange(len(images)))
         heights, widths = (np.array([image.shape[axis] for image in images]) for axis in (1, 2))
-        flip, top, left = self._draw(heights, widths)
+        flip, top, left = self.draw(heights, widths)
         crop = self.crop_size
         pixels = np.stack(
             [
@@ -165,7 +165,7 @@ class DataTransformer:
             "make all images of one size, or use batch_size 1"
         )
 
-    def _draw(
+    def draw(
         self, heights: NDArray[np.int64], widths: NDArray[np.int64]
     ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
         """Which images are mirrored, and where their windows begin."""

@@ -51,6 +51,10 @@ class Filter(Layer):
     def allows_force_backward(self, bottom_index: int) -> bool:
         return bottom_index < len(self.param.bottom) - 1
 
+    @property
+    def capturable(self) -> bool:
+        return False
+
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         *items, selector = bottoms
         message = "FilterLayer cannot backpropagate to filter index inputs"

@@ -228,6 +228,10 @@ class Python(Layer):
             raise self.error("add_blob was called too late, the net has its parameters; call it in setup")
         return [blob.shape for blob in self.top_blobs]
 
+    @property
+    def capturable(self) -> bool:
+        return False
+
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         parameters = [self.blob(index) for index in range(len(self.blobs))]
         tops: tuple[Tensor, ...] = _Passes.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -238,6 +238,10 @@ class PoolingMethod(Layer):
         """Whether the forward pass takes random numbers."""
         return self.method == "STOCHASTIC" and self.phase == TRAIN
 
+    @property
+    def capturable(self) -> bool:
+        return not self.draws or self.device_masks
+
     def pool(self, x: Tensor, windows: PoolWindows) -> Tensor:
         """One top."""
         if self.method == "MAX":
