@@ -5,25 +5,32 @@ The recorder here replays operations on the CPU (op_recorder.py). On a GPU, test
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import reference
 import torch
 from fed_nets import unfilled
 from google.protobuf import text_format
-from op_recorder import OpRecorder
+from op_recorder import ASKS_THE_HOST, OpRecorder
 from tolerances import tolerance
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from imae.converters.lmdb_writer import write_lmdb
 from imae.layers.blob import blob_from_array
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.common.dropout import Dropout
 from imae.layers.data.data import Data
 from imae.layers.data.datum import datum_from_array
 from imae.layers.layer import LabelReader
 from imae.layers.net import Net
 from imae.prototxt import TEST, TRAIN, NetParameter, NetState, Phase, SolverParameter
+from imae.prototxt.dialects import read_net_text
 from imae.prototxt.errors import LayerError
 from imae.prototxt.resnet import resnet, with_cifar10_data
 from imae.prototxt.state import in_state
@@ -240,3 +247,65 @@ def test_batches_of_resident_records_are_the_same(
             for got, want in zip(resident.next_batch(), plain.next_batch(), strict=True):
                 assert got.shape == want.shape
                 torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("loss", ["MAELoss", "MSELoss", "GCELoss", "DMLoss", "SoftmaxWithLoss"])
+def test_every_loss_can_be_recorded(database: str, loss: str) -> None:
+    trained, recorders = solver(database, RULES["SGD"], loss)
+    trained.step(WARM_UP + 2)
+    assert max(recorder.replays for recorder in recorders) == 2
+
+
+# -- which layers a graph can hold ---------------------------------------------------------------------------
+
+
+class NothingOfTheHost(TorchDispatchMode):
+    """Refuses what would make the host wait, and the host's tensors, in work of the device `meta`."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        given = [leaf for leaf in tree_leaves((args, kwargs or {})) if isinstance(leaf, torch.Tensor)]
+        assert name not in ASKS_THE_HOST, f"{name} makes the host wait"
+        # A number of 0 axes becomes an argument of a kernel, as in a graph.
+        assert all(tensor.is_meta or tensor.dim() == 0 for tensor in given), f"{name} reads the host's memory"
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(
+    "path", reference.find("layers/*/*.npz"), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_layers_need_nothing_of_the_host_unless_they_say_so(path: Path) -> None:
+    """Both passes of each recorded case, on a device that has shapes only: no value can be asked for."""
+    case = reference.load(path)
+    phase = TEST if case.meta.get("phase", "TRAIN") == "TEST" else TRAIN
+    with contextlib.chdir(path.parent):
+        net = Net(in_state(read_net_text(str(case.prototxt)), phase, NetState()), CaffeRandom(1))
+    for step in net.steps:
+        if isinstance(step.layer, Dropout):
+            step.layer.device_masks = True
+    excepted = {step.layer.type for step in net.steps if not step.layer.capturable}
+    assert excepted <= {"DummyData", "Filter", "HDF5Output", "Python"}
+    if excepted or net.data_layers():
+        return
+    net.to("meta")
+    fixed = {
+        bottom
+        for step in net.steps
+        for index, bottom in enumerate(step.bottoms)
+        if not step.layer.allows_force_backward(index)
+    }
+    blobs = {
+        name: torch.empty(net.blob_shapes[name], device="meta", requires_grad=name not in fixed)
+        for name in net.inputs
+    }
+    with NothingOfTheHost():
+        tops = net(blobs)
+        ends = [top.sum() for top in tops.values() if top.requires_grad]
+        if ends:
+            torch.autograd.backward(sum(ends[1:], start=ends[0]))
