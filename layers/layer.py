@@ -229,6 +229,21 @@ class DataLayer(Layer):
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         return self.next_batch()
 
+    def reside(self, device: torch.device, budget: int) -> bool:
+        """Keep all records on `device` from now on, if the type can and they take at most `budget` bytes.
+
+        Whether it does. Then a batch is made in two parts: `assemble(next_draw())` is `next_batch()`.
+        """
+        return False
+
+    def next_draw(self) -> Tensor:
+        """Where the records reside on a device: what makes up the next batch, a few numbers on the host."""
+        raise self.error("its records do not reside on a device")
+
+    def assemble(self, drawn: Tensor) -> tuple[Tensor, ...]:
+        """Where the records reside on a device: the batch of such a draw, there; work of the device alone."""
+        raise self.error("its records do not reside on a device")
+
     def get_state(self) -> dict[str, Any]:
         """What `next_batch` depends on, for an exact resume: numbers, strings, bytes and numpy arrays."""
         return {}

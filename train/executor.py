@@ -15,7 +15,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from imae.layers.data.data import Data
 from imae.layers.fuse import fuse_training
 from imae.layers.layer import DataLayer
 from imae.layers.net import Net, Step
@@ -43,21 +42,20 @@ class _Feed:
     """
 
     step: Step
+    layer: DataLayer
     resident: bool
 
     def fetch(self) -> tuple[Tensor, ...]:
         """For the next pass, on the host."""
-        layer = self.step.layer
-        if self.resident and isinstance(layer, Data):
-            return (layer.next_draw(),)
+        if self.resident:
+            return (self.layer.next_draw(),)
         tops = self.step.run()
         return tops if isinstance(tops, tuple) else (tops,)
 
     def blobs(self, given: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         """The tops, by name, from what was fetched and is now on the device."""
-        layer = self.step.layer
-        if self.resident and isinstance(layer, Data):
-            given = [top.to(dtype) for top in layer.assemble(given[0])]
+        if self.resident:
+            given = [top.to(dtype) for top in self.layer.assemble(given[0])]
         return dict(zip(self.step.tops, given, strict=True))
 
 
@@ -90,7 +88,7 @@ class NetExecutor:
         if self.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         self._feeds = [
-            _Feed(step, fast and device.type != "cpu" and reside(step.layer, device))
+            _Feed(step, step.layer, fast and device.type != "cpu" and _reside(step.layer, device))
             for step in net.steps
             if isinstance(step.layer, DataLayer)
         ]
@@ -131,9 +129,9 @@ class NetExecutor:
         return loss.detach(), {name: blobs[name].detach() for name in self.net.outputs}
 
 
-def reside(layer: DataLayer, device: torch.device) -> bool:
+def _reside(layer: DataLayer, device: torch.device) -> bool:
     """Let a data layer keep its records on the device, if it can and there is room."""
-    return isinstance(layer, Data) and layer.reside(device, device_budget(device))
+    return layer.reside(device, device_budget(device))
 
 
 def _with_single_losses(plan: Sequence[Step]) -> list[Step]:

@@ -106,7 +106,6 @@ class Data(PrefetchingLayer):
         return batch[: len(self.param.top)]
 
     def reside(self, device: torch.device, budget: int) -> bool:
-        """Keep all records on `device` from now on, if they take at most `budget` bytes; whether it does."""
         if self.reader.bytes_needed > budget:
             return False
         state = self.get_state()
@@ -121,14 +120,14 @@ class Data(PrefetchingLayer):
         return super().next_batch() if self.resident is None else self.assemble(self.next_draw())
 
     def next_draw(self) -> Tensor:
-        """Of a layer whose records reside on a device: what makes up the next batch, on the host."""
+        if self.resident is None:
+            return super().next_draw()
         (drawn,) = super().next_batch()
         return drawn
 
     def assemble(self, drawn: Tensor) -> Batch:
-        """The batch of a draw, on the device where the records reside."""
         if self.resident is None:
-            raise self.error("its records do not reside on a device")
+            return super().assemble(drawn)
         batch = self.resident.assemble(drawn.to(self.resident.images.device, non_blocking=True))
         return batch[: len(self.param.top)]
 
