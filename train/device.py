@@ -39,7 +39,8 @@ def gpus(wanted: str, asked_by: str, instead: str) -> list[int]:
 
 
 def use_gpu(index: int) -> torch.device:
-    """Make this GPU CUDA's current one."""
+    """Make this GPU CUDA's current one; what it computes twice is the same twice."""
+    torch.backends.cudnn.deterministic = True  # or a resumed run would not be the one that was not stopped
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -88,7 +89,7 @@ class NetExecutor:
         if self.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         self._feeds = [
-            _Feed(step, step.layer, fast and device.type != "cpu" and _reside(step.layer, device))
+            _Feed(step, step.layer, fast and device.type == "cuda" and _reside(step.layer, device))
             for step in net.steps
             if isinstance(step.layer, DataLayer)
         ]
@@ -118,15 +119,19 @@ class NetExecutor:
             batch: dict[str, Tensor] = {}
             for feed, tensors in zip(self._feeds, given, strict=True):
                 batch.update(feed.blobs(tensors, self.net.dtype))
-            with torch.autocast(
-                self.device.type, self.reduced, enabled=self.reduced is not None, cache_enabled=False
-            ):
+            with self._reduction():
                 blobs = self.net.forward(batch, self.keep)
             loss = self.net.loss(blobs)
         if backward and loss.requires_grad:
             torch.autograd.backward(loss)
         self.kept = {name: blobs[name].detach() for name in self.keep}
         return loss.detach(), {name: blobs[name].detach() for name in self.net.outputs}
+
+    def _reduction(self) -> AbstractContextManager[object]:
+        """Reduced precision, if it is asked for."""
+        if self.reduced is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.reduced, cache_enabled=False)
 
 
 def _reside(layer: DataLayer, device: torch.device) -> bool:
