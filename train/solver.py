@@ -31,6 +31,7 @@ from torch import Tensor
 from imae.converters.caffemodel import load_caffemodel, save_caffemodel
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.common.dropout import Dropout
+from imae.layers.data_resources import DataResources
 from imae.layers.net import Net, shape_string
 from imae.layers.ranks import ALONE
 from imae.layers.stepwise import Stepwise, parameter_diff
@@ -108,6 +109,7 @@ class Solver:
                     float32 as Caffe's
     dialect         the fork that the files of nets and weights are of; None: Caffe's own
     ranks           the processes that train this net together; None: this one alone (see ranks.py)
+    data_resources  memory and threads for the data layers of all nets
 
     iteration       updates made so far
     net, test_nets  in Caffe's order; the test nets use the train net's parameters, and rank 0 alone has them
@@ -134,6 +136,7 @@ class Solver:
         dtype: torch.dtype = torch.float32,
         dialect: str | None = None,
         ranks: Group | None = None,
+        data_resources: DataResources | None = None,
     ) -> None:
         self.param, self.ranks = param, ranks
         self._rank = ranks.rank if ranks is not None else 0
@@ -161,7 +164,7 @@ class Solver:
                 self.random.reseed(ranks.of_first(self.random.seed) + self._rank)
             logger.info("random_seed was not specified; this run's seed is %d", self.random.seed)
         make = executor or (lambda net: NetExecutor(net, self.device, fast))
-        self.net = build_train_net(param, self.random, dtype, dialect, ranks or ALONE)
+        self.net = build_train_net(param, self.random, dtype, dialect, ranks or ALONE, data_resources)
         self._run = make(self.net)
         self.test_nets = [] if self._rank else build_test_nets(param, self.random, self.net, dialect)
         self._run_test = [make(net) for net in self.test_nets]
