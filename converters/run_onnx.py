@@ -205,9 +205,9 @@ def lmdb_batches(path: str, transform: TransformationParameter, size: int) -> It
         transformer.output_size(reader.first_size, reader.first_name)
         for begin in tqdm(range(0, len(source), size), unit="batch", disable=None):
             rows = np.arange(begin, min(begin + size, len(source)))
-            images, labels = reader.read(rows)
+            images, places, labels = reader.read(rows)
             if isinstance(images, np.ndarray):
-                yield transformer.transform_rows(images, rows), labels
+                yield transformer.transform_rows(images, places), labels
             else:
 
                 def name(i: int, rows: NDArray[np.int64] = rows) -> str:

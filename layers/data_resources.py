@@ -45,7 +45,7 @@ class DataResources:
     budget    bytes that all kept records together may take, 0 to keep none; by default a quarter of the
               memory of the machine, or of the control group
     threads   that decode, at most; by default as many as there are cores for this process
-    ranks     processes like this one on the machine, among which the defaults are divided
+    ranks     processes like this one on the machine, among which both are divided
 
     A layer takes what it needs when it is built, in the order of the net, the train net before the test nets;
     one that finds too little left streams its records. Layers that read the same database and decode it alike
@@ -53,8 +53,8 @@ class DataResources:
     """
 
     def __init__(self, budget: int | None = None, threads: int | None = None, ranks: int = 1) -> None:
-        self.budget = budget if budget is not None else int(total_memory() * SHARE) // ranks
-        self.threads = threads if threads is not None else max(1, usable_cores() // ranks)
+        self.budget = (budget if budget is not None else int(total_memory() * SHARE)) // ranks
+        self.threads = max(1, (threads if threads is not None else usable_cores()) // ranks)
         self._kept: WeakValueDictionary[Hashable, KeptRecords] = WeakValueDictionary()
         self._pool = ThreadPoolExecutor(self.threads, "decode")  # starts its threads when there is work
 
@@ -83,11 +83,16 @@ class DataResources:
         Of several errors that of the least number is raised. Worth it where most of the work is done in C.
         """
         if self.threads == 1 or count < 2:
-            return [work(i) for i in range(count)]
+            return in_turn(work, count)
         step = -(-count // (PARTS * self.threads))
         parts = [range(begin, min(begin + step, count)) for begin in range(0, count, step)]
         done = self._pool.map(lambda part: [work(i) for i in part], parts)
         return [result for part in done for result in part]
+
+
+def in_turn(work: Callable[[int], Result], count: int) -> list[Result]:
+    """[work(0), .., work(count - 1)], by this thread."""
+    return [work(i) for i in range(count)]
 
 
 def usable_cores() -> int:

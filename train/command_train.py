@@ -17,7 +17,9 @@ from imae.prototxt import SolverParameter
 from imae.prototxt.errors import DeviceError, ImaeError, PrototxtError
 from imae.prototxt.text import read_solver
 from imae.train.device import (
+    add_data_cache_option,
     add_double_option,
+    chosen_data_resources,
     chosen_dtype,
     gpu,
     gpus,
@@ -94,7 +96,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "stream, or let the device draw its own, which is faster (device)",
     )
     add_double_option(parser)
-    parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with on the CPU")
+    add_data_cache_option(parser)
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads to compute with on the CPU, and to decode pictures with",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -143,6 +151,7 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
             dtype=chosen_dtype(args),
             dialect=args.dialect,
             ranks=ranks,
+            data_resources=chosen_data_resources(args, 1 if ranks is None else ranks.local_size),
         )
         solver.request = requests
         if args.snapshot:

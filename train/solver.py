@@ -278,6 +278,7 @@ class Solver:
     def solve(self, resume_file: str | None = None) -> None:
         """Train up to max_iter, with the snapshot, the line and the test that Caffe puts at the end."""
         param = self.param
+        begun, waited = time.monotonic(), self._waited()
         self._say("solver.cpp:289", f"Solving {self.net.name}")
         self._say("solver.cpp:290", f"Learning Rate Policy: {param.lr_policy}")
         self._stopped = False
@@ -293,6 +294,7 @@ class Solver:
         if param.snapshot_after_train and due and not self._is_just_resumed():
             self.snapshot()
         if self._stopped:
+            self._say_waited(begun, waited)
             self._say("solver.cpp:311", "Optimization stopped early.")
             return
         if self._due(param.display) and self._rank == 0:
@@ -304,6 +306,7 @@ class Solver:
             self._watch()
         if self._due(param.test_interval):
             self.test_all()
+        self._say_waited(begun, waited)
         self._say("solver.cpp:332", "Optimization Done.")
 
     def step(self, iterations: int) -> None:
@@ -707,6 +710,22 @@ class Solver:
                     f"Gradient clipping: scaling down gradients (L2 norm {number(norm)} > {number(limit)}) "
                     f"by scale factor {number(limit / f32(norm))}",
                 )
+
+    def _waited(self) -> float:
+        """Seconds that this process has waited so far for layers which make their batches ahead."""
+        return sum(layer.waited for net in (self.net, *self.test_nets) for layer in net.data_layers())
+
+    def _say_waited(self, begun: float, waited_before: float) -> None:
+        """The share of the time since `begun`; a line that Caffe lacks."""
+        if not any(layer.prefetches for net in (self.net, *self.test_nets) for layer in net.data_layers()):
+            return
+        waited, seconds = self._waited() - waited_before, time.monotonic() - begun
+        logger.info(
+            "Waited for data: %.1f s of %.1f s of training (%.1f %%)",
+            waited,
+            seconds,
+            100 * waited / max(seconds, 1e-9),
+        )
 
     def _say_outputs(self, place: str, which: str, net: Net, values: dict[str, Array]) -> None:
         """One line per element of each output blob."""

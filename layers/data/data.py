@@ -19,8 +19,7 @@ contradicts itself, is an error; data_order_param. rand_skip does nothing, as in
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +39,7 @@ from imae.layers.data.datum import array_from_datum, parse_datum, planes
 from imae.layers.data.leveldb_source import LeveldbSource, open_leveldb
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
 from imae.layers.data.record_order import check_order, make_order
-from imae.layers.data_resources import DataResources, KeptRecords
+from imae.layers.data_resources import DataResources, KeptRecords, in_turn
 from imae.layers.memory import bytes_text
 from imae.layers.registry import register_layer
 from imae.prototxt import Datum, LayerParameter
@@ -49,7 +48,7 @@ from imae.prototxt.errors import DataError, SnapshotError
 logger = logging.getLogger(__name__)
 
 Source = LmdbSource | LeveldbSource
-Result = TypeVar("Result")
+Images = NDArray[np.uint8] | list[NDArray[Any]]
 
 
 @register_layer("Data")
@@ -98,9 +97,9 @@ class Data(PrefetchingLayer):
 
     def load_batch(self) -> Batch:
         rows = self.order.next_rows(self.batch_size)
-        images, labels = self.reader.read(rows)
+        images, places, labels = self.reader.read(rows)
         if isinstance(images, np.ndarray):
-            values = self.transformer.transform_rows(images, rows)
+            values = self.transformer.transform_rows(images, places)
         else:
             names, keys = self.source.record_name, self.source.keys  # asked in errors only
             values = self.transformer.transform_list(images, lambda i: names(keys()[rows[i]]))
@@ -159,14 +158,15 @@ class DatumReader:
         else:
             self.manner = f"{size} are read anew each time; {taken} (--data-cache)"
 
-    def read(
-        self, rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint8] | list[NDArray[Any]], NDArray[np.int64]]:
-        """(images, labels) of the records `rows`: the array of all records, or a list of these ones."""
+    def read(self, rows: NDArray[np.int64]) -> tuple[Images, NDArray[np.int64], NDArray[np.int64]]:
+        """(images, places, labels): images[places[i]] and labels[i] are those of record rows[i].
+
+        The images are the array of all records, an array of these ones, or a list of them.
+        """
         if self._kept is not None and self._keep(self._kept, rows):
-            return self._kept.images, self._kept.labels[rows]
-        decoded = self._decoded(rows, lambda row, image: image)
-        return [image for image, _ in decoded], np.array([label for _, label in decoded], np.int64)
+            return self._kept.images, rows, self._kept.labels[rows]
+        images, labels = self._decoded(rows)
+        return images, np.arange(len(rows)), labels
 
     def read_labels(self) -> NDArray[np.int64]:
         """The labels of all records."""
@@ -175,44 +175,36 @@ class DatumReader:
 
     def _keep(self, kept: KeptRecords, rows: NDArray[np.int64]) -> bool:
         """Make sure that the array holds these records; False if one does not fit in."""
-
-        def put(row: int, image: NDArray[Any]) -> bool:
-            if image.shape != self.first_size or image.dtype != np.uint8:
-                return False
-            for place, plane in zip(kept.images[row], planes(image), strict=True):
-                np.copyto(place, plane)
-            return True
-
         missing = rows[~kept.have[rows]]
         if not len(missing):
             return True
-        done = self._decoded(missing, put)
-        if all(fits for fits, _ in done):
-            kept.labels[missing] = [label for _, label in done]
-            kept.have[missing] = True
-            return True
-        self._kept = None
-        logger.info("'%s' has images of several sizes, so they are read anew each time", self.source.path)
-        return False
+        images, kept.labels[missing] = self._decoded(missing)
+        if any(image.shape != self.first_size or image.dtype != np.uint8 for image in images):
+            self._kept = None
+            logger.info("'%s' has images of several sizes, so they are read anew each time", self.source.path)
+            return False
 
-    def _decoded(
-        self, rows: NDArray[np.int64], use: Callable[[int, NDArray[Any]], Result]
-    ) -> list[tuple[Result, int]]:
-        """(use(row, image), label) of these records; those of pictures by several threads."""
+        def put(i: int) -> None:
+            for place, plane in zip(kept.images[missing[i]], planes(images[i]), strict=True):
+                np.copyto(place, plane)
+
+        if isinstance(images, np.ndarray):
+            kept.images[missing] = images
+        else:
+            self.resources.each(put, len(missing))
+        kept.have[missing] = True
+        return True
+
+    def _decoded(self, rows: NDArray[np.int64]) -> tuple[Images, NDArray[np.int64]]:
+        """(images, labels) of these records; pictures are decoded by several threads."""
         values = self.source.values(rows)
-
-        def decode(i: int) -> tuple[Result, int]:
-            row = int(rows[i])
-            image, label = self._decode(row, values[i])
-            return use(row, image), label
-
-        if self.first_is_encoded:
-            return self.resources.each(decode, len(rows))
-        return [decode(i) for i in range(len(rows))]
+        if self._raw is not None and (found := self._raw.read(values)) is not None:
+            return found
+        each = self.resources.each if self.first_is_encoded else in_turn
+        decoded = each(lambda i: self._decode(int(rows[i]), values[i]), len(rows))
+        return [image for image, _ in decoded], np.array([label for _, label in decoded], np.int64)
 
     def _decode(self, row: int, value: bytes) -> tuple[NDArray[Any], int]:
-        if self._raw is not None and (found := self._raw.read(value)):
-            return found
         try:
             datum = parse_datum(value, "")
             return array_from_datum(datum, "", *self._forced), datum.label
@@ -233,28 +225,36 @@ class RawForm:
     """
 
     MOST = 10000  # labels to remember
+    SMALL = 1 << 16  # bytes of an image; many such ones are put together into one array
 
     def __init__(self, first: Datum) -> None:
         self.shape = first.channels, first.height, first.width
         head = Datum(channels=first.channels, height=first.height, width=first.width, data=first.data)
-        self.count = len(first.data)
-        self.head = head.SerializeToString()[: -self.count]
-        self.size = len(self.head) + self.count
+        count = len(first.data)
+        self.head = head.SerializeToString()[:-count]
+        self.size = len(self.head) + count
         self._labels: dict[bytes, int] = {}
 
-    def read(self, value: bytes) -> tuple[NDArray[np.uint8], int] | None:
-        """(image, label); None for a record of another form."""
-        if len(value) < self.size or not value.startswith(self.head):
-            return None
-        rest = value[self.size :]
-        label = self._labels.get(rest)
-        if label is None:
-            label = self._label(rest)
-            if label is None:
+    def read(self, values: list[bytes]) -> tuple[Images, NDArray[np.int64]] | None:
+        """(images, labels); None if one of the records has another form."""
+        begin, size, labels = len(self.head), self.size, []
+        for value in values:
+            if len(value) < size or not value.startswith(self.head):
                 return None
-            if len(self._labels) < self.MOST:
-                self._labels[rest] = label
-        return np.ndarray(self.shape, np.uint8, value, len(self.head)), label
+            rest = value[size:]
+            label = self._labels.get(rest)
+            if label is None:
+                label = self._label(rest)
+                if label is None:
+                    return None
+            labels.append(label)
+        images: Images
+        if size <= self.SMALL:
+            pixels = b"".join([value[begin:size] for value in values])
+            images = np.frombuffer(pixels, np.uint8).reshape(len(values), *self.shape)
+        else:
+            images = [np.ndarray(self.shape, np.uint8, value, begin) for value in values]
+        return images, np.array(labels, np.int64)
 
     def _label(self, rest: bytes) -> int | None:
         """The label in the bytes behind the pixels; None where there is anything else."""
@@ -266,4 +266,8 @@ class RawForm:
         datum.ClearField("label")
         if not datum.encoded:
             datum.ClearField("encoded")
-        return None if datum.ByteSize() else label
+        if datum.ByteSize():
+            return None
+        if len(self._labels) < self.MOST:
+            self._labels[rest] = label
+        return label

@@ -21,6 +21,7 @@ Caffe: data_transformer.cpp. force_color and force_gray act where pictures are d
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from imae.layers.blob import array_from_blob
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import planes, size_text
+from imae.layers.data_resources import in_turn
 from imae.prototxt import TRAIN, BlobProto, TransformationParameter
 from imae.prototxt.errors import DataError, ImaeError, LayerError
 from imae.prototxt.text import read_binary
@@ -39,17 +41,12 @@ logger = logging.getLogger(__name__)
 
 Size = tuple[int, ...]
 LARGE = 64 * 64  # pixels; from such images on, one at a time is faster than a whole batch
+CACHED = 1 << 16  # values that stay in the cache of the processor from one operation to the next
 
 
 def new_array(shape: Size) -> NDArray[np.float32]:
     """An array for a batch, of any content."""
     return np.empty(shape, np.float32)
-
-
-def one_after_the_other(work: Callable[[int], None], count: int) -> None:
-    """work(0), .., work(count - 1), in this thread."""
-    for i in range(count):
-        work(i)
 
 
 class DataTransformer:
@@ -70,7 +67,7 @@ class DataTransformer:
         name: str,
         what: str = "datum",
         new: Callable[[Size], NDArray[np.float32]] = new_array,
-        each: Callable[[Callable[[int], None], int], object] = one_after_the_other,
+        each: Callable[[Callable[[int], None], int], object] = in_turn,
     ) -> None:
         self.name, self.what, self.new, self.each = name, what, new, each
         self.crop_size, self.mirror = param.crop_size, param.mirror
@@ -82,6 +79,7 @@ class DataTransformer:
         self.random: CaffeRandom | None = None
         self.mean: NDArray[np.float32] | None = None
         self.mean_values = np.array(param.mean_value, np.float32)
+        self._mean_image = np.zeros((0, 0, 0), np.float32)  # of mean_values, once the size is known
         if param.HasField("mean_file"):
             if len(param.mean_value):
                 raise LayerError(
@@ -235,17 +233,23 @@ class DataTransformer:
     def _arithmetic(
         self, pixels: NDArray[Any], flip: NDArray[np.bool_], top: NDArray[np.int64], left: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        values = self.new(pixels.shape)
+        values, size = self.new(pixels.shape), pixels.shape[1:]
+        if self.mean is None and self.mean_values.any() and self._mean_image.shape != size:
+            # Of the images' size: numpy is slow where an inner axis is broadcast.
+            self._mean_image = np.broadcast_to(self.mean_values[:, None, None], size).copy()
+        step = max(1, CACHED // math.prod(size))
         with np.errstate(over="ignore", invalid="ignore"):  # a mean or float_data may hold anything
-            np.copyto(values, pixels, "unsafe")
-            if self.mean is not None:
-                rows = np.zeros(len(values), np.int64)
-                values -= _mirrored(self._windows(self.mean[None], rows, top, left), flip)
-            elif self.mean_values.any():
-                # Of the images' size: numpy is slow where an inner axis is broadcast.
-                values -= np.broadcast_to(self.mean_values[:, None, None], values.shape[1:]).copy()
-            if self.scale != 1:
-                values *= self.scale
+            for begin in range(0, len(values), step):
+                some = slice(begin, begin + step)
+                np.copyto(values[some], pixels[some], "unsafe")
+                if self.mean is not None:
+                    first = np.zeros(len(values[some]), np.int64)
+                    means = self._windows(self.mean[None], first, top[some], left[some])
+                    values[some] -= _mirrored(means, flip[some])
+                elif self._mean_image.size:
+                    values[some] -= self._mean_image
+                if self.scale != 1:
+                    values[some] *= self.scale
         return values
 
     def _one_by_one(
