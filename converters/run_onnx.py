@@ -209,11 +209,7 @@ def lmdb_batches(path: str, transform: TransformationParameter, size: int) -> It
             if isinstance(images, np.ndarray):
                 yield transformer.transform_rows(images, places), labels
             else:
-
-                def name(i: int, rows: NDArray[np.int64] = rows) -> str:
-                    return source.record_name(source.key(rows[i]))
-
-                yield transformer.transform_list(images, name), labels
+                yield transformer.transform_list(images, reader.names(rows)), labels
 
 
 def image_batches(

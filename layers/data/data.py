@@ -19,6 +19,7 @@ contradicts itself, is an error; data_order_param. rand_skip does nothing, as in
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -101,8 +102,7 @@ class Data(PrefetchingLayer):
         if isinstance(images, np.ndarray):
             values = self.transformer.transform_rows(images, places)
         else:
-            names, keys = self.source.record_name, self.source.keys  # asked in errors only
-            values = self.transformer.transform_list(images, lambda i: names(keys()[rows[i]]))
+            values = self.transformer.transform_list(images, self.reader.names(rows))
         batch = torch.from_numpy(values), torch.from_numpy(labels.astype(np.float32))
         return batch[: len(self.param.top)]
 
@@ -135,7 +135,7 @@ class DatumReader:
         self._forced = force_color, force_gray
         self._raw: RawForm | None = None
         value = source.value(0)
-        self.first_name = self._name(0)
+        self.first_name = self.name(0)
         datum = parse_datum(value, self.first_name)
         first = array_from_datum(datum, self.first_name, *self._forced)
         self.first_is_encoded, self.first_size = datum.encoded, first.shape
@@ -209,12 +209,17 @@ class DatumReader:
             datum = parse_datum(value, "")
             return array_from_datum(datum, "", *self._forced), datum.label
         except DataError:  # once more, for an error that names the record
-            name = self._name(row)
+            name = self.name(row)
             datum = parse_datum(value, name)
             return array_from_datum(datum, name, *self._forced), datum.label
 
-    def _name(self, row: int) -> str:
-        return self.source.record_name(self.source.keys()[row])
+    def name(self, row: int) -> str:
+        """What errors call a record."""
+        return self.source.record_name(self.source.key(row))
+
+    def names(self, rows: NDArray[np.int64]) -> Callable[[int], str]:
+        """What errors call the i-th of these records."""
+        return lambda i: self.name(int(rows[i]))
 
 
 class RawForm:

@@ -99,6 +99,10 @@ class LeveldbSource:
     def __len__(self) -> int:
         return len(self._keys)
 
+    def key(self, index: int) -> bytes:
+        """The key of record `index`."""
+        return self._keys[index]
+
     def keys(self) -> list[bytes]:
         """All keys in order."""
         return self._keys
@@ -114,7 +118,7 @@ class LeveldbSource:
     def values(self, rows: NDArray[np.int64]) -> list[bytes]:
         """The bytes of these records, in this order; what follows one upon the other is sought once."""
         values: list[bytes] = []
-        for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
+        for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else ():
             values += [value for _, value in islice(self.records(int(run[0])), len(run))]
         return values
 

@@ -122,12 +122,14 @@ class LmdbSource:
 
     def values(self, rows: NDArray[np.int64]) -> list[bytes]:
         """The bytes of these records, in this order; read in the order of their places."""
+        values = [b""] * len(rows)
+        if not values:
+            return values
         starts, sizes = self._index.values[rows], self._index.value_sizes[rows]
         order = np.argsort(starts, kind="stable")
         begins, ends = starts[order], (starts + sizes)[order]
         apart = begins[1:] - np.maximum.accumulate(ends)[:-1] > GAP
         firsts = np.flatnonzero(np.r_[True, apart | (begins[1:] // SPAN != begins[:-1] // SPAN)])
-        values = [b""] * len(rows)
         for first, stop in zip(firsts.tolist(), [*firsts[1:].tolist(), len(rows)], strict=True):
             begin = int(begins[first])
             data = self._read(begin, int(ends[first:stop].max()) - begin)
