@@ -4,9 +4,9 @@
 
 imae's Data layer (crop, mirror, mean), with records kept in memory and streamed (--data-cache 0), against a
 PyTorch DataLoader that does the same with the same LMDB, and against what bounds them all: reading the LMDB's
-bytes, decoding its JPEGs on all cores, and the disk. Each way has a process of its own, for its peak memory (of
-a DataLoader's workers what they share is counted in each), and begins each turn with nothing made ahead. Then:
-the share of a training's time that is spent waiting for data.
+bytes, decoding its JPEGs on all cores, and the disk. Each way has a process of its own, for its peak memory
+(what the workers of a DataLoader share is counted in each), and begins each turn with nothing made ahead.
+Then: the share of a training's time that is spent waiting for data.
 """
 
 from __future__ import annotations
