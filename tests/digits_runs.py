@@ -28,7 +28,7 @@ def prepared(run: str, folder: Path) -> Path:
 
 
 def lines(log: str) -> list[str]:
-    """Caffe's lines of a log without what depends on time, and without prefixes but for severity and place."""
+    """Caffe's lines of a log without what depends on time, and of prefixes only severity and place."""
     return [
         SPEED.sub("(", PREFIX.sub(r"\1 ", line)).rstrip()
         for line in log.splitlines()
