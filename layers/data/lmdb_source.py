@@ -130,12 +130,17 @@ class LmdbSource:
         begins, ends = starts[order], (starts + sizes)[order]
         apart = begins[1:] - np.maximum.accumulate(ends)[:-1] > GAP
         firsts = np.flatnonzero(np.r_[True, apart | (begins[1:] // SPAN != begins[:-1] // SPAN)])
-        for first, stop in zip(firsts.tolist(), [*firsts[1:].tolist(), len(rows)], strict=True):
-            begin = int(begins[first])
-            data = self._read(begin, int(ends[first:stop].max()) - begin)
-            for place in order[first:stop].tolist():
-                start = int(starts[place]) - begin
-                values[place] = data[start : start + int(sizes[place])]
+        places = begins[firsts].tolist()
+        counts = (np.maximum.reduceat(ends, firsts) - begins[firsts]).tolist()
+        if len(places) > 1 and hasattr(os, "posix_fadvise") and not self._file.closed:
+            for begin, count in zip(places, counts, strict=True):  # the disk is to be asked for all at once
+                os.posix_fadvise(self._file.fileno(), begin, count, os.POSIX_FADV_WILLNEED)
+        found = list(zip(order.tolist(), begins.tolist(), sizes[order].tolist(), strict=True))
+        stops = [*firsts[1:].tolist(), len(found)]
+        for begin, count, first, stop in zip(places, counts, firsts.tolist(), stops, strict=True):
+            data = self._read(begin, count)
+            for place, start, size in found[first:stop]:
+                values[place] = data[start - begin : start - begin + size]
         return values
 
     def datum(self, index: int) -> Datum:
