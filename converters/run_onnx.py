@@ -209,7 +209,7 @@ def lmdb_batches(path: str, transform: TransformationParameter, size: int) -> It
             if isinstance(images, np.ndarray):
                 yield transformer.transform_rows(images, places), labels
             else:
-                yield transformer.transform_list(images, reader.names(rows)), labels
+                yield transformer.transform_made(images, len(rows), reader.names(rows)), labels
 
 
 def image_batches(

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -20,6 +20,14 @@ from numpy.typing import NDArray
 from imae.layers.memory import total_memory
 
 Result = TypeVar("Result")
+
+
+class Each(Protocol):
+    """A way to do some work for each of the numbers 0 to count - 1."""
+
+    def __call__(self, work: Callable[[int], Result], count: int) -> list[Result]:
+        """[work(0), .., work(count - 1)]."""
+
 
 SHARE = 0.25  # of the memory, unless another budget is given
 PARTS = 4  # of the work, for each thread: so many that none waits long for another

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import rank_runs
 import torch
 from numpy.typing import NDArray
 
@@ -442,6 +443,15 @@ def test_training_is_the_same_with_any_budget(capsys: pytest.CaptureFixture[str]
     assert logs["14k"].count(streamed.format("14 KiB")) == 2  # train net, test net
     assert logs["20000"].count("stay in memory once they are read") == 1
     assert logs["20000"].count("are kept in memory, where another layer has them, too") == 1
+
+
+@pytest.mark.usefixtures("project")
+def test_ranks_of_a_machine_divide_the_budget_and_one_tells(here: Path) -> None:
+    log = rank_runs.train(here, 2, "solver.prototxt", "--data-cache", "20000")
+    found = re.findall(r"layer 'data' \(Data\): (.*)", log)
+    want = "are read anew each time; 9.77 KiB are free of a budget of 9.77 KiB (--data-cache)"
+    assert [line.partition("decoded, ")[2] for line in found] == [want] * 2
+    assert len(WAITED.findall(log)) == 1
 
 
 @pytest.mark.usefixtures("project")

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -43,7 +44,7 @@ from imae.layers.data.leveldb_source import LeveldbSource, open_leveldb
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
 from imae.layers.data.record_order import check_order, make_order
 from imae.layers.data.resident import ResidentRecords
-from imae.layers.data_resources import DataResources, KeptRecords, in_turn
+from imae.layers.data_resources import DataResources, Each, KeptRecords, in_turn
 from imae.layers.memory import bytes_text
 from imae.layers.registry import register_layer
 from imae.prototxt import Datum, LayerParameter
@@ -51,8 +52,11 @@ from imae.prototxt.errors import DataError, SnapshotError
 
 logger = logging.getLogger(__name__)
 
+PART = 1024  # records that are read at once
+
 Source = LmdbSource | LeveldbSource
-Images = NDArray[np.uint8] | list[NDArray[Any]]
+# An array, or a function that makes the i-th image, in any thread.
+Images = NDArray[np.uint8] | Callable[[int], NDArray[Any]]
 
 
 @register_layer("Data")
@@ -108,7 +112,7 @@ class Data(PrefetchingLayer):
         if isinstance(images, np.ndarray):
             values = self.transformer.transform_rows(images, places)
         else:
-            values = self.transformer.transform_list(images, self.reader.names(rows))
+            values = self.transformer.transform_made(images, len(rows), self.reader.names(rows))
         batch = torch.from_numpy(values), torch.from_numpy(labels.astype(np.float32))
         return batch[: len(self.param.top)]
 
@@ -171,6 +175,8 @@ class DatumReader:
         datum = parse_datum(value, self.first_name)
         first = array_from_datum(datum, self.first_name, *self._forced)
         self.first_is_encoded, self.first_size = datum.encoded, first.shape
+        # Threads are of use where pictures are decoded.
+        self._each: Each = resources.each if datum.encoded else in_turn
         if not datum.encoded and first.dtype == np.uint8:
             self._raw = RawForm(datum)
         shape = (len(source), *first.shape)
@@ -191,9 +197,9 @@ class DatumReader:
             self.manner = f"{size} are read anew each time; {taken} (--data-cache)"
 
     def read(self, rows: NDArray[np.int64]) -> tuple[Images, NDArray[np.int64], NDArray[np.int64]]:
-        """(images, places, labels): images[places[i]] and labels[i] are those of record rows[i].
+        """(images, places, labels): record rows[i] is images[places[i]], or images(places[i]), and labels[i].
 
-        The images are the array of all records, an array of these ones, or a list of them.
+        The images are the array of all records, an array of these ones, or a function that decodes them.
         """
         if self._kept is not None and self._keep(self._kept, rows):
             return self._kept.images, rows, self._kept.labels[rows]
@@ -207,9 +213,10 @@ class DatumReader:
 
     def read_all(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
         """All images (K, C, H, W) and labels; None where they are not kept in one array."""
-        if self._kept is None or not self._keep(self._kept, np.arange(len(self.source))):
+        rows, kept = np.arange(len(self.source)), self._kept
+        if kept is None or not all(self._keep(kept, part) for part in np.split(rows, rows[PART::PART])):
             return None
-        return self._kept.images, self._kept.labels
+        return kept.images, kept.labels
 
     def read_labels(self) -> NDArray[np.int64]:
         """The labels of all records."""
@@ -222,39 +229,46 @@ class DatumReader:
         if not len(missing):
             return True
         images, kept.labels[missing] = self._decoded(missing)
-        if any(image.shape != self.first_size or image.dtype != np.uint8 for image in images):
+        if isinstance(images, np.ndarray):
+            kept.images[missing] = images
+        elif not all(self._each(partial(self._put, kept, missing, images), len(missing))):
             self._kept = None
             logger.info("'%s' has images of several sizes, so they are read anew each time", self.source.path)
             return False
-
-        def put(i: int) -> None:
-            for place, plane in zip(kept.images[missing[i]], planes(images[i]), strict=True):
-                np.copyto(place, plane)
-
-        if isinstance(images, np.ndarray):
-            kept.images[missing] = images
-        else:
-            self.resources.each(put, len(missing))
         kept.have[missing] = True
         return True
 
+    def _put(
+        self, kept: KeptRecords, rows: NDArray[np.int64], make: Callable[[int], NDArray[Any]], i: int
+    ) -> bool:
+        """Decode one image into its place; False if it does not fit in."""
+        image = make(i)
+        if image.shape != self.first_size or image.dtype != np.uint8:
+            return False
+        for place, plane in zip(kept.images[rows[i]], planes(image), strict=True):
+            np.copyto(place, plane)
+        return True
+
     def _decoded(self, rows: NDArray[np.int64]) -> tuple[Images, NDArray[np.int64]]:
-        """(images, labels) of these records; pictures are decoded by several threads."""
+        """(images, labels) of these records."""
         values = self.source.values(rows)
         if self._raw is not None and (found := self._raw.read(values)) is not None:
             return found
-        each = self.resources.each if self.first_is_encoded else in_turn
-        decoded = each(lambda i: self._decode(int(rows[i]), values[i]), len(rows))
-        return [image for image, _ in decoded], np.array([label for _, label in decoded], np.int64)
+        datums = [self._parsed(value, row) for value, row in zip(values, rows.tolist(), strict=True)]
 
-    def _decode(self, row: int, value: bytes) -> tuple[NDArray[Any], int]:
+        def make(i: int) -> NDArray[Any]:
+            try:
+                return array_from_datum(datums[i], "", *self._forced)
+            except DataError:  # once more, for an error that names the record
+                return array_from_datum(datums[i], self.name(int(rows[i])), *self._forced)
+
+        return make, np.array([datum.label for datum in datums], np.int64)
+
+    def _parsed(self, value: bytes, row: int) -> Datum:
         try:
-            datum = parse_datum(value, "")
-            return array_from_datum(datum, "", *self._forced), datum.label
+            return parse_datum(value, "")
         except DataError:  # once more, for an error that names the record
-            name = self.name(row)
-            datum = parse_datum(value, name)
-            return array_from_datum(datum, name, *self._forced), datum.label
+            return parse_datum(value, self.name(row))
 
     def name(self, row: int) -> str:
         """What errors call a record."""
@@ -296,13 +310,11 @@ class RawForm:
                 if label is None:
                     return None
             labels.append(label)
-        images: Images
         if size <= self.SMALL:
             pixels = b"".join([value[begin:size] for value in values])
             images = np.frombuffer(pixels, np.uint8).reshape(len(values), *self.shape)
-        else:
-            images = [np.ndarray(self.shape, np.uint8, value, begin) for value in values]
-        return images, np.array(labels, np.int64)
+            return images, np.array(labels, np.int64)
+        return lambda i: np.ndarray(self.shape, np.uint8, values[i], begin), np.array(labels, np.int64)
 
     def _label(self, rest: bytes) -> int | None:
         """The label in the bytes behind the pixels; None where there is anything else."""

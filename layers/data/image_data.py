@@ -113,8 +113,9 @@ class ImageData(PrefetchingLayer):
                     self.shuffler is not None
                 ):  # Caffe: from the order that the list is in, not from the file's
                     self.order = self.order[self.shuffler.shuffle(len(self.order))]
-        images = self.data_resources.each(lambda i: self._read(lines[i]), len(lines))
-        values = self.transformer.transform_list(images, lambda i: self.paths[lines[i]])
+        values = self.transformer.transform_made(
+            lambda i: self._read(lines[i]), len(lines), lambda i: self.paths[lines[i]]
+        )
         return torch.from_numpy(values), torch.from_numpy(self.labels[lines].astype(np.float32))
 
     def position(self) -> State:

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from imae.layers.blob import array_from_blob
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import planes, size_text
-from imae.layers.data_resources import in_turn
+from imae.layers.data_resources import Each, in_turn
 from imae.prototxt import TRAIN, BlobProto, TransformationParameter
 from imae.prototxt.errors import DataError, ImaeError, LayerError
 from imae.prototxt.text import read_binary
@@ -57,7 +57,7 @@ class DataTransformer:
     name     what errors call the owner
     what     what Caffe's messages call an image: "datum", or "img" for a decoded picture
     new      makes the arrays of the batches
-    each     does something for each of so many large images, perhaps in several threads
+    each     does something for each of so many images, perhaps in several threads
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class DataTransformer:
         name: str,
         what: str = "datum",
         new: Callable[[Size], NDArray[np.float32]] = new_array,
-        each: Callable[[Callable[[int], None], int], object] = in_turn,
+        each: Each = in_turn,
     ) -> None:
         self.name, self.what, self.new, self.each = name, what, new, each
         self.crop_size, self.mirror = param.crop_size, param.mirror
@@ -110,9 +110,9 @@ class DataTransformer:
     def transform_rows(self, images: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """images[rows] of an array (K, C, H, W), transformed: (N, C, h, w); `output_size` has been asked."""
         n, (_, height, width) = len(rows), images.shape[1:]
-        flip, top, left = self.draw(np.full(n, height), np.full(n, width))
         if self._is_large(images.shape[1:]):
-            return self._one_by_one([images[row] for row in rows.tolist()], flip, top, left)
+            return self._one_by_one(lambda i: images[rows[i]], n, images[rows[0]], str)
+        flip, top, left = self.draw(np.full(n, height), np.full(n, width))
         return self._arithmetic(_mirrored(self._windows(images, rows, top, left), flip), flip, top, left)
 
     def transform_list(
@@ -122,18 +122,25 @@ class DataTransformer:
 
         `name_of(i)` is what errors call images[i].
         """
-        first = images[0].shape
-        alike = len({image.shape for image in images}) == 1
-        for i, image in enumerate(images[:1] if alike else images):
-            problem = self._misfit(image.shape, first) if i else None
-            if problem := problem or self._problem(image.shape):
-                raise DataError(f"{name_of(i)}: {problem}")
+        return self.transform_made(images.__getitem__, len(images), name_of)
+
+    def transform_made(
+        self, make: Callable[[int], NDArray[Any]], count: int, name_of: Callable[[int], str]
+    ) -> NDArray[np.float32]:
+        """The same for the images make(0), .., make(count - 1), each asked for once and by `each`."""
+        first = make(0)
+        if problem := self._problem(first.shape):
+            raise DataError(f"{name_of(0)}: {problem}")
+        if self._is_large(first.shape):
+            return self._one_by_one(make, count, first, name_of)
+        images = [first, *self.each(lambda i: make(i + 1), count - 1)]
+        if len({image.shape for image in images}) > 1:
+            for i, image in enumerate(images):
+                self._check_fit(image.shape, first.shape, i, name_of)
         heights, widths = (np.array([image.shape[axis] for image in images]) for axis in (1, 2))
         flip, top, left = self.draw(heights, widths)
-        if self._is_large(first):
-            return self._one_by_one(images, flip, top, left)
-        size = self._cropped(first)
-        pixels = np.empty((len(images), *size), np.result_type(*{image.dtype for image in images}))
+        size = self._cropped(first.shape)
+        pixels = np.empty((count, *size), np.result_type(*{image.dtype for image in images}))
         for i, (image, y, x) in enumerate(zip(images, top.tolist(), left.tolist(), strict=True)):
             pixels[i] = image[:, y : y + size[1], x : x + size[2]]
         return self._arithmetic(_mirrored(pixels, flip), flip, top, left)
@@ -169,8 +176,12 @@ class DataTransformer:
             return f"Specify either 1 mean_value or as many as channels: {channels}; got {given}"
         return None
 
+    def _check_fit(self, size: Size, like: Size, i: int, name_of: Callable[[int], str]) -> None:
+        """DataError where image i, of this size, cannot be in a batch with a first one of the size `like`."""
+        if size != like and (problem := self._misfit(size, like) or self._problem(size)):
+            raise DataError(f"{name_of(i)}: {problem}")
+
     def _misfit(self, size: Size, like: Size) -> str | None:
-        """Why an image of this size cannot be in a batch that begins with one of the size `like`."""
         what, (channels, height, width) = self.what, size
         top_channels, top_height, top_width = self._cropped(like)
         if channels != top_channels:
@@ -193,8 +204,22 @@ class DataTransformer:
     def draw(
         self, heights: NDArray[np.int64], widths: NDArray[np.int64]
     ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
-        """Which images are mirrored, and where their windows begin."""
-        flip = np.zeros(len(heights), np.bool_)
+        """Which of the next images, of these sizes, are mirrored, and where their windows begin."""
+        return self._places(self._words(len(heights)), heights, widths)
+
+    def _words(self, count: int) -> NDArray[np.int64]:
+        """The random words of so many images: (N, as many as one needs)."""
+        each = self.mirror + 2 * self.random_crop
+        if not each:
+            return np.zeros((count, 0), np.int64)
+        assert self.random is not None, "seed() comes first"
+        return self.random.words(count * each).astype(np.int64).reshape(count, each)
+
+    def _places(
+        self, words: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+        """Which images of these sizes are mirrored, and where their windows begin."""
+        flip = words[:, 0] % 2 == 1 if self.mirror else np.zeros(len(words), np.bool_)
         taken = self.crop_size + self.left_out
         down, right = (
             (heights - taken, widths - taken)
@@ -202,14 +227,8 @@ class DataTransformer:
             else (np.zeros_like(heights), np.zeros_like(widths))
         )
         top, left = down // 2, right // 2
-        if self.mirror or self.random_crop:
-            assert self.random is not None, "seed() comes first"
-            words = self.random.words(len(heights) * (self.mirror + 2 * self.random_crop)).astype(np.int64)
-            words = words.reshape(len(heights), -1)
-            if self.mirror:
-                flip = words[:, 0] % 2 == 1
-            if self.random_crop:
-                top, left = words[:, -2] % (down + 1), words[:, -1] % (right + 1)
+        if self.random_crop:
+            top, left = words[:, -2] % (down + 1), words[:, -1] % (right + 1)
         if self.left_out:  # in a mirrored image, the first column is left out
             left = np.where(flip, right + self.left_out - left, left)
         return flip, top, left
@@ -254,31 +273,38 @@ class DataTransformer:
 
     def _one_by_one(
         self,
-        images: Sequence[NDArray[Any]],
-        flip: NDArray[np.bool_],
-        top: NDArray[np.int64],
-        left: NDArray[np.int64],
+        make: Callable[[int], NDArray[Any]],
+        count: int,
+        first: NDArray[Any],
+        name_of: Callable[[int], str],
     ) -> NDArray[np.float32]:
-        """The same for large images, a plane at a time, which stays in the cache of the processor."""
-        channels, height, width = self._cropped(images[0].shape)
-        values = self.new((len(images), channels, height, width))
+        """Large images, make(0) = first and so on: each is made and transformed while the cache holds it."""
+        channels, height, width = self._cropped(first.shape)
+        values = self.new((count, channels, height, width))
+        words, shape = self._words(count), first.shape
+        places = self._places(words, np.full(count, shape[1]), np.full(count, shape[2]))
         means = np.broadcast_to(self.mean_values if self.mean_values.any() else np.float32(0), channels)
 
         def transform(i: int) -> None:
-            rows, columns = slice(top[i], top[i] + height), slice(left[i], left[i] + width)
+            image, (flip, top, left) = make(i) if i else first, (of[i].item() for of in places)
+            if image.shape != shape:
+                self._check_fit(image.shape, shape, i, name_of)
+                own = self._places(words[i : i + 1], *(np.array([side]) for side in image.shape[1:]))
+                flip, top, left = (of.item() for of in own)
+            rows, columns = slice(top, top + height), slice(left, left + width)
             with np.errstate(over="ignore", invalid="ignore"):  # a thread begins without it
-                for c, plane in enumerate(planes(images[i][:, rows, columns])):
+                for c, plane in enumerate(planes(image[:, rows, columns])):
                     value = values[i, c]
-                    np.copyto(value, _mirrored_plane(plane) if flip[i] else plane, "unsafe")
+                    np.copyto(value, _mirrored_plane(plane) if flip else plane, "unsafe")
                     if self.mean is not None:
                         mean = self.mean[c, rows, columns]
-                        value -= mean[:, ::-1] if flip[i] else mean
+                        value -= mean[:, ::-1] if flip else mean
                     elif means[c]:
                         value -= means[c]
                     if self.scale != 1:
                         value *= self.scale
 
-        self.each(transform, len(images))
+        self.each(transform, count)
         return values
 
 
