@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from tolerances import tolerance
 
 from imae.converters.lmdb_writer import write_lmdb
 from imae.converters.run_onnx import open_session
@@ -66,6 +67,30 @@ def test_accuracy_stays(kind: str, model: Path, capsys: pytest.CaptureFixture[st
     for session in (open_session(model), open_session("q.onnx")):
         assert session.get_inputs()[0].type == "tensor(float)"
         assert session.run(None, {session.get_inputs()[0].name: np.zeros((5, 3, 8, 8), np.float32)})
+
+
+def test_int8_weights_leave_room_for_sums_in_16_bits(model: Path) -> None:
+    """Two products of 255 and 64 fit. Without that room a processor that has no VNNI gives wrong sums."""
+    assert main.main(["quantize", str(model), "q.onnx", "--to", "int8", "--calibrate", "lmdb"]) == 0
+    tensors = [tensor for tensor in onnx.load("q.onnx").graph.initializer if len(tensor.dims) > 1]
+    largest = [np.abs(onnx.numpy_helper.to_array(tensor).astype(int)).max() for tensor in tensors]
+    assert len(largest) == 2 and all(63 <= value <= 64 for value in largest)
+
+
+@pytest.mark.parametrize("kind", ["fp16", "int8"])
+def test_softmax_stays_in_float32(kind: str, model: Path) -> None:
+    export = ["export", "--model", "net.prototxt", "--weights", "net.caffemodel", "--output", "prob.onnx"]
+    assert main.main([*export, "--softmax"]) == 0
+    calibrate = ["--calibrate", "lmdb"] if kind == "int8" else []
+    assert main.main(["quantize", "prob.onnx", "q.onnx", "--to", kind, *calibrate]) == 0
+    made = onnx.load("q.onnx")
+    onnx.checker.check_model(made, full_check=True)
+    graph = made.graph
+    (softmax,) = (node for node in graph.node if node.op_type == "Softmax")
+    assert softmax.output[0] == graph.output[0].name
+    images = np.random.default_rng(4).random((20, 3, 8, 8), np.float32)
+    (scores,) = open_session("q.onnx").run(None, {"data": images})
+    np.testing.assert_allclose(scores.sum(1), 1, rtol=tolerance("same arithmetic").rtol)
 
 
 @pytest.mark.parametrize(
