@@ -54,8 +54,8 @@ def main(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write_models(folder, arguments.weights, arguments.lmdb)
-        pythons = dict.fromkeys(WAYS, sys.executable)
-        del pythons["opencv"]
+        pythons = {way: sys.executable for way in WAYS if way in ("plain", "imae", *arguments.ways)}
+        pythons.pop("opencv", None)
         if arguments.opencv or arguments.opencv_python:
             pythons["opencv"] = arguments.opencv_python or _opencv_environment(folder)
         _compare(folder, pythons, "cpu", arguments.rounds)
@@ -64,7 +64,7 @@ def main(arguments: argparse.Namespace) -> None:
         print(f"{rate / 1e9:.0f} GFLOP/s, which would be {1e3 * 128 * work / rate:.1f} ms for 128 images")
         if torch.cuda.is_available():
             pythons.pop("opencv", None)
-            del pythons["folded32"]
+            pythons.pop("folded32", None)
             _compare(folder, pythons, "cuda", arguments.rounds)
 
 
@@ -262,5 +262,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=1, help="how many times as long as usual (1)")
     parser.add_argument("--opencv", action="store_true", help="compare with OpenCV 4; installs it")
     parser.add_argument("--opencv-python", default="", metavar="PYTHON", help="that has OpenCV 4")
+    parser.add_argument(
+        "--ways", nargs="+", choices=WAYS, default=[*WAYS], help="these, plain and imae alone"
+    )
     parser.add_argument("--weights", default="", metavar="CAFFEMODEL", help="of the paper's ResNet-20")
     parser.add_argument("--lmdb", default="", help="CIFAR-10 images of 32x32, instead of random ones")

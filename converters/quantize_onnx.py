@@ -28,7 +28,14 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from imae.converters.export_onnx import session_errors
-from imae.converters.run_onnx import Batch, lmdb_batches, model_transform, open_session, run_model
+from imae.converters.run_onnx import (
+    Batch,
+    check_shape,
+    lmdb_batches,
+    model_transform,
+    open_session,
+    run_model,
+)
 from imae.prototxt import TransformationParameter
 from imae.prototxt.errors import DataError, ExportError
 from imae.prototxt.files import AnyPath, write_atomically
@@ -105,10 +112,14 @@ def to_int8(model: onnx.ModelProto, batches: Iterator[Batch]) -> onnx.ModelProto
         return onnx.load(paths[2])
 
 
-def calibration(path: str, transform: TransformationParameter, records: int) -> Iterator[Batch]:
-    """The first `records` records of an LMDB in batches."""
-    batches = lmdb_batches(path, transform, min(BATCH, records))
-    return itertools.islice(batches, -(-records // BATCH))
+def calibration(path: str, transform: TransformationParameter, records: int, feed: Any) -> Iterator[Batch]:
+    """The first `records` records of an LMDB in batches that the model's input `feed` takes."""
+    fixed = feed.shape[0] if isinstance(feed.shape[0], int) else None
+    size = fixed or min(BATCH, records)
+    for images, labels in itertools.islice(lmdb_batches(path, transform, size), -(-records // size)):
+        if fixed in (None, len(images)):
+            check_shape(feed, images.shape)
+            yield images, labels
 
 
 def read_model(path: AnyPath) -> onnx.ModelProto:
@@ -147,7 +158,9 @@ def run(args: argparse.Namespace) -> None:
         if args.to == "fp16":
             result = to_fp16(model)
         else:
-            result = to_int8(model, calibration(args.calibrate, transform, args.records))
+            result = to_int8(
+                model, calibration(args.calibrate, transform, args.records, session.get_inputs()[0])
+            )
     except session_errors() as error:
         raise ExportError(f"{args.model}: {str(error).strip().splitlines()[0]}") from error
     result.metadata_props.clear()

@@ -156,7 +156,7 @@ def run_batch(
     count = len(images)
     if isinstance(feed.shape[0], int) and count < feed.shape[0]:  # the last batch of a fixed size
         images = np.pad(images, [(0, feed.shape[0] - count), *[(0, 0)] * (images.ndim - 1)])
-    _check_shape(feed, images.shape)
+    check_shape(feed, images.shape)
     images = images.astype(dtype, copy=False)
     try:
         with _limited_memory(session.get_providers()[0]):
@@ -229,7 +229,8 @@ def _image_shape(session: onnxruntime.InferenceSession) -> list[int | str]:
     raise ExportError(f"a model with one input of images (N, C, H, W) is needed; it has {shapes}")
 
 
-def _check_shape(feed: Any, shape: tuple[int, ...]) -> None:
+def check_shape(feed: Any, shape: tuple[int, ...]) -> None:
+    """DataError where a batch of this shape does not fit the model's input."""
     wanted = feed.shape
     if len(wanted) != len(shape) or any(
         isinstance(w, int) and w != d for w, d in zip(wanted, shape, strict=True)

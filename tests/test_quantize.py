@@ -77,6 +77,13 @@ def test_int8_weights_leave_room_for_sums_in_16_bits(model: Path) -> None:
     assert len(largest) == 2 and all(63 <= value <= 64 for value in largest)
 
 
+def test_int8_of_a_model_with_a_fixed_batch(model: Path) -> None:
+    export = ["export", "--model", "net.prototxt", "--weights", "net.caffemodel", "--output", "fixed.onnx"]
+    assert main.main([*export, "--fixed-batch"]) == 0
+    assert main.main(["quantize", "fixed.onnx", "q.onnx", "--to", "int8", "--calibrate", "lmdb"]) == 0
+    assert main.main(["run", "q.onnx", "--lmdb", "lmdb"]) == 0
+
+
 @pytest.mark.parametrize("kind", ["fp16", "int8"])
 def test_softmax_stays_in_float32(kind: str, model: Path) -> None:
     export = ["export", "--model", "net.prototxt", "--weights", "net.caffemodel", "--output", "prob.onnx"]
@@ -100,10 +107,16 @@ def test_softmax_stays_in_float32(kind: str, model: Path) -> None:
         (["--to", "fp16", "--calibrate", "lmdb"], "--to fp16 takes none"),
         (["--to", "int8", "--calibrate", "lmdb", "--records", "0"], "--records must be at least 1"),
         (["--to", "int8", "--calibrate", "nowhere"], "nowhere"),
+        (["--to", "int8", "--calibrate", "larger"], "a batch of these images is [2, 3, 9, 8]; use images of"),
     ],
 )
 def test_bad_arguments(
     arguments: list[str], message: str, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    write_lmdb("larger", ((b"%d" % i, datum_from_array(np.zeros((3, 9, 8), np.uint8), 0)) for i in range(2)))
+    given = onnx.load(model)
+    for entry in given.metadata_props:
+        entry.value = "scale: 0.0039" if "larger" in arguments else entry.value
+    onnx.save(given, model)
     assert main.main(["quantize", str(model), "q.onnx", *arguments]) == 2
     assert message in capsys.readouterr().err and not Path("q.onnx").exists()
