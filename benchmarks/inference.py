@@ -53,8 +53,8 @@ def main(arguments: argparse.Namespace) -> None:
     print(machine() + "\n")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _write_models(folder, arguments.weights, arguments.lmdb)
-        pythons = {way: sys.executable for way in WAYS if way in ("plain", "imae", *arguments.ways)}
+        write_models(folder, arguments.weights, arguments.lmdb)
+        pythons = {way: sys.executable for way in WAYS if way in ("plain", *arguments.ways)}
         pythons.pop("opencv", None)
         if arguments.opencv or arguments.opencv_python:
             pythons["opencv"] = arguments.opencv_python or _opencv_environment(folder)
@@ -86,7 +86,7 @@ def _compare(folder: Path, pythons: Mapping[str, str], device: str, more: int) -
     print(f"### ResNet-20, forward, {device}: the least time, and it as a ratio to that of `imae export`\n")
     print("| | " + " | ".join([*columns, "difference", "same class", "peak memory, MiB"]) + " |")
     print("| --- |" + " ---: |" * (len(columns) + 3))
-    want = np.load(folder / "imae_cpu.npy")
+    want = np.load(folder / "probabilities.npy")
     for way, child in children.items():
         cells = []
         for times in seconds.values():
@@ -96,7 +96,9 @@ def _compare(folder: Path, pythons: Mapping[str, str], device: str, more: int) -
         got = np.load(folder / f"{way}_{device}.npy").reshape(want.shape)
         cells += [f"{np.abs(got - want).max():.1g}", f"{(got.argmax(1) == want.argmax(1)).mean():.3f}"]
         print(f"| {WAYS[way][0]} | " + " | ".join([*cells, f"{child.memory:.0f}"]) + " |")
-    print("\n- difference: the largest of a probability of 128 images from that of imae's net on the CPU")
+    print(
+        "\n- difference: the largest of a probability of 128 images from that of imae's plain net on the CPU"
+    )
 
 
 def _in_turns(children: Mapping[str, _Child], batch: int, rounds: int, calls: int) -> dict[str, list[float]]:
@@ -143,7 +145,7 @@ class _Child:
         self._log.close()
 
 
-def _write_models(folder: Path, weights: str, lmdb: str) -> None:
+def write_models(folder: Path, weights: str, lmdb: str) -> None:
     """The net as prototxt and caffemodel, as ONNX in all forms, as arrays for PyTorch; and 128 images."""
     param = deploy(resnet(20), 3, 32, 32)
     images = _images(lmdb)
@@ -157,6 +159,8 @@ def _write_models(folder: Path, weights: str, lmdb: str) -> None:
         with torch.no_grad():
             trained({"data": torch.from_numpy(images)})
         net.load_state_dict(trained.state_dict())
+    with torch.no_grad():
+        np.save(folder / "probabilities.npy", net({"data": torch.from_numpy(images)})["prob"].numpy())
     save_caffemodel(net, folder / "weights.caffemodel")
     _for_opencv(folder, param)
     plain, folded = (export_net(net, fold=fold).model for fold in (False, True))
@@ -262,8 +266,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=1, help="how many times as long as usual (1)")
     parser.add_argument("--opencv", action="store_true", help="compare with OpenCV 4; installs it")
     parser.add_argument("--opencv-python", default="", metavar="PYTHON", help="that has OpenCV 4")
-    parser.add_argument(
-        "--ways", nargs="+", choices=WAYS, default=[*WAYS], help="these, plain and imae alone"
-    )
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS], help="these alone, and plain")
     parser.add_argument("--weights", default="", metavar="CAFFEMODEL", help="of the paper's ResNet-20")
     parser.add_argument("--lmdb", default="", help="CIFAR-10 images of 32x32, instead of random ones")
