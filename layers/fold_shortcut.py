@@ -8,6 +8,7 @@ in one go; the three layers made it leave that layout in every block behind them
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -22,12 +23,16 @@ from imae.layers.vision.conv import Convolution
 from imae.layers.vision.pooling import Pooling
 from imae.prototxt import LayerParameter
 
+# Of the top. The products grow with the square of the channels, what they save only with their number.
+MOST_CHANNELS = 1024
+
 
 @dataclass(frozen=True)
 class _Part:
     """A blob that holds every `stride`-th pixel of `source`, or zeros in their places."""
 
     source: str
+    version: int  # how often the source had been written
     stride: tuple[int, int] = (1, 1)
     zero: bool = False
 
@@ -35,15 +40,17 @@ class _Part:
 def fold_shortcuts(net: Net, steps: Sequence[Step]) -> list[Step]:
     """For a TEST net: `steps` with a convolution for each Concat of a blob's pixels and as many zeros."""
     parts: dict[str, _Part] = {}
+    writes: Counter[str] = Counter()
     folded, makers = [], []
     for step in steps:
-        part = _part(net, step, parts)
-        folded.append(_convolution(net, step, parts) or step)
+        part = _part(net, step, parts, writes)
+        folded.append(_convolution(net, step, parts, writes) or step)
         makers.append(part is not None)
         for top in step.tops:
-            parts = {name: p for name, p in parts.items() if top not in (name, p.source)}
-        if part is not None:
-            parts.update((top, part) for top in step.tops)
+            writes[top] += 1
+            parts.pop(top, None)
+            if part is not None:
+                parts[top] = part
     read, needed = {*net.outputs, *net.loss_weights}, []
     for step, maker in zip(reversed(folded), reversed(makers), strict=True):
         if not maker or read.intersection(step.tops):
@@ -55,16 +62,14 @@ def fold_shortcuts(net: Net, steps: Sequence[Step]) -> list[Step]:
     return needed
 
 
-def _part(net: Net, step: Step, parts: dict[str, _Part]) -> _Part | None:
+def _part(net: Net, step: Step, parts: dict[str, _Part], writes: Counter[str]) -> _Part | None:
     """What the tops of a step are if it only picks pixels of its bottom, makes zeros, or hands a part on."""
     layer = step.layer
     if isinstance(layer, Split):
         return parts.get(step.bottoms[0])
     if not isinstance(layer, Pooling | Power) or len(step.tops) != 1:
         return None
-    part = parts.get(step.bottoms[0], _Part(step.bottoms[0]))
-    if part.source == step.tops[0]:  # in place: what it was made from is gone
-        return None
+    part = parts.get(step.bottoms[0], _Part(step.bottoms[0], writes[step.bottoms[0]]))
     if isinstance(layer, Power):
         zero = layer.scale == layer.shift == 0 and layer.power > 0
         return replace(part, zero=True) if zero else None
@@ -77,7 +82,7 @@ def _part(net: Net, step: Step, parts: dict[str, _Part]) -> _Part | None:
     return replace(part, stride=(part.stride[0] * windows.stride[0], part.stride[1] * windows.stride[1]))
 
 
-def _convolution(net: Net, step: Step, parts: dict[str, _Part]) -> Step | None:
+def _convolution(net: Net, step: Step, parts: dict[str, _Part], writes: Counter[str]) -> Step | None:
     """The convolution for a Concat of parts of one blob, some of them zeros; None for another step."""
     if not isinstance(step.layer, Concat):
         return None
@@ -88,7 +93,9 @@ def _convolution(net: Net, step: Step, parts: dict[str, _Part]) -> Step | None:
     first = found[0]
     if {part.zero for part in found} != {False, True}:
         return None
-    if any((part.source, part.stride) != (first.source, first.stride) for part in found):
+    if any(replace(part, zero=first.zero) != first for part in found):
+        return None
+    if writes[first.source] != first.version or shape[1] > MOST_CHANNELS:
         return None
     one = torch.eye(channels[0][0])
     weight = torch.cat([torch.zeros_like(one) if part.zero else one for part in found])

@@ -118,6 +118,7 @@ def test_shortcut_with_zeros_becomes_a_convolution() -> None:
         ('bottom: "half" bottom: "zero" top: "pad"', 'top: "pad" concat_param { axis: 0 }'),
         ('bottom: "zero" bottom: "half" bottom: "zero"', 'bottom: "half" bottom: "half"'),
         ("kernel_size: 1", "kernel_size: 2"),
+        ("dim: 3", "dim: 2000"),
         ("stride_h: 2 stride_w: 4", "stride_h: 2 stride_w: 3"),
     ],
 )
