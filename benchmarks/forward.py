@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 Forward = Callable[[Any], Any]
 
 
-def onnx_runtime(path: Path, device: str, part: int = 0) -> Forward:
-    """On the CPU as it comes; on CUDA as `imae run` does it. `part`: so many images at a time."""
+def onnx_runtime(path: Path, device: str) -> Forward:
+    """On the CPU as it comes; on CUDA as `imae run` does it."""
     if device == "cuda":
         from imae.converters.run_onnx import open_session, run_bound
 
@@ -38,10 +38,6 @@ def onnx_runtime(path: Path, device: str, part: int = 0) -> Forward:
 
     onnxruntime.set_default_logger_severity(4)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    if part:
-        return lambda images: np.concatenate(
-            [session.run(["prob"], {"data": images[i : i + part]})[0] for i in range(0, len(images), part)]
-        )
     return lambda images: session.run(["prob"], {"data": images})[0]
 
 
@@ -116,10 +112,6 @@ def opencv(folder: Path, device: str) -> Forward:
 WAYS: dict[str, tuple[str, Callable[[Path, str], Forward]]] = {
     "plain": ("ONNX Runtime, imae export", lambda f, d: onnx_runtime(f / "plain.onnx", d)),
     "folded": ("ONNX Runtime, imae export --fold", lambda f, d: onnx_runtime(f / "folded.onnx", d)),
-    "folded32": (
-        "the same, 32 images at a time as in imae run",
-        lambda f, d: onnx_runtime(f / "folded.onnx", d, 32),
-    ),
     "fp16": ("ONNX Runtime, --fold, fp16", lambda f, d: onnx_runtime(f / "fp16.onnx", d)),
     "int8": ("ONNX Runtime, --fold, int8", lambda f, d: onnx_runtime(f / "int8.onnx", d)),
     "torch_onnx": ("ONNX Runtime, torch.onnx.export", lambda f, d: onnx_runtime(f / "torch.onnx", d)),

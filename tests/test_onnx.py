@@ -346,7 +346,7 @@ def test_cuda_gives_what_the_cpu_gives(project: Path) -> None:
 
 def test_run_reports_speed_and_batch_size(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--model", "net.prototxt", "--output", "net.onnx"]) == 0
-    for flags, size in (([], 32), (["--batch-size", "5"], 5)):
+    for flags, size in (([], 128), (["--batch-size", "5"], 5)):
         capsys.readouterr()
         assert main(["run", "net.onnx", "--lmdb", "lmdb", *flags]) == 0
         last = capsys.readouterr().out.splitlines()[-1]
