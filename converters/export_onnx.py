@@ -27,6 +27,7 @@ from torch import Tensor
 from imae.converters.caffemodel import load_caffemodel
 from imae.converters.net_options import add_net_options, chosen_net
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.fold_shortcut import fold_shortcuts
 from imae.layers.fuse import fold_batch_norm
 from imae.layers.layer import Shape
 from imae.layers.net import Net
@@ -186,7 +187,8 @@ def export_net(
 ) -> Export:
     """The ONNX model of a TEST net that has Input layers (see `deploy_net`), checked in ONNX Runtime.
 
-    fold           put BatchNorm and Scale into the convolution or inner product before them
+    fold           put BatchNorm and Scale into the convolution or inner product before them, and make a
+                   shortcut that appends zeros a convolution
     dynamic_batch  leave axis 0 of inputs and outputs open
     softmax        end with the softmax of each output, where the output has a class axis
     """
@@ -196,7 +198,7 @@ def export_net(
         for index, blob in enumerate(blobs):
             if not torch.isfinite(blob).all():
                 raise ExportError(f"layer {name!r}: blob {index} holds NaN or infinity; train it again")
-    plan = fold_batch_norm(net) if fold else net.steps
+    plan = fold_shortcuts(net, fold_batch_norm(net)) if fold else net.steps
     shapes = dict(net.blob_shapes)
     graph = Graph(opset, shapes)
     current = {name: name for name in net.inputs}
@@ -380,7 +382,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--opset", type=int, default=DEFAULT_OPSET, help=f"ONNX operator set ({DEFAULT_OPSET})"
     )
-    parser.add_argument("--fold", action="store_true", help="fold BatchNorm and Scale into the layer before")
+    parser.add_argument(
+        "--fold",
+        action="store_true",
+        help="fold BatchNorm and Scale into the layer before, and a shortcut that appends zeros into one "
+        "convolution",
+    )
     parser.add_argument("--fixed-batch", action="store_true", help="keep the batch size of the prototxt")
     parser.add_argument("--softmax", action="store_true", help="end with the softmax of the outputs")
     add_net_options(parser, "TEST", changeable=False)

@@ -92,6 +92,13 @@ def test_neuron_is_its_formula(text: str) -> None:
     check_onnx(text, x.float(), opsets=(13, 22))
 
 
+@pytest.mark.parametrize("fields", ["scale: 0", "scale: 0 shift: 2 power: 3", "power: 0 shift: 1"])
+def test_constant_power_in_onnx(fields: str) -> None:
+    """Whatever the bottom holds."""
+    x = torch.tensor([[1.0, -2, torch.inf], [torch.nan, 0, -torch.inf]])
+    check_onnx(f'type: "Power" power_param {{ {fields} }}', x, opsets=(13, 22))
+
+
 @pytest.mark.parametrize("text", NEURONS)
 def test_neuron_gradient(text: str) -> None:
     check_gradient(text, values(NEURONS[text][1]))

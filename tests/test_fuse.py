@@ -8,6 +8,7 @@ import torch
 from tolerances import tolerance
 
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.fold_shortcut import fold_shortcuts
 from imae.layers.fuse import FusedBatchNormScale, fold_batch_norm, fuse_training
 from imae.layers.net import Net
 from imae.prototxt import TEST, TRAIN, NetParameter
@@ -84,6 +85,80 @@ def test_folded_plan_gives_the_same_outputs_with_fewer_layers() -> None:
     assert not any(step.layer.type in ("BatchNorm", "Scale") for step in net.plan)
     for name in net.outputs:
         assert_close(got[name], want[name], name)
+
+
+# A shortcut that doubles the channels, in each place where one of its parts can stand.
+SHORTCUT = """
+layer { name: "in" type: "Input" top: "data" input_param { shape { dim: 2 dim: 3 dim: 7 dim: 9 } } }
+layer { name: "half" type: "Pooling" bottom: "data" top: "half"
+        pooling_param { pool: MAX kernel_size: 1 stride_h: 2 stride_w: 4 } }
+layer { name: "zero" type: "Power" bottom: "half" top: "zero" power_param { scale: 0 } }
+layer { name: "pad" type: "Concat" bottom: "zero" bottom: "half" bottom: "zero" top: "pad" }
+layer { name: "out" type: "ReLU" bottom: "pad" top: "out" }
+"""
+
+
+def test_shortcut_with_zeros_becomes_a_convolution() -> None:
+    net = Net(parse_net(SHORTCUT), CaffeRandom(1))
+    data = inputs()["data"][:2, :, :7, :9]
+    (want,) = net({"data": data}, keep=["out"]).values()
+    net.plan = fold_shortcuts(net, net.steps)
+    assert [step.layer.type for step in net.plan] == ["Input", "Convolution", "ReLU"]
+    (got,) = net({"data": data}, keep=["out"]).values()
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("scale: 0", "scale: 0 shift: 1"),
+        ("scale: 0", "scale: 0 power: 0"),
+        ("scale: 0", "scale: 0.5"),
+        ('type: "Power" bottom: "half"', 'type: "Power" bottom: "other"'),
+        ('bottom: "half" bottom: "zero" top: "pad"', 'top: "pad" concat_param { axis: 0 }'),
+        ('bottom: "zero" bottom: "half" bottom: "zero"', 'bottom: "half" bottom: "half"'),
+        ("kernel_size: 1", "kernel_size: 2"),
+        ("dim: 3", "dim: 2000"),
+        ("stride_h: 2 stride_w: 4", "stride_h: 2 stride_w: 3"),
+    ],
+)
+def test_what_only_looks_like_a_shortcut_stays(old: str, new: str) -> None:
+    other = """
+        layer { name: "abs" type: "AbsVal" bottom: "data" top: "abs" }
+        layer { name: "other" type: "Pooling" bottom: "abs" top: "other"
+                pooling_param { pool: MAX kernel_size: 1 stride_h: 2 stride_w: 4 } }
+        """
+    text = SHORTCUT.replace('layer { name: "zero"', f'{other} layer {{ name: "zero"').replace(old, new, 1)
+    net = Net(parse_net(text), CaffeRandom(1))
+    assert [step.layer.type for step in fold_shortcuts(net, net.steps)] == [s.layer.type for s in net.steps]
+
+
+def test_parts_of_a_shortcut_that_are_read_elsewhere_stay() -> None:
+    twice = 'layer { name: "twice" type: "Power" bottom: "half" top: "twice" power_param { scale: 2 } }'
+    net = Net(parse_net(SHORTCUT + twice), CaffeRandom(1))
+    data = inputs()["data"][:2, :, :7, :9]
+    want = net({"data": data})
+    net.plan = fold_shortcuts(net, net.steps)
+    types = [step.layer.type for step in net.plan]
+    assert types == ["Input", "Pooling", "Split", "Convolution", "ReLU", "Power"]
+    for name, got in net({"data": data}).items():
+        assert torch.equal(got, want[name]), name
+    assert set(want) == {"out", "twice"}
+
+
+@pytest.mark.parametrize("blob", ["half", "zero"])
+def test_overwritten_parts_of_a_shortcut_are_not_taken_for_what_they_were(blob: str) -> None:
+    """An in-place layer behind one of them."""
+    place = f'layer {{ name: "{ {"half": "zero", "zero": "pad"}[blob] }"'
+    text = SHORTCUT.replace(
+        place, f'layer {{ name: "e" type: "Exp" bottom: "{blob}" top: "{blob}" }} {place}'
+    ).replace('bottom: "zero" bottom: "half" bottom: "zero"', 'bottom: "half" bottom: "zero"')
+    net = Net(parse_net(text), CaffeRandom(1))
+    data = inputs()["data"][:2, :, :7, :9]
+    (want,) = net({"data": data}, keep=["out"]).values()
+    net.plan = fold_shortcuts(net, net.steps)
+    (got,) = net({"data": data}, keep=["out"]).values()
+    assert torch.equal(got, want)
 
 
 def test_layers_that_gradients_are_cut_between_are_not_joined() -> None:

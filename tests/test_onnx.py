@@ -20,6 +20,7 @@ from imae.converters.export_onnx import (
     export_net,
 )
 from imae.converters.lmdb_writer import write_lmdb
+from imae.converters.run_onnx import open_session, run_batch, run_bound
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import datum_from_array
 from imae.layers.net import Net
@@ -104,7 +105,31 @@ def test_resnet_folds_to_convolutions_alone() -> None:
                 blob.data.fill_(value)
     result = export_net(net, fold=True)
     assert result.difference <= tolerance("onnx").rtol * result.largest
-    assert "BatchNormalization" not in {node.op_type for node in result.model.graph.node}
+    operators = {node.op_type for node in result.model.graph.node}
+    assert operators == {"Conv", "Relu", "Add", "AveragePool", "Identity", "Flatten", "Gemm"}
+
+
+def test_resnet_stays_in_the_fast_layout(tmp_path: Path) -> None:
+    """ONNX Runtime computes all but the classifier as convolutions that add and rectify, channels in blocks.
+
+    How wide a block is depends on the processor; on one where there is none, there is nothing to see.
+    """
+    import onnxruntime
+
+    shape = "input_param { shape { dim: 1 dim: 3 dim: 32 dim: 32 } }"
+    param = parse_net(f'layer {{ name: "in" type: "Input" top: "data" {shape} }}')
+    param.layer.extend(resnet(20).layer)
+    model = export_net(Net(deploy_net(param), CaffeRandom(4)), fold=True).model
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(options.optimized_model_filepath).graph.node
+    blocked = [node.op_type for node in nodes if node.domain == "com.microsoft.nchwc"]
+    if not blocked:
+        pytest.skip("ONNX Runtime has no layout of its own on this processor")
+    assert sorted(blocked) == ["AveragePool", *["Conv"] * 21, "ReorderOutput"]
+    assert [node.op_type for node in nodes if node.domain == ""] == ["Flatten", "Gemm"]
 
 
 def test_softmax_and_fixed_batch() -> None:
@@ -295,10 +320,41 @@ def test_bad_input_gets_one_line(
     assert not Path("x").exists()
 
 
-def test_cuda_that_falls_back_is_an_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bound_run_gives_what_a_run_gives(project: Path) -> None:
+    assert main(["export", "--model", "net.prototxt", "--output", "net.onnx"]) == 0
+    session = open_session("net.onnx")
+    images = np.random.default_rng(2).standard_normal((5, *SHAPE)).astype(np.float32)
+    for given in (images, images[:2], images[::2]):
+        (want,) = session.run(None, {"data": given})
+        np.testing.assert_array_equal(run_bound(session, "data", given, "fc", "cpu"), want)
+
+
+def test_cuda_gives_what_the_cpu_gives(project: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
     import onnxruntime
 
-    from imae.converters.run_onnx import open_session
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("needs onnxruntime-gpu")
+    assert main(["export", "--model", "net.prototxt", "--output", "net.onnx", "--fold"]) == 0
+    images = np.random.default_rng(2).standard_normal((5, *SHAPE)).astype(np.float32)
+    want, got = (run_batch(open_session("net.onnx", name), images, "fc")[0] for name in ("CPU", "CUDA"))
+    rtol, atol, _ = tolerance("onnx")
+    np.testing.assert_allclose(got, want, rtol=rtol, atol=atol * float(np.abs(want).max()))
+
+
+def test_run_reports_speed_and_batch_size(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--model", "net.prototxt", "--output", "net.onnx"]) == 0
+    for flags, size in (([], 128), (["--batch-size", "5"], 5)):
+        capsys.readouterr()
+        assert main(["run", "net.onnx", "--lmdb", "lmdb", *flags]) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert re.fullmatch(rf"\d+ images/s, a batch in \S+ ms, on CPU, batch size {size}", last)
+
+
+def test_cuda_that_falls_back_is_an_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
 
     assert main(["export", "--model", "net.prototxt", "--output", "net.onnx"]) == 0
     real = onnxruntime.InferenceSession

@@ -41,11 +41,19 @@ class Power(Layer):
         return top
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
-        scale, shift, power = (
-            graph.constant(np.array(v, np.float32)) for v in (self.scale, self.shift, self.power)
-        )
-        base = graph.node("Add", [graph.node("Mul", [bottoms[0], scale]), shift])
-        graph.node("Pow", [base, power], tops)
+        if self.power == 0 or self.scale == 0:
+            value = graph.constant(torch.tensor(self.shift) ** self.power)
+            graph.node("Expand", [value, graph.node("Shape", bottoms)], tops)
+            return
+        x = bottoms[0]
+        for operator, number, neutral in (
+            ("Mul", self.scale, 1),
+            ("Add", self.shift, 0),
+            ("Pow", self.power, 1),
+        ):
+            if number != neutral:
+                x = graph.node(operator, [x, graph.constant(np.array(number, np.float32))])
+        graph.node("Identity", [x], tops)
 
 
 class _Power(torch.autograd.Function):

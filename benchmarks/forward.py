@@ -1,0 +1,158 @@
+"""One way to compute a forward pass, in a process of its own, so that its memory and its threads are its own.
+
+    python -m benchmarks.forward WAY FOLDER DEVICE
+
+It answers lines `BATCH CALLS` on stdin with JSON: the seconds of so many calls, after one that is not
+counted, and the largest resident memory so far in MiB. FOLDER holds images.npy, the models, and the weights
+of the plain PyTorch net; the probabilities of all images are written there first. But for NumPy nothing is
+imported that the way itself does not need: OpenCV 4 has an environment of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Takes images in host memory, gives their probabilities there.
+Forward = Callable[[Any], Any]
+
+
+def onnx_runtime(path: Path, device: str) -> Forward:
+    """On the CPU as it comes; on CUDA as `imae run` does it."""
+    if device == "cuda":
+        from imae.converters.run_onnx import open_session, run_bound
+
+        bound = open_session(path, "CUDA")
+        return lambda images: run_bound(bound, "data", images, "prob", "cuda")
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["prob"], {"data": images})[0]
+
+
+def imae_net(folder: Path, device: str, fold: bool) -> Forward:
+    """imae's own net, plain or with BatchNorm and shortcuts folded."""
+    import torch
+
+    from imae.converters.caffemodel import load_caffemodel
+    from imae.layers.fold_shortcut import fold_shortcuts
+    from imae.layers.fuse import fold_batch_norm
+    from imae.layers.net import Net
+    from imae.prototxt import TEST
+    from imae.prototxt.text import read_net
+
+    param = read_net(folder / "deploy.prototxt")
+    param.state.phase = TEST
+    net = Net(param)
+    load_caffemodel(net, folder / "weights.caffemodel")
+    net.to(device)
+    if fold:
+        net.plan = fold_shortcuts(net, fold_batch_norm(net))
+
+    def forward(images: Any) -> Any:
+        with torch.inference_mode():
+            return net({"data": torch.from_numpy(images).to(device)})["prob"].cpu().numpy()
+
+    return forward
+
+
+def plain_torch(folder: Path, device: str, last: bool = False, compiled: bool = False) -> Forward:
+    """The same net as one writes it in PyTorch."""
+    import torch
+
+    net = load_plain(folder).to(device)
+    form = torch.channels_last if last else torch.contiguous_format
+    net = net.to(memory_format=form)  # type: ignore[call-overload]  # not in torch's stubs
+    run = torch.compile(net) if compiled else net
+
+    def forward(images: Any) -> Any:
+        with torch.inference_mode():
+            return run(torch.from_numpy(images).to(device).contiguous(memory_format=form)).cpu().numpy()
+
+    return forward
+
+
+def load_plain(folder: Path) -> nn.Module:
+    """benchmarks.peers.resnet behind a softmax, with the weights of plain.npz."""
+    import torch
+    from torch import nn
+
+    from benchmarks.peers import resnet
+
+    net = nn.Sequential(resnet(20), nn.Softmax(1)).eval()
+    with np.load(folder / "plain.npz") as arrays:
+        net.load_state_dict({name: torch.from_numpy(arrays[name]) for name in arrays.files})
+    return net
+
+
+def opencv(folder: Path, device: str) -> Forward:
+    """OpenCV's reader of prototxt and caffemodel. It cannot pool without rounding up: see _for_opencv."""
+    import cv2
+
+    net = cv2.dnn.readNetFromCaffe(str(folder / "opencv.prototxt"), str(folder / "opencv.caffemodel"))
+
+    def forward(images: Any) -> Any:
+        net.setInput(images)
+        return net.forward().copy()
+
+    return forward
+
+
+WAYS: dict[str, tuple[str, Callable[[Path, str], Forward]]] = {
+    "plain": ("ONNX Runtime, imae export", lambda f, d: onnx_runtime(f / "plain.onnx", d)),
+    "folded": ("ONNX Runtime, imae export --fold", lambda f, d: onnx_runtime(f / "folded.onnx", d)),
+    "fp16": ("ONNX Runtime, --fold, fp16", lambda f, d: onnx_runtime(f / "fp16.onnx", d)),
+    "int8": ("ONNX Runtime, --fold, int8", lambda f, d: onnx_runtime(f / "int8.onnx", d)),
+    "torch_onnx": ("ONNX Runtime, torch.onnx.export", lambda f, d: onnx_runtime(f / "torch.onnx", d)),
+    "imae": ("imae's net", lambda f, d: imae_net(f, d, False)),
+    "imae_folded": ("imae's net, folded", lambda f, d: imae_net(f, d, True)),
+    "eager": ("PyTorch eager", lambda f, d: plain_torch(f, d)),
+    "last": ("PyTorch eager, channels-last", lambda f, d: plain_torch(f, d, last=True)),
+    "compiled": (
+        "PyTorch compiled, channels-last",
+        lambda f, d: plain_torch(f, d, last=True, compiled=True),
+    ),
+    "opencv": ("OpenCV, prototxt and caffemodel", opencv),
+}
+
+
+def main() -> None:
+    way, folder, device = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not stand among the answers
+    images = np.load(folder / "images.npy")
+    forward = WAYS[way][1](folder, device)
+    np.save(folder / f"{way}_{device}.npy", forward(images))
+    for line in sys.stdin:
+        batch, calls = map(int, line.split())
+        given = images[:batch]
+        forward(given)
+        seconds = []
+        for _ in range(calls):
+            begun = time.perf_counter()
+            forward(given)
+            seconds.append(time.perf_counter() - begun)
+        print(json.dumps({"seconds": seconds, "memory": _peak_memory()}), file=answers, flush=True)
+
+
+def _peak_memory() -> float:
+    """In MiB. Linux's getrusage would count what the parent had before this program was started."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+if __name__ == "__main__":
+    main()
