@@ -87,13 +87,23 @@ class BatchNorm(Layer):
         if self.use_global_stats:
             mean, variance = self.statistics()
             return torch.batch_norm(x, weight, bias, mean, variance, False, 0, self.eps, True)
-        # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.
         mean, variance = torch.zeros_like(self.blob(0)), torch.zeros_like(self.blob(1))
+        top, variance = self.normalize_batch(x, weight, bias, mean, variance)
+        self.update(mean, variance)
+        return top
+
+    def normalize_batch(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The top by the batch's own statistics, and its unbiased variance; the mean is left in `mean`.
+
+        mean, variance   (C) each, zeros, of the blobs' dtype
+        """
+        # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.
         top = torch.batch_norm(x, weight, bias, mean, variance, True, 1, self.eps, True)
         if x.numel() == x.shape[1]:  # m is 1: the variance is 0, where torch divides it by 0
             variance = torch.zeros_like(variance)
-        self.update(mean, variance)
-        return top
+        return top, variance
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         if not self.use_global_stats:
