@@ -33,8 +33,8 @@ from imae.prototxt import LayerParameter
 
 
 def fuse_training(net: Net, keep: Collection[str] = ()) -> list[Step]:
-    """BatchNorm + Scale (+ ReLU) as one step, their running statistics renewed together, sums and ReLUs within
-    the memory of a bottom where nobody needs that, and splits that hand their bottom on as it is.
+    """BatchNorm + Scale (+ ReLU) as one step, their running statistics renewed together, sums and ReLUs
+    within the memory of a bottom where nobody needs that, splits that hand their bottom on as it is.
 
     keep   names of blobs that somebody wants to have after a pass
     """
@@ -105,7 +105,7 @@ def _renew_together(net: Net, fused: list[FusedBatchNormScale]) -> None:
 
 
 def _spare_bottom(net: Net, plan: _Plan, index: int, keep: Collection[str]) -> int | None:
-    """Which of a plain sum's first two bottoms it may overwrite: one that only it reads, in memory of its own."""
+    """Which of a plain sum's first two bottoms it may overwrite: one of its own, in memory of its own."""
     step = net.steps[index]
     layer = step.layer
     if not isinstance(layer, Eltwise) or layer.operation != layer.param.eltwise_param.SUM:

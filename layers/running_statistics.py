@@ -32,9 +32,9 @@ class RunningStatistics:
         """What `norms[place].normalize` gives."""
         norm = self._norms[place]
         if place == 0:  # a pass that was broken off has left some
-            self._found = list(norm.blob(0).new_zeros(sum(self._sizes)).split(self._sizes))
-        mean, variance = self._found[2 * place : 2 * place + 2]
-        top, self._found[2 * place + 1] = norm.normalize_batch(x, weight, bias, mean, variance)
+            self._found = list(torch.split(norm.blob(0).new_zeros(sum(self._sizes)), self._sizes))
+        pair = slice(2 * place, 2 * place + 2)
+        top, *self._found[pair] = norm.normalize_batch(x, weight, bias, *self._found[pair])
         if place == len(self._norms) - 1:
             self._update()
         return top

@@ -109,7 +109,7 @@ class PoolWindows(NamedTuple):
 
 
 class _Picked(torch.autograd.Function):
-    """Every stride[0]th row and every stride[1]th column; the gradient is laid out in memory as the bottom."""
+    """Every stride[0]th row, every stride[1]th column; the gradient lies in memory as the bottom does."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stride: Pair) -> Tensor:
