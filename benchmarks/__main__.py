@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-NAMES = ("training", "scaling", "data", "inference", "startup")
+NAMES = ("training", "scaling", "data", "inference", "startup", "gpu")
 
 
 def main() -> None:

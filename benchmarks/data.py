@@ -1,17 +1,26 @@
 """How fast do records become batches: raw CIFAR images, and JPEGs of 256x256?
 
-    python -m benchmarks data [--batches 20]
+    python -m benchmarks data [--batches 40]
 
-imae's Data layer (crop, mirror, mean) against a PyTorch DataLoader that does the same with the same LMDB, and
-against reading the LMDB's bytes alone.
+imae's Data layer (crop, mirror, mean), with records kept in memory and streamed (--data-cache 0), against a
+PyTorch DataLoader that does the same with the same LMDB, and against what bounds them all: reading the LMDB's
+bytes, decoding its JPEGs on all cores, and the disk. Each way has a process of its own, for its peak memory
+(what the workers of a DataLoader share is counted in each), and begins each turn with nothing made ahead.
+Then: the share of a training's time that is spent waiting for data.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
+import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import cv2
@@ -22,13 +31,20 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.measure import in_turns, machine
-from benchmarks.training import write_images
+from benchmarks.training import make_solver, write_images
 from imae.converters.lmdb_writer import write_lmdb
+from imae.layers.data.lmdb_source import open_lmdb
+from imae.layers.data_resources import DataResources, usable_cores
 from imae.layers.net import Net
 from imae.prototxt import TRAIN, Datum, NetParameter
+from imae.train.device import keep_freed_memory
+from imae.train.solver import Solver
 
 BATCH = 128
 MEAN = np.array([113.9, 123.0, 125.3], np.float32).reshape(3, 1, 1)
+RAW_IMAGES, JPEGS = 10000, 1024
+KEPT, STREAMED = "imae, kept in memory", "imae, streamed"
+TRAINED = 8  # iterations
 
 
 class Records(Dataset[tuple[torch.Tensor, int]]):
@@ -59,66 +75,201 @@ class Records(Dataset[tuple[torch.Tensor, int]]):
         return torch.from_numpy(np.ascontiguousarray(image)), datum.label
 
 
+# -- the ways: each makes something that is called once a turn -----------------------------------------------
+
+
+def imae_way(budget: int | None, path: Path, crop: int, batches: int) -> Callable[[], object]:
+    keep_freed_memory()
+    net = _net(path, crop, DataResources(budget))
+    (layer,) = net.data_layers()
+    for _ in range(0, len(open_lmdb(path)), BATCH):  # once through the database
+        net.next_batch()
+
+    def turn() -> object:
+        for _ in range(batches):
+            net.next_batch()
+        return lambda: layer.set_state(layer.get_state())  # drop what was made ahead
+
+    return turn
+
+
+def torch_way(workers: int, path: Path, crop: int, batches: int) -> Callable[[], object]:
+    keep_freed_memory()
+    records = Records(path, crop)
+    order = [i % len(records) for i in range(batches * BATCH)]
+    loader = DataLoader(
+        records, BATCH, sampler=order, num_workers=workers, persistent_workers=workers > 0
+    )  # fmt: skip
+
+    def turn() -> None:
+        for _ in loader:
+            pass
+
+    return turn
+
+
+def read_way(path: Path, crop: int, batches: int) -> Callable[[], object]:
+    def turn() -> None:
+        left = batches * BATCH
+        with lmdb.open(str(path), readonly=True, lock=False) as environment, environment.begin() as reader:
+            while left:
+                for _, value in reader.cursor():
+                    left -= len(bytes(value)) > 0
+                    if not left:
+                        break
+
+    return turn
+
+
+def decode_way(path: Path, crop: int, batches: int) -> Callable[[], object]:
+    with open_lmdb(path) as source:
+        pictures = [np.frombuffer(source.datum(i).data, np.uint8) for i in range(len(source))]
+    wanted = [pictures[i % len(pictures)] for i in range(batches * BATCH)]
+    pool = ThreadPoolExecutor(usable_cores())
+
+    def part(begin: int) -> None:
+        for picture in wanted[begin : begin + 16]:
+            cv2.imdecode(picture, cv2.IMREAD_COLOR)
+
+    return lambda: list(pool.map(part, range(0, len(wanted), 16)))
+
+
+def nothing(path: Path, crop: int, batches: int) -> Callable[[], object]:
+    return lambda: None
+
+
+WAYS: dict[str, Callable[[Path, int, int], Callable[[], object]]] = {
+    KEPT: partial(imae_way, None),
+    STREAMED: partial(imae_way, 0),
+    "PyTorch DataLoader, 0 workers": partial(torch_way, 0),
+    "PyTorch DataLoader, 2 workers": partial(torch_way, 2),
+    "reading the LMDB's bytes": read_way,
+    "decoding alone, all cores": decode_way,
+    "(a process that only imports)": nothing,
+}
+
+
+class Worker:
+    """A way in a process of its own."""
+
+    def __init__(self, name: str, path: Path, crop: int, batches: int) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["benchmarks.data"])
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, name, path, crop, batches))
+        self._process.start()
+        self._connection.recv()
+
+    def turn(self) -> None:
+        self._connection.send("turn")
+        self._connection.recv()
+
+    def settle(self) -> None:
+        """Wait until what the turn has left behind is done, too."""
+        self._connection.send("settle")
+        self._connection.recv()
+
+    def end(self) -> float:
+        """The peak of its memory, in MiB; with processes of its own, of all together."""
+        self._connection.send("end")
+        peak: float = self._connection.recv()
+        self._process.join()
+        return peak
+
+
+def _serve(connection: Connection, name: str, path: Path, crop: int, batches: int) -> None:
+    way = WAYS[name](path, crop, batches)
+    after: object = None
+    connection.send("ready")
+    while (asked := connection.recv()) != "end":
+        if asked == "turn":
+            after = way()
+        elif callable(after):
+            after()
+        connection.send("done")
+    connection.send(_peak("self") + sum(_peak(str(child.pid)) for child in multiprocessing.active_children()))
+
+
+def _peak(process: str) -> float:
+    status = Path(f"/proc/{process}/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) / 1024 if found else float("nan")
+
+
+# -- the whole -----------------------------------------------------------------------------------------------
+
+
 def main(arguments: argparse.Namespace) -> None:
-    print(machine() + "\n")
-    print("| | images per second | of imae |\n| --- | ---: | ---: |")
+    print(machine() + f"; {usable_cores()} threads decode\n")
+    print("| | images per second | of imae, kept | peak memory, MiB |\n| --- | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for what, path, crop in (
-            ("raw 3x40x40, crop 32", write_images(folder / "raw", 10000), 32),
-            ("JPEG 256x256, crop 224", _write_jpegs(folder / "jpeg"), 224),
-        ):
-            net = _net(path, crop)
-            loaders = {w: _endless(Records(path, crop), w) for w in (0, 2)}
-            batches = arguments.batches if crop == 32 else max(2, arguments.batches // 4)
-
-            def read(path: Path = path) -> None:
-                with (
-                    lmdb.open(str(path), readonly=True, lock=False) as environment,
-                    environment.begin() as reader,
-                ):
-                    sum(len(value) for _, value in reader.cursor())
-
-            def pull(source: Iterator[object], batches: int = batches) -> None:
-                for _ in range(batches):
-                    next(source)
-
-            def imae(net: Net = net, batches: int = batches) -> None:
-                for _ in range(batches):
-                    net.next_batch()
-
-            begun = time.perf_counter()
-            imae()
-            first = batches * BATCH / (time.perf_counter() - begun)
-            ways = {
-                "imae, Data layer": imae,
-                **{
-                    f"PyTorch DataLoader, {workers} workers": (lambda source=source: pull(source))
-                    for workers, source in loaders.items()
-                },
-            }
-            timings = in_turns(ways, 3, warm_up=1)
-            base = timings["imae, Data layer"].least
-            for way, timing in timings.items():
-                rate = batches * BATCH / timing.least
-                print(f"| {what}: {way} | {rate:,.0f} | {base / timing.least:.2f} |", flush=True)
-            with lmdb.open(str(path), readonly=True, lock=False) as environment:
-                count = environment.stat()["entries"]
-            least = in_turns({"read": read}, 3, warm_up=1)["read"].least
-            print(f"| {what}: imae, first batches, not yet cached | {first:,.0f} | |")
-            print(f"| {what}: reading the LMDB's bytes | {count / least:,.0f} | |", flush=True)
-            del loaders
+        raw = write_images(folder / f"train_lmdb_{RAW_IMAGES}", RAW_IMAGES)
+        _rates("raw 3x40x40, crop 32", raw, 32, arguments.batches)
+        _rates("JPEG 256x256, crop 224", _write_jpegs(folder / "jpeg"), 224, max(4, arguments.batches // 10))
+        print()
+        _waiting(folder)
 
 
-def _endless(records: Records, workers: int) -> Iterator[object]:
-    loader = DataLoader(
-        records, BATCH, shuffle=False, num_workers=workers, drop_last=True, persistent_workers=workers > 0
+def _rates(what: str, path: Path, crop: int, batches: int) -> None:
+    names = [name for name in WAYS if crop > 32 or "decoding" not in name]
+    workers = {name: Worker(name, path, crop, batches) for name in names}
+    timings = in_turns(
+        {name: worker.turn for name, worker in workers.items()},
+        3,
+        warm_up=1,
+        after={name: worker.settle for name, worker in workers.items()},
     )
-    while True:
-        yield from loader
+    for name, timing in timings.items():
+        rate, peak = batches * BATCH / timing.least, workers[name].end()
+        if WAYS[name] is nothing:
+            print(f"| {what}: {name} | | | {peak:.0f} |", flush=True)
+            continue
+        ratio = timings[KEPT].least / timing.least
+        print(f"| {what}: {name} | {rate:,.0f} | {ratio:.2f} | {peak:.0f} |", flush=True)
+    size, seconds = _disk(path / "data.mdb")
+    with open_lmdb(path) as source:
+        rate = len(source) / seconds
+    ratio = rate / (batches * BATCH / timings[KEPT].least)
+    print(f"| {what}: the disk, {size / seconds / 1e9:.2f} GB/s | {rate:,.0f} | {ratio:.2f} | |", flush=True)
 
 
-def _write_jpegs(path: Path, count: int = 1024) -> Path:
+def _disk(file: Path, rounds: int = 3) -> tuple[int, float]:
+    """The size of a file and the least seconds to read it when none of it is in the system's memory."""
+    best, number = float("inf"), os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(number)
+        for _ in range(rounds):
+            os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.lseek(number, 0, os.SEEK_SET)
+            begun = time.perf_counter()
+            while os.read(number, 1 << 22):
+                pass
+            best = min(best, time.perf_counter() - begun)
+        return os.fstat(number).st_size, best
+    finally:
+        os.close(number)
+
+
+def _waiting(folder: Path) -> None:
+    """How long ResNet-20, batch 128, waits for the raw images."""
+    keep_freed_memory()
+    param = make_solver(folder, BATCH, 20, count=RAW_IMAGES).param
+    for what, budget in ((KEPT, None), (STREAMED, 0)):
+        solver = Solver(param, data_resources=DataResources(budget))
+        (layer,) = solver.net.data_layers()
+        solver.step(2)
+        begun, waited = time.perf_counter(), layer.waited
+        solver.step(TRAINED)
+        seconds, waited = time.perf_counter() - begun, layer.waited - waited
+        print(
+            f"- ResNet-20, batch {BATCH}, {TRAINED} iterations, {what}: waited for data "
+            f"{1e3 * waited:.1f} ms of {seconds:.2f} s ({100 * waited / seconds:.2f} %)",
+            flush=True,
+        )
+
+
+def _write_jpegs(path: Path, count: int = JPEGS) -> Path:
     """Smooth random pictures: noise compresses to files of an unusual size."""
     random = np.random.default_rng(1)
 
@@ -132,7 +283,7 @@ def _write_jpegs(path: Path, count: int = 1024) -> Path:
     return path
 
 
-def _net(path: Path, crop: int) -> Net:
+def _net(path: Path, crop: int, resources: DataResources) -> Net:
     param = NetParameter(name="data")
     param.state.phase = TRAIN
     data = param.layer.add(name="data", type="Data", top=["data", "label"])
@@ -142,8 +293,8 @@ def _net(path: Path, crop: int) -> Net:
     data.data_param.source = str(path)
     data.data_param.batch_size = BATCH
     data.data_param.backend = data.data_param.LMDB
-    return Net(param)
+    return Net(param, data_resources=resources)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batches", type=int, default=20)
+    parser.add_argument("--batches", type=int, default=40)

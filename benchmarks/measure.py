@@ -25,17 +25,28 @@ class Timing:
     median: float
 
 
-def in_turns(ways: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> dict[str, Timing]:
-    """Call each way once per round, so that a slow moment of the machine meets all of them alike."""
+def in_turns(
+    ways: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 2,
+    after: Mapping[str, Callable[[], object]] | None = None,
+) -> dict[str, Timing]:
+    """Call each way once per round, so that a slow moment of the machine meets all of them alike.
+
+    after   by name, what else to call after each turn; it is not timed
+    """
+    after = after or {}
     for _ in range(warm_up):
-        for way in ways.values():
+        for name, way in ways.items():
             way()
+            after.get(name, lambda: None)()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
             begun = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - begun)
+            after.get(name, lambda: None)()
     return {name: Timing(min(times), statistics.median(times)) for name, times in seconds.items()}
 
 

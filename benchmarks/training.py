@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,8 +41,10 @@ def write_images(path: Path, count: int = 2000, side: int = 40) -> Path:
     return path
 
 
-def make_solver(folder: Path, batch: int, depth: int, loss: str = "IMAELoss", count: int = 2000) -> Solver:
-    """The paper's solver on random images, without tests, logs and snapshots."""
+def make_solver(
+    folder: Path, batch: int, depth: int, loss: str = "IMAELoss", count: int = 2000, **arguments: Any
+) -> Solver:
+    """The paper's solver on random images, without tests, logs and snapshots; `arguments` are Solver's."""
     source = folder / f"train_lmdb_{count}"
     if not source.exists():
         write_images(source, count)
@@ -52,7 +55,7 @@ def make_solver(folder: Path, batch: int, depth: int, loss: str = "IMAELoss", co
         param.ClearField(name)
     param.snapshot_after_train = False
     param.solver_mode = SolverParameter.CPU
-    return Solver(param)
+    return Solver(param, **arguments)
 
 
 def main(arguments: argparse.Namespace) -> None:

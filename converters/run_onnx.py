@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 from imae.converters.export_onnx import TRANSFORM_KEY, session_errors
 from imae.converters.images import decode_picture
-from imae.layers.data.data import DatumReader, memory_budget
+from imae.layers.data.data import DatumReader
 from imae.layers.data.datum import read_file
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data.transformer import DataTransformer
+from imae.layers.data_resources import DataResources
 from imae.layers.memory import blob_problem, within_free_memory
 from imae.prototxt import TEST, TransformationParameter
 from imae.prototxt.errors import DataError, DeviceError, ExportError
@@ -198,17 +199,17 @@ def _check_shape(feed: Any, shape: tuple[int, ...]) -> None:
 def lmdb_batches(path: str, transform: TransformationParameter, size: int) -> Iterator[Batch]:
     """The records of a database in order, in batches of `size`; the last one may be shorter."""
     with open_lmdb(path) as source:
-        reader = DatumReader(source, transform.force_color, transform.force_gray, memory_budget())
-        transformer = DataTransformer(transform, TEST, f"lmdb '{path}'")
+        resources = DataResources(budget=0)  # each record is needed once
+        reader = DatumReader(source, transform.force_color, transform.force_gray, resources)
+        transformer = DataTransformer(transform, TEST, f"lmdb '{path}'", each=resources.each)
         transformer.output_size(reader.first_size, reader.first_name)
         for begin in tqdm(range(0, len(source), size), unit="batch", disable=None):
             rows = np.arange(begin, min(begin + size, len(source)))
-            images, labels = reader.read(rows)
+            images, places, labels = reader.read(rows)
             if isinstance(images, np.ndarray):
-                yield transformer.transform_rows(images, rows), labels
+                yield transformer.transform_rows(images, places), labels
             else:
-                names = [source.record_name(source.keys()[row]) for row in rows.tolist()]
-                yield transformer.transform_list(images, names.__getitem__), labels
+                yield transformer.transform_list(images, reader.names(rows)), labels
 
 
 def image_batches(

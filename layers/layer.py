@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.data_resources import DataResources
 from imae.layers.filler import fill
 from imae.layers.memory import blob_problem
 from imae.layers.ranks import ALONE, Ranks
@@ -41,6 +42,7 @@ class Layer(nn.Module):
     blobs        parameter blobs in Caffe's order
     random       the run's CaffeRandom; draws for fillers and masks come from it
     ranks        the processes that share the records out, in TRAIN; rank 0 tests alone
+    data_resources      memory for decoded records and threads, which the run's data layers share
     """
 
     num_bottoms: ClassVar[int | None] = None
@@ -64,6 +66,7 @@ class Layer(nn.Module):
 
     random: CaffeRandom
     ranks: Ranks
+    data_resources: DataResources
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__()
@@ -75,7 +78,13 @@ class Layer(nn.Module):
         self.blob_shapes: list[Shape] = []
         self._check_fields()
 
-    def build(self, bottom_shapes: Sequence[Shape], random: CaffeRandom, ranks: Ranks = ALONE) -> list[Shape]:
+    def build(
+        self,
+        bottom_shapes: Sequence[Shape],
+        random: CaffeRandom,
+        ranks: Ranks = ALONE,
+        data_resources: DataResources | None = None,
+    ) -> list[Shape]:
         """Check the arity, make the parameter blobs, return the tops' shapes. Called once, by the net."""
         self._check_count("bottom", len(bottom_shapes))
         self._check_count("top", len(self.param.top))
@@ -89,6 +98,7 @@ class Layer(nn.Module):
                 f"{self.type} Layer does not allow in-place computation; give the top another name"
             )
         self.random, self.ranks = random, ranks if self.phase == TRAIN else ALONE
+        self.data_resources = data_resources or DataResources(ranks=ranks.size)
         self.setup(bottom_shapes)
         if len(self.param.blobs) > len(self.blobs):
             raise self.error(
@@ -217,10 +227,14 @@ class DataLayer(Layer):
     """A layer that makes its tops itself and draws, if at all, from generators of its own.
 
     `next_batch` may therefore run ahead of the net (in a thread, or outside a captured graph).
+
+    waited   seconds for which callers of `next_batch` have waited so far; where `prefetches`, it is counted
     """
 
     num_bottoms = 0
     makes_input = True
+    prefetches: ClassVar[bool] = False  # True: batches are made ahead, so that nobody should wait
+    waited = 0.0
 
     def next_batch(self) -> tuple[Tensor, ...]:
         """The tops of the next forward pass, on the CPU."""
@@ -228,6 +242,21 @@ class DataLayer(Layer):
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         return self.next_batch()
+
+    def reside(self, device: torch.device, budget: int) -> bool:
+        """Keep all records on `device` from now on, if the type can and they take at most `budget` bytes.
+
+        Whether it does. Then a batch is made in two parts: `assemble(next_draw())` is `next_batch()`.
+        """
+        return False
+
+    def next_draw(self) -> Tensor:
+        """Where the records reside on a device: what makes up the next batch, a few numbers on the host."""
+        raise self.error("its records do not reside on a device")
+
+    def assemble(self, drawn: Tensor) -> tuple[Tensor, ...]:
+        """Where the records reside on a device: the batch of such a draw, there; work of the device alone."""
+        raise self.error("its records do not reside on a device")
 
     def get_state(self) -> dict[str, Any]:
         """What `next_batch` depends on, for an exact resume: numbers, strings, bytes and numpy arrays."""

@@ -81,6 +81,33 @@ def total_memory() -> int:
     return _within_group(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else 2**32)
 
 
+SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+) *(%|[KMGT](?:i?B)?|B?)", re.IGNORECASE)
+
+
+def memory_size(text: str) -> int:
+    """Bytes of memory from `4G`, `512M`, `1.5GiB` (powers of 1024), `25%` of all that there is, or `0`.
+
+    ValueError for anything else, and for more than there is.
+    """
+    found = SIZE.fullmatch(text.strip())
+    if not found:
+        raise ValueError(f"expected a size such as 4G or 512M, a share such as 25%, or 0; got {text!r}")
+    number, unit = float(found[1]), found[2].upper()
+    total = total_memory()
+    factor = total / 100 if unit == "%" else 1024 ** "BKMGT".index(unit[:1] or "B")
+    if number * factor > total:
+        raise ValueError(f"{text} is more than the {bytes_text(total)} of memory that there are")
+    return int(number * factor)
+
+
+def bytes_text(count: int) -> str:
+    """A number of bytes as logs and errors give it: 1.5 GiB."""
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count} bytes"
+
+
 def _within_group(memory: int) -> int:
     """At most what the control group allows."""
     limit = Path("/sys/fs/cgroup/memory.max")

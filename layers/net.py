@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.data_resources import DataResources
 from imae.layers.debug_info import log_forward
 from imae.layers.layer import DataLayer, LabelReader, Layer, Shape
 from imae.layers.ranks import ALONE, Ranks
@@ -89,6 +90,7 @@ class Net(nn.Module):
                    net's own blobs are filled all the same, so that the random stream is Caffe's
     dtype          of parameters and blobs; what fillers and data layers give is float32 and is cast
     ranks          the processes that train such a net together, for the layers
+    data_resources      memory and threads for the data layers; by default this net's own
 
     name, phase, steps, plan
     layer_names    in order, automatic splits included
@@ -107,9 +109,11 @@ class Net(nn.Module):
         share_from: Net | None = None,
         dtype: torch.dtype = torch.float32,
         ranks: Ranks = ALONE,
+        data_resources: DataResources | None = None,
     ) -> None:
         super().__init__()
         self.dtype, self.ranks = dtype, ranks
+        self.data_resources = data_resources or DataResources(ranks=ranks.size)
         self.random = random if random is not None else CaffeRandom(None)
         self.name = param.name
         self.phase = param.state.phase
@@ -182,7 +186,7 @@ class Net(nn.Module):
         need_backward = any(self._blob_need_backward[bottom] for bottom in param.bottom)
         tops = self._append_tops(param, layer)
         bottom_shapes = [self.blob_shapes[bottom] for bottom in param.bottom]
-        shapes = layer.build(bottom_shapes, self.random, self.ranks)
+        shapes = layer.build(bottom_shapes, self.random, self.ranks, self.data_resources)
         if len(shapes) != len(tops):
             raise LayerError(param, f"{len(shapes)} tops are made, {len(tops)} are named: {', '.join(tops)}")
         _log("net.cpp:124", f"Setting up {param.name}")

@@ -13,6 +13,8 @@ from imae.train.main import main
 RUNS = CASES / "runs"
 # Some lines are a matter of timing in Caffe; layers that it makes inside of others have a line, too.
 TIMING = re.compile(r"Restarting data prefetching|Waiting for data|Creating layer ")
+# Two lines that Caffe lacks: whether records are kept in memory, and how long data was waited for.
+OURS = re.compile(r"\.py:\d+\] (layer '.*' \(Data\): \d+ records, |Waited for data: )")
 PREFIX = re.compile(r"^([IWEF])\d{4} [\d:.]+ +\d+ ")
 SPEED = re.compile(r"\(\S+ iter/s, \S+s/")
 NUMBER = re.compile(r"(?<![\w.])-?(?:\d+\.?\d*(?:e[+-]?\d+)?|nan|inf)(?![\w.])")
@@ -26,11 +28,11 @@ def prepared(run: str, folder: Path) -> Path:
 
 
 def lines(log: str) -> list[str]:
-    """The lines of a log without what depends on time, and without prefixes but for severity and place."""
+    """Caffe's lines of a log without what depends on time, and of prefixes only severity and place."""
     return [
         SPEED.sub("(", PREFIX.sub(r"\1 ", line)).rstrip()
         for line in log.splitlines()
-        if not TIMING.search(line)
+        if not TIMING.search(line) and not OURS.search(line)
     ]
 
 

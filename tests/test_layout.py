@@ -34,6 +34,7 @@ SHARED = {
         "transformer",
         "base_data",
         "picture_size",
+        "resident",
     },
     "recurrent": {"recurrent"},
 }

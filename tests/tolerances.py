@@ -55,7 +55,13 @@ TOLERANCES = {
         0, 5e-3, "hundreds of updates; with other BLAS kernels Caffe's own run moves by 3e-3"
     ),
     ("weights after a run", "float32"): Tolerance(0, 2e-2, "as for a run"),
-    ("history after a run", "float32"): Tolerance(0, 0.1, "the same; the last gradients are small"),
+    ("history after a run", "float32"): Tolerance(
+        0, 0.13, "the same; a run that decides near-ties as Caffe with other BLAS kernels ends 0.126 away"
+    ),
+    ("weights on a GPU", "float32"): Tolerance(1e-4, 0, "L2 distance after one update; other sums"),
+    ("history on a GPU", "float32"): Tolerance(1e-2, 0, "the same of diffs, which nearly cancel"),
+    ("weights recorded", "float32"): Tolerance(1e-6, 0, "the same kernels; some add in no fixed order"),
+    ("history recorded", "float32"): Tolerance(1e-4, 0, "the same of diffs"),
 }
 
 

@@ -17,7 +17,14 @@ from imae.converters.net_options import add_net_options, chosen_net
 from imae.layers.net import Net
 from imae.prototxt.errors import ImaeError
 from imae.train.caffe_log import number, output_text
-from imae.train.device import add_double_option, chosen_dtype, gpu, set_threads
+from imae.train.device import (
+    add_data_cache_option,
+    add_double_option,
+    chosen_data_resources,
+    chosen_dtype,
+    gpu,
+    set_threads,
+)
 from imae.train.executor import NetExecutor
 
 COMMAND = "test"
@@ -37,7 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", nargs="?", const="0", metavar="ID", help="compute on this GPU")
     add_net_options(parser, "TEST")
     add_double_option(parser)
-    parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with on the CPU")
+    add_data_cache_option(parser)
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads to compute with on the CPU, and to decode pictures with",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -56,7 +69,8 @@ def run(args: argparse.Namespace) -> None:
         device = gpu(args.gpu, f"--gpu {args.gpu}", "leave --gpu out")
         _log(266, f"Use GPU with device ID {device.index}")
         _log(270, f"GPU device name: {torch.cuda.get_device_name(device)}")
-    net = Net(chosen_net(args.model, args), dtype=chosen_dtype(args))
+    resources = chosen_data_resources(args)
+    net = Net(chosen_net(args.model, args), dtype=chosen_dtype(args), data_resources=resources)
     load_caffemodel(net, args.weights, args.dialect)
     score(net, device, args.iterations)
 

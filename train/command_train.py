@@ -19,8 +19,10 @@ from imae.prototxt.errors import DeviceError, ImaeError, PrototxtError
 from imae.prototxt.text import read_solver
 from imae.train.cuda_graph import CudaRecorder, Recorder
 from imae.train.device import (
+    add_data_cache_option,
     add_double_option,
     add_precision_option,
+    chosen_data_resources,
     chosen_dtype,
     gpu,
     gpus,
@@ -105,7 +107,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="on a GPU: record the passes and the update as CUDA graphs and replay them, which spares the "
         "host the launching of each kernel",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with on the CPU")
+    add_data_cache_option(parser)
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="threads to compute with on the CPU, and to decode pictures with",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -156,6 +164,7 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
             dtype=chosen_dtype(args),
             dialect=args.dialect,
             ranks=ranks,
+            data_resources=chosen_data_resources(args, 1 if ranks is None else ranks.local_size),
         )
         solver.request = requests
         if args.snapshot:

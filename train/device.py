@@ -8,6 +8,8 @@ import sys
 
 import torch
 
+from imae.layers.data_resources import DataResources
+from imae.layers.memory import memory_size
 from imae.prototxt.errors import DeviceError, ImaeError
 
 
@@ -39,7 +41,8 @@ def gpus(wanted: str, asked_by: str, instead: str) -> list[int]:
 
 
 def use_gpu(index: int) -> torch.device:
-    """Make this GPU CUDA's current one."""
+    """Make this GPU CUDA's current one; what it computes twice is the same twice."""
+    torch.backends.cudnn.deterministic = True  # or a resumed run would not be the one that was not stopped
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
@@ -101,6 +104,29 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         library.mallopt(trim_threshold, 2**31 - 1)
         library.mallopt(mmap_threshold, 2**30)
+
+
+def add_data_cache_option(parser: argparse.ArgumentParser) -> None:
+    """--data-cache, for commands whose nets read databases."""
+    parser.add_argument(
+        "--data-cache",
+        type=_memory,
+        metavar="SIZE",
+        help="memory for decoded records, of all Data layers and all ranks of a machine together: 4G, 512M, "
+        "a share of it such as 25%% (default), or 0; what does not fit is read and decoded anew each time",
+    )
+
+
+def chosen_data_resources(args: argparse.Namespace, ranks: int = 1) -> DataResources:
+    """What --data-cache and --threads leave each of so many ranks on this machine."""
+    return DataResources(args.data_cache, args.threads, ranks)
+
+
+def _memory(text: str) -> int:
+    try:
+        return memory_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def set_threads(count: int | None) -> None:

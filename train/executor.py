@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from imae.layers.data.data import Data
 from imae.layers.fuse import fuse_training
 from imae.layers.layer import DataLayer
 from imae.layers.net import Net, Step
@@ -43,21 +43,20 @@ class _Feed:
     """
 
     step: Step
+    layer: DataLayer
     resident: bool
 
     def fetch(self) -> tuple[Tensor, ...]:
         """For the next pass, on the host."""
-        layer = self.step.layer
-        if self.resident and isinstance(layer, Data):
-            return (layer.next_draw(),)
+        if self.resident:
+            return (self.layer.next_draw(),)
         tops = self.step.run()
         return tops if isinstance(tops, tuple) else (tops,)
 
     def blobs(self, given: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         """The tops, by name, from what was fetched and is now on the device."""
-        layer = self.step.layer
-        if self.resident and isinstance(layer, Data):
-            given = [top.to(dtype) for top in layer.assemble(given[0])]
+        if self.resident:
+            given = [top.to(dtype) for top in self.layer.assemble(given[0])]
         return dict(zip(self.step.tops, given, strict=True))
 
 
@@ -90,7 +89,7 @@ class NetExecutor:
         if self.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         self._feeds = [
-            _Feed(step, fast and device.type != "cpu" and reside(step.layer, device))
+            _Feed(step, step.layer, fast and device.type == "cuda" and _reside(step.layer, device))
             for step in net.steps
             if isinstance(step.layer, DataLayer)
         ]
@@ -120,9 +119,7 @@ class NetExecutor:
             batch: dict[str, Tensor] = {}
             for feed, tensors in zip(self._feeds, given, strict=True):
                 batch.update(feed.blobs(tensors, self.net.dtype))
-            with torch.autocast(
-                self.device.type, self.reduced, enabled=self.reduced is not None, cache_enabled=False
-            ):
+            with self._reduction():
                 blobs = self.net.forward(batch, self.keep)
             loss = self.net.loss(blobs)
         if backward and loss.requires_grad:
@@ -130,10 +127,16 @@ class NetExecutor:
         self.kept = {name: blobs[name].detach() for name in self.keep}
         return loss.detach(), {name: blobs[name].detach() for name in self.net.outputs}
 
+    def _reduction(self) -> AbstractContextManager[object]:
+        """Reduced precision, if it is asked for."""
+        if self.reduced is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.reduced, cache_enabled=False)
 
-def reside(layer: DataLayer, device: torch.device) -> bool:
+
+def _reside(layer: DataLayer, device: torch.device) -> bool:
     """Let a data layer keep its records on the device, if it can and there is room."""
-    return isinstance(layer, Data) and layer.reside(device, device_budget(device))
+    return layer.reside(device, device_budget(device))
 
 
 def _with_single_losses(plan: Sequence[Step]) -> list[Step]:

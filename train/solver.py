@@ -31,6 +31,7 @@ from torch import Tensor
 from imae.converters.caffemodel import load_caffemodel, save_caffemodel
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.common.dropout import Dropout
+from imae.layers.data_resources import DataResources
 from imae.layers.net import Net, shape_string
 from imae.layers.ranks import ALONE
 from imae.layers.stepwise import Stepwise, parameter_diff
@@ -112,6 +113,7 @@ class Solver:
                     float32 as Caffe's
     dialect         the fork that the files of nets and weights are of; None: Caffe's own
     ranks           the processes that train this net together; None: this one alone (see ranks.py)
+    data_resources  memory and threads for the data layers of all nets
 
     iteration       updates made so far
     net, test_nets  in Caffe's order; the test nets use the train net's parameters, and rank 0 alone has them
@@ -140,6 +142,7 @@ class Solver:
         dtype: torch.dtype = torch.float32,
         dialect: str | None = None,
         ranks: Group | None = None,
+        data_resources: DataResources | None = None,
     ) -> None:
         self.param, self.ranks = param, ranks
         self._rank = ranks.rank if ranks is not None else 0
@@ -167,7 +170,7 @@ class Solver:
                 self.random.reseed(ranks.of_first(self.random.seed) + self._rank)
             logger.info("random_seed was not specified; this run's seed is %d", self.random.seed)
         make = executor or self._executor_maker(fast, reduced, recorder)
-        self.net = build_train_net(param, self.random, dtype, dialect, ranks or ALONE)
+        self.net = build_train_net(param, self.random, dtype, dialect, ranks or ALONE, data_resources)
         self._run = make(self.net)
         self.test_nets = [] if self._rank else build_test_nets(param, self.random, self.net, dialect)
         self._run_test = [make(net) for net in self.test_nets]
@@ -295,6 +298,7 @@ class Solver:
     def solve(self, resume_file: str | None = None) -> None:
         """Train up to max_iter, with the snapshot, the line and the test that Caffe puts at the end."""
         param = self.param
+        begun, waited = time.monotonic(), self._waited()
         self._say("solver.cpp:289", f"Solving {self.net.name}")
         self._say("solver.cpp:290", f"Learning Rate Policy: {param.lr_policy}")
         self._stopped = False
@@ -310,6 +314,7 @@ class Solver:
         if param.snapshot_after_train and due and not self._is_just_resumed():
             self.snapshot()
         if self._stopped:
+            self._say_waited(begun, waited)
             self._say("solver.cpp:311", "Optimization stopped early.")
             return
         if self._due(param.display) and self._rank == 0:
@@ -321,6 +326,7 @@ class Solver:
             self._watch()
         if self._due(param.test_interval):
             self.test_all()
+        self._say_waited(begun, waited)
         self._say("solver.cpp:332", "Optimization Done.")
 
     def step(self, iterations: int) -> None:
@@ -734,6 +740,22 @@ class Solver:
                     f"Gradient clipping: scaling down gradients (L2 norm {number(norm)} > {number(limit)}) "
                     f"by scale factor {number(limit / f32(norm))}",
                 )
+
+    def _waited(self) -> float:
+        """Seconds that this process has waited so far for layers which make their batches ahead."""
+        return sum(layer.waited for net in (self.net, *self.test_nets) for layer in net.data_layers())
+
+    def _say_waited(self, begun: float, waited_before: float) -> None:
+        """The share of the time since `begun`; a line that Caffe lacks."""
+        if not any(layer.prefetches for net in (self.net, *self.test_nets) for layer in net.data_layers()):
+            return
+        waited, seconds = self._waited() - waited_before, time.monotonic() - begun
+        logger.info(
+            "Waited for data: %.1f s of %.1f s of training (%.1f %%)",
+            waited,
+            seconds,
+            100 * waited / max(seconds, 1e-9),
+        )
 
     def _say_outputs(self, place: str, which: str, net: Net, values: dict[str, Array]) -> None:
         """One line per element of each output blob."""

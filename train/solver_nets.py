@@ -11,6 +11,7 @@ import torch
 
 from imae.converters.caffemodel import load_caffemodel
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.data_resources import DataResources
 from imae.layers.net import Net
 from imae.layers.ranks import ALONE, Ranks
 from imae.prototxt import TEST, TRAIN, NetState, SolverParameter
@@ -29,11 +30,13 @@ def build_train_net(
     dtype: torch.dtype,
     dialect: str | None = None,
     ranks: Ranks = ALONE,
+    data_resources: DataResources | None = None,
 ) -> Net:
     """The net that exactly one of TRAIN_FIELDS gives, with the weights that the solver names.
 
     dialect   the fork that the files of nets and weights are of; None: Caffe's own
     ranks     the processes that train it together
+    data_resources      memory and threads for its data layers, and for those of the test nets
     """
     given = [name for name in TRAIN_FIELDS if param.HasField(name)]
     fields = ", ".join(TRAIN_FIELDS)
@@ -56,7 +59,8 @@ def build_train_net(
     else:
         _log(102, f"Creating training net from net file: {param.net}")
         net_param = read_net_text(param.net, dialect)
-    net = Net(in_state(net_param, TRAIN, param.train_state), random, dtype=dtype, ranks=ranks)
+    state = in_state(net_param, TRAIN, param.train_state)
+    net = Net(state, random, dtype=dtype, ranks=ranks, data_resources=data_resources)
     _load_weights(net, param, dialect)
     return net
 
@@ -92,7 +96,8 @@ def build_test_nets(
     for index, (source, net_param) in enumerate(sources):
         state = param.test_state[index] if param.test_state else NetState()
         _log(190, f"Creating test net (#{index}) specified by {source}")
-        nets.append(Net(in_state(net_param, TEST, state), random, train_net, train_net.dtype))
+        net_state, shared = in_state(net_param, TEST, state), train_net.data_resources
+        nets.append(Net(net_state, random, train_net, train_net.dtype, data_resources=shared))
         _load_weights(nets[-1], param, dialect)
     return nets
 

@@ -6,10 +6,12 @@ Caffe: base_data_layer.cpp.
 from __future__ import annotations
 
 import logging
+import math
 import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from time import perf_counter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,6 +32,38 @@ State = dict[str, Any]
 MOST_AHEAD = 64
 
 
+class Buffers:
+    """Arrays for batches. The memory of a batch that nobody refers to any more serves for a next one.
+
+    Else the system takes large blocks back and has to clear new pages, which takes as long as filling them.
+    """
+
+    MOST = 2  # blocks that wait
+
+    def __init__(self) -> None:
+        self._waiting: list[NDArray[np.uint8]] = []
+
+    def new(self, shape: Shape) -> NDArray[np.float32]:
+        """An array of any content."""
+        size = 4 * math.prod(shape)
+        try:
+            block = self._waiting.pop()
+        except IndexError:
+            block = np.empty(0, np.uint8)
+        if len(block) != size:
+            block = np.empty(size, np.uint8)
+        # Whoever uses the memory refers to `whole`: a memoryview lies between that and the block, and through
+        # one no view of an array reaches.
+        whole = np.frombuffer(memoryview(block.data), np.float32)
+        weakref.finalize(whole, self._take_back, self._waiting, block).atexit = False
+        return whole.reshape(shape)
+
+    @classmethod
+    def _take_back(cls, waiting: list[NDArray[np.uint8]], block: NDArray[np.uint8]) -> None:
+        if len(waiting) < cls.MOST:
+            waiting.append(block)
+
+
 class PrefetchingLayer(DataLayer):
     """A data layer whose batches one thread makes, strictly in order, while the net is at work.
 
@@ -39,8 +73,10 @@ class PrefetchingLayer(DataLayer):
                   when it is asked for
     transformer   for the pixels; its stream is seeded here
     shapes        of data and label, for `top_shapes`
+    arrays        makes those for the batches
     """
 
+    prefetches = True
     what: ClassVar[str] = "img"  # what Caffe's messages call an image
     reads: ClassVar[tuple[str, ...]] = ("transform_param", "data_param.prefetch")
 
@@ -48,13 +84,21 @@ class PrefetchingLayer(DataLayer):
         super().__init__(param)
         self.ahead: int = min(param.data_param.prefetch, MOST_AHEAD)
         self.shapes: list[Shape] = []
+        self.arrays = Buffers()
         self._pending: deque[Future[tuple[Batch, State]]] = deque()
         self._executor: ThreadPoolExecutor | None = None
         self._state: State = {}
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         name = f"layer '{self.name}' ({self.type})"
-        self.transformer = DataTransformer(self.param.transform_param, self.phase, name, self.what)
+        self.transformer = DataTransformer(
+            self.param.transform_param,
+            self.phase,
+            name,
+            self.what,
+            self.arrays.new,
+            self.data_resources.each,
+        )
         self.transformer.seed(self.random)
         self.data_setup()
         self.transformer.seed(self.random)  # Caffe: a second seed, which is the one in use
@@ -81,6 +125,13 @@ class PrefetchingLayer(DataLayer):
         return self.shapes[: len(self.param.top)]
 
     def next_batch(self) -> Batch:
+        begun = perf_counter()
+        try:
+            return self._next_batch()
+        finally:
+            self.waited += perf_counter() - begun
+
+    def _next_batch(self) -> Batch:
         if self.ahead == 0 and not self._pending:
             try:
                 batch, self._state = self._produce()

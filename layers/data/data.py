@@ -9,6 +9,9 @@ goes its own way through the database. The first record of a batch gives the bat
 data_order_param chooses another order than that of the keys (record_order.py). Where several ranks train
 together, rank r of N takes records r, r + N, ...
 
+Where all images fit into what is left of a budget (data_resources.py), each is decoded once and kept.
+Otherwise records are read and decoded anew each time. Both give the same batches.
+
 Caffe: data_layer.cpp, db_lmdb.cpp, db_leveldb.cpp. Differs: a database without records, or a Datum that
 contradicts itself, is an error; data_order_param. rand_skip does nothing, as in Caffe 1.0.
 """
@@ -16,12 +19,13 @@ contradicts itself, is an error; data_order_param. rand_skip does nothing, as in
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
 import numpy as np
 import torch
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -34,19 +38,21 @@ from imae.layers.data.base_data import (
     output_data_size,
     refuse_moved_fields,
 )
-from imae.layers.data.datum import array_from_datum, parse_datum
+from imae.layers.data.datum import array_from_datum, parse_datum, planes
 from imae.layers.data.leveldb_source import LeveldbSource, open_leveldb
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
 from imae.layers.data.record_order import check_order, make_order
 from imae.layers.data.resident import ResidentRecords
-from imae.layers.memory import total_memory
+from imae.layers.data_resources import DataResources, KeptRecords, in_turn
+from imae.layers.memory import bytes_text
 from imae.layers.registry import register_layer
 from imae.prototxt import Datum, LayerParameter
-from imae.prototxt.errors import SnapshotError
+from imae.prototxt.errors import DataError, SnapshotError
 
 logger = logging.getLogger(__name__)
 
 Source = LmdbSource | LeveldbSource
+Images = NDArray[np.uint8] | list[NDArray[Any]]
 
 
 @register_layer("Data")
@@ -75,8 +81,10 @@ class Data(PrefetchingLayer):
 
     def data_setup(self) -> None:
         transform = self.param.transform_param
-        budget = memory_budget() // self.ranks.size
-        self.reader = DatumReader(self.source, transform.force_color, transform.force_gray, budget)
+        self.reader = DatumReader(
+            self.source, transform.force_color, transform.force_gray, self.data_resources
+        )
+        logger.info("layer '%s' (Data): %s", self.name, self.reader.manner)
         if self.reader.first_is_encoded:
             self.transformer.what = "img"
         elif transform.force_color or transform.force_gray:
@@ -96,17 +104,15 @@ class Data(PrefetchingLayer):
         rows = self.order.next_rows(self.batch_size)
         if self.resident is not None:
             return (self.resident.draw(rows),)
-        images, labels = self.reader.read(rows)
+        images, places, labels = self.reader.read(rows)
         if isinstance(images, np.ndarray):
-            values = self.transformer.transform_rows(images, rows)
+            values = self.transformer.transform_rows(images, places)
         else:
-            names, keys = self.source.record_name, self.source.keys  # asked in errors only
-            values = self.transformer.transform_list(images, lambda i: names(keys()[rows[i]]))
+            values = self.transformer.transform_list(images, self.reader.names(rows))
         batch = torch.from_numpy(values), torch.from_numpy(labels.astype(np.float32))
         return batch[: len(self.param.top)]
 
     def reside(self, device: torch.device, budget: int) -> bool:
-        """Keep all records on `device` from now on, if they take at most `budget` bytes; whether it does."""
         if self.reader.bytes_needed > budget:
             return False
         state = self.get_state()
@@ -121,14 +127,14 @@ class Data(PrefetchingLayer):
         return super().next_batch() if self.resident is None else self.assemble(self.next_draw())
 
     def next_draw(self) -> Tensor:
-        """Of a layer whose records reside on a device: what makes up the next batch, on the host."""
+        if self.resident is None:
+            return super().next_draw()
         (drawn,) = super().next_batch()
         return drawn
 
     def assemble(self, drawn: Tensor) -> Batch:
-        """The batch of a draw, on the device where the records reside."""
         if self.resident is None:
-            raise self.error("its records do not reside on a device")
+            return super().assemble(drawn)
         batch = self.resident.assemble(drawn.to(self.resident.images.device, non_blocking=True))
         return batch[: len(self.param.top)]
 
@@ -151,33 +157,48 @@ class Data(PrefetchingLayer):
 class DatumReader:
     """Decodes records; keeps the images in one uint8 array, if all are of one size and that fits.
 
-    budget       bytes that the array may take
+    resources    memory for the array, and threads that decode pictures
     first_size   (C, H, W) of record 0, first_name what errors call it
+    manner       whether the images are kept, in words
     """
 
-    def __init__(self, source: Source, force_color: bool, force_gray: bool, budget: int) -> None:
-        self.source = source
+    def __init__(self, source: Source, force_color: bool, force_gray: bool, resources: DataResources) -> None:
+        self.source, self.resources = source, resources
         self._forced = force_color, force_gray
-        self._cursor: Iterator[tuple[bytes, bytes]] = iter(())
-        self._cursor_at = -1
-        self.first_name, datum = self._parse(0)
+        self._raw: RawForm | None = None
+        value = source.value(0)
+        self.first_name = self.name(0)
+        datum = parse_datum(value, self.first_name)
         first = array_from_datum(datum, self.first_name, *self._forced)
         self.first_is_encoded, self.first_size = datum.encoded, first.shape
-        self._kept: NDArray[np.uint8] | None = None
-        self._labels = np.zeros(len(source), np.int64)
-        self._have = np.zeros(len(source), np.bool_)
-        if first.dtype == np.uint8 and first.size * len(source) <= budget:
-            self._kept = np.empty((len(source), *first.shape), np.uint8)
+        if not datum.encoded and first.dtype == np.uint8:
+            self._raw = RawForm(datum)
+        shape = (len(source), *first.shape)
+        key = (source.identity, *self._forced)
+        shared = resources.kept(key)
+        taken = f"{bytes_text(resources.free)} are free of a budget of {bytes_text(resources.budget)}"
+        self._kept: KeptRecords | None = None
+        if first.dtype == np.uint8:
+            self._kept = shared or resources.keep(key, shape)
+        size = f"{len(source)} records, {bytes_text(first.nbytes * len(source))} decoded,"
+        if first.dtype != np.uint8:
+            self.manner = f"{size} are read anew each time: their values are no bytes"
+        elif shared is not None:
+            self.manner = f"{size} are kept in memory, where another layer has them, too"
+        elif self._kept is not None:
+            self.manner = f"{size} stay in memory once they are read; {taken}"
+        else:
+            self.manner = f"{size} are read anew each time; {taken} (--data-cache)"
 
-    def read(
-        self, rows: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint8] | list[NDArray[Any]], NDArray[np.int64]]:
-        """(images, labels) of the records `rows`: the array of all records, or a list of these ones."""
+    def read(self, rows: NDArray[np.int64]) -> tuple[Images, NDArray[np.int64], NDArray[np.int64]]:
+        """(images, places, labels): images[places[i]] and labels[i] are those of record rows[i].
+
+        The images are the array of all records, an array of these ones, or a list of them.
+        """
         if self._kept is not None and self._keep(self._kept, rows):
-            return self._kept, self._labels[rows]
-        self._kept = None
-        decoded = [self._decode(row) for row in rows.tolist()]
-        return [image for image, _ in decoded], np.array([label for _, label in decoded], np.int64)
+            return self._kept.images, rows, self._kept.labels[rows]
+        images, labels = self._decoded(rows)
+        return images, np.arange(len(rows)), labels
 
     @property
     def bytes_needed(self) -> int:
@@ -188,36 +209,113 @@ class DatumReader:
         """All images (K, C, H, W) and labels; None where they are not kept in one array."""
         if self._kept is None or not self._keep(self._kept, np.arange(len(self.source))):
             return None
-        return self._kept, self._labels
+        return self._kept.images, self._kept.labels
 
     def read_labels(self) -> NDArray[np.int64]:
         """The labels of all records."""
         named = ((self.source.record_name(key), value) for key, value in self.source.records())
         return np.fromiter((parse_datum(value, name).label for name, value in named), np.int64)
 
-    def _keep(self, kept: NDArray[np.uint8], rows: NDArray[np.int64]) -> bool:
+    def _keep(self, kept: KeptRecords, rows: NDArray[np.int64]) -> bool:
         """Make sure that the array holds these records; False if one does not fit in."""
-        for row in rows[~self._have[rows]].tolist():
-            image, self._labels[row] = self._decode(row)
-            if image.shape != self.first_size or image.dtype != np.uint8:
-                return False
-            kept[row], self._have[row] = image, True
+        missing = rows[~kept.have[rows]]
+        if not len(missing):
+            return True
+        images, kept.labels[missing] = self._decoded(missing)
+        if any(image.shape != self.first_size or image.dtype != np.uint8 for image in images):
+            self._kept = None
+            logger.info("'%s' has images of several sizes, so they are read anew each time", self.source.path)
+            return False
+
+        def put(i: int) -> None:
+            for place, plane in zip(kept.images[missing[i]], planes(images[i]), strict=True):
+                np.copyto(place, plane)
+
+        if isinstance(images, np.ndarray):
+            kept.images[missing] = images
+        else:
+            self.resources.each(put, len(missing))
+        kept.have[missing] = True
         return True
 
-    def _decode(self, row: int) -> tuple[NDArray[Any], int]:
-        name, datum = self._parse(row)
-        return array_from_datum(datum, name, *self._forced), datum.label
+    def _decoded(self, rows: NDArray[np.int64]) -> tuple[Images, NDArray[np.int64]]:
+        """(images, labels) of these records; pictures are decoded by several threads."""
+        values = self.source.values(rows)
+        if self._raw is not None and (found := self._raw.read(values)) is not None:
+            return found
+        each = self.resources.each if self.first_is_encoded else in_turn
+        decoded = each(lambda i: self._decode(int(rows[i]), values[i]), len(rows))
+        return [image for image, _ in decoded], np.array([label for _, label in decoded], np.int64)
 
-    def _parse(self, row: int) -> tuple[str, Datum]:
-        """(name, Datum) of a record; the next one is at hand, others are sought."""
-        if row != self._cursor_at:
-            self._cursor = self.source.records(row)
-        self._cursor_at = row + 1
-        key, value = next(self._cursor)
-        name = self.source.record_name(key)
-        return name, parse_datum(value, name)
+    def _decode(self, row: int, value: bytes) -> tuple[NDArray[Any], int]:
+        try:
+            datum = parse_datum(value, "")
+            return array_from_datum(datum, "", *self._forced), datum.label
+        except DataError:  # once more, for an error that names the record
+            name = self.name(row)
+            datum = parse_datum(value, name)
+            return array_from_datum(datum, name, *self._forced), datum.label
+
+    def name(self, row: int) -> str:
+        """What errors call a record."""
+        return self.source.record_name(self.source.key(row))
+
+    def names(self, rows: NDArray[np.int64]) -> Callable[[int], str]:
+        """What errors call the i-th of these records."""
+        return lambda i: self.name(int(rows[i]))
 
 
-def memory_budget(share: float = 0.25) -> int:
-    """Bytes that a layer may keep decoded: a share of the memory of the machine, or of the control group."""
-    return int(total_memory() * share)
+class RawForm:
+    """Reads raw records of the form of a first one without a look at each field.
+
+    The records of most databases differ in pixels and label alone. The bytes of a Datum are its fields one
+    after the other; so where they begin as the first one's, the pixels follow, and behind them the label.
+    """
+
+    MOST = 10000  # labels to remember
+    SMALL = 1 << 16  # bytes of an image; many such ones are put together into one array
+
+    def __init__(self, first: Datum) -> None:
+        self.shape = first.channels, first.height, first.width
+        head = Datum(channels=first.channels, height=first.height, width=first.width, data=first.data)
+        count = len(first.data)
+        self.head = head.SerializeToString()[:-count]
+        self.size = len(self.head) + count
+        self._labels: dict[bytes, int] = {}
+
+    def read(self, values: list[bytes]) -> tuple[Images, NDArray[np.int64]] | None:
+        """(images, labels); None if one of the records has another form."""
+        begin, size, labels = len(self.head), self.size, []
+        for value in values:
+            if len(value) < size or not value.startswith(self.head):
+                return None
+            rest = value[size:]
+            label = self._labels.get(rest)
+            if label is None:
+                label = self._label(rest)
+                if label is None:
+                    return None
+            labels.append(label)
+        images: Images
+        if size <= self.SMALL:
+            pixels = b"".join([value[begin:size] for value in values])
+            images = np.frombuffer(pixels, np.uint8).reshape(len(values), *self.shape)
+        else:
+            images = [np.ndarray(self.shape, np.uint8, value, begin) for value in values]
+        return images, np.array(labels, np.int64)
+
+    def _label(self, rest: bytes) -> int | None:
+        """The label in the bytes behind the pixels; None where there is anything else."""
+        try:
+            datum = Datum.FromString(rest)
+        except DecodeError:
+            return None
+        label = datum.label
+        datum.ClearField("label")
+        if not datum.encoded:
+            datum.ClearField("encoded")
+        if datum.ByteSize():
+            return None
+        if len(self._labels) < self.MOST:
+            self._labels[rest] = label
+        return label

@@ -6,6 +6,7 @@ where they are too large; here they must agree.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -81,6 +82,13 @@ def decode_image(data: bytes, flag: int, name: str) -> NDArray[np.uint8]:
     if image.dtype != np.uint8:
         raise DataError(f"{name}: Image data type must be unsigned byte; got {image.dtype}")
     return image if image.ndim == 3 else image[:, :, None]  # type: ignore[return-value]  # dtype checked above
+
+
+def planes(image: NDArray[Any]) -> Sequence[NDArray[Any]]:
+    """The channels of an image (C, H, W), each with its rows in one piece; copies of a decoded picture's."""
+    if image.strides[2] == image.itemsize or not 2 <= len(image) <= 4:
+        return list(image)
+    return cv2.split(image.transpose(1, 2, 0))
 
 
 def read_file(path: str) -> bytes:

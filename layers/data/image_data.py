@@ -12,6 +12,9 @@ set-up and again whenever it is used up; rand_skip leaves out fewer pictures tha
 picture of a batch gives the batch its size. Where several ranks train together, each goes through the whole
 list, in an order or from a place of its own if one of the two is set.
 
+As in Caffe, pictures are read and decoded anew each time, so that their files may change; several threads do
+it. An LMDB of them can be kept in memory (data.py).
+
 Caffe: image_data_layer.cpp, io.cpp.
 """
 
@@ -110,7 +113,7 @@ class ImageData(PrefetchingLayer):
                     self.shuffler is not None
                 ):  # Caffe: from the order that the list is in, not from the file's
                     self.order = self.order[self.shuffler.shuffle(len(self.order))]
-        images = [self._read(line) for line in lines]
+        images = self.data_resources.each(lambda i: self._read(lines[i]), len(lines))
         values = self.transformer.transform_list(images, lambda i: self.paths[lines[i]])
         return torch.from_numpy(values), torch.from_numpy(self.labels[lines].astype(np.float32))
 

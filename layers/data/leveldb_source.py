@@ -10,11 +10,15 @@ Caffe: db_leveldb.cpp. Differs: several layers of a process may read the same da
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
+from itertools import islice
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 from weakref import WeakValueDictionary
+
+import numpy as np
+from numpy.typing import NDArray
 
 from imae.layers.data.datum import parse_datum
 from imae.prototxt import Datum
@@ -43,6 +47,7 @@ class _Database:
     """A plyvel.DB and its keys. It is closed when nobody refers to it any more."""
 
     def __init__(self, folder: Path, plyvel: ModuleType) -> None:
+        self.identity = object()
         self.error = plyvel.Error
         # LevelDB's locks go by the path as it is given.
         self.reader = plyvel.DB(str(folder.absolute()), create_if_missing=False, paranoid_checks=True)
@@ -79,8 +84,9 @@ def _open(folder: Path) -> _Database:
 class LeveldbSource:
     """An open database; what an LmdbSource offers.
 
-    path   as it was given
-    len    number of records
+    path       as it was given
+    identity   equal for all that are the same database
+    len        number of records
     """
 
     def __init__(self, path: str, database: _Database) -> None:
@@ -88,9 +94,14 @@ class LeveldbSource:
         self.path = path
         self._database: _Database | None = database
         self._keys = database.keys
+        self.identity: Hashable = database.identity
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def key(self, index: int) -> bytes:
+        """The key of record `index`."""
+        return self._keys[index]
 
     def keys(self) -> list[bytes]:
         """All keys in order."""
@@ -103,6 +114,13 @@ class LeveldbSource:
     def value(self, index: int) -> bytes:
         """The bytes of record `index`."""
         return next(self.records(index))[1]
+
+    def values(self, rows: NDArray[np.int64]) -> list[bytes]:
+        """The bytes of these records, in this order; what follows one upon the other is sought once."""
+        values: list[bytes] = []
+        for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else ():
+            values += [value for _, value in islice(self.records(int(run[0])), len(run))]
+        return values
 
     def datum(self, index: int) -> Datum:
         """Record `index`, parsed; DataError where it is no Datum."""

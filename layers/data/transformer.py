@@ -21,16 +21,18 @@ Caffe: data_transformer.cpp. force_color and force_gray act where pictures are d
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from imae.layers.blob import array_from_blob
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.data.datum import size_text
+from imae.layers.data.datum import planes, size_text
+from imae.layers.data_resources import in_turn
 from imae.prototxt import TRAIN, BlobProto, TransformationParameter
 from imae.prototxt.errors import DataError, ImaeError, LayerError
 from imae.prototxt.text import read_binary
@@ -38,6 +40,13 @@ from imae.prototxt.text import read_binary
 logger = logging.getLogger(__name__)
 
 Size = tuple[int, ...]
+LARGE = 64 * 64  # pixels; from such images on, one at a time is faster than a whole batch
+CACHED = 1 << 16  # values that stay in the cache of the processor from one operation to the next
+
+
+def new_array(shape: Size) -> NDArray[np.float32]:
+    """An array for a batch, of any content."""
+    return np.empty(shape, np.float32)
 
 
 class DataTransformer:
@@ -47,10 +56,20 @@ class DataTransformer:
     phase    TRAIN or TEST
     name     what errors call the owner
     what     what Caffe's messages call an image: "datum", or "img" for a decoded picture
+    new      makes the arrays of the batches
+    each     does something for each of so many large images, perhaps in several threads
     """
 
-    def __init__(self, param: TransformationParameter, phase: int, name: str, what: str = "datum") -> None:
-        self.name, self.what = name, what
+    def __init__(
+        self,
+        param: TransformationParameter,
+        phase: int,
+        name: str,
+        what: str = "datum",
+        new: Callable[[Size], NDArray[np.float32]] = new_array,
+        each: Callable[[Callable[[int], None], int], object] = in_turn,
+    ) -> None:
+        self.name, self.what, self.new, self.each = name, what, new, each
         self.crop_size, self.mirror = param.crop_size, param.mirror
         self.left_out = int(param.exclude_last_crop)  # rows and columns
         if self.left_out and not self.crop_size:
@@ -60,6 +79,7 @@ class DataTransformer:
         self.random: CaffeRandom | None = None
         self.mean: NDArray[np.float32] | None = None
         self.mean_values = np.array(param.mean_value, np.float32)
+        self._mean_image = np.zeros((0, 0, 0), np.float32)  # of mean_values, once the size is known
         if param.HasField("mean_file"):
             if len(param.mean_value):
                 raise LayerError(
@@ -89,9 +109,11 @@ class DataTransformer:
 
     def transform_rows(self, images: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """images[rows] of an array (K, C, H, W), transformed: (N, C, h, w); `output_size` has been asked."""
-        n = len(rows)
-        flip, top, left = self.draw(np.full(n, images.shape[2]), np.full(n, images.shape[3]))
-        return self._arithmetic(_mirrored(self._window(images, rows, top, left), flip), flip, top, left)
+        n, (_, height, width) = len(rows), images.shape[1:]
+        flip, top, left = self.draw(np.full(n, height), np.full(n, width))
+        if self._is_large(images.shape[1:]):
+            return self._one_by_one([images[row] for row in rows.tolist()], flip, top, left)
+        return self._arithmetic(_mirrored(self._windows(images, rows, top, left), flip), flip, top, left)
 
     def transform_list(
         self, images: Sequence[NDArray[Any]], name_of: Callable[[int], str]
@@ -100,25 +122,28 @@ class DataTransformer:
 
         `name_of(i)` is what errors call images[i].
         """
-        for i, image in enumerate(images):
-            problem = self._misfit(image.shape, images[0].shape) if i else None
+        first = images[0].shape
+        alike = len({image.shape for image in images}) == 1
+        for i, image in enumerate(images[:1] if alike else images):
+            problem = self._misfit(image.shape, first) if i else None
             if problem := problem or self._problem(image.shape):
                 raise DataError(f"{name_of(i)}: {problem}")
-        if len({image.shape for image in images}) == 1:
-            return self.transform_rows(np.stack(images), np.arange(len(images)))
         heights, widths = (np.array([image.shape[axis] for image in images]) for axis in (1, 2))
         flip, top, left = self.draw(heights, widths)
-        crop = self.crop_size
-        pixels = np.stack(
-            [
-                image[:, y : y + crop, x : x + crop]
-                for image, y, x in zip(images, top.tolist(), left.tolist(), strict=True)
-            ]
-        )
+        if self._is_large(first):
+            return self._one_by_one(images, flip, top, left)
+        size = self._cropped(first)
+        pixels = np.empty((len(images), *size), np.result_type(*{image.dtype for image in images}))
+        for i, (image, y, x) in enumerate(zip(images, top.tolist(), left.tolist(), strict=True)):
+            pixels[i] = image[:, y : y + size[1], x : x + size[2]]
         return self._arithmetic(_mirrored(pixels, flip), flip, top, left)
 
     def _cropped(self, size: Size) -> Size:
         return (size[0], self.crop_size, self.crop_size) if self.crop_size else size
+
+    def _is_large(self, size: Size) -> bool:
+        _, height, width = self._cropped(size)
+        return height * width >= LARGE
 
     def _problem(self, size: Size) -> str | None:
         """What is wrong with an image of this size, in Caffe's words."""
@@ -189,27 +214,71 @@ class DataTransformer:
             left = np.where(flip, right + self.left_out - left, left)
         return flip, top, left
 
-    def _window(
+    def _windows(
         self, images: NDArray[Any], rows: NDArray[np.int64], top: NDArray[np.int64], left: NDArray[np.int64]
     ) -> NDArray[Any]:
         """A copy of images[rows], cropped."""
         if not self.crop_size:
             return images[rows]
-        windows = sliding_window_view(images, (self.crop_size, self.crop_size), axis=(2, 3))
-        return windows[rows, :, top, left]
+        images = np.ascontiguousarray(images)
+        crop, (channels, height, width) = self.crop_size, images.shape[1:]
+        # A row of a window is one item, which numpy copies as a whole.
+        item, places = images.itemsize, images.size - crop + 1
+        items = np.ndarray((places,), f"V{crop * item}", images, strides=(item,))
+        planes = rows[:, None] * channels + np.arange(channels)
+        lines = (planes * height + top[:, None])[:, :, None] + np.arange(crop)
+        windows: NDArray[Any] = items[lines * width + left[:, None, None]].view(images.dtype)
+        return windows.reshape(len(rows), channels, crop, crop)
 
     def _arithmetic(
         self, pixels: NDArray[Any], flip: NDArray[np.bool_], top: NDArray[np.int64], left: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        values = pixels.astype(np.float32, copy=False)  # already a copy
+        values, size = self.new(pixels.shape), pixels.shape[1:]
+        if self.mean is None and self.mean_values.any() and self._mean_image.shape != size:
+            # Of the images' size: numpy is slow where an inner axis is broadcast.
+            self._mean_image = np.broadcast_to(self.mean_values[:, None, None], size).copy()
+        step = max(1, CACHED // math.prod(size))
         with np.errstate(over="ignore", invalid="ignore"):  # a mean or float_data may hold anything
-            if self.mean is not None:
-                rows = np.zeros(len(values), np.int64)
-                values -= _mirrored(self._window(self.mean[None], rows, top, left), flip)
-            elif self.mean_values.any():
-                values -= self.mean_values[:, None, None]
-            if self.scale != 1:
-                values *= self.scale
+            for begin in range(0, len(values), step):
+                some = slice(begin, begin + step)
+                np.copyto(values[some], pixels[some], "unsafe")
+                if self.mean is not None:
+                    first = np.zeros(len(values[some]), np.int64)
+                    means = self._windows(self.mean[None], first, top[some], left[some])
+                    values[some] -= _mirrored(means, flip[some])
+                elif self._mean_image.size:
+                    values[some] -= self._mean_image
+                if self.scale != 1:
+                    values[some] *= self.scale
+        return values
+
+    def _one_by_one(
+        self,
+        images: Sequence[NDArray[Any]],
+        flip: NDArray[np.bool_],
+        top: NDArray[np.int64],
+        left: NDArray[np.int64],
+    ) -> NDArray[np.float32]:
+        """The same for large images, a plane at a time, which stays in the cache of the processor."""
+        channels, height, width = self._cropped(images[0].shape)
+        values = self.new((len(images), channels, height, width))
+        means = np.broadcast_to(self.mean_values if self.mean_values.any() else np.float32(0), channels)
+
+        def transform(i: int) -> None:
+            rows, columns = slice(top[i], top[i] + height), slice(left[i], left[i] + width)
+            with np.errstate(over="ignore", invalid="ignore"):  # a thread begins without it
+                for c, plane in enumerate(planes(images[i][:, rows, columns])):
+                    value = values[i, c]
+                    np.copyto(value, _mirrored_plane(plane) if flip[i] else plane, "unsafe")
+                    if self.mean is not None:
+                        mean = self.mean[c, rows, columns]
+                        value -= mean[:, ::-1] if flip[i] else mean
+                    elif means[c]:
+                        value -= means[c]
+                    if self.scale != 1:
+                        value *= self.scale
+
+        self.each(transform, len(images))
         return values
 
 
@@ -227,5 +296,15 @@ def read_mean_file(path: str, name: str) -> NDArray[np.float32]:
 
 def _mirrored(pixels: NDArray[Any], flip: NDArray[np.bool_]) -> NDArray[Any]:
     """The images, those of `flip` mirrored in place."""
-    pixels[flip] = pixels[flip][..., ::-1]
+    mirrored = pixels[flip]
+    if mirrored.size:
+        lines = mirrored.reshape(-1, pixels.shape[-1])
+        pixels[flip] = _mirrored_plane(lines).reshape(mirrored.shape)
     return pixels
+
+
+def _mirrored_plane(plane: NDArray[Any]) -> NDArray[Any]:
+    """The plane with left and right changed."""
+    if plane.dtype == np.uint8:  # OpenCV is many times as fast
+        return np.asarray(cv2.flip(plane, 1))
+    return plane[:, ::-1]
