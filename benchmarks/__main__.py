@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import time
 
 NAMES = ("training", "scaling", "data", "inference", "startup", "gpu")
 
@@ -27,7 +28,10 @@ def main() -> None:
     for name, module in modules.items():
         if arguments.name in (None, name):
             print(f"\n## {name}: {str(module.__doc__).splitlines()[0]}\n", flush=True)
+            begun = time.monotonic()
             module.main(arguments if arguments.name else commands.choices[name].parse_args([]))
+            if arguments.name is None:
+                print(f"\n({name}: {time.monotonic() - begun:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import resource
 import statistics
 import sys
@@ -31,7 +32,7 @@ def in_turns(
     warm_up: int = 2,
     after: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, Timing]:
-    """Call each way once per round, so that a slow moment of the machine meets all of them alike.
+    """Call each way once per round, in a new order, so that slow moments and caches meet all of them alike.
 
     after   by name, what else to call after each turn; it is not timed
     """
@@ -41,8 +42,11 @@ def in_turns(
             way()
             after.get(name, lambda: None)()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    order, shuffle = list(ways), random.Random(0).shuffle
     for _ in range(rounds):
-        for name, way in ways.items():
+        shuffle(order)
+        for name in order:
+            way = ways[name]
             begun = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - begun)
@@ -51,16 +55,17 @@ def in_turns(
 
 
 def table(title: str, timings: Mapping[str, Timing], base: str, unit: float = 1e3, what: str = "ms") -> str:
-    """A Markdown table: the times, and each one's as a ratio to that of `base` (both the least)."""
+    """A Markdown table: the times, and each one's as a ratio to `base`'s, by the least and the median."""
     lines = [
         f"### {title}",
         "",
-        f"| | least, {what} | median, {what} | time / {base} |",
-        "| --- | ---: | ---: | ---: |",
+        f"| | least, {what} | median, {what} | least / {base} | median / {base} |",
+        "| --- | ---: | ---: | ---: | ---: |",
     ]
     for name, timing in timings.items():
-        ratio = timing.least / timings[base].least
-        lines.append(f"| {name} | {timing.least * unit:.3g} | {timing.median * unit:.3g} | {ratio:.2f} |")
+        ratios = timing.least / timings[base].least, timing.median / timings[base].median
+        cells = [f"{timing.least * unit:.3g}", f"{timing.median * unit:.3g}", *(f"{r:.2f}" for r in ratios)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -86,6 +91,10 @@ def machine() -> str:
 
 def peak_memory() -> float:
     """The largest resident memory of this process so far, in MiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # where getrusage also counts what the parent had when it started this process
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1024 if sys.platform != "darwin" else peak / 2**20
 

@@ -3,13 +3,18 @@
     python -m benchmarks training [--rounds 10] [--batch 128] [--depth 20]
 
 imae runs its whole path: records from an LMDB, crop, mirror, mean, forward, backward, update. PyTorch gets
-a batch that lies ready in memory.
+a batch that lies ready in memory. Peak memory is that of a process that trains one way alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +30,15 @@ from imae.prototxt.resnet import paper_solver, resnet, with_cifar10_data
 from imae.train.device import keep_freed_memory
 from imae.train.solver import Solver
 
-CAFFE = 0.81  # seconds an iteration: Caffe's CPU build on 2 cores of AMD Zen 4
+# Seconds an iteration: Caffe's CPU build on 2 cores of AMD Zen 4; what matrix products reach there.
+CAFFE, CAFFE_RATE = 0.81, 180e9
+PEERS = {
+    "PyTorch eager": {},
+    "PyTorch channels-last": {"channels_last": True},
+    "PyTorch compiled": {"compiled": True},
+    "PyTorch compiled, channels-last": {"channels_last": True, "compiled": True},
+}
+LOSSES = {"imae": "IMAELoss", "imae, SoftmaxWithLoss": "SoftmaxWithLoss"}
 
 
 def write_images(path: Path, count: int = 2000, side: int = 40) -> Path:
@@ -61,36 +74,61 @@ def make_solver(
 def main(arguments: argparse.Namespace) -> None:
     keep_freed_memory()
     batch, depth = arguments.batch, arguments.depth
+    if arguments.alone:
+        print(json.dumps(_alone(arguments.alone, batch, depth)))
+        return
     with tempfile.TemporaryDirectory() as folder:
-        solver = make_solver(Path(folder), batch, depth)
-        ways = {
-            "imae": lambda: solver.step(1),
-            "PyTorch eager": training_step(batch, depth),
-            "PyTorch channels-last": training_step(batch, depth, channels_last=True),
-            "PyTorch compiled": training_step(batch, depth, compiled=True),
-            "PyTorch compiled, channels-last": training_step(batch, depth, channels_last=True, compiled=True),
-        }
-        timings = in_turns(ways, arguments.rounds)
-    best = min((name for name in timings if name != "imae"), key=lambda name: timings[name].least)
+        ways = {name: _way(name, Path(folder), batch, depth) for name in (*LOSSES, *PEERS)}
+        timings = in_turns(ways, arguments.rounds, warm_up=3)
+    best = min(PEERS, key=lambda name: timings[name].median)
     print(machine() + "\n")
     print(table(f"ResNet-{depth}, batch {batch}, one training iteration", timings, best))
-    work, rate = operations(depth, batch), matrix_product_rate()
-    least = timings["imae"].least
-    print(f"- an iteration is {work / 1e9:.1f} GFLOP; matrix products reach {rate / 1e9:.0f} GFLOP/s")
-    print(f"- imae reaches {work / least / 1e9:.0f} GFLOP/s, {work / least / rate:.2f} of that")
+    work, rate, ours = operations(depth, batch), matrix_product_rate(), timings["imae"]
     print(
-        f"- a copy in memory: {copy_rate() / 1e9:.1f} GB/s; peak memory of all ways {peak_memory():.0f} MiB"
+        f"- of the best plain PyTorch's time ({best}) imae takes {ours.median / timings[best].median:.2f} by "
+        f"the medians, {ours.least / min(timings[name].least for name in PEERS):.2f} by the least"
     )
+    print(f"- an iteration is {work / 1e9:.1f} GFLOP; matrix products reach {rate / 1e9:.0f} GFLOP/s")
+    print(f"- imae reaches {work / ours.least / 1e9:.0f} GFLOP/s, {work / ours.least / rate:.2f} of that")
+    print(f"- a copy in memory: {copy_rate() / 1e9:.1f} GB/s")
     if (batch, depth) == (128, 20):
+        scaled = CAFFE * CAFFE_RATE / rate
         print(
-            f"- Caffe's CPU build (2 cores of AMD Zen 4): {CAFFE} s = {CAFFE / least:.2f} of imae's time here"
+            f"- Caffe's CPU build (2 cores of AMD Zen 4, matrix products {CAFFE_RATE / 1e9:.0f} GFLOP/s): "
+            f"{CAFFE} s = {CAFFE / ours.least:.2f} of imae's time here; scaled by the two rates "
+            f"{scaled:.2f} s = {scaled / ours.least:.2f}"
         )
+    print("\n| trained alone | peak memory, MiB | without the libraries |\n| --- | ---: | ---: |")
+    for name in ways:
+        command = [sys.executable, "-m", "benchmarks", "training", "--alone", name]
+        command += ["--batch", str(batch), "--depth", str(depth)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        before, peak = json.loads(done.stdout.splitlines()[-1])
+        print(f"| {name} | {peak:.0f} | {peak - before:.0f} |", flush=True)
+
+
+def _way(name: str, folder: Path, batch: int, depth: int) -> Callable[[], object]:
+    """One iteration."""
+    if name in PEERS:
+        return training_step(batch, depth, **PEERS[name])
+    return partial(make_solver(folder, batch, depth, LOSSES[name]).step, 1)
+
+
+def _alone(name: str, batch: int, depth: int) -> tuple[float, float]:
+    """Peak memory of this process, in MiB, before and after it has trained this way."""
+    before = peak_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        way = _way(name, Path(folder), batch, depth)
+        for _ in range(3):
+            way()
+    return before, peak_memory()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--depth", type=int, default=20)
+    parser.add_argument("--alone", default="", help=argparse.SUPPRESS)
 
 
 __all__ = ["add_arguments", "main", "make_solver", "torch", "write_images"]

@@ -11,8 +11,9 @@ from __future__ import annotations
 import copy
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +25,21 @@ from imae.layers.common.inner_product import InnerProduct
 from imae.layers.layer import Layer
 from imae.layers.net import Net, Step, mark_frees
 from imae.layers.normalization.batch_norm import BatchNorm
+from imae.layers.running_statistics import RunningStatistics, sole_owners
 from imae.layers.utility.eltwise import Eltwise
+from imae.layers.utility.split import Split
 from imae.layers.vision.conv import Convolution
 from imae.prototxt import LayerParameter
 
 
-def fuse_training(net: Net) -> list[Step]:
-    """BatchNorm + Scale (+ ReLU) as one step, and ReLU within its bottom's memory where nobody needs that."""
+def fuse_training(net: Net, keep: Collection[str] = ()) -> list[Step]:
+    """BatchNorm + Scale (+ ReLU) as one step, their running statistics renewed together, sums and ReLUs
+    within the memory of a bottom where nobody needs that, splits that hand their bottom on as it is.
+
+    keep   names of blobs that somebody wants to have after a pass
+    """
     plan = _Plan(net)
+    fused: list[tuple[int, FusedBatchNormScale]] = []
     for index, step in enumerate(net.steps):
         norm = step.layer
         if not isinstance(norm, BatchNorm) or plan.gone(index):
@@ -44,29 +52,91 @@ def fuse_training(net: Net) -> list[Step]:
         members = [index, scale_at] + ([relu_at] if relu and relu_at is not None else [])
         scale = net.steps[scale_at].layer
         assert isinstance(scale, Scale)
-        plan.join(members, FusedBatchNormScale(norm, scale, relu))
+        run = FusedBatchNormScale(norm, scale, relu)
+        plan.join(members, run)
+        fused.append((members[-1], run))
+    _renew_together(net, [run for _, run in sorted(fused, key=lambda placed: placed[0])])
     for index, step in enumerate(net.steps):
-        if _is_plain_relu(step) and not plan.gone(index):
+        if plan.gone(index):
+            continue
+        if isinstance(step.layer, Split):
+            plan.replace(index, partial(_handed_on, len(step.tops)))
+        elif isinstance(step.layer, Eltwise) and (place := _spare_bottom(net, plan, index, keep)) is not None:
+            plan.replace(index, partial(_sum_within, place))
+        elif _is_plain_relu(step):
             source = plan.only_writer(index)
             if (
                 source is not None
                 and isinstance(net.steps[source].layer, Eltwise | Convolution | InnerProduct)
                 and _makes_new_memory(net.steps[source].layer)
+                and (step.tops == step.bottoms or step.bottoms[0] not in keep)
             ):
                 plan.replace(index, F.relu_)
     return plan.steps()
 
 
 class FusedBatchNormScale:
-    """BatchNorm, then Scale with bias, then perhaps ReLU, by one kernel forward and one backward."""
+    """BatchNorm, then Scale with bias, then perhaps ReLU, by one kernel forward and one backward.
+
+    together   renews the running statistics of several such, this one being number `place` of them
+    """
 
     def __init__(self, norm: BatchNorm, scale: Scale, relu: bool) -> None:
         self.norm, self.scale, self.relu = norm, scale, relu
+        self.together: RunningStatistics | None = None
+        self.place = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        bias = self.scale.blob(1) if len(self.scale.blobs) > 1 else None
-        y = self.norm.normalize(x, self.scale.blob(0), bias)
+        weight, bias = self.scale.blob(0), self.scale.blob(1) if len(self.scale.blobs) > 1 else None
+        if self.together is None:
+            y = self.norm.normalize(x, weight, bias)
+        else:
+            y = self.together.normalize(self.place, x, weight, bias)
         return F.relu_(y) if self.relu else y
+
+
+def _renew_together(net: Net, fused: list[FusedBatchNormScale]) -> None:
+    """Let fused layers whose statistics nobody else uses renew them at once; they run in this order."""
+    owners = set(map(id, sole_owners((step.layer for step in net.steps), (run.norm for run in fused))))
+    fused = [run for run in fused if id(run.norm) in owners]
+    together = RunningStatistics([run.norm for run in fused])
+    for place, run in enumerate(fused):
+        run.together, run.place = together, place
+
+
+def _spare_bottom(net: Net, plan: _Plan, index: int, keep: Collection[str]) -> int | None:
+    """Which of a plain sum's first two bottoms it may overwrite: one of its own, in memory of its own."""
+    step = net.steps[index]
+    layer = step.layer
+    if not isinstance(layer, Eltwise) or layer.operation != layer.param.eltwise_param.SUM:
+        return None
+    if any(coeff != 1 for coeff in layer.coeffs) or len(set(step.bottoms)) < len(step.bottoms):
+        return None
+    for place, name in enumerate(step.bottoms[:2]):
+        writer = plan.only_writer(index, place)
+        if writer is None or name in keep or name in net.loss_weights:
+            continue
+        joined = plan.joined(writer)
+        if isinstance(joined, FusedBatchNormScale):
+            if not joined.relu:  # whose backward pass reads what it gave
+                return place
+        elif joined is None and isinstance(net.steps[writer].layer, Convolution | InnerProduct):
+            return place
+    return None
+
+
+def _sum_within(place: int, *bottoms: Tensor) -> Tensor:
+    """The sum of the bottoms in the memory of one of the first two, if it has the sum's type."""
+    first, second = bottoms[place], bottoms[1 - place]
+    top = first.add_(second) if first.dtype == second.dtype else first + second
+    for bottom in bottoms[2:]:
+        top = top + bottom
+    return top
+
+
+def _handed_on(count: int, x: Tensor) -> tuple[Tensor, ...]:
+    """The tops of a split. Without views between, autograd can add their gradients up in place."""
+    return (x,) * count
 
 
 def fold_batch_norm(net: Net) -> list[Step]:
@@ -161,9 +231,14 @@ class _Plan:
         alone = len(reader.bottoms) == 1 and len(reader.tops) == 1 and not any(reader.detach)
         return later if alone and not self.gone(later) else None
 
-    def only_writer(self, index: int) -> int | None:
-        """The step whose only top step `index` reads."""
-        writers = self._writers[self._steps[index].bottoms[0]]
+    def joined(self, index: int) -> FusedBatchNormScale | Layer | None:
+        """What stands for step `index` and others; it must be the last of them."""
+        joined = self._joined.get(index)
+        return None if joined is None else joined.run
+
+    def only_writer(self, index: int, place: int = 0) -> int | None:
+        """The step whose only top is bottom `place` of step `index`."""
+        writers = self._writers[self._steps[index].bottoms[place]]
         before = bisect_left(writers, index)
         if not before:
             return None

@@ -13,7 +13,8 @@ import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, TypeVar
 
 from imae.prototxt.errors import LayerError
@@ -57,7 +58,10 @@ def register_layer(type_name: str) -> Callable[[LayerClass], LayerClass]:
 
 def layer_class(type_name: str) -> type[Layer]:
     """The class that is registered under Caffe's type string; LayerError lists the known ones."""
-    _load_all()
+    if type_name not in _classes and not _plugins():
+        _load_one(type_name)  # a net waits for the modules of its own types alone
+    if type_name not in _classes or _plugins():
+        _load_all()  # all, so that a plugin's type that is ours too is an error
     if type_name not in _classes:
         near = difflib.get_close_matches(type_name, _classes, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -71,15 +75,37 @@ def layer_types() -> list[str]:
     return sorted(_classes)
 
 
+@cache
+def _plugins() -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group="imae.layers"))
+
+
+@cache
+def _modules() -> dict[str, str]:
+    """The modules of the drawers by their last names without underscores."""
+    found = {}
+    for drawer in DRAWERS:
+        package = importlib.import_module(f"imae.layers.{drawer}")
+        for module in pkgutil.iter_modules(package.__path__):
+            found[module.name.replace("_", "")] = f"imae.layers.{drawer}.{module.name}"
+    return found
+
+
+def _load_one(type_name: str) -> None:
+    """Import the module that is called like the type, if there is one: SoftmaxWithLoss is in softmax_loss."""
+    name = type_name.lower()
+    module = _modules().get(name) or _modules().get(name.replace("with", ""))
+    if module is not None:
+        importlib.import_module(module)
+
+
 def _load_all() -> None:
     if "drawers" not in _loaded:
-        for drawer in DRAWERS:
-            package = importlib.import_module(f"imae.layers.{drawer}")
-            for module in pkgutil.iter_modules(package.__path__):
-                importlib.import_module(f"imae.layers.{drawer}.{module.name}")
+        for module in _modules().values():
+            importlib.import_module(module)
         _loaded.add("drawers")
     if "plugins" not in _loaded:
-        for entry in entry_points(group="imae.layers"):
+        for entry in _plugins():
             try:
                 importlib.import_module(entry.module)
             except (ImportError, SyntaxError, AttributeError, NameError, TypeError, RuntimeError) as error:

@@ -32,7 +32,7 @@ from imae.layers.registry import layer_class
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter
 from imae.prototxt.errors import DeviceError, ImaeError, LayerError
 from imae.prototxt.text import parse_text, read_binary
-from imae.train import command_train, ranks
+from imae.train import command_train, device, ranks
 from imae.train.main import main
 from imae.train.ranks import spawn
 from imae.train.snapshot import find_snapshots, read_state
@@ -512,3 +512,34 @@ def test_several_gpus_mean_as_many_ranks(here: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(command_train, "spawn", lambda *what: started.append(what) or 0)
     assert main(["train", "solver.prototxt", f"-gpu={wanted}"]) == 0
     assert started == [(2, ["train", "solver.prototxt", f"-gpu={wanted}"])]
+
+
+@pytest.mark.parametrize(
+    "asked, processes, given, cores, threads",
+    [
+        (None, 1, None, 8, None),  # torch's own choice
+        (None, 2, None, 8, 4),
+        (None, 2, "1", 8, 4),  # what torchrun sets
+        (None, 2, "3", 8, None),  # what a user has set
+        (None, 2, "1", 2, 1),
+        (None, 4, "1", 2, 1),
+        (5, 4, "1", 2, 5),
+    ],
+)
+def test_ranks_share_the_cores_of_a_machine(
+    monkeypatch: pytest.MonkeyPatch,
+    asked: int | None,
+    processes: int,
+    given: str | None,
+    cores: int,
+    threads: int | None,
+) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(device, "usable_cores", lambda: cores)
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    device.set_threads(asked, processes)
+    assert chosen == ([] if threads is None else [threads])

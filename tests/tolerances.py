@@ -36,6 +36,15 @@ TOLERANCES = {
         0.2, 0, "the same of the diffs of 8 random images, which nearly cancel; 0.14 was seen"
     ),
     ("loss in bfloat16", "float32"): Tolerance(0.01, 0, "the logits have 8 bits of mantissa"),
+    ("fast way", "float64"): Tolerance(0, 1e-11, "the same sums in another order"),
+    ("fast way", "float32"): Tolerance(0, 1e-6, "the same sums in another order"),
+    ("fast way, history", "float32"): Tolerance(
+        0, 2e-6, "a gradient alone; the plain way's own is as far (up to 2e-6) from double precision"
+    ),
+    ("fast way, BatchNorm", "float32"): Tolerance(
+        0, 1e-5, "20 layers of sums that cancel; the plain way's own is up to 4e-6 from double precision"
+    ),
+    ("near-tie", "float32"): Tolerance(0, 1e-5, "a ReLU's bottom that is nothing but rounding"),
     ("trajectory", "float32"): Tolerance(1e-4, 1e-5, "seven updates in single precision against double"),
     ("printed", "float32"): Tolerance(1e-5, 0, "printed with 6 digits"),
     ("logged", "float32"): Tolerance(1e-4, 1e-6, "two updates, printed with 6 digits"),

@@ -112,7 +112,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=int,
         metavar="N",
-        help="threads to compute with on the CPU, and to decode pictures with",
+        help="threads to compute with on the CPU (all cores; each of several ranks takes its share), and to "
+        "decode pictures with",
     )
 
 
@@ -139,7 +140,7 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
         raise ImaeError("--snapshot names the state to resume from, --resume auto looks for it; give one")
     if args.keep < 0:
         raise ImaeError(f"--keep must be at least 0 (keep all), got {args.keep}")
-    set_threads(args.threads)
+    set_threads(args.threads, 1 if ranks is None else ranks.local_size)
     keep_freed_memory()
     param = read_solver(path)
     _set_train_state(param, args, path)

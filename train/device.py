@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import os
 import sys
 
 import torch
 
-from imae.layers.data_resources import DataResources
+from imae.layers.data_resources import DataResources, usable_cores
 from imae.layers.memory import memory_size
 from imae.prototxt.errors import DeviceError, ImaeError
 
@@ -129,8 +130,14 @@ def _memory(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def set_threads(count: int | None) -> None:
-    """Let torch compute with so many threads; None leaves it to torch."""
+def set_threads(count: int | None, processes: int = 1) -> None:
+    """Let torch compute with so many threads; None leaves it to torch, which takes all cores.
+
+    processes   like this one on the machine: with None each takes its share of the cores. torchrun sets
+                OMP_NUM_THREADS to 1 where it is not set, however many cores there are; a larger one counts
+    """
+    if count is None and processes > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        count = max(1, usable_cores() // processes)
     if count is not None:
         if count < 1:
             raise ImaeError(f"--threads must be at least 1, got {count}")

@@ -83,7 +83,7 @@ class NetExecutor:
         self.keep, self.kept = keep, dict[str, Tensor]()
         self.channels_last = fast and (device.type == "cpu" or reduced is not None)
         if fast and not net.debug_info:  # which names the layers' blobs one by one
-            net.plan = fuse_training(net)
+            net.plan = fuse_training(net, keep)
         if reduced is not None:
             net.plan = _with_single_losses(net.plan)
         if self.channels_last:

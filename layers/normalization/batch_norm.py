@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from imae.layers.channels_last_norm import is_channels_last, normalize
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
@@ -87,13 +88,27 @@ class BatchNorm(Layer):
         if self.use_global_stats:
             mean, variance = self.statistics()
             return torch.batch_norm(x, weight, bias, mean, variance, False, 0, self.eps, True)
-        # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.
         mean, variance = torch.zeros_like(self.blob(0)), torch.zeros_like(self.blob(1))
-        top = torch.batch_norm(x, weight, bias, mean, variance, True, 1, self.eps, True)
-        if x.numel() == x.shape[1]:  # m is 1: the variance is 0, where torch divides it by 0
-            variance = torch.zeros_like(variance)
+        top, mean, variance = self.normalize_batch(x, weight, bias, mean, variance)
         self.update(mean, variance)
         return top
+
+    def normalize_batch(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The top by the batch's own statistics, its mean and its unbiased variance.
+
+        mean, variance   zeros, (C) each, of the blobs' dtype; the result may lie there
+        """
+        m = x.numel() // x.shape[1] if x.shape[1] else 0
+        if is_channels_last(x):
+            top, mean, variance = normalize(x, weight, bias, self.eps)
+            return top, mean, variance * (m / (m - 1))
+        # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.
+        top = torch.batch_norm(x, weight, bias, mean, variance, True, 1, self.eps, True)
+        if m == 1:  # the variance is 0, where torch divides it by 0
+            variance = torch.zeros_like(variance)
+        return top, mean, variance
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         if not self.use_global_stats:

@@ -27,12 +27,13 @@ gradient is the derivative; Caffe takes that of pixels that nobody drew.
 
 from collections.abc import Sequence
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
@@ -90,6 +91,11 @@ class PoolWindows(NamedTuple):
         narrow = all(2 * p <= k for p, k in zip(self.pad, self.kernel, strict=True))
         return narrow and self.filled(sizes) == self.counts(sizes)
 
+    @property
+    def one_pixel(self) -> bool:
+        """Whether a window is a pixel of the bottom: all that is left to do is to take every so many."""
+        return self.kernel == (1, 1) and not any(self.pad)
+
     def near(self, sizes: Sequence[int]) -> "PoolWindows":
         """As many windows, of the same pixels: one that begins far behind the end begins right behind it."""
         axes = zip(self.stride, sizes, self.pad, self.kernel, strict=True)
@@ -102,9 +108,37 @@ class PoolWindows(NamedTuple):
         return F.pad(x, (left, right, top, bottom), value=value)
 
 
+class _Picked(torch.autograd.Function):
+    """Every stride[0]th row, every stride[1]th column; the gradient lies in memory as the bottom does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stride: Pair) -> Tensor:
+        ctx.shape, ctx.stride = x.shape, stride
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        ctx.memory_format = torch.channels_last if last else torch.contiguous_format
+        return x[:, :, :: stride[0], :: stride[1]].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, top_diff: Tensor) -> tuple[Tensor, None]:
+        diff = torch.empty(
+            ctx.shape, dtype=top_diff.dtype, device=top_diff.device, memory_format=ctx.memory_format
+        ).zero_()
+        diff[:, :, :: ctx.stride[0], :: ctx.stride[1]] = top_diff
+        return diff, None
+
+
+def picked(x: Tensor, windows: PoolWindows) -> Tensor:
+    """The pixels that windows of one pixel, which fit, see."""
+    top: Tensor = _Picked.apply(x, windows.stride)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return top
+
+
 def max_pool(x: Tensor, windows: PoolWindows) -> Tensor:
     """The maxima."""
     if windows.fits_torch(x.shape[2:]):
+        if windows.one_pixel:
+            return picked(x, windows)
         return F.max_pool2d(x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor)
     windows = windows.near(x.shape[2:])
     return F.max_pool2d(windows.padded(x, torch.finfo(x.dtype).min), windows.kernel, windows.stride)
@@ -130,6 +164,8 @@ def max_pool_with_mask(x: Tensor, windows: PoolWindows) -> tuple[Tensor, Tensor]
 def average_pool(x: Tensor, windows: PoolWindows) -> Tensor:
     """The averages."""
     if windows.fits_torch(x.shape[2:]):  # torch's divisor is Caffe's
+        if windows.one_pixel:
+            return picked(x, windows)
         return F.avg_pool2d(x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor)
     near = windows.near(x.shape[2:])
     sums = F.avg_pool2d(near.padded(x, 0), near.kernel, near.stride, divisor_override=1)

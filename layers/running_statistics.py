@@ -1,0 +1,63 @@
+"""The running statistics of several BatchNorms, added to their blobs together at the end of a forward pass.
+
+Each BatchNorm alone takes eight small operations a pass (two sums from zero on, three blobs times a factor
+plus a number); together they take one buffer and two operations for each moving_average_fraction. The
+arithmetic is that of `BatchNorm.update`, number by number, so the blobs are the same bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from imae.layers.layer import Layer
+from imae.layers.normalization.batch_norm import BatchNorm
+
+
+class RunningStatistics:
+    """Normalises for BatchNorms that go by the batch; the last of them in a pass brings all up to date.
+
+    norms   in the order in which a pass runs them, each once; nobody else may use their blobs
+    """
+
+    def __init__(self, norms: Sequence[BatchNorm]) -> None:
+        self._norms = list(norms)
+        self._sizes = [norm.blob_shapes[0][0] for norm in norms for _ in range(2)]
+        self._found: list[Tensor] = []
+
+    def normalize(self, place: int, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """What `norms[place].normalize` gives."""
+        norm = self._norms[place]
+        if place == 0:  # a pass that was broken off has left some
+            self._found = list(torch.split(norm.blob(0).new_zeros(sum(self._sizes)), self._sizes))
+        pair = slice(2 * place, 2 * place + 2)
+        top, *self._found[pair] = norm.normalize_batch(x, weight, bias, *self._found[pair])
+        if place == len(self._norms) - 1:
+            self._update()
+        return top
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        found, self._found = self._found, []
+        alike: defaultdict[float, list[int]] = defaultdict(list)
+        for place, norm in enumerate(self._norms):
+            alike[norm.fraction].append(place)
+        for fraction, places in alike.items():
+            blobs = [self._norms[place].blob(index) for place in places for index in (0, 1)]
+            counts = [self._norms[place].blob(2) for place in places]
+            torch._foreach_mul_([*blobs, *counts], fraction)
+            torch._foreach_add_(blobs, [found[2 * place + index] for place in places for index in (0, 1)])
+            torch._foreach_add_(counts, 1)
+
+
+def sole_owners(layers: Iterable[Layer], norms: Iterable[BatchNorm]) -> list[BatchNorm]:
+    """Those of the norms that go by the batch and whose blobs no other of the layers uses."""
+    users = Counter(id(blob) for layer in layers for blob in layer.blobs)
+    return [
+        norm
+        for norm in norms
+        if not norm.use_global_stats and all(users[id(blob)] == 1 for blob in norm.blobs)
+    ]

@@ -1,0 +1,342 @@
+"""One iteration on the CPU the fast way and the plain way: the same weights and the same history.
+
+The plain way computes layer by layer as the layers stand, blobs in the order N, C, H, W; it is what Caffe's
+cases are compared with. The fast way joins layers and orders memory otherwise, so sums come in another order.
+
+In double precision that is all, and the two agree to 1e-12. In single precision one more thing can differ: a
+ReLU's bottom, or two pixels of a MAX pooling, so close to 0 or to each other that rounding decides. ResNet-20
+has 24 million ReLUs in a batch of 128, and one such decision in its last stage changes a gradient by a
+hundredth. So the gradients are compared where no ReLU was decided otherwise, and where one was, it is checked
+that its bottom is rounding.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tolerances import tolerance
+from torch import Tensor
+
+from imae.converters.lmdb_writer import write_lmdb
+from imae.layers.channels_last_norm import is_channels_last, normalize
+from imae.layers.data.datum import datum_from_array
+from imae.layers.fuse import FusedBatchNormScale, fuse_training
+from imae.layers.net import Net
+from imae.prototxt import NetParameter, SolverParameter
+from imae.prototxt.resnet import paper_solver, resnet, with_cifar10_data
+from imae.prototxt.text import parse_net
+from imae.train.executor import NetExecutor
+from imae.train.solver import Solver
+
+DATA = """
+layer { name: "data" type: "Data" top: "data" top: "label"
+        transform_param { scale: 0.0078125 mean_value: 128 }
+        data_param { source: "SOURCE" batch_size: BATCH backend: LMDB } }
+"""
+FILLED = "weight_filler { type: 'xavier' } bias_filler { type: 'constant' value: 0.1 }"
+
+
+def conv(name: str, bottom: str, outputs: int, kernel: int, more: str = "") -> str:
+    return (
+        f'layer {{ name: "{name}" type: "Convolution" bottom: "{bottom}" top: "{name}" '
+        f"convolution_param {{ num_output: {outputs} kernel_size: {kernel} {more} {FILLED} }} }}\n"
+    )
+
+
+def inner_product(name: str, bottom: str, outputs: int) -> str:
+    return (
+        f'layer {{ name: "{name}" type: "InnerProduct" bottom: "{bottom}" top: "{name}" '
+        f"inner_product_param {{ num_output: {outputs} {FILLED} }} }}\n"
+    )
+
+
+def layer(kind: str, name: str, bottom: str, top: str = "", more: str = "") -> str:
+    return f'layer {{ name: "{name}" type: "{kind}" bottom: "{bottom}" top: "{top or name}" {more} }}\n'
+
+
+def pool(name: str, bottom: str, method: str, kernel: int, stride: int) -> str:
+    size = f"pooling_param {{ pool: {method} kernel_size: {kernel} stride: {stride} round_mode: FLOOR }}"
+    return layer("Pooling", name, bottom, more=size)
+
+
+def norm(name: str, bottom: str, shared: str = "") -> str:
+    """BatchNorm and Scale, not in place."""
+    specs = "".join(f'param {{ name: "{shared}_{i}" lr_mult: 0 }} ' for i in range(3)) if shared else ""
+    return layer("BatchNorm", f"{name}_bn", bottom, more=specs) + layer(
+        "Scale", name, f"{name}_bn", more="scale_param { bias_term: true filler { value: 1.2 } }"
+    )
+
+
+def loss(bottom: str) -> str:
+    return f'layer {{ name: "loss" type: "SoftmaxWithLoss" bottom: "{bottom}" bottom: "label" top: "loss" }}'
+
+
+LENET = (
+    conv("conv1", "data", 20, 5)
+    + pool("pool1", "conv1", "MAX", 2, 2)
+    + conv("conv2", "pool1", 50, 5)
+    + pool("pool2", "conv2", "MAX", 2, 2)
+    + inner_product("ip1", "pool2", 500)
+    + layer("ReLU", "relu1", "ip1", "ip1")
+    + inner_product("ip2", "ip1", 10)
+    + loss("ip2")
+)
+
+LRN = "lrn_param { local_size: 3 alpha: 0.00005 beta: 0.75 }"
+CIFAR = (
+    conv("conv1", "data", 32, 5, "pad: 2")
+    + pool("pool1", "conv1", "MAX", 3, 2)
+    + layer("ReLU", "relu1", "pool1", "pool1")
+    + layer("LRN", "norm1", "pool1", more=LRN)
+    + conv("conv2", "norm1", 32, 5, "pad: 2")
+    + layer("ReLU", "relu2", "conv2", "conv2")
+    + pool("pool2", "conv2", "AVE", 3, 2)
+    + layer("LRN", "norm2", "pool2", more=LRN)
+    + conv("conv3", "norm2", 64, 5, "pad: 2")
+    + layer("ReLU", "relu3", "conv3", "conv3")
+    + pool("pool3", "conv3", "AVE", 3, 2)
+    + layer("Dropout", "drop3", "pool3", "pool3", "dropout_param { dropout_ratio: 0.4 }")
+    + inner_product("ip1", "pool3", 10)
+    + loss("ip1")
+)
+
+# ReLUs in place behind all that gives them memory of its own, or none: a split, a pooling, another ReLU.
+CHAINS = (
+    conv("a", "data", 12, 3, "pad: 1")
+    + layer("ReLU", "a_relu", "a", "a")
+    + layer("ReLU", "a_again", "a", "a")
+    + layer("TanH", "t", "a")
+    + layer("ReLU", "t_relu", "t", "t")
+    + conv("b", "t", 12, 3, "pad: 1")
+    + conv("c", "a", 12, 3, "pad: 1")
+    + 'layer { name: "sum" type: "Eltwise" bottom: "b" bottom: "c" bottom: "a" top: "sum" }\n'
+    + layer("ReLU", "sum_relu", "sum", "sum")
+    + pool("every", "sum", "MAX", 1, 2)
+    + layer("ReLU", "every_relu", "every", "every", "relu_param { negative_slope: 0.1 }")
+    + inner_product("ip", "every", 10)
+    + loss("ip")
+)
+
+# One BatchNorm for two branches, beside others that are each other's alone.
+SHARED = (
+    conv("a", "data", 8, 3, "pad: 1 bias_term: false")
+    + norm("a_norm", "a")
+    + layer("ReLU", "a_relu", "a_norm", "a_norm")
+    + conv("b", "a_norm", 8, 3, "pad: 1 bias_term: false")
+    + norm("b_norm", "b", "both")
+    + conv("c", "a_norm", 8, 3, "pad: 1 bias_term: false")
+    + norm("c_norm", "c", "both")
+    + 'layer { name: "sum" type: "Eltwise" bottom: "b_norm" bottom: "c_norm" top: "sum" }\n'
+    + layer("ReLU", "sum_relu", "sum", "sum")
+    + conv("d", "sum", 8, 3, "bias_term: false")
+    + norm("d_norm", "d")
+    + inner_product("ip", "d_norm", 10)
+    + loss("ip")
+)
+
+NETS = {
+    "lenet": (LENET, 1, 28),
+    "cifar": (CIFAR, 3, 32),
+    "chains": (CHAINS, 3, 16),
+    "shared": (SHARED, 3, 16),
+}
+NORMALISED = ("resnet20", "shared")  # those with BatchNorm
+
+
+def write_images(path: Path, channels: int, side: int, count: int = 200) -> str:
+    random = np.random.default_rng(1)
+    write_lmdb(
+        path,
+        (
+            (
+                b"%04d" % i,
+                datum_from_array(random.integers(0, 256, (channels, side, side), np.uint8), int(label)),
+            )
+            for i, label in enumerate(random.integers(0, 10, count))
+        ),
+    )
+    return str(path)
+
+
+def net_of(name: str, folder: Path, batch: int = 16) -> NetParameter:
+    folder.mkdir(exist_ok=True)
+    if name == "resnet20":
+        source = write_images(folder / "lmdb", 3, 40)
+        return with_cifar10_data(resnet(20, loss="IMAELoss"), source, source, batch)
+    text, channels, side = NETS[name]
+    source = write_images(folder / "lmdb", channels, side)
+    return parse_net(DATA.replace("SOURCE", source).replace("BATCH", str(batch)) + text)
+
+
+def solver(param: NetParameter, fast: bool, dtype: torch.dtype = torch.float32, seed: int = 7) -> Solver:
+    """The paper's, of this net, without tests, logs and snapshots; its executor keeps the tops of ReLUs."""
+    result = paper_solver("resnet20")
+    for field in (
+        "net", "test_iter", "test_interval", "test_initialization", "display", "snapshot", "average_loss",
+    ):  # fmt: skip
+        result.ClearField(field)
+    result.net_param.CopyFrom(param)
+    result.random_seed, result.solver_mode = seed, SolverParameter.CPU
+    relus = sorted({each.top[0] for each in param.layer if each.type == "ReLU"})
+    return Solver(
+        result, dtype=dtype, executor=lambda net: NetExecutor(net, torch.device("cpu"), fast, keep=relus)
+    )
+
+
+def blobs_of(solver: Solver) -> dict[str, Tensor]:
+    """Weights, statistics and history by name, in double precision."""
+    names = [f"{name}[{i}]" for name, blobs in solver.net.params.items() for i in range(len(blobs))]
+    weights = [blob for blobs in solver.net.params.values() for blob in blobs]
+    found = {name: blob.detach().double() for name, blob in zip(names, weights, strict=True)}
+    found.update({f"history {i}": blob.double() for i, blob in enumerate(solver.history)})
+    return found
+
+
+def distance(got: Tensor, want: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    return float((got - want).abs().max()) / (float(want.abs().max()) or 1.0)
+
+
+def one_iteration(param: NetParameter, dtype: torch.dtype, seed: int = 7) -> list[Solver]:
+    """The same iteration the fast and the plain way."""
+    solvers = [solver(param, fast, dtype, seed) for fast in (True, False)]
+    for each in solvers:
+        each.step(1)
+    return solvers
+
+
+def relu_tops(solver: Solver) -> dict[str, Tensor]:
+    assert isinstance(solver._run, NetExecutor)
+    return solver._run.kept
+
+
+def assert_equal(fast: Solver, plain: Solver, weights: str, history: str, dtype: str) -> None:
+    got, want = blobs_of(fast), blobs_of(plain)
+    for name, values in want.items():
+        allowed = tolerance(history if name.startswith("history") else weights, dtype).atol
+        assert distance(got[name], values) <= allowed, name
+
+
+@pytest.mark.parametrize("name", ["resnet20", *NETS])
+def test_both_ways_are_one_function_in_double_precision(name: str, tmp_path: Path) -> None:
+    fast, plain = one_iteration(net_of(name, tmp_path, batch=8), torch.float64)
+    assert_equal(fast, plain, "fast way", "fast way", "float64")
+
+
+@pytest.mark.parametrize("name", ["resnet20", *NETS])
+def test_both_ways_make_the_same_weights_and_history(name: str, tmp_path: Path) -> None:
+    param = net_of(name, tmp_path, batch=4 if name == "resnet20" else 16)
+    for seed in range(1, 20):
+        fast, plain = one_iteration(param, torch.float32, seed)
+        otherwise = 0
+        for top, values in relu_tops(fast).items():
+            want = relu_tops(plain)[top]
+            differ = (values > 0) != (want > 0)
+            otherwise += int(differ.sum())
+            near = tolerance("near-tie").atol * float(want.max())
+            assert float(torch.maximum(values, want)[differ].amax()) <= near if bool(differ.any()) else True
+        if not otherwise:
+            break
+    else:
+        pytest.fail("a ReLU was decided otherwise with every seed")
+    weights, history = (
+        ("fast way, BatchNorm",) * 2 if name in NORMALISED else ("fast way", "fast way, history")
+    )
+    assert_equal(fast, plain, weights, history, "float32")
+
+
+def test_the_fast_way_of_batch_norm_is_as_near_to_double_precision_as_the_plain_one(tmp_path: Path) -> None:
+    param = net_of("resnet20", tmp_path, batch=32)
+    fast, plain = one_iteration(param, torch.float32)
+    exact = solver(param, fast=False, dtype=torch.float64)
+    exact.step(1)
+    statistics = [name for name in blobs_of(exact) if "_bn[" in name]
+    assert len(statistics) == 57
+    errors = [
+        max(distance(blobs_of(each)[name], blobs_of(exact)[name]) for name in statistics)
+        for each in (fast, plain)
+    ]
+    assert errors[0] <= 2 * errors[1]
+
+
+def trained_plan(name: str, folder: Path, keep: tuple[str, ...] = ()) -> tuple[Net, list[object]]:
+    net = solver(net_of(name, folder), fast=False).net
+    return net, [step.run for step in fuse_training(net, keep)]
+
+
+def test_statistics_that_nobody_shares_are_renewed_together(tmp_path: Path) -> None:
+    _, runs = trained_plan("shared", tmp_path)
+    fused = {run.norm.name: run.together for run in runs if isinstance(run, FusedBatchNormScale)}
+    assert {name for name, together in fused.items() if together is None} == {"b_norm_bn", "c_norm_bn"}
+    assert fused["a_norm_bn"] is fused["d_norm_bn"]
+
+
+def test_a_pass_that_is_broken_off_leaves_no_statistics_to_the_next(tmp_path: Path) -> None:
+    """As where a layer raises an error between two BatchNorms."""
+    first, second = (solver(net_of("resnet20", tmp_path / n, batch=2), fast=True) for n in ("a", "b"))
+    plan, batch = first.net.plan, first.net.next_batch()
+    first.net.plan = plan[: len(plan) // 2]
+    first.net.outputs = []
+    first.net.loss_weights, weights = {}, first.net.loss_weights
+    first.net.forward(batch)
+    first.net.plan, first.net.loss_weights = plan, weights
+    for each in (first, second):
+        each.net.forward(batch)
+    for name, blobs in second.net.params.items():
+        for got, want in zip(first.net.params[name], blobs, strict=True):
+            assert torch.equal(got, want), name
+
+
+def test_statistics_renewed_together_are_the_same_bit_for_bit(tmp_path: Path) -> None:
+    together, alone = (solver(net_of("resnet20", tmp_path / n, batch=4), fast=True) for n in ("a", "b"))
+    for step in alone.net.plan:
+        if isinstance(step.run, FusedBatchNormScale):
+            step.run.together = None
+    for each in (together, alone):
+        each.step(2)
+    for name, values in blobs_of(alone).items():
+        assert torch.equal(blobs_of(together)[name], values), name
+
+
+def test_a_sum_does_not_overwrite_a_blob_that_is_kept(tmp_path: Path) -> None:
+    net, _ = trained_plan("shared", tmp_path)
+    batch = net.next_batch()
+    with torch.no_grad():
+        net.plan = net.steps
+        want = net.forward(batch, keep=("b_norm", "c_norm"))
+        net.plan = fuse_training(net, keep=("b_norm", "c_norm"))
+        got = net.forward(batch, keep=("b_norm", "c_norm"))
+    for name in ("b_norm", "c_norm"):
+        assert distance(got[name].double(), want[name].double()) <= tolerance("fast way, BatchNorm").atol
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 5, 7), (2, 16, 8, 8), (3, 2, 1, 2)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_channels_last_batch_norm_has_the_values_and_the_gradients(
+    shape: tuple[int, ...], affine: bool
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64) * 3 + 5
+    weight, bias = (
+        torch.randn(2, shape[1], generator=generator, dtype=torch.float64) if affine else (None, None)
+    )
+    top_diff = torch.randn(shape, generator=generator, dtype=torch.float64)
+    found = []
+    for last in (True, False):
+        bottom = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        leaves = [leaf.clone().requires_grad_() for leaf in (bottom, weight, bias) if leaf is not None]
+        statistics = torch.zeros(2, shape[1], dtype=torch.float64)
+        if last:
+            assert is_channels_last(leaves[0])
+            top, *statistics = normalize(leaves[0], *(leaves[1:] or (None, None)), 1e-5)
+        else:
+            given = leaves[1:] or (None, None)
+            top = torch.batch_norm(leaves[0], *given, *statistics, True, 1, 1e-5, False)
+            m = x.numel() / shape[1]
+            statistics = torch.stack([statistics[0], statistics[1] * (m - 1) / m])
+        found.append([top, *statistics, *torch.autograd.grad(top, leaves, top_diff)])
+    for got, want in zip(*found, strict=True):
+        assert distance(got.detach(), want.detach()) <= tolerance("fast way", "float64").atol
