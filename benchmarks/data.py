@@ -44,7 +44,7 @@ BATCH = 128
 MEAN = np.array([113.9, 123.0, 125.3], np.float32).reshape(3, 1, 1)
 RAW_IMAGES, JPEGS = 10000, 1024
 KEPT, STREAMED = "imae, kept in memory", "imae, streamed"
-TRAINED = 8  # iterations
+TRAINED = 5  # iterations
 
 
 class Records(Dataset[tuple[torch.Tensor, int]]):

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 Size = tuple[int, ...]
 LARGE = 64 * 64  # pixels; from such images on, one at a time is faster than a whole batch
-CACHED = 1 << 16  # values that stay in the cache of the processor from one operation to the next
+CACHED = 1 << 18  # values that stay in the cache of the processor from one operation to the next
 
 
 def new_array(shape: Size) -> NDArray[np.float32]:
