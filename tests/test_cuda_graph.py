@@ -172,8 +172,7 @@ def test_bfloat16_trains_near_single_precision(database: str, loss: str, recorde
 
 def test_blobs_between_layers_are_in_bfloat16(database: str) -> None:
     trained, _ = solver(database, RULES["SGD"], recorded=False, reduced=torch.bfloat16)
-    run: Any = trained._run
-    run.keep = ("conv1", "loss")
+    run = NetExecutor(trained.net, trained.device, keep=("conv1", "loss"), reduced=torch.bfloat16)
     run.forward()
     assert {name: blob.dtype for name, blob in run.kept.items()} == {
         "conv1": torch.bfloat16,
