@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import subprocess
 import sys
@@ -19,8 +20,8 @@ from imae.prototxt.text import to_text
 from imae.train import main
 from imae.train.paper import grid, training
 from imae.train.paper.data import Cifar10, Images, Labelled
-from imae.train.paper.experiments import GRIDS, Run, Scale, runs
-from imae.train.paper.record import RECORDS, Point, read_record, read_records
+from imae.train.paper.experiments import GRIDS, VARYING, Run, Scale, runs
+from imae.train.paper.record import RECORDS, Point, Record, read_record, read_records, write_record
 from imae.train.signals import Action
 
 TINY = Run("resnet8", "IMAE", 8.0, "symmetric", 0.5, iterations=80, images=100, test_images=100)
@@ -271,6 +272,21 @@ def test_records_that_are_none_are_refused(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(DataError, match="is not a record of a run"):
             read_records(tmp_path)
+
+
+def test_records_from_before_there_were_variants_are_read(tmp_path: Path) -> None:
+    run = Run("resnet20", "IMAE", 8.0, iterations=8)
+    points = (Point(8, 0.5, 0.5, 0.6, 0.6, 0.5, 0.7, 0.6),)
+    record = Record(run, "", 100, 100, 0, "n", "s", "d", {}, "2026", 1.0, points)
+    path = tmp_path / f"{run.name}.json"
+    write_record(record, path)
+    content = json.loads(path.read_text())
+    for field in VARYING:
+        del content["run"][field]
+    for field in ("certain", "hopeless"):
+        del content["points"][0][field]
+    path.write_text(json.dumps(content))
+    assert read_records(tmp_path) == [record] and grid.is_done(run, tmp_path)
 
 
 def test_committed_records_are_whole() -> None:

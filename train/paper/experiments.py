@@ -226,6 +226,11 @@ def suspects() -> list[Run]:
     return found
 
 
+def variants() -> list[Run]:
+    """Those of `suspects` that are none of the paper's own."""
+    return [run for run in suspects() if run.changes]
+
+
 GRIDS = {
     "table1": table_1,
     "table2": table_2,

@@ -1,18 +1,24 @@
 """What may be to blame where a claim does not hold in scaled-down runs, and what each was found to do.
 
 A hypothesis says what variants of a run do if their suspect is to blame; all were written down before any
-variant had run. They are judged as the paper's claims are, by means over seeds.
+variant had run. They are judged as the paper's claims are, by means over seeds; where a variant has one
+seed, its spread between seeds is taken to be its base's.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from imae.train.paper.claims import ALIKE, Claim, Comparison, Quantity, measured
 from imae.train.paper.experiments import BASE_LR, CLEAN_T, LATER_DECAY, LONG_RUN_DECAY, NOISY_T, Run
-from imae.train.paper.results import net_words, noise_words
+from imae.train.paper.results import Results, Sample, net_words, noise_words
 
+SPREAD_NOTE = (
+    "Each hypothesis was written down before any variant had run. A variant of one seed is taken to spread "
+    "between seeds as its base does."
+)
 CHANGES = {
     "sum-of-weights": "by sum of weights",
     "authors-loss": "authors' layer",
@@ -27,6 +33,31 @@ CHANGES = {
 def change_words(run: Run) -> str:
     """What makes a run a variant, for people."""
     return ", ".join(CHANGES.get(change, change) for change in run.changes)
+
+
+@dataclass(frozen=True)
+class _Lone(Sample):
+    """A sample of one seed whose spread between seeds is taken to be that of another run."""
+
+    between: float = 0.0
+
+    @property
+    def error(self) -> float:
+        return math.hypot(super().error, self.between)
+
+
+class WithSpreadOfBase:
+    """Results in which a variant of one seed has the spread between seeds of the run it is a variant of."""
+
+    def __init__(self, results: Results) -> None:
+        self._results, self.digits = results, results.digits
+
+    def sample(self, run: Run, measure: str) -> Sample | None:
+        """As Results has it."""
+        found, own = self._results.sample(run, measure), self._results.sample(run.base, measure)
+        if found is None or own is None or own.spread is None or not run.changes or len(found.values) > 1:
+            return found
+        return _Lone(found.values, found.images, own.spread)
 
 
 def _above_base(run: Run, measure: str) -> tuple[Comparison, ...]:
