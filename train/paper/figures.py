@@ -70,7 +70,7 @@ STYLES = {
     "0.5": Style("#1f78a8", "#5fc3e0", "dash-dot"),
     "0": Style("#3b3b8f", "#a3a8f0", "dotted"),
 }
-OF_CHANGES = dict(zip(CHANGES, ("16", "8", "4", "2", "1", "0.5", "0"), strict=True))  # names of styles
+OF_CHANGES = dict(zip(CHANGES, ("16", "8", "4", "2", "GCE", "0.5", "0"), strict=True))  # names of styles
 
 
 class Line(NamedTuple):
@@ -264,7 +264,7 @@ def suspects_figure(results: Results) -> Chart:
 
 
 def _by_change(run: Run) -> tuple[str, str]:
-    """The base looks as IMAE does; variants have the colours of T, whose scale they do not share."""
+    """The base looks as IMAE does; variants have colours that others have elsewhere."""
     return (change_words(run), OF_CHANGES[run.changes[0]]) if run.changes else ("as in the paper", "IMAE")
 
 
