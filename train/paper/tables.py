@@ -10,7 +10,7 @@ import html
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 
 from imae.prototxt.errors import DataError, ImaeError
@@ -65,6 +65,7 @@ HEADINGS = {
     "best": "test best",
     "final": "test final",
     "certain": "p > 1 − 1e-6",
+    "hopeless": "p < 1e-6",
 }
 MARS_FORMAT = '{"IMAE": {"mAP": 0.709, "CMC-1": 0.835}, ...}, of CCE, MAE, GCE and IMAE those that there are'
 HOW_TO_GET_MARS = (
@@ -277,7 +278,8 @@ def suspects_table(results: Results) -> Table:
             own, changed = results.sample(run.base, measure), results.sample(run, measure)
             apart = None if own is None or changed is None else changed.mean - own.mean
             cells += [ours(own), ours(changed), number(apart, sign=True)]
-        cells += [ours(results.sample(each, "certain")) for each in (run.base, run)]
+        ends = product(("certain", "hopeless"), (run.base, run))
+        cells += [ours(results.sample(each, measure)) for measure, each in ends]
         rows.append((*cells, _seeds(results, run.base), _seeds(results, run)))
     return Table(
         _titled("What may be to blame: ResNet-20, one thing changed at a time", results),
@@ -288,13 +290,12 @@ def suspects_table(results: Results) -> Table:
                 for measure in ("best", "final", "corrupted")
                 for name in ("base", "changed", "diff.")
             ),
-            *((group, name) for group in (HEADINGS["certain"], "seeds") for name in ("base", "changed")),
+            *product((HEADINGS["certain"], HEADINGS["hopeless"], "seeds"), ("base", "changed")),
         ),
         tuple(rows),
         (
             "Accuracy in %, differences in points. Base: all as in the paper, the runs of tables 1 and 2. "
-            "p > 1 − 1e-6: the share of training images whose label the net gives such a p; base runs of "
-            "before this was measured lack it.",
+            "p: of the training images' labels as trained with; records from before it was measured lack it.",
             *_notes(results, [*variants(), *(run.base for run in variants())]),
         ),
         keys=3,
