@@ -216,7 +216,7 @@ def suspects() -> list[Run]:
     ]
     for rate in (0.5, 0.8):
         cce, mae, imae = (Run("resnet20", loss, t, "symmetric", rate) for loss, t in _losses(True))
-        found += [cce, imae, replace(imae, normalizer="SUM_OF_WEIGHTS")]
+        found += [cce, imae, replace(imae, normalizer="SUM_OF_WEIGHTS"), replace(imae, authors_loss=True)]
         found += [replace(run, weight_decay=LONG_RUN_DECAY) for run in (cce, imae)]
         if rate == 0.5:
             found += [mae, replace(mae, normalizer="SUM_OF_WEIGHTS")]
