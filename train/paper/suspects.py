@@ -1,7 +1,7 @@
 """What may be to blame where a claim does not hold in scaled-down runs, and what each was found to do.
 
-A hypothesis says what variants of a run do if their suspect is to blame; all were written down before any
-variant had run. They are judged as the paper's claims are, by means over seeds; where a variant has one
+A hypothesis says what variants of a run do if their suspect is to blame; each was written down before its
+variants had run. They are judged as the paper's claims are, by means over seeds; where a variant has one
 seed, its spread between seeds is taken to be its base's.
 """
 
@@ -16,8 +16,9 @@ from imae.train.paper.experiments import BASE_LR, CLEAN_T, LATER_DECAY, LONG_RUN
 from imae.train.paper.results import Results, Sample, net_words, noise_words
 
 SPREAD_NOTE = (
-    "Each hypothesis was written down before any variant had run. A variant of one seed is taken to spread "
-    "between seeds as its base does."
+    "Each hypothesis was written down before its variants had run; that about the authors' layer on noisy "
+    "labels when the variant with it on clean labels had. A variant of one seed is taken to spread between "
+    "seeds as its base does."
 )
 CHANGES = {
     "sum-of-weights": "by sum of weights",
