@@ -407,13 +407,12 @@ def test_a_variant_stands_beside_its_base() -> None:
     table = tables.suspects_table(only([replace(changed, points=points), *base]))
     rows = {row[:3]: row[3:] for row in table.rows}
     assert rows["50 %", "IMAE-8", CHANGES["sum-of-weights"]] == (
-        *("40.0 ± 0.0", "50.0", "+10.0"),
         *("33.0 ± 4.2", "45.0", "+12.0"),
         *("50.0 ± 0.0", "35.0", "−15.0"),
         *("–", "25.0", "–", "50.0", "2", "1"),
     )
-    assert rows["80 %", "CCE", "weight decay 0.01"] == (*["–"] * 13, "0", "0")
-    assert len(rows) == len(variants())
+    assert len(rows) == 1 and "3 runs, seeds 1, 2." in " ".join(table.notes)
+    assert len(tables.tables("suspects", base)[0].rows) == len(variants())
 
 
 def test_variants_are_in_no_table_claim_or_figure_of_the_papers() -> None:

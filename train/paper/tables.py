@@ -67,6 +67,7 @@ HEADINGS = {
     "certain": "p > 1 − 1e-6",
     "hopeless": "p < 1e-6",
 }
+SUSPECT_MEASURES = ("final", "corrupted")
 MARS_FORMAT = '{"IMAE": {"mAP": 0.709, "CMC-1": 0.835}, ...}, of CCE, MAE, GCE and IMAE those that there are'
 HOW_TO_GET_MARS = (
     "MARS (Zheng et al., ECCV 2016; bbox_train, bbox_test and info, from its authors) is not at hand. With "
@@ -270,11 +271,11 @@ def choose_t_table(results: Results) -> Table:
 
 
 def suspects_table(results: Results) -> Table:
-    """Each variant beside the paper's own run, which is the base of its differences."""
-    rows = []
-    for run in variants():
+    """Each variant that there is beside the paper's own run, which is the base of its differences."""
+    rows, runs = [], [run for run in variants() if run in results.runs] or variants()
+    for run in runs:
         cells = [noise_words(run), run.label, change_words(run)]
-        for measure in ("best", "final", "corrupted"):
+        for measure in SUSPECT_MEASURES:
             own, changed = results.sample(run.base, measure), results.sample(run, measure)
             apart = None if own is None or changed is None else changed.mean - own.mean
             cells += [ours(own), ours(changed), number(apart, sign=True)]
@@ -287,7 +288,7 @@ def suspects_table(results: Results) -> Table:
             *(("", key) for key in ("noise", "loss", "changed")),
             *(
                 (HEADINGS[measure], name)
-                for measure in ("best", "final", "corrupted")
+                for measure in SUSPECT_MEASURES
                 for name in ("base", "changed", "diff.")
             ),
             *product((HEADINGS["certain"], HEADINGS["hopeless"], "seeds"), ("base", "changed")),
@@ -296,7 +297,7 @@ def suspects_table(results: Results) -> Table:
         (
             "Accuracy in %, differences in points. Base: all as in the paper, the runs of tables 1 and 2. "
             "p: of the training images' labels as trained with; records from before it was measured lack it.",
-            *_notes(results, [*variants(), *(run.base for run in variants())]),
+            *_notes(results, dict.fromkeys(run for each in runs for run in (each.base, each))),
         ),
         keys=3,
     )
