@@ -460,6 +460,14 @@ def test_hypotheses_by_hand() -> None:
     )
 
 
+def test_what_the_open_questions_say_of_the_authors_layer_is_recorded() -> None:
+    said = [question for question in OPEN_QUESTIONS if "`imae paper suspects`" in question.ours]
+    assert "with the authors' layer it does" in said[0].ours
+    (claim,) = (h for h in HYPOTHESES if h.text.startswith("An exact IMAE"))
+    found = [claim.check(results).verdict for results in gather(read_records())]
+    assert claims.HELD in found and claims.NOT_HELD not in found
+
+
 def test_readme_of_suspects() -> None:
     records = [made(SUMMED, (0.5, 0.45)), made(SUMMED.base, (0.4, 0.3))]
     text = readme.readme_table(records)
