@@ -2,7 +2,7 @@
 
 A hypothesis says what variants of a run do if their suspect is to blame; each was written down before its
 variants had run. They are judged as the paper's claims are, by means over seeds; where a variant has one
-seed, its spread between seeds is taken to be its base's.
+seed, its spread between seeds is taken to be its base's, if that has several.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from imae.train.paper.results import Results, Sample, net_words, noise_words
 SPREAD_NOTE = (
     "Each hypothesis was written down before its variants had run; that about the authors' layer on noisy "
     "labels when the variant with it on clean labels had. A variant of one seed is taken to spread between "
-    "seeds as its base does."
+    "seeds as its base does; where the base has one seed too, no such spread is reckoned with."
 )
 CHANGES = {
     "sum-of-weights": "by sum of weights",
