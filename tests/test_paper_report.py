@@ -19,10 +19,11 @@ from tolerances import tolerance
 from imae.layers import example_weights as weights
 from imae.prototxt.errors import DataError, ImaeError
 from imae.train.paper import authors_logs, claims, exact, expected, figures, readme, report, tables
-from imae.train.paper.experiments import Run, Scale, runs, table_2
+from imae.train.paper.experiments import Run, Scale, runs, suspects, table_2, variants
 from imae.train.paper.open_questions import OPEN_QUESTIONS
 from imae.train.paper.record import Point, Record, read_records
 from imae.train.paper.results import MEASURES, Results, Sample, gather
+from imae.train.paper.suspects import CHANGES, HYPOTHESES, WithSpreadOfBase
 
 README = Path(__file__).parents[1] / "README.md"
 JPEG = "CIFAR-10, images from JPEG files (recompressed)"
@@ -80,7 +81,8 @@ def trio(finals: Sequence[float], **changes: object) -> list[Record]:
 
 SMALL = Scale(400, 2000, 1000)
 EVERY_KIND = [made(run) for run in runs(["table1"], [1], Scale()) + runs(["table2"], [2], SMALL)] + [
-    made(run) for run in runs(["table2", "human-noise", "figure6", "choose-t", "later-tables"], [1], SMALL)
+    made(run)
+    for run in runs(["table2", "human-noise", "figure6", "choose-t", "later-tables", "suspects"], [1], SMALL)
 ]
 
 
@@ -225,6 +227,8 @@ def test_measures_by_hand() -> None:
         "noisy_subset": 10.0,
         "clean_subset": 8.0,
         "hybrid": 50.0,
+        "certain": None,
+        "hopeless": None,
         "validation": None,
         "validation_clean": None,
     }
@@ -386,6 +390,105 @@ def test_other_names_are_refused() -> None:
         figures.charts("figure2", [])
 
 
+# -- suspects ------------------------------------------------------------------------------------------------
+
+SUMMED = Run("resnet20", "IMAE", 8.0, "symmetric", 0.5, normalizer="SUM_OF_WEIGHTS")
+
+
+def hypothesis(start: str, records: Sequence[Record]) -> claims.Verdict:
+    (found,) = (h for h in HYPOTHESES if h.text.startswith(start) and h.where == "ResNet-20, 50 %")
+    return found.check(WithSpreadOfBase(only(records)))
+
+
+def test_a_variant_stands_beside_its_base() -> None:
+    changed = made(SUMMED, (0.5, 0.45), (0.3, 0.35))
+    points = tuple(replace(point, certain=0.25, hopeless=0.5) for point in changed.points)
+    base = [made(replace(SUMMED.base, seed=seed), (0.4, final)) for seed, final in ((1, 0.3), (2, 0.36))]
+    table = tables.suspects_table(only([replace(changed, points=points), *base]))
+    rows = {row[:3]: row[3:] for row in table.rows}
+    assert rows["50 %", "IMAE-8", CHANGES["sum-of-weights"]] == (
+        *("33.0 ± 4.2", "45.0", "+12.0"),
+        *("50.0 ± 0.0", "35.0", "−15.0"),
+        *("–", "25.0", "–", "50.0", "2", "1"),
+    )
+    assert len(rows) == 1 and "3 runs, seeds 1, 2." in " ".join(table.notes)
+    assert len(tables.tables("suspects", base)[0].rows) == len(variants())
+
+
+def test_variants_are_in_no_table_claim_or_figure_of_the_papers() -> None:
+    base = [made(run) for run in suspects() if not run.changes]
+    both = base + [made(run, (0.9, 0.9)) for run in variants()]
+    for name in set(tables.NAMES) - {"suspects"}:
+        assert tables.tables(name, both) == tables.tables(name, base), name
+    for name in set(figures.NAMES) - {"suspects"}:
+        assert figures.charts(name, both) == figures.charts(name, base), name
+    assert tables.claim_tables(both) == tables.claim_tables(base)
+    text, without = readme.readme_table(both), readme.readme_table(base)
+    assert text.startswith(without.rstrip()) and "looked into" in text and "looked into" not in without
+
+
+def test_every_hypothesis_is_judged_once_its_runs_are_there() -> None:
+    results = only([made(run) for run in suspects()])
+    assert {h.check(results).verdict for h in HYPOTHESES} == {claims.HELD, claims.NOT_HELD}
+    tested = {run for h in HYPOTHESES for c in h.comparisons for run, _ in c.left.parts}
+    assert tested - {run.base for run in tested} == set(
+        variants()
+    )  # none is trained in vain, and none is only named
+    assert {h.check(only([made(run) for run in variants()])).verdict for h in HYPOTHESES} == {claims.NO_DATA}
+
+
+def test_a_lone_variant_spreads_as_its_base_does() -> None:
+    base = [made(replace(SUMMED.base, seed=seed), (0.3, final)) for seed, final in ((1, 0.30), (2, 0.30))]
+    far = [made(replace(SUMMED.base, seed=seed), (0.3, final)) for seed, final in ((1, 0.25), (2, 0.35))]
+    changed = made(SUMMED, (0.3, 0.36))
+    assert hypothesis("IMAE-8's steps", [*base, changed]).words == "held"
+    assert hypothesis("IMAE-8's steps", [*far, changed]) == claims.Verdict(
+        "held", "by sum of weights 36.00, as in the paper 30.00", narrow=True
+    )
+
+
+def test_hypotheses_by_hand() -> None:
+    decayed = [replace(run, weight_decay=0.01) for run in (NOISY, SUMMED.base)]
+    finals = [(NOISY, 0.3), (SUMMED.base, 0.4), (decayed[0], 0.3), (decayed[1], 0.45)]
+    records = [made(run, (0.3, final)) for run, final in finals]
+    assert hypothesis("With 0.01 for both", records).numbers == (
+        "lead with weight decay 0.01 15.00, lead as in the paper 10.00"
+    )
+    shuffled = [made(replace(run, order="SHUFFLED"), (0.3, 0.33)) for run in (NOISY, SUMMED.base)]
+    assert hypothesis("Shuffling", records + shuffled) == claims.Verdict(
+        "not held", "CCE changes by 3.00, IMAE-8 changes by 7.00"
+    )
+
+
+def test_what_the_open_questions_say_of_the_authors_layer_is_recorded() -> None:
+    said = [question for question in OPEN_QUESTIONS if "`imae paper suspects`" in question.ours]
+    assert "with the authors' layer it does" in said[0].ours
+    (claim,) = (h for h in HYPOTHESES if h.text.startswith("An exact IMAE"))
+    found = [claim.check(results).verdict for results in gather(read_records())]
+    assert claims.HELD in found and claims.NOT_HELD not in found
+
+
+def test_readme_of_suspects() -> None:
+    records = [made(SUMMED, (0.5, 0.45)), made(SUMMED.base, (0.4, 0.3))]
+    text = readme.readme_table(records)
+    assert re.search(r"\| 50 % +\| IMAE-8 \| by sum of weights \| +40.0 / 50.0 \(\+10.0\) \|", text)
+    assert "- normaliser. IMAE-8's steps are some four times" in text
+    assert "ResNet-20, 50 %: held (by sum of weights 45.00, as in the paper 30.00)" in text
+    assert "weight decay" not in text  # nothing is said of what has not run
+    check_words(text)
+
+
+def test_the_figure_of_suspects() -> None:
+    chart = figures.suspects_figure(only([made(run) for run in suspects()]))
+    assert [panel.title for panel in chart.panels] == [
+        "IMAE-0.5, clean",
+        "IMAE-8, noise 50 %",
+        "IMAE-8, noise 80 %",
+    ]
+    assert set(chart.legend) == {"as in the paper", *CHANGES.values()}
+    assert chart.about.endswith(f"{JPEG}; seed 1")
+
+
 # -- the authors' logs ---------------------------------------------------------------------------------------
 
 
@@ -462,7 +565,9 @@ def check_png(path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-@pytest.mark.parametrize("name", ["figure1", "figure5", "figure3", "figure6", "figure8", "human-noise"])
+@pytest.mark.parametrize(
+    "name", ["figure1", "figure5", "figure3", "figure6", "figure8", "human-noise", "suspects"]
+)
 def test_figures_are_drawn(name: str, tmp_path: Path) -> None:
     figures.draw(name, ON_PAGE, tmp_path / "figure.png")
     check_png(tmp_path / "figure.png")
@@ -500,7 +605,7 @@ def test_figure_3_has_corrupted_and_figure_8_intact_labels() -> None:
 
 def test_settings_have_charts_of_their_own_that_say_so() -> None:
     full, small = figures.charts("figure4", [made(NOISY), made(replace(NOISY, iterations=400))])
-    assert full.about == f"Full size: 64,000 iterations, 50,000 training images; {JPEG}"
+    assert full.about == f"Full size: 64,000 iterations, 50,000 training images; {JPEG}; seed 1"
     assert small.about.startswith("SCALED DOWN: 400 of 64,000 iterations")
 
 

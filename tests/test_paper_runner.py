@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,14 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tolerances import tolerance
 
 from imae.prototxt import TEST, ImaeError
 from imae.prototxt.errors import DataError
+from imae.prototxt.text import to_text
 from imae.train import main
 from imae.train.paper import grid, training
 from imae.train.paper.data import Cifar10, Images, Labelled
-from imae.train.paper.experiments import GRIDS, Run, Scale, runs
-from imae.train.paper.record import RECORDS, Point, read_record, read_records
+from imae.train.paper.experiments import GRIDS, VARYING, Run, Scale, runs
+from imae.train.paper.record import RECORDS, Point, Record, read_record, read_records, write_record
 from imae.train.signals import Action
 
 TINY = Run("resnet8", "IMAE", 8.0, "symmetric", 0.5, iterations=80, images=100, test_images=100)
@@ -49,6 +53,17 @@ def test_names_tell_runs_apart() -> None:
     assert "resnet20_imae-8_symmetric50_seed1" in names
     assert "resnet20_cce_human-worst_seed2_800x2000" in names
     assert "resnet20_imae-0.5_symmetric50_seed1_heldout20" in names
+    assert "resnet20_imae-8_symmetric50_seed2_800x2000_sum-of-weights" in names
+    assert "resnet20_imae-0.5_clean_seed1_authors-loss" in names
+
+
+def test_a_variant_is_named_after_what_it_changes_and_has_a_base() -> None:
+    run = Run("resnet20", "MAE", None, "symmetric", 0.5, seed=3, iterations=640, images=1000)
+    assert run.changes == [] and run.base == run
+    every = replace(run, normalizer="SUM_OF_WEIGHTS", weight_decay=0.0, base_lr=0.03, order="CLASS_BALANCED")
+    assert every.name == f"{run.name}_sum-of-weights_decay0_rate0.03_class-balanced"
+    assert every.base == run
+    assert replace(run, order="SHUFFLED").name == f"{run.name}_shuffled"
 
 
 def test_grids_are_the_papers() -> None:
@@ -87,6 +102,59 @@ def test_nets_differ_in_the_loss_alone_and_forget_in_proportion() -> None:
     assert stages == [["test"], ["train"], ["held_out"], []]
 
 
+def test_variants_change_the_net_and_the_solver_as_they_say() -> None:
+    images = Images(labelled([0], [0]), labelled([0], [0]), None, "")
+    base = Run("resnet20", "IMAE", 8.0)
+    own = training.train_val(base, images)
+
+    def changed(**changes: object) -> list[str]:
+        net = training.train_val(replace(base, **changes), images)  # type: ignore[arg-type]  # fields by name
+        return [to_text(b) for a, b in zip(own.layer, net.layer, strict=True) if a != b]
+
+    (loss,) = changed(normalizer="SUM_OF_WEIGHTS")
+    assert 'type: "IMAELoss"' in loss and "t: 8" in loss and "normalizer: SUM_OF_WEIGHTS" in loss
+    (loss,) = changed(authors_loss=True)
+    assert 'type: "UnifiedWeightLoss"' in loss and "lamda_p: 1" in loss and "scale: 8" in loss
+    (data,) = changed(order="SHUFFLED")
+    assert "order: SHUFFLED" in data and "phase: TRAIN" in data
+    (data,) = changed(order="CLASS_BALANCED")
+    assert "classes_per_batch: 8" in data and "images_per_class: 16" in data
+    assert changed(weight_decay=0.01, base_lr=0.2) == []
+    solvers = [
+        training.solver_param(run, Path("n"), Path("p"), {"test": 10000}, gpu=False)
+        for run in (base, replace(base, weight_decay=0.01, base_lr=0.2))
+    ]
+    assert [solver.weight_decay for solver in solvers] == pytest.approx([0.0001, 0.01])
+    assert [solver.base_lr for solver in solvers] == pytest.approx([0.1, 0.2])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "CCE", "t": None, "normalizer": "SUM_OF_WEIGHTS"}, "CCE has no normalizer SUM_OF_WEIGHTS"),
+        ({"loss": "MAE", "t": None, "authors_loss": True}, "the authors' layer is one of IMAE"),
+        ({"order": "RANDOM"}, "order must be SEQUENTIAL, SHUFFLED, CLASS_BALANCED, got 'RANDOM'"),
+    ],
+)
+def test_variants_that_there_are_not(changes: dict[str, object], message: str) -> None:
+    images = Images(labelled([0], [0]), labelled([0], [0]), None, "")
+    run = replace(Run("resnet20", "IMAE", 8.0), **changes)  # type: ignore[arg-type]  # fields by name
+    with pytest.raises(ImaeError, match=message):
+        training.train_val(run, images)
+
+
+def test_a_variant_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "BATCH", 16)
+    cifar10 = Cifar10(Path("work"), str(make_cifar10(tmp_path / "cifar")))
+    run = replace(TINY, authors_loss=True, order="CLASS_BALANCED", weight_decay=0.01)
+    record = training.train(run, cifar10.images(run), Path("run"), Path("records"), torch.device("cpu"))
+    assert read_record(Path("records", f"{run.name}.json")) == record
+    assert record.final.certain is not None and record.final.hopeless is not None
+    net = Path("records", record.net_file).read_text(encoding="utf-8")
+    assert "order: CLASS_BALANCED" in net and "UnifiedWeightLoss" in net
+
+
 def test_measures() -> None:
     images = Images(
         train=labelled([0, 1, 2, 3, 4], [0, 1, 2, 0, 0]),
@@ -94,11 +162,28 @@ def test_measures() -> None:
         held_out=labelled([1, 2], [1, 3]),
         words="",
     )
-    predicted = [np.array([5, 6, 0, 0]), np.array([0, 1, 0, 0, 4]), np.array([1, 2])]
+    predicted = [
+        training.Predictions(np.array(classes), np.array(log_odds, np.float32))
+        for classes, log_odds in (
+            ([5, 6, 0, 0], [0, 0, 0, 0]),
+            ([0, 1, 0, 0, 4], [14, 13, -13, -14, 15]),  # 13.8 is that of 1 - 1e-6
+            ([1, 2], [0, 0]),
+        )
+    ]
     point = training.measure(10, 0.5, images, predicted)
-    assert point == Point(10, 0.5, 0.5, 0.6, 0.6, 0.5, 0.666667, 0.571429, 0.5, 1.0)
+    assert point == Point(10, 0.5, 0.5, 0.6, 0.6, 0.5, 0.666667, 0.571429, 0.5, 1.0, 0.4, 0.2)
     clean = Images(labelled([0, 1], [0, 1]), images.test, None, "")
-    assert training.measure(10, None, clean, [*predicted[:1], np.array([0, 0])]).noisy_subset is None
+    zeros = training.Predictions(np.array([0, 0]), np.zeros(2, np.float32))
+    assert training.measure(10, None, clean, [predicted[0], zeros]).noisy_subset is None
+
+
+def test_log_odds_by_hand() -> None:
+    odds = training.log_odds(
+        torch.tensor([[0.0, math.log(2), math.log(5)], [900.0, 0, 0]]), torch.tensor([2.0, 1])
+    )
+    bound = tolerance("formula", "float32").rtol
+    assert odds[0].item() == pytest.approx(math.log(5 / 3), rel=bound)
+    assert odds[1].item() == -900  # where p itself would be 0
 
 
 def test_a_stopped_run_ends_as_if_it_had_not_been(
@@ -187,6 +272,21 @@ def test_records_that_are_none_are_refused(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(DataError, match="is not a record of a run"):
             read_records(tmp_path)
+
+
+def test_records_from_before_there_were_variants_are_read(tmp_path: Path) -> None:
+    run = Run("resnet20", "IMAE", 8.0, iterations=8)
+    points = (Point(8, 0.5, 0.5, 0.6, 0.6, 0.5, 0.7, 0.6),)
+    record = Record(run, "", 100, 100, 0, "n", "s", "d", {}, "2026", 1.0, points)
+    path = tmp_path / f"{run.name}.json"
+    write_record(record, path)
+    content = json.loads(path.read_text())
+    for field in VARYING:
+        del content["run"][field]
+    for field in ("certain", "hopeless"):
+        del content["points"][0][field]
+    path.write_text(json.dumps(content))
+    assert read_records(tmp_path) == [record] and grid.is_done(run, tmp_path)
 
 
 def test_committed_records_are_whole() -> None:

@@ -1,14 +1,15 @@
 """The runs behind the paper's tables and figures, and behind those of its later version.
 
 A run is a net, a loss, a kind and a rate of label noise, and a seed. Its name says all of that, so a run that
-two experiments share is trained once.
+two experiments share is trained once. A variant is a run that differs from the paper's in one of the choices
+that the paper leaves open or that its authors made otherwise later; its name says which.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from imae.prototxt.errors import ImaeError
@@ -19,6 +20,10 @@ RATES = (0.2, 0.5, 0.8)
 TEMPERATURES = (16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0)  # of figures 5 to 8
 HUMAN = ("aggregate", "random1", "worst")
 ITERATIONS = 64000
+WEIGHT_DECAY, BASE_LR = 0.0001, 0.1
+LATER_DECAY = 0.0005  # of the authors' later runs
+LONG_RUN_DECAY = 0.01  # in 640 iterations rate x decay x iterations is what it is in the paper's 64,000
+VARYING = ("normalizer", "authors_loss", "weight_decay", "base_lr", "order")  # fields of a Run
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,14 @@ class Run:
     test_images   10,000 in the paper
     held_out      the share of the training images that is held out to choose T on, of which at most
                   `test_images` are looked at; 0 in the paper
+
+    What makes a variant:
+    normalizer    of MAE's and IMAE's gradients: "BATCH_SIZE" as in the paper, or "SUM_OF_WEIGHTS"
+    authors_loss  IMAE by the layer of the authors' later code, UnifiedWeightLoss
+    weight_decay  0.0001 in the paper
+    base_lr       0.1 in the paper
+    order         of the images: "SEQUENTIAL", as Caffe reads an LMDB, "SHUFFLED", or "CLASS_BALANCED": 8
+                  classes x 16 images by the labels trained with
     """
 
     net: str
@@ -51,6 +64,11 @@ class Run:
     images: int = 50000
     test_images: int = 10000
     held_out: float = 0.0
+    normalizer: str = "BATCH_SIZE"
+    authors_loss: bool = False
+    weight_decay: float = WEIGHT_DECAY
+    base_lr: float = BASE_LR
+    order: str = "SEQUENTIAL"
 
     @property
     def name(self) -> str:
@@ -61,7 +79,22 @@ class Run:
             parts.append(f"{self.iterations}x{self.images}")
         if self.held_out:
             parts.append(f"heldout{100 * self.held_out:g}")
-        return "_".join(parts)
+        return "_".join([*parts, *self.changes])
+
+    @property
+    def changes(self) -> list[str]:
+        """What makes it a variant, as parts of file names; nothing for the paper's own runs."""
+        found = [] if self.normalizer == "BATCH_SIZE" else [self.normalizer.lower().replace("_", "-")]
+        found += ["authors-loss"] if self.authors_loss else []
+        found += [f"decay{self.weight_decay:g}"] if self.weight_decay != WEIGHT_DECAY else []
+        found += [f"rate{self.base_lr:g}"] if self.base_lr != BASE_LR else []
+        return found + ([] if self.order == "SEQUENTIAL" else [self.order.lower().replace("_", "-")])
+
+    @property
+    def base(self) -> Run:
+        """The paper's own run of which it is a variant."""
+        own = Run(self.net, self.loss)
+        return replace(self, **{field: getattr(own, field) for field in VARYING})
 
     @property
     def noise_name(self) -> str:
@@ -169,6 +202,35 @@ def choose_t() -> list[Run]:
     return [Run("resnet20", "IMAE", t, "symmetric", 0.5, held_out=0.2) for t in TEMPERATURES]
 
 
+def suspects() -> list[Run]:
+    """Variants that tell what is to blame where a claim does not hold in scaled-down runs, and their bases.
+
+    What each is expected to do stands in suspects.py.
+    """
+    clean = Run("resnet20", "IMAE", CLEAN_T)
+    found = [
+        clean,
+        replace(clean, authors_loss=True),
+        replace(clean, weight_decay=LONG_RUN_DECAY),
+        replace(clean, base_lr=BASE_LR / 10),
+    ]
+    for rate in (0.5, 0.8):
+        cce, mae, imae = (Run("resnet20", loss, t, "symmetric", rate) for loss, t in _losses(True))
+        found += [cce, imae, replace(imae, normalizer="SUM_OF_WEIGHTS"), replace(imae, authors_loss=True)]
+        found += [replace(run, weight_decay=LONG_RUN_DECAY) for run in (cce, imae)]
+        if rate == 0.5:
+            found += [mae, replace(mae, normalizer="SUM_OF_WEIGHTS")]
+            found += [replace(run, order="CLASS_BALANCED") for run in (cce, imae)]
+            found += [replace(run, order="SHUFFLED") for run in (cce, imae)]
+            found += [replace(imae, weight_decay=LATER_DECAY)]
+    return found
+
+
+def variants() -> list[Run]:
+    """Those of `suspects` that are none of the paper's own."""
+    return [run for run in suspects() if run.changes]
+
+
 GRIDS = {
     "table1": table_1,
     "table2": table_2,
@@ -180,6 +242,7 @@ GRIDS = {
     "human-noise": human_noise,
     "later-tables": later_table_6,
     "choose-t": choose_t,
+    "suspects": suspects,
 }
 
 

@@ -22,10 +22,20 @@ from imae.prototxt.files import AnyPath
 from imae.train.command_plot_log import new_figure, write_picture
 from imae.train.paper import exact
 from imae.train.paper.authors_logs import NOISE, authors_runs, chosen, read_curve
-from imae.train.paper.experiments import HUMAN, RATES, Run, figures_6_7, human_noise, table_2
+from imae.train.paper.experiments import (
+    HUMAN,
+    RATES,
+    Run,
+    figures_6_7,
+    human_noise,
+    suspects,
+    table_2,
+    variants,
+)
 from imae.train.paper.experiments import figure_8 as figure_8_runs
 from imae.train.paper.record import Point, Record
-from imae.train.paper.results import Results, gather, net_words, noise_words
+from imae.train.paper.results import Results, gather, net_words, noise_words, seed_words
+from imae.train.paper.suspects import CHANGES, change_words
 
 # Colours that the colour-blind tell apart, on light and on dark ground; each with its own dash.
 DASHES = {"solid": "", "dashed": "5 2.5", "dotted": "1.2 1.8", "dash-dot": "7 2 1.5 2"}
@@ -60,6 +70,7 @@ STYLES = {
     "0.5": Style("#1f78a8", "#5fc3e0", "dash-dot"),
     "0": Style("#3b3b8f", "#a3a8f0", "dotted"),
 }
+OF_CHANGES = dict(zip(CHANGES, ("16", "8", "4", "2", "GCE", "0.5", "0"), strict=True))  # names of styles
 
 
 class Line(NamedTuple):
@@ -145,9 +156,11 @@ def _panel(
     return Panel(title, tuple(lines), (end / 2, 3 * end / 4))
 
 
-def _chart(results: Results, title: str, y: str, panels: Iterable[Panel], across: int) -> Chart:
+def _chart(
+    results: Results, title: str, y: str, panels: Iterable[Panel], across: int, runs: Iterable[Run]
+) -> Chart:
     found = tuple(panel for panel in panels if panel.lines)
-    about = f"{results.setting.words}; {results.setting.data}"
+    about = f"{results.setting.words}; {results.setting.data}; {seed_words(results.of(runs))}"
     return Chart(title, "thousands of iterations", y, found, min(across, len(found)), about)
 
 
@@ -171,7 +184,7 @@ def _noise_figure(results: Results, title: str, y: str, read: Callable[[Point], 
         )
         for net, rate in product(("resnet20", "resnet32"), RATES)
     )
-    return _chart(results, title, y, panels, 3)
+    return _chart(results, title, y, panels, 3, table_2())
 
 
 def figure_3(results: Results) -> Chart:
@@ -198,19 +211,23 @@ def _t_panels(results: Results, runs: Sequence[Run], read: Callable[[Point], flo
 def figure_6(results: Results) -> Chart:
     """Test accuracy for each T."""
     panels = _t_panels(results, figures_6_7(), lambda p: p.test)
-    return _chart(results, "Figure 6: IMAE-T, ResNet-20, test set", "test accuracy, %", panels, 2)
+    return _chart(
+        results, "Figure 6: IMAE-T, ResNet-20, test set", "test accuracy, %", panels, 2, figures_6_7()
+    )
 
 
 def figure_7(results: Results) -> Chart:
     """Accuracy on the training set for each T."""
     panels = _t_panels(results, figures_6_7(), lambda p: p.corrupted)
-    return _chart(results, "Figure 7: IMAE-T, ResNet-20, training set", "training accuracy, %", panels, 2)
+    title = "Figure 7: IMAE-T, ResNet-20, training set"
+    return _chart(results, title, "training accuracy, %", panels, 2, figures_6_7())
 
 
 def figure_8(results: Results) -> Chart:
     """Accuracy on the intact labels when trained on the corrupted ones."""
     panel = _panel(results, "trained with noise 50 %", figure_8_runs(), lambda p: p.intact, _by_t)
-    return _chart(results, "Figure 8: IMAE-T, ResNet-20, intact labels", "accuracy, %", [panel], 1)
+    title = "Figure 8: IMAE-T, ResNet-20, intact labels"
+    return _chart(results, title, "accuracy, %", [panel], 1, figure_8_runs())
 
 
 def human_figure(results: Results) -> Chart:
@@ -225,7 +242,30 @@ def human_figure(results: Results) -> Chart:
         )
         for human in HUMAN
     )
-    return _chart(results, "Human labels (CIFAR-10N), test set", "test accuracy, %", panels, 3)
+    return _chart(results, "Human labels (CIFAR-10N), test set", "test accuracy, %", panels, 3, human_noise())
+
+
+def suspects_figure(results: Results) -> Chart:
+    """How IMAE fits the labels that it is trained with, as in the paper and with one thing changed."""
+    runs = [run for run in suspects() if run.loss == "IMAE"]
+    panels = (
+        _panel(
+            results,
+            f"{base.label}, {'clean' if base.noise == 'none' else f'noise {noise_words(base)}'}",
+            [run for run in runs if run.base == base],
+            lambda p: p.corrupted,
+            _by_change,
+        )
+        for base in runs
+        if not base.changes
+    )
+    title = "IMAE with one thing changed, ResNet-20, corrupted training set"
+    return _chart(results, title, "training accuracy, %", panels, 3, runs)
+
+
+def _by_change(run: Run) -> tuple[str, str]:
+    """The base looks as IMAE does; variants have colours that others have elsewhere."""
+    return (change_words(run), OF_CHANGES[run.changes[0]]) if run.changes else ("as in the paper", "IMAE")
 
 
 def authors_charts(
@@ -271,6 +311,7 @@ OF_RUNS: dict[str, tuple[Callable[[Results], Chart], Callable[[], list[Run]]]] =
     "figure7": (figure_7, figures_6_7),
     "figure8": (figure_8, figure_8_runs),
     "human-noise": (human_figure, human_noise),
+    "suspects": (suspects_figure, variants),
 }
 OTHER = {"figure1": figure_1, "figure5": figure_5}
 NAMES = (*OTHER, *OF_RUNS, "later-tables")

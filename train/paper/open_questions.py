@@ -117,6 +117,21 @@ OPEN_QUESTIONS = (
         "As the paper.",
     ),
     Question(
+        "IMAE's gradient where p is 0 or 1",
+        "Equation 22 divides by MAE's weight 4 p (1 - p), 0 at both ends; how 0/0 is avoided is not said.",
+        "Divides by 2 - 2 p + 1e-6: where 1 - p is far below 1e-6 the gradient is gone.",
+        "Exact: the weight is 1 at both ends, so an example is pushed for ever. In scaled-down runs IMAE-0.5 "
+        "then hardly fits clean labels, and with the authors' layer it does: `imae paper suspects`.",
+    ),
+    Question(
+        "What a scaled-down run shortens",
+        "-",
+        "-",
+        "Drops, tests and BatchNorm's average, in proportion. Rate and weight decay stay, so the product of "
+        "rate, decay and iterations, which says how far decay shrinks a weight, is smaller by that factor; "
+        "`imae paper suspects` trains with a decay that makes up for it at 640 iterations.",
+    ),
+    Question(
         "How many runs a number is of",
         "Not said.",
         "One log for each.",

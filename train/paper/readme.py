@@ -10,9 +10,10 @@ from imae.prototxt.files import AnyPath, write_atomically
 from imae.train.paper import exact
 from imae.train.paper.claims import CLAIMS, HELD, NO_DATA, NOT_HELD, by_text
 from imae.train.paper.expected import paper_tables_1_2
-from imae.train.paper.experiments import Run, human_noise, table_1, table_2
+from imae.train.paper.experiments import Run, human_noise, table_1, table_2, variants
 from imae.train.paper.record import Record
 from imae.train.paper.results import Results, gather, net_words, noise_words, provenance
+from imae.train.paper.suspects import HYPOTHESES, SPREAD_NOTE, WithSpreadOfBase, change_words
 from imae.train.paper.tables import NOTHING, Table, markdown, number, ours
 
 BEGIN, END = "<!-- paper:begin -->", "<!-- paper:end -->"
@@ -30,6 +31,8 @@ def readme_table(records: Sequence[Record]) -> str:
         table = _table(results)
         if table.rows:
             parts += [markdown(table), _claims(results)]
+        if results.has(variants()):
+            parts += [markdown(_suspects_table(results)), _hypotheses(results)]
     if len(parts) == 1:
         parts.append("No run has a record yet.")
     return "\n\n".join(parts) + "\n"
@@ -46,9 +49,42 @@ def _table(results: Results) -> Table:
     columns = ("net", "noise", "loss", *MEASURES.values(), "seeds")
     notes = (
         *provenance(results, results.of(runs)),
-        "Accuracy in %: the paper's / ours (difference).",
+        "Accuracy in %: the paper's / ours (difference); ± is the standard deviation between seeds.",
     )
     return Table(title, tuple(("", name) for name in columns), tuple(rows), notes, keys=3)
+
+
+def _suspects_table(results: Results) -> Table:
+    """Each variant of a run that there is: the base -> changed, in per cent."""
+    rows = []
+    runs = [run for run in variants() if run in results.runs]
+    for run in runs:
+        cells = []
+        for measure in MEASURES:
+            own, changed = results.sample(run.base, measure), results.sample(run, measure)
+            apart = number(changed.mean - own.mean, sign=True) if own and changed else NOTHING
+            cells.append(f"{ours(own)} / {ours(changed)} ({apart})")
+        seeds = f"{len(results.runs.get(run.base, ()))} / {len(results.runs[run])}"
+        rows.append((noise_words(run), run.label, change_words(run), *cells, seeds))
+    columns = ("noise", "loss", "changed", *MEASURES.values(), "seeds")
+    notes = (
+        "ResNet-20 at the same scale, one thing changed at a time.",
+        *provenance(results, results.of(runs))[2:],
+        "Accuracy in %: as in the paper / changed (difference).",
+    )
+    title = "What does not hold, looked into"
+    return Table(title, tuple(("", name) for name in columns), tuple(rows), notes, keys=3)
+
+
+def _hypotheses(results: Results) -> str:
+    """What was expected of each suspect, and whether it did so."""
+    lines, source = [], WithSpreadOfBase(results)
+    checked = {claim: claim.check(source) for claim in HYPOTHESES}
+    judged = {claim: verdict for claim, verdict in checked.items() if verdict.verdict != NO_DATA}
+    for text, group in by_text(judged).items():
+        said = "; ".join(f"{c.where}: {judged[c].words} ({judged[c].numbers})" for c in group)
+        lines.append(f"- {group[0].source}. {text}: {said}")
+    return "\n".join([f"If these are to blame. {SPREAD_NOTE}", "", *lines])
 
 
 def _cell(paper: float | None, results: Results, run: Run, measure: str) -> str:

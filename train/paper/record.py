@@ -17,6 +17,7 @@ from imae.prototxt.files import AnyPath, write_atomically
 from imae.train.paper.experiments import Run
 
 FORMAT = 1
+CERTAIN = 1e-6
 RECORDS = Path(__file__).with_name("records")
 
 
@@ -33,6 +34,9 @@ class Point:
     hybrid         on the test images and the images whose label is right, together
     validation     against the labels as given, on a part of the training images that was held out; or None
     validation_clean    the same against the clean labels
+    certain        share of the training images whose label, as trained with, has p > 1 - CERTAIN; None in
+                   records from before this was measured
+    hopeless       the same for p < CERTAIN
     """
 
     iteration: int
@@ -45,6 +49,8 @@ class Point:
     hybrid: float
     validation: float | None = None
     validation_clean: float | None = None
+    certain: float | None = None
+    hopeless: float | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from imae.train.paper.claims import CLAIMS, HELD, NO_DATA, NOT_HELD, Claim, by_t
 from imae.train.paper.open_questions import OPEN_QUESTIONS
 from imae.train.paper.record import Record
 from imae.train.paper.results import Results, gather, provenance
+from imae.train.paper.suspects import HYPOTHESES, SPREAD_NOTE
 from imae.train.paper.tables import Table, html_table, number
 
 TITLE = "Improving MAE against CCE under Label Noise: the paper, reproduced"
@@ -49,6 +50,13 @@ SECTIONS = (
         "figure6",
     ),
     Section("human-noise", "Human labels", ("human-noise",), ("human-noise",), "human-noise"),
+    Section(
+        "suspects",
+        "What does not hold, looked into",
+        ("suspects",),
+        ("suspects",),
+        "suspects",
+    ),
     Section(
         "later-tables",
         "The later version, and the authors' logs",
@@ -155,7 +163,7 @@ def _summary(settings: Sequence[Results]) -> Iterator[str]:
         yield "<p>No run has a record yet, so no claim about training can be judged.</p>"
     for results in settings:
         yield f"<h3>{html.escape(_size(results).capitalize())}</h3>"
-        yield _about(results, results.records)
+        yield _about(results, results.own_records)
         css = {HELD: "held", NOT_HELD: "not", NO_DATA: "note"}
         counts = (f'<span class="{css[v]}"><b>{n}</b> {v}</span>' for v, n in count(results).items())
         yield f'<p class="counts">{"".join(counts)}</p>'
@@ -212,12 +220,24 @@ def _section(
     for name in section.figures:
         for index, chart in enumerate(figures.charts(name, records)):
             yield _chart(chart, f"{section.id}-{name}-{index}")
+    if section.id == "suspects":
+        yield from _hypotheses(records)
     shown = {*section.tables, *section.figures}
     claims = [claim for claim in CLAIMS if shown & set(claim.shown)]
     for results in settings:
         listed = claim_list(claims, results)
         if listed:
             yield f"<h3>The claims, by {html.escape(_size(results))}</h3>{listed}"
+
+
+def _hypotheses(records: Sequence[Record]) -> Iterator[str]:
+    """What was expected of each suspect, and what it did."""
+    for table in tables.claim_tables(records, "suspects"):
+        yield f"<h3>{html.escape(table.title)}</h3>"
+        yield _paragraph(f"{SPREAD_NOTE} {tables.CLAIM_NOTE}")
+        suspects = {claim.text: claim.source for claim in HYPOTHESES}
+        rows = [(suspects[text], text, where, *rest) for text, where, _, *rest in table.rows]
+        yield _text_table(("suspect", "if it is to blame", "where", "", "numbers"), rows)
 
 
 def _chart(chart: figures.Chart, prefix: str) -> str:

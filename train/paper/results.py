@@ -57,6 +57,8 @@ MEASURES = {
     "noisy_subset": Measure("noisy subset", lambda r: r.final.noisy_subset, lambda r: r.wrong_labels),
     "clean_subset": Measure("clean subset", lambda r: r.final.clean_subset, _right),
     "hybrid": Measure("hybrid", lambda r: r.final.hybrid, lambda r: r.test_images + _right(r)),
+    "certain": Measure("training labels with p > 1 - 1e-6", lambda r: r.final.certain, _train),
+    "hopeless": Measure("training labels with p < 1e-6", lambda r: r.final.hopeless, _train),
     "validation": Measure("held out, labels as given", lambda r: r.final.validation, lambda r: 0),
     "validation_clean": Measure("held out, clean labels", lambda r: r.final.validation_clean, lambda r: 0),
 }
@@ -150,6 +152,11 @@ class Results:
         """All records."""
         return self.of(self.runs)
 
+    @property
+    def own_records(self) -> list[Record]:
+        """Those of the paper's own runs, without variants of them."""
+        return self.of(run for run in self.runs if not run.changes)
+
 
 def gather(records: Sequence[Record]) -> list[Results]:
     """The whole records by setting, the largest first; DataError where one run has two."""
@@ -174,13 +181,17 @@ def provenance(results: Results, records: Sequence[Record]) -> list[str]:
     """What a reader must know of these records: size, images, seeds, devices, versions; a sentence each."""
     said = [f"{results.setting.words}.", f"Images: {results.setting.data}."]
     if records:
-        seeds = sorted({record.run.seed for record in records})
         devices = sorted({record.device for record in records})
         versions = sorted({f"torch {r.versions['torch']}" for r in records if "torch" in r.versions})
-        runs, of = ("s" if len(them) > 1 else "" for them in (records, seeds))
-        said.append(f"{len(records)} run{runs}, seed{of} {', '.join(map(str, seeds))}.")
+        said.append(f"{len(records)} run{'s' * (len(records) > 1)}, {seed_words(records)}.")
         said.append(f"Device: {'; '.join(devices)}" + (f"; {', '.join(versions)}." if versions else "."))
     return said
+
+
+def seed_words(records: Iterable[Record]) -> str:
+    """The seeds of these records."""
+    seeds = sorted({record.run.seed for record in records})
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def net_words(net: str) -> str:

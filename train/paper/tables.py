@@ -10,7 +10,7 @@ import html
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 
 from imae.prototxt.errors import DataError, ImaeError
@@ -35,6 +35,7 @@ from imae.train.paper.experiments import (
     later_table_6,
     table_1,
     table_2,
+    variants,
 )
 from imae.train.paper.record import Record
 from imae.train.paper.results import (
@@ -49,6 +50,7 @@ from imae.train.paper.results import (
     noise_words,
     provenance,
 )
+from imae.train.paper.suspects import HYPOTHESES, WithSpreadOfBase, change_words
 
 NOTHING = "–"
 NO_RUNS_YET = "no runs yet"
@@ -62,7 +64,10 @@ HEADINGS = {
     "intact": "train, intact",
     "best": "test best",
     "final": "test final",
+    "certain": "p > 1 − 1e-6",
+    "hopeless": "p < 1e-6",
 }
+SUSPECT_MEASURES = ("final", "corrupted")
 MARS_FORMAT = '{"IMAE": {"mAP": 0.709, "CMC-1": 0.835}, ...}, of CCE, MAE, GCE and IMAE those that there are'
 HOW_TO_GET_MARS = (
     "MARS (Zheng et al., ECCV 2016; bbox_train, bbox_test and info, from its authors) is not at hand. With "
@@ -265,6 +270,39 @@ def choose_t_table(results: Results) -> Table:
     )
 
 
+def suspects_table(results: Results) -> Table:
+    """Each variant that there is beside the paper's own run, which is the base of its differences."""
+    rows, runs = [], [run for run in variants() if run in results.runs] or variants()
+    for run in runs:
+        cells = [noise_words(run), run.label, change_words(run)]
+        for measure in SUSPECT_MEASURES:
+            own, changed = results.sample(run.base, measure), results.sample(run, measure)
+            apart = None if own is None or changed is None else changed.mean - own.mean
+            cells += [ours(own), ours(changed), number(apart, sign=True)]
+        ends = product(("certain", "hopeless"), (run.base, run))
+        cells += [ours(results.sample(each, measure)) for measure, each in ends]
+        rows.append((*cells, _seeds(results, run.base), _seeds(results, run)))
+    return Table(
+        _titled("What may be to blame: ResNet-20, one thing changed at a time", results),
+        (
+            *(("", key) for key in ("noise", "loss", "changed")),
+            *(
+                (HEADINGS[measure], name)
+                for measure in SUSPECT_MEASURES
+                for name in ("base", "changed", "diff.")
+            ),
+            *product((HEADINGS["certain"], HEADINGS["hopeless"], "seeds"), ("base", "changed")),
+        ),
+        tuple(rows),
+        (
+            "Accuracy in %, differences in points. Base: all as in the paper, the runs of tables 1 and 2. "
+            "p: of the training images' labels as trained with; records from before it was measured lack it.",
+            *_notes(results, dict.fromkeys(run for each in runs for run in (each.base, each))),
+        ),
+        keys=3,
+    )
+
+
 def table3(mars: AnyPath | None = None) -> Table:
     """MARS. `mars`: a JSON file of results, see MARS_FORMAT."""
     found = mars_results(mars) if mars is not None else {}
@@ -417,6 +455,7 @@ OF_RUNS: dict[str, tuple[Callable[[Results], Table], Callable[[], list[Run]]]] =
     "human-noise": (human_table, human_noise),
     "choose-t": (choose_t_table, choose_t),
     "later-table6": (later_table6, later_table_6),
+    "suspects": (suspects_table, variants),
 }
 # The table that has a figure's numbers.
 OF_FIGURE = {"figure3": "table2", "figure4": "table2"} | dict.fromkeys(
@@ -435,7 +474,7 @@ NAMES = (
         "figure6",
         "figure7",
     ),
-    *("figure8", "human-noise", "choose-t", "later-tables"),
+    *("figure8", "human-noise", "choose-t", "later-tables", "suspects"),
 )
 
 
@@ -460,12 +499,15 @@ def tables(name: str, records: Sequence[Record], mars: AnyPath | None = None) ->
 def claim_tables(records: Sequence[Record], shown: str | None = None) -> list[Table]:
     """How the paper's claims fare, a table for each setting; only those shown beside a table or figure."""
     claims = [claim for claim in CLAIMS if shown in (None, *claim.shown)]
+    if shown == "suspects":
+        claims = list(HYPOTHESES)
     found = []
     for results in gather(records):
+        source = results if shown != "suspects" else WithSpreadOfBase(results)
         rows = []
         for text, group in by_text(claims).items():
             for claim in group:
-                verdict, paper = claim.check(results), claim.in_paper()
+                verdict, paper = claim.check(source), claim.in_paper()
                 if verdict.verdict != NO_DATA:
                     printed = NOTHING if paper.verdict == NO_DATA else f"{paper.verdict}: {paper.numbers}"
                     rows.append((text, claim.where, printed, verdict.words, verdict.numbers))
@@ -473,8 +515,10 @@ def claim_tables(records: Sequence[Record], shown: str | None = None) -> list[Ta
             columns = tuple(
                 ("", name) for name in ("claim", "where", "in the paper's table", "ours", "numbers")
             )
-            notes = (*provenance(results, results.records), CLAIM_NOTE)
-            found.append(Table(_titled("Claims", results), columns, tuple(rows), notes, keys=5))
+            compared = results.records if shown == "suspects" else results.own_records
+            notes = (*provenance(results, compared), CLAIM_NOTE)
+            title = "Hypotheses" if shown == "suspects" else "Claims"
+            found.append(Table(_titled(title, results), columns, tuple(rows), notes, keys=5))
     return found
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,20 +24,28 @@ from numpy.typing import NDArray
 
 from imae.layers.net import Net
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
+from imae.prototxt.caffe_pb2 import DataOrderParameter
 from imae.prototxt.errors import ImaeError
 from imae.prototxt.files import write_atomically
+from imae.prototxt.net_parts import loss_layer
 from imae.prototxt.resnet import CIFAR10_MEAN_BGR, paper_solver, resnet
 from imae.prototxt.text import to_text
 from imae.train.executor import Executor, NetExecutor, Result
 from imae.train.paper.data import Images
 from imae.train.paper.experiments import ITERATIONS, Run
-from imae.train.paper.record import Point, Record, read_record, write_record
+from imae.train.paper.record import CERTAIN, Point, Record, read_record, write_record
 from imae.train.progress import training_bar
 from imae.train.signals import SignalRequests
 from imae.train.solver import Solver
 
 LOSS_TYPES = {"CCE": "SoftmaxWithLoss", "MAE": "MAELoss", "IMAE": "IMAELoss"}
 BATCH, TEST_BATCH = 128, 100
+ORDERS = {
+    "SEQUENTIAL": DataOrderParameter.SEQUENTIAL,
+    "SHUFFLED": DataOrderParameter.SHUFFLED,
+    "CLASS_BALANCED": DataOrderParameter.CLASS_BALANCED,
+}
+CLASSES_PER_BATCH = 8  # where batches are balanced
 FORGET = 0.001  # 1 - Caffe's default moving_average_fraction, for runs of ITERATIONS
 TESTS = 64  # along a run of the paper's size
 SCALED_TESTS = 8
@@ -48,19 +57,44 @@ def train_val(run: Run, images: Images) -> NetParameter:
     A run of fewer iterations forgets its BatchNorm statistics faster in proportion: Caffe's average over
     about 1,000 iterations of 64,000 is one over the same share of it.
     """
-    body = resnet(int(run.net.removeprefix("resnet")), loss=LOSS_TYPES[run.loss])
+    body = resnet(int(run.net.removeprefix("resnet")), loss=_loss(run))
     net = NetParameter(name=body.name)
-    _data(net, images.train.lmdb, BATCH).include.add(phase=TRAIN)
+    data = _data(net, images.train.lmdb, BATCH)
+    data.include.add(phase=TRAIN)
+    _set_order(data, run.order)
     for stage, tested in images.tested.items():
         _data(net, tested.lmdb, TEST_BATCH).include.add(phase=TEST, stage=[stage])
     net.layer.extend(body.layer)
     forget = FORGET * ITERATIONS / run.iterations
     for layer in net.layer:
-        if layer.type == "IMAELoss":
-            layer.imae_loss_param.t = run.t if run.t is not None else layer.imae_loss_param.t
-        elif layer.type == "BatchNorm" and run.iterations != ITERATIONS:
+        if layer.type == "BatchNorm" and run.iterations != ITERATIONS:
             layer.batch_norm_param.moving_average_fraction = 1 - forget
     return net
+
+
+def _loss(run: Run) -> LayerParameter:
+    """The loss layer; ImaeError for a variant that there is not."""
+    if run.authors_loss:
+        if run.loss != "IMAE" or run.t is None or run.normalizer != "BATCH_SIZE":
+            raise ImaeError(f"{run.name}: the authors' layer is one of IMAE, with a normalizer of its own")
+        return loss_layer("UnifiedWeightLoss", lamda_p=1, scale=run.t)
+    fields: dict[str, float | str] = {} if run.t is None else {"t": run.t}
+    if run.normalizer != "BATCH_SIZE":
+        if run.loss == "CCE":
+            raise ImaeError(f"{run.name}: CCE has no normalizer {run.normalizer}")
+        fields["normalizer"] = run.normalizer
+    return loss_layer(LOSS_TYPES[run.loss], **fields)
+
+
+def _set_order(data: LayerParameter, order: str) -> None:
+    """Another order than the LMDB's, where it is one."""
+    if order not in ORDERS:
+        raise ImaeError(f"order must be {', '.join(ORDERS)}, got {order!r}")
+    if order != "SEQUENTIAL":
+        data.data_order_param.order = ORDERS[order]
+    if order == "CLASS_BALANCED":
+        data.data_order_param.classes_per_batch = CLASSES_PER_BATCH
+        data.data_order_param.images_per_class = BATCH // CLASSES_PER_BATCH
 
 
 def _data(net: NetParameter, source: Path, batch: int) -> LayerParameter:
@@ -87,28 +121,44 @@ def solver_param(run: Run, net: Path, prefix: Path, sizes: dict[str, int], gpu: 
     for stage in sizes:
         param.test_state.add(stage=[stage])
     param.display = param.average_loss = min(100, param.test_interval)
+    param.base_lr, param.weight_decay = run.base_lr, run.weight_decay
     param.random_seed = run.seed
     param.solver_mode = SolverParameter.GPU if gpu else SolverParameter.CPU
     return param
 
 
+def log_odds(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """log(p / (1 - p)) of each label, (N,), without p, which near 0 and 1 has no digits left."""
+    index = labels.long()[:, None]
+    others = logits.scatter(1, index, -torch.inf).logsumexp(1)
+    return logits.gather(1, index)[:, 0] - others
+
+
+class Predictions(NamedTuple):
+    """What a net says of each image: its class, and log(p / (1 - p)) of the label in the LMDB."""
+
+    classes: NDArray[np.int64]
+    log_odds: NDArray[np.float32]
+
+
 class _Predicting(NetExecutor):
-    """Keeps what the net predicts, and the labels, batch after batch."""
+    """Keeps what the net predicts, batch after batch."""
 
     def __init__(self, net: Net, device: torch.device) -> None:
         super().__init__(net, device, keep=("fc", "label"))
-        self.predicted: list[torch.Tensor] = []
+        self.predicted: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def forward(self) -> Result:
         result = super().forward()
-        self.predicted.append(self.kept["fc"].argmax(1))
+        logits = self.kept["fc"]
+        self.predicted.append((logits.argmax(1), log_odds(logits, self.kept["label"])))
         return result
 
-    def read(self) -> NDArray[np.int64]:
-        """The classes predicted since the last call."""
-        classes: NDArray[np.int64] = torch.cat(self.predicted).cpu().numpy()
+    def read(self) -> Predictions:
+        """Of the images since the last call."""
+        classes, odds = (torch.cat(parts).cpu().numpy() for parts in zip(*self.predicted, strict=True))
         self.predicted.clear()
-        return classes
+        return Predictions(classes, odds)
 
 
 class _Training(Solver):
@@ -140,29 +190,33 @@ class _Training(Solver):
         return seconds
 
 
-def measure(iteration: int, loss: float | None, images: Images, predicted: list[NDArray[np.int64]]) -> Point:
+def measure(iteration: int, loss: float | None, images: Images, predicted: list[Predictions]) -> Point:
     """The accuracies of these predictions: of the test, the training and the held-out images."""
-    test_hits = int((predicted[0] == images.test.clean).sum())
+    classes = [one.classes for one in predicted]
+    test_hits = int((classes[0] == images.test.clean).sum())
     _, clean, noisy = images.train
-    hits, right = predicted[1] == noisy, clean == noisy
+    hits, right = classes[1] == noisy, clean == noisy
+    bound = -math.log(CERTAIN)
     clean_hits, wrong = int(hits[right].sum()), int((~right).sum())
     point = Point(
         iteration=iteration,
         loss=None if loss is None else round(loss, 6),
         test=_share(test_hits, len(images.test.clean)),
         corrupted=_share(int(hits.sum()), len(noisy)),
-        intact=_share(int((predicted[1] == clean).sum()), len(clean)),
+        intact=_share(int((classes[1] == clean).sum()), len(clean)),
         noisy_subset=_share(int(hits[~right].sum()), wrong) if wrong else None,
         clean_subset=_share(clean_hits, int(right.sum())) if right.any() else None,
         hybrid=_share(test_hits + clean_hits, len(images.test.clean) + int(right.sum())),
+        certain=_share(int((predicted[1].log_odds > bound).sum()), len(noisy)),
+        hopeless=_share(int((predicted[1].log_odds < -bound).sum()), len(noisy)),
     )
     if images.held_out is None:
         return point
     _, clean, noisy = images.held_out
     return replace(
         point,
-        validation=_share(int((predicted[2] == noisy).sum()), len(noisy)),
-        validation_clean=_share(int((predicted[2] == clean).sum()), len(clean)),
+        validation=_share(int((classes[2] == noisy).sum()), len(noisy)),
+        validation_clean=_share(int((classes[2] == clean).sum()), len(clean)),
     )
 
 
