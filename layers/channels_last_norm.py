@@ -54,11 +54,14 @@ class _Normalize(torch.autograd.Function):
         means, variances = (v.view(w, c) for v in aten.batch_norm_update_stats(columns, None, None, 0.0))
         mean = means.mean(0)
         variance = variances.mean(0) + (means - mean).square_().mean(0)
-        each = [None if v is None else v.repeat(w) for v in (weight, bias, mean, variance)]
+        values = (weight, bias, mean, variance)
+        spread = iter(_of_each(w, *(value for value in values if value is not None)))
+        each = [None if value is None else next(spread) for value in values]
         top, nothing = torch.empty_like(x), x.new_empty(0)  # no view, so that a ReLU may overwrite it
         aten.native_batch_norm.out(
-            columns, *each, False, 0.0, eps, out=_columns(top), save_mean=nothing, save_invstd=nothing
-        )
+            columns, *each, False, 0.0, eps,
+            out=_columns(top), save_mean=nothing, save_invstd=nothing,
+        )  # fmt: skip
         ctx.save_for_backward(x, weight, mean, variance)
         ctx.eps = eps
         ctx.mark_non_differentiable(mean, variance)
@@ -75,15 +78,16 @@ class _Normalize(torch.autograd.Function):
         factor = (variance + ctx.eps).rsqrt_()
         # By given statistics, this kernel gives the two sums of each column.
         _, weight_diffs, bias_diffs = aten.native_batch_norm_backward(
-            _columns(top_diff), _columns(x), factor.repeat(w), mean.repeat(w), variance.repeat(w), None, None,
+            _columns(top_diff), _columns(x), *_of_each(w, factor, mean, variance), None, None,
             False, ctx.eps, [False, True, True],
         )  # fmt: skip
         weight_diff, bias_diff = weight_diffs.view(w, c).sum(0), bias_diffs.view(w, c).sum(0)
         slope = factor if weight is None else weight * factor
         by_x = slope * factor * weight_diff / (-n * h * w)
         offset = slope * bias_diff / (-n * h * w) - by_x * mean
-        diff = torch.addcmul(offset.repeat(w), _rows(x), by_x.repeat(w))
-        diff.addcmul_(_rows(top_diff), slope.repeat(w))
+        offset, by_x, slope = _of_each(w, offset, by_x, slope)
+        diff = torch.addcmul(offset, _rows(x), by_x)
+        diff.addcmul_(_rows(top_diff), slope)
         wanted = ctx.needs_input_grad
         return (
             diff.view(n, h, w, c).permute(0, 3, 1, 2) if wanted[0] else None,
@@ -91,6 +95,11 @@ class _Normalize(torch.autograd.Function):
             bias_diff if wanted[2] else None,
             None,
         )
+
+
+def _of_each(w: int, *values: Tensor) -> tuple[Tensor, ...]:
+    """For each of `w` columns the values (C) of all channels, (w C); at once, as small copies take long."""
+    return torch.stack(values)[:, None].expand(-1, w, -1).reshape(len(values), -1).unbind()
 
 
 def _rows(x: Tensor) -> Tensor:
