@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ def fuse_training(net: Net, keep: Collection[str] = ()) -> list[Step]:
 
     keep   names of blobs that somebody wants to have after a pass
     """
-    plan = _Plan(net)
+    plan, joinable = _Plan(net), _Joinable(net, keep)
     fused: list[tuple[int, FusedBatchNormScale]] = []
     for index, step in enumerate(net.steps):
         norm = step.layer
@@ -47,12 +48,17 @@ def fuse_training(net: Net, keep: Collection[str] = ()) -> list[Step]:
         scale_at = plan.only_reader(index)
         if scale_at is None or not _scales_channels(net.steps[scale_at].layer):
             continue
-        relu_at = plan.only_reader(scale_at)
-        relu = relu_at is not None and _is_plain_relu(net.steps[relu_at])
-        members = [index, scale_at] + ([relu_at] if relu and relu_at is not None else [])
         scale = net.steps[scale_at].layer
         assert isinstance(scale, Scale)
-        run = FusedBatchNormScale(norm, scale, relu)
+        members = [index, scale_at]
+        relu_at = plan.only_reader(scale_at)
+        if relu_at is not None and _is_plain_relu(net.steps[relu_at]):
+            members.append(relu_at)
+        while len(members) > 1 and not joinable.may_join(members):
+            members.pop()
+        if len(members) == 1:
+            continue
+        run = FusedBatchNormScale(norm, scale, relu=len(members) == 3)
         plan.join(members, run)
         fused.append((members[-1], run))
     _renew_together(net, [run for _, run in sorted(fused, key=lambda placed: placed[0])])
@@ -190,6 +196,32 @@ def _folded(source: Layer, affine: Sequence[Layer]) -> Layer:
         folded.blobs.append(nn.Parameter(values.to(dtype), requires_grad=False))
         folded.blob_shapes.append(tuple(values.shape))
     return folded
+
+
+class _Joinable:
+    """Which steps may run as one, in the place of the last: nobody misses what they pass among themselves."""
+
+    def __init__(self, net: Net, keep: Collection[str]) -> None:
+        self._steps, self._keep = net.steps, keep
+        # By name of a blob, the first step whose backward pass reads what later layers leave in its memory.
+        self._read_from: dict[str, int] = {}
+        for index, step in enumerate(net.steps):
+            if step.overwritten:
+                self._read_from.setdefault(step.tops[0], index)
+        self._users = Counter(id(blob) for step in net.steps for blob in step.layer.blobs)
+
+    def may_join(self, members: Sequence[int]) -> bool:
+        first, last = members[0], members[-1]
+        for member, following in pairwise(members):
+            name = self._steps[member].tops[0]
+            if name == self._steps[following].tops[0]:
+                continue  # in the end the same blob holds the same value
+            if name in self._keep or self._read_from.get(name, first) < first:
+                return False
+        # Who shares their statistics would find them renewed too late.
+        shared = {id(blob) for blob in self._steps[first].layer.blobs if self._users[id(blob)] > 1}
+        between = self._steps[first + 1 : last] if shared else []
+        return not any(shared.intersection(map(id, step.layer.blobs)) for step in between)
 
 
 @dataclass

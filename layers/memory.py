@@ -81,7 +81,7 @@ def total_memory() -> int:
     return _within_group(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else 2**32)
 
 
-SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+) *(%|[KMGT](?:i?B)?|B?)", re.IGNORECASE)
+SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+) *(%|[KMGT](?:i?B)?|B?)", re.IGNORECASE | re.ASCII)
 
 
 def memory_size(text: str) -> int:

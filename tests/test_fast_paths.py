@@ -171,8 +171,10 @@ def net_of(name: str, folder: Path, batch: int = 16) -> NetParameter:
     return parse_net(DATA.replace("SOURCE", source).replace("BATCH", str(batch)) + text)
 
 
-def solver(param: NetParameter, fast: bool, dtype: torch.dtype = torch.float32, seed: int = 7) -> Solver:
-    """The paper's, of this net, without tests, logs and snapshots; its executor keeps the tops of ReLUs."""
+def solver(
+    param: NetParameter, fast: bool, dtype: torch.dtype = torch.float32, seed: int = 7, keep: bool = True
+) -> Solver:
+    """The paper's, of this net, without tests, logs and snapshots; its executor can keep ReLUs' tops."""
     result = paper_solver("resnet20")
     for field in (
         "net", "test_iter", "test_interval", "test_initialization", "display", "snapshot", "average_loss",
@@ -180,7 +182,7 @@ def solver(param: NetParameter, fast: bool, dtype: torch.dtype = torch.float32, 
         result.ClearField(field)
     result.net_param.CopyFrom(param)
     result.random_seed, result.solver_mode = seed, SolverParameter.CPU
-    relus = sorted({each.top[0] for each in param.layer if each.type == "ReLU"})
+    relus = sorted({each.top[0] for each in param.layer if keep and each.type == "ReLU"})
     return Solver(
         result, dtype=dtype, executor=lambda net: NetExecutor(net, torch.device("cpu"), fast, keep=relus)
     )
@@ -340,3 +342,49 @@ def test_channels_last_batch_norm_has_the_values_and_the_gradients(
         found.append([top, *statistics, *torch.autograd.grad(top, leaves, top_diff)])
     for got, want in zip(*found, strict=True):
         assert distance(got.detach(), want.detach()) <= tolerance("fast way", "float64").atol
+
+
+# -- layers that others look into ----------------------------------------------------------------------------
+
+# The first ReLU's backward pass reads what BatchNorm, or Scale, leaves in its memory.
+OVERWRITTEN = (
+    conv("c", "data", 3, 3)
+    + layer("ReLU", "relu", "c", "c")
+    + layer("BatchNorm", "bn", "c", "c")
+    + layer("Scale", "scale", "c", "TOP", "scale_param { bias_term: true }")
+)
+STATISTICS = "".join(f'param {{ name: "x{i}" lr_mult: 0 }} ' for i in range(3))
+LOOKED_INTO = {
+    "what BatchNorm leaves": (OVERWRITTEN.replace("TOP", "end"), []),
+    "what Scale leaves": (OVERWRITTEN.replace("TOP", "c") + layer("ReLU", "last", "c", "end"), ["bn scale"]),
+    # The statistics are renewed by the first, then by the second.
+    "shared statistics": (
+        layer("BatchNorm", "one", "data", "one", STATISTICS)
+        + layer("Scale", "scale", "one", "scaled", "scale_param { bias_term: true }")
+        + layer("Power", "power", "data", "power", "power_param { scale: 2 shift: 1 }")
+        + layer("BatchNorm", "two", "power", "two", STATISTICS)
+        + layer("ReLU", "relu", "scaled", "scaled")
+        + 'layer { name: "sum" type: "Eltwise" bottom: "scaled" bottom: "two" top: "end" }',
+        ["one scale"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOOKED_INTO)
+def test_layers_that_others_look_into_run_by_themselves(name: str, tmp_path: Path) -> None:
+    """Two iterations in double precision, and which layers run as one."""
+    body, joined = LOOKED_INTO[name]
+    source = write_images(tmp_path / "lmdb", 3, 16)
+    data = DATA.replace("SOURCE", source).replace("BATCH", "8")
+    param = parse_net(data + body + inner_product("ip", "end", 10) + loss("ip"))
+    solvers = [solver(param, fast, torch.float64, keep=False) for fast in (True, False)]
+    for each in solvers:
+        each.step(2)
+    runs = [step.run for step in solvers[0].net.plan if isinstance(step.run, FusedBatchNormScale)]
+    assert [f"{run.norm.name} {run.scale.name}{' relu' * run.relu}" for run in runs] == joined
+    assert_equal(solvers[0], solvers[1], "fast way", "fast way", "float64")
+
+
+def test_a_blob_that_is_kept_is_not_joined_away(tmp_path: Path) -> None:
+    _, runs = trained_plan("shared", tmp_path, keep=("a_norm_bn",))
+    assert "a_norm_bn" not in [run.norm.name for run in runs if isinstance(run, FusedBatchNormScale)]
