@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from bisect import bisect_left, bisect_right
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -208,7 +208,10 @@ class _Joinable:
         for index, step in enumerate(net.steps):
             if step.overwritten:
                 self._read_from.setdefault(step.tops[0], index)
-        self._users = Counter(id(blob) for step in net.steps for blob in step.layer.blobs)
+        self._users: defaultdict[int, list[int]] = defaultdict(list)  # the steps that use a blob, by its id
+        for index, step in enumerate(net.steps):
+            for blob in step.layer.blobs:
+                self._users[id(blob)].append(index)
 
     def may_join(self, members: Sequence[int]) -> bool:
         first, last = members[0], members[-1]
@@ -218,10 +221,9 @@ class _Joinable:
                 continue  # in the end the same blob holds the same value
             if name in self._keep or self._read_from.get(name, first) < first:
                 return False
-        # Who shares their statistics would find them renewed too late.
-        shared = {id(blob) for blob in self._steps[first].layer.blobs if self._users[id(blob)] > 1}
-        between = self._steps[first + 1 : last] if shared else []
-        return not any(shared.intersection(map(id, step.layer.blobs)) for step in between)
+        # Who shares their statistics, and runs between, would find them renewed too late.
+        users = (self._users[id(blob)] for blob in self._steps[first].layer.blobs)
+        return all(bisect_right(places, first) == bisect_left(places, last) for places in users)
 
 
 @dataclass
