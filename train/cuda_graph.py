@@ -18,7 +18,7 @@ from torch import Tensor
 from imae.layers.layer import DataLayer
 from imae.layers.net import Net, shape_string
 from imae.layers.stepwise import parameter_diff
-from imae.prototxt.errors import DeviceError, LayerError
+from imae.prototxt.errors import DeviceError
 from imae.train.executor import NetExecutor, Result
 
 T = TypeVar("T")
@@ -125,7 +125,7 @@ class GraphExecutor(NetExecutor):
         for feed, buffers, tensors in zip(self._feeds, self._buffers, fetched, strict=True):
             for buffer, tensor in zip(buffers, tensors, strict=True):
                 if buffer.shape != tensor.shape:
-                    raise feed.step.layer.error(
+                    raise feed.layer.error(
                         f"a batch has shape {shape_string(tensor.shape)}, the first one had "
                         f"{shape_string(buffer.shape)}; leave --cuda-graph out"
                     )
@@ -151,8 +151,7 @@ class GraphExecutor(NetExecutor):
         """LayerError for a layer whose forward pass asks the host for something."""
         for step in self.net.steps:
             if not (isinstance(step.layer, DataLayer) or step.layer.capturable):
-                raise LayerError(
-                    step.layer.param,
+                raise step.layer.error(
                     f"a CUDA graph cannot hold a layer of type {step.layer.type} as it is set up here, since "
-                    f"it needs the host in each pass; leave --cuda-graph out",
+                    "it needs the host in each pass; leave --cuda-graph out"
                 )
