@@ -1,8 +1,9 @@
 """The package is `imae`; its parts lie at the top of the repository and are mapped onto it here."""
 
+import sys
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 PARTS = ["prototxt", "layers", "converters", "train", "pycaffe"]
 FOLDERS = [name for part in PARTS for name in (part, *(f"{part}.{sub}" for sub in find_packages(part)))]
@@ -12,6 +13,22 @@ HAS_GPU_BUILD = "(sys_platform == 'linux' and platform_machine == 'x86_64') or s
 HAS_NONE = "(sys_platform != 'linux' or platform_machine != 'x86_64') and sys_platform != 'win32'"
 # Where plyvel is published with LevelDB inside; elsewhere LevelDB's own library must be installed.
 HAS_LEVELDB_WHEEL = "sys_platform == 'linux' and platform_machine == 'x86_64' and python_version < '3.13'"
+
+# Optional: where it cannot be built, torch's operations take its place.
+KERNELS = Extension(
+    "imae.layers.native._kernels",
+    ["layers/native/kernels.c"],
+    depends=["layers/native/common.h", "layers/native/batch_norm.h", "layers/native/conv_weight.h"],
+    extra_compile_args=[
+        "-O3",
+        "-std=gnu11",
+        "-fopenmp",
+        "-fno-trapping-math",
+        "-fno-math-errno",
+    ],
+    extra_link_args=["-fopenmp"],
+    optional=True,
+)
 
 setup(
     name="imae",
@@ -28,6 +45,7 @@ setup(
         "imae.converters": ["data/*"],
         "imae.train.paper": ["*.csv", "records/*.json", "records/nets/*.prototxt"],
     },
+    ext_modules=[KERNELS] if sys.platform == "linux" else [],
     install_requires=[
         "torch>=2.5",
         "numpy>=1.26",

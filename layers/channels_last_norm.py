@@ -1,9 +1,9 @@
-"""Batch normalisation of blobs whose memory is in the order N, H, W, C, by sums of many short columns.
+"""Batch normalisation of blobs whose memory is in the order N, H, W, C: by kernels in C, or by torch's.
 
 torch's own kernels for that order add all N H W values of a channel up one after another, in single
 precision: of 131,072 values the variance is wrong by 1e-5 of itself, and so are the top and the gradients.
 Seen as N H rows of W C numbers, the same memory has W columns for each channel; their sums, put together, are
-wrong by 2e-7, and the kernels are faster with long rows.
+wrong by 2e-7, and torch's kernels are faster with long rows.
 
     forward   mean = mean_w means[w]      variance = mean_w variances[w] + mean_w (means[w] - mean)^2
     backward  with x' = (x - mean) factor, factor = 1 / sqrt(variance + eps), m = N H W, sums over all but C:
@@ -16,8 +16,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from imae.layers import native
 
 aten = torch.ops.aten
 
@@ -35,13 +38,60 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def normalize(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    relu: bool = False,
+    shortcut: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x by its own statistics, times weight and plus bias; its mean and its biased variance, (C) each."""
-    found: tuple[Tensor, Tensor, Tensor] = _Normalize.apply(  # type: ignore[no-untyped-call]  # torch's
-        x, weight, bias, eps
-    )
-    return found
+    """x by its own statistics, times weight, plus bias, plus a shortcut of x's shape, and of that the ReLU.
+
+    With its mean and its biased variance, (C) each.
+    """
+    found: tuple[Tensor, Tensor, Tensor]
+    if native.takes(x, weight, bias, shortcut) and (shortcut is None or is_channels_last(shortcut)):
+        found = _Native.apply(x, weight, bias, shortcut, eps, relu)  # type: ignore[no-untyped-call]  # torch's
+        return found
+    found = _Normalize.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
+    return finished(found[0], relu, shortcut), *found[1:]
+
+
+def finished(top: Tensor, relu: bool, shortcut: Tensor | None) -> Tensor:
+    """The top plus the shortcut, and of that the ReLU, in the top's memory if it can be."""
+    if shortcut is not None:
+        top = top.add_(shortcut) if top.dtype == shortcut.dtype else top + shortcut
+    return F.relu_(top) if relu else top
+
+
+class _Native(torch.autograd.Function):
+    """By the kernels in C."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        shortcut: Tensor | None,
+        eps: float,
+        relu: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        top, mean, variance, factor = native.batch_norm(x, weight, bias, shortcut, eps, relu)
+        needed = relu and shortcut is not None
+        ctx.save_for_backward(x, top if needed else None, weight, bias, mean, factor)
+        ctx.relu = relu
+        ctx.mark_non_differentiable(mean, variance)
+        return top, mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, top_diff: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, top, weight, bias, mean, factor = ctx.saved_tensors
+        top_diff = top_diff.contiguous(memory_format=torch.channels_last)
+        diffs = native.batch_norm_gradients(x, top, top_diff, weight, bias, mean, factor, ctx.relu)
+        wanted = ctx.needs_input_grad
+        return *(diff if want else None for diff, want in zip(diffs, wanted, strict=False)), None, None
 
 
 class _Normalize(torch.autograd.Function):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from imae.layers.activation.relu import ReLU
 from imae.layers.activation.scale import Scale
+from imae.layers.channels_last_conv import Convolve, gains
 from imae.layers.common.inner_product import InnerProduct
 from imae.layers.layer import Layer
 from imae.layers.net import Net, Step, mark_frees
@@ -34,8 +35,9 @@ from imae.prototxt import LayerParameter
 
 
 def fuse_training(net: Net, keep: Collection[str] = ()) -> list[Step]:
-    """BatchNorm + Scale (+ ReLU) as one step, their running statistics renewed together, sums and ReLUs
-    within the memory of a bottom where nobody needs that, splits that hand their bottom on as it is.
+    """BatchNorm + Scale (+ sum) (+ ReLU) as one step, their running statistics renewed together, other sums
+    and ReLUs within the memory of a bottom where nobody needs that, splits that hand their bottom on as it
+    is, convolutions whose weights' gradient is a kernel's of ours where it is faster.
 
     keep   names of blobs that somebody wants to have after a pass
     """
@@ -45,27 +47,28 @@ def fuse_training(net: Net, keep: Collection[str] = ()) -> list[Step]:
         norm = step.layer
         if not isinstance(norm, BatchNorm) or plan.gone(index):
             continue
-        scale_at = plan.only_reader(index)
-        if scale_at is None or not _scales_channels(net.steps[scale_at].layer):
-            continue
-        scale = net.steps[scale_at].layer
-        assert isinstance(scale, Scale)
-        members = [index, scale_at]
-        relu_at = plan.only_reader(scale_at)
-        if relu_at is not None and _is_plain_relu(net.steps[relu_at]):
-            members.append(relu_at)
+        members = _joined_with(net, plan, index)
         while len(members) > 1 and not joinable.may_join(members):
             members.pop()
         if len(members) == 1:
             continue
-        run = FusedBatchNormScale(norm, scale, relu=len(members) == 3)
+        scale, *later = (net.steps[member].layer for member in members[1:])
+        assert isinstance(scale, Scale)
+        run = FusedBatchNormScale(
+            norm,
+            scale,
+            relu=any(isinstance(layer, ReLU) for layer in later),
+            adds=any(isinstance(layer, Eltwise) for layer in later),
+        )
         plan.join(members, run)
         fused.append((members[-1], run))
     _renew_together(net, [run for _, run in sorted(fused, key=lambda placed: placed[0])])
     for index, step in enumerate(net.steps):
         if plan.gone(index):
             continue
-        if isinstance(step.layer, Split):
+        if isinstance(step.layer, Convolution) and gains(step.layer, net.blob_shapes[step.bottoms[0]]):
+            plan.replace(index, Convolve(step.layer))
+        elif isinstance(step.layer, Split):
             plan.replace(index, partial(_handed_on, len(step.tops)))
         elif isinstance(step.layer, Eltwise) and (place := _spare_bottom(net, plan, index, keep)) is not None:
             plan.replace(index, partial(_sum_within, place))
@@ -81,24 +84,40 @@ def fuse_training(net: Net, keep: Collection[str] = ()) -> list[Step]:
     return plan.steps()
 
 
-class FusedBatchNormScale:
-    """BatchNorm, then Scale with bias, then perhaps ReLU, by one kernel forward and one backward.
+def _joined_with(net: Net, plan: _Plan, index: int) -> list[int]:
+    """BatchNorm `index`, and the Scale, the sum with one other blob and the ReLU that follow, if they do."""
+    members = [index]
+    at = plan.only_reader(index)
+    if at is None or not _scales_channels(net.steps[at].layer):
+        return members
+    members.append(at)
+    at = plan.only_reader(at, bottoms=2)
+    if at is not None and len(net.steps[at].bottoms) == 2 and _is_plain_sum(net.steps[at]):
+        members.append(at)
+        at = plan.only_reader(at)
+    if at is not None and _is_plain_relu(net.steps[at]):
+        members.append(at)
+    return members
 
+
+class FusedBatchNormScale:
+    """BatchNorm, then Scale, perhaps a sum with another blob, perhaps ReLU, by one kernel forward and one
+    backward.
+
+    adds       whether there is a second bottom, to be added
     together   renews the running statistics of several such, this one being number `place` of them
     """
 
-    def __init__(self, norm: BatchNorm, scale: Scale, relu: bool) -> None:
-        self.norm, self.scale, self.relu = norm, scale, relu
+    def __init__(self, norm: BatchNorm, scale: Scale, relu: bool, adds: bool = False) -> None:
+        self.norm, self.scale, self.relu, self.adds = norm, scale, relu, adds
         self.together: RunningStatistics | None = None
         self.place = 0
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         weight, bias = self.scale.blob(0), self.scale.blob(1) if len(self.scale.blobs) > 1 else None
         if self.together is None:
-            y = self.norm.normalize(x, weight, bias)
-        else:
-            y = self.together.normalize(self.place, x, weight, bias)
-        return F.relu_(y) if self.relu else y
+            return self.norm.normalize(x, weight, bias, self.relu, shortcut)
+        return self.together.normalize(self.place, x, weight, bias, self.relu, shortcut)
 
 
 def _renew_together(net: Net, fused: list[FusedBatchNormScale]) -> None:
@@ -113,10 +132,7 @@ def _renew_together(net: Net, fused: list[FusedBatchNormScale]) -> None:
 def _spare_bottom(net: Net, plan: _Plan, index: int, keep: Collection[str]) -> int | None:
     """Which of a plain sum's first two bottoms it may overwrite: one of its own, in memory of its own."""
     step = net.steps[index]
-    layer = step.layer
-    if not isinstance(layer, Eltwise) or layer.operation != layer.param.eltwise_param.SUM:
-        return None
-    if any(coeff != 1 for coeff in layer.coeffs) or len(set(step.bottoms)) < len(step.bottoms):
+    if not _is_plain_sum(step):
         return None
     for place, name in enumerate(step.bottoms[:2]):
         writer = plan.only_writer(index, place)
@@ -129,6 +145,17 @@ def _spare_bottom(net: Net, plan: _Plan, index: int, keep: Collection[str]) -> i
         elif joined is None and isinstance(net.steps[writer].layer, Convolution | InnerProduct):
             return place
     return None
+
+
+def _is_plain_sum(step: Step) -> bool:
+    """A sum of different blobs, each times 1."""
+    layer = step.layer
+    return (
+        isinstance(layer, Eltwise)
+        and layer.operation == layer.param.eltwise_param.SUM
+        and all(coeff == 1 for coeff in layer.coeffs)
+        and len(set(step.bottoms)) == len(step.bottoms)
+    )
 
 
 def _sum_within(place: int, *bottoms: Tensor) -> Tensor:
@@ -251,8 +278,11 @@ class _Plan:
     def gone(self, index: int) -> bool:
         return index in self._gone
 
-    def only_reader(self, index: int) -> int | None:
-        """The step that alone reads the only top of step `index`, and nothing else, and cuts no gradient."""
+    def only_reader(self, index: int, bottoms: int = 1) -> int | None:
+        """The step that alone reads the only top of step `index`, and cuts no gradient.
+
+        bottoms   how many it may have, that top included
+        """
         step = self._steps[index]
         if len(step.tops) != 1 or step.tops[0] in self._net.loss_weights:
             return None
@@ -262,7 +292,7 @@ class _Plan:
             return None
         later = readers[following]  # splits see to it that every value has one reader
         reader = self._steps[later]
-        alone = len(reader.bottoms) == 1 and len(reader.tops) == 1 and not any(reader.detach)
+        alone = len(reader.bottoms) <= bottoms and len(reader.tops) == 1 and not any(reader.detach)
         return later if alone and not self.gone(later) else None
 
     def joined(self, index: int) -> FusedBatchNormScale | Layer | None:
@@ -294,12 +324,22 @@ class _Plan:
         for index, step in enumerate(self._steps):
             if index in self._joined:
                 joined = self._joined[index]
-                first = self._steps[joined.members[0]]
-                result.append(Step(joined.layer, joined.run, first.bottoms, step.tops, detach=first.detach))
+                bottoms, detach = self._outer_bottoms(joined.members)
+                result.append(Step(joined.layer, joined.run, bottoms, step.tops, detach=detach))
             elif index not in self._gone:
                 result.append(copy.copy(step))
         mark_frees(result)
         return result
+
+    def _outer_bottoms(self, members: list[int]) -> tuple[tuple[str, ...], tuple[bool, ...]]:
+        """The bottoms of joined steps that none of them makes, and whether their gradients are cut."""
+        first, *later = (self._steps[member] for member in members)
+        made, others = first.tops, list[str]()
+        for step in later:
+            others.extend(bottom for bottom in step.bottoms if bottom not in made)
+            made = step.tops
+        cut = (*first.detach, *(False for _ in others)) if first.detach else ()
+        return (*first.bottoms, *others), cut
 
 
 def _scales_channels(layer: Layer) -> bool:

@@ -28,13 +28,22 @@ class RunningStatistics:
         self._sizes = [norm.blob_shapes[0][0] for norm in norms for _ in range(2)]
         self._found: list[Tensor] = []
 
-    def normalize(self, place: int, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    def normalize(
+        self,
+        place: int,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        relu: bool = False,
+        shortcut: Tensor | None = None,
+    ) -> Tensor:
         """What `norms[place].normalize` gives."""
         norm = self._norms[place]
         if place == 0:  # a pass that was broken off has left some
             self._found = list(torch.split(norm.blob(0).new_zeros(sum(self._sizes)), self._sizes))
         pair = slice(2 * place, 2 * place + 2)
-        top, *self._found[pair] = norm.normalize_batch(x, weight, bias, *self._found[pair])
+        mean, variance = self._found[pair]
+        top, *self._found[pair] = norm.normalize_batch(x, weight, bias, mean, variance, relu, shortcut)
         if place == len(self._norms) - 1:
             self._update()
         return top

@@ -21,6 +21,7 @@ from tolerances import tolerance
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from imae.layers import native
 from imae.layers.blob import blob_from_array
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.common.dropout import Dropout
@@ -57,6 +58,13 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
 def labels_checked_as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU they would be looked at while the pass is recorded."""
     monkeypatch.setattr(LabelReader, "at_once", staticmethod(lambda label: False))
+
+
+@pytest.fixture(autouse=True)
+def torch_does_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a device; what the kernels in C do is no operation that could be noted."""
+    monkeypatch.setattr(native, "available", lambda: False)
+    monkeypatch.setattr(native, "conv_weight_wanted", lambda: False)
 
 
 def solver(

@@ -94,20 +94,20 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    with _log_on_stderr():
-        try:
+    try:
+        with _log_on_stderr():  # which ends before an error's line: that is the last
             status = _run(sys.argv[1:] if arguments is None else arguments)
             sys.stdout.flush()
             return status
-        except ImaeError as error:
-            print("imae:", " ".join(str(error).splitlines()), file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("imae: interrupted", file=sys.stderr)
-            return 130
-        except BrokenPipeError:  # whoever read our output has stopped reading, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141
+    except ImaeError as error:
+        print("imae:", " ".join(str(error).splitlines()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("imae: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read our output has stopped reading, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -165,6 +165,7 @@ def _log_on_stderr() -> Iterator[None]:
         yield
     finally:
         logger.removeHandler(handler)
+        handler.close()
         logger.setLevel(level)
 
 

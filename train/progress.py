@@ -15,10 +15,22 @@ if TYPE_CHECKING:
 
 
 class StderrHandler(logging.Handler):
-    """Writes log lines to stderr; a bar that is shown there steps aside for them."""
+    """Writes log lines to stderr; a bar that is shown there steps aside for them.
+
+    Once it is closed it writes no more, whatever a thread that still runs has to say.
+    """
+
+    closed = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        if not self.closed:
+            tqdm.write(self.format(record), file=sys.stderr)
+
+    def close(self) -> None:
+        self.acquire()
+        self.closed = True
+        self.release()
+        super().close()
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from imae.layers.channels_last_norm import is_channels_last, normalize
+from imae.layers.channels_last_norm import finished, is_channels_last, normalize
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
@@ -83,32 +83,50 @@ class BatchNorm(Layer):
     def forward(self, x: Tensor) -> Tensor:
         return self.normalize(x if x.dim() > 1 else x.unsqueeze(1)).reshape(x.shape)
 
-    def normalize(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """The top for a bottom (N, C, ...), times `weight` and plus `bias`, (C) each, by the same kernel."""
+    def normalize(
+        self,
+        x: Tensor,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        relu: bool = False,
+        shortcut: Tensor | None = None,
+    ) -> Tensor:
+        """The top for a bottom (N, C, ...), times `weight` and plus `bias`, (C) each, by the same kernel.
+
+        Then a shortcut of the same shape is added, and of that the ReLU taken.
+        """
         if self.use_global_stats:
             mean, variance = self.statistics()
-            return torch.batch_norm(x, weight, bias, mean, variance, False, 0, self.eps, True)
+            top = torch.batch_norm(x, weight, bias, mean, variance, False, 0, self.eps, True)
+            return finished(top, relu, shortcut)
         mean, variance = torch.zeros_like(self.blob(0)), torch.zeros_like(self.blob(1))
-        top, mean, variance = self.normalize_batch(x, weight, bias, mean, variance)
+        top, mean, variance = self.normalize_batch(x, weight, bias, mean, variance, relu, shortcut)
         self.update(mean, variance)
         return top
 
     def normalize_batch(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+        relu: bool = False,
+        shortcut: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The top by the batch's own statistics, its mean and its unbiased variance.
+        """What `normalize` gives by the batch's own statistics, its mean and its unbiased variance.
 
         mean, variance   zeros, (C) each, of the blobs' dtype; the result may lie there
         """
         m = x.numel() // x.shape[1] if x.shape[1] else 0
         if is_channels_last(x):
-            top, mean, variance = normalize(x, weight, bias, self.eps)
+            top, mean, variance = normalize(x, weight, bias, self.eps, relu, shortcut)
             return top, mean, variance * (m / (m - 1))
         # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.
         top = torch.batch_norm(x, weight, bias, mean, variance, True, 1, self.eps, True)
         if m == 1:  # the variance is 0, where torch divides it by 0
             variance = torch.zeros_like(variance)
-        return top, mean, variance
+        return finished(top, relu, shortcut), mean, variance
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         if not self.use_global_stats:

@@ -1,0 +1,158 @@
+"""Kernels in C for the CPU (kernels.c), built when the package is installed where there is a C compiler.
+
+Without them torch's operations do the same work, to the same precision, but slower. `available` says whether
+they are there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+VERSION = 1  # of kernels.c
+OUTPUTS_AT_ONCE = 8  # conv_weight_gradient takes multiples of it
+
+_ADDRESS, _SIZE, _NUMBER, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
+_FORWARD = [*[_ADDRESS, _SIZE, _SIZE], *[_ADDRESS] * 3, _NUMBER, _INT, _INT, *[_ADDRESS] * 4]
+_BACKWARD = [*[_ADDRESS] * 3, _SIZE, _SIZE, *[_ADDRESS] * 4, _INT, _INT, *[_ADDRESS] * 4]
+_CONV = [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS]
+_ARGUMENTS: dict[str, list[Any]] = {
+    "batch_norm": _FORWARD,
+    "batch_norm_gradients": _BACKWARD,
+    "conv_weight": _CONV,
+}
+_TYPES = {torch.float32: "float", torch.float64: "double"}
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    spec = importlib.util.find_spec("imae.layers.native._kernels")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        library = ctypes.CDLL(spec.origin)
+        version = library.imae_version()
+    except (OSError, AttributeError):  # built for another machine
+        return None
+    return library if version == VERSION else None
+
+
+def available() -> bool:
+    """Whether the kernels were built, from these sources."""
+    return _library() is not None
+
+
+def takes(*tensors: Tensor | None) -> bool:
+    """Whether the kernels were built and are for these tensors: on the CPU, of one type, float or double."""
+    there = [tensor for tensor in tensors if tensor is not None]
+    alike = {(tensor.device.type, tensor.dtype) for tensor in there}
+    return len(alike) == 1 and there[0].device.type == "cpu" and there[0].dtype in _TYPES and available()
+
+
+def batch_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, shortcut: Tensor | None, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The top, (N, C, H, W) as x is, and of the batch the mean, the biased variance and the factor, (C) each.
+
+    top = relu((x - mean) factor weight + bias + shortcut), factor = 1 / sqrt(variance + eps)
+
+    x, shortcut   with the channels last in memory; weight, bias: (C); what is None is left out
+    """
+    channels, top = x.shape[1], torch.empty_like(x)
+    mean, variance, factor = (x.new_empty(channels) for _ in range(3))
+    failed = _function("batch_norm", x.dtype)(
+        x.data_ptr(), x.numel() // channels, channels, *map(_address, (weight, bias, shortcut)),
+        eps, relu, torch.get_num_threads(), *map(_address, (top, mean, variance, factor)),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError
+    return top, mean, variance, factor
+
+
+def batch_norm_gradients(
+    x: Tensor,
+    top: Tensor | None,
+    top_diff: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    factor: Tensor,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, weight, bias and shortcut from that of the top, as x is in memory.
+
+    top   where there was a shortcut before a ReLU
+    """
+    channels, diff = x.shape[1], torch.empty_like(x)
+    masked = None if top is None else torch.empty_like(x)
+    weight_diff, bias_diff = x.new_empty(channels), x.new_empty(channels)
+    failed = _function("batch_norm_gradients", x.dtype)(
+        *map(_address, (x, top, top_diff)), x.numel() // channels, channels,
+        *map(_address, (weight, bias, mean, factor)), relu, torch.get_num_threads(),
+        *map(_address, (masked, diff, weight_diff, bias_diff)),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError
+    return diff, weight_diff, bias_diff, top_diff if masked is None else masked
+
+
+def conv_weight_wanted() -> bool:
+    """Whether `conv_weight_gradient` was built, and torch has nothing better for this processor."""
+    library = _library()
+    return library is not None and bool(library.imae_conv_weight_wanted())
+
+
+def conv_weight_possible() -> bool:
+    """Whether `conv_weight_gradient` was built, and runs on this processor."""
+    library = _library()
+    return library is not None and bool(library.imae_conv_weight_possible())
+
+
+def takes_conv(x: Tensor, weight: Tensor) -> bool:
+    """Whether `conv_weight_gradient` is for this bottom: on the CPU, float, channels last in memory."""
+    return (
+        takes(x, weight)
+        and x.dtype == torch.float32
+        and x.numel() > 0
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def conv_weight_gradient(
+    x: Tensor, top_diff: Tensor, shape: Sequence[int], stride: Sequence[int], pad: Sequence[int]
+) -> Tensor:
+    """The gradient of a convolution's weights, (outputs, channels, kernel_h, kernel_w), channels last.
+
+    x         the bottom, (N, C, H, W); top_diff: (N, outputs, H', W'); both with the channels last in memory
+    outputs   a multiple of OUTPUTS_AT_ONCE
+    """
+    diff = x.new_empty(*shape).contiguous(memory_format=torch.channels_last)
+    num, channels, height, width = x.shape
+    _, outputs, top_height, top_width = top_diff.shape
+    sizes = (num, height, width, channels, top_height, top_width, outputs, *shape[2:], *stride, *pad)
+    conv = (ctypes.c_int64 * len(sizes))(*sizes)
+    failed = _function("conv_weight")(
+        x.data_ptr(), top_diff.data_ptr(), ctypes.addressof(conv), torch.get_num_threads(), diff.data_ptr()
+    )
+    if failed:
+        raise MemoryError
+    return diff
+
+
+@cache
+def _function(name: str, dtype: torch.dtype | None = None) -> Callable[..., int]:
+    function: ctypes._NamedFuncPointer = getattr(
+        _library(), f"imae_{name}" if dtype is None else f"imae_{name}_{_TYPES[dtype]}"
+    )
+    function.argtypes = _ARGUMENTS[name]
+    return function
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -1,0 +1,181 @@
+/* The gradient of a convolution's weights, in single precision, for processors with AVX2 and FMA.
+
+   diff[o][i][j][c] = sum over n, y, x of bottom[n][y s + i - p][x s + j - p][c] top_diff[n][y][x][o]
+
+   The numbers under one row of a window lie side by side in memory (kernel_w times channels of them), once the
+   bottom is copied to rows with zeros for padding. So for each row i of the kernel it is a product of two
+   matrices, whose sums over some hundred pixels stay in registers: up to 6 of those numbers times up to 16
+   outputs. */
+
+enum { PIXELS = 384, SIDE = 6, VECTOR = 8 };
+
+typedef struct {
+    int64_t num, height, width, channels, top_height, top_width, outputs;
+    int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
+} Conv;
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#define AVX2 __attribute__((target("avx2,fma")))
+
+typedef float Vector __attribute__((vector_size(4 * VECTOR), aligned(4)));
+
+/* Where the numbers of some pixels lie: images, rows and pixels, and the steps from one to the next. */
+typedef struct {
+    int64_t images, rows, width;
+    int64_t x_image, x_row, x_pixel, top_image, top_row, top_pixel;
+} Pixels;
+
+/* out[k][o] += the sum over the pixels of x[k] top_diff[o], for k < side and o < vectors * VECTOR. */
+AVX2 static inline __attribute__((always_inline)) void add_products(const int side, const int vectors,
+                                                                    const float *x, const float *top_diff,
+                                                                    const Pixels *p, double *out,
+                                                                    int64_t out_row)
+{
+    Vector sums[SIDE][2] = {0};
+    for (int64_t i = 0; i < p->images; i++)
+        for (int64_t r = 0; r < p->rows; r++) {
+            const float *of_x = x + i * p->x_image + r * p->x_row;
+            const float *of_top = top_diff + i * p->top_image + r * p->top_row;
+            for (int64_t w = 0; w < p->width; w++, of_x += p->x_pixel, of_top += p->top_pixel) {
+                Vector top[2];
+#pragma GCC unroll 2
+                for (int v = 0; v < vectors; v++)
+                    top[v] = *(const Vector *)(of_top + VECTOR * v);
+#pragma GCC unroll 6
+                for (int k = 0; k < side; k++)
+#pragma GCC unroll 2
+                    for (int v = 0; v < vectors; v++)
+                        sums[k][v] += of_x[k] * top[v];
+            }
+        }
+#pragma GCC unroll 6
+    for (int k = 0; k < side; k++)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++)
+            for (int j = 0; j < VECTOR; j++)
+                out[k * out_row + VECTOR * v + j] += sums[k][v][j];
+}
+
+typedef void AddProducts(const float *, const float *, const Pixels *, double *, int64_t);
+
+#define ADD_PRODUCTS(side, vectors)                                                                            \
+    AVX2 static void add_products_##side##_##vectors(const float *x, const float *top_diff, const Pixels *p,   \
+                                                     double *out, int64_t out_row)                             \
+    {                                                                                                          \
+        add_products(side, vectors, x, top_diff, p, out, out_row);                                             \
+    }
+
+ADD_PRODUCTS(1, 1)
+ADD_PRODUCTS(2, 1)
+ADD_PRODUCTS(3, 1)
+ADD_PRODUCTS(4, 1)
+ADD_PRODUCTS(5, 1)
+ADD_PRODUCTS(6, 1)
+ADD_PRODUCTS(1, 2)
+ADD_PRODUCTS(2, 2)
+ADD_PRODUCTS(3, 2)
+ADD_PRODUCTS(4, 2)
+ADD_PRODUCTS(5, 2)
+ADD_PRODUCTS(6, 2)
+
+static AddProducts *const ADD_PRODUCTS_OF[2][SIDE] = {
+    {add_products_1_1, add_products_2_1, add_products_3_1, add_products_4_1, add_products_5_1, add_products_6_1},
+    {add_products_1_2, add_products_2_2, add_products_3_2, add_products_4_2, add_products_5_2, add_products_6_2},
+};
+
+/* Whether this processor can, and has no AVX-512, for which oneDNN's own kernels are fast. */
+int imae_conv_weight_wanted(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && !__builtin_cpu_supports("avx512f");
+}
+
+int imae_conv_weight_possible(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+/* Rows of an image, from `first` on, that may lie outside it, each with the zeros that pad it. */
+static void padded_rows(const Conv *c, const float *image, int64_t first, int64_t rows, int64_t padded_width,
+                        float *out)
+{
+    int64_t left = least(c->pad_w, padded_width), inside = least(c->width, padded_width - left);
+    for (int64_t y = first; y < first + rows; y++, out += padded_width * c->channels) {
+        if (y < 0 || y >= c->height) {
+            memset(out, 0, padded_width * c->channels * sizeof(float));
+            continue;
+        }
+        memset(out, 0, left * c->channels * sizeof(float));
+        memcpy(out + left * c->channels, image + y * c->width * c->channels,
+               inside * c->channels * sizeof(float));
+        memset(out + (left + inside) * c->channels, 0,
+               (padded_width - left - inside) * c->channels * sizeof(float));
+    }
+}
+
+/* top_diff has a multiple of VECTOR channels. Returns 0, or 1 where there is no memory. */
+int imae_conv_weight(const float *bottom, const float *top_diff, const Conv *c, int threads, float *diff)
+{
+    int64_t padded_width = (c->top_width - 1) * c->stride_w + c->kernel_w, row = padded_width * c->channels;
+    int64_t side = c->kernel_w * c->channels, size = c->kernel_h * side * c->outputs;
+    /* A job is some rows of an image, or some whole images. */
+    int64_t tile = least(c->top_height, PIXELS / c->top_width > 1 ? PIXELS / c->top_width : 1);
+    int64_t tiles = (c->top_height + tile - 1) / tile, pixels = c->top_height * c->top_width;
+    int64_t group = pixels < PIXELS ? least(c->num, PIXELS / pixels) : 1;
+    int64_t jobs = (c->num + group - 1) / group * tiles, image = ((tile - 1) * c->stride_h + c->kernel_h) * row;
+    double *sums = calloc(threads * size, sizeof(double));
+    float *copies = malloc(threads * group * image * sizeof(float));
+    int failed = !sums || !copies;
+    if (!failed) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t job = 0; job < jobs; job++) {
+            double *own = sums + omp_get_thread_num() * size;
+            float *copy = copies + omp_get_thread_num() * group * image;
+            int64_t n = job / tiles * group, y = job % tiles * tile;
+            Pixels p = {.images = least(group, c->num - n),
+                        .rows = least(tile, c->top_height - y),
+                        .width = c->top_width,
+                        .x_image = image,
+                        .x_row = row * c->stride_h,
+                        .x_pixel = c->channels * c->stride_w,
+                        .top_image = pixels * c->outputs,
+                        .top_row = c->top_width * c->outputs,
+                        .top_pixel = c->outputs};
+            for (int64_t i = 0; i < p.images; i++)
+                padded_rows(c, bottom + (n + i) * c->height * c->width * c->channels,
+                            y * c->stride_h - c->pad_h, (p.rows - 1) * c->stride_h + c->kernel_h, padded_width,
+                            copy + i * image);
+            for (int64_t o = 0; o < c->outputs; o += 2 * VECTOR)
+                for (int64_t i = 0; i < c->kernel_h; i++)
+                    for (int64_t k = 0; k < side; k += SIDE)
+                        ADD_PRODUCTS_OF[c->outputs - o >= 2 * VECTOR][least(SIDE, side - k) - 1](
+                            copy + i * row + k, top_diff + (n * pixels + y * c->top_width) * c->outputs + o, &p,
+                            own + (i * side + k) * c->outputs + o, c->outputs);
+        }
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t o = 0; o < c->outputs; o++)
+            for (int64_t k = 0; k < c->kernel_h * side; k++) {
+                double sum = 0;
+                for (int t = 0; t < threads; t++)
+                    sum += sums[t * size + k * c->outputs + o];
+                diff[o * c->kernel_h * side + k] = (float)sum;
+            }
+    }
+    free(sums);
+    free(copies);
+    return failed;
+}
+
+#else
+
+int imae_conv_weight_wanted(void)
+{
+    return 0;
+}
+
+int imae_conv_weight_possible(void)
+{
+    return 0;
+}
+
+#endif
