@@ -47,7 +47,7 @@ def normalize(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x by its own statistics, times weight, plus bias, plus a shortcut of x's shape, and of that the ReLU.
 
-    With its mean and its biased variance, (C) each.
+    With its mean and its unbiased variance, (C) each.
     """
     found: tuple[Tensor, Tensor, Tensor]
     if native.takes(x, weight, bias, shortcut) and (shortcut is None or is_channels_last(shortcut)):
@@ -114,8 +114,10 @@ class _Normalize(torch.autograd.Function):
         )  # fmt: skip
         ctx.save_for_backward(x, weight, mean, variance)
         ctx.eps = eps
-        ctx.mark_non_differentiable(mean, variance)
-        return top, mean, variance
+        m = x.numel() // c
+        unbiased = variance * (m / (m - 1))
+        ctx.mark_non_differentiable(mean, unbiased)
+        return top, mean, unbiased
 
     @staticmethod
     @once_differentiable

@@ -84,7 +84,7 @@ def test_batch_norm_has_the_values_and_the_gradients(shape: tuple[int, ...], dty
                 assert native.takes(*leaves)
                 top, *statistics = normalize(leaves[0], *factors, 1e-5, relu, leaves[-1] if adds else None)
             else:
-                statistics = [x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)]
+                statistics = [x.mean((0, 2, 3)), x.var((0, 2, 3))]
                 top = F.batch_norm(leaves[0], None, None, *factors, True, 0, 1e-5)
                 top = top + leaves[-1] if adds else top
                 # A bottom of the ReLU that is nothing but rounding: the kernel has decided.
@@ -105,7 +105,7 @@ def test_the_variance_of_numbers_far_from_0_is_right() -> None:
     _, mean, variance, _ = native.batch_norm(x, None, None, None, 1e-5, False)
     exact = x.double()
     assert torch.allclose(mean.double(), exact.mean((0, 2, 3)), rtol=1e-6)
-    assert torch.allclose(variance.double(), exact.var((0, 2, 3), correction=0), rtol=1e-6)
+    assert torch.allclose(variance.double(), exact.var((0, 2, 3)), rtol=1e-6)
 
 
 @built

@@ -50,17 +50,21 @@ def available() -> bool:
 
 def takes(*tensors: Tensor | None) -> bool:
     """Whether the kernels were built and are for these tensors: on the CPU, of one type, float or double."""
-    there = [tensor for tensor in tensors if tensor is not None]
-    alike = {(tensor.device.type, tensor.dtype) for tensor in there}
-    return len(alike) == 1 and there[0].device.type == "cpu" and there[0].dtype in _TYPES and available()
+    dtype = None
+    for tensor in tensors:
+        if tensor is not None:
+            dtype = dtype or tensor.dtype
+            if tensor.dtype != dtype or not tensor.is_cpu:
+                return False
+    return dtype in _TYPES and available()
 
 
 def batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, shortcut: Tensor | None, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The top, (N, C, H, W) as x is, and of the batch the mean, the biased variance and the factor, (C) each.
+    """The top, (N, C, H, W) as x is, and of the batch mean, unbiased variance and factor, (C) each.
 
-    top = relu((x - mean) factor weight + bias + shortcut), factor = 1 / sqrt(variance + eps)
+    top = relu((x - mean) factor weight + bias + shortcut), factor = 1 / sqrt(biased variance + eps)
 
     x, shortcut   with the channels last in memory; weight, bias: (C); what is None is left out
     """

@@ -162,7 +162,7 @@ static void NAME(block_statistics)(const REAL *x, const REAL *next, int64_t coun
 }
 
 /* top = relu((x - mean) factor weight + bias + shortcut), of which weight, bias, shortcut and the ReLU may be
-   missing; with the batch's mean, its biased variance, and factor = 1 / sqrt(variance + eps).
+   missing; with the batch's mean, its unbiased variance, and factor = 1 / sqrt(biased variance + eps).
    Returns 0, or 1 where there is no memory. */
 int NAME(batch_norm)(const REAL *x, int64_t rows, int64_t channels, const REAL *weight, const REAL *bias,
                      const REAL *shortcut, double eps, int relu, int threads, REAL *top, REAL *mean,
@@ -188,7 +188,7 @@ int NAME(batch_norm)(const REAL *x, int64_t rows, int64_t channels, const REAL *
                 all += squares[b * channels + c] + d * d * (double)(least(block, count - b * block) / channels);
             }
             mean[c] = (REAL)(sum / (double)rows);
-            variance[c] = (REAL)(all / (double)rows);
+            variance[c] = (REAL)(all / (double)(rows > 1 ? rows - 1 : 1));
             factor[c] = (REAL)(1 / sqrt(all / (double)rows + eps));
         }
         NAME(spread_affine)(mean, weight, bias, factor, span, channels, of_span);

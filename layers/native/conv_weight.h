@@ -153,8 +153,8 @@ int imae_conv_weight(const float *bottom, const float *top_diff, const Conv *c, 
                             own + (i * side + k) * c->outputs + o, c->outputs);
         }
 #pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t o = 0; o < c->outputs; o++)
-            for (int64_t k = 0; k < c->kernel_h * side; k++) {
+        for (int64_t k = 0; k < c->kernel_h * side; k++)
+            for (int64_t o = 0; o < c->outputs; o++) {
                 double sum = 0;
                 for (int t = 0; t < threads; t++)
                     sum += sums[t * size + k * c->outputs + o];

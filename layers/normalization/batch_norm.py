@@ -120,8 +120,7 @@ class BatchNorm(Layer):
         """
         m = x.numel() // x.shape[1] if x.shape[1] else 0
         if is_channels_last(x):
-            top, mean, variance = normalize(x, weight, bias, self.eps, relu, shortcut)
-            return top, mean, variance * (m / (m - 1))
+            return normalize(x, weight, bias, self.eps, relu, shortcut)
         # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.
         top = torch.batch_norm(x, weight, bias, mean, variance, True, 1, self.eps, True)
         if m == 1:  # the variance is 0, where torch divides it by 0
