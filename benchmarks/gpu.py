@@ -53,7 +53,14 @@ def _allow_tf32(precision: str) -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
-def _solver(folder: Path, depth: int, precision: str, recorded: bool) -> Solver:
+def _solver(
+    folder: Path,
+    depth: int,
+    precision: str,
+    recorded: bool,
+    compiled: bool = False,
+    last: bool | None = None,
+) -> Solver:
     device = torch.device("cuda", torch.cuda.current_device())
     return make_solver(
         folder,
@@ -61,6 +68,8 @@ def _solver(folder: Path, depth: int, precision: str, recorded: bool) -> Solver:
         depth,
         device=device,
         reduced=torch.bfloat16 if precision == "bf16" else None,
+        compiled=compiled,
+        last=last,
         recorder=(lambda: CudaRecorder(device)) if recorded else None,
     )
 
@@ -68,12 +77,14 @@ def _solver(folder: Path, depth: int, precision: str, recorded: bool) -> Solver:
 def _compare(folder: Path, depth: int, rounds: int) -> None:
     """One table: iterations per second of each way."""
     ways: dict[str, tuple[str, Callable[[], None]]] = {}
+    solver = _solver(folder, depth, "fp32", recorded=False)
+    ways["imae, fp32, each kernel launched"] = "fp32", lambda solver=solver: solver.step(ITERATIONS)
     for precision in PRECISIONS:
-        for recorded in (True, False):
-            if recorded or precision == "fp32":
-                solver = _solver(folder, depth, precision, recorded)
-                name = f"imae, {precision}" + (", CUDA graphs" if recorded else ", each kernel launched")
-                ways[name] = precision, lambda solver=solver: solver.step(ITERATIONS)
+        for compiled, last in ((False, False), (False, True), (True, False), (True, True)):
+            solver = _solver(folder, depth, precision, True, compiled, last)
+            name = f"imae, {precision}, CUDA graphs" + (", compiled" if compiled else "")
+            name += ", channels-last" if last else ""
+            ways[name] = precision, lambda solver=solver: solver.step(ITERATIONS)
     for precision in ("fp32", "tf32"):
         for last, compiled in ((False, False), (True, False), (True, True)):
             step = training_step(BATCH, depth, last, compiled, "cuda")

@@ -354,6 +354,20 @@ def test_threads_of_run(here: Path, capsys: pytest.CaptureFixture[str], threads:
     refused([*COMMANDS["run"], "--threads", threads], "--threads must be 0 to ", capsys)
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--cuda-graph"], "--cuda-graph is of GPUs; give --gpu, too, or leave it out"),
+        (["--compile"], "--compile is of GPUs; give --gpu, too, or leave it out"),
+        (["--precision", "tf32"], "--precision tf32 is of GPUs; give --gpu, too, or use fp32 or bf16"),
+    ],
+)
+def test_what_only_a_gpu_can_is_refused_on_the_cpu(
+    here: Path, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused([*COMMANDS["train"], *flags], message, capsys)
+
+
 def test_one_number_a_channel_can_be_trained(here: Path) -> None:
     """Batch 1 and one pixel: a variance of 0, which torch's own check refuses."""
     tail = """

@@ -57,12 +57,15 @@ def check_close(got: Solver, want: Solver, kind: str, parts: Sequence[str] = ("w
         assert float((ours - theirs).norm() / theirs.norm()) < tolerance(f"{what} {kind}").rtol
 
 
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("recorded", [False, True])
-def test_one_iteration_gives_the_numbers_of_the_cpu(database: str, recorded: bool) -> None:
+def test_one_iteration_gives_the_numbers_of_the_cpu(
+    database: str, recorded: bool, compiled: bool, last: bool
+) -> None:
     recorder = (lambda: CudaRecorder(GPU)) if recorded else None
-    check_close(
-        trained(database, 1, recorder=recorder), trained(database, 1, device="cpu", fast=False), "on a GPU"
-    )
+    got = trained(database, 1, recorder=recorder, compiled=compiled, last=last)
+    check_close(got, trained(database, 1, device="cpu", fast=False), "on a GPU")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,9 @@ def test_reduced_precision_trains_near_single_precision(database: str, precision
     check_close(got, want, "in bfloat16", ["weights"])
 
 
-@pytest.mark.parametrize("flags", [[], ["--cuda-graph"], ["--cuda-graph", "--precision", "bf16"]])
+@pytest.mark.parametrize(
+    "flags", [[], ["--cuda-graph"], ["--cuda-graph", "--compile"], ["--cuda-graph", "--precision", "bf16"]]
+)
 def test_command_line_resumes_exactly(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:

@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from op_recorder import OpRecorder
 from tolerances import tolerance
 
+from imae.layers import native
+from imae.layers.layer import LabelReader
 from imae.prototxt import TEST, ImaeError
 from imae.prototxt.errors import DataError
 from imae.prototxt.text import to_text
@@ -155,6 +158,29 @@ def test_a_variant_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert "order: CLASS_BALANCED" in net and "UnifiedWeightLoss" in net
 
 
+def test_a_recorded_run_has_the_accuracies_of_a_launched_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With operations replayed on the CPU, as a GPU replays CUDA graphs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "BATCH", 16)
+    monkeypatch.setattr(LabelReader, "at_once", staticmethod(lambda label: False))
+    monkeypatch.setattr(native, "available", lambda: False)  # its kernels are no operations of torch's
+    cifar10, made = Cifar10(Path("work"), str(make_cifar10(tmp_path / "cifar"))), list[OpRecorder]()
+
+    def recorder() -> OpRecorder:
+        made.append(OpRecorder())
+        return made[-1]
+
+    cpu = torch.device("cpu")
+    points = [
+        training.train(TINY, cifar10.images(TINY), Path(name), Path(name), cpu, how).points
+        for name, how in (("launched", None), ("recorded", recorder))
+    ]
+    assert points[0] == points[1]
+    assert sum(one.replays > 0 for one in made) == 4  # a training pass, the update, two test nets
+
+
 def test_measures() -> None:
     images = Images(
         train=labelled([0, 1, 2, 3, 4], [0, 1, 2, 0, 0]),
@@ -200,7 +226,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
         return subprocess.Popen([sys.executable, "-c", ""])
 
     monkeypatch.setattr(grid, "_start", start)
-    grid.train_all([TINY], cifar10, records, jobs=1, gpu=None, threads=1)
+    grid.train_all([TINY], cifar10, records, jobs=1, options=["--threads", "1"])
     assert "convert-cifar" in capsys.readouterr().out
     whole = read_record(records / f"{TINY.name}.json")
     assert [point.iteration for point in whole.points] == list(range(10, 81, 10))
@@ -228,7 +254,7 @@ def test_a_run_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     cifar10 = Cifar10(Path("work"), str(make_cifar10(tmp_path / "cifar")))
     run = replace(TINY, net="resnet9")  # no depth of a ResNet
     with pytest.raises(ImaeError, match=f"1 of 1 runs have not ended: {run.name}"):
-        grid.train_all([run], cifar10, tmp_path / "records", jobs=1, gpu=None, threads=1)
+        grid.train_all([run], cifar10, tmp_path / "records", jobs=1, options=["--threads", "1"])
 
 
 @pytest.mark.parametrize(

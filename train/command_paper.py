@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from imae.prototxt.errors import ImaeError
+from imae.train.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
 from imae.train.device import gpu, keep_freed_memory, set_threads
 from imae.train.paper import figures, tables
 from imae.train.paper.data import Cifar10
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (1)")
     parser.add_argument("--gpu", nargs="?", const="0", metavar="ID", help="compute on this GPU")
+    add_launch_options(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="of each run, on the CPU")
     parser.add_argument(
         "--work", default="data/paper", metavar="DIR", help="for LMDBs, snapshots, logs (data/paper)"
@@ -104,12 +106,24 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace, wanted: list[Run], cifar10: Cifar10, records: Path) -> None:
-    threads = args.threads
+    threads, options = args.threads, []
+    device = _device(args)
+    if chosen_recorder(args, device):
+        options.append("--cuda-graph")
+    if chosen_compiled(args, device):
+        options.append("--compile")
     if args.gpu is not None:
-        gpu(args.gpu, f"--gpu {args.gpu}", "leave --gpu out")
+        options += ["--gpu", args.gpu]
     elif threads is None:
         threads = max(1, (os.cpu_count() or 1) // args.jobs)
-    train_all(wanted, cifar10, records, args.jobs, args.gpu, threads)
+    options += ["--threads", str(threads)] if threads is not None else []
+    train_all(wanted, cifar10, records, args.jobs, options)
+
+
+def _device(args: argparse.Namespace) -> torch.device:
+    if args.gpu is None:
+        return torch.device("cpu")
+    return gpu(args.gpu, f"--gpu {args.gpu}", "leave --gpu out")
 
 
 def _show(args: argparse.Namespace, found: list[Record]) -> None:
@@ -144,10 +158,16 @@ def _train_one(args: argparse.Namespace, cifar10: Cifar10, records: Path) -> Non
         ) from error
     set_threads(args.threads)
     keep_freed_memory()
-    device = torch.device("cpu")
-    if args.gpu is not None:
-        device = gpu(args.gpu, f"--gpu {args.gpu}", "leave --gpu out")
-    train(wanted, cifar10.images(wanted), run_folder(Path(args.work), wanted.name), records, device)
+    device = _device(args)
+    train(
+        wanted,
+        cifar10.images(wanted),
+        run_folder(Path(args.work), wanted.name),
+        records,
+        device,
+        chosen_recorder(args, device),
+        chosen_compiled(args, device),
+    )
 
 
 def _seeds(text: str) -> list[int]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -17,7 +16,7 @@ from imae.converters.net_options import level
 from imae.prototxt import SolverParameter
 from imae.prototxt.errors import DeviceError, ImaeError, PrototxtError
 from imae.prototxt.text import read_solver
-from imae.train.cuda_graph import CudaRecorder, Recorder
+from imae.train.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
 from imae.train.device import (
     add_data_cache_option,
     add_double_option,
@@ -101,12 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_double_option(parser)
     add_precision_option(parser)
-    parser.add_argument(
-        "--cuda-graph",
-        action="store_true",
-        help="on a GPU: record the passes and the update as CUDA graphs and replay them, which spares the "
-        "host the launching of each kernel",
-    )
+    add_launch_options(parser)
     add_data_cache_option(parser)
     parser.add_argument(
         "--threads",
@@ -161,7 +155,8 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
             keep=args.keep,
             gpu_dropout=args.gpu_dropout,
             reduced=set_precision(args, device),
-            recorder=_recorder(args, device),
+            compiled=chosen_compiled(args, device, args.plain),
+            recorder=chosen_recorder(args, device, args.plain),
             dtype=chosen_dtype(args),
             dialect=args.dialect,
             ranks=ranks,
@@ -177,17 +172,6 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
         with training_bar(solver) if ranks is None or ranks.rank == 0 else nullcontext():
             solver.solve()
     _log(250, "Optimization Done.")
-
-
-def _recorder(args: argparse.Namespace, device: torch.device) -> Callable[[], Recorder] | None:
-    """What --cuda-graph asks for."""
-    if not args.cuda_graph:
-        return None
-    if device.type == "cpu":
-        raise DeviceError("--cuda-graph is of GPUs; give --gpu, too, or leave it out")
-    if args.plain:
-        raise ImaeError("--plain runs the layers one by one, --cuda-graph all at once; give one")
-    return lambda: CudaRecorder(device)
 
 
 def _set_train_state(param: SolverParameter, args: argparse.Namespace, path: str) -> None:

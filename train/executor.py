@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from imae.layers.fuse import fuse_training
+from imae.layers.fuse import FusedBatchNormScale, fuse_training
 from imae.layers.layer import DataLayer
 from imae.layers.net import Net, Step
 from imae.layers.stepwise import Stepwise
@@ -67,6 +67,8 @@ class NetExecutor:
                 keep 4-axis blobs in the order N, H, W, C in memory. Shapes stay N, C, H, W, and values are
                 the same up to rounding
     keep        names of further blobs, which stay in `kept` after a run
+    compiled    let torch.compile make the kernels of joined layers
+    last        whether 4-axis blobs have the order N, H, W, C in memory; None: as said above
     reduced     bfloat16: convolutions and matrix products take and give it, and blobs between them are in it;
                 parameters, their diffs, losses and measures stay in single precision. None: nothing is
     """
@@ -78,12 +80,16 @@ class NetExecutor:
         fast: bool = True,
         keep: Collection[str] = (),
         reduced: torch.dtype | None = None,
+        compiled: bool = False,
+        last: bool | None = None,
     ) -> None:
         self.net, self.device, self.reduced = net.to(device), device, reduced
         self.keep, self.kept = keep, dict[str, Tensor]()
-        self.channels_last = fast and (device.type == "cpu" or reduced is not None)
+        self.channels_last = fast and (device.type == "cpu" or reduced is not None) if last is None else last
         if fast and not net.debug_info:  # which names the layers' blobs one by one
             net.plan = fuse_training(net, keep)
+            if compiled:
+                _compile_joined(net.plan)
         if reduced is not None:
             net.plan = _with_single_losses(net.plan)
         if self.channels_last:
@@ -137,6 +143,15 @@ class NetExecutor:
 def _reside(layer: DataLayer, device: torch.device) -> bool:
     """Let a data layer keep its records on the device, if it can and there is room."""
     return layer.reside(device, device_budget(device))
+
+
+def _compile_joined(plan: Sequence[Step]) -> None:
+    """Let torch.compile make the kernels of the joined layers that go by the batch."""
+    from imae.layers.compiled_norm import normalize  # imports torch's compiler
+
+    for step in plan:
+        if isinstance(step.run, FusedBatchNormScale):
+            step.run.norm.kernel = normalize
 
 
 def _with_single_losses(plan: Sequence[Step]) -> list[Step]:

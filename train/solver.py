@@ -107,6 +107,7 @@ class Solver:
     gpu_dropout     "device": a GPU draws dropout masks, and the pixels of stochastic pooling, itself.
                     "caffe": they come from `random`, as Caffe's on the CPU, which takes longer
     reduced         what convolutions and matrix products compute in, for the default executor (executor.py)
+    compiled, last  as for the default executor (executor.py)
     recorder        makes what records passes and updates to replay them (cuda_graph.py); for the default
                     executor. None: each is launched anew
     dtype           of all that the nets and the update compute with; learning rates and the smoothed loss are
@@ -138,6 +139,8 @@ class Solver:
         keep: int = 0,
         gpu_dropout: Literal["caffe", "device"] = "device",
         reduced: torch.dtype | None = None,
+        compiled: bool = False,
+        last: bool | None = None,
         recorder: Callable[[], Recorder] | None = None,
         dtype: torch.dtype = torch.float32,
         dialect: str | None = None,
@@ -169,7 +172,7 @@ class Solver:
             if ranks is not None:
                 self.random.reseed(ranks.of_first(self.random.seed) + self._rank)
             logger.info("random_seed was not specified; this run's seed is %d", self.random.seed)
-        make = executor or self._executor_maker(fast, reduced, recorder)
+        make = executor or self._executor_maker(fast, recorder, reduced=reduced, compiled=compiled, last=last)
         self.net = build_train_net(param, self.random, dtype, dialect, ranks or ALONE, data_resources)
         self._run = make(self.net)
         self.test_nets = [] if self._rank else build_test_nets(param, self.random, self.net, dialect)
@@ -189,13 +192,12 @@ class Solver:
         self._say("solver.cpp:57", "Solver scaffolding done.")
 
     def _executor_maker(
-        self, fast: bool, reduced: torch.dtype | None, recorder: Callable[[], Recorder] | None
+        self, fast: bool, recorder: Callable[[], Recorder] | None, **options: Any
     ) -> Callable[[Net], Executor]:
         def make(net: Net) -> Executor:
             if recorder is None:
-                return NetExecutor(net, self.device, fast, reduced=reduced)
-            replaces = self.param.iter_size == 1
-            return GraphExecutor(net, self.device, recorder, replaces=replaces, reduced=reduced)
+                return NetExecutor(net, self.device, fast, **options)
+            return GraphExecutor(net, self.device, recorder, replaces=self.param.iter_size == 1, **options)
 
         return make
 

@@ -17,7 +17,7 @@ blobs      blob0 (C), blob1 (C), blob2 (1), all from 0 on; not learned, their lr
 Caffe: batch_norm_layer.cpp. Differs: Caffe means to take a bottom of one axis, and aborts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +37,7 @@ class BatchNorm(Layer):
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         norm = param.batch_norm_param
+        self.kernel: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None  # for `normalize_batch`
         self.eps, self.fraction = norm.eps, norm.moving_average_fraction
         given = norm.HasField("use_global_stats")
         self.use_global_stats = norm.use_global_stats if given else self.phase == TEST
@@ -119,6 +120,8 @@ class BatchNorm(Layer):
         mean, variance   zeros, (C) each, of the blobs' dtype; the result may lie there
         """
         m = x.numel() // x.shape[1] if x.shape[1] else 0
+        if self.kernel is not None and m > 1:
+            return self.kernel(x, weight, bias, self.eps, relu, shortcut)
         if is_channels_last(x):
             return normalize(x, weight, bias, self.eps, relu, shortcut)
         # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.

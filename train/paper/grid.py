@@ -27,13 +27,12 @@ LOOK = 1.0  # seconds between two looks at the processes
 
 
 def train_all(
-    runs: Sequence[Run], cifar10: Cifar10, records: Path, jobs: int, gpu: str | None, threads: int | None
+    runs: Sequence[Run], cifar10: Cifar10, records: Path, jobs: int, options: Sequence[str] = ()
 ) -> None:
     """Train the runs that have no record yet; ImaeError that names those that failed, once all have ended.
 
     jobs      processes at a time
-    gpu       the GPU to compute on, None for the CPU
-    threads   of each process; None: the CPU's cores divided among the jobs
+    options   of each process's command line: --gpu, --threads and the like
     """
     try:
         records.mkdir(parents=True, exist_ok=True)
@@ -51,7 +50,7 @@ def train_all(
             todo = list(waiting)
             while todo or going:
                 while todo and len(going) < jobs:
-                    going.append((todo[0], _start(todo.pop(0), cifar10, records, gpu, threads)))
+                    going.append((todo[0], _start(todo.pop(0), cifar10, records, options)))
                 time.sleep(LOOK)
                 for run, process in list(going):
                     if process.poll() is not None:
@@ -107,15 +106,11 @@ def run_folder(work: Path, name: str) -> Path:
     return work / "runs" / name
 
 
-def _start(
-    run: Run, cifar10: Cifar10, records: Path, gpu: str | None, threads: int | None
-) -> subprocess.Popen[bytes]:
+def _start(run: Run, cifar10: Cifar10, records: Path, options: Sequence[str]) -> subprocess.Popen[bytes]:
     folder = run_folder(cifar10.work, run.name)
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "imae.train.main", "paper", "run", "--run", json.dumps(asdict(run))]
-    command += ["--work", str(cifar10.work), "--records", str(records)]
-    command += ["--gpu", gpu] if gpu is not None else []
-    command += ["--threads", str(threads)] if threads is not None else []
+    command += ["--work", str(cifar10.work), "--records", str(records), *options]
     with open(folder / "log", "ab") as log:
         # In a session of its own: Ctrl-C reaches it once, through `train_all`.
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)

@@ -12,11 +12,12 @@ import math
 import os
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from imae.prototxt.files import write_atomically
 from imae.prototxt.net_parts import loss_layer
 from imae.prototxt.resnet import CIFAR10_MEAN_BGR, paper_solver, resnet
 from imae.prototxt.text import to_text
+from imae.train.cuda_graph import GraphExecutor, Recorder
 from imae.train.executor import Executor, NetExecutor, Result
 from imae.train.paper.data import Images
 from imae.train.paper.experiments import ITERATIONS, Run
@@ -45,6 +47,7 @@ ORDERS = {
     "SHUFFLED": DataOrderParameter.SHUFFLED,
     "CLASS_BALANCED": DataOrderParameter.CLASS_BALANCED,
 }
+PREDICTED = ("fc", "label")  # blobs
 CLASSES_PER_BATCH = 8  # where batches are balanced
 FORGET = 0.001  # 1 - Caffe's default moving_average_fraction, for runs of ITERATIONS
 TESTS = 64  # along a run of the paper's size
@@ -142,10 +145,10 @@ class Predictions(NamedTuple):
 
 
 class _Predicting(NetExecutor):
-    """Keeps what the net predicts, batch after batch."""
+    """Keeps what the net predicts, batch after batch; made with keep=PREDICTED."""
 
-    def __init__(self, net: Net, device: torch.device) -> None:
-        super().__init__(net, device, keep=("fc", "label"))
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.predicted: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def forward(self) -> Result:
@@ -161,19 +164,38 @@ class _Predicting(NetExecutor):
         return Predictions(classes, odds)
 
 
+class _RecordedPredicting(_Predicting, GraphExecutor):
+    """The same by recorded passes."""
+
+
 class _Training(Solver):
     """A Solver that measures at each test and keeps the record."""
 
     def __init__(
-        self, param: SolverParameter, device: torch.device, images: Images, record: Record, path: Path
+        self,
+        param: SolverParameter,
+        device: torch.device,
+        images: Images,
+        record: Record,
+        path: Path,
+        recorder: Callable[[], Recorder] | None,
+        compiled: bool,
     ) -> None:
         self._images, self.record, self._path = images, record, path
         self._began = time.monotonic()
 
         def executor(net: Net) -> Executor:
-            return _Predicting(net, device) if net.phase == TEST else NetExecutor(net, device)
+            if recorder is None:
+                if net.phase == TEST:
+                    return _Predicting(net, device, keep=PREDICTED)
+                return NetExecutor(net, device, compiled=compiled)
+            if net.phase == TEST:
+                return _RecordedPredicting(net, device, recorder, replaces=True, keep=PREDICTED)
+            return GraphExecutor(net, device, recorder, replaces=True, compiled=compiled)
 
-        super().__init__(param, device=device, executor=executor, keep=1, on_nan="continue")
+        super().__init__(
+            param, device=device, executor=executor, recorder=recorder, keep=1, on_nan="continue"
+        )
 
     def test_all(self) -> None:
         """Test, and note the accuracies unless a signal broke the test off."""
@@ -224,8 +246,19 @@ def _share(count: int, of: int) -> float:
     return round(count / of, 6)
 
 
-def train(run: Run, images: Images, folder: Path, records: Path, device: torch.device) -> Record:
-    """Train a run in `folder`, from where it stands there; the record, in `records` if the run has ended."""
+def train(
+    run: Run,
+    images: Images,
+    folder: Path,
+    records: Path,
+    device: torch.device,
+    recorder: Callable[[], Recorder] | None = None,
+    compiled: bool = False,
+) -> Record:
+    """Train a run in `folder`, from where it stands there; the record, in `records` if the run has ended.
+
+    recorder, compiled   as of Solver
+    """
     folder.mkdir(parents=True, exist_ok=True)
     records.mkdir(parents=True, exist_ok=True)
     net = folder / "train_val.prototxt"
@@ -256,7 +289,7 @@ def train(run: Run, images: Images, folder: Path, records: Path, device: torch.d
         seconds=0.0,
         points=(),
     )
-    solver = _Training(param, device, images, record, path)
+    solver = _Training(param, device, images, record, path, recorder, compiled)
     if solver.restore_newest() and path.exists():
         solver.record = _earlier(record, read_record(path), solver.iteration)
     with SignalRequests() as requests, training_bar(solver):

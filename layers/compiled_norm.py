@@ -1,0 +1,53 @@
+"""BatchNorm by the batch, Scale, a sum with another blob and ReLU as kernels that torch.compile makes.
+
+They are for GPUs, where each of these layers alone reads and writes whole blobs. torch.compile makes them
+when a blob of a new shape comes for the first time: some seconds each, kept on disk for the next run. On the
+CPU they are right, too, which is how they are tested, but the kernels in C are faster.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MOST_SHAPES = 1024  # torch.compile gives up beyond 8; a deep net has more
+
+
+def normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    relu: bool = False,
+    shortcut: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As channels_last_norm's, for a blob of any order in memory and at least 2 values a channel."""
+    with torch._dynamo.config.patch(cache_size_limit=MOST_SHAPES, accumulated_cache_size_limit=MOST_SHAPES):
+        return _compiled()(x, weight, bias, shortcut, eps, relu)
+
+
+@cache
+def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    # torch.compile looks at every attribute of what it is given, and torch warns of this one.
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+    return torch.compile(_normalize, fullgraph=True, dynamic=False)
+
+
+def _normalize(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, shortcut: Tensor | None, eps: float, relu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    top = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)[0]
+    if shortcut is not None:
+        top = top + shortcut
+    variance, mean = torch.var_mean(x.detach().to(dtype_of_statistics(x)), [0, *range(2, x.dim())])
+    return F.relu(top) if relu else top, mean, variance
+
+
+def dtype_of_statistics(x: Tensor) -> torch.dtype:
+    """Blobs in bfloat16 have theirs in single precision."""
+    return torch.promote_types(x.dtype, torch.float32)
