@@ -143,7 +143,7 @@ def stop_at(number: int, end: Callable[[], object]) -> None:
 
 
 def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
+    signal.raise_signal(signal.SIGINT)  # in this thread: os.kill may reach another one, later
 
 
 def stop_at_length(length: int) -> None:

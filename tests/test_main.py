@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import logging
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,7 @@ from digits_runs import RUNS, numbers, prepared, worded
 from tolerances import tolerance
 
 import imae.train.main as main_module
+from imae.prototxt.errors import ImaeError
 from imae.prototxt.text import read_solver
 from imae.train.main import COMMANDS, main
 from imae.train.solver import Solver
@@ -336,3 +340,41 @@ def test_other_commands_do_not_wait_for_torch() -> None:
     code = "import sys, imae.train.main; print(sorted({'torch', 'onnx', 'h5py', 'cv2'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
+
+
+class Slow(io.StringIO):
+    """Takes its time after an error."""
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if text.startswith("imae"):
+            time.sleep(0.1)
+        return written
+
+
+def test_an_errors_line_is_the_last_whatever_a_thread_still_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that which makes batches ahead."""
+    stderr = Slow()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    done, logger = threading.Event(), logging.getLogger("imae.talker")
+
+    def talk() -> None:
+        while not done.is_set():
+            logger.info("still here")
+
+    thread = threading.Thread(target=talk)
+
+    def fail(_: object) -> int:
+        thread.start()
+        time.sleep(0.05)
+        raise ImaeError("it is so")
+
+    monkeypatch.setattr(main_module, "_run", fail)
+    try:
+        assert main(["train"]) == 2
+    finally:
+        done.set()
+        thread.join()
+    lines = stderr.getvalue().splitlines()
+    assert lines[-1] == "imae: it is so"
+    assert "still here" in lines[0]
