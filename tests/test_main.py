@@ -20,6 +20,7 @@ from digits_runs import RUNS, numbers, prepared, worded
 from tolerances import tolerance
 
 import imae.train.main as main_module
+from imae.layers import native
 from imae.prototxt.errors import ImaeError
 from imae.prototxt.text import read_solver
 from imae.train.main import COMMANDS, main
@@ -378,3 +379,17 @@ def test_an_errors_line_is_the_last_whatever_a_thread_still_says(monkeypatch: py
     lines = stderr.getvalue().splitlines()
     assert lines[-1] == "imae: it is so"
     assert "still here" in lines[0]
+
+
+@pytest.mark.parametrize(("built", "flags", "said"), [(False, [], 1), (True, [], 0), (False, ["--plain"], 0)])
+def test_missing_kernels_are_said(
+    built: bool,
+    flags: list[str],
+    said: int,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(native, "available", lambda: built)
+    assert main(["train", "solver.prototxt", *flags]) == 0
+    assert capsys.readouterr().err.count("The kernels in C were not built") == said

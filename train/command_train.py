@@ -13,6 +13,7 @@ import torch
 
 from imae.converters.caffemodel import add_dialect_option
 from imae.converters.net_options import level
+from imae.layers import native
 from imae.prototxt import SolverParameter
 from imae.prototxt.errors import DeviceError, ImaeError, PrototxtError
 from imae.prototxt.text import read_solver
@@ -139,6 +140,8 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
     param = read_solver(path)
     _set_train_state(param, args, path)
     device = _device(param, args.gpu, ranks)
+    if device.type == "cpu" and not args.plain and not native.available():
+        logger.info("The kernels in C were not built (is there a C compiler?); training takes longer without")
     if ranks is not None:
         ranks.connect(device)
         logger.info("%d ranks train together, each on batches of its own", ranks.size)
