@@ -2,11 +2,14 @@
 
 oneDNN's kernel for processors without AVX-512 takes half as long again as it takes for the top, and adds all
 N H W products of a weight up one after another in single precision: in ResNet-20 with a batch of 128 its
-gradients are wrong by 1e-5 of the largest. Those of the kernel in C: 6e-7. The rest is torch's.
+gradients are wrong by 1e-5 of the largest. Those of the kernel in C: 6e-7. The rest is torch's, and so is all
+where oneDNN's kernels are faster: windows of one pixel, of which they make a product of two matrices, and
+layers of many weights.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,6 +22,9 @@ from imae.layers.layer import Shape
 from imae.layers.vision.conv import Convolution
 
 
+MOST_WEIGHTS = 200_000
+
+
 def gains(layer: Convolution, bottom: Shape) -> bool:
     """Whether `Convolve` is for this layer with such a bottom, and this processor is one for the kernel."""
     windows = layer.windows
@@ -29,6 +35,8 @@ def gains(layer: Convolution, bottom: Shape) -> bool:
         and layer.group == 1
         and set(windows.dilation) == {1}
         and not any(windows.beyond(bottom[2:]))
+        and math.prod(windows.kernel) > 1
+        and math.prod(layer.blob_shapes[0]) <= MOST_WEIGHTS
         and layer.num_output % native.OUTPUTS_AT_ONCE == 0
     )
 

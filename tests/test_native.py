@@ -209,11 +209,11 @@ def test_a_gradient_of_many_pixels_is_nearer_than_torchs() -> None:
 NET = """
 layer { name: "data" type: "Input" top: "a" top: "b" input_param { shape { dim: [2, 3, 9, 9] } } }
 layer { name: "conv" type: "Convolution" bottom: "a" bottom: "b" top: "c" top: "d"
-        convolution_param { num_output: OUTPUTS kernel_size: 3 pad: 1 MORE weight_filler { type: "msra" } } }
+        convolution_param { num_output: OUTPUTS pad: 1 MORE weight_filler { type: "msra" } } }
 """
 
 
-def convolution(outputs: int = 16, more: str = "") -> Net:
+def convolution(outputs: int = 16, more: str = "kernel_size: 3") -> Net:
     text = NET.replace("OUTPUTS", str(outputs)).replace("MORE", more)
     return Net(parse_net(text), CaffeRandom(1))
 
@@ -241,11 +241,13 @@ def test_a_layer_of_two_bottoms_and_a_bias_has_its_gradients(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("outputs", "more", "wanted"),
     [
-        (16, "", True),
-        (12, "", False),
-        (16, "dilation: 2", False),
-        (18, "group: 3", False),
-        (24, "group: 3", False),
+        (16, "kernel_size: 3", True),
+        (12, "kernel_size: 3", False),
+        (16, "kernel_size: 3 dilation: 2", False),
+        (18, "kernel_size: 3 group: 3", False),
+        (24, "kernel_size: 3 group: 3", False),
+        (16, "kernel_size: 1", False),
+        (8000, "kernel_size: 3", False),
     ],
 )
 def test_the_kernel_is_for_plain_convolutions(

@@ -122,6 +122,11 @@ int imae_conv_weight(const float *bottom, const float *top_diff, const Conv *c, 
     int64_t tile = least(c->top_height, PIXELS / c->top_width > 1 ? PIXELS / c->top_width : 1);
     int64_t tiles = (c->top_height + tile - 1) / tile, pixels = c->top_height * c->top_width;
     int64_t group = pixels < PIXELS ? least(c->num, PIXELS / pixels) : 1;
+    if (group > 1) { /* as many for each thread */
+        int64_t groups = (c->num + group - 1) / group;
+        groups = (groups + threads - 1) / threads * threads;
+        group = (c->num + groups - 1) / groups;
+    }
     int64_t jobs = (c->num + group - 1) / group * tiles, image = ((tile - 1) * c->stride_h + c->kernel_h) * row;
     double *sums = calloc(threads * size, sizeof(double));
     float *copies = malloc(threads * group * image * sizeof(float));
