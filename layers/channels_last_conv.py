@@ -21,7 +21,6 @@ from imae.layers import native
 from imae.layers.layer import Shape
 from imae.layers.vision.conv import Convolution
 
-
 MOST_WEIGHTS = 200_000
 
 
