@@ -24,16 +24,54 @@ from imae.layers.vision.conv import Convolution
 MOST_WEIGHTS = 200_000
 
 
+FEW_CHANNELS = 8
+
+
+class SubsampledConvolution:
+    """A convolution of single pixels, only some of which it looks at: of those alone.
+
+    For few channels, and such a bottom, oneDNN's kernel for the weights' gradient writes past the end of its
+    memory (seen with 3 and 4 channels and stride 2, torch 2.13).
+    """
+
+    def __init__(self, layer: Convolution) -> None:
+        self.layer = layer
+
+    def __call__(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        layer = self.layer
+        rows, columns = layer.windows.stride
+        weight, bias = layer.blob(0), layer.blob(1) if layer.bias_term else None
+        order = torch.channels_last
+        seen = (x[:, :, ::rows, ::columns].contiguous(memory_format=order) for x in bottoms)
+        tops = tuple(F.conv2d(x, weight, bias, groups=layer.group) for x in seen)
+        return tops[0] if len(tops) == 1 else tops
+
+
+def subsamples_few_channels(layer: Convolution, bottom: Shape) -> bool:
+    """Whether `SubsampledConvolution` is for this layer with such a bottom."""
+    windows = layer.windows
+    return (
+        _is_2d(layer, bottom)
+        and windows.kernel == (1, 1)
+        and windows.stride != (1, 1)
+        and windows.pad == (0, 0)
+        and layer.blob_shapes[0][1] < FEW_CHANNELS
+    )
+
+
+def _is_2d(layer: Convolution, bottom: Shape) -> bool:
+    axis = layer.canonical_axis(layer.param.convolution_param.axis, len(bottom))
+    return len(layer.windows.kernel) == 2 and axis == 1
+
+
 def gains(layer: Convolution, bottom: Shape) -> bool:
     """Whether `Convolve` is for this layer with such a bottom, and this processor is one for the kernel."""
     windows = layer.windows
     return (
         native.conv_weight_wanted()
-        and len(windows.kernel) == 2
-        and layer.canonical_axis(layer.param.convolution_param.axis, len(bottom)) == 1
+        and _is_2d(layer, bottom)
         and layer.group == 1
         and set(windows.dilation) == {1}
-        and not any(windows.beyond(bottom[2:]))
         and math.prod(windows.kernel) > 1
         and math.prod(layer.blob_shapes[0]) <= MOST_WEIGHTS
         and layer.num_output % native.OUTPUTS_AT_ONCE == 0
@@ -53,7 +91,11 @@ class Convolve:
     def _one(self, x: Tensor) -> Tensor:
         layer = self.layer
         weight, bias = layer.blob(0), layer.blob(1) if layer.bias_term else None
-        if not (weight.requires_grad and torch.is_grad_enabled() and native.takes_conv(x, weight)):
+        if (
+            not (weight.requires_grad and torch.is_grad_enabled() and native.takes_conv(x, weight))
+            or torch.is_autocast_enabled("cpu")
+            or any(layer.windows.beyond(x.shape[2:]))
+        ):
             top = layer.forward(x)
             assert isinstance(top, Tensor)
             return top

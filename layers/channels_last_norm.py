@@ -50,7 +50,12 @@ def normalize(
     With its mean and its unbiased variance, (C) each.
     """
     found: tuple[Tensor, Tensor, Tensor]
-    if native.takes(x, weight, bias, shortcut) and (shortcut is None or is_channels_last(shortcut)):
+    values = [values for values in (weight, bias) if values is not None]
+    if (
+        native.takes(x, *values, shortcut)
+        and all(len(each) == x.shape[1] for each in values)
+        and (shortcut is None or (shortcut.shape == x.shape and is_channels_last(shortcut)))
+    ):
         found = _Native.apply(x, weight, bias, shortcut, eps, relu)  # type: ignore[no-untyped-call]  # torch's
         return found
     found = _Normalize.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]

@@ -22,7 +22,12 @@ from torch import Tensor, nn
 
 from imae.layers.activation.relu import ReLU
 from imae.layers.activation.scale import Scale
-from imae.layers.channels_last_conv import Convolve, gains
+from imae.layers.channels_last_conv import (
+    Convolve,
+    SubsampledConvolution,
+    gains,
+    subsamples_few_channels,
+)
 from imae.layers.common.inner_product import InnerProduct
 from imae.layers.layer import Layer
 from imae.layers.net import Net, Step, mark_frees
@@ -66,11 +71,18 @@ def fuse_training(net: Net, keep: Collection[str] = ()) -> list[Step]:
     for index, step in enumerate(net.steps):
         if plan.gone(index):
             continue
-        if isinstance(step.layer, Convolution) and gains(step.layer, net.blob_shapes[step.bottoms[0]]):
-            plan.replace(index, Convolve(step.layer))
+        if isinstance(step.layer, Convolution):
+            shape = net.blob_shapes[step.bottoms[0]]
+            if gains(step.layer, shape):
+                plan.replace(index, Convolve(step.layer))
+            elif subsamples_few_channels(step.layer, shape):
+                plan.replace(index, SubsampledConvolution(step.layer))
         elif isinstance(step.layer, Split):
             plan.replace(index, partial(_handed_on, len(step.tops)))
-        elif isinstance(step.layer, Eltwise) and (place := _spare_bottom(net, plan, index, keep)) is not None:
+        elif (
+            isinstance(step.layer, Eltwise)
+            and (place := _spare_bottom(net, plan, joinable, index, keep)) is not None
+        ):
             plan.replace(index, partial(_sum_within, place))
         elif _is_plain_relu(step):
             source = plan.only_writer(index)
@@ -78,7 +90,10 @@ def fuse_training(net: Net, keep: Collection[str] = ()) -> list[Step]:
                 source is not None
                 and isinstance(net.steps[source].layer, Eltwise | Convolution | InnerProduct)
                 and _makes_new_memory(net.steps[source].layer)
-                and (step.tops == step.bottoms or step.bottoms[0] not in keep)
+                and (
+                    step.tops == step.bottoms
+                    or not (step.bottoms[0] in keep or joinable.read_earlier(step.bottoms[0], index))
+                )
             ):
                 plan.replace(index, F.relu_)
     return plan.steps()
@@ -129,14 +144,16 @@ def _renew_together(net: Net, fused: list[FusedBatchNormScale]) -> None:
         run.together, run.place = together, place
 
 
-def _spare_bottom(net: Net, plan: _Plan, index: int, keep: Collection[str]) -> int | None:
+def _spare_bottom(
+    net: Net, plan: _Plan, joinable: _Joinable, index: int, keep: Collection[str]
+) -> int | None:
     """Which of a plain sum's first two bottoms it may overwrite: one of its own, in memory of its own."""
     step = net.steps[index]
     if not _is_plain_sum(step):
         return None
     for place, name in enumerate(step.bottoms[:2]):
         writer = plan.only_writer(index, place)
-        if writer is None or name in keep or name in net.loss_weights:
+        if writer is None or name in keep or name in net.loss_weights or joinable.read_earlier(name, index):
             continue
         joined = plan.joined(writer)
         if isinstance(joined, FusedBatchNormScale):
@@ -240,13 +257,17 @@ class _Joinable:
             for blob in step.layer.blobs:
                 self._users[id(blob)].append(index)
 
+    def read_earlier(self, name: str, index: int) -> bool:
+        """Whether a step before `index` reads, in its backward pass, what is left in this blob's memory."""
+        return self._read_from.get(name, index) < index
+
     def may_join(self, members: Sequence[int]) -> bool:
         first, last = members[0], members[-1]
         for member, following in pairwise(members):
             name = self._steps[member].tops[0]
             if name == self._steps[following].tops[0]:
                 continue  # in the end the same blob holds the same value
-            if name in self._keep or self._read_from.get(name, first) < first:
+            if name in self._keep or self.read_earlier(name, member):
                 return False
         # Who shares their statistics, and runs between, would find them renewed too late.
         users = (self._users[id(blob)] for blob in self._steps[first].layer.blobs)

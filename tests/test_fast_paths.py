@@ -16,6 +16,7 @@ torch's kernels in the same manner; with the kernels in C it is compared with th
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +27,12 @@ from torch import Tensor
 
 from imae.converters.lmdb_writer import write_lmdb
 from imae.layers import native
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.channels_last_conv import SubsampledConvolution
 from imae.layers.channels_last_norm import is_channels_last, normalize
 from imae.layers.data.datum import datum_from_array
 from imae.layers.fuse import FusedBatchNormScale, fuse_training
-from imae.layers.net import Net
+from imae.layers.net import Net, Step
 from imae.prototxt import NetParameter, SolverParameter
 from imae.prototxt.resnet import paper_solver, resnet, with_cifar10_data
 from imae.prototxt.text import parse_net
@@ -375,6 +378,15 @@ OVERWRITTEN = (
     + layer("Scale", "scale", "c", "TOP", "scale_param { bias_term: true }")
 )
 STATISTICS = "".join(f'param {{ name: "x{i}" lr_mult: 0 }} ' for i in range(3))
+# A branch of BatchNorm and Scale, and TanH, whose backward pass reads what the sum leaves in its memory.
+BRANCH = (
+    conv("c", "data", 3, 3, "bias_term: false")
+    + layer("BatchNorm", "bn", "c", "n")
+    + layer("Scale", "scale", "n", "m", "scale_param { bias_term: true }")
+    + conv("k", "data", 3, 3)
+    + layer("TanH", "tanh", "k", "t")
+)
+SUM_IN_PLACE = 'layer { name: "sum" type: "Eltwise" bottom: "t" bottom: "m" top: "t" }\n'
 LOOKED_INTO = {
     "what BatchNorm leaves": (OVERWRITTEN.replace("TOP", "end"), []),
     "what Scale leaves": (OVERWRITTEN.replace("TOP", "c") + layer("ReLU", "last", "c", "end"), ["bn scale"]),
@@ -388,6 +400,50 @@ LOOKED_INTO = {
         + 'layer { name: "sum" type: "Eltwise" bottom: "scaled" bottom: "two" top: "end" }',
         ["one scale"],
     ),
+    "what a joined sum leaves": (
+        BRANCH + "SUM_IN_PLACE" + layer("ReLU", "relu", "t", "end"),
+        ["bn scale sum"],
+    ),
+    "a joined sum, and the ReLU in place": (
+        BRANCH + "SUM_IN_PLACE" + layer("ReLU", "relu", "t", "t") + layer("Power", "end", "t"),
+        ["bn scale sum relu"],
+    ),
+    "a sum for which a blob is left over": (
+        conv("k", "data", 3, 3)
+        + layer("TanH", "tanh", "k", "t")
+        + layer("BatchNorm", "bn", "t", "t")
+        + layer("Scale", "scale", "t", "t", "scale_param { bias_term: true }")
+        + conv("k2", "data", 3, 3)
+        + layer("Power", "p", "k2")
+        + 'layer { name: "sum" type: "Eltwise" bottom: "p" bottom: "t" top: "end" }',
+        ["bn scale"],
+    ),
+    "what a sum leaves to a ReLU": (
+        conv("k", "data", 3, 3)
+        + layer("TanH", "tanh", "k", "t")
+        + conv("m", "data", 3, 3)
+        + "SUM_IN_PLACE"
+        + layer("ReLU", "relu", "t", "end"),
+        [],
+    ),
+    "no sum of three": (
+        BRANCH
+        + conv("k2", "data", 3, 3)
+        + 'layer { name: "sum" type: "Eltwise" bottom: "t" bottom: "m" bottom: "k2" top: "end" }',
+        ["bn scale"],
+    ),
+    "two joined branches": (
+        conv("a", "data", 3, 3, "bias_term: false")
+        + norm("m", "a")
+        + conv("b", "data", 3, 3, "bias_term: false")
+        + norm("n", "b")
+        + 'layer { name: "sum" type: "Eltwise" bottom: "m" bottom: "n" top: "sum" }'
+        + layer("ReLU", "relu", "sum", "end"),
+        ["n_bn n", "m_bn m sum relu"],
+    ),
+}
+LOOKED_INTO = {
+    name: (body.replace("SUM_IN_PLACE", SUM_IN_PLACE), joined) for name, (body, joined) in LOOKED_INTO.items()
 }
 
 
@@ -411,3 +467,90 @@ def test_layers_that_others_look_into_run_by_themselves(name: str, tmp_path: Pat
 def test_a_blob_that_is_kept_is_not_joined_away(tmp_path: Path) -> None:
     _, runs = trained_plan("shared", tmp_path, keep=("a_norm_bn",))
     assert "a_norm_bn" not in [run.norm.name for run in runs if isinstance(run, FusedBatchNormScale)]
+
+
+@pytest.mark.parametrize("name", ["resnet20", "shared"])
+def test_sums_are_joined(name: str, tmp_path: Path) -> None:
+    _, runs = trained_plan(name, tmp_path)
+    joined = [run for run in runs if isinstance(run, FusedBatchNormScale)]
+    sums = sum(run.adds and run.relu for run in joined)
+    assert (sums, len(joined)) == {"resnet20": (9, 19), "shared": (1, 4)}[name]
+
+
+def test_reduced_precision_is_not_for_the_kernels(tmp_path: Path) -> None:
+    """They take no bfloat16."""
+    body = conv("c", "data", 8, 3) + layer("ReLU", "r", "c", "c") + conv("d", "c", 8, 3) + norm("n", "d")
+    source = write_images(tmp_path / "lmdb", 3, 16)
+    data = DATA.replace("SOURCE", source).replace("BATCH", "8")
+    param = parse_net(data + body + inner_product("ip", "n", 10) + loss("ip"))
+    history = []
+    for fast, reduced in ((True, torch.bfloat16), (False, None)):
+        each = solver(param, False, keep=False)
+        run = Solver(
+            each.param,
+            executor=partial(NetExecutor, device=torch.device("cpu"), fast=fast, reduced=reduced),
+        )
+        run.step(1)
+        history.append(torch.cat([blob.flatten() for blob in run.history]))
+    error = float((history[0] - history[1]).norm() / history[1].norm())
+    assert error <= tolerance("history in bfloat16").rtol
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_batch_norm_before_a_grouped_convolution(batch: int, tmp_path: Path) -> None:
+    """torch takes a wrong gradient of a group's weights where the one image has an odd stride."""
+    body = (
+        conv("c", "data", 16, 3, "bias_term: false")
+        + layer("BatchNorm", "bn", "c")
+        + conv("g", "bn", 24, 3, "group: 2")
+    )
+    source = write_images(tmp_path / "lmdb", 3, 12)
+    data = DATA.replace("SOURCE", source).replace("BATCH", str(batch))
+    param = parse_net(data + body + inner_product("ip", "g", 10) + loss("ip"))
+    fast, plain = one_iteration(param, torch.float64)
+    assert_equal(fast, plain, "fast way", "fast way", "float64")
+
+
+def test_every_second_pixel_of_few_channels(tmp_path: Path) -> None:
+    """Where oneDNN writes past the end of its memory."""
+    body = conv("c", "data", 24, 1, "stride_h: 2 stride_w: 3")
+    source = write_images(tmp_path / "lmdb", 3, 12)
+    data = DATA.replace("SOURCE", source).replace("BATCH", "5")
+    param = parse_net(data + body + inner_product("ip", "c", 10) + loss("ip"))
+    fast, plain = one_iteration(param, torch.float64)
+    assert [step.run for step in fast.net.plan if isinstance(step.run, SubsampledConvolution)]
+    assert_equal(fast, plain, "fast way", "fast way", "float64")
+
+
+def test_inputs_of_other_shapes_than_the_net_was_made_for() -> None:
+    """Refused, or computed, as the plain net does."""
+    text = """
+    layer { name: "in" type: "Input" top: "a" top: "b" input_param { shape { dim: [2, 8, 9, 9] } } }
+    layer { name: "bn" type: "BatchNorm" bottom: "a" top: "n" }
+    layer { name: "s" type: "Scale" bottom: "n" top: "m" scale_param { bias_term: true } }
+    layer { name: "sum" type: "Eltwise" bottom: "m" bottom: "b" top: "sum" }
+    layer { name: "c" type: "Convolution" bottom: "sum" top: "c"
+            convolution_param { num_output: 8 kernel_size: 5 stride: 3 weight_filler { type: "msra" } } }
+    """
+    net = Net(parse_net(text), CaffeRandom(1))
+    fused = fuse_training(net)
+
+    def numbers(size: int) -> Tensor:
+        values = torch.randn(2, 8, size, size, generator=torch.Generator().manual_seed(size))
+        return values.contiguous(memory_format=torch.channels_last)
+
+    def tops(plan: list[Step], *sizes: int) -> Tensor | str:
+        net.plan = plan
+        a, b = (numbers(size) for size in sizes)
+        try:
+            return net({"a": a, "b": b})["c"].detach()
+        except RuntimeError as error:
+            return str(error)
+
+    for sizes in ((9, 9), (4, 4), (8, 4)):
+        plain, fast = tops(net.steps, *sizes), tops(fused, *sizes)
+        if isinstance(plain, Tensor):
+            assert isinstance(fast, Tensor)
+            assert distance(fast.double(), plain.double()) <= tolerance("fast way, BatchNorm").atol
+        else:
+            assert fast == plain

@@ -256,3 +256,22 @@ def test_the_kernel_is_for_plain_convolutions(
     monkeypatch.setattr(native, "conv_weight_wanted", native.conv_weight_possible)
     layer = convolution(outputs, more).steps[-1].layer
     assert gains(layer, (2, 3, 9, 9)) == wanted  # type: ignore[arg-type]
+
+
+@multiplies
+def test_foreign_memory_is_not_read() -> None:
+    """Other types, shapes and orders are refused where the kernels are called."""
+    x, weight = last(numbers(2, 16, 6, 6).float()), numbers(16).float()
+    top, mean, _, factor = native.batch_norm(x, weight, None, None, 1e-5, True)
+    for shortcut in (x.double(), x[:, :, :3], x.contiguous()):
+        with pytest.raises(ValueError, match="got|strides"):
+            native.batch_norm(x, weight, None, shortcut, 1e-5, True)
+    with pytest.raises(ValueError, match="16 channels"):
+        native.batch_norm(x, weight[:8], None, None, 1e-5, True)
+    with pytest.raises(ValueError, match="bfloat16"):
+        native.batch_norm_gradients(x, None, x.bfloat16(), weight, None, mean, factor, True)
+    for top_diff in (top.bfloat16(), top[:, :8], top[:1], top.contiguous()):
+        with pytest.raises(ValueError, match="got|strides"):
+            native.conv_weight_gradient(x, top_diff, (16, 16, 3, 3), (1, 1), (1, 1))
+    with pytest.raises(ValueError, match="no kernel"):
+        native.conv_weight_gradient(x, top, (16, 8, 3, 3), (1, 1), (1, 1))

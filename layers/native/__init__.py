@@ -69,6 +69,7 @@ def batch_norm(
     x, shortcut   with the channels last in memory; weight, bias: (C); what is None is left out
     """
     channels, top = x.shape[1], torch.empty_like(x)
+    _check(x, x if shortcut is None else shortcut, x.shape, weight, bias)
     mean, variance, factor = (x.new_empty(channels) for _ in range(3))
     failed = _function("batch_norm", x.dtype)(
         x.data_ptr(), x.numel() // channels, channels, *map(_address, (weight, bias, shortcut)),
@@ -94,6 +95,8 @@ def batch_norm_gradients(
     top   where there was a shortcut before a ReLU
     """
     channels, diff = x.shape[1], torch.empty_like(x)
+    for blob in (top_diff, x if top is None else top):
+        _check(x, blob, x.shape, weight, bias, mean, factor)
     masked = None if top is None else torch.empty_like(x)
     weight_diff, bias_diff = x.new_empty(channels), x.new_empty(channels)
     failed = _function("batch_norm_gradients", x.dtype)(
@@ -138,6 +141,13 @@ def conv_weight_gradient(
     """
     diff = x.new_empty(*shape).contiguous(memory_format=torch.channels_last)
     num, channels, height, width = x.shape
+    outputs, channels_seen, *kernel = shape
+    counts = (
+        (size + 2 * p - k) // s + 1 for size, p, k, s in zip(x.shape[2:], pad, kernel, stride, strict=True)
+    )
+    _check(x, top_diff, (num, outputs, *counts))
+    if x.dtype != torch.float32 or channels_seen != channels or outputs % OUTPUTS_AT_ONCE:
+        raise ValueError(f"no kernel for {x.dtype}, bottom {tuple(x.shape)}, weights {tuple(shape)}")
     _, outputs, top_height, top_width = top_diff.shape
     sizes = (num, height, width, channels, top_height, top_width, outputs, *shape[2:], *stride, *pad)
     conv = (ctypes.c_int64 * len(sizes))(*sizes)
@@ -147,6 +157,19 @@ def conv_weight_gradient(
     if failed:
         raise MemoryError
     return diff
+
+
+def _check(x: Tensor, blob: Tensor, shape: Sequence[int], *values: Tensor | None) -> None:
+    """ValueError where the kernels would read foreign memory, or numbers of another type."""
+    order = torch.channels_last
+    for each in (x, blob):
+        if not each.is_contiguous(memory_format=order):
+            raise ValueError(f"strides {each.stride()} are not those of channels last")
+    if tuple(blob.shape) != tuple(shape) or blob.dtype != x.dtype:
+        raise ValueError(f"got {blob.dtype} {tuple(blob.shape)}, expected {x.dtype} {tuple(shape)}")
+    for value in values:
+        if value is not None and (value.dtype != x.dtype or value.shape != x.shape[1:2]):
+            raise ValueError(f"got {value.dtype} {tuple(value.shape)} for {x.shape[1]} channels of {x.dtype}")
 
 
 @cache

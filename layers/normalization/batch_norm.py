@@ -82,7 +82,9 @@ class BatchNorm(Layer):
         self.blob(2).mul_(self.fraction).add_(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.normalize(x if x.dim() > 1 else x.unsqueeze(1)).reshape(x.shape)
+        # No reshape where none is needed: it gives a single image a stride with which torch takes a wrong
+        # gradient of the weights of a grouped convolution.
+        return self.normalize(x) if x.dim() > 1 else self.normalize(x.unsqueeze(1)).squeeze(1)
 
     def normalize(
         self,
