@@ -20,10 +20,21 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: the least and the median of those measured."""
+    """Seconds of the calls, round by round."""
 
-    least: float
-    median: float
+    seconds: tuple[float, ...]
+
+    @property
+    def least(self) -> float:
+        return min(self.seconds)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def ratio(self, other: Timing) -> float:
+        """The median over the rounds of this way's time by another's: slow minutes meet both."""
+        return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
 def in_turns(
@@ -51,19 +62,20 @@ def in_turns(
             way()
             seconds[name].append(time.perf_counter() - begun)
             after.get(name, lambda: None)()
-    return {name: Timing(min(times), statistics.median(times)) for name, times in seconds.items()}
+    return {name: Timing(tuple(times)) for name, times in seconds.items()}
 
 
 def table(title: str, timings: Mapping[str, Timing], base: str, unit: float = 1e3, what: str = "ms") -> str:
-    """A Markdown table: the times, and each one's as a ratio to `base`'s, by the least and the median."""
+    """A Markdown table: the times, and each one's by `base`'s: the least, the medians, round by round."""
     lines = [
         f"### {title}",
         "",
-        f"| | least, {what} | median, {what} | least / {base} | median / {base} |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        f"| | least, {what} | median, {what} | least / {base} | median / {base} | in each round, median |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, timing in timings.items():
-        ratios = timing.least / timings[base].least, timing.median / timings[base].median
+        own = timings[base]
+        ratios = timing.least / own.least, timing.median / own.median, timing.ratio(own)
         cells = [f"{timing.least * unit:.3g}", f"{timing.median * unit:.3g}", *(f"{r:.2f}" for r in ratios)]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -99,11 +111,15 @@ def peak_memory() -> float:
     return peak / 1024 if sys.platform != "darwin" else peak / 2**20
 
 
-def matrix_product_rate(size: int = 2048, rounds: int = 5) -> float:
-    """What float32 matrix products reach here, in operations per second: the ceiling of convolutions."""
+def matrix_product(size: int = 2048) -> Callable[[], object]:
+    """A product of float32 matrices, 2 size^3 operations: how fast they go is the ceiling of convolutions."""
     a, b = torch.randn(size, size), torch.randn(size, size)
-    timing = in_turns({"mm": lambda: torch.mm(a, b)}, rounds)["mm"]
-    return 2 * size**3 / timing.least
+    return lambda: torch.mm(a, b)
+
+
+def matrix_product_rate(size: int = 2048, rounds: int = 5) -> float:
+    """What such products reach here, in operations per second."""
+    return 2 * size**3 / in_turns({"mm": matrix_product(size)}, rounds)["mm"].least
 
 
 def copy_rate(megabytes: int = 256, rounds: int = 5) -> float:

@@ -7,7 +7,7 @@
    matrices, whose sums over some hundred pixels stay in registers: up to 6 of those numbers times up to 16
    outputs. */
 
-enum { PIXELS = 384, SIDE = 6, VECTOR = 8 };
+enum { PIXELS = 512, SIDE = 6, VECTOR = 8 };
 
 typedef struct {
     int64_t num, height, width, channels, top_height, top_width, outputs;
@@ -37,6 +37,7 @@ AVX2 static inline __attribute__((always_inline)) void add_products(const int si
         for (int64_t r = 0; r < p->rows; r++) {
             const float *of_x = x + i * p->x_image + r * p->x_row;
             const float *of_top = top_diff + i * p->top_image + r * p->top_row;
+#pragma GCC unroll 4
             for (int64_t w = 0; w < p->width; w++, of_x += p->x_pixel, of_top += p->top_pixel) {
                 Vector top[2];
 #pragma GCC unroll 2
