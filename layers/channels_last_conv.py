@@ -21,9 +21,7 @@ from imae.layers import native
 from imae.layers.layer import Shape
 from imae.layers.vision.conv import Convolution
 
-MOST_WEIGHTS = 200_000
-
-
+MOST_WEIGHTS = 200_000  # each thread of the kernel in C has a sum for each
 FEW_CHANNELS = 8
 
 
