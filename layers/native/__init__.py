@@ -1,7 +1,7 @@
 """Kernels in C for the CPU (kernels.c), built when the package is installed where there is a C compiler.
 
-Without them torch's operations do the same work, to the same precision, but slower. `available` says whether
-they are there.
+Without them torch's operations do the same work, slower, and a convolution's weights less exactly. `available`
+says whether they are there.
 """
 
 from __future__ import annotations
@@ -168,7 +168,9 @@ def _check(x: Tensor, blob: Tensor, shape: Sequence[int], *values: Tensor | None
     if tuple(blob.shape) != tuple(shape) or blob.dtype != x.dtype:
         raise ValueError(f"got {blob.dtype} {tuple(blob.shape)}, expected {x.dtype} {tuple(shape)}")
     for value in values:
-        if value is not None and (value.dtype != x.dtype or value.shape != x.shape[1:2]):
+        if value is None:
+            continue
+        if value.dtype != x.dtype or value.shape != x.shape[1:2] or not value.is_contiguous():
             raise ValueError(f"got {value.dtype} {tuple(value.shape)} for {x.shape[1]} channels of {x.dtype}")
 
 
