@@ -1,7 +1,7 @@
 """Kernels in C for the CPU (kernels.c), built when the package is installed where there is a C compiler.
 
-Without them torch's operations do the same work, slower, and a convolution's weights less exactly. `available`
-says whether they are there.
+Without them torch's operations do the same work: slower, and less exactly where it is a convolution's
+weights. `available` says whether they are there.
 """
 
 from __future__ import annotations
