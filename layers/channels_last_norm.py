@@ -65,8 +65,13 @@ def normalize(
 def finished(top: Tensor, relu: bool, shortcut: Tensor | None) -> Tensor:
     """The top plus the shortcut, and of that the ReLU, in the top's memory if it can be."""
     if shortcut is not None:
-        top = top.add_(shortcut) if top.dtype == shortcut.dtype else top + shortcut
+        top = added_within(top, shortcut)
     return F.relu_(top) if relu else top
+
+
+def added_within(first: Tensor, second: Tensor) -> Tensor:
+    """The sum of two blobs in the memory of the first, if it has the sum's type."""
+    return first.add_(second) if first.dtype == second.dtype else first + second
 
 
 class _Native(torch.autograd.Function):

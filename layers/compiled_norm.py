@@ -44,10 +44,6 @@ def _normalize(
     top = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)[0]
     if shortcut is not None:
         top = top + shortcut
-    variance, mean = torch.var_mean(x.detach().to(dtype_of_statistics(x)), [0, *range(2, x.dim())])
+    dtype = torch.promote_types(x.dtype, torch.float32)  # of statistics, also where blobs are in bfloat16
+    variance, mean = torch.var_mean(x.detach().to(dtype), [0, *range(2, x.dim())])
     return F.relu(top) if relu else top, mean, variance
-
-
-def dtype_of_statistics(x: Tensor) -> torch.dtype:
-    """Blobs in bfloat16 have theirs in single precision."""
-    return torch.promote_types(x.dtype, torch.float32)

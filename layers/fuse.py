@@ -28,6 +28,7 @@ from imae.layers.channels_last_conv import (
     gains,
     subsamples_few_channels,
 )
+from imae.layers.channels_last_norm import added_within
 from imae.layers.common.inner_product import InnerProduct
 from imae.layers.layer import Layer
 from imae.layers.net import Net, Step, mark_frees
@@ -177,8 +178,7 @@ def _is_plain_sum(step: Step) -> bool:
 
 def _sum_within(place: int, *bottoms: Tensor) -> Tensor:
     """The sum of the bottoms in the memory of one of the first two, if it has the sum's type."""
-    first, second = bottoms[place], bottoms[1 - place]
-    top = first.add_(second) if first.dtype == second.dtype else first + second
+    top = added_within(bottoms[place], bottoms[1 - place])
     for bottom in bottoms[2:]:
         top = top + bottom
     return top

@@ -64,7 +64,6 @@ def labels_checked_as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def torch_does_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a device; what the kernels in C do is no operation that could be noted."""
     monkeypatch.setattr(native, "available", lambda: False)
-    monkeypatch.setattr(native, "conv_weight_wanted", lambda: False)
 
 
 def solver(

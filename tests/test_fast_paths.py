@@ -163,7 +163,6 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(native, "conv_weight_wanted", native.conv_weight_possible)
     else:
         monkeypatch.setattr(native, "available", lambda: False)
-        monkeypatch.setattr(native, "conv_weight_wanted", lambda: False)
     return str(request.param)
 
 

@@ -9,9 +9,9 @@ the next (the batch, the learning rate) is written to the device before the repl
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -97,6 +97,7 @@ class GraphExecutor(NetExecutor):
 
     recorder   makes what records one kind of pass
     replaces   a pass replaces the diffs, instead of adding to them
+    options    further ones of NetExecutor
     """
 
     def __init__(
@@ -106,12 +107,9 @@ class GraphExecutor(NetExecutor):
         recorder: Callable[[], Recorder],
         *,
         replaces: bool,
-        keep: Collection[str] = (),
-        reduced: torch.dtype | None = None,
-        compiled: bool = False,
-        last: bool | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(net, device, keep=keep, reduced=reduced, compiled=compiled, last=last)
+        super().__init__(net, device, **options)
         self._replaces = replaces
         self._buffers: list[list[Tensor]] = []
         self._passes = {

@@ -111,14 +111,17 @@ def batch_norm_gradients(
 
 def conv_weight_wanted() -> bool:
     """Whether `conv_weight_gradient` was built, and torch has nothing better for this processor."""
-    library = _library()
-    return library is not None and bool(library.imae_conv_weight_wanted())
+    return _says("conv_weight_wanted")
 
 
 def conv_weight_possible() -> bool:
     """Whether `conv_weight_gradient` was built, and runs on this processor."""
+    return _says("conv_weight_possible")
+
+
+def _says(question: str) -> bool:
     library = _library()
-    return library is not None and bool(library.imae_conv_weight_possible())
+    return available() and library is not None and bool(getattr(library, f"imae_{question}")())
 
 
 def takes_conv(x: Tensor, weight: Tensor) -> bool:
@@ -139,7 +142,7 @@ def conv_weight_gradient(
     x         the bottom, (N, C, H, W); top_diff: (N, outputs, H', W'); both with the channels last in memory
     outputs   a multiple of OUTPUTS_AT_ONCE
     """
-    diff = x.new_empty(*shape).contiguous(memory_format=torch.channels_last)
+    diff = torch.empty(*shape, dtype=x.dtype, memory_format=torch.channels_last)
     num, channels, height, width = x.shape
     outputs, channels_seen, *kernel = shape
     counts = (

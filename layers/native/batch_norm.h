@@ -138,8 +138,8 @@ static void NAME(spread_affine)(const REAL *mean, const REAL *weight, const REAL
 }
 
 /* Mean and sum of squared distances from it, of a block's channels; `own` has room for three spans. */
-static void NAME(block_statistics)(const REAL *x, const REAL *next, int64_t count, int64_t span, int64_t channels, REAL *own,
-                                   double *mean, double *squares)
+static void NAME(block_statistics)(const REAL *x, const REAL *next, int64_t count, int64_t span,
+                                   int64_t channels, REAL *own, double *mean, double *squares)
 {
     REAL *near = own, *sums = own + span, *sums_of_squares = own + 2 * span;
     double n = (double)(count / channels);
