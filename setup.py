@@ -14,11 +14,13 @@ HAS_NONE = "(sys_platform != 'linux' or platform_machine != 'x86_64') and sys_pl
 # Where plyvel is published with LevelDB inside; elsewhere LevelDB's own library must be installed.
 HAS_LEVELDB_WHEEL = "sys_platform == 'linux' and platform_machine == 'x86_64' and python_version < '3.13'"
 
+HEADERS = ["common", "batch_norm", "conv", "conv_weight", "winograd"]
+
 # Optional: where it cannot be built, torch's operations take its place.
 KERNELS = Extension(
     "imae.layers.native._kernels",
     ["layers/native/kernels.c"],
-    depends=["layers/native/common.h", "layers/native/batch_norm.h", "layers/native/conv_weight.h"],
+    depends=[f"layers/native/{name}.h" for name in HEADERS],
     extra_compile_args=[
         "-O3",
         "-std=gnu11",

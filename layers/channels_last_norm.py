@@ -92,15 +92,18 @@ class _Native(torch.autograd.Function):
         ctx.save_for_backward(x, top if needed else None, weight, bias, mean, factor)
         ctx.relu = relu
         ctx.mark_non_differentiable(mean, variance)
+        ctx.set_materialize_grads(False)
         return top, mean, variance
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, top_diff: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, top_diff: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        wanted = ctx.needs_input_grad
+        if top_diff is None:
+            return (None,) * len(wanted)
         x, top, weight, bias, mean, factor = ctx.saved_tensors
         top_diff = top_diff.contiguous(memory_format=torch.channels_last)
         diffs = native.batch_norm_gradients(x, top, top_diff, weight, bias, mean, factor, ctx.relu)
-        wanted = ctx.needs_input_grad
         return *(diff if want else None for diff, want in zip(diffs, wanted, strict=False)), None, None
 
 

@@ -160,7 +160,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "kernels in C":
         if not native.available():
             pytest.skip("the kernels in C were not built")
-        monkeypatch.setattr(native, "conv_weight_wanted", native.conv_weight_possible)
+        monkeypatch.setattr(native, "conv_wanted", native.conv_possible)
     else:
         monkeypatch.setattr(native, "available", lambda: False)
     return str(request.param)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import shutil
 import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,15 +15,16 @@ import torch.nn.functional as F
 from tolerances import tolerance
 from torch import Tensor
 
-from imae.layers import native
+from imae.layers import channels_last_conv, native
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.channels_last_conv import Convolve, gains
 from imae.layers.channels_last_norm import normalize
 from imae.layers.net import Net
+from imae.layers.vision.conv import Convolution
 from imae.prototxt.text import parse_net
 
 built = pytest.mark.skipif(not native.available(), reason="the kernels in C were not built")
-multiplies = pytest.mark.skipif(not native.conv_weight_possible(), reason="no AVX2, or no kernels in C")
+multiplies = pytest.mark.skipif(not native.conv_possible(), reason="no AVX2, or no kernels in C")
 
 
 def test_the_kernels_are_built_where_there_is_a_compiler() -> None:
@@ -35,7 +39,7 @@ def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch)
     native._library.cache_clear()
     try:
         assert not native.available()
-        assert not native.conv_weight_wanted()
+        assert not native.conv_wanted()
     finally:
         native._library.cache_clear()
 
@@ -206,35 +210,153 @@ def test_a_gradient_of_many_pixels_is_nearer_than_torchs() -> None:
     assert distance(got, want) <= distance(by_torch(torch.float32), want)
 
 
+# -- Winograd's algorithm ------------------------------------------------------------------------------------
+
+WINOGRADS = [  # num, channels, height, width, outputs, pad
+    (2, 16, 8, 8, 16, (1, 1)),
+    (3, 8, 7, 5, 24, (1, 1)),  # tiles that are cut off, groups of tiles across images
+    (1, 24, 3, 3, 8, (0, 0)),  # one pixel
+    (1, 8, 1, 1, 8, (1, 1)),
+    (2, 40, 9, 6, 16, (2, 0)),
+    (1, 8, 5, 4, 40, (0, 2)),
+    (9, 32, 2, 11, 16, (2, 2)),
+    (200, 8, 6, 6, 8, (1, 1)),  # more tiles than a thread adds up in single precision
+    (1, 136, 12, 10, 8, (1, 1)),
+]
+
+
+@multiplies
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("case", WINOGRADS, ids=str)
+def test_winograds_algorithm_has_the_values_and_the_gradients(
+    case: tuple[int, int, int, int, int, tuple[int, int]], threads: int
+) -> None:
+    num, channels, height, width, outputs, pad = case
+    x = last(numbers(num, channels, height, width)).requires_grad_()
+    weight = numbers(outputs, channels, 3, 3, seed=2).requires_grad_()
+    bias = numbers(outputs, seed=3)
+    top = F.conv2d(x, weight, bias, 1, pad)
+    top_diff = last(numbers(*top.shape, seed=4))
+    want = [top, F.conv2d(x, weight, None, 1, pad), *torch.autograd.grad(top, (x, weight), top_diff)]
+    of_x, of_top, of_weight = last(x.detach().float()), top_diff.float(), weight.detach().float()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for kept in (of_weight, last(of_weight)):  # in either order of memory
+            got = [
+                native.winograd(of_x, kept, bias.float(), pad),
+                native.winograd(of_x, kept, None, pad),
+                native.winograd_bottom_gradient(of_top, kept, pad),
+                native.winograd_weight_gradient(of_x, of_top, kept.shape, pad),
+            ]
+            for place, (ours, exact) in enumerate(zip(got, want, strict=True)):
+                assert ours.shape == exact.shape
+                assert distance(ours, exact.detach()) <= tolerance("kernel").atol, place
+    finally:
+        torch.set_num_threads(before)
+
+
+@multiplies
+def test_winograds_algorithm_is_nearer_than_torchs() -> None:
+    """With the sizes of ResNet-20's last layers: forward, and both gradients."""
+    x, weight = last(numbers(32, 64, 8, 8).relu()), numbers(64, 64, 3, 3, seed=2) / 17
+    top_diff = last(numbers(32, 64, 8, 8, seed=3))
+
+    def by_torch(dtype: torch.dtype) -> list[Tensor]:
+        leaves = [t.to(dtype).requires_grad_() for t in (x, weight)]
+        top = F.conv2d(*leaves, padding=1)
+        return [top.detach(), *torch.autograd.grad(top, leaves, top_diff.to(dtype))]
+
+    of_x, of_top, pad = x.float(), top_diff.float(), (1, 1)
+    ours = [
+        native.winograd(of_x, weight.float(), None, pad),
+        native.winograd_bottom_gradient(of_top, weight.float(), pad),
+        native.winograd_weight_gradient(of_x, of_top, weight.shape, pad),
+    ]
+    for got, torchs, want in zip(ours, by_torch(torch.float32), by_torch(torch.float64), strict=True):
+        assert distance(got, want) <= distance(torchs, want)
+
+
+@multiplies
+def test_winograds_algorithm_forward_does_not_depend_on_the_number_of_threads() -> None:
+    x, weight = last(numbers(5, 16, 9, 9).float()), numbers(24, 16, 3, 3, seed=2).float()
+    found, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(native.winograd(x, weight, None, (1, 1)))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
 NET = """
-layer { name: "data" type: "Input" top: "a" top: "b" input_param { shape { dim: [2, 3, 9, 9] } } }
+layer { name: "data" type: "Input" top: "a" top: "b" input_param { shape { dim: [2, CHANNELS, 9, 9] } } }
 layer { name: "conv" type: "Convolution" bottom: "a" bottom: "b" top: "c" top: "d"
         convolution_param { num_output: OUTPUTS pad: 1 MORE weight_filler { type: "msra" } } }
 """
 
 
-def convolution(outputs: int = 16, more: str = "kernel_size: 3") -> Net:
-    text = NET.replace("OUTPUTS", str(outputs)).replace("MORE", more)
+def convolution(outputs: int = 16, more: str = "kernel_size: 3", channels: int = 3) -> Net:
+    text = NET.replace("OUTPUTS", str(outputs)).replace("MORE", more).replace("CHANNELS", str(channels))
     return Net(parse_net(text), CaffeRandom(1))
 
 
 @multiplies
-def test_a_layer_of_two_bottoms_and_a_bias_has_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "conv_weight_wanted", native.conv_weight_possible)
-    step = convolution().steps[-1]
-    layer = step.layer
-    assert gains(layer, (2, 3, 9, 9))  # type: ignore[arg-type]
-    bottoms = [last(numbers(2, 3, 9, 9, seed=seed).float()).requires_grad_() for seed in (1, 2)]
-    leaves, diffs = (
-        [*bottoms, *layer.blobs],
-        [last(numbers(2, 16, 9, 9, seed=seed).float()) for seed in (3, 4)],
-    )
+@pytest.mark.parametrize("learning", ["all", "bottoms", "weights", "bias", "nothing"])
+@pytest.mark.parametrize("tiles", [(1, 1), (1, 1000), (1000, 1000)], ids=str)
+@pytest.mark.parametrize("channels", [3, 16])
+def test_a_layer_of_two_bottoms_and_a_bias_has_its_gradients(
+    channels: int, tiles: tuple[int, int], learning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "conv_wanted", native.conv_possible)
+    for name, least in zip(("LEAST_TILES", "LEAST_TILES_OF_WEIGHTS"), tiles, strict=True):
+        monkeypatch.setattr(channels_last_conv, name, least)
+    used: list[str] = []
+    for name in ("winograd", "winograd_bottom_gradient", "winograd_weight_gradient", "conv_weight_gradient"):
+        monkeypatch.setattr(native, name, partial(_noted, used, name, getattr(native, name)))
+    layer = convolution(channels=channels).steps[-1].layer
+    assert isinstance(layer, Convolution)
+    assert gains(layer, (2, channels, 9, 9))
+    bottoms = [last(numbers(2, channels, 9, 9, seed=seed).float()) for seed in (1, 2)]
+    leaves = {"bottoms": bottoms, "weights": [layer.blobs[0]], "bias": [layer.blobs[1]], "nothing": []}
+    wanted = [*bottoms, *layer.blobs] if learning == "all" else leaves[learning]
+    for leaf in (*bottoms, *layer.blobs):
+        leaf.requires_grad_(any(leaf is one for one in wanted))
+    diffs = [last(numbers(2, 16, 9, 9, seed=seed).float()) for seed in (3, 4)]
     found = []
-    for run in (Convolve(layer), layer):  # type: ignore[arg-type]
+    for run in (Convolve(layer), layer):
         tops = run(*bottoms)
-        found.append([*tops, *torch.autograd.grad(tops, leaves, diffs)])
+        found.append([*tops, *(torch.autograd.grad(tops, wanted, diffs) if wanted else ())])
     for got, want in zip(*found, strict=True):
         assert distance(got.detach(), want.detach().double()) <= 2 * tolerance("kernel").atol
+    algorithm, learns = channels == 16 and tiles[0] == 1, learning in ("all", "weights")
+    assert ("winograd" in used) == algorithm
+    assert ("winograd_bottom_gradient" in used) == (algorithm and learning in ("all", "bottoms"))
+    assert ("winograd_weight_gradient" in used) == (algorithm and learns and tiles[1] == 1)
+    assert ("conv_weight_gradient" in used) == (learns and not (algorithm and tiles[1] == 1))
+
+
+def _noted(used: list[str], name: str, function: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
+    used.append(name)
+    return function(*args, **options)
+
+
+@multiplies
+def test_layers_of_many_weights_leave_their_gradient_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "conv_wanted", native.conv_possible)
+    layer = convolution(channels=16).steps[-1].layer
+    assert isinstance(layer, Convolution)
+    x, top_diff = last(numbers(20, 16, 9, 9).float()), last(numbers(20, 16, 9, 9, seed=2).float())
+    want = torch.autograd.grad(layer(x), list(layer.blobs), top_diff)
+    for name in ("MOST_WEIGHTS", "MOST_BY_WINOGRAD"):
+        monkeypatch.setattr(channels_last_conv, name, 100)
+    assert gains(layer, (20, 16, 9, 9))  # forward, and for the bottom
+    for name in ("winograd_weight_gradient", "conv_weight_gradient"):
+        monkeypatch.setattr(native, name, None)
+    got = torch.autograd.grad(Convolve(layer)(x), list(layer.blobs), top_diff)
+    for one, other in zip(got, want, strict=True):
+        assert distance(one, other.double()) <= 2e-5  # torch's own
 
 
 @multiplies
@@ -248,12 +370,13 @@ def test_a_layer_of_two_bottoms_and_a_bias_has_its_gradients(monkeypatch: pytest
         (24, "kernel_size: 3 group: 3", False),
         (16, "kernel_size: 1", False),
         (8000, "kernel_size: 3", False),
+        (8000, "kernel_size: 1", False),
     ],
 )
 def test_the_kernel_is_for_plain_convolutions(
     outputs: int, more: str, wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "conv_weight_wanted", native.conv_weight_possible)
+    monkeypatch.setattr(native, "conv_wanted", native.conv_possible)
     layer = convolution(outputs, more).steps[-1].layer
     assert gains(layer, (2, 3, 9, 9)) == wanted  # type: ignore[arg-type]
 
@@ -275,3 +398,21 @@ def test_foreign_memory_is_not_read() -> None:
             native.conv_weight_gradient(x, top_diff, (16, 16, 3, 3), (1, 1), (1, 1))
     with pytest.raises(ValueError, match="no kernel"):
         native.conv_weight_gradient(x, top, (16, 8, 3, 3), (1, 1), (1, 1))
+    kernel, pad = numbers(16, 16, 3, 3).float(), (1, 1)
+    for foreign in (kernel.double(), kernel[:12], kernel[:, :12], kernel[:, :8], kernel[..., :2]):
+        with pytest.raises(ValueError, match="no kernel"):
+            native.winograd(x, foreign, None, pad)
+    for bias in (weight.double(), weight[:8]):
+        with pytest.raises(ValueError, match="no kernel"):
+            native.winograd(x, kernel, bias, pad)
+    for bottom in (x.double(), x[:, :8], x[:0], x.contiguous()):
+        with pytest.raises(ValueError, match=r"no kernel|strides"):
+            native.winograd(bottom, kernel, None, pad)
+    for pads in ((3, 1), (3, 3)):
+        with pytest.raises(ValueError, match="no kernel"):
+            native.winograd_bottom_gradient(x, kernel, pads)
+    for top_diff in (top[:, :8], top[:1], top.contiguous(), top.double()):
+        with pytest.raises(ValueError, match=r"got|strides"):
+            native.winograd_weight_gradient(x, top_diff, kernel.shape, pad)
+    with pytest.raises(ValueError, match="no kernel"):
+        native.winograd_weight_gradient(x, top, (16, 12, 3, 3), pad)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VERSION = 1  # of kernels.c
-OUTPUTS_AT_ONCE = 8  # conv_weight_gradient takes multiples of it
+VERSION = 2  # of kernels.c
+AT_ONCE = 8  # outputs, and for `winograd` channels, come in multiples of it
 
 _ADDRESS, _SIZE, _NUMBER, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
 _FORWARD = [*[_ADDRESS, _SIZE, _SIZE], *[_ADDRESS] * 3, _NUMBER, _INT, _INT, *[_ADDRESS] * 4]
@@ -26,6 +26,8 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "batch_norm": _FORWARD,
     "batch_norm_gradients": _BACKWARD,
     "conv_weight": _CONV,
+    "winograd": [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT, _ADDRESS],
+    "winograd_weight": _CONV,
 }
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 
@@ -109,14 +111,14 @@ def batch_norm_gradients(
     return diff, weight_diff, bias_diff, top_diff if masked is None else masked
 
 
-def conv_weight_wanted() -> bool:
-    """Whether `conv_weight_gradient` was built, and torch has nothing better for this processor."""
-    return _says("conv_weight_wanted")
+def conv_wanted() -> bool:
+    """Whether the convolutions' kernels were built, and torch has nothing better for this processor."""
+    return _says("conv_wanted")
 
 
-def conv_weight_possible() -> bool:
-    """Whether `conv_weight_gradient` was built, and runs on this processor."""
-    return _says("conv_weight_possible")
+def conv_possible() -> bool:
+    """Whether the convolutions' kernels were built, and run on this processor."""
+    return _says("conv_possible")
 
 
 def _says(question: str) -> bool:
@@ -125,7 +127,7 @@ def _says(question: str) -> bool:
 
 
 def takes_conv(x: Tensor, weight: Tensor) -> bool:
-    """Whether `conv_weight_gradient` is for this bottom: on the CPU, float, channels last in memory."""
+    """Whether the convolutions' kernels are for this bottom: on the CPU, float, channels last in memory."""
     return (
         takes(x, weight)
         and x.dtype == torch.float32
@@ -140,26 +142,95 @@ def conv_weight_gradient(
     """The gradient of a convolution's weights, (outputs, channels, kernel_h, kernel_w), channels last.
 
     x         the bottom, (N, C, H, W); top_diff: (N, outputs, H', W'); both with the channels last in memory
-    outputs   a multiple of OUTPUTS_AT_ONCE
+    outputs   a multiple of AT_ONCE
     """
+    return _weight_gradient("conv_weight", x, top_diff, shape, stride, pad)
+
+
+def winograd_weight_gradient(x: Tensor, top_diff: Tensor, shape: Sequence[int], pad: Sequence[int]) -> Tensor:
+    """The same for windows of 3x3 and a stride of 1, faster; the channels are a multiple of AT_ONCE, too."""
+    _check_winograd(shape)
+    return _weight_gradient("winograd_weight", x, top_diff, shape, (1, 1), pad)
+
+
+def _weight_gradient(
+    name: str, x: Tensor, top_diff: Tensor, shape: Sequence[int], stride: Sequence[int], pad: Sequence[int]
+) -> Tensor:
     diff = torch.empty(*shape, dtype=x.dtype, memory_format=torch.channels_last)
-    num, channels, height, width = x.shape
-    outputs, channels_seen, *kernel = shape
-    counts = (
-        (size + 2 * p - k) // s + 1 for size, p, k, s in zip(x.shape[2:], pad, kernel, stride, strict=True)
-    )
-    _check(x, top_diff, (num, outputs, *counts))
-    if x.dtype != torch.float32 or channels_seen != channels or outputs % OUTPUTS_AT_ONCE:
-        raise ValueError(f"no kernel for {x.dtype}, bottom {tuple(x.shape)}, weights {tuple(shape)}")
-    _, outputs, top_height, top_width = top_diff.shape
-    sizes = (num, height, width, channels, top_height, top_width, outputs, *shape[2:], *stride, *pad)
-    conv = (ctypes.c_int64 * len(sizes))(*sizes)
-    failed = _function("conv_weight")(
+    _check(x, top_diff, _top_shape(x, shape, stride, pad))
+    if shape[0] % AT_ONCE:
+        raise ValueError(f"no kernel for {shape[0]} outputs")
+    conv = _conv(x, top_diff.shape, shape[2:], stride, pad)
+    failed = _function(name)(
         x.data_ptr(), top_diff.data_ptr(), ctypes.addressof(conv), torch.get_num_threads(), diff.data_ptr()
     )
     if failed:
         raise MemoryError
     return diff
+
+
+def winograd(
+    x: Tensor, weight: Tensor, bias: Tensor | None, pad: Sequence[int], turned: bool = False
+) -> Tensor:
+    """A convolution with windows of 3x3 and a stride of 1: (N, outputs, H', W'), channels last.
+
+    x        (N, C, H, W) with the channels last in memory; weight: (outputs, C, 3, 3); bias: (outputs)
+    turned   with the weights turned by 180 degrees
+    """
+    _check_winograd(weight.shape)
+    shape = _top_shape(x, weight.shape, (1, 1), pad)
+    top = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+    _check(x, top, shape)
+    if weight.dtype != x.dtype or (bias is not None and (bias.dtype != x.dtype or bias.shape != shape[1:2])):
+        raise ValueError(f"no kernel for {x.dtype} and weights {weight.dtype}")
+    conv, strides = _conv(x, shape, (3, 3), (1, 1), pad), _integers(weight.stride())
+    failed = _function("winograd")(
+        x.data_ptr(), weight.data_ptr(), ctypes.addressof(strides), turned,
+        _address(None if bias is None else bias.contiguous()),
+        ctypes.addressof(conv), torch.get_num_threads(), top.data_ptr(),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError
+    return top
+
+
+def winograd_bottom_gradient(top_diff: Tensor, weight: Tensor, pad: Sequence[int]) -> Tensor:
+    """The gradient of the bottom of such a convolution, padded by at most 2."""
+    return winograd(top_diff, weight.transpose(0, 1), None, [2 - p for p in pad], turned=True)
+
+
+def _top_shape(x: Tensor, shape: Sequence[int], stride: Sequence[int], pad: Sequence[int]) -> tuple[int, ...]:
+    """Of the convolution of x with weights of this shape."""
+    outputs, channels, *kernel = shape
+    counts = [
+        (size + 2 * p - k) // s + 1 for size, p, k, s in zip(x.shape[2:], pad, kernel, stride, strict=True)
+    ]
+    if (
+        x.dtype != torch.float32
+        or channels != x.shape[1]
+        or min(pad, default=0) < 0
+        or min(*counts, x.numel()) < 1
+    ):
+        raise ValueError(f"no kernel for {x.dtype}, bottom {tuple(x.shape)}, weights {tuple(shape)}")
+    return x.shape[0], outputs, *counts
+
+
+def _check_winograd(shape: Sequence[int]) -> None:
+    outputs, channels, *kernel = shape
+    if kernel != [3, 3] or outputs % AT_ONCE or channels % AT_ONCE:
+        raise ValueError(f"no kernel for weights {tuple(shape)}")
+
+
+def _conv(
+    x: Tensor, top: Sequence[int], kernel: Sequence[int], stride: Sequence[int], pad: Sequence[int]
+) -> ctypes.Array[ctypes.c_int64]:
+    num, channels, height, width = x.shape
+    _, outputs, top_height, top_width = top
+    return _integers((num, height, width, channels, top_height, top_width, outputs, *kernel, *stride, *pad))
+
+
+def _integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(values))(*values)
 
 
 def _check(x: Tensor, blob: Tensor, shape: Sequence[int], *values: Tensor | None) -> None:

@@ -1,4 +1,4 @@
-/* The gradient of a convolution's weights, in single precision, for processors with AVX2 and FMA.
+/* The gradient of a convolution's weights.
 
    diff[o][i][j][c] = sum over n, y, x of bottom[n][y s + i - p][x s + j - p][c] top_diff[n][y][x][o]
 
@@ -7,18 +7,28 @@
    matrices, whose sums over some hundred pixels stay in registers: up to 6 of those numbers times up to 16
    outputs. */
 
-enum { PIXELS = 512, SIDE = 6, VECTOR = 8 };
+enum { PIXELS = 512, JOBS = 8 };
 
+/* Sums of one thread: short ones in single precision, after every JOBS jobs added up in double. */
 typedef struct {
-    int64_t num, height, width, channels, top_height, top_width, outputs;
-    int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
-} Conv;
+    int64_t size, jobs;
+    float *recent;
+    double *all;
+} Sums;
 
-#if defined(__x86_64__) && defined(__GNUC__)
+AVX2 static void add_recent(Sums *s)
+{
+    for (int64_t i = 0; i < s->size; i++)
+        s->all[i] += s->recent[i];
+    memset(s->recent, 0, s->size * sizeof(float));
+    s->jobs = 0;
+}
 
-#define AVX2 __attribute__((target("avx2,fma")))
-
-typedef float Vector __attribute__((vector_size(4 * VECTOR), aligned(4)));
+static inline void job_done(Sums *s)
+{
+    if (++s->jobs == JOBS)
+        add_recent(s);
+}
 
 /* Where the numbers of some pixels lie: images, rows and pixels, and the steps from one to the next. */
 typedef struct {
@@ -27,10 +37,8 @@ typedef struct {
 } Pixels;
 
 /* out[k][o] += the sum over the pixels of x[k] top_diff[o], for k < side and o < vectors * VECTOR. */
-AVX2 static inline __attribute__((always_inline)) void add_products(const int side, const int vectors,
-                                                                    const float *x, const float *top_diff,
-                                                                    const Pixels *p, double *out,
-                                                                    int64_t out_row)
+INLINE_AVX2 void add_products(const int side, const int vectors, const float *x, const float *top_diff,
+                              const Pixels *p, float *out, int64_t out_row)
 {
     Vector sums[SIDE][2] = {0};
     for (int64_t i = 0; i < p->images; i++)
@@ -42,7 +50,7 @@ AVX2 static inline __attribute__((always_inline)) void add_products(const int si
                 Vector top[2];
 #pragma GCC unroll 2
                 for (int v = 0; v < vectors; v++)
-                    top[v] = *(const Vector *)(of_top + VECTOR * v);
+                    top[v] = get(of_top + VECTOR * v);
 #pragma GCC unroll 6
                 for (int k = 0; k < side; k++)
 #pragma GCC unroll 2
@@ -54,15 +62,14 @@ AVX2 static inline __attribute__((always_inline)) void add_products(const int si
     for (int k = 0; k < side; k++)
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++)
-            for (int j = 0; j < VECTOR; j++)
-                out[k * out_row + VECTOR * v + j] += sums[k][v][j];
+            put(out + k * out_row + VECTOR * v, get(out + k * out_row + VECTOR * v) + sums[k][v]);
 }
 
-typedef void AddProducts(const float *, const float *, const Pixels *, double *, int64_t);
+typedef void AddProducts(const float *, const float *, const Pixels *, float *, int64_t);
 
 #define ADD_PRODUCTS(side, vectors)                                                                            \
     AVX2 static void add_products_##side##_##vectors(const float *x, const float *top_diff, const Pixels *p,   \
-                                                     double *out, int64_t out_row)                             \
+                                                     float *out, int64_t out_row)                              \
     {                                                                                                          \
         add_products(side, vectors, x, top_diff, p, out, out_row);                                             \
     }
@@ -84,17 +91,6 @@ static AddProducts *const ADD_PRODUCTS_OF[2][SIDE] = {
     {add_products_1_1, add_products_2_1, add_products_3_1, add_products_4_1, add_products_5_1, add_products_6_1},
     {add_products_1_2, add_products_2_2, add_products_3_2, add_products_4_2, add_products_5_2, add_products_6_2},
 };
-
-/* Whether this processor can, and has no AVX-512, for which oneDNN's own kernels are fast. */
-int imae_conv_weight_wanted(void)
-{
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && !__builtin_cpu_supports("avx512f");
-}
-
-int imae_conv_weight_possible(void)
-{
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
 
 /* Rows of an image, from `first` on, that may lie outside it, each with the zeros that pad it. */
 static void padded_rows(const Conv *c, const float *image, int64_t first, int64_t rows, int64_t padded_width,
@@ -129,59 +125,54 @@ int imae_conv_weight(const float *bottom, const float *top_diff, const Conv *c, 
         group = (c->num + groups - 1) / groups;
     }
     int64_t jobs = (c->num + group - 1) / group * tiles, image = ((tile - 1) * c->stride_h + c->kernel_h) * row;
-    double *sums = calloc(threads * size, sizeof(double));
+    double *all = calloc(threads * size, sizeof(double));
+    float *recent = calloc(threads * size, sizeof(float));
     float *copies = malloc(threads * group * image * sizeof(float));
-    int failed = !sums || !copies;
+    int failed = !all || !recent || !copies;
     if (!failed) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t job = 0; job < jobs; job++) {
-            double *own = sums + omp_get_thread_num() * size;
-            float *copy = copies + omp_get_thread_num() * group * image;
-            int64_t n = job / tiles * group, y = job % tiles * tile;
-            Pixels p = {.images = least(group, c->num - n),
-                        .rows = least(tile, c->top_height - y),
-                        .width = c->top_width,
-                        .x_image = image,
-                        .x_row = row * c->stride_h,
-                        .x_pixel = c->channels * c->stride_w,
-                        .top_image = pixels * c->outputs,
-                        .top_row = c->top_width * c->outputs,
-                        .top_pixel = c->outputs};
-            for (int64_t i = 0; i < p.images; i++)
-                padded_rows(c, bottom + (n + i) * c->height * c->width * c->channels,
-                            y * c->stride_h - c->pad_h, (p.rows - 1) * c->stride_h + c->kernel_h, padded_width,
-                            copy + i * image);
-            for (int64_t o = 0; o < c->outputs; o += 2 * VECTOR)
-                for (int64_t i = 0; i < c->kernel_h; i++)
-                    for (int64_t k = 0; k < side; k += SIDE)
-                        ADD_PRODUCTS_OF[c->outputs - o >= 2 * VECTOR][least(SIDE, side - k) - 1](
-                            copy + i * row + k, top_diff + (n * pixels + y * c->top_width) * c->outputs + o, &p,
-                            own + (i * side + k) * c->outputs + o, c->outputs);
-        }
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t k = 0; k < c->kernel_h * side; k++)
-            for (int64_t o = 0; o < c->outputs; o++) {
-                double sum = 0;
-                for (int t = 0; t < threads; t++)
-                    sum += sums[t * size + k * c->outputs + o];
-                diff[o * c->kernel_h * side + k] = (float)sum;
+#pragma omp parallel num_threads(threads)
+        {
+            int64_t thread = omp_get_thread_num();
+            Sums sums = {.size = size, .recent = recent + thread * size, .all = all + thread * size};
+            float *copy = copies + thread * group * image;
+#pragma omp for schedule(static)
+            for (int64_t job = 0; job < jobs; job++) {
+                int64_t n = job / tiles * group, y = job % tiles * tile;
+                Pixels p = {.images = least(group, c->num - n),
+                            .rows = least(tile, c->top_height - y),
+                            .width = c->top_width,
+                            .x_image = image,
+                            .x_row = row * c->stride_h,
+                            .x_pixel = c->channels * c->stride_w,
+                            .top_image = pixels * c->outputs,
+                            .top_row = c->top_width * c->outputs,
+                            .top_pixel = c->outputs};
+                for (int64_t i = 0; i < p.images; i++)
+                    padded_rows(c, bottom + (n + i) * c->height * c->width * c->channels,
+                                y * c->stride_h - c->pad_h, (p.rows - 1) * c->stride_h + c->kernel_h,
+                                padded_width, copy + i * image);
+                for (int64_t o = 0; o < c->outputs; o += 2 * VECTOR)
+                    for (int64_t i = 0; i < c->kernel_h; i++)
+                        for (int64_t k = 0; k < side; k += SIDE)
+                            ADD_PRODUCTS_OF[c->outputs - o >= 2 * VECTOR][least(SIDE, side - k) - 1](
+                                copy + i * row + k, top_diff + (n * pixels + y * c->top_width) * c->outputs + o,
+                                &p, sums.recent + (i * side + k) * c->outputs + o, c->outputs);
+                job_done(&sums);
             }
+            add_recent(&sums);
+#pragma omp barrier
+#pragma omp for schedule(static)
+            for (int64_t k = 0; k < c->kernel_h * side; k++)
+                for (int64_t o = 0; o < c->outputs; o++) {
+                    double sum = 0;
+                    for (int t = 0; t < threads; t++)
+                        sum += all[t * size + k * c->outputs + o];
+                    diff[o * c->kernel_h * side + k] = (float)sum;
+                }
+        }
     }
-    free(sums);
+    free(all);
+    free(recent);
     free(copies);
     return failed;
 }
-
-#else
-
-int imae_conv_weight_wanted(void)
-{
-    return 0;
-}
-
-int imae_conv_weight_possible(void)
-{
-    return 0;
-}
-
-#endif

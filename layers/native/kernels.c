@@ -9,7 +9,7 @@
 /* layers/native/__init__.py has the same number: a library that was built from other sources is not used. */
 int imae_version(void)
 {
-    return 1;
+    return 2;
 }
 
 #define REAL float
@@ -24,4 +24,4 @@ int imae_version(void)
 #undef REAL
 #undef NAME
 
-#include "conv_weight.h"
+#include "conv.h"
