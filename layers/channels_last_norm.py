@@ -50,16 +50,39 @@ def normalize(
     With its mean and its unbiased variance, (C) each.
     """
     found: tuple[Tensor, Tensor, Tensor]
-    values = [values for values in (weight, bias) if values is not None]
-    if (
-        native.takes(x, *values, shortcut)
-        and all(len(each) == x.shape[1] for each in values)
-        and (shortcut is None or (shortcut.shape == x.shape and is_channels_last(shortcut)))
-    ):
+    if _native_takes(x, shortcut, weight, bias):
         found = _Native.apply(x, weight, bias, shortcut, eps, relu)  # type: ignore[no-untyped-call]  # torch's
         return found
     found = _Normalize.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
     return finished(found[0], relu, shortcut), *found[1:]
+
+
+def normalize_by(
+    mean: Tensor,
+    variance: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    relu: bool = False,
+    shortcut: Tensor | None = None,
+) -> Tensor:
+    """The same by a given mean and variance, (C) each; x in any order of memory."""
+    learns = torch.is_grad_enabled() and any(
+        tensor is not None and tensor.requires_grad for tensor in (x, weight, bias, shortcut)
+    )
+    if not learns and is_channels_last(x) and _native_takes(x, shortcut, weight, bias, mean, variance):
+        return native.batch_norm_given(x, weight, bias, shortcut, mean, variance, eps, relu)
+    top = torch.batch_norm(x, weight, bias, mean, variance, False, 0, eps, True)
+    return finished(top, relu, shortcut)
+
+
+def _native_takes(x: Tensor, shortcut: Tensor | None, *values: Tensor | None) -> bool:
+    return (
+        native.takes(x, *values, shortcut)
+        and all(len(each) == x.shape[1] for each in values if each is not None)
+        and (shortcut is None or (shortcut.shape == x.shape and is_channels_last(shortcut)))
+    )
 
 
 def finished(top: Tensor, relu: bool, shortcut: Tensor | None) -> Tensor:

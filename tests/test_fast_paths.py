@@ -33,8 +33,9 @@ from imae.layers.channels_last_norm import is_channels_last, normalize
 from imae.layers.data.datum import datum_from_array
 from imae.layers.fuse import FusedBatchNormScale, fuse_training
 from imae.layers.net import Net, Step
-from imae.prototxt import NetParameter, SolverParameter
+from imae.prototxt import TEST, NetParameter, SolverParameter
 from imae.prototxt.resnet import paper_solver, resnet, with_cifar10_data
+from imae.prototxt.state import filter_net
 from imae.prototxt.text import parse_net
 from imae.train.executor import NetExecutor
 from imae.train.solver import Solver
@@ -287,6 +288,22 @@ def test_the_fast_way_of_batch_norm_is_as_near_to_double_precision_as_the_plain_
         for each in (fast, plain)
     ]
     assert errors[0] <= 2 * errors[1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["resnet20", *NETS])
+def test_both_ways_are_one_function_in_the_test_phase(name: str, dtype: str, tmp_path: Path) -> None:
+    param = net_of(name, tmp_path)
+    precision = getattr(torch, dtype)
+    trained = solver(param, fast=True, dtype=precision)
+    trained.step(2)
+    found = []
+    for fast in (True, False):
+        net = Net(filter_net(param, TEST), CaffeRandom(1), trained.net, precision)
+        run = NetExecutor(net, torch.device("cpu"), fast, keep=[net.param.layer[-1].bottom[0]])
+        run.forward()
+        found.append(*run.kept.values())
+    assert distance(*found) <= tolerance("fast way", dtype).atol
 
 
 def trained_plan(name: str, folder: Path, keep: tuple[str, ...] = ()) -> tuple[Net, list[object]]:

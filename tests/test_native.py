@@ -18,7 +18,7 @@ from torch import Tensor
 from imae.layers import channels_last_conv, native
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.channels_last_conv import Convolve, gains
-from imae.layers.channels_last_norm import normalize
+from imae.layers.channels_last_norm import normalize, normalize_by
 from imae.layers.net import Net
 from imae.layers.vision.conv import Convolution
 from imae.prototxt.text import parse_net
@@ -97,6 +97,30 @@ def test_batch_norm_has_the_values_and_the_gradients(shape: tuple[int, ...], dty
             found.append([top, *statistics, *torch.autograd.grad(top, wanted, top_diff.to(top.dtype))])
         for place, (got, want) in enumerate(zip(*found, strict=True)):
             assert distance(got.detach(), want.detach()) <= allowed, (affine, relu, adds, place)
+
+
+@built
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float", "double"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_batch_norm_by_given_statistics(
+    shape: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, shortcut = last(numbers(*shape) * 3 + 5), last(numbers(*shape, seed=2))
+    weight, bias, mean = (numbers(shape[1], seed=seed) for seed in (3, 4, 5))
+    variance = numbers(shape[1], seed=6) ** 2
+    calls: list[str] = []
+    given = partial(_noted, calls, "batch_norm_given", native.batch_norm_given)
+    monkeypatch.setattr(native, "batch_norm_given", given)
+    for count, (affine, relu, adds) in enumerate(itertools.product((True, False), repeat=3)):
+        factors = (weight, bias) if affine else (None, None)
+        want = F.batch_norm(x, mean, variance, *factors, False, 0, 1e-5)
+        want = want + shortcut if adds else want
+        want = want.relu() if relu else want
+        values = (mean, variance, x, *factors, shortcut if adds else None)
+        own = [None if value is None else value.to(dtype) for value in values]
+        got = normalize_by(*own[:5], 1e-5, relu, own[5])  # type: ignore[arg-type]
+        assert distance(got, want) <= tolerance("kernel", str(dtype).removeprefix("torch.")).atol
+        assert len(calls) == count + 1
 
 
 @built
@@ -391,6 +415,8 @@ def test_foreign_memory_is_not_read() -> None:
             native.batch_norm(x, weight, None, shortcut, 1e-5, True)
     with pytest.raises(ValueError, match="16 channels"):
         native.batch_norm(x, weight[:8], None, None, 1e-5, True)
+    with pytest.raises(ValueError, match="16 channels"):
+        native.batch_norm_given(x, None, None, None, mean, factor[:8], 1e-5, True)
     with pytest.raises(ValueError, match="bfloat16"):
         native.batch_norm_gradients(x, None, x.bfloat16(), weight, None, mean, factor, True)
     for top_diff in (top.bfloat16(), top[:, :8], top[:1], top.contiguous()):

@@ -20,10 +20,12 @@ AT_ONCE = 8  # outputs, and for `winograd` channels, come in multiples of it
 
 _ADDRESS, _SIZE, _NUMBER, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
 _FORWARD = [*[_ADDRESS, _SIZE, _SIZE], *[_ADDRESS] * 3, _NUMBER, _INT, _INT, *[_ADDRESS] * 4]
+_GIVEN = [*[_ADDRESS, _SIZE, _SIZE], *[_ADDRESS] * 5, _NUMBER, _INT, _INT, _ADDRESS]
 _BACKWARD = [*[_ADDRESS] * 3, _SIZE, _SIZE, *[_ADDRESS] * 4, _INT, _INT, *[_ADDRESS] * 4]
 _CONV = [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS]
 _ARGUMENTS: dict[str, list[Any]] = {
     "batch_norm": _FORWARD,
+    "batch_norm_given": _GIVEN,
     "batch_norm_gradients": _BACKWARD,
     "conv_weight": _CONV,
     "winograd": [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT, _ADDRESS],
@@ -80,6 +82,29 @@ def batch_norm(
     if failed:
         raise MemoryError
     return top, mean, variance, factor
+
+
+def batch_norm_given(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    shortcut: Tensor | None,
+    mean: Tensor,
+    variance: Tensor,
+    eps: float,
+    relu: bool,
+) -> Tensor:
+    """The top as `batch_norm` has it, by a given mean and variance, (C) each."""
+    channels, top = x.shape[1], torch.empty_like(x)
+    _check(x, x if shortcut is None else shortcut, x.shape, weight, bias, mean, variance)
+    failed = _function("batch_norm_given", x.dtype)(
+        x.data_ptr(), x.numel() // channels, channels,
+        *map(_address, (weight, bias, shortcut, mean, variance)),
+        eps, relu, torch.get_num_threads(), top.data_ptr(),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError
+    return top
 
 
 def batch_norm_gradients(

@@ -162,7 +162,39 @@ static void NAME(block_statistics)(const REAL *x, const REAL *next, int64_t coun
 }
 
 /* top = relu((x - mean) factor weight + bias + shortcut), of which weight, bias, shortcut and the ReLU may be
-   missing; with the batch's mean, its unbiased variance, and factor = 1 / sqrt(biased variance + eps).
+   missing; `of_span` has room for three spans. */
+static void NAME(transform_all)(const REAL *x, int64_t count, int64_t span, int64_t block, int64_t channels,
+                                const REAL *weight, const REAL *bias, const REAL *shortcut, const REAL *mean,
+                                const REAL *factor, int relu, int threads, REAL *of_span, REAL *top)
+{
+    NAME(spread_affine)(mean, weight, bias, factor, span, channels, of_span);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t at = 0; at < count; at += block)
+        NAME(transform)(x + at, shortcut ? shortcut + at : NULL, least(block, count - at), span, of_span,
+                        of_span + span, of_span + 2 * span, relu, top + at);
+}
+
+/* The same by a given mean and variance, factor being 1 / sqrt(variance + eps).
+   Returns 0, or 1 where there is no memory. */
+int NAME(batch_norm_given)(const REAL *x, int64_t rows, int64_t channels, const REAL *weight, const REAL *bias,
+                           const REAL *shortcut, const REAL *mean, const REAL *variance, double eps, int relu,
+                           int threads, REAL *top)
+{
+    int64_t span = span_of(channels);
+    REAL *of_span = malloc((3 * span + channels) * sizeof(REAL)), *factor = of_span + 3 * span;
+    int failed = !of_span;
+    if (!failed) {
+        for (int64_t c = 0; c < channels; c++)
+            factor[c] = (REAL)(1 / sqrt((double)variance[c] + eps));
+        NAME(transform_all)(x, rows * channels, span, block_of(span), channels, weight, bias, shortcut, mean,
+                            factor, relu, threads, of_span, top);
+    }
+    free(of_span);
+    return failed;
+}
+
+/* The same by the batch's mean, which it gives with the unbiased variance and factor = 1 / sqrt(biased variance
+   + eps).
    Returns 0, or 1 where there is no memory. */
 int NAME(batch_norm)(const REAL *x, int64_t rows, int64_t channels, const REAL *weight, const REAL *bias,
                      const REAL *shortcut, double eps, int relu, int threads, REAL *top, REAL *mean,
@@ -191,13 +223,8 @@ int NAME(batch_norm)(const REAL *x, int64_t rows, int64_t channels, const REAL *
             variance[c] = (REAL)(all / (double)(rows > 1 ? rows - 1 : 1));
             factor[c] = (REAL)(1 / sqrt(all / (double)rows + eps));
         }
-        NAME(spread_affine)(mean, weight, bias, factor, span, channels, of_span);
-#pragma omp parallel for num_threads(threads) schedule(static)
-        for (int64_t b = 0; b < blocks; b++) {
-            int64_t at = b * block, here = least(block, count - at);
-            NAME(transform)(x + at, shortcut ? shortcut + at : NULL, here, span, of_span, of_span + span,
-                            of_span + 2 * span, relu, top + at);
-        }
+        NAME(transform_all)(x, count, span, block, channels, weight, bias, shortcut, mean, factor, relu, threads,
+                            of_span, top);
     }
     free(means);
     free(of_span);

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from imae.layers.channels_last_norm import finished, is_channels_last, normalize
+from imae.layers.channels_last_norm import finished, is_channels_last, normalize, normalize_by
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
@@ -99,9 +99,7 @@ class BatchNorm(Layer):
         Then a shortcut of the same shape is added, and of that the ReLU taken.
         """
         if self.use_global_stats:
-            mean, variance = self.statistics()
-            top = torch.batch_norm(x, weight, bias, mean, variance, False, 0, self.eps, True)
-            return finished(top, relu, shortcut)
+            return normalize_by(*self.statistics(), x, weight, bias, self.eps, relu, shortcut)
         mean, variance = torch.zeros_like(self.blob(0)), torch.zeros_like(self.blob(1))
         top, mean, variance = self.normalize_batch(x, weight, bias, mean, variance, relu, shortcut)
         self.update(mean, variance)
