@@ -71,20 +71,24 @@ def gains(layer: Convolution, bottom: Shape) -> bool:
     """Whether `Convolve` is for this layer with such a bottom, and this processor is one for the kernels."""
     windows = layer.windows
     return (
-        native.conv_wanted()
-        and _is_2d(layer, bottom)
+        _is_2d(layer, bottom)
         and layer.group == 1
         and set(windows.dilation) == {1}
         and math.prod(windows.kernel) > 1
         and layer.num_output % native.AT_ONCE == 0
-        and (math.prod(layer.blob_shapes[0]) <= MOST_WEIGHTS or _is_winograds(layer))
+        and (_is_winograds(layer) or _has_its_weights_gradient(layer))
     )
+
+
+def _has_its_weights_gradient(layer: Convolution) -> bool:
+    return native.conv_weight_wanted() and math.prod(layer.blob_shapes[0]) <= MOST_WEIGHTS
 
 
 def _is_winograds(layer: Convolution) -> bool:
     windows = layer.windows
     return (
-        windows.kernel == (3, 3)
+        native.winograd_wanted()
+        and windows.kernel == (3, 3)
         and windows.stride == (1, 1)
         and max(windows.pad) <= 2
         and layer.num_output % native.AT_ONCE == 0
@@ -97,6 +101,7 @@ class Convolve:
 
     def __init__(self, layer: Convolution) -> None:
         self.layer, self.is_winograds = layer, _is_winograds(layer)
+        self.has_weights_gradient = _has_its_weights_gradient(layer)
 
     def __call__(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
         tops = tuple(map(self._one, bottoms))
@@ -117,7 +122,9 @@ class Convolve:
             top = layer.forward(x)
             assert isinstance(top, Tensor)
             return top
-        convolved: Tensor = _Convolve.apply(x, weight, bias, stride, pad, tiles)  # type: ignore[no-untyped-call]
+        convolved: Tensor = _Convolve.apply(  # type: ignore[no-untyped-call]  # torch's
+            x, weight, bias, stride, pad, tiles, self.has_weights_gradient
+        )
         return convolved
 
     def _tiles(self, bottom: Shape) -> int:
@@ -132,10 +139,17 @@ class Convolve:
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Shape, pad: Shape, tiles: int
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Shape,
+        pad: Shape,
+        tiles: int,
+        has_weights_gradient: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.pad, ctx.tiles = stride, pad, tiles
+        ctx.stride, ctx.pad, ctx.tiles, ctx.has_weights_gradient = stride, pad, tiles, has_weights_gradient
         if tiles:
             return native.winograd(x, weight, bias, pad)
         return F.conv2d(x, weight, bias, stride, pad)
@@ -144,14 +158,14 @@ class _Convolve(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, top_diff: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight), wanted = ctx.saved_tensors, ctx.needs_input_grad
-        pad, weights = ctx.pad, weight.numel()
+        pad = ctx.pad
         top_diff = top_diff.contiguous(memory_format=torch.channels_last)
         diff = weight_diff = bias_diff = None
         if wanted[0] and ctx.tiles:
             diff = native.winograd_bottom_gradient(top_diff, weight, pad)
-        if wanted[1] and ctx.tiles >= LEAST_TILES_OF_WEIGHTS and weights <= MOST_BY_WINOGRAD:
+        if wanted[1] and ctx.tiles >= LEAST_TILES_OF_WEIGHTS and weight.numel() <= MOST_BY_WINOGRAD:
             weight_diff = native.winograd_weight_gradient(x, top_diff, weight.shape, pad)
-        elif wanted[1] and weights <= MOST_WEIGHTS:
+        elif wanted[1] and ctx.has_weights_gradient:
             weight_diff = native.conv_weight_gradient(x, top_diff, weight.shape, ctx.stride, pad)
         missing = [want and got is None for want, got in zip(wanted, (diff, weight_diff), strict=False)]
         if any(missing):
@@ -161,4 +175,4 @@ class _Convolve(torch.autograd.Function):
             diff, weight_diff = (found[0] if missing[0] else diff), (found[1] if missing[1] else weight_diff)
         if wanted[2]:
             bias_diff = top_diff.sum((0, 2, 3))
-        return diff, weight_diff, bias_diff, None, None, None
+        return diff, weight_diff, bias_diff, None, None, None, None

@@ -161,7 +161,8 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "kernels in C":
         if not native.available():
             pytest.skip("the kernels in C were not built")
-        monkeypatch.setattr(native, "conv_wanted", native.conv_possible)
+        for question in ("conv_weight_wanted", "winograd_wanted"):
+            monkeypatch.setattr(native, question, native.conv_possible)
     else:
         monkeypatch.setattr(native, "available", lambda: False)
     return str(request.param)

@@ -39,7 +39,7 @@ def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch)
     native._library.cache_clear()
     try:
         assert not native.available()
-        assert not native.conv_wanted()
+        assert not (native.conv_weight_wanted() or native.winograd_wanted())
     finally:
         native._library.cache_clear()
 
@@ -333,7 +333,8 @@ def convolution(outputs: int = 16, more: str = "kernel_size: 3", channels: int =
 def test_a_layer_of_two_bottoms_and_a_bias_has_its_gradients(
     channels: int, tiles: tuple[int, int], learning: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "conv_wanted", native.conv_possible)
+    for question in ("conv_weight_wanted", "winograd_wanted"):
+        monkeypatch.setattr(native, question, native.conv_possible)
     for name, least in zip(("LEAST_TILES", "LEAST_TILES_OF_WEIGHTS"), tiles, strict=True):
         monkeypatch.setattr(channels_last_conv, name, least)
     used: list[str] = []
@@ -368,7 +369,8 @@ def _noted(used: list[str], name: str, function: Callable[..., Tensor], *args: A
 
 @multiplies
 def test_layers_of_many_weights_leave_their_gradient_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "conv_wanted", native.conv_possible)
+    for question in ("conv_weight_wanted", "winograd_wanted"):
+        monkeypatch.setattr(native, question, native.conv_possible)
     layer = convolution(channels=16).steps[-1].layer
     assert isinstance(layer, Convolution)
     x, top_diff = last(numbers(20, 16, 9, 9).float()), last(numbers(20, 16, 9, 9, seed=2).float())
@@ -400,7 +402,8 @@ def test_layers_of_many_weights_leave_their_gradient_to_torch(monkeypatch: pytes
 def test_the_kernel_is_for_plain_convolutions(
     outputs: int, more: str, wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "conv_wanted", native.conv_possible)
+    for question in ("conv_weight_wanted", "winograd_wanted"):
+        monkeypatch.setattr(native, question, native.conv_possible)
     layer = convolution(outputs, more).steps[-1].layer
     assert gains(layer, (2, 3, 9, 9)) == wanted  # type: ignore[arg-type]
 

@@ -136,14 +136,19 @@ def batch_norm_gradients(
     return diff, weight_diff, bias_diff, top_diff if masked is None else masked
 
 
-def conv_wanted() -> bool:
-    """Whether the convolutions' kernels were built, and torch has nothing better for this processor."""
-    return _says("conv_wanted")
-
-
 def conv_possible() -> bool:
     """Whether the convolutions' kernels were built, and run on this processor."""
     return _says("conv_possible")
+
+
+def conv_weight_wanted() -> bool:
+    """Whether they do, and torch has nothing better than `conv_weight_gradient` for this processor."""
+    return _says("conv_weight_wanted")
+
+
+def winograd_wanted() -> bool:
+    """The same for `winograd` and its gradients."""
+    return _says("winograd_wanted")
 
 
 def _says(question: str) -> bool:

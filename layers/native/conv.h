@@ -7,6 +7,8 @@ typedef struct {
 
 #if defined(__x86_64__) && defined(__GNUC__)
 
+#include <cpuid.h>
+
 #define AVX2 __attribute__((target("avx2,fma")))
 #define INLINE_AVX2 AVX2 static inline __attribute__((always_inline))
 
@@ -24,15 +26,29 @@ INLINE_AVX2 void put(float *x, Vector y)
     *(Vector *)x = y;
 }
 
-/* Whether this processor can, and has no AVX-512, for which oneDNN's own kernels are fast. */
-int imae_conv_wanted(void)
-{
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && !__builtin_cpu_supports("avx512f");
-}
-
 int imae_conv_possible(void)
 {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+/* Whether this processor can, and has no AVX-512, for which oneDNN's own kernels are fast. */
+int imae_conv_weight_wanted(void)
+{
+    return imae_conv_possible() && !__builtin_cpu_supports("avx512f");
+}
+
+/* AMD's Zen 3 and 4. The latter has AVX-512, but multiplies no more numbers at once with it than with AVX2. */
+static int is_zen_3_or_4(void)
+{
+    unsigned a, b, c, d, vendor[3];
+    if (!__get_cpuid(0, &a, &vendor[0], &vendor[2], &vendor[1]) || memcmp(vendor, "AuthenticAMD", 12))
+        return 0;
+    return __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) == 15 && (a >> 20 & 255) == 0x19 - 15;
+}
+
+int imae_winograd_wanted(void)
+{
+    return imae_conv_weight_wanted() || (imae_conv_possible() && is_zen_3_or_4());
 }
 
 #include "conv_weight.h"
@@ -40,12 +56,17 @@ int imae_conv_possible(void)
 
 #else
 
-int imae_conv_wanted(void)
+int imae_conv_possible(void)
 {
     return 0;
 }
 
-int imae_conv_possible(void)
+int imae_conv_weight_wanted(void)
+{
+    return 0;
+}
+
+int imae_winograd_wanted(void)
 {
     return 0;
 }
