@@ -41,8 +41,8 @@ def onnx_runtime(path: Path, device: str) -> Forward:
     return lambda images: session.run(["prob"], {"data": images})[0]
 
 
-def imae_net(folder: Path, device: str, fold: bool) -> Forward:
-    """imae's own net, plain or with BatchNorm and shortcuts folded."""
+def imae_net(folder: Path, device: str, fold: bool = False, fast: bool = False) -> Forward:
+    """imae's own net: plain, with BatchNorm and shortcuts folded, or as `imae test` runs it."""
     import torch
 
     from imae.converters.caffemodel import load_caffemodel
@@ -59,10 +59,16 @@ def imae_net(folder: Path, device: str, fold: bool) -> Forward:
     net.to(device)
     if fold:
         net.plan = fold_shortcuts(net, fold_batch_norm(net))
+    form = torch.channels_last if fast else torch.contiguous_format
+    if fast:
+        from imae.train.executor import NetExecutor
+
+        NetExecutor(net, torch.device(device))
 
     def forward(images: Any) -> Any:
         with torch.inference_mode():
-            return net({"data": torch.from_numpy(images).to(device)})["prob"].cpu().numpy()
+            data = torch.from_numpy(images).to(device).contiguous(memory_format=form)
+            return net({"data": data})["prob"].cpu().numpy()
 
     return forward
 
@@ -115,8 +121,9 @@ WAYS: dict[str, tuple[str, Callable[[Path, str], Forward]]] = {
     "fp16": ("ONNX Runtime, --fold, fp16", lambda f, d: onnx_runtime(f / "fp16.onnx", d)),
     "int8": ("ONNX Runtime, --fold, int8", lambda f, d: onnx_runtime(f / "int8.onnx", d)),
     "torch_onnx": ("ONNX Runtime, torch.onnx.export", lambda f, d: onnx_runtime(f / "torch.onnx", d)),
-    "imae": ("imae's net", lambda f, d: imae_net(f, d, False)),
-    "imae_folded": ("imae's net, folded", lambda f, d: imae_net(f, d, True)),
+    "imae": ("imae's net", imae_net),
+    "imae_folded": ("imae's net, folded", lambda f, d: imae_net(f, d, fold=True)),
+    "imae_fast": ("imae's net, as `imae test` runs it", lambda f, d: imae_net(f, d, fast=True)),
     "eager": ("PyTorch eager", lambda f, d: plain_torch(f, d)),
     "last": ("PyTorch eager, channels-last", lambda f, d: plain_torch(f, d, last=True)),
     "compiled": (

@@ -80,7 +80,7 @@ def normalize_by(
 def _native_takes(x: Tensor, shortcut: Tensor | None, *values: Tensor | None) -> bool:
     return (
         native.takes(x, *values, shortcut)
-        and all(len(each) == x.shape[1] for each in values if each is not None)
+        and all(len(each) == x.shape[1] and each.is_contiguous() for each in values if each is not None)
         and (shortcut is None or (shortcut.shape == x.shape and is_channels_last(shortcut)))
     )
 

@@ -175,6 +175,17 @@ def test_batch_norm_does_not_depend_on_the_number_of_threads() -> None:
         assert all(map(torch.equal, found[0], others))
 
 
+def test_values_that_do_not_lie_side_by_side_are_left_to_torch() -> None:
+    x, weight, bias, mean = last(numbers(2, 6, 5, 5)), *(numbers(6, 2, seed=seed)[:, 0] for seed in (2, 3, 4))
+    variance = numbers(6, 2, seed=5)[:, 0] ** 2
+    top = normalize_by(mean, variance, x, weight, bias, 1e-5)
+    want = F.batch_norm(x, mean, variance, weight, bias, False, 0, 1e-5)
+    assert distance(top, want) <= tolerance("kernel", "float64").atol
+    top, *_ = normalize(x, weight, bias, 1e-5)
+    want = F.batch_norm(x, None, None, weight, bias, True, 0, 1e-5)
+    assert distance(top, want) <= tolerance("kernel", "float64").atol
+
+
 def test_a_step_without_weights_that_learn_takes_a_shortcut_of_another_order() -> None:
     """torch's operations take over."""
     x, shortcut = last(numbers(4, 6, 5, 5)), numbers(4, 6, 5, 5, seed=2)
@@ -261,15 +272,17 @@ def test_winograds_algorithm_has_the_values_and_the_gradients(
     bias = numbers(outputs, seed=3)
     top = F.conv2d(x, weight, bias, 1, pad)
     top_diff = last(numbers(*top.shape, seed=4))
-    want = [top, F.conv2d(x, weight, None, 1, pad), *torch.autograd.grad(top, (x, weight), top_diff)]
+    want = [top, F.conv2d(x, weight, None, 1, pad), top, *torch.autograd.grad(top, (x, weight), top_diff)]
     of_x, of_top, of_weight = last(x.detach().float()), top_diff.float(), weight.detach().float()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for kept in (of_weight, last(of_weight)):  # in either order of memory
+            spread = torch.stack([bias.float()] * 2, 1)[:, 0]
             got = [
                 native.winograd(of_x, kept, bias.float(), pad),
                 native.winograd(of_x, kept, None, pad),
+                native.winograd(of_x, kept, spread, pad),
                 native.winograd_bottom_gradient(of_top, kept, pad),
                 native.winograd_weight_gradient(of_x, of_top, kept.shape, pad),
             ]
@@ -365,6 +378,35 @@ def test_a_layer_of_two_bottoms_and_a_bias_has_its_gradients(
 def _noted(used: list[str], name: str, function: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
     used.append(name)
     return function(*args, **options)
+
+
+@multiplies
+@pytest.mark.parametrize("shape", [(16, 9, 9), (2, 8, 9, 9), (16, 9), (2, 16, 1, 1), (0, 16, 9, 9)], ids=str)
+def test_other_bottoms_than_the_layer_was_made_for_are_left_to_it(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for question in ("conv_weight_wanted", "winograd_wanted"):
+        monkeypatch.setattr(native, question, native.conv_possible)
+    monkeypatch.setattr(channels_last_conv, "LEAST_TILES", 1)
+    layer = convolution(channels=16).steps[-1].layer
+    assert isinstance(layer, Convolution)
+    x = numbers(*shape).float()
+    if len(shape) == 4:
+        x = last(x)
+
+    def top(run: Callable[[Tensor], Any]) -> Tensor | str:
+        try:
+            return run(x).detach()  # type: ignore[no-any-return]
+        except RuntimeError as error:
+            return str(error)
+
+    got, want = top(Convolve(layer)), top(layer)
+    if isinstance(want, str):
+        assert got == want
+    else:
+        assert isinstance(got, Tensor)
+        assert got.shape == want.shape
+        assert not got.numel() or distance(got, want.double()) <= tolerance("kernel").atol
 
 
 @multiplies

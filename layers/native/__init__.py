@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VERSION = 2  # of kernels.c
+VERSION = 3  # of kernels.c
 AT_ONCE = 8  # outputs, and for `winograd` channels, come in multiples of it
 
 _ADDRESS, _SIZE, _NUMBER, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
@@ -186,7 +186,7 @@ def winograd_weight_gradient(x: Tensor, top_diff: Tensor, shape: Sequence[int], 
 def _weight_gradient(
     name: str, x: Tensor, top_diff: Tensor, shape: Sequence[int], stride: Sequence[int], pad: Sequence[int]
 ) -> Tensor:
-    diff = torch.empty(*shape, dtype=x.dtype, memory_format=torch.channels_last)
+    diff = torch.empty(*shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     _check(x, top_diff, _top_shape(x, shape, stride, pad))
     if shape[0] % AT_ONCE:
         raise ValueError(f"no kernel for {shape[0]} outputs")
@@ -209,14 +209,15 @@ def winograd(
     """
     _check_winograd(weight.shape)
     shape = _top_shape(x, weight.shape, (1, 1), pad)
-    top = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+    top = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     _check(x, top, shape)
     if weight.dtype != x.dtype or (bias is not None and (bias.dtype != x.dtype or bias.shape != shape[1:2])):
         raise ValueError(f"no kernel for {x.dtype} and weights {weight.dtype}")
     conv, strides = _conv(x, shape, (3, 3), (1, 1), pad), _integers(weight.stride())
+    bias = None if bias is None else bias.contiguous()  # by name: the kernel reads its memory
     failed = _function("winograd")(
         x.data_ptr(), weight.data_ptr(), ctypes.addressof(strides), turned,
-        _address(None if bias is None else bias.contiguous()),
+        _address(bias),
         ctypes.addressof(conv), torch.get_num_threads(), top.data_ptr(),
     )  # fmt: skip
     if failed:

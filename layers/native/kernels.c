@@ -9,7 +9,7 @@
 /* layers/native/__init__.py has the same number: a library that was built from other sources is not used. */
 int imae_version(void)
 {
-    return 2;
+    return 3;
 }
 
 #define REAL float
