@@ -94,7 +94,6 @@ def _is_winograds(layer: Convolution) -> bool:
         and windows.kernel == (3, 3)
         and windows.stride == (1, 1)
         and max(windows.pad) <= 2
-        and layer.num_output % native.AT_ONCE == 0
         and layer.blob_shapes[0][1] % native.AT_ONCE == 0
     )
 

@@ -4,17 +4,16 @@
 
    A tile is 2x2 pixels of the top; it sees 4x4 pixels of the bottom.
 
-       top      = A^T [sum over channels of (G weight G^T) . (B^T bottom B)] A
-       diff     = the same of top_diff, the weights turned by 180 degrees
-       its diff = G^T [sum over tiles of (B^T bottom B) . (A top_diff A^T)] G
+       top          = A^T [sum over channels of (G weight G^T) . (B^T bottom B)] A
+       bottom diff  = the same of top_diff, the weights turned by 180 degrees
+       weights diff = G^T [sum over tiles of (B^T bottom B) . (A top_diff A^T)] G
 
              1  0 -1  0         1    0    0            1  0
        B^T = 0  1  1  0     G = 1/2  1/2  1/2      A = 1  1
              0 -1  1  0         1/2 -1/2  1/2          1 -1
              0  1  0 -1         0    0    1            0 -1
 
-   The sums are of a ninth as many numbers as a plain convolution's, and B and A only add: the values are not
-   less exact. Each of the 16 places of a transformed tile is a product of two matrices. */
+   The sums are shorter than a plain convolution's, and B and A only add: the values are not less exact. Each of the 16 places of a transformed tile is a product of two matrices. */
 
 enum { PLACES = 16, TILES = 24, WIDE = 2 * VECTOR };
 
