@@ -13,7 +13,8 @@
              0 -1  1  0         1/2 -1/2  1/2          1 -1
              0  1  0 -1         0    0    1            0 -1
 
-   The sums are shorter than a plain convolution's, and B and A only add: the values are not less exact. Each of the 16 places of a transformed tile is a product of two matrices. */
+   The sums are shorter than a plain convolution's, and B and A only add: the values are not less exact. Each of
+   the 16 places of a transformed tile is a product of two matrices. */
 
 enum { PLACES = 16, TILES = 24, WIDE = 2 * VECTOR };
 
