@@ -121,8 +121,7 @@ class Convolve:
         ):
             return self._plain(x)
         tiles = self._tiles(x.shape) if self.is_winograds else 0
-        learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-        if not (learns or tiles):
+        if not (tiles or native.learns(x, weight, bias)):
             return self._plain(x)
         convolved: Tensor = _Convolve.apply(  # type: ignore[no-untyped-call]  # torch's
             x, weight, bias, stride, pad, tiles, self.has_weights_gradient

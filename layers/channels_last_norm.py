@@ -68,10 +68,11 @@ def normalize_by(
     shortcut: Tensor | None = None,
 ) -> Tensor:
     """The same by a given mean and variance, (C) each; x in any order of memory."""
-    learns = torch.is_grad_enabled() and any(
-        tensor is not None and tensor.requires_grad for tensor in (x, weight, bias, shortcut)
-    )
-    if not learns and is_channels_last(x) and _native_takes(x, shortcut, weight, bias, mean, variance):
+    if (
+        not native.learns(x, weight, bias, shortcut)
+        and is_channels_last(x)
+        and _native_takes(x, shortcut, weight, bias, mean, variance)
+    ):
         return native.batch_norm_given(x, weight, bias, shortcut, mean, variance, eps, relu)
     top = torch.batch_norm(x, weight, bias, mean, variance, False, 0, eps, True)
     return finished(top, relu, shortcut)

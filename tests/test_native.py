@@ -334,6 +334,12 @@ layer { name: "conv" type: "Convolution" bottom: "a" bottom: "b" top: "c" top: "
 """
 
 
+def want_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where torch has other fast ones for this processor."""
+    for question in ("conv_weight_wanted", "winograd_wanted"):
+        monkeypatch.setattr(native, question, native.conv_possible)
+
+
 def convolution(outputs: int = 16, more: str = "kernel_size: 3", channels: int = 3) -> Net:
     text = NET.replace("OUTPUTS", str(outputs)).replace("MORE", more).replace("CHANNELS", str(channels))
     return Net(parse_net(text), CaffeRandom(1))
@@ -346,8 +352,7 @@ def convolution(outputs: int = 16, more: str = "kernel_size: 3", channels: int =
 def test_a_layer_of_two_bottoms_and_a_bias_has_its_gradients(
     channels: int, tiles: tuple[int, int], learning: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for question in ("conv_weight_wanted", "winograd_wanted"):
-        monkeypatch.setattr(native, question, native.conv_possible)
+    want_the_kernels(monkeypatch)
     for name, least in zip(("LEAST_TILES", "LEAST_TILES_OF_WEIGHTS"), tiles, strict=True):
         monkeypatch.setattr(channels_last_conv, name, least)
     used: list[str] = []
@@ -385,8 +390,7 @@ def _noted(used: list[str], name: str, function: Callable[..., Tensor], *args: A
 def test_other_bottoms_than_the_layer_was_made_for_are_left_to_it(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for question in ("conv_weight_wanted", "winograd_wanted"):
-        monkeypatch.setattr(native, question, native.conv_possible)
+    want_the_kernels(monkeypatch)
     monkeypatch.setattr(channels_last_conv, "LEAST_TILES", 1)
     layer = convolution(channels=16).steps[-1].layer
     assert isinstance(layer, Convolution)
@@ -411,8 +415,7 @@ def test_other_bottoms_than_the_layer_was_made_for_are_left_to_it(
 
 @multiplies
 def test_layers_of_many_weights_leave_their_gradient_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for question in ("conv_weight_wanted", "winograd_wanted"):
-        monkeypatch.setattr(native, question, native.conv_possible)
+    want_the_kernels(monkeypatch)
     layer = convolution(channels=16).steps[-1].layer
     assert isinstance(layer, Convolution)
     x, top_diff = last(numbers(20, 16, 9, 9).float()), last(numbers(20, 16, 9, 9, seed=2).float())
@@ -444,8 +447,7 @@ def test_layers_of_many_weights_leave_their_gradient_to_torch(monkeypatch: pytes
 def test_the_kernel_is_for_plain_convolutions(
     outputs: int, more: str, wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for question in ("conv_weight_wanted", "winograd_wanted"):
-        monkeypatch.setattr(native, question, native.conv_possible)
+    want_the_kernels(monkeypatch)
     layer = convolution(outputs, more).steps[-1].layer
     assert gains(layer, (2, 3, 9, 9)) == wanted  # type: ignore[arg-type]
 

@@ -63,6 +63,11 @@ def takes(*tensors: Tensor | None) -> bool:
     return dtype in _TYPES and available()
 
 
+def learns(*tensors: Tensor | None) -> bool:
+    """Whether a gradient is to come back to one of these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def batch_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, shortcut: Tensor | None, eps: float, relu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

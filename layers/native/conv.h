@@ -26,6 +26,31 @@ INLINE_AVX2 void put(float *x, Vector y)
     *(Vector *)x = y;
 }
 
+/* sums[k] += x[k x_step] y, for k < side and the first `vectors` of y. */
+INLINE_AVX2 void add_outer(const int side, const int vectors, const float *x, int64_t x_step, const float *y,
+                           Vector sums[SIDE][2])
+{
+    Vector of_y[2];
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; v++)
+        of_y[v] = get(y + VECTOR * v);
+#pragma GCC unroll 6
+    for (int k = 0; k < side; k++)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++)
+            sums[k][v] += x[k * x_step] * of_y[v];
+}
+
+/* One function, and its place in a table, for each number of sums that stay in registers. */
+#define EACH_SIZE(make)                                                                                        \
+    make(1, 1) make(2, 1) make(3, 1) make(4, 1) make(5, 1) make(6, 1)                                          \
+    make(1, 2) make(2, 2) make(3, 2) make(4, 2) make(5, 2) make(6, 2)
+#define TABLE_OF(name)                                                                                         \
+    {                                                                                                          \
+        {name##_1_1, name##_2_1, name##_3_1, name##_4_1, name##_5_1, name##_6_1},                              \
+        {name##_1_2, name##_2_2, name##_3_2, name##_4_2, name##_5_2, name##_6_2},                              \
+    }
+
 int imae_conv_possible(void)
 {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");

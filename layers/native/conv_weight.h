@@ -46,17 +46,8 @@ INLINE_AVX2 void add_products(const int side, const int vectors, const float *x,
             const float *of_x = x + i * p->x_image + r * p->x_row;
             const float *of_top = top_diff + i * p->top_image + r * p->top_row;
 #pragma GCC unroll 4
-            for (int64_t w = 0; w < p->width; w++, of_x += p->x_pixel, of_top += p->top_pixel) {
-                Vector top[2];
-#pragma GCC unroll 2
-                for (int v = 0; v < vectors; v++)
-                    top[v] = get(of_top + VECTOR * v);
-#pragma GCC unroll 6
-                for (int k = 0; k < side; k++)
-#pragma GCC unroll 2
-                    for (int v = 0; v < vectors; v++)
-                        sums[k][v] += of_x[k] * top[v];
-            }
+            for (int64_t w = 0; w < p->width; w++, of_x += p->x_pixel, of_top += p->top_pixel)
+                add_outer(side, vectors, of_x, 1, of_top, sums);
         }
 #pragma GCC unroll 6
     for (int k = 0; k < side; k++)
@@ -74,23 +65,9 @@ typedef void AddProducts(const float *, const float *, const Pixels *, float *, 
         add_products(side, vectors, x, top_diff, p, out, out_row);                                             \
     }
 
-ADD_PRODUCTS(1, 1)
-ADD_PRODUCTS(2, 1)
-ADD_PRODUCTS(3, 1)
-ADD_PRODUCTS(4, 1)
-ADD_PRODUCTS(5, 1)
-ADD_PRODUCTS(6, 1)
-ADD_PRODUCTS(1, 2)
-ADD_PRODUCTS(2, 2)
-ADD_PRODUCTS(3, 2)
-ADD_PRODUCTS(4, 2)
-ADD_PRODUCTS(5, 2)
-ADD_PRODUCTS(6, 2)
+EACH_SIZE(ADD_PRODUCTS)
 
-static AddProducts *const ADD_PRODUCTS_OF[2][SIDE] = {
-    {add_products_1_1, add_products_2_1, add_products_3_1, add_products_4_1, add_products_5_1, add_products_6_1},
-    {add_products_1_2, add_products_2_2, add_products_3_2, add_products_4_2, add_products_5_2, add_products_6_2},
-};
+static AddProducts *const ADD_PRODUCTS_OF[2][SIDE] = TABLE_OF(add_products);
 
 /* Rows of an image, from `first` on, that may lie outside it, each with the zeros that pad it. */
 static void padded_rows(const Conv *c, const float *image, int64_t first, int64_t rows, int64_t padded_width,

@@ -29,6 +29,11 @@ typedef struct {
     int64_t n, y, x;
 } Tile;
 
+static inline int64_t tiles_of(const Conv *c)
+{
+    return c->num * ((c->top_height + 1) / 2) * ((c->top_width + 1) / 2);
+}
+
 static inline Tile tile_of(const Conv *c, int64_t number)
 {
     int64_t rows = (c->top_height + 1) / 2, columns = (c->top_width + 1) / 2;
@@ -109,17 +114,8 @@ INLINE_AVX2 void multiply(const int side, const int vectors, const float *x, int
                           const float *weight, float *out)
 {
     Vector sums[SIDE][2] = {0};
-    for (int64_t c = 0; c < channels; c++, weight += vectors * VECTOR) {
-        Vector w[2];
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++)
-            w[v] = get(weight + VECTOR * v);
-#pragma GCC unroll 6
-        for (int t = 0; t < side; t++)
-#pragma GCC unroll 2
-            for (int v = 0; v < vectors; v++)
-                sums[t][v] += x[t * channels + c] * w[v];
-    }
+    for (int64_t c = 0; c < channels; c++, weight += vectors * VECTOR)
+        add_outer(side, vectors, x + c, channels, weight, sums);
 #pragma GCC unroll 6
     for (int t = 0; t < side; t++)
 #pragma GCC unroll 2
@@ -136,23 +132,9 @@ typedef void Multiply(const float *, int64_t, const float *, float *);
         multiply(side, vectors, x, channels, weight, out);                                                     \
     }
 
-MULTIPLY(1, 1)
-MULTIPLY(2, 1)
-MULTIPLY(3, 1)
-MULTIPLY(4, 1)
-MULTIPLY(5, 1)
-MULTIPLY(6, 1)
-MULTIPLY(1, 2)
-MULTIPLY(2, 2)
-MULTIPLY(3, 2)
-MULTIPLY(4, 2)
-MULTIPLY(5, 2)
-MULTIPLY(6, 2)
+EACH_SIZE(MULTIPLY)
 
-static Multiply *const MULTIPLY_OF[2][SIDE] = {
-    {multiply_1_1, multiply_2_1, multiply_3_1, multiply_4_1, multiply_5_1, multiply_6_1},
-    {multiply_1_2, multiply_2_2, multiply_3_2, multiply_4_2, multiply_5_2, multiply_6_2},
-};
+static Multiply *const MULTIPLY_OF[2][SIDE] = TABLE_OF(multiply);
 
 /* A^T of a column of four. */
 INLINE_AVX2 void gather_column(Vector a, Vector b, Vector c, Vector d, Vector out[2])
@@ -235,7 +217,7 @@ AVX2 static void transform_weights(const float *weight, const int64_t *strides, 
 int imae_winograd(const float *bottom, const float *weight, const int64_t *strides, int turned,
                   const float *bias, const Conv *c, int threads, float *top)
 {
-    int64_t tiles = c->num * ((c->top_height + 1) / 2) * ((c->top_width + 1) / 2);
+    int64_t tiles = tiles_of(c);
     int64_t step = place_step(TILES, c->channels), product_step = place_step(TILES, WIDE);
     int64_t own_size = PLACES * (step + product_step), row = c->width * c->channels;
     /* of[output / WIDE][place][channel][output % WIDE] */
@@ -324,7 +306,7 @@ static inline void gather_three(double a, double b, double c, double d, double o
 /* diff[o][i][j][c]. Channels and outputs are multiples of VECTOR. Returns 0, or 1 where there is no memory. */
 int imae_winograd_weight(const float *bottom, const float *top_diff, const Conv *c, int threads, float *diff)
 {
-    int64_t tiles = c->num * ((c->top_height + 1) / 2) * ((c->top_width + 1) / 2);
+    int64_t tiles = tiles_of(c);
     int64_t group = c->channels + c->outputs > 128 ? 64 : 96; /* tiles, whose numbers are to stay in the cache */
     int64_t step = place_step(group, c->channels), top_step = place_step(group, c->outputs);
     int64_t own_size = PLACES * (step + top_step), size = PLACES * c->channels * c->outputs;
