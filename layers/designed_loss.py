@@ -1,13 +1,19 @@
 """A loss that is designed by its gradient: one direction for all, a weight w(p) for each example.
 
-    d top / d z_ij = w(p_i) / 2 * d_ij / S
+    d top / d z_ij = w(p_i) (1 - p_i) / (2 (1 - p_i) + epsilon) * d_ij / S
     d_ij           = -1 for the annotated label j = y_i, else the softmax of z_i over the OTHER classes
     top            = sum_i value(p_i) / S
 
-The L1 norm of an example's gradient is w(p) / S. CCE, MAE, MSE, GCE, IMAE and DM differ in w only (see
-example_weights.py): prob - onehot = (1 - p) d. Here d comes from the other classes' logits alone, and p and
+With epsilon 0 the factor is w(p) / 2 and the L1 norm of an example's gradient w(p) / S. CCE, MAE, MSE, GCE,
+IMAE and DM differ in w only (see example_weights.py): prob - onehot = (1 - p) d. Here d comes from the other classes' logits alone, and p and
 1 - p from their distance to z_y, so nothing is 0/0 or short of digits where p is 0 or 1. The value need not
 be the integral of the gradient (IMAE's is not: the paper keeps MAE's).
+
+epsilon is for weights that are not 0 at p = 1, those of IMAE and DM. Exact, such a loss pushes an example for
+ever: at p = 1 its gradient is as large as at p = 0, and one step of a deep net can then throw all examples over
+to p = 0. No single-precision Caffe layer can have computed that: p rounds to 1 at log-odds of about 17, where
+prob - onehot is 0 and equation 22 is 0/0. The authors' layer has 2 (1 - p) + 1e-6 in the denominator, which
+lets go of examples with 1 - p below about 1e-6. Types without the field have epsilon 0.
 
 S, by `normalizer` of the type's parameter:
     BATCH_SIZE      what loss_param.normalization counts, as in SoftmaxWithLoss, at least 1: VALID (default)
@@ -22,6 +28,7 @@ top[0]     (), the loss
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -53,8 +60,13 @@ class DesignedLoss(LossLayer):
 
     reads: ClassVar[tuple[str, ...]] = ("softmax_param", *LOSS_FIELDS)
 
-    def __init__(self, param: LayerParameter, normalize_by: WeightNormalization.Mode) -> None:
+    def __init__(
+        self, param: LayerParameter, normalize_by: WeightNormalization.Mode, epsilon: float = 0.0
+    ) -> None:
         super().__init__(param)
+        if not 0 <= epsilon < math.inf:
+            raise self.error(f"epsilon must be a number, 0 or above, got {epsilon:g}")
+        self.epsilon = epsilon
         loss = param.loss_param
         self.by_weights = normalize_by == WeightNormalization.SUM_OF_WEIGHTS
         self.labels = LabelReader(self, ignored_label(loss))
@@ -81,8 +93,10 @@ class DesignedLoss(LossLayer):
         return 2 * rest
 
     def factor(self, weight: Tensor, rest: Tensor) -> Tensor:
-        """What the direction is multiplied with: half of the L1 norm."""
-        return weight / 2
+        """What the direction is multiplied by: half of the L1 norm."""
+        if not self.epsilon:  # rest / (2 rest) is 0/0 at p = 1
+            return weight / 2
+        return weight * rest / (2 * rest + self.epsilon)
 
     def divisor(self, weight: Tensor, valid: Tensor | None, outer: int) -> Tensor | float:
         """S; `weight` is 0 where an example is ignored, `outer` the size of the axes before the classes."""

@@ -1433,12 +1433,14 @@ class WeightNormalization(_message.Message):
     def __init__(self) -> None: ...
 
 class IMAELossParameter(_message.Message):
-    __slots__ = ("t", "normalizer")
+    __slots__ = ("t", "normalizer", "epsilon")
     T_FIELD_NUMBER: _ClassVar[int]
     NORMALIZER_FIELD_NUMBER: _ClassVar[int]
+    EPSILON_FIELD_NUMBER: _ClassVar[int]
     t: float
     normalizer: WeightNormalization.Mode
-    def __init__(self, t: _Optional[float] = ..., normalizer: _Optional[_Union[WeightNormalization.Mode, str]] = ...) -> None: ...
+    epsilon: float
+    def __init__(self, t: _Optional[float] = ..., normalizer: _Optional[_Union[WeightNormalization.Mode, str]] = ..., epsilon: _Optional[float] = ...) -> None: ...
 
 class MAELossParameter(_message.Message):
     __slots__ = ("normalizer",)
@@ -1461,15 +1463,17 @@ class GCELossParameter(_message.Message):
     def __init__(self, q: _Optional[float] = ..., normalizer: _Optional[_Union[WeightNormalization.Mode, str]] = ...) -> None: ...
 
 class DMLossParameter(_message.Message):
-    __slots__ = ("beta", "normalizer", "normalize_by_integral")
+    __slots__ = ("beta", "normalizer", "normalize_by_integral", "epsilon")
     LAMBDA_FIELD_NUMBER: _ClassVar[int]
     BETA_FIELD_NUMBER: _ClassVar[int]
     NORMALIZER_FIELD_NUMBER: _ClassVar[int]
     NORMALIZE_BY_INTEGRAL_FIELD_NUMBER: _ClassVar[int]
+    EPSILON_FIELD_NUMBER: _ClassVar[int]
     beta: float
     normalizer: WeightNormalization.Mode
     normalize_by_integral: bool
-    def __init__(self, beta: _Optional[float] = ..., normalizer: _Optional[_Union[WeightNormalization.Mode, str]] = ..., normalize_by_integral: _Optional[bool] = ..., **kwargs) -> None: ...
+    epsilon: float
+    def __init__(self, beta: _Optional[float] = ..., normalizer: _Optional[_Union[WeightNormalization.Mode, str]] = ..., normalize_by_integral: _Optional[bool] = ..., epsilon: _Optional[float] = ..., **kwargs) -> None: ...
 
 class WeightedSoftmaxLossParameter(_message.Message):
     __slots__ = ("variant",)

@@ -122,13 +122,27 @@ Formula = tuple[
 ]
 
 
-def spread(weight: Callable[[Array], Array]) -> Formula:
-    return mae, weight, lambda p: -weight(p) / 2, lambda p, pj: weight(p) * pj / (2 * (1 - p))
+EPSILON = float(np.float32(1e-6))
+
+
+def spread(weight: Callable[[Array], Array], epsilon: float = EPSILON) -> Formula:
+    """The gradient w (prob - onehot) / (2 (1 - p) + epsilon)."""
+    return (
+        mae,
+        weight,
+        lambda p: weight(p) * (p - 1) / (2 * (1 - p) + epsilon),
+        lambda p, pj: weight(p) * pj / (2 * (1 - p) + epsilon),
+    )
 
 
 TABLE_2: dict[str, Formula] = {
     'type: "IMAELoss" imae_loss_param { %s }': spread(lambda p: np.exp(8 * p * (1 - p))),
     'type: "IMAELoss" imae_loss_param { t: 0.5 %s }': spread(lambda p: np.exp(0.5 * p * (1 - p))),
+    'type: "IMAELoss" imae_loss_param { epsilon: 0 %s }': spread(lambda p: np.exp(8 * p * (1 - p)), 0),
+    'type: "IMAELoss" imae_loss_param { epsilon: 0.25 %s }': spread(lambda p: np.exp(8 * p * (1 - p)), 0.25),
+    'type: "DMLoss" dm_loss_param { lambda: 2 beta: 8 epsilon: 0.25 %s }': spread(
+        lambda p: np.exp(8 * p**2 * (1 - p)), 0.25
+    ),
     'type: "MAELoss" mae_loss_param { %s }': (
         mae, lambda p: 4 * p * (1 - p), lambda p: 2 * p * (p - 1), lambda p, pj: 2 * p * pj
     ),
@@ -276,12 +290,14 @@ def test_extract_prob_of_pictures_ignores_labels() -> None:
 
 @pytest.mark.parametrize("t", [0.5, 8, 16])
 def test_l1_norm_of_imaes_gradient_is_its_weight(t: float) -> None:
-    """exp(T p (1 - p)) to 1e-6 in float32, for p from 1e-30 to 1 - 1e-30."""
+    """With epsilon 0: exp(T p (1 - p)) to 1e-6 in float32, for p from 1e-30 to 1 - 1e-30."""
     small = 10.0 ** -np.linspace(0.31, 30, 400)
     p, rest = np.concatenate([small, [0.5], 1 - small]), np.concatenate([1 - small, [0.5], small])
     logits, label = with_probability(p, rest, torch.float32)
     _, diff = both(
-        f'type: "IMAELoss" imae_loss_param {{ t: {t} }} loss_param {{ normalization: NONE }}', logits, label
+        f'type: "IMAELoss" imae_loss_param {{ t: {t} epsilon: 0 }} loss_param {{ normalization: NONE }}',
+        logits,
+        label,
     )
     # p of the float32 logits, which differ a little from those asked for
     index = label.long()[:, None]
@@ -307,11 +323,39 @@ def test_saturated_logits_have_finite_losses_and_gradients(
 
 
 @DTYPES
-def test_imae_pulls_also_where_p_is_zero_or_one(dtype: torch.dtype) -> None:
-    """w is 1 at both ends: minus one half for the label, the other half shared by the others' softmax."""
+@pytest.mark.parametrize("layer", ["IMAELoss", "DMLoss"])
+def test_imae_pulls_where_p_is_zero_and_exact_also_where_it_is_one(layer: str, dtype: torch.dtype) -> None:
+    """w is 1 at both ends: minus one half for the label, the other half shared by the others' softmax.
+
+    The epsilon of the authors' layer ends that at p = 1.
+    """
     logits = torch.tensor([[200, -200, -200], [-200, 200, 200], [-200, 200, -200]], dtype=dtype)
-    _, diff = both('type: "IMAELoss" loss_param { normalization: NONE }', logits, torch.zeros(3, dtype=dtype))
-    assert diff.float().tolist() == [[-0.5, 0.25, 0.25], [-0.5, 0.25, 0.25], [-0.5, 0.5, 0]]
+    field = f"{layer[:-4].lower()}_loss_param"
+    label = torch.zeros(3, dtype=dtype)
+    for epsilon, at_one in (("epsilon: 0", [-0.5, 0.25, 0.25]), ("", [0, 0, 0])):
+        text = f'type: "{layer}" {field} {{ {epsilon} }} loss_param {{ normalization: NONE }}'
+        _, diff = both(text, logits, label)
+        rows = [at_one, [-0.5, 0.25, 0.25], [-0.5, 0.5, 0]]
+        close(diff, np.array(rows), torch.float32)  # epsilon takes 5e-7 away
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    "ours, theirs",
+    [
+        ("imae_loss_param { t: 8 normalizer: SUM_OF_WEIGHTS }", "lamda_p: 1 scale: 8"),
+        ("dm_loss_param { lambda: 0.5 beta: 6 normalizer: SUM_OF_WEIGHTS }", "lamda_p: 0.5 scale: 6"),
+    ],
+)
+def test_gradient_is_that_of_the_authors_layer(ours: str, theirs: str, dtype: torch.dtype) -> None:
+    """With its epsilon and its normaliser, for p from 1e-30 to 1 - 1e-30; only the value differs."""
+    small = 10.0 ** -np.linspace(0.31, 30, 200)
+    p, rest = np.concatenate([small, 1 - small]), np.concatenate([1 - small, small])
+    logits, label = with_probability(p, rest, dtype)
+    type_name = "IMAELoss" if ours.startswith("imae") else "DMLoss"
+    _, got = both(f'type: "{type_name}" {ours}', logits, label)
+    _, want = both(f'type: "UnifiedWeightLoss" loss_param {{ {theirs} }}', logits, label)
+    close(got, want, torch.float32, "authors' layer")
 
 
 @DTYPES
@@ -538,6 +582,12 @@ REFUSED: dict[str, tuple[list[tuple[int, ...]], str]] = {
     ),
     'type: "UnifiedWeightLoss" loss_param { lamda_p: -1 }': (
         [(2, 5), (2,)], "loss_param.lamda_p must not be below 0, got -1"
+    ),
+    'type: "IMAELoss" imae_loss_param { epsilon: -1e-6 }': (
+        [(2, 5), (2,)], "epsilon must be a number, 0 or above, got -1e-06"
+    ),
+    'type: "DMLoss" dm_loss_param { epsilon: nan }': (
+        [(2, 5), (2,)], "epsilon must be a number, 0 or above, got nan"
     ),
     'type: "GCELoss" gce_loss_param { q: 0 }': (
         [(2, 5), (2,)], "gce_loss_param.q must be a number above 0, got 0"

@@ -3,7 +3,7 @@
 lambda 1 is IMAE, with beta for its T. normalize_by_integral divides w by its integral over p from 0 to 1.
 The loss with this gradient is not elementary; the value of an example is MAE's 2 (1 - p), as IMAE's is, so
 the gradient is not the derivative of the top.
-Bottoms, top, gradient and `normalizer`: see designed_loss.py.
+Bottoms, top, gradient, `normalizer` and `epsilon`: see designed_loss.py.
 """
 
 from functools import partial
@@ -20,7 +20,7 @@ from imae.prototxt import LayerParameter
 class DMLoss(DesignedLoss):
     def __init__(self, param: LayerParameter) -> None:
         dm = param.dm_loss_param
-        super().__init__(param, dm.normalizer)
+        super().__init__(param, dm.normalizer, dm.epsilon)
         lambda_: float = getattr(dm, "lambda")  # a keyword of Python
         if not lambda_ >= 0:
             raise self.error(f"dm_loss_param.lambda must not be below 0, got {lambda_:g}")

@@ -3,7 +3,8 @@
 The value of an example is MAE's 2 (1 - p): "the loss computation during forward propagation is unchanged"
 (section 4), so the gradient is not the derivative of the top.
 The paper has T = 8 for noisy and 0.5 for clean labels, and divides by the batch size; the authors' later code
-divides by the sum of weights. Bottoms, top, gradient and `normalizer`: see designed_loss.py.
+divides by the sum of weights. `epsilon` is theirs, too: 1e-6, or 0 for equation 22 to the letter.
+Bottoms, top, gradient, `normalizer` and `epsilon`: see designed_loss.py.
 """
 
 from torch import Tensor
@@ -17,8 +18,9 @@ from imae.prototxt import LayerParameter
 @register_layer("IMAELoss")
 class IMAELoss(DesignedLoss):
     def __init__(self, param: LayerParameter) -> None:
-        super().__init__(param, param.imae_loss_param.normalizer)
-        self.t = param.imae_loss_param.t
+        imae = param.imae_loss_param
+        super().__init__(param, imae.normalizer, imae.epsilon)
+        self.t = imae.t
         self.check_exponent("imae_loss_param.t", 1, self.t)
 
     def weight(self, p: Tensor, rest: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ loss_param { lamda_p: L  scale: B }:
     top = sum_i w_i * -log max(p_i, FLT_MIN) / S
     d loss / d z_i = w_i (prob_i - onehot_i) / (2 - 2 p_i + 1e-6) / S
 
-The 1e-6 takes the gradient away from examples with 1 - p << 1e-6; IMAELoss and DMLoss are without it.
+The 1e-6 takes the gradient away from examples with 1 - p << 1e-6: `epsilon` of IMAELoss and DMLoss.
 
 bottom[0], bottom[1], top[0]  as in designed_loss.py
 bottom[2]  optional: the examples' p (ExtractProb); not used
@@ -28,7 +28,7 @@ class UnifiedWeightLoss(DesignedLoss):
     reads = ("softmax_param", "loss_param.ignore_label", "loss_param.lamda_p", "loss_param.scale")
 
     def __init__(self, param: LayerParameter) -> None:
-        super().__init__(param, WeightNormalization.SUM_OF_WEIGHTS)
+        super().__init__(param, WeightNormalization.SUM_OF_WEIGHTS, epsilon=1e-6)
         self.lamda_p, self.scale = param.loss_param.lamda_p, param.loss_param.scale
         if not self.lamda_p >= 0:
             raise self.error(f"loss_param.lamda_p must not be below 0, got {self.lamda_p:g}")
@@ -39,6 +39,3 @@ class UnifiedWeightLoss(DesignedLoss):
 
     def value(self, p: Tensor, rest: Tensor) -> Tensor:
         return -p.clamp(min=torch.finfo(torch.float32).tiny).log()
-
-    def factor(self, weight: Tensor, rest: Tensor) -> Tensor:
-        return weight * rest / (2 * rest + 1e-6)  # prob - onehot = rest * direction
