@@ -6,14 +6,16 @@ Pictures are SOURCE/CLASS/PICTURE. Classes are labelled in the order of their na
 records follow by class, then by name, under the keys %08d_CLASS/PICTURE. Channels are BGR.
 
 Labels that were collected for the pictures in another order, human ones for instance, need that order again:
---class-sequence gives the class of each record, and the pictures of a class are taken by name.
+--class-sequence gives the class of each record, and the pictures of a class are taken by name. Where names do
+not have that order, --within-class gives it: an .npz with an array for each class, whose number k is the
+place, among the sorted names of the class, of the picture that comes k-th.
 """
 
 import argparse
 import logging
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -28,7 +30,14 @@ from imae.converters.images import (
     raw_datum,
     shuffled_order,
 )
-from imae.converters.label_file import FORMS, Labels, check_range, clean_labels_file, read_labels
+from imae.converters.label_file import (
+    FORMS,
+    Labels,
+    check_range,
+    clean_labels_file,
+    read_label_arrays,
+    read_labels,
+)
 from imae.converters.lmdb_writer import Record, write_lmdb
 from imae.prototxt.errors import DataError
 
@@ -73,6 +82,25 @@ def find_pictures(names: Iterable[str], classes: Sequence[str] = ()) -> list[Pic
     return sorted(
         (Picture(name, labels[name.partition("/")[0]]) for name in found), key=lambda p: (p.label, p.name)
     )
+
+
+def arrange_within(pictures: Sequence[Picture], places: Mapping[str, Labels]) -> list[Picture]:
+    """The pictures of each class in the order of `places`, by class folder: place k is that of the k-th."""
+    of_class: dict[str, list[Picture]] = {}
+    for picture in pictures:
+        of_class.setdefault(picture.name.partition("/")[0], []).append(picture)
+    found = []
+    for name, there in of_class.items():
+        order = places.get(name)
+        if order is None:
+            raise DataError(f"--within-class has no array '{name}'; it has {', '.join(places) or 'none'}")
+        if sorted(order.tolist()) != list(range(len(there))):
+            raise DataError(
+                f"--within-class: the array '{name}' must hold the places 0 to {len(there) - 1} of the "
+                f"{len(there)} pictures of that class, each once; it has {len(order)} numbers"
+            )
+        found += [there[place] for place in order.tolist()]
+    return found
 
 
 def arrange(pictures: Sequence[Picture], sequence: Labels) -> list[Picture]:
@@ -131,6 +159,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--class-sequence", metavar="FILE", help=f"order by the class of each record: {FORMS}"
     )
     parser.add_argument(
+        "--within-class", metavar="FILE.npz", help="order of the pictures of each class, an array for each"
+    )
+    parser.add_argument(
         "--labels", metavar="FILE", help=f"other labels, in the order of the unshuffled records: {FORMS}"
     )
     add_picture_options(parser)
@@ -141,6 +172,8 @@ def run(args: argparse.Namespace) -> None:
     form = record_form(args)
     with open_tree(args.source, args.subfolder) as tree:
         pictures = find_pictures(tree.names, read_classes(args.classes))
+        if args.within_class:
+            pictures = arrange_within(pictures, read_label_arrays(args.within_class))
         if args.class_sequence:
             pictures = arrange(pictures, read_labels(args.class_sequence).labels)
         clean = np.array([picture.label for picture in pictures])

@@ -55,6 +55,23 @@ def read_labels(source: str) -> LabelFile:
         raise DataError(f"cannot read the labels '{source}': {error}; expected {FORMS}") from error
 
 
+def read_label_arrays(path: str) -> dict[str, Labels]:
+    """Every array of an .npz, by name; DataError unless each is a list of whole numbers."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {
+                name: _checked(f"{path}:{name}", _read_member(archive, member))
+                for member in archive.infolist()
+                for name in [member.filename.removesuffix(".npy")]
+            }
+    except OSError as error:
+        raise DataError(f"cannot read '{path}': {error.strerror or error}") from error
+    except DataError:
+        raise
+    except (ValueError, OverflowError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+        raise DataError(f"cannot read '{path}': {error}; expected an .npz of whole numbers") from error
+
+
 def _from_archive(path: str, name: str, archive: zipfile.ZipFile) -> LabelFile:
     members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
     names = [name] if name else [other for other in members if other != "key"]

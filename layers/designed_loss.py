@@ -5,15 +5,15 @@
     top            = sum_i value(p_i) / S
 
 With epsilon 0 the factor is w(p) / 2 and the L1 norm of an example's gradient w(p) / S. CCE, MAE, MSE, GCE,
-IMAE and DM differ in w only (see example_weights.py): prob - onehot = (1 - p) d. Here d comes from the other classes' logits alone, and p and
-1 - p from their distance to z_y, so nothing is 0/0 or short of digits where p is 0 or 1. The value need not
-be the integral of the gradient (IMAE's is not: the paper keeps MAE's).
+IMAE and DM differ in w only (see example_weights.py): prob - onehot = (1 - p) d. Here d comes from the other
+classes' logits alone, and p and 1 - p from their distance to z_y, so nothing is 0/0 or short of digits where
+p is 0 or 1. The value need not be the integral of the gradient (IMAE's is not: the paper keeps MAE's).
 
-epsilon is for weights that are not 0 at p = 1, those of IMAE and DM. Exact, such a loss pushes an example for
-ever: at p = 1 its gradient is as large as at p = 0, and one step of a deep net can then throw all examples over
-to p = 0. No single-precision Caffe layer can have computed that: p rounds to 1 at log-odds of about 17, where
-prob - onehot is 0 and equation 22 is 0/0. The authors' layer has 2 (1 - p) + 1e-6 in the denominator, which
-lets go of examples with 1 - p below about 1e-6. Types without the field have epsilon 0.
+epsilon is for weights that are not 0 at p = 1, those of IMAE and DM. Without it such a loss pushes an example
+for ever: at p = 1 its gradient is as large as at p = 0. No Caffe layer in single precision can have computed
+that: p rounds to 1 at log-odds of about 17, where prob - onehot is 0 and equation 22 is 0/0. The authors'
+layer has 2 (1 - p) + 1e-6 in the denominator, which ends the push where 1 - p is far below 1e-6. Types without
+the field have epsilon 0.
 
 S, by `normalizer` of the type's parameter:
     BATCH_SIZE      what loss_param.normalization counts, as in SoftmaxWithLoss, at least 1: VALID (default)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import subprocess
@@ -53,20 +54,37 @@ def test_names_tell_runs_apart() -> None:
     ]
     names = {run.name for run in every}
     assert len(names) == len({replace(run, test_images=0) for run in every})
-    assert "resnet20_imae-8_symmetric50_seed1" in names
-    assert "resnet20_cce_human-worst_seed2_800x2000" in names
-    assert "resnet20_imae-0.5_symmetric50_seed1_heldout20" in names
+    ours = "shuffled_after-mean"
+    assert f"resnet20_imae-8_symmetric50_seed1_{ours}_sum-of-weights_epsilon1e-06_fp32" in names
+    assert f"resnet20_imae-8_symmetric50_seed1_{ours}_batch-size_epsilon0_fp32" in names
+    assert f"resnet20_cce_human-worst_seed2_800x2000_{ours}_fp32" in names
+    assert f"resnet20_mae_symmetric50_seed2_800x2000_{ours}_batch-size_fp32" in names
+    assert f"resnet20_imae-0.5_symmetric50_seed1_heldout20_{ours}_sum-of-weights_epsilon1e-06_fp32" in names
+    # Protocol 1, the first records.
     assert "resnet20_imae-8_symmetric50_seed2_800x2000_sum-of-weights" in names
     assert "resnet20_imae-0.5_clean_seed1_authors-loss" in names
 
 
 def test_a_variant_is_named_after_what_it_changes_and_has_a_base() -> None:
-    run = Run("resnet20", "MAE", None, "symmetric", 0.5, seed=3, iterations=640, images=1000)
+    run = Run("resnet20", "MAE", None, "symmetric", 0.5, seed=3, iterations=640, images=1000, protocol=1)
     assert run.changes == [] and run.base == run
     every = replace(run, normalizer="SUM_OF_WEIGHTS", weight_decay=0.0, base_lr=0.03, order="CLASS_BALANCED")
     assert every.name == f"{run.name}_sum-of-weights_decay0_rate0.03_class-balanced"
     assert every.base == run
     assert replace(run, order="SHUFFLED").name == f"{run.name}_shuffled"
+
+
+def test_a_protocol_fills_in_what_is_not_said_and_translates() -> None:
+    first, second = (Run("resnet20", "IMAE", 8.0, "symmetric", 0.5, protocol=number) for number in (1, 2))
+    assert (first.order, first.padding, first.epsilon) == ("SEQUENTIAL", "BEFORE_MEAN", 0.0)
+    assert (second.order, second.padding, second.epsilon) == ("SHUFFLED", "AFTER_MEAN", 1e-6)
+    assert first.under(2) == second and second.under(1) == first and first.changes == second.changes == []
+    cce = Run("resnet20", "CCE")
+    assert (cce.normalizer, cce.epsilon) == ("BATCH_SIZE", None)
+    exact = replace(second, epsilon=0.0, order="SEQUENTIAL", padding="BEFORE_MEAN")
+    assert exact.changes == ["epsilon0", "sequential", "before-mean"] and exact.base == second
+    with pytest.raises(ImaeError, match="protocol must be 1 or 2, got 3"):
+        Run("resnet20", "CCE", protocol=3)
 
 
 def test_grids_are_the_papers() -> None:
@@ -107,7 +125,7 @@ def test_nets_differ_in_the_loss_alone_and_forget_in_proportion() -> None:
 
 def test_variants_change_the_net_and_the_solver_as_they_say() -> None:
     images = Images(labelled([0], [0]), labelled([0], [0]), None, "")
-    base = Run("resnet20", "IMAE", 8.0)
+    base = Run("resnet20", "IMAE", 8.0, protocol=1)
     own = training.train_val(base, images)
 
     def changed(**changes: object) -> list[str]:
@@ -116,6 +134,10 @@ def test_variants_change_the_net_and_the_solver_as_they_say() -> None:
 
     (loss,) = changed(normalizer="SUM_OF_WEIGHTS")
     assert 'type: "IMAELoss"' in loss and "t: 8" in loss and "normalizer: SUM_OF_WEIGHTS" in loss
+    (loss,) = changed(epsilon=1e-6)
+    assert "epsilon: 1e-06" in loss and "normalizer: BATCH_SIZE" in loss
+    data = changed(padding="AFTER_MEAN")
+    assert len(data) == 3 and all("mean_file" in text and "mean_value" not in text for text in data)
     (loss,) = changed(authors_loss=True)
     assert 'type: "UnifiedWeightLoss"' in loss and "lamda_p: 1" in loss and "scale: 8" in loss
     (data,) = changed(order="SHUFFLED")
@@ -134,8 +156,13 @@ def test_variants_change_the_net_and_the_solver_as_they_say() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "CCE", "t": None, "normalizer": "SUM_OF_WEIGHTS"}, "CCE has no normalizer SUM_OF_WEIGHTS"),
+        (
+            {"loss": "CCE", "t": None, "epsilon": None, "normalizer": "SUM_OF_WEIGHTS"},
+            "CCE has no normalizer SUM_OF_WEIGHTS",
+        ),
         ({"loss": "MAE", "t": None, "authors_loss": True}, "the authors' layer is one of IMAE"),
+        ({"loss": "MAE", "t": None, "epsilon": 1e-6}, "MAE has no epsilon"),
+        ({"padding": "NONE"}, "padding must be AFTER_MEAN or BEFORE_MEAN, got 'NONE'"),
         ({"order": "RANDOM"}, "order must be SEQUENTIAL, SHUFFLED, CLASS_BALANCED, got 'RANDOM'"),
     ],
 )
@@ -154,8 +181,9 @@ def test_a_variant_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     record = training.train(run, cifar10.images(run), Path("run"), Path("records"), torch.device("cpu"))
     assert read_record(Path("records", f"{run.name}.json")) == record
     assert record.final.certain is not None and record.final.hopeless is not None
-    net = Path("records", record.net_file).read_text(encoding="utf-8")
-    assert "order: CLASS_BALANCED" in net and "UnifiedWeightLoss" in net
+    net = Path("run", "train_val.prototxt").read_bytes()
+    assert b"order: CLASS_BALANCED" in net and b"UnifiedWeightLoss" in net
+    assert record.net_sha256 == hashlib.sha256(net).hexdigest()
 
 
 def test_a_recorded_run_has_the_accuracies_of_a_launched_one(
@@ -231,7 +259,8 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     whole = read_record(records / f"{TINY.name}.json")
     assert [point.iteration for point in whole.points] == list(range(10, 81, 10))
     assert whole.wrong_labels == pytest.approx(45, abs=25) and whole.train_images == 100
-    assert whole.run == TINY and whole.complete and (records / whole.net_file).is_file()
+    assert whole.run == TINY and whole.complete and len(whole.net_sha256) == 64
+    assert whole.data == "images that are not CIFAR-10's original pixels" and len(whole.images_sha256) == 64
     assert "shuffled" not in whole.data and read_records(records) == [whole]
     assert grid.is_done(TINY, records)
     with pytest.raises(DataError, match="of another run"):
@@ -288,27 +317,35 @@ def test_dry_run_lists(
     monkeypatch.chdir(tmp_path)
     assert main.main(["paper", "table1", "--dry-run", "--scale", "800:2000", "--only", "resnet56"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"resnet56_{loss}_clean_seed1_800x2000" for loss in ("cce", "mae", "imae-0.5")
+        f"resnet56_{loss}_fp32"
+        for loss in (
+            "cce_clean_seed1_800x2000_shuffled_after-mean",
+            "mae_clean_seed1_800x2000_shuffled_after-mean_batch-size",
+            "imae-0.5_clean_seed1_800x2000_shuffled_after-mean_sum-of-weights_epsilon1e-06",
+        )
     ]
 
 
 def test_records_that_are_none_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    for text in ("", "{}", '{"format": 2}', '{"format": 1, "points": []}', "[1]"):
+    for text in ("", "{}", '{"format": 3}', '{"format": 2}', '{"format": 1, "points": []}', "[1]"):
         path.write_text(text)
         with pytest.raises(DataError, match="is not a record of a run"):
             read_records(tmp_path)
 
 
 def test_records_from_before_there_were_variants_are_read(tmp_path: Path) -> None:
-    run = Run("resnet20", "IMAE", 8.0, iterations=8)
+    run = Run("resnet20", "IMAE", 8.0, iterations=8, protocol=1)
     points = (Point(8, 0.5, 0.5, 0.6, 0.6, 0.5, 0.7, 0.6),)
-    record = Record(run, "", 100, 100, 0, "n", "s", "d", {}, "2026", 1.0, points)
+    record = Record(run, "", 100, 100, 0, "s", "d", {}, "2026", 1.0, points, net_file="n")
     path = tmp_path / f"{run.name}.json"
     write_record(record, path)
     content = json.loads(path.read_text())
-    for field in VARYING:
+    content["format"] = 1
+    for field in (*VARYING, "protocol", "precision"):
         del content["run"][field]
+    for field in ("net_sha256", "images_sha256", "commit"):
+        del content[field]
     for field in ("certain", "hopeless"):
         del content["points"][0][field]
     path.write_text(json.dumps(content))
@@ -319,8 +356,12 @@ def test_committed_records_are_whole() -> None:
     for path in sorted(RECORDS.glob("*.json")):
         record = read_record(path)
         assert record.complete and record.run.name == path.stem, path
-        assert (RECORDS / record.net_file).is_file(), path
-        assert record.solver.count('"data/paper/') == 2, f"{path}: paths of a machine"
+        if record.run.protocol == 1:
+            assert (RECORDS / record.net_file).is_file(), path
+            assert record.solver.count('"data/paper/') == 2, f"{path}: paths of a machine"
+        else:
+            assert record.solver.count('"runs/') == 2, f"{path}: paths of a machine"
+            assert record.commit and "dirty" not in record.commit and record.net_sha256, path
 
 
 def test_human_labels_of_images_in_another_order_are_refused(tmp_path: Path) -> None:

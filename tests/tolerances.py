@@ -23,7 +23,7 @@ TOLERANCES = {
     ("formula", "float32"): Tolerance(1e-6, 1e-6, "about ten roundings"),
     ("formula", "float64"): Tolerance(1e-12, 1e-12, "about ten roundings and the cancellation of 1 - p"),
     ("example weight", "float32"): Tolerance(1e-6, 0, "an exponential; the exponent is at most 4"),
-    ("authors' layer", "float32"): Tolerance(1e-6, 0, "the fields are single precision: 1e-6 to 3e-8, T exact"),
+    ("authors' layer", "float32"): Tolerance(1e-6, 0, "1e-6 as a field is off by 3e-8; T is exact"),
     ("integral", "float64"): Tolerance(1e-12, 0, "a quadrature rule that converges far beyond this"),
     ("drawn share", "float32"): Tolerance(0, 0.015, "four standard deviations of a share of 20,000 draws"),
     ("onnx", "float32"): Tolerance(1e-4, 1e-5, "ONNX Runtime's kernels sum in another order"),

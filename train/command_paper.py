@@ -8,8 +8,9 @@
     imae paper report --output report.html --readme README.md
 
 Trains what has no record yet, then prints the table, or draws the figure, from the records; --show trains
-nothing. --scale makes runs of fewer iterations on fewer images; they have records and tables of their own,
-and say so. A grid that is stopped goes on with the same command.
+nothing. --scale makes runs of fewer iterations on fewer images, --precision bf16 runs in less precision; they
+have records and tables of their own, and say so. A grid that is stopped goes on with the same command, also
+from a copy of --work on another machine.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ import torch
 
 from imae.prototxt.errors import ImaeError
 from imae.train.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
-from imae.train.device import gpu, keep_freed_memory, set_threads
+from imae.train.device import add_precision_option, gpu, keep_freed_memory, set_threads
 from imae.train.paper import figures, tables
-from imae.train.paper.data import Cifar10
+from imae.train.paper.data import Cifar10, make_folder
 from imae.train.paper.experiments import GRIDS, Run, Scale, runs
 from imae.train.paper.grid import run_folder, train_all
 from imae.train.paper.readme import update_readme
@@ -46,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cifar10", default="", metavar="PATH", help="CIFAR-10: archive or folder")
     parser.add_argument("--human-labels", default="", metavar="NPZ", help="labels of CIFAR-10N")
     parser.add_argument(
+        "--within-class",
+        default="",
+        metavar="NPZ",
+        help="with --human-labels, for pictures whose names lack CIFAR-10's order: see convert-folder",
+    )
+    parser.add_argument(
         "--scale",
         default="",
         metavar="I:N[:M]",
@@ -58,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (1)")
     parser.add_argument("--gpu", nargs="?", const="0", metavar="ID", help="compute on this GPU")
     add_launch_options(parser)
+    add_precision_option(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="of each run, on the CPU")
     parser.add_argument(
         "--work", default="data/paper", metavar="DIR", help="for LMDBs, snapshots, logs (data/paper)"
@@ -83,12 +91,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train what is missing, then show it."""
     records = Path(args.records)
-    cifar10 = Cifar10(Path(args.work), args.cifar10, args.human_labels)
     if args.what == "run":
-        _train_one(args, cifar10, records)
+        _train_one(args, records)
         return
+    cifar10 = Cifar10(Path(args.work), args.cifar10, args.human_labels, args.within_class)
     names = list(GRIDS) if args.what == "all" else [args.what] if args.what in GRIDS else []
-    wanted = runs(names, _seeds(args.seeds), Scale.parse(args.scale) if args.scale else Scale(), args.only)
+    scale = Scale.parse(args.scale) if args.scale else Scale()
+    wanted = runs(names, _seeds(args.seeds), scale, args.only, args.precision)
     if args.only and names and not wanted:
         raise ImaeError(f"no run of {args.what} has one of these words in its name: {', '.join(args.only)}")
     if args.dry_run:
@@ -149,7 +158,8 @@ def _beside(name: str) -> Path:
     return Path(OUTPUT, name)
 
 
-def _train_one(args: argparse.Namespace, cifar10: Cifar10, records: Path) -> None:
+def _train_one(args: argparse.Namespace, records: Path) -> None:
+    """Train a run inside --work, so that its prototxts have no path of this machine."""
     try:
         wanted = Run(**json.loads(args.run_json or "null"))
     except (ValueError, TypeError) as error:
@@ -159,10 +169,14 @@ def _train_one(args: argparse.Namespace, cifar10: Cifar10, records: Path) -> Non
     set_threads(args.threads)
     keep_freed_memory()
     device = _device(args)
+    records = records.absolute()
+    sources = (os.path.abspath(path) if path else "" for path in (args.cifar10, args.human_labels))
+    make_folder(args.work)
+    os.chdir(args.work)
     train(
         wanted,
-        cifar10.images(wanted),
-        run_folder(Path(args.work), wanted.name),
+        Cifar10(Path(), *sources).images(wanted),
+        run_folder(Path(), wanted.name),
         records,
         device,
         chosen_recorder(args, device),

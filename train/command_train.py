@@ -150,6 +150,8 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
             del param.weights[:]
         elif args.weights:
             param.weights[:] = [args.weights]
+        if args.double and args.precision != "fp32":
+            raise ImaeError(f"--double and --precision {args.precision} contradict each other; give one")
         solver = Solver(
             param,
             device=device,
@@ -157,7 +159,7 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
             on_nan=args.on_nan,
             keep=args.keep,
             gpu_dropout=args.gpu_dropout,
-            reduced=set_precision(args, device),
+            reduced=set_precision(args.precision, device),
             compiled=chosen_compiled(args, device, args.plain),
             recorder=chosen_recorder(args, device, args.plain),
             dtype=chosen_dtype(args),

@@ -64,7 +64,7 @@ def chosen_dtype(args: argparse.Namespace) -> torch.dtype:
 
 
 def add_precision_option(parser: argparse.ArgumentParser) -> None:
-    """--precision, for commands that train."""
+    """--precision, for commands that train nets."""
     parser.add_argument(
         "--precision",
         choices=["fp32", "tf32", "bf16"],
@@ -75,14 +75,11 @@ def add_precision_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def set_precision(args: argparse.Namespace, device: torch.device) -> torch.dtype | None:
+def set_precision(wanted: str, device: torch.device) -> torch.dtype | None:
     """Let torch compute as --precision says; the dtype that blobs are reduced to, None for none.
 
     DeviceError where the device cannot.
     """
-    wanted: str = args.precision
-    if wanted != "fp32" and args.double:
-        raise ImaeError(f"--double and --precision {wanted} contradict each other; give one")
     if wanted == "tf32" and device.type == "cpu":
         raise DeviceError("--precision tf32 is of GPUs; give --gpu, too, or use fp32 or bf16")
     # torch lets cuDNN round to TF32 unless told otherwise.

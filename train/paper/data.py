@@ -1,12 +1,17 @@
 """The images of a run as LMDBs, made by imae's own commands and printed as they run.
 
-From CIFAR-10 as its authors distribute it, or from a folder or archive with train/CLASS/*.jpg and
-test/CLASS/*.jpg. Training images get 4 zeros on each side; channels are BGR. The noise is put into the labels
-of all training images before some of them are taken, so that a small run's labels are those of the full one.
+From CIFAR-10 as its authors distribute it, or from a folder or archive of train/CLASS/PICTURE and
+test/CLASS/PICTURE. Training images get 4 zeros on each side; channels are BGR. The noise is put into the
+labels of all training images before some of them are taken, so that a small run's labels are those of the
+full one.
+
+What the images are is told by a digest of all pixels and clean labels, whatever file and order they came in.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 import subprocess
 import sys
@@ -18,42 +23,65 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from imae.converters.compute_image_mean import mean_blob
 from imae.converters.file_tree import open_tree
 from imae.converters.label_file import read_labels
 from imae.converters.split_lmdb import read_lmdb_labels, subset_lmdb
+from imae.layers.data.datum import array_from_datum
 from imae.layers.data.lmdb_source import open_lmdb
-from imae.prototxt.errors import FileError, ImaeError
+from imae.layers.data.transformer import read_mean_file
+from imae.prototxt.errors import DataError, FileError, ImaeError
+from imae.prototxt.files import AnyPath, write_atomically
 from imae.train.paper.experiments import Run
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOW_TO_GET = (
     "give --cifar10 PATH: cifar-10-binary.tar.gz or cifar-10-python.tar.gz from "
-    "https://www.cs.toronto.edu/~kriz/cifar.html, or a folder or .tar archive of train/CLASS/*.jpg and "
-    "test/CLASS/*.jpg"
+    "https://www.cs.toronto.edu/~kriz/cifar.html, or a folder or .tar archive of train/CLASS/PICTURE and "
+    "test/CLASS/PICTURE (PNG, or JPEG, which is not what the paper had)"
 )
 HOW_TO_GET_HUMAN = (
     "give --human-labels FILE.npz with the arrays clean, human_aggregate, human_random1 and human_worst, "
     "each the labels of the 50,000 training images in CIFAR-10's order (CIFAR-10N, http://noisylabels.com)"
 )
 NOISE_SEED = 122  # added to a run's seed
+PAD = 4  # black pixels on each side of a training image
+# pixels_sha256 of CIFAR-10, from lossless PNGs whose mean and standard deviation are the published ones in
+# all 8 digits: mean / 255 0.49139968 0.48215841 0.44653091, deviation 0.24703223 0.24348513 0.26158784 (RGB).
+ORIGINAL_PIXELS = "2814362aeac8f6f2eda07664337cd195bb9986673a02069701466d507ab6bcdb"
+ORIGINAL_WORDS = "CIFAR-10, original pixels"
+JPEG_WORDS = "CIFAR-10, images from JPEG files (recompressed)"
+OTHER_WORDS = "images that are not CIFAR-10's original pixels"
+LOSSY = (".jpg", ".jpeg")
 
 
 class Labelled(NamedTuple):
-    """An LMDB, and the labels of its records in their order; `noisy` are those in it."""
+    """An LMDB, the labels of its records in their order (`noisy` are those in it), and the mean image.
+
+    mean    .binaryproto of the size of the images: the mean of all clean training images, 0 where they are
+            padded
+    """
 
     lmdb: Path
     clean: NDArray[np.int64]
     noisy: NDArray[np.int64]
+    mean: Path = Path()
 
 
 @dataclass(frozen=True)
 class Images:
-    """What a run needs, and where it comes from in words. held_out: the images to choose T on, or None."""
+    """What a run needs.
+
+    held_out   the images to choose T on, or None
+    words      what the images are, for people
+    sha256     pixels_sha256 of all of CIFAR-10, training and test
+    """
 
     train: Labelled
     test: Labelled
     held_out: Labelled | None
     words: str
+    sha256: str = ""
 
     @property
     def tested(self) -> dict[str, Labelled]:
@@ -67,22 +95,32 @@ class Cifar10:
 
     source         as HOW_TO_GET says; "" if what `work` holds must do
     human_labels   as HOW_TO_GET_HUMAN says, or ""
+    within_class   --within-class of `imae convert-folder`, for pictures whose names do not have CIFAR-10's
+                   order, or ""
     """
 
-    def __init__(self, work: Path, source: str = "", human_labels: str = "") -> None:
+    def __init__(self, work: Path, source: str = "", human_labels: str = "", within_class: str = "") -> None:
         self.work, self.source, self.human_labels = work, source, human_labels
+        self.within_class = within_class
 
     def images(self, run: Run) -> Images:
         """What a run needs; ImaeError where it cannot be had."""
         train, test = self._originals()
+        about = self._about(train, test)
+        means = self._means(train)
         train = self._noisy(train, run)
         held_out = None
         if run.held_out:
             train, held_out = self._split(train, run)
             held_out = self._subset(held_out, run.test_images)
         train, test = self._subset(train, run.images), self._subset(test, run.test_images)
+        padded, unpadded = means
         return Images(
-            _labelled(train), _labelled(test), _labelled(held_out) if held_out else None, self._words()
+            _labelled(train, padded),
+            _labelled(test, unpadded),
+            _labelled(held_out, padded) if held_out else None,
+            about["images"],
+            about["sha256"],
         )
 
     def _originals(self) -> tuple[Path, Path]:
@@ -91,41 +129,66 @@ class Cifar10:
             return train, test
         if not self.source:
             raise ImaeError(f"there is no CIFAR-10 in '{self.work}': {HOW_TO_GET}")
-        try:
-            self.work.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FileError(f"cannot make the folder '{self.work}': {error.strerror}") from None
-        if self._is_original():
-            _step("convert-cifar", self.source, self.work, "--bgr", "--pad", "4")
-            words = "CIFAR-10 as its authors distribute it"
+        make_folder(self.work)
+        kind = self._kind()
+        words = ORIGINAL_WORDS
+        if kind == "CIFAR":
+            _step("convert-cifar", self.source, self.work, "--bgr", "--pad", str(PAD))
         else:
             folder = ("convert-folder", self.source)
             classes = ("--classes", ",".join(CLASSES))
             # The pictures of a folder come class by class, which no solver can learn from.
-            order = (
-                ("--class-sequence", f"{self.human_labels}:clean")
-                if self.human_labels
-                else ("--shuffle", "1")
-            )
+            order: tuple[str, ...] = ("--shuffle", "1")
+            if self.human_labels:
+                order = ("--class-sequence", f"{self.human_labels}:clean")
+                order += ("--within-class", self.within_class) if self.within_class else ()
             if not test.exists():
                 _step(*folder, test, "--subfolder", "test", *classes)
             if not train.exists():
-                _step(*folder, train, "--subfolder", "train", "--pad", "4", *classes, *order)
-            words = "CIFAR-10, images from JPEG files (recompressed)"
+                _step(*folder, train, "--subfolder", "train", "--pad", str(PAD), *classes, *order)
+            if kind == "JPEG":
+                words = JPEG_WORDS
             if not self.human_labels:
                 words += ", shuffled once"
-        (self.work / "cifar10.txt").write_text(words + "\n", encoding="utf-8")
+        self._note(train, test, words)
         return train, test
 
-    def _is_original(self) -> bool:
+    def _kind(self) -> str:
+        """CIFAR for the files of its authors, JPEG for lossy pictures, else PICTURES."""
         with open_tree(self.source, depth=2) as tree:
-            return any("data_batch_1" in name for name in tree.names)
+            if any("data_batch_1" in name for name in tree.names):
+                return "CIFAR"
+            return "JPEG" if any(name.lower().endswith(LOSSY) for name in tree.names) else "PICTURES"
 
-    def _words(self) -> str:
+    def _note(self, train: Path, test: Path, words: str) -> dict[str, str]:
+        """Write down what the images are. No file but CIFAR-10's pixels is called that."""
+        sha256 = pixels_sha256(train, test)
+        if words.startswith(ORIGINAL_WORDS) != (sha256 == ORIGINAL_PIXELS):
+            words = ORIGINAL_WORDS if sha256 == ORIGINAL_PIXELS else OTHER_WORDS
+        about = {"images": words, "sha256": sha256}
+        write_atomically(self.work / "cifar10.json", json.dumps(about, indent=1).encode())
+        return about
+
+    def _about(self, train: Path, test: Path) -> dict[str, str]:
+        """What `_note` wrote; LMDBs of unknown origin are looked at now."""
+        path = self.work / "cifar10.json"
         try:
-            return (self.work / "cifar10.txt").read_text(encoding="utf-8").strip()
-        except OSError:
-            return f"LMDBs found in {self.work}"
+            about = json.loads(path.read_text(encoding="utf-8"))
+            return {name: str(about[name]) for name in ("images", "sha256")}
+        except FileNotFoundError:
+            return self._note(train, test, OTHER_WORDS)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"'{path}' does not say what the images are: {error}; remove it") from None
+
+    def _means(self, train: Path) -> tuple[Path, Path]:
+        """The mean image of the clean training images, as they are and without their padding."""
+        padded, unpadded = self.work / "cifar10_mean.binaryproto", self.work / "cifar10_mean_32.binaryproto"
+        if not padded.exists():
+            _step("compute-image-mean", train, padded)
+        if not unpadded.exists():
+            mean = read_mean_file(str(padded), "imae paper")
+            write_atomically(unpadded, mean_blob(mean[:, PAD:-PAD, PAD:-PAD]).SerializeToString())
+        return padded, unpadded
 
     def _noisy(self, train: Path, run: Run) -> Path:
         if run.noise == "none":
@@ -176,11 +239,37 @@ class Cifar10:
         return subset
 
 
-def _labelled(lmdb: Path) -> Labelled:
+def make_folder(path: AnyPath) -> None:
+    """Make a folder where it is not there; FileError where that cannot be."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot make the folder '{path}': {error.strerror}") from None
+
+
+def pixels_sha256(train: Path, test: Path) -> str:
+    """A digest of CIFAR-10's images and clean labels: the same for any order and any kind of file.
+
+    SHA-256 of the sorted digests of all images, each of "train" or "test", the label as a byte, and the
+    pixels without padding: 3 x 32 x 32, blue, green, red.
+    """
+    digests = []
+    for part, lmdb in ((b"train", train), (b"test", test)):
+        with open_lmdb(lmdb) as source:
+            _, noisy, clean = read_lmdb_labels(source)
+            for i, label in enumerate((noisy if clean is None else clean).tolist()):
+                pixels = array_from_datum(source.datum(i), f"lmdb '{lmdb}'")
+                margin = (pixels.shape[1] - 32) // 2
+                inner = pixels[:, margin : margin + 32, margin : margin + 32].astype(np.uint8)
+                digests.append(hashlib.sha256(part + bytes([label]) + inner.tobytes()).digest())
+    return hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+
+
+def _labelled(lmdb: Path, mean: Path = Path()) -> Labelled:
     """An LMDB with its labels; clean ones are noisy ones where none are kept beside."""
     with open_lmdb(lmdb) as source:
         _, noisy, clean = read_lmdb_labels(source)
-    return Labelled(lmdb, noisy if clean is None else clean, noisy)
+    return Labelled(lmdb, noisy if clean is None else clean, noisy, mean)
 
 
 def _step(command: str, *arguments: str | Path) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import NamedTuple
 
 from imae.prototxt.errors import ImaeError
 
@@ -21,9 +22,29 @@ TEMPERATURES = (16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0)  # of figures 5 to 8
 HUMAN = ("aggregate", "random1", "worst")
 ITERATIONS = 64000
 WEIGHT_DECAY, BASE_LR = 0.0001, 0.1
+EPSILON = 1e-6  # of the authors' layer
 LATER_DECAY = 0.0005  # of the authors' later runs
+LONG = 8000  # from so many iterations on, a test and a snapshot come every 1,000
 LONG_RUN_DECAY = 0.01  # in 640 iterations rate x decay x iterations is what it is in the paper's 64,000
-VARYING = ("normalizer", "authors_loss", "weight_decay", "base_lr", "order")  # fields of a Run
+# Fields of a Run that make it a variant.
+VARYING = ("normalizer", "epsilon", "authors_loss", "weight_decay", "base_lr", "order", "padding")
+
+
+class Choices(NamedTuple):
+    """What a protocol has where the paper leaves a choice open; see Run."""
+
+    order: str
+    padding: str
+    normalizer: str
+    epsilon: float
+
+
+# 1: of the first, scaled-down runs. 2: of all others; order and padding are He et al.'s, the arithmetic of
+# IMAE that of the authors' layer.
+PROTOCOLS = {
+    1: Choices("SEQUENTIAL", "BEFORE_MEAN", "BATCH_SIZE", 0.0),
+    2: Choices("SHUFFLED", "AFTER_MEAN", "SUM_OF_WEIGHTS", EPSILON),
+}
 
 
 @dataclass(frozen=True)
@@ -44,13 +65,20 @@ class Run:
     held_out      the share of the training images that is held out to choose T on, of which at most
                   `test_images` are looked at; 0 in the paper
 
-    What makes a variant:
-    normalizer    of MAE's and IMAE's gradients: "BATCH_SIZE" as in the paper, or "SUM_OF_WEIGHTS"
+    precision     what convolutions and matrix products compute in: "fp32", "tf32" or "bf16"
+    protocol      which of PROTOCOLS the following are counted against; "" and None mean what it has
+
+    What makes a variant, where it is not what the protocol has:
+    normalizer    of MAE's and IMAE's gradients: "BATCH_SIZE" as in the paper, or "SUM_OF_WEIGHTS"; the
+                  protocol's is IMAE's, the others are divided by the batch size
+    epsilon       of IMAE, 0 for the exact form; None for the others
     authors_loss  IMAE by the layer of the authors' later code, UnifiedWeightLoss
     weight_decay  0.0001 in the paper
     base_lr       0.1 in the paper
-    order         of the images: "SEQUENTIAL", as Caffe reads an LMDB, "SHUFFLED", or "CLASS_BALANCED": 8
-                  classes x 16 images by the labels trained with
+    order         of the images: "SEQUENTIAL", as Caffe reads an LMDB; "SHUFFLED" anew for each epoch; or
+                  "CLASS_BALANCED": 8 classes x 16 images by the labels trained with
+    padding       "AFTER_MEAN": the mean image is subtracted, then 4 zeros are put on each side, as He et al.
+                  did; "BEFORE_MEAN": 4 black pixels, then each channel's mean is subtracted
     """
 
     net: str
@@ -64,37 +92,77 @@ class Run:
     images: int = 50000
     test_images: int = 10000
     held_out: float = 0.0
-    normalizer: str = "BATCH_SIZE"
+    precision: str = "fp32"
+    protocol: int = 2
+    normalizer: str = ""
+    epsilon: float | None = None
     authors_loss: bool = False
     weight_decay: float = WEIGHT_DECAY
     base_lr: float = BASE_LR
-    order: str = "SEQUENTIAL"
+    order: str = ""
+    padding: str = ""
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ImaeError(f"protocol must be {' or '.join(map(str, PROTOCOLS))}, got {self.protocol}")
+        for field, value in self._own_choices.items():
+            if getattr(self, field) in ("", None):
+                object.__setattr__(self, field, value)  # the class is frozen
+
+    @property
+    def _own_choices(self) -> dict[str, str | float | None]:
+        """What the protocol has for this loss."""
+        choices = PROTOCOLS[self.protocol]._asdict()
+        if self.loss != "IMAE":
+            choices |= {"normalizer": "BATCH_SIZE", "epsilon": None}
+        return choices
 
     @property
     def name(self) -> str:
-        """The stem of its files."""
+        """The stem of its files. From protocol 2 on it says every choice, so that it outlives a default."""
         loss = self.loss.lower() if self.t is None else f"{self.loss.lower()}-{self.t:g}"
         parts = [self.net, loss, self.noise_name, f"seed{self.seed}"]
         if self.is_scaled:
             parts.append(f"{self.iterations}x{self.images}")
         if self.held_out:
             parts.append(f"heldout{100 * self.held_out:g}")
-        return "_".join([*parts, *self.changes])
+        if self.protocol == 1:
+            return "_".join([*parts, *self.changes])
+        parts += [_words(self.order), _words(self.padding)]
+        parts += [] if self.loss == "CCE" else [_words(self.normalizer)]
+        parts += [] if self.epsilon is None else [f"epsilon{self.epsilon:g}"]
+        return "_".join([*parts, *self._free_changes, self.precision])
 
     @property
     def changes(self) -> list[str]:
-        """What makes it a variant, as parts of file names; nothing for the paper's own runs."""
-        found = [] if self.normalizer == "BATCH_SIZE" else [self.normalizer.lower().replace("_", "-")]
-        found += ["authors-loss"] if self.authors_loss else []
+        """What makes it a variant, as parts of file names; nothing for the protocol's own runs."""
+        own = self._own_choices
+        found = [] if self.normalizer == own["normalizer"] else [_words(self.normalizer)]
+        found += [] if self.epsilon == own["epsilon"] else [f"epsilon{self.epsilon:g}"]
+        found += self._free_changes
+        found += [] if self.order == own["order"] else [_words(self.order)]
+        return found + ([] if self.padding == own["padding"] else [_words(self.padding)])
+
+    @property
+    def _free_changes(self) -> list[str]:
+        """Those of the choices that are one in every protocol."""
+        found = ["authors-loss"] if self.authors_loss else []
         found += [f"decay{self.weight_decay:g}"] if self.weight_decay != WEIGHT_DECAY else []
-        found += [f"rate{self.base_lr:g}"] if self.base_lr != BASE_LR else []
-        return found + ([] if self.order == "SEQUENTIAL" else [self.order.lower().replace("_", "-")])
+        return found + ([f"rate{self.base_lr:g}"] if self.base_lr != BASE_LR else [])
 
     @property
     def base(self) -> Run:
-        """The paper's own run of which it is a variant."""
-        own = Run(self.net, self.loss)
+        """The protocol's own run of which it is a variant."""
+        own = Run(self.net, self.loss, protocol=self.protocol)
         return replace(self, **{field: getattr(own, field) for field in VARYING})
+
+    def under(self, protocol: int) -> Run:
+        """The same run in another protocol: what is the protocol's own becomes the other's own."""
+        own = self._own_choices
+        blank = {
+            field: None if field == "epsilon" else "" for field in own if getattr(self, field) == own[field]
+        }
+        return replace(self, protocol=protocol, **blank)  # type: ignore[arg-type]  # fields by name
 
     @property
     def noise_name(self) -> str:
@@ -112,6 +180,11 @@ class Run:
     def label(self) -> str:
         """The loss as the paper writes it: CCE, MAE, IMAE-8."""
         return self.loss if self.t is None else f"{self.loss}-{self.t:g}"
+
+
+def _words(choice: str) -> str:
+    """A choice as a part of a file name."""
+    return choice.lower().replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -137,6 +210,11 @@ class Scale:
             raise ImaeError(
                 f"--scale: iterations must be a multiple of 40, so that drops and tests fall on whole ones, "
                 f"got {scale.iterations}"
+            )
+        if scale.iterations > LONG and scale.iterations % 1000:
+            raise ImaeError(
+                f"--scale: above {LONG} iterations, tests and snapshots come every 1000, so iterations must "
+                f"be a multiple of 1000, got {scale.iterations}"
             )
         for what, images, most in (
             ("images", scale.images, 50000),
@@ -202,12 +280,23 @@ def choose_t() -> list[Run]:
     return [Run("resnet20", "IMAE", t, "symmetric", 0.5, held_out=0.2) for t in TEMPERATURES]
 
 
+def arithmetic() -> list[Run]:
+    """IMAE-8 with and without the epsilon, divided by the batch size or by the sum of the weights.
+
+    What is expected of them stands in suspects.py.
+    """
+    return [
+        Run("resnet20", "IMAE", NOISY_T, "symmetric", rate, normalizer=normalizer, epsilon=epsilon)
+        for rate, normalizer, epsilon in product((0.5, 0.8), ("SUM_OF_WEIGHTS", "BATCH_SIZE"), (EPSILON, 0.0))
+    ]
+
+
 def suspects() -> list[Run]:
     """Variants that tell what is to blame where a claim does not hold in scaled-down runs, and their bases.
 
-    What each is expected to do stands in suspects.py.
+    All of protocol 1. What each is expected to do stands in suspects.py.
     """
-    clean = Run("resnet20", "IMAE", CLEAN_T)
+    clean = Run("resnet20", "IMAE", CLEAN_T, protocol=1)
     found = [
         clean,
         replace(clean, authors_loss=True),
@@ -215,7 +304,9 @@ def suspects() -> list[Run]:
         replace(clean, base_lr=BASE_LR / 10),
     ]
     for rate in (0.5, 0.8):
-        cce, mae, imae = (Run("resnet20", loss, t, "symmetric", rate) for loss, t in _losses(True))
+        cce, mae, imae = (
+            Run("resnet20", loss, t, "symmetric", rate, protocol=1) for loss, t in _losses(True)
+        )
         found += [cce, imae, replace(imae, normalizer="SUM_OF_WEIGHTS"), replace(imae, authors_loss=True)]
         found += [replace(run, weight_decay=LONG_RUN_DECAY) for run in (cce, imae)]
         if rate == 0.5:
@@ -243,14 +334,19 @@ GRIDS = {
     "later-tables": later_table_6,
     "choose-t": choose_t,
     "suspects": suspects,
+    "arithmetic": arithmetic,
 }
 
 
 def runs(
-    experiments: Iterable[str], seeds: Iterable[int], scale: Scale, only: Iterable[str] = ()
+    experiments: Iterable[str],
+    seeds: Iterable[int],
+    scale: Scale,
+    only: Iterable[str] = (),
+    precision: str = "fp32",
 ) -> list[Run]:
     """The runs of these experiments (of GRIDS), each once; `only` keeps names with one of these words."""
-    size = {"iterations": scale.iterations, "images": scale.images, "test_images": scale.test_images}
+    size = {**vars(scale), "precision": precision}
     found: dict[str, Run] = {}
     words = tuple(only)
     for seed in seeds:

@@ -13,7 +13,7 @@ import io
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,7 +70,9 @@ STYLES = {
     "0.5": Style("#1f78a8", "#5fc3e0", "dash-dot"),
     "0": Style("#3b3b8f", "#a3a8f0", "dotted"),
 }
-OF_CHANGES = dict(zip(CHANGES, ("16", "8", "4", "2", "GCE", "0.5", "0"), strict=True))  # names of styles
+OF_CHANGES = dict(
+    zip(CHANGES, cycle(("16", "8", "4", "2", "GCE", "0.5", "0")), strict=False)
+)  # names of styles
 
 
 class Line(NamedTuple):
@@ -135,7 +137,7 @@ def _curve(results: Results, run: Run, label: str, style: Style, read: Callable[
     together = [[100 * read(point) for point in points] for points in results.mean_points(run)]
     x = [points[0].iteration / 1000 for points in results.mean_points(run)]
     mean = [sum(values) / len(values) for values in together]
-    if len(results.runs[run]) < 2:
+    if len(results.seeds(run)) < 2:
         return Line(label, style, x, mean)
     return Line(label, style, x, mean, [min(values) for values in together], [max(v) for v in together])
 
@@ -149,7 +151,7 @@ def _panel(
 ) -> Panel:
     lines = []
     for run in runs:
-        if run in results.runs:
+        if run in results:
             label, style = name(run)
             lines.append(_curve(results, run, label, STYLES[style], read))
     end = results.setting.iterations / 1000

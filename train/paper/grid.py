@@ -18,8 +18,8 @@ from types import FrameType
 
 from tqdm import tqdm
 
-from imae.prototxt.errors import DataError, FileError, ImaeError
-from imae.train.paper.data import Cifar10
+from imae.prototxt.errors import DataError, ImaeError
+from imae.train.paper.data import Cifar10, make_folder
 from imae.train.paper.experiments import Run
 from imae.train.paper.record import read_record
 
@@ -34,10 +34,7 @@ def train_all(
     jobs      processes at a time
     options   of each process's command line: --gpu, --threads and the like
     """
-    try:
-        records.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"cannot make the folder '{records}': {error.strerror}") from None
+    make_folder(records)
     waiting = [run for run in runs if not is_done(run, records)]
     for run in waiting:
         cifar10.images(run)  # here, so that no two processes make the same LMDB

@@ -41,10 +41,10 @@ def readme_table(records: Sequence[Record]) -> str:
 def _table(results: Results) -> Table:
     """Each run of tables 1 and 2 and of the human labels: paper -> ours, in per cent."""
     printed, rows = paper_tables_1_2(), []
-    runs = [run for run in (*table_1(), *table_2(), *human_noise()) if run in results.runs]
+    runs = [run for run in (*table_1(), *table_2(), *human_noise()) if run in results]
     for run in runs:
         cells = [_cell(printed.get(run, {}).get(measure), results, run, measure) for measure in MEASURES]
-        rows.append((net_words(run.net), noise_words(run), run.label, *cells, str(len(results.runs[run]))))
+        rows.append((net_words(run.net), noise_words(run), run.label, *cells, str(len(results.seeds(run)))))
     title = "Scaled-down runs" if results.setting.is_scaled else "Runs of the paper's size"
     columns = ("net", "noise", "loss", *MEASURES.values(), "seeds")
     notes = (
@@ -57,14 +57,14 @@ def _table(results: Results) -> Table:
 def _suspects_table(results: Results) -> Table:
     """Each variant of a run that there is: the base -> changed, in per cent."""
     rows = []
-    runs = [run for run in variants() if run in results.runs]
+    runs = [run for run in variants() if run in results]
     for run in runs:
         cells = []
         for measure in MEASURES:
             own, changed = results.sample(run.base, measure), results.sample(run, measure)
             apart = number(changed.mean - own.mean, sign=True) if own and changed else NOTHING
             cells.append(f"{ours(own)} / {ours(changed)} ({apart})")
-        seeds = f"{len(results.runs.get(run.base, ()))} / {len(results.runs[run])}"
+        seeds = f"{len(results.seeds(run.base))} / {len(results.seeds(run))}"
         rows.append((noise_words(run), run.label, change_words(run), *cells, seeds))
     columns = ("noise", "loss", "changed", *MEASURES.values(), "seeds")
     notes = (

@@ -16,7 +16,8 @@ from imae.prototxt.errors import DataError
 from imae.prototxt.files import AnyPath, write_atomically
 from imae.train.paper.experiments import Run
 
-FORMAT = 1
+FORMAT = 2
+# Format 1 is of runs of protocol 1, with the net in a file beside instead of its digest, and no commit.
 CERTAIN = 1e-6
 RECORDS = Path(__file__).with_name("records")
 
@@ -58,11 +59,15 @@ class Record:
     """All that is needed to judge a run, and to make it again.
 
     data           what the images are, in words
+    images_sha256  pixels_sha256 of them (data.py); "" in format 1
     wrong_labels   how many of the `train_images` labels are wrong
-    net_file       the train_val prototxt, under `nets/` beside the record; named by its contents
-    solver         the solver prototxt
-    device         in words, with the threads
-    versions       of imae, torch, numpy, python
+    net_file       format 1: the train_val prototxt, under `nets/` beside the record; named by its contents
+    net_sha256     of the train_val prototxt, whose paths are relative to the folder of --work
+    solver         the solver prototxt, with paths like that
+    commit         of the code that the run was started with, "-dirty" after it if files were changed; ""
+                   where that is not known. A run that went on with another one has both: "A, then B"
+    device         in words, with the threads; likewise
+    versions       of imae, torch, numpy, python, at the start
     seconds        of training and tests, of all parts of a run that was stopped and resumed
     """
 
@@ -71,13 +76,16 @@ class Record:
     train_images: int
     test_images: int
     wrong_labels: int
-    net_file: str
     solver: str
     device: str
     versions: dict[str, str]
     began: str
     seconds: float
     points: tuple[Point, ...]
+    net_file: str = ""
+    net_sha256: str = ""
+    images_sha256: str = ""
+    commit: str = ""
 
     @property
     def best(self) -> Point:
@@ -112,8 +120,10 @@ def read_record(path: AnyPath) -> Record:
     """A record from its file; DataError where it is none."""
     try:
         content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-        if content.pop("format") != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
+        if (form := content.pop("format")) not in (1, FORMAT):
+            raise ValueError(f"its format is {form}, not 1 or {FORMAT}")
+        if form == 1:
+            content["run"]["protocol"] = 1
         points = tuple(Point(**point) for point in content.pop("points"))
         record = Record(**{**content, "run": Run(**content["run"]), "points": points})
         _check(record)

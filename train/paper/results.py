@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 from imae.prototxt.errors import DataError
-from imae.train.paper.experiments import ITERATIONS, Run
+from imae.train.paper.experiments import ITERATIONS, PROTOCOLS, Run
 from imae.train.paper.record import Point, Record
 
 IMAGES, TEST_IMAGES = 50000, 10000
@@ -96,6 +96,9 @@ class Setting(NamedTuple):
     images: int
     test_images: int
     data: str
+    images_sha256: str = ""
+    precision: str = "fp32"
+    protocol: int = 2
 
     @property
     def is_scaled(self) -> bool:
@@ -112,40 +115,68 @@ class Setting(NamedTuple):
             f"training images, {self.test_images:,} of {TEST_IMAGES:,} test images"
         )
 
+    @property
+    def choices(self) -> str:
+        """The protocol and the precision, in a sentence."""
+        own = PROTOCOLS[self.protocol]
+        order = {"SHUFFLED": "shuffled for each epoch", "SEQUENTIAL": "in the order of the database"}
+        padding = {"AFTER_MEAN": "the mean image subtracted, then padded", "BEFORE_MEAN": "padded with black"}
+        divisor = {"SUM_OF_WEIGHTS": "the sum of its weights", "BATCH_SIZE": "the batch size"}
+        return (
+            f"Images {order[own.order]}, {padding[own.padding]}; IMAE divided by {divisor[own.normalizer]}, "
+            f"epsilon {own.epsilon:g}; {self.precision}"
+        )
+
 
 def kind(run: Run) -> Run:
-    """A run without its seed and size."""
-    return replace(run, seed=1, iterations=ITERATIONS, images=IMAGES, test_images=TEST_IMAGES)
+    """A run without its seed, size and precision."""
+    size = {"iterations": ITERATIONS, "images": IMAGES, "test_images": TEST_IMAGES}
+    return replace(run, seed=1, precision="fp32", **size)
 
 
 @dataclass(frozen=True)
 class Results:
-    """The records of one setting by kind of run, in the order of their seeds."""
+    """The records of one setting by kind of run, in the order of their seeds.
+
+    A run that is no variant is found under the choices of the setting's own protocol; a variant only in the
+    protocol that it is a variant of.
+    """
 
     setting: Setting
     runs: Mapping[Run, tuple[Record, ...]]
     digits: ClassVar[int] = 2
 
+    def __contains__(self, run: Run) -> bool:
+        return bool(self.seeds(run))
+
+    def seeds(self, run: Run) -> tuple[Record, ...]:
+        """The records of a run, one for each seed."""
+        if run.protocol != self.setting.protocol:
+            if run.changes:
+                return ()
+            run = run.under(self.setting.protocol)
+        return self.runs.get(run, ())
+
     def sample(self, run: Run, measure: str) -> Sample | None:
         """A measure of all seeds of a run; None where there is no record, or it has no such number."""
-        records = self.runs.get(run, ())
+        records = self.seeds(run)
         found = MEASURES[measure]
         values = [100 * value for record in records if (value := found.read(record)) is not None]
         return Sample(tuple(values), found.images(records[0])) if values else None
 
     def mean_points(self, run: Run) -> list[list[Point]]:
         """The points of all seeds of a run, those of one iteration together; of iterations that all have."""
-        by_seed = [{point.iteration: point for point in record.points} for record in self.runs.get(run, ())]
+        by_seed = [{point.iteration: point for point in record.points} for record in self.seeds(run)]
         common = set.intersection(*map(set, by_seed)) if by_seed else set()
         return [[points[iteration] for points in by_seed] for iteration in sorted(common)]
 
     def has(self, runs: Iterable[Run]) -> bool:
         """Whether there is a record of any of these runs."""
-        return any(run in self.runs for run in runs)
+        return any(run in self for run in runs)
 
     def of(self, runs: Iterable[Run]) -> list[Record]:
         """The records of these runs."""
-        return [record for run in runs for record in self.runs.get(run, ())]
+        return [record for run in runs for record in self.seeds(run)]
 
     @property
     def records(self) -> list[Record]:
@@ -163,13 +194,16 @@ def gather(records: Sequence[Record]) -> list[Results]:
     settings: dict[Setting, dict[Run, dict[int, Record]]] = {}
     for record in filter(lambda record: record.complete, records):
         run = record.run
-        setting = Setting(run.iterations, run.images, run.test_images, record.data)
+        setting = Setting(
+            *(run.iterations, run.images, run.test_images, record.data, record.images_sha256),
+            *(run.precision, run.protocol),
+        )
         seeds = settings.setdefault(setting, {}).setdefault(kind(run), {})
         if run.seed in seeds:
             raise DataError(f"there are two records of the run {run.name}; remove one of them")
         seeds[run.seed] = record
     found = []
-    for setting in sorted(settings, key=lambda s: (-s.iterations, -s.images, -s.test_images, s.data)):
+    for setting in sorted(settings, key=lambda s: (-s.iterations, -s.images, -s.test_images, *s[3:])):
         by_name = sorted(settings[setting].items(), key=lambda item: item[0].name)
         found.append(
             Results(setting, {run: tuple(seeds[s] for s in sorted(seeds)) for run, seeds in by_name})
@@ -179,7 +213,7 @@ def gather(records: Sequence[Record]) -> list[Results]:
 
 def provenance(results: Results, records: Sequence[Record]) -> list[str]:
     """What a reader must know of these records: size, images, seeds, devices, versions; a sentence each."""
-    said = [f"{results.setting.words}.", f"Images: {results.setting.data}."]
+    said = [f"{results.setting.words}.", f"Images: {results.setting.data}.", f"{results.setting.choices}."]
     if records:
         devices = sorted({record.device for record in records})
         versions = sorted({f"torch {r.versions['torch']}" for r in records if "torch" in r.versions})

@@ -12,7 +12,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from imae.train.paper.claims import ALIKE, Claim, Comparison, Quantity, measured
-from imae.train.paper.experiments import BASE_LR, CLEAN_T, LATER_DECAY, LONG_RUN_DECAY, NOISY_T, Run
+from imae.train.paper.experiments import (
+    BASE_LR,
+    CLEAN_T,
+    EPSILON,
+    LATER_DECAY,
+    LONG_RUN_DECAY,
+    NOISY_T,
+    Run,
+    arithmetic,
+)
 from imae.train.paper.results import Results, Sample, net_words, noise_words
 
 SPREAD_NOTE = (
@@ -22,6 +31,11 @@ SPREAD_NOTE = (
 )
 CHANGES = {
     "sum-of-weights": "by sum of weights",
+    "batch-size": "by batch size",
+    "epsilon0": "exact",
+    f"epsilon{EPSILON:g}": f"epsilon {EPSILON:g}",
+    "sequential": "in the order of the database",
+    "before-mean": "padded before the mean",
     "authors-loss": "authors' layer",
     f"decay{LATER_DECAY:g}": f"weight decay {LATER_DECAY:g}",
     f"decay{LONG_RUN_DECAY:g}": f"weight decay {LONG_RUN_DECAY:g}",
@@ -92,7 +106,7 @@ Row = tuple[str, str, Run, tuple[Comparison, ...]]  # suspect, hypothesis, a run
 
 def _clean_hypotheses() -> Iterator[Row]:
     """Why IMAE-0.5 hardly fits clean labels."""
-    run, fits = Run("resnet20", "IMAE", CLEAN_T), "IMAE-0.5 fits clean labels better"
+    run, fits = Run("resnet20", "IMAE", CLEAN_T, protocol=1), "IMAE-0.5 fits clean labels better"
     changed = replace(run, authors_loss=True)
     text = (
         "An exact IMAE pushes an example for ever, however near 1 its p is; the 1e-6 in the authors' layer "
@@ -115,7 +129,7 @@ def _clean_hypotheses() -> Iterator[Row]:
 
 def _noisy_hypotheses(rate: float) -> Iterator[Row]:
     """Why IMAE-8 does not lead as it does in the paper; at both rates."""
-    cce = Run("resnet20", "CCE", None, "symmetric", rate)
+    cce = Run("resnet20", "CCE", None, "symmetric", rate, protocol=1)
     imae = replace(cce, loss="IMAE", t=NOISY_T)
     changed = replace(imae, normalizer="SUM_OF_WEIGHTS")
     text = (
@@ -138,7 +152,7 @@ def _noisy_hypotheses(rate: float) -> Iterator[Row]:
 
 def _hypotheses_at_50() -> Iterator[Row]:
     """The rest, at 50 % noise alone."""
-    cce = Run("resnet20", "CCE", None, "symmetric", 0.5)
+    cce = Run("resnet20", "CCE", None, "symmetric", 0.5, protocol=1)
     imae = replace(cce, loss="IMAE", t=NOISY_T)
     changed = replace(cce, loss="MAE", normalizer="SUM_OF_WEIGHTS")
     text = (
@@ -160,11 +174,59 @@ def _hypotheses_at_50() -> Iterator[Row]:
     yield "batch composition", text, shuffled[0], alike
 
 
+def _arithmetic_hypotheses(rate: float) -> Iterator[Row]:
+    """What IMAE's gradient is to be divided by, and whether it is to end at p = 1; at both rates.
+
+    Written down on 2026-11-30, before any of these runs, for 8,000 iterations on all images. The arithmetic
+    that is best in final test accuracy, by the mean of both rates, becomes the default of IMAELoss and of
+    PROTOCOLS[2].
+    """
+    of = {(run.normalizer, run.epsilon): run for run in arithmetic() if run.rate == rate}
+    by_sum, by_size = of["SUM_OF_WEIGHTS", EPSILON], of["BATCH_SIZE", EPSILON]
+    exact_by_sum, exact_by_size = of["SUM_OF_WEIGHTS", 0.0], of["BATCH_SIZE", 0.0]
+
+    def compare(measure: str, *pairs: tuple[Run, str, Run]) -> tuple[Comparison, ...]:
+        return tuple(
+            Comparison(
+                measured(left, measure, arithmetic_words(left)),
+                sign,
+                0,
+                measured(right, measure, arithmetic_words(right)),
+            )
+            for left, sign, right in pairs
+        )
+
+    text = (
+        "The exact form pushes what is fitted for ever, so it is the epsilon that decides: with it IMAE-8's "
+        "final test accuracy is higher than without, whatever the gradient is divided by"
+    )
+    pairs = ((by_sum, ">", exact_by_sum), (by_size, ">", exact_by_size))
+    yield "the authors' 1e-6", text, by_sum, compare("final", *pairs)
+    text = "The exact form leaves more training labels with p > 1 - 1e-6"
+    pairs = ((exact_by_sum, ">", by_sum), (exact_by_size, ">", by_size))
+    yield "the authors' 1e-6", text, by_sum, compare("certain", *pairs)
+    text = (
+        "By the batch size IMAE-8's steps are some four times CCE's, too large at a rate of 0.1: with the "
+        "epsilon, too, the sum of the weights gives the higher final test accuracy"
+    )
+    yield "normaliser", text, by_sum, compare("final", (by_sum, ">", by_size))
+    text = "Equation 22 to the letter, exact and by the batch size, is the last of the four"
+    pairs = tuple((exact_by_size, "<", other) for other in (by_sum, by_size, exact_by_sum))
+    yield "the two together", text, by_sum, compare("final", *pairs)
+
+
+def arithmetic_words(run: Run) -> str:
+    """The arithmetic of an IMAE run, for people."""
+    divisor = "sum" if run.normalizer == "SUM_OF_WEIGHTS" else "size"
+    return f"by {divisor}, {f'epsilon {run.epsilon:g}' if run.epsilon else 'exact'}"
+
+
 def _hypotheses() -> Iterator[Claim]:
     rows = [
         *_clean_hypotheses(),
         *_hypotheses_at_50(),
         *(r for rate in (0.5, 0.8) for r in _noisy_hypotheses(rate)),
+        *(r for rate in (0.5, 0.8) for r in _arithmetic_hypotheses(rate)),
     ]
     for suspect, text, run, comparisons in rows:
         where = f"{net_words(run.net)}, {noise_words(run)}"

@@ -122,7 +122,7 @@ def _beside(measures: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _seeds(results: Results, run: Run) -> str:
-    return str(len(results.runs.get(run, ())))
+    return str(len(results.seeds(run)))
 
 
 def _titled(title: str, results: Results) -> str:
@@ -233,7 +233,7 @@ def human_table(results: Results) -> Table:
     """CIFAR-10N."""
     runs = {}
     for run in human_noise():
-        wrong = {record.wrong_labels / record.train_images for record in results.runs.get(run, ())}
+        wrong = {record.wrong_labels / record.train_images for record in results.seeds(run)}
         share = number(100 * max(wrong)) + " %" if wrong else NOTHING
         runs[run] = (run.human, share, run.label)
     return _own_table(
@@ -272,7 +272,7 @@ def choose_t_table(results: Results) -> Table:
 
 def suspects_table(results: Results) -> Table:
     """Each variant that there is beside the paper's own run, which is the base of its differences."""
-    rows, runs = [], [run for run in variants() if run in results.runs] or variants()
+    rows, runs = [], [run for run in variants() if run in results] or variants()
     for run in runs:
         cells = [noise_words(run), run.label, change_words(run)]
         for measure in SUSPECT_MEASURES:

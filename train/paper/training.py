@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,8 +33,9 @@ from imae.prototxt.net_parts import loss_layer
 from imae.prototxt.resnet import CIFAR10_MEAN_BGR, paper_solver, resnet
 from imae.prototxt.text import to_text
 from imae.train.cuda_graph import GraphExecutor, Recorder
+from imae.train.device import set_precision
 from imae.train.executor import Executor, NetExecutor, Result
-from imae.train.paper.data import Images
+from imae.train.paper.data import Images, Labelled
 from imae.train.paper.experiments import ITERATIONS, Run
 from imae.train.paper.record import CERTAIN, Point, Record, read_record, write_record
 from imae.train.progress import training_bar
@@ -47,26 +49,40 @@ ORDERS = {
     "SHUFFLED": DataOrderParameter.SHUFFLED,
     "CLASS_BALANCED": DataOrderParameter.CLASS_BALANCED,
 }
+PADDINGS = ("AFTER_MEAN", "BEFORE_MEAN")
 PREDICTED = ("fc", "label")  # blobs
 CLASSES_PER_BATCH = 8  # where batches are balanced
 FORGET = 0.001  # 1 - Caffe's default moving_average_fraction, for runs of ITERATIONS
-TESTS = 64  # along a run of the paper's size
-SCALED_TESTS = 8
+# What must not change while a run is stopped, by its field in the record.
+BEGUN_WITH = {
+    "run": "other choices",
+    "solver": "another solver",
+    "net_sha256": "another net",
+    "images_sha256": "other images",
+}
+TESTS = 8  # along a short run; a long one has a test every TEST_INTERVAL iterations
+TEST_INTERVAL = 1000
 
 
 def train_val(run: Run, images: Images) -> NetParameter:
     """The net with a Data layer for training and, in phase TEST, one for each set of images, by stage.
+
+    What He et al. subtract is the mean image, of padded images one whose border is 0; where the padding comes
+    before, each channel's mean is subtracted, from the black border as well.
 
     A run of fewer iterations forgets its BatchNorm statistics faster in proportion: Caffe's average over
     about 1,000 iterations of 64,000 is one over the same share of it.
     """
     body = resnet(int(run.net.removeprefix("resnet")), loss=_loss(run))
     net = NetParameter(name=body.name)
-    data = _data(net, images.train.lmdb, BATCH)
+    if run.padding not in PADDINGS:
+        raise ImaeError(f"padding must be {' or '.join(PADDINGS)}, got {run.padding!r}")
+    after_mean = run.padding == "AFTER_MEAN"
+    data = _data(net, images.train, BATCH, after_mean)
     data.include.add(phase=TRAIN)
     _set_order(data, run.order)
     for stage, tested in images.tested.items():
-        _data(net, tested.lmdb, TEST_BATCH).include.add(phase=TEST, stage=[stage])
+        _data(net, tested, TEST_BATCH, after_mean).include.add(phase=TEST, stage=[stage])
     net.layer.extend(body.layer)
     forget = FORGET * ITERATIONS / run.iterations
     for layer in net.layer:
@@ -78,11 +94,15 @@ def train_val(run: Run, images: Images) -> NetParameter:
 def _loss(run: Run) -> LayerParameter:
     """The loss layer; ImaeError for a variant that there is not."""
     if run.authors_loss:
-        if run.loss != "IMAE" or run.t is None or run.normalizer != "BATCH_SIZE":
+        if run.loss != "IMAE" or run.t is None or run.normalizer != run.base.normalizer:
             raise ImaeError(f"{run.name}: the authors' layer is one of IMAE, with a normalizer of its own")
         return loss_layer("UnifiedWeightLoss", lamda_p=1, scale=run.t)
     fields: dict[str, float | str] = {} if run.t is None else {"t": run.t}
-    if run.normalizer != "BATCH_SIZE":
+    if run.epsilon is not None:
+        if run.loss != "IMAE":
+            raise ImaeError(f"{run.name}: {run.loss} has no epsilon")
+        fields |= {"normalizer": run.normalizer, "epsilon": run.epsilon}
+    elif run.normalizer != "BATCH_SIZE":
         if run.loss == "CCE":
             raise ImaeError(f"{run.name}: CCE has no normalizer {run.normalizer}")
         fields["normalizer"] = run.normalizer
@@ -100,13 +120,16 @@ def _set_order(data: LayerParameter, order: str) -> None:
         data.data_order_param.images_per_class = BATCH // CLASSES_PER_BATCH
 
 
-def _data(net: NetParameter, source: Path, batch: int) -> LayerParameter:
+def _data(net: NetParameter, images: Labelled, batch: int, after_mean: bool) -> LayerParameter:
     """A Data layer: 40x40 images are cropped to 32x32, at random and mirrored for training, else centred."""
     data = net.layer.add(name="data", type="Data", top=["data", "label"])
-    data.transform_param.mean_value.extend(CIFAR10_MEAN_BGR)
+    if after_mean:
+        data.transform_param.mean_file = str(images.mean)
+    else:
+        data.transform_param.mean_value.extend(CIFAR10_MEAN_BGR)
     data.transform_param.crop_size = 32
     data.transform_param.mirror = batch == BATCH
-    data.data_param.source = str(source)
+    data.data_param.source = str(images.lmdb)
     data.data_param.batch_size = batch
     data.data_param.backend = data.data_param.LMDB
     return data
@@ -118,8 +141,7 @@ def solver_param(run: Run, net: Path, prefix: Path, sizes: dict[str, int], gpu: 
     param.net, param.snapshot_prefix = str(net), str(prefix)
     param.max_iter = run.iterations
     param.stepvalue[:] = [run.iterations // 2, run.iterations * 3 // 4]
-    param.test_interval = run.iterations // (SCALED_TESTS if run.iterations < ITERATIONS else TESTS)
-    param.snapshot = run.iterations // 8
+    param.test_interval = param.snapshot = min(run.iterations // TESTS, TEST_INTERVAL)
     param.test_iter[:] = [size // TEST_BATCH for size in sizes.values()]
     for stage in sizes:
         param.test_state.add(stage=[stage])
@@ -183,15 +205,18 @@ class _Training(Solver):
     ) -> None:
         self._images, self.record, self._path = images, record, path
         self._began = time.monotonic()
+        reduced = set_precision(
+            record.run.precision, device
+        )  # of the training; tests are in single precision
 
         def executor(net: Net) -> Executor:
             if recorder is None:
                 if net.phase == TEST:
                     return _Predicting(net, device, keep=PREDICTED)
-                return NetExecutor(net, device, compiled=compiled)
+                return NetExecutor(net, device, compiled=compiled, reduced=reduced)
             if net.phase == TEST:
                 return _RecordedPredicting(net, device, recorder, replaces=True, keep=PREDICTED)
-            return GraphExecutor(net, device, recorder, replaces=True, compiled=compiled)
+            return GraphExecutor(net, device, recorder, replaces=True, compiled=compiled, reduced=reduced)
 
         super().__init__(
             param, device=device, executor=executor, recorder=recorder, keep=1, on_nan="continue"
@@ -216,7 +241,7 @@ def measure(iteration: int, loss: float | None, images: Images, predicted: list[
     """The accuracies of these predictions: of the test, the training and the held-out images."""
     classes = [one.classes for one in predicted]
     test_hits = int((classes[0] == images.test.clean).sum())
-    _, clean, noisy = images.train
+    clean, noisy = images.train.clean, images.train.noisy
     hits, right = classes[1] == noisy, clean == noisy
     bound = -math.log(CERTAIN)
     clean_hits, wrong = int(hits[right].sum()), int((~right).sum())
@@ -234,7 +259,7 @@ def measure(iteration: int, loss: float | None, images: Images, predicted: list[
     )
     if images.held_out is None:
         return point
-    _, clean, noisy = images.held_out
+    clean, noisy = images.held_out.clean, images.held_out.noisy
     return replace(
         point,
         validation=_share(int((classes[2] == noisy).sum()), len(noisy)),
@@ -273,15 +298,16 @@ def train(
     write_atomically(net, net_text.encode())
     write_atomically(folder / "solver.prototxt", to_text(param).encode())
     path = folder / "record.json"
-    net_file = f"nets/{run.net}_{hashlib.sha256(net_text.encode()).hexdigest()[:12]}.prototxt"
     record = Record(
         run=run,
         data=images.words,
+        images_sha256=images.sha256,
         train_images=sizes["train"],
         test_images=sizes["test"],
         wrong_labels=int((images.train.clean != images.train.noisy).sum()),
-        net_file=net_file,
+        net_sha256=hashlib.sha256(net_text.encode()).hexdigest(),
         solver=to_text(param),
+        commit=commit_words(),
         device=device_words(device),
         versions={name: version(name) for name in ("imae", "torch", "numpy")}
         | {"python": platform.python_version()},
@@ -296,20 +322,37 @@ def train(
         solver.request = requests
         solver.solve()
     if solver.record.complete:
-        (records / "nets").mkdir(exist_ok=True)
-        write_atomically(records / net_file, net_text.encode())
         write_record(solver.record, records / f"{run.name}.json")
     return solver.record
 
 
 def _earlier(record: Record, earlier: Record, iteration: int) -> Record:
     """The record of the run's earlier part, up to the snapshot that it goes on from."""
-    if (earlier.run, earlier.solver, earlier.net_file) != (record.run, record.solver, record.net_file):
-        raise ImaeError(
-            f"{record.run.name} was begun with another net or solver; remove its folder to start anew"
-        )
+    for field, what in BEGUN_WITH.items():
+        if getattr(earlier, field) != getattr(record, field):
+            raise ImaeError(f"{record.run.name} was begun with {what}; remove its folder to start anew")
     points = tuple(point for point in earlier.points if point.iteration < iteration)
-    return replace(earlier, points=points)
+    parts = {
+        field: before
+        if (now := getattr(record, field)) in before.split(", then ")
+        else f"{before}, then {now}"
+        for field in ("commit", "device")
+        for before in [getattr(earlier, field)]
+    }
+    return replace(earlier, points=points, **parts)
+
+
+def commit_words() -> str:
+    """The commit of the code that runs, "-dirty" behind it if tracked files differ from it; "" if unknown."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head, changed = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + "-dirty" * bool(changed)
 
 
 def device_words(device: torch.device) -> str:
