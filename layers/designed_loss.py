@@ -12,8 +12,8 @@ p is 0 or 1. The value need not be the integral of the gradient (IMAE's is not: 
 epsilon is for weights that are not 0 at p = 1, those of IMAE and DM. Without it such a loss pushes an example
 for ever: at p = 1 its gradient is as large as at p = 0. No Caffe layer in single precision can have computed
 that: p rounds to 1 at log-odds of about 17, where prob - onehot is 0 and equation 22 is 0/0. The authors'
-layer has 2 (1 - p) + 1e-6 in the denominator, which ends the push where 1 - p is far below 1e-6. Types without
-the field have epsilon 0.
+layer has 2 (1 - p) + 1e-6 in the denominator, which ends the push where 1 - p is far below 1e-6. Types
+without the field have epsilon 0.
 
 S, by `normalizer` of the type's parameter:
     BATCH_SIZE      what loss_param.normalization counts, as in SoftmaxWithLoss, at least 1: VALID (default)

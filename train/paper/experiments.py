@@ -287,7 +287,7 @@ def arithmetic() -> list[Run]:
     """
     return [
         Run("resnet20", "IMAE", NOISY_T, "symmetric", rate, normalizer=normalizer, epsilon=epsilon)
-        for rate, normalizer, epsilon in product((0.5, 0.8), ("SUM_OF_WEIGHTS", "BATCH_SIZE"), (EPSILON, 0.0))
+        for epsilon, rate, normalizer in product((EPSILON, 0.0), (0.5, 0.8), ("SUM_OF_WEIGHTS", "BATCH_SIZE"))
     ]
 
 
