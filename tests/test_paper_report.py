@@ -19,11 +19,11 @@ from tolerances import tolerance
 from imae.layers import example_weights as weights
 from imae.prototxt.errors import DataError, ImaeError
 from imae.train.paper import authors_logs, claims, exact, expected, figures, readme, report, tables
-from imae.train.paper.experiments import Run, Scale, runs, suspects, table_2, variants
+from imae.train.paper.experiments import Run, Scale, arithmetic, runs, suspects, table_2, variants
 from imae.train.paper.open_questions import OPEN_QUESTIONS
 from imae.train.paper.record import Point, Record, read_records
 from imae.train.paper.results import MEASURES, Results, Sample, gather
-from imae.train.paper.suspects import CHANGES, HYPOTHESES, WithSpreadOfBase
+from imae.train.paper.suspects import CHANGES, HYPOTHESES, STUDIES, WithSpreadOfBase, change_words
 
 README = Path(__file__).parents[1] / "README.md"
 JPEG = "CIFAR-10, images from JPEG files (recompressed)"
@@ -82,14 +82,17 @@ def trio(finals: Sequence[float], **changes: object) -> list[Record]:
 SMALL = Scale(400, 2000, 1000)
 EVERY_KIND = [made(run) for run in runs(["table1"], [1], Scale()) + runs(["table2"], [2], SMALL)] + [
     made(run)
-    for run in runs(["table2", "human-noise", "figure6", "choose-t", "later-tables", "suspects"], [1], SMALL)
+    for run in runs(
+        ["table2", "human-noise", "figure6", "choose-t", "later-tables", "arithmetic"], [1], SMALL
+    )
 ]
+OF_PROTOCOL_1 = [made(run) for run in runs(["suspects"], [1], SMALL)]
 
 
 # Something of each section, and no more: each panel takes a while to draw.
 ON_PAGE = [
     record
-    for record in EVERY_KIND
+    for record in EVERY_KIND + OF_PROTOCOL_1
     if record.run.net == "resnet20" and record.run.rate in (0, 0.5) and record.run.human in ("", "worst")
 ]
 
@@ -204,7 +207,9 @@ def test_seeds_are_put_together_and_sizes_and_images_kept_apart() -> None:
 
 
 def test_one_run_twice_is_refused() -> None:
-    with pytest.raises(DataError, match=r"two records of the run resnet20_cce_symmetric50_seed1; remove one"):
+    with pytest.raises(
+        DataError, match=r"two records of the run resnet20_cce_symmetric50_seed1\S*; remove one"
+    ):
         gather([made(NOISY), made(NOISY)])
 
 
@@ -373,7 +378,7 @@ def test_a_missing_file_of_results(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", tables.NAMES)
 def test_every_name_prints(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    tables.print_table(name, EVERY_KIND)
+    tables.print_table(name, EVERY_KIND + OF_PROTOCOL_1)
     printed = capsys.readouterr().out
     blocks = [block for block in printed.split("\n\n") if block.startswith("|")]
     assert blocks
@@ -392,7 +397,8 @@ def test_other_names_are_refused() -> None:
 
 # -- suspects ------------------------------------------------------------------------------------------------
 
-SUMMED = Run("resnet20", "IMAE", 8.0, "symmetric", 0.5, normalizer="SUM_OF_WEIGHTS")
+SUMMED = Run("resnet20", "IMAE", 8.0, "symmetric", 0.5, normalizer="SUM_OF_WEIGHTS", protocol=1)
+FIRST_NOISY = NOISY.under(1)
 
 
 def hypothesis(start: str, records: Sequence[Record]) -> claims.Verdict:
@@ -448,13 +454,13 @@ def test_a_lone_variant_spreads_as_its_base_does() -> None:
 
 
 def test_hypotheses_by_hand() -> None:
-    decayed = [replace(run, weight_decay=0.01) for run in (NOISY, SUMMED.base)]
-    finals = [(NOISY, 0.3), (SUMMED.base, 0.4), (decayed[0], 0.3), (decayed[1], 0.45)]
+    decayed = [replace(run, weight_decay=0.01) for run in (FIRST_NOISY, SUMMED.base)]
+    finals = [(FIRST_NOISY, 0.3), (SUMMED.base, 0.4), (decayed[0], 0.3), (decayed[1], 0.45)]
     records = [made(run, (0.3, final)) for run, final in finals]
     assert hypothesis("With 0.01 for both", records).numbers == (
         "lead with weight decay 0.01 15.00, lead as in the paper 10.00"
     )
-    shuffled = [made(replace(run, order="SHUFFLED"), (0.3, 0.33)) for run in (NOISY, SUMMED.base)]
+    shuffled = [made(replace(run, order="SHUFFLED"), (0.3, 0.33)) for run in (FIRST_NOISY, SUMMED.base)]
     assert hypothesis("Shuffling", records + shuffled) == claims.Verdict(
         "not held", "CCE changes by 3.00, IMAE-8 changes by 7.00"
     )
@@ -478,6 +484,35 @@ def test_readme_of_suspects() -> None:
     check_words(text)
 
 
+def test_the_arithmetic_is_judged_and_shown() -> None:
+    of = {(run.rate, run.normalizer, run.epsilon): run for run in arithmetic()}
+    assert len(of) == 8
+    finals = {
+        ("SUM_OF_WEIGHTS", 1e-6): 0.8, ("BATCH_SIZE", 1e-6): 0.7,
+        ("SUM_OF_WEIGHTS", 0.0): 0.6, ("BATCH_SIZE", 0.0): 0.5,
+    }  # fmt: skip
+    records = []
+    for (rate, *choice), run in of.items():
+        record = made(run, (0.9, finals[choice[0], choice[1]] - rate / 10))
+        certain = 0.0 if run.epsilon else 0.5
+        points = tuple(replace(point, certain=certain, hopeless=0.1) for point in record.points)
+        records.append(replace(record, points=points))
+    results = only(records)
+    assert {claim.check(results).words for claim in STUDIES["arithmetic"]} == {claims.HELD}
+    tested = {run for h in STUDIES["arithmetic"] for c in h.comparisons for run, _ in c.left.parts}
+    tested |= {
+        run for h in STUDIES["arithmetic"] for c in h.comparisons if c.right for run, _ in c.right.parts
+    }
+    assert tested == set(arithmetic())
+    rows = {row[:3]: row[3:] for row in tables.arithmetic_table(results).rows}
+    assert rows["80 %", "batch size", "0"] == ("90.0", "42.0", "50.0", "50.0", "10.0", "1")
+    text = readme.readme_table(records)
+    assert "Equation 22 to the letter" in text and "by size, exact 45.00, by sum, epsilon 1e-06 75.00" in text
+    # A run of the study that is the main column stands in the main table; the others do not.
+    assert re.search(r"\| ResNet-20 \| 80 % +\| IMAE-8 \|", text)
+    check_words(text)
+
+
 def test_the_figure_of_suspects() -> None:
     chart = figures.suspects_figure(only([made(run) for run in suspects()]))
     assert [panel.title for panel in chart.panels] == [
@@ -485,7 +520,7 @@ def test_the_figure_of_suspects() -> None:
         "IMAE-8, noise 50 %",
         "IMAE-8, noise 80 %",
     ]
-    assert set(chart.legend) == {"as in the paper", *CHANGES.values()}
+    assert set(chart.legend) == {"as in the paper", *(change_words(run) for run in variants() if run.t)}
     assert chart.about.endswith(f"{JPEG}; seed 1")
 
 
@@ -762,7 +797,7 @@ def test_update_readme(tmp_path: Path) -> None:
 
 def test_readme_of_no_records_and_of_scaled_ones() -> None:
     assert "No run has a record yet." in readme.readme_table([])
-    text = readme.readme_table(EVERY_KIND)
+    text = readme.readme_table(EVERY_KIND + OF_PROTOCOL_1)
     assert text.index("**Runs of the paper's size**") < text.index("**Scaled-down runs**")
     assert "SCALED DOWN: 400 of 64,000 iterations" in text
 

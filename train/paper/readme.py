@@ -10,11 +10,11 @@ from imae.prototxt.files import AnyPath, write_atomically
 from imae.train.paper import exact
 from imae.train.paper.claims import CLAIMS, HELD, NO_DATA, NOT_HELD, by_text
 from imae.train.paper.expected import paper_tables_1_2
-from imae.train.paper.experiments import Run, human_noise, table_1, table_2, variants
+from imae.train.paper.experiments import Run, arithmetic, human_noise, table_1, table_2, variants
 from imae.train.paper.record import Record
 from imae.train.paper.results import Results, gather, net_words, noise_words, provenance
-from imae.train.paper.suspects import HYPOTHESES, SPREAD_NOTE, WithSpreadOfBase, change_words
-from imae.train.paper.tables import NOTHING, Table, markdown, number, ours
+from imae.train.paper.suspects import SPREAD_NOTE, STUDIES, WithSpreadOfBase, change_words
+from imae.train.paper.tables import NOTHING, Table, arithmetic_table, markdown, number, ours
 
 BEGIN, END = "<!-- paper:begin -->", "<!-- paper:end -->"
 MEASURES = {"best": "test best", "final": "test final", "corrupted": "train, corrupted labels"}
@@ -32,7 +32,10 @@ def readme_table(records: Sequence[Record]) -> str:
         if table.rows:
             parts += [markdown(table), _claims(results)]
         if results.has(variants()):
-            parts += [markdown(_suspects_table(results)), _hypotheses(results)]
+            parts += [markdown(_suspects_table(results)), _hypotheses(results, "suspects", SPREAD_NOTE)]
+        if results.has(run for run in arithmetic() if run.changes):
+            about = _hypotheses(results, "arithmetic", "Written down before the first of these runs.")
+            parts += [markdown(arithmetic_table(results)), about]
     if len(parts) == 1:
         parts.append("No run has a record yet.")
     return "\n\n".join(parts) + "\n"
@@ -76,15 +79,15 @@ def _suspects_table(results: Results) -> Table:
     return Table(title, tuple(("", name) for name in columns), tuple(rows), notes, keys=3)
 
 
-def _hypotheses(results: Results) -> str:
-    """What was expected of each suspect, and whether it did so."""
+def _hypotheses(results: Results, study: str, note: str) -> str:
+    """What was expected of the runs of a study, and whether they did so."""
     lines, source = [], WithSpreadOfBase(results)
-    checked = {claim: claim.check(source) for claim in HYPOTHESES}
+    checked = {claim: claim.check(source) for claim in STUDIES[study]}
     judged = {claim: verdict for claim, verdict in checked.items() if verdict.verdict != NO_DATA}
     for text, group in by_text(judged).items():
         said = "; ".join(f"{c.where}: {judged[c].words} ({judged[c].numbers})" for c in group)
         lines.append(f"- {group[0].source}. {text}: {said}")
-    return "\n".join([f"If these are to blame. {SPREAD_NOTE}", "", *lines])
+    return "\n".join([f"If these are to blame. {note}" if study == "suspects" else note, "", *lines])
 
 
 def _cell(paper: float | None, results: Results, run: Run, measure: str) -> str:

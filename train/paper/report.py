@@ -17,7 +17,7 @@ from imae.train.paper.claims import CLAIMS, HELD, NO_DATA, NOT_HELD, Claim, by_t
 from imae.train.paper.open_questions import OPEN_QUESTIONS
 from imae.train.paper.record import Record
 from imae.train.paper.results import Results, gather, provenance
-from imae.train.paper.suspects import HYPOTHESES, SPREAD_NOTE
+from imae.train.paper.suspects import SPREAD_NOTE, STUDIES
 from imae.train.paper.tables import Table, html_table, number
 
 TITLE = "Improving MAE against CCE under Label Noise: the paper, reproduced"
@@ -56,6 +56,13 @@ SECTIONS = (
         ("suspects",),
         ("suspects",),
         "suspects",
+    ),
+    Section(
+        "arithmetic",
+        "The arithmetic: the epsilon and the normaliser",
+        ("arithmetic",),
+        (),
+        "arithmetic",
     ),
     Section(
         "later-tables",
@@ -220,8 +227,8 @@ def _section(
     for name in section.figures:
         for index, chart in enumerate(figures.charts(name, records)):
             yield _chart(chart, f"{section.id}-{name}-{index}")
-    if section.id == "suspects":
-        yield from _hypotheses(records)
+    if section.id in STUDIES:
+        yield from _hypotheses(records, section.id)
     shown = {*section.tables, *section.figures}
     claims = [claim for claim in CLAIMS if shown & set(claim.shown)]
     for results in settings:
@@ -230,12 +237,12 @@ def _section(
             yield f"<h3>The claims, by {html.escape(_size(results))}</h3>{listed}"
 
 
-def _hypotheses(records: Sequence[Record]) -> Iterator[str]:
-    """What was expected of each suspect, and what it did."""
-    for table in tables.claim_tables(records, "suspects"):
+def _hypotheses(records: Sequence[Record], study: str) -> Iterator[str]:
+    """What was expected of the runs of a study, and what they did."""
+    for table in tables.claim_tables(records, study):
         yield f"<h3>{html.escape(table.title)}</h3>"
-        yield _paragraph(f"{SPREAD_NOTE} {tables.CLAIM_NOTE}")
-        suspects = {claim.text: claim.source for claim in HYPOTHESES}
+        yield _paragraph(f"{SPREAD_NOTE} {tables.CLAIM_NOTE}" if study == "suspects" else tables.CLAIM_NOTE)
+        suspects = {claim.text: claim.source for claim in STUDIES[study]}
         rows = [(suspects[text], text, where, *rest) for text, where, _, *rest in table.rows]
         yield _text_table(("suspect", "if it is to blame", "where", "", "numbers"), rows)
 

@@ -8,7 +8,7 @@ seed, its spread between seeds is taken to be its base's, if that has several.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from imae.train.paper.claims import ALIKE, Claim, Comparison, Quantity, measured
@@ -226,11 +226,18 @@ def _hypotheses() -> Iterator[Claim]:
         *_clean_hypotheses(),
         *_hypotheses_at_50(),
         *(r for rate in (0.5, 0.8) for r in _noisy_hypotheses(rate)),
-        *(r for rate in (0.5, 0.8) for r in _arithmetic_hypotheses(rate)),
     ]
+    yield from _claims(rows, "suspects")
+
+
+def _claims(rows: Iterable[Row], study: str) -> Iterator[Claim]:
     for suspect, text, run, comparisons in rows:
         where = f"{net_words(run.net)}, {noise_words(run)}"
-        yield Claim(text, where, suspect, ("suspects",), comparisons)
+        yield Claim(text, where, suspect, (study,), comparisons)
 
 
 HYPOTHESES = tuple(_hypotheses())
+ARITHMETIC = tuple(
+    _claims((row for rate in (0.5, 0.8) for row in _arithmetic_hypotheses(rate)), "arithmetic")
+)
+STUDIES = {"suspects": HYPOTHESES, "arithmetic": ARITHMETIC}

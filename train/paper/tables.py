@@ -29,6 +29,7 @@ from imae.train.paper.expected import (
 from imae.train.paper.experiments import (
     ITERATIONS,
     Run,
+    arithmetic,
     choose_t,
     figures_6_7,
     human_noise,
@@ -50,7 +51,7 @@ from imae.train.paper.results import (
     noise_words,
     provenance,
 )
-from imae.train.paper.suspects import HYPOTHESES, WithSpreadOfBase, change_words
+from imae.train.paper.suspects import STUDIES, WithSpreadOfBase, change_words
 
 NOTHING = "–"
 NO_RUNS_YET = "no runs yet"
@@ -303,6 +304,22 @@ def suspects_table(results: Results) -> Table:
     )
 
 
+def arithmetic_table(results: Results) -> Table:
+    """IMAE-8 with and without the epsilon, divided by the sum of the weights or by the batch size."""
+    divisors = {"SUM_OF_WEIGHTS": "sum of weights", "BATCH_SIZE": "batch size"}
+    return _own_table(
+        "IMAE-8's arithmetic: the epsilon and the normaliser",
+        ("noise", "divided by", "epsilon"),
+        {
+            run: (noise_words(run), divisors[run.normalizer], f"{run.epsilon:g}")
+            for run in sorted(arithmetic(), key=lambda run: run.rate)
+        },
+        ("best", "final", "corrupted", "certain", "hopeless"),
+        results,
+        "Accuracy in %; p: of the training images' labels as trained with, at the end.",
+    )
+
+
 def table3(mars: AnyPath | None = None) -> Table:
     """MARS. `mars`: a JSON file of results, see MARS_FORMAT."""
     found = mars_results(mars) if mars is not None else {}
@@ -456,6 +473,7 @@ OF_RUNS: dict[str, tuple[Callable[[Results], Table], Callable[[], list[Run]]]] =
     "choose-t": (choose_t_table, choose_t),
     "later-table6": (later_table6, later_table_6),
     "suspects": (suspects_table, variants),
+    "arithmetic": (arithmetic_table, arithmetic),
 }
 # The table that has a figure's numbers.
 OF_FIGURE = {"figure3": "table2", "figure4": "table2"} | dict.fromkeys(
@@ -474,7 +492,7 @@ NAMES = (
         "figure6",
         "figure7",
     ),
-    *("figure8", "human-noise", "choose-t", "later-tables", "suspects"),
+    *("figure8", "human-noise", "choose-t", "later-tables", "suspects", "arithmetic"),
 )
 
 
@@ -499,11 +517,11 @@ def tables(name: str, records: Sequence[Record], mars: AnyPath | None = None) ->
 def claim_tables(records: Sequence[Record], shown: str | None = None) -> list[Table]:
     """How the paper's claims fare, a table for each setting; only those shown beside a table or figure."""
     claims = [claim for claim in CLAIMS if shown in (None, *claim.shown)]
-    if shown == "suspects":
-        claims = list(HYPOTHESES)
+    if shown in STUDIES:
+        claims = list(STUDIES[shown])
     found = []
     for results in gather(records):
-        source = results if shown != "suspects" else WithSpreadOfBase(results)
+        source = WithSpreadOfBase(results) if shown in STUDIES else results
         rows = []
         for text, group in by_text(claims).items():
             for claim in group:
@@ -515,9 +533,9 @@ def claim_tables(records: Sequence[Record], shown: str | None = None) -> list[Ta
             columns = tuple(
                 ("", name) for name in ("claim", "where", "in the paper's table", "ours", "numbers")
             )
-            compared = results.records if shown == "suspects" else results.own_records
+            compared = results.records if shown in STUDIES else results.own_records
             notes = (*provenance(results, compared), CLAIM_NOTE)
-            title = "Hypotheses" if shown == "suspects" else "Claims"
+            title = "Hypotheses" if shown in STUDIES else "Claims"
             found.append(Table(_titled(title, results), columns, tuple(rows), notes, keys=5))
     return found
 
