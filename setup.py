@@ -59,15 +59,14 @@ setup(
         "opencv-python-headless>=4.8",
         "h5py>=3.10",
         "tqdm>=4.66",
+        "matplotlib>=3.8",
         "grpcio-tools>=1.62",
     ],
     extras_require={
         "draw": ["pydot>=2"],
-        "plot": ["matplotlib>=3.8"],
         "leveldb": ["plyvel>=1.5"],
         "test": [
             "pydot>=2",
-            "matplotlib>=3.8",
             f"plyvel>=1.5; {HAS_LEVELDB_WHEEL}",
             "pytest>=8",
             "pytest-xdist>=3.5",

@@ -267,7 +267,7 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("matplotlib.figure")
     assert main(["plot-log", "6", "p.png", DIGITS]) == 2
-    assert last_line(capsys) == "imae: a picture needs the package matplotlib: pip install 'imae[plot]'"
+    assert last_line(capsys) == "imae: a picture needs the package matplotlib: pip install matplotlib"
 
 
 # -- compare-logs --------------------------------------------------------------------------------------------

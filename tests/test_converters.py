@@ -645,6 +645,43 @@ def test_folder_in_a_class_sequence_with_other_labels(tmp_path: Path) -> None:
         assert kept["noisy"].tolist() == labels(records)
 
 
+def test_folder_whose_names_lack_the_order_within_a_class(tmp_path: Path) -> None:
+    """Place k of a class's array is that of the picture that comes k-th, as labels of other sources count."""
+    np.savez(tmp_path / "order.npz", ant=[2, 0, 1], bee=np.array([0, 1, 2], np.int16), cat=[1, 2, 0])
+    np.save(tmp_path / "sequence.npy", np.array([2, 0, 1, 1, 0, 2, 2, 0, 1]))
+    within = ("--within-class", f"{tmp_path}/order.npz")
+    records = folder_lmdb(tmp_path, *within, "--class-sequence", f"{tmp_path}/sequence.npy")
+    assert [key[9:14].decode() for key, _ in records] == [
+        "cat/1", "ant/2", "bee/0", "bee/1", "ant/0", "cat/2", "cat/0", "ant/1", "bee/2"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arrays", "needle"),
+    [
+        ({"ant": [0, 1, 2], "bee": [0, 1, 2]}, "--within-class has no array 'cat'; it has ant, bee"),
+        ({"ant": [0, 1, 2], "bee": [0, 1], "cat": [0, 1, 2]}, "the array 'bee' must hold the places 0 to 2"),
+        (
+            {"ant": [0, 1, 1], "bee": [0, 1, 2], "cat": [0, 1, 2]},
+            "the array 'ant' must hold the places 0 to 2",
+        ),
+        ({"ant": [0.5]}, "order.npz:ant' must be a list of whole numbers"),
+        (None, "cannot read"),
+    ],
+)
+def test_broken_orders_within_a_class(
+    tmp_path: Path, arrays: dict[str, list[float]] | None, needle: str
+) -> None:
+    path = tmp_path / "order.npz"
+    if arrays is None:
+        path.write_bytes(b"PK no archive")
+    else:
+        np.savez(path, **{name: np.array(places) for name, places in arrays.items()})
+    put_folder(FILES, tmp_path / "in")
+    refused(DataError, needle, convert_folder, tmp_path / "in", tmp_path / "db", "--within-class", path)
+    assert names(tmp_path) == ["in", "order.npz"]
+
+
 @pytest.mark.parametrize(
     ("files", "arguments", "needles"),
     [

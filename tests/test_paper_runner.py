@@ -5,27 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
+import time
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from op_recorder import OpRecorder
 from tolerances import tolerance
 
+from imae.converters.convert_cifar import read_cifar
 from imae.layers import native
+from imae.layers.data.transformer import read_mean_file
 from imae.layers.layer import LabelReader
 from imae.prototxt import TEST, ImaeError
-from imae.prototxt.errors import DataError
+from imae.prototxt.errors import DataError, DeviceError
 from imae.prototxt.text import to_text
 from imae.train import main
-from imae.train.paper import grid, training
-from imae.train.paper.data import Cifar10, Images, Labelled
+from imae.train.paper import data, grid, training
+from imae.train.paper.data import CLASSES, OTHER_WORDS, Cifar10, Images, Labelled
 from imae.train.paper.experiments import GRIDS, VARYING, Run, Scale, runs
 from imae.train.paper.record import RECORDS, Point, Record, read_record, read_records, write_record
+from imae.train.paper.results import gather
 from imae.train.signals import Action
 
 TINY = Run("resnet8", "IMAE", 8.0, "symmetric", 0.5, iterations=80, images=100, test_images=100)
@@ -278,6 +284,99 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     assert rest.points == whole.points and rest.began == part.began and rest.seconds > part.seconds
 
 
+def test_a_run_that_is_killed_goes_on_in_a_copy_of_its_folder(tmp_path: Path) -> None:
+    """As on another machine: prototxts, snapshots and record have no path of where they were."""
+    source = make_cifar10(tmp_path / "cifar")
+    images = Cifar10(tmp_path / "first", str(source)).images(TINY)
+    assert images.words == OTHER_WORDS
+
+    def command(work: str, records: str) -> list[str]:
+        run = ["paper", "run", "--run", json.dumps(asdict(TINY)), "--threads", "1"]
+        place = ["--work", str(tmp_path / work), "--records", str(tmp_path / records)]
+        return [sys.executable, "-m", "imae.train.main", *run, *place]
+
+    shutil.copytree(tmp_path / "first", tmp_path / "whole")
+    subprocess.run(command("whole", "records"), check=True, capture_output=True, cwd=tmp_path)
+    whole = read_record(tmp_path / "records" / f"{TINY.name}.json")
+    process = subprocess.Popen(
+        command("first", "none"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path
+    )
+    half = grid.run_folder(tmp_path / "first", TINY.name) / "resnet8_iter_40.solverstate"
+    while not half.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not list((tmp_path / "none").glob("*.json"))
+    (tmp_path / "first").rename(tmp_path / "second")
+    (tmp_path / "other").mkdir()
+    subprocess.run(command("second", "none"), check=True, capture_output=True, cwd=tmp_path / "other")
+    rest = read_record(tmp_path / "none" / f"{TINY.name}.json")
+    assert rest.points == whole.points and rest.began != whole.began
+    assert (rest.solver, rest.net_sha256) == (whole.solver, whole.net_sha256)
+    assert str(tmp_path) not in (tmp_path / "none" / f"{TINY.name}.json").read_text()
+    for file in ("solver.prototxt", "train_val.prototxt"):
+        assert str(tmp_path) not in (grid.run_folder(tmp_path / "second", TINY.name) / file).read_text()
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Run("resnet20", "CCE", iterations=8)
+    points = (Point(4, 0.5, 0.5, 0.6, 0.6, 0.5, 0.7, 0.6), Point(8, 0.5, 0.5, 0.6, 0.6, 0.5, 0.7, 0.6))
+    earlier = Record(run, "", 100, 100, 0, "s", "A", {}, "2026", 1.0, points, images_sha256="a", commit="c1")
+    now = replace(earlier, device="B", commit="c2", points=())
+    joined = training._earlier(now, earlier, 8)
+    assert (joined.device, joined.commit, joined.points) == ("A, then B", "c1, then c2", points[:1])
+    assert training._earlier(replace(now, device="A"), joined, 8).device == "A, then B"
+    with pytest.raises(ImaeError, match="was begun with other images; remove its folder"):
+        training._earlier(replace(now, images_sha256="b"), earlier, 8)
+
+
+def test_images_are_told_by_their_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same digest from CIFAR-10's own files and from PNGs; only CIFAR-10's is called original."""
+    source = make_cifar10(tmp_path / "cifar")
+    own = Cifar10(tmp_path / "own", str(source)).images(TINY)
+    _, train, test = read_cifar(source)
+    for ending in ("png", "jpg"):
+        for part, images in (("train", train), ("test", test)):
+            for place, (pixels, label) in enumerate(zip(images.images, images.labels, strict=True)):
+                folder = tmp_path / ending / part / CLASSES[label]
+                folder.mkdir(parents=True, exist_ok=True)
+                bgr = np.ascontiguousarray(pixels[::-1].transpose(1, 2, 0))
+                assert cv2.imwrite(str(folder / f"{(place * 7) % 1000:03}.{ending}"), bgr)
+    pictures = Cifar10(tmp_path / "pngs", str(tmp_path / "png")).images(TINY)
+    assert (own.words, pictures.words) == (OTHER_WORDS, f"{OTHER_WORDS}, shuffled once")
+    assert own.sha256 == pictures.sha256
+    mean = read_mean_file(str(pictures.train.mean), "")
+    assert mean.shape == (3, 40, 40) and (mean[:, :4] == 0).all() and (mean[:, 4:36, 4:36] > 0).all()
+    assert np.array_equal(read_mean_file(str(pictures.test.mean), ""), mean[:, 4:36, 4:36])
+    monkeypatch.setattr(data, "ORIGINAL_PIXELS", own.sha256)
+    assert Cifar10(tmp_path / "own2", str(source)).images(TINY).words == "CIFAR-10, original pixels"
+    again = Cifar10(tmp_path / "pngs2", str(tmp_path / "png")).images(TINY)
+    assert again.words == "CIFAR-10, original pixels, shuffled once"
+    lossy = Cifar10(tmp_path / "jpegs", str(tmp_path / "jpg")).images(TINY)
+    assert lossy.words == "CIFAR-10, images from JPEG files (recompressed), shuffled once"
+    assert lossy.sha256 != own.sha256
+
+
+def test_precision_is_of_the_training_alone_and_kept_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "BATCH", 16)
+    cifar10 = Cifar10(Path("work"), str(make_cifar10(tmp_path / "cifar")))
+    run = replace(TINY, precision="bf16")
+    made = [
+        training.train(each, cifar10.images(each), Path(each.name), Path("records"), torch.device("cpu"))
+        for each in (TINY, run)
+    ]
+    assert made[0].points != made[1].points and made[1].run.name.endswith("_bf16")
+    assert [results.setting.precision for results in gather(made)] == ["bf16", "fp32"]
+    with pytest.raises(DeviceError, match="tf32 is of GPUs"):
+        other = replace(TINY, precision="tf32")
+        training.train(other, cifar10.images(other), Path("x"), Path("records"), torch.device("cpu"))
+
+
 def test_a_run_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cifar10 = Cifar10(Path("work"), str(make_cifar10(tmp_path / "cifar")))
@@ -292,6 +391,7 @@ def test_a_run_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["table2"], "there is no CIFAR-10 in 'data/paper': give --cifar10 PATH"),
         (["table2", "--scale", "800"], "--scale must be ITERATIONS:IMAGES"),
         (["table2", "--scale", "810:2000"], "iterations must be a multiple of 40"),
+        (["table2", "--scale", "8040:2000"], "iterations must be a multiple of 1000"),
         (["table2", "--scale", "800:2050"], "images must be a multiple of 100"),
         (["table2", "--only", "resnet21"], "no run of table2 has one of these words in its name: resnet21"),
         (["table2", "--seeds", "1,x"], "--seeds must be whole numbers"),

@@ -13,7 +13,7 @@ What is drawn is a number, as for Caffe's plot_training_log.py, or a name:
                             that kind of numbers; of the net's outputs all, or one
 
 Odd numbers, and --seconds, draw over the seconds since the training began, else it is over the iterations.
-Needs the package matplotlib (`imae[plot]`); the ending of the picture's name is its format.
+The ending of the picture's name is its format.
 
 Caffe: tools/extra/plot_training_log.py.example.
 """
@@ -108,7 +108,7 @@ def new_figure(width: float, height: float) -> Any:
     try:
         figure_module = importlib.import_module("matplotlib.figure")
     except ModuleNotFoundError:
-        raise ImaeError("a picture needs the package matplotlib: pip install 'imae[plot]'") from None
+        raise ImaeError("a picture needs the package matplotlib: pip install matplotlib") from None
     return figure_module.Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 

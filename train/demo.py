@@ -1,7 +1,12 @@
-"""`imae demo`: the whole path on handwritten digits, each step as the command that a user would type.
+"""`imae demo`: label noise on handwritten digits, each step as the command that a user would type.
 
-Digits to LMDB, 40 % of the training labels made wrong, a net trained with CCE and one with IMAE, both tested,
-exported to ONNX and run in ONNX Runtime. The net's accuracy and the ONNX model's must agree to four digits.
+60 % of the training labels are made wrong. The same net is trained with CCE, with MAE and with IMAE, with
+three seeds each. The test digits have right labels. The training digits are tested with the labels that they
+are trained with: a net that knew every digit, and none of the wrong labels, would have 0.40 there. More means
+that it has memorised wrong labels, less that it has not fitted the right ones.
+
+The best run of the best loss is exported to ONNX and run in ONNX Runtime; the net's accuracy and the model's
+must agree to four digits. All files are written into data/; prototxts, logs and the picture into data/demo/.
 """
 
 from __future__ import annotations
@@ -9,76 +14,248 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import shutil
+import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from imae.prototxt.errors import ImaeError
+import imae.prototxt
+from imae.prototxt import SolverParameter
+from imae.prototxt.errors import FileError, ImaeError
+from imae.prototxt.files import write_atomically
+from imae.prototxt.text import read_text, to_text
+from imae.train.caffe_log import read_log
 
 COMMAND = "demo"
-HELP = "the whole path on handwritten digits: data, label noise, training, test, ONNX"
+HELP = "label noise on handwritten digits: CCE, MAE and IMAE trained, tested, drawn, exported to ONNX"
 
-MODELS = "prototxt/models/digits"
-DATA = (
-    "imae convert-digits data",
-    "imae corrupt-labels data/digits_train_lmdb data/digits_train_noisy40_lmdb "
-    "--noise symmetric-exclusive --rate 0.4 --seed 1",
-)
-TRAIN = "python train/solve.py {models}/{loss}_solver.prototxt"
-TEST = "imae test --model {models}/{loss}_train_val.prototxt --weights {weights} --iterations 3"
-EXPORT = (
-    "imae export --model {models}/{loss}_train_val.prototxt --weights {weights} "
-    "--output data/digits_{loss}.onnx --fold"
-)
-RUN = "imae run data/digits_{loss}.onnx --lmdb data/digits_test_lmdb"
+MODELS = Path(imae.prototxt.__path__[0], "models", "digits")
+FOLDER = Path("data", "demo")
+WRONG = 0.6  # share of the training labels
+DATA = {
+    "data/digits_train_lmdb": "imae convert-digits data",
+    "data/digits_train_noisy60_lmdb": "imae corrupt-labels data/digits_train_lmdb "
+    f"data/digits_train_noisy60_lmdb --noise symmetric-exclusive --rate {WRONG} --seed 1",
+}
+LOSSES = ("cce", "mae", "imae")
+COLOURS = {"cce": "#c8500a", "mae": "#0a66b0", "imae": "#00805c"}
+TRAIN = "imae train {solver} --threads 1"
+TEST = "imae test --model {net} --stage test --weights {weights} --iterations 3"
+EXPORT = "imae export --model {net} --stage test --weights {weights} --output {onnx} --fold"
+RUN = "imae run {onnx} --lmdb data/digits_test_lmdb"
+LOOK = 0.1  # seconds between two looks at the processes
+
+
+class Trained(NamedTuple):
+    """A run: accuracies at each test, on the test digits and on the training labels as given."""
+
+    loss: str
+    seed: int
+    iterations: list[int]
+    test: list[float]
+    given: list[float]
+    weights: Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes none: it runs in the repository's top folder and writes into data/ and snapshots/."""
+    """Declare the arguments of the command."""
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each loss (3)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time (2)")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run all steps; ImaeError where one fails or the two accuracies disagree."""
-    if not Path(MODELS).is_dir():
-        raise ImaeError(f"there is no {MODELS} here; run `imae demo` in the repository's top folder")
-    Path("snapshots").mkdir(exist_ok=True)
-    for command, made in zip(DATA, ("data/digits_train_lmdb", "data/digits_train_noisy40_lmdb"), strict=True):
+    """Run all steps; ImaeError where one fails or the two accuracies of the exported net disagree."""
+    for option in ("seeds", "jobs"):
+        if (value := getattr(args, option)) < 1:
+            raise ImaeError(f"--{option} must be at least 1, got {value}")
+    try:
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(MODELS / "train_val.prototxt", FOLDER / "train_val.prototxt")
+    except OSError as error:
+        raise FileError(f"cannot write into the folder '{FOLDER}': {error.strerror}") from None
+    for made, command in DATA.items():
         if not Path(made).exists():
             _step(command)
-    results = []
-    for loss in ("cce", "imae"):
-        names = {"models": MODELS, "loss": loss, "weights": f"snapshots/digits_{loss}_iter_1200.caffemodel"}
-        log = _step(TRAIN.format(**names), show=r"Testing net|Test net output|Optimization Done")
-        tests = [float(x) for x in re.findall(r"Test net output #0: accuracy = (\S+)", log)]
-        net = _accuracy(_step(TEST.format(**names), show=r"\] accuracy = "))
-        _step(EXPORT.format(**names), show=r"^(wrote|largest)")
-        onnx = _accuracy(_step(RUN.format(**names)))
-        if f"{net:.4f}" != f"{onnx:.4f}":
-            raise ImaeError(
-                f"{loss}: the net's accuracy is {net:.4f}, the ONNX model's {onnx:.4f}; they must be equal"
-            )
-        results.append((loss, max(tests), net, onnx))
-    print("\nTest accuracy after training with 40 % wrong labels (297 clean test digits, one run each):\n")
-    print(f"{'loss':6}{'best':>8}{'final':>8}{'ONNX':>8}")
-    for loss, best, net, onnx in results:
-        print(f"{loss.upper():6}{best:8.4f}{net:8.4f}{onnx:8.4f}")
+    runs = _train_all([(loss, seed) for loss in LOSSES for seed in range(1, args.seeds + 1)], args.jobs)
+    print_results(runs)
+    draw(runs, FOLDER / "curves.png")
+    print(f"wrote {FOLDER / 'curves.png'}")
+    _export(best_run(runs))
+
+
+def _train_all(wanted: Sequence[tuple[str, int]], jobs: int) -> list[Trained]:
+    """Train each loss with each seed, `jobs` of them at a time; say how each ends."""
+    waiting, found = list(wanted), list[Trained]()
+    going: list[tuple[str, int, subprocess.Popen[bytes]]] = []
+    print(f"\n{len(wanted)} runs, {jobs} at a time; their logs are in {FOLDER}:")
+    try:
+        while waiting or going:
+            while waiting and len(going) < jobs:
+                going.append((*waiting[0], _start(*waiting.pop(0))))
+            time.sleep(LOOK)
+            for entry in [entry for entry in going if entry[2].poll() is not None]:
+                going.remove(entry)
+                loss, seed, process = entry
+                if process.returncode:
+                    last = _name(loss, seed, "log").read_text(encoding="utf-8").strip().splitlines()[-1:]
+                    raise ImaeError(f"the training with {loss.upper()} failed: {''.join(last)}")
+                found.append(_read(loss, seed))
+                best, final = max(found[-1].test), found[-1].test[-1]
+                print(f"  {loss.upper():5} seed {seed}: test best {best:.4f}, final {final:.4f}", flush=True)
+    finally:
+        for *_, process in going:
+            process.terminate()
+        for *_, process in going:
+            process.wait()
+    return sorted(found, key=lambda one: (LOSSES.index(one.loss), one.seed))
+
+
+def _name(loss: str, seed: int, ending: str) -> Path:
+    return FOLDER / f"{loss}_seed{seed}.{ending}"
+
+
+def _start(loss: str, seed: int) -> subprocess.Popen[bytes]:
+    """Start a training: the solver that ships with imae, with this seed."""
+    param = read_text(MODELS / f"{loss}_solver.prototxt", SolverParameter)
+    param.net = str(FOLDER / "train_val.prototxt")
+    param.snapshot_prefix = str(FOLDER / f"{loss}_seed{seed}")
+    param.random_seed = seed
+    solver = _name(loss, seed, "solver.prototxt")
+    write_atomically(solver, to_text(param).encode())
+    command = TRAIN.format(solver=solver)
+    print(f"$ {command}", flush=True)
+    with open(_name(loss, seed, "log"), "wb") as log:
+        return subprocess.Popen(_program(command), stdout=log, stderr=log)
+
+
+def _read(loss: str, seed: int) -> Trained:
+    """What the log of a run says of its tests."""
+    tests = [n for n in read_log(_name(loss, seed, "log")) if (n.what, n.name) == ("test", "accuracy")]
+    on_test, on_given = ([n for n in tests if n.net == net] for net in (0, 1))
+    iterations = [number.iteration for number in on_test]
+    weights = FOLDER / f"{loss}_seed{seed}_iter_{iterations[-1]}.caffemodel"
+    values = ([number.value for number in numbers] for numbers in (on_test, on_given))
+    return Trained(loss, seed, iterations, *values, weights)
+
+
+def best_run(runs: Sequence[Trained]) -> Trained:
+    """Of the loss that is best at the end on average, the run that is best at the end."""
+    final = {
+        loss: statistics.fmean(run.test[-1] for run in runs if run.loss == loss)
+        for loss in dict.fromkeys(run.loss for run in runs)
+    }
+    best = max(final, key=final.__getitem__)
+    return max((run for run in runs if run.loss == best), key=lambda run: run.test[-1])
+
+
+def print_results(runs: Sequence[Trained]) -> None:
+    """Mean and standard deviation over the seeds, and how to read them."""
+    print(
+        f"\n{100 * WRONG:.0f} % of the 1,500 training labels are wrong; 297 test digits have right labels.\n"
+    )
+    print(f"{'loss':6}{'test, best':>18}{'test, final':>18}{'given labels, final':>22}")
+    for loss in LOSSES:
+        of_loss = [run for run in runs if run.loss == loss]
+        columns = (
+            [max(run.test) for run in of_loss],
+            [run.test[-1] for run in of_loss],
+            [run.given[-1] for run in of_loss],
+        )
+        cells = (f"{_mean(values):>{width}}" for values, width in zip(columns, (18, 18, 22), strict=True))
+        print(f"{loss.upper():6}{''.join(cells)}")
+    seeds = len({run.seed for run in runs})
+    print(
+        f"\nMean and standard deviation of {seeds} seeds. Given labels: accuracy on the training digits\n"
+        f"against the labels that they are trained with; {1 - WRONG:.2f} is that of a net that knows every\n"
+        "digit and no wrong label. Above it wrong labels are memorised, below it right ones not fitted.\n"
+    )
+
+
+def _mean(values: Sequence[float]) -> str:
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{spread}"
+
+
+def draw(runs: Sequence[Trained], path: Path) -> None:
+    """The accuracies along the training: means over the seeds, in a band from the lowest to the highest."""
+    from imae.train.command_plot_log import write_picture  # matplotlib takes a while
+
+    def both(figure: Any) -> None:
+        left, right = figure.subplots(1, 2)
+        for axes, title, field in (
+            (left, "test digits, right labels", "test"),
+            (right, f"training digits, labels as given ({100 * WRONG:.0f} % wrong)", "given"),
+        ):
+            for loss in LOSSES:
+                of_loss = [run for run in runs if run.loss == loss]
+                columns = list(zip(*(getattr(run, field) for run in of_loss), strict=True))
+                iterations, colour = of_loss[0].iterations, COLOURS[loss]
+                axes.plot(iterations, list(map(statistics.fmean, columns)), color=colour, label=loss.upper())
+                axes.fill_between(
+                    iterations,
+                    list(map(min, columns)),
+                    list(map(max, columns)),
+                    color=colour,
+                    alpha=0.18,
+                    linewidth=0,
+                )
+            axes.set_title(title, fontsize=10)
+            axes.set_xlabel("iterations")
+            axes.set_ylabel("accuracy")
+            axes.grid(alpha=0.3)
+        right.axhline(1 - WRONG, color="#57606a", linestyle="--", linewidth=1)
+        right.annotate(
+            "every digit known, no wrong label",
+            (1, 1 - WRONG),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            xytext=(-4, -11),
+            ha="right",
+            fontsize=8,
+            color="#57606a",
+        )
+        left.legend(loc="lower right")
+
+    write_picture(path, both, height=3.6)
+
+
+def _export(best: Trained) -> None:
+    """Test a run, export it, run the model; ImaeError where the accuracies differ in four digits."""
+    names = {"net": FOLDER / "train_val.prototxt", "weights": best.weights, "onnx": FOLDER / "digits.onnx"}
+    net = _accuracy(_step(TEST.format(**names), show=r"\] accuracy = "))
+    _step(EXPORT.format(**names), show=r"^(wrote|largest)")
+    onnx = _accuracy(_step(RUN.format(**names)))
+    if f"{net:.4f}" != f"{onnx:.4f}":
+        raise ImaeError(
+            f"{best.weights}: the net's accuracy is {net:.4f}, the ONNX model's {onnx:.4f}; they must be "
+            "equal"
+        )
+    print(f"\n{names['onnx']}: {best.loss.upper()}, seed {best.seed}; accuracy {onnx:.4f}, as the net's")
+
+
+def _program(command: str) -> list[str]:
+    """The words of a command, for this Python."""
+    _, *words = shlex.split(command)
+    return [sys.executable, "-m", "imae.train.main", *words]
 
 
 def _step(command: str, show: str = "") -> str:
     """Print and run a command; show its output, or the lines that match `show`. Returns the output."""
     print(f"\n$ {command}", flush=True)
-    words = shlex.split(command)
-    program = [sys.executable, "-m", "imae.train.main"] if words[0] == "imae" else [sys.executable]
-    process = subprocess.Popen(
-        [*program, *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert process.stdout is not None
     lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if not show or re.search(show, line):
-            print(line, end="", flush=True)
-    if process.wait():
+    with subprocess.Popen(
+        _program(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.append(line)
+            if not show or re.search(show, line):
+                print(line, end="", flush=True)
+    if process.returncode:
         raise ImaeError(
             f"`{command}` failed with exit status {process.returncode}: {''.join(lines[-1:]).strip()}"
         )

@@ -130,8 +130,7 @@ class Cifar10:
         if not self.source:
             raise ImaeError(f"there is no CIFAR-10 in '{self.work}': {HOW_TO_GET}")
         make_folder(self.work)
-        kind = self._kind()
-        words = ORIGINAL_WORDS
+        kind, shuffled = self._kind(), ""
         if kind == "CIFAR":
             _step("convert-cifar", self.source, self.work, "--bgr", "--pad", str(PAD))
         else:
@@ -146,11 +145,8 @@ class Cifar10:
                 _step(*folder, test, "--subfolder", "test", *classes)
             if not train.exists():
                 _step(*folder, train, "--subfolder", "train", "--pad", str(PAD), *classes, *order)
-            if kind == "JPEG":
-                words = JPEG_WORDS
-            if not self.human_labels:
-                words += ", shuffled once"
-        self._note(train, test, words)
+            shuffled = "" if self.human_labels else ", shuffled once"
+        self._note(train, test, JPEG_WORDS if kind == "JPEG" else OTHER_WORDS, shuffled)
         return train, test
 
     def _kind(self) -> str:
@@ -160,12 +156,11 @@ class Cifar10:
                 return "CIFAR"
             return "JPEG" if any(name.lower().endswith(LOSSY) for name in tree.names) else "PICTURES"
 
-    def _note(self, train: Path, test: Path, words: str) -> dict[str, str]:
-        """Write down what the images are. No file but CIFAR-10's pixels is called that."""
+    def _note(self, train: Path, test: Path, others: str, shuffled: str = "") -> dict[str, str]:
+        """Write down what the images are: CIFAR-10's if their pixels are, or else `others`."""
         sha256 = pixels_sha256(train, test)
-        if words.startswith(ORIGINAL_WORDS) != (sha256 == ORIGINAL_PIXELS):
-            words = ORIGINAL_WORDS if sha256 == ORIGINAL_PIXELS else OTHER_WORDS
-        about = {"images": words, "sha256": sha256}
+        words = ORIGINAL_WORDS if sha256 == ORIGINAL_PIXELS else others
+        about = {"images": words + shuffled, "sha256": sha256}
         write_atomically(self.work / "cifar10.json", json.dumps(about, indent=1).encode())
         return about
 

@@ -2,7 +2,7 @@
 
 A chart is one figure of one setting; its panels share the scale of y, as curves are compared across them.
 With several seeds a line is their mean and the band beside it reaches from the lowest to the highest.
-matplotlib is imported only to draw (`imae[plot]`).
+matplotlib is imported only to draw.
 """
 
 from __future__ import annotations
