@@ -138,8 +138,8 @@ def _read(loss: str, seed: int) -> Trained:
     on_test, on_given = ([n for n in tests if n.net == net] for net in (0, 1))
     iterations = [number.iteration for number in on_test]
     weights = FOLDER / f"{loss}_seed{seed}_iter_{iterations[-1]}.caffemodel"
-    values = ([number.value for number in numbers] for numbers in (on_test, on_given))
-    return Trained(loss, seed, iterations, *values, weights)
+    test, given = ([number.value for number in numbers] for numbers in (on_test, on_given))
+    return Trained(loss, seed, iterations, test, given, weights)
 
 
 def best_run(runs: Sequence[Trained]) -> Trained:

@@ -19,9 +19,10 @@ OPEN_QUESTIONS = (
         "What the weighted gradients are divided by",
         "Equation 22 has no divisor; the losses (equations 2 and 3) are divided by the batch size N.",
         "By the sum of the batch's weights.",
-        "By N. For p uniform the mean weight is 1 for CCE, 0.67 for MAE, 1.09 for IMAE-0.5, 4.42 for IMAE-8 "
-        "and 24.08 for IMAE-16, so at one learning rate their steps differ as much. "
-        "`normalizer: SUM_OF_WEIGHTS` is the other way.",
+        "The layers: by N, or by the sum with `normalizer: SUM_OF_WEIGHTS`. For p uniform the mean weight "
+        "is 1 for CCE, 0.67 for MAE, 1.09 for IMAE-0.5, 4.42 for IMAE-8 and 24.08 for IMAE-16, so at one "
+        "learning rate steps by N differ as much. Runs of protocol 2: IMAE by the sum, the others by N; the "
+        "first runs: all by N. `imae paper arithmetic` compares both.",
     ),
     Question(
         "Whether a wrong label may be the right one",
@@ -58,8 +59,8 @@ OPEN_QUESTIONS = (
         "In which order images come, and what a batch holds",
         "Batches of 128; the order is not said. Caffe reads an LMDB from beginning to end, again and again.",
         "32 classes x 8 images by their noisy labels, drawn at random.",
-        "The LMDB's order: CIFAR-10's own, or shuffled once where no file says that one; what `Images` says "
-        "of the runs.",
+        "Shuffled anew for each epoch, as He et al. did. The first runs: the LMDB's order, which is "
+        "CIFAR-10's own, or shuffled once where no file says that one.",
     ),
     Question(
         "Weight decay",
@@ -83,13 +84,15 @@ OPEN_QUESTIONS = (
         "What is subtracted from an image",
         "Not said; He et al. subtract the mean image.",
         "CIFAR-10's mean of each channel, red's from blue and blue's from red; no scaling.",
-        "A mean for each channel, in the right order; no scaling.",
+        "The mean image, as He et al.; no scaling. The first runs: a mean for each channel, in the right "
+        "order.",
     ),
     Question(
         "Augmentation",
         "4 pixels of padding, a random crop of 32x32, a flip.",
         "Resized to 36x36, a random crop, a flip.",
-        "As the paper.",
+        "As the paper. The zeros are put on after the mean is subtracted, as He et al. did; in the first "
+        "runs before, so that the border was black.",
     ),
     Question(
         "BatchNorm's statistics for tests",
@@ -120,8 +123,9 @@ OPEN_QUESTIONS = (
         "IMAE's gradient where p is 0 or 1",
         "Equation 22 divides by MAE's weight 4 p (1 - p), 0 at both ends; how 0/0 is avoided is not said.",
         "Divides by 2 - 2 p + 1e-6: where 1 - p is far below 1e-6 the gradient is gone.",
-        "Exact: the weight is 1 at both ends, so an example is pushed for ever. In scaled-down runs IMAE-0.5 "
-        "then hardly fits clean labels, and with the authors' layer it does: `imae paper suspects`.",
+        "As their layer, by `epsilon: 1e-6`. With `epsilon: 0` equation 22 is exact: the weight is 1 at both "
+        "ends, so an example is pushed for ever. The first runs are exact; IMAE-0.5 then hardly fits clean "
+        "labels, and with the authors' layer it does: `imae paper suspects`.",
     ),
     Question(
         "What a scaled-down run shortens",
@@ -141,8 +145,9 @@ OPEN_QUESTIONS = (
         "The images",
         "CIFAR-10.",
         "CIFAR-100.",
-        "What `Images` says of the runs. The recompressed JPEGs differ from the original pixels by about 5.9 "
-        "grey levels on average, so accuracies on them are taken to be a little lower.",
+        "What `Images` says of the runs, told by a digest of all pixels. The recompressed JPEGs differ from "
+        "the original pixels by about 5.9 grey levels on average, so accuracies on them are taken to be a "
+        "little lower.",
     ),
     Question(
         "The later version's table 6",

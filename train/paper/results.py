@@ -130,8 +130,9 @@ class Setting(NamedTuple):
 
 def kind(run: Run) -> Run:
     """A run without its seed, size and precision."""
-    size = {"iterations": ITERATIONS, "images": IMAGES, "test_images": TEST_IMAGES}
-    return replace(run, seed=1, precision="fp32", **size)
+    return replace(
+        run, seed=1, precision="fp32", iterations=ITERATIONS, images=IMAGES, test_images=TEST_IMAGES
+    )
 
 
 @dataclass(frozen=True)

@@ -211,8 +211,8 @@ def _arithmetic_hypotheses(rate: float) -> Iterator[Row]:
     )
     yield "normaliser", text, by_sum, compare("final", (by_sum, ">", by_size))
     text = "Equation 22 to the letter, exact and by the batch size, is the last of the four"
-    pairs = tuple((exact_by_size, "<", other) for other in (by_sum, by_size, exact_by_sum))
-    yield "the two together", text, by_sum, compare("final", *pairs)
+    others = (by_sum, by_size, exact_by_sum)
+    yield "the two together", text, by_sum, compare("final", *((exact_by_size, "<", one) for one in others))
 
 
 def arithmetic_words(run: Run) -> str:

@@ -332,14 +332,13 @@ def _earlier(record: Record, earlier: Record, iteration: int) -> Record:
         if getattr(earlier, field) != getattr(record, field):
             raise ImaeError(f"{record.run.name} was begun with {what}; remove its folder to start anew")
     points = tuple(point for point in earlier.points if point.iteration < iteration)
-    parts = {
-        field: before
-        if (now := getattr(record, field)) in before.split(", then ")
-        else f"{before}, then {now}"
-        for field in ("commit", "device")
-        for before in [getattr(earlier, field)]
-    }
-    return replace(earlier, points=points, **parts)
+    commit, device = _then(earlier.commit, record.commit), _then(earlier.device, record.device)
+    return replace(earlier, points=points, commit=commit, device=device)
+
+
+def _then(before: str, now: str) -> str:
+    """What a run's parts were made with, in order."""
+    return before if now in before.split(", then ") else f"{before}, then {now}"
 
 
 def commit_words() -> str:
