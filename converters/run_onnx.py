@@ -188,8 +188,8 @@ def run_bound(
     """As `session.run`, with input and output bound to memory of the device: one copy there, one back."""
     import onnxruntime
 
-    # By name, to live until the run is over: on the CPU the value has the array's own memory, and ONNX Runtime
-    # before 1.31 does not keep the array alive.
+    # By name, to live until the run is over: on the CPU the value has the array's own memory, and not every
+    # release of ONNX Runtime keeps the array alive.
     contiguous = np.ascontiguousarray(images)
     value = onnxruntime.OrtValue.ortvalue_from_numpy(contiguous, device, number)
     binding = session.io_binding()

@@ -1,14 +1,14 @@
 """Kernels in C for the CPU (kernels.c), built when the package is installed where there is a C compiler.
 
 Without them torch's operations do the same work: slower, and less exactly where it is a convolution's
-weights. `available` says whether they are there, `chosen` which of them this process uses. Two variables of the
-environment overrule what is the fastest for this processor, to try on one what another would use:
+weights. `available` says whether they are there, `chosen` which of them this process uses. Two variables of
+the environment overrule what is the fastest for this processor, to try on one what another would use:
 
-    IMAE_KERNELS       auto (the fastest), none, batch_norm (the convolutions by torch, as on an Intel processor
-                       with AVX-512), all (also where torch has faster ones)
-    IMAE_KERNELS_ISA   auto (the newest that the processor has), default (any x86-64, or no x86 at all), avx2,
-                       avx512f: the instructions that BatchNorm's kernels are compiled to. The convolutions' are
-                       compiled to AVX2 and FMA, and left out with `default`
+    IMAE_KERNELS       auto (the fastest), none, batch_norm (convolutions are torch's, as on Intel's
+                       processors with AVX-512), all (also where torch has faster ones)
+    IMAE_KERNELS_ISA   auto (the newest that the processor has), default (of any processor), avx2, avx512f:
+                       the instructions that BatchNorm's kernels are compiled to. The convolutions' kernels
+                       are compiled to AVX2 and FMA, and left out with `default`
 """
 
 from __future__ import annotations
@@ -91,25 +91,27 @@ def _choose(kernels: str, isa: str, library: ctypes.CDLL | None) -> Chosen:
     if library is None or kernels == "none":
         if kernels in ("batch_norm", "all"):
             raise DeviceError(
-                f"IMAE_KERNELS={kernels}: the kernels in C were not built; install imae again where there is a C "
-                f"compiler, or use IMAE_KERNELS=auto"
+                f"IMAE_KERNELS={kernels}: the kernels in C were not built; install imae again where there is "
+                f"a C compiler, or use IMAE_KERNELS=auto"
             )
         return Chosen(False, False, False, "default")
     isas = isas_here()
     if isa not in ("auto", *isas):
-        raise DeviceError(f"IMAE_KERNELS_ISA={isa}: this processor has none of it; use auto, {', '.join(isas)}")
+        raise DeviceError(
+            f"IMAE_KERNELS_ISA={isa}: this processor has none of it; use auto, {', '.join(isas)}"
+        )
     isa = isas[-1] if isa == "auto" else isa
     conv = isa != "default" and bool(library.imae_conv_possible())
     if kernels == "all" and not conv:
         raise DeviceError(
-            f"IMAE_KERNELS=all: the convolutions' kernels need AVX2 and FMA, and IMAE_KERNELS_ISA is {isa}; use "
-            f"IMAE_KERNELS=batch_norm"
+            f"IMAE_KERNELS=all: the convolutions' kernels need AVX2 and FMA, and IMAE_KERNELS_ISA is {isa}; "
+            f"use IMAE_KERNELS=batch_norm"
         )
     every = kernels == "all"
     return Chosen(
         True,
-        conv and (every or kernels == "auto" and bool(library.imae_conv_weight_wanted())),
-        conv and (every or kernels == "auto" and bool(library.imae_winograd_wanted())),
+        conv and (every or (kernels == "auto" and bool(library.imae_conv_weight_wanted()))),
+        conv and (every or (kernels == "auto" and bool(library.imae_winograd_wanted()))),
         isa,
     )
 
@@ -140,7 +142,7 @@ def description(dtype: torch.dtype) -> str:
 
 
 def takes(*tensors: Tensor | None) -> bool:
-    """Whether BatchNorm's kernels are used, and for these tensors: on the CPU, of one type, float or double."""
+    """Whether BatchNorm's kernels are used, for these tensors: on the CPU, of one type, float or double."""
     return _are_alike(*tensors) and available() and chosen().batch_norm
 
 
@@ -234,13 +236,13 @@ def batch_norm_gradients(
 
 
 def conv_possible() -> bool:
-    """Whether the convolutions' kernels were built, and run on this processor with the chosen instructions."""
+    """Whether the convolutions' kernels were built, and run on this processor with the chosen ISA."""
     library = _library()
     return available() and library is not None and _isa() != "default" and bool(library.imae_conv_possible())
 
 
 def conv_weight_wanted() -> bool:
-    """Whether `conv_weight_gradient` is used: torch has nothing better for this processor, or it is asked for."""
+    """Whether `conv_weight_gradient` is used: torch has nothing better here, or it is asked for."""
     return available() and chosen().conv_weight
 
 
