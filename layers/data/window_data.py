@@ -239,9 +239,9 @@ def place_with_context(
     centre_x, centre_y = f32(window.x1) + half_width, f32(window.y1) + half_height
     if square:
         half_height = half_width = max(half_height, half_width)
-    # A border of half a pixel is decided by how the compiler rounds. The build of Caffe that recorded our cases
-    # fuses the multiplication and the subtraction of x1, and of x1 alone: one rounding instead of two. In double
-    # precision both are exact. Another build of Caffe may round such a border the other way.
+    # How the compiler rounds decides a border of half a pixel. The Caffe that recorded our cases fuses x1's
+    # multiplication and subtraction, and no other's: one rounding instead of two. Both are exact in double
+    # precision. Another build of Caffe may round such a border the other way.
     x1 = _round(f32(np.float64(centre_x) - np.float64(half_width) * np.float64(scale)))
     x2 = _round(centre_x + half_width * scale)
     y1, y2 = _round(centre_y - half_height * scale), _round(centre_y + half_height * scale)
