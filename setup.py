@@ -8,8 +8,8 @@ from setuptools import Extension, find_packages, setup
 PARTS = ["prototxt", "layers", "converters", "train", "pycaffe"]
 FOLDERS = [name for part in PARTS for name in (part, *(f"{part}.{sub}" for sub in find_packages(part)))]
 
-# .ci/lowest tries the lower bound of each range, as .ci/lowest.txt has it. Those of torch and of the tools that
-# check the code are what constraints.txt has: nothing older is tried.
+# .ci/lowest tries the lower bounds, as .ci/lowest.txt has them. Those of torch and of the tools that check
+# the code are what constraints.txt has: nothing older is tried.
 
 # Where ONNX Runtime's GPU build is published; it runs on the CPU as well.
 HAS_GPU_BUILD = "(sys_platform == 'linux' and platform_machine == 'x86_64') or sys_platform == 'win32'"

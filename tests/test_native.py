@@ -31,6 +31,12 @@ built = pytest.mark.skipif(not native.available(), reason="the kernels in C were
 multiplies = pytest.mark.skipif(not native.conv_possible(), reason="no AVX2, or no kernels in C")
 
 
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of IMAE_KERNELS nothing, whatever the suite runs with; IMAE_KERNELS_ISA counts."""
+    monkeypatch.delenv("IMAE_KERNELS", raising=False)
+
+
 def test_the_kernels_are_built_where_there_is_a_compiler() -> None:
     if sys.platform != "linux" or shutil.which("cc") is None:
         pytest.skip("no Linux, or no C compiler")

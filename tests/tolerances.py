@@ -62,6 +62,9 @@ TOLERANCES = {
     ("same decisions", "float32"): Tolerance(
         1e-3, 0, "a run, while no near-tie of a max pooling or a ReLU is decided otherwise than in Caffe"
     ),
+    ("before a near-tie", "float32"): Tolerance(
+        1e-4, 0, "200 updates add up rounding, which is 2e-5 by then; a near-tie decided otherwise moves 1e-3"
+    ),
     ("run", "float32"): Tolerance(
         0, 5e-3, "hundreds of updates; with other BLAS kernels Caffe's own run moves by 3e-3"
     ),
