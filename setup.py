@@ -8,6 +8,9 @@ from setuptools import Extension, find_packages, setup
 PARTS = ["prototxt", "layers", "converters", "train", "pycaffe"]
 FOLDERS = [name for part in PARTS for name in (part, *(f"{part}.{sub}" for sub in find_packages(part)))]
 
+# .ci/lowest tries the lower bounds, as .ci/lowest.txt has them. Those of torch and of the tools that check
+# the code are what constraints.txt has: nothing older is tried.
+
 # Where ONNX Runtime's GPU build is published; it runs on the CPU as well.
 HAS_GPU_BUILD = "(sys_platform == 'linux' and platform_machine == 'x86_64') or sys_platform == 'win32'"
 HAS_NONE = "(sys_platform != 'linux' or platform_machine != 'x86_64') and sys_platform != 'win32'"
@@ -49,32 +52,32 @@ setup(
     },
     ext_modules=[KERNELS] if sys.platform == "linux" else [],
     install_requires=[
-        "torch>=2.5",
+        "torch>=2.11",  # CI tries 2.13 alone: older CPU builds cannot be had there
         "numpy>=1.26",
-        "protobuf>=5",
-        "lmdb>=1.4",
+        "protobuf>=5.26.1",
+        "lmdb>=1.4.1",
         "onnx>=1.16",
-        f"onnxruntime-gpu>=1.18; {HAS_GPU_BUILD}",
-        f"onnxruntime>=1.18; {HAS_NONE}",
-        "opencv-python-headless>=4.8",
+        f"onnxruntime-gpu>=1.21; {HAS_GPU_BUILD}",
+        f"onnxruntime>=1.21; {HAS_NONE}",
+        "opencv-python-headless>=4.8.0.76",
         "h5py>=3.10",
         "tqdm>=4.66",
         "matplotlib>=3.8",
-        "grpcio-tools>=1.62",
+        "grpcio-tools>=1.64",
     ],
     extras_require={
-        "draw": ["pydot>=2"],
-        "leveldb": ["plyvel>=1.5"],
+        "draw": ["pydot>=3.0.1"],
+        "leveldb": ["plyvel>=1.5.1"],
         "test": [
-            "pydot>=2",
-            f"plyvel>=1.5; {HAS_LEVELDB_WHEEL}",
+            "pydot>=3.0.1",
+            f"plyvel>=1.5.1; {HAS_LEVELDB_WHEEL}",
             "pytest>=8",
             "pytest-xdist>=3.5",
-            "ruff>=0.6",
-            "mypy>=1.11",
-            "types-protobuf",
-            "types-tqdm",
-            "setuptools>=77",
+            "ruff>=0.17.5",
+            "mypy>=2.4.1",
+            "types-protobuf>=7.35.1.20260906",
+            "types-tqdm>=4.70.0.20261106",
+            "setuptools>=77.0.3",
         ],
     },
     entry_points={"console_scripts": ["imae = imae.train.main:main"]},

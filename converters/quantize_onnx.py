@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> None:
             )
     except session_errors() as error:
         raise ExportError(f"{args.model}: {str(error).strip().splitlines()[0]}") from error
-    result.metadata_props.clear()
+    del result.metadata_props[:]  # protobuf before 5.28 has no clear() for messages
     result.metadata_props.extend(model.metadata_props)
     write_atomically(args.output, result.SerializeToString())
     print(f"wrote {args.output}: {os.path.getsize(args.model)} -> {os.path.getsize(args.output)} bytes")

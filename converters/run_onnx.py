@@ -188,10 +188,12 @@ def run_bound(
     """As `session.run`, with input and output bound to memory of the device: one copy there, one back."""
     import onnxruntime
 
+    # By name, to live until the run is over: on the CPU the value has the array's own memory, and not every
+    # release of ONNX Runtime keeps the array alive.
+    contiguous = np.ascontiguousarray(images)
+    value = onnxruntime.OrtValue.ortvalue_from_numpy(contiguous, device, number)
     binding = session.io_binding()
-    binding.bind_ortvalue_input(
-        name, onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(images), device, number)
-    )
+    binding.bind_ortvalue_input(name, value)
     binding.bind_output(output, device, number)
     session.run_with_iobinding(binding)
     scores: Array = binding.get_outputs()[0].numpy()

@@ -1,9 +1,16 @@
-"""Test settings: one thread each (the suite runs in parallel), and the tests' own modules importable."""
+"""Test settings: one thread each (the suite runs in parallel), and the tests' own modules importable.
 
+IMAE_TEST_THREADS asks for more threads, as libraries then add in another order.
+"""
+
+import os
 import sys
 from pathlib import Path
+
+# Before torch reads it: threads that wait for others leave the core to other tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("IMAE_TEST_THREADS", "1")))

@@ -31,6 +31,7 @@ from imae.layers.data.datum import array_from_datum, datum_from_array
 from imae.layers.data.hdf5_data import GlibcRand
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data.memory_data import MemoryData
+from imae.layers.data.window_data import Window, place_with_context
 from imae.layers.data_resources import DataResources
 from imae.layers.layer import DataLayer, Layer
 from imae.layers.ranks import ALONE
@@ -786,6 +787,13 @@ def test_context_and_square_windows() -> None:
     want = np.zeros((6, 6, 3), np.float32)
     want[:5] = cv2.resize(picture[2:8, 0:7], (6, 5))
     np.testing.assert_array_equal(square[0], want.transpose(2, 0, 1))
+
+
+def test_a_window_border_of_half_a_pixel_is_rounded_as_in_the_recording() -> None:
+    """2.5 - 1.5 * (8 / 6) is 0.5 with two roundings, and a little less with one, as x1 has."""
+    window = Window(image=0, label=1, overlap=1.0, x1=1, y1=1, x2=3, y2=3)
+    place = place_with_context(window, height=20, width=20, crop=8, context_pad=1, square=False)
+    assert (place.x1, place.y1, place.x2, place.y2) == (0, 1, 5, 5)
 
 
 def test_window_means() -> None:

@@ -9,20 +9,25 @@ has 24 million ReLUs in a batch of 128, and one such decision in its last stage 
 hundredth. So the gradients are compared where no ReLU was decided otherwise, and where one was, it is checked
 that its bottom is rounding.
 
-All is done with the kernels in C, where they were built, and with torch's. oneDNN adds the gradients of a
-weight one after another, so in single precision the plain way is up to 1e-5 wrong, and the fast way with
-torch's kernels in the same manner; with the kernels in C it is compared with the plain way in double.
+All is done with all the kernels in C, as on AMD's processors; with those of batch normalisation alone, as on
+Intel's with AVX-512; and with torch's. oneDNN adds the gradients of a weight one after another, in an order
+that depends on the processor. So in single precision both ways are compared with double, and may be as wrong
+as such sums are (`sum_rounding`). That this notices faults is shown by faults that are put in on purpose.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tolerances import tolerance
+from tolerances import UNIT, sum_rounding, tolerance
 from torch import Tensor
 
 from imae.converters.lmdb_writer import write_lmdb
@@ -152,20 +157,31 @@ NETS = {
     "chains": (CHAINS, 3, 16),
     "shared": (SHARED, 3, 16),
 }
-NORMALISED = ("resnet20", "shared")  # those with BatchNorm
+ONE_THREAD = [(name, 1) for name in ("resnet20", *NETS)]
 
 
-@pytest.fixture(params=["kernels in C", "torch's kernels"], autouse=True)
+@pytest.fixture(
+    params=["all", "batch_norm", "none"], ids=lambda kernels: f"kernels in C: {kernels}", autouse=True
+)
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """With the kernels in C, also where torch has another fast one for this processor; and without."""
-    if request.param == "kernels in C":
-        if not native.available():
-            pytest.skip("the kernels in C were not built")
-        for question in ("conv_weight_wanted", "winograd_wanted"):
-            monkeypatch.setattr(native, question, native.conv_possible)
-    else:
-        monkeypatch.setattr(native, "available", lambda: False)
-    return str(request.param)
+    """The kernels in C that are used, also where torch has others that are faster on this processor."""
+    kernels: str = request.param
+    if kernels != "none" and not native.available():
+        pytest.skip("the kernels in C were not built")
+    if kernels == "all" and not native.conv_possible():
+        pytest.skip("no AVX2, or not chosen")
+    monkeypatch.setenv("IMAE_KERNELS", kernels)
+    return kernels
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def write_images(path: Path, channels: int, side: int, count: int = 200) -> str:
@@ -211,11 +227,11 @@ def solver(
 
 
 def blobs_of(solver: Solver) -> dict[str, Tensor]:
-    """Weights, statistics and history by name, in double precision."""
+    """A copy of weights, statistics and history by name, in double precision."""
     names = [f"{name}[{i}]" for name, blobs in solver.net.params.items() for i in range(len(blobs))]
     weights = [blob for blobs in solver.net.params.values() for blob in blobs]
-    found = {name: blob.detach().double() for name, blob in zip(names, weights, strict=True)}
-    found.update({f"history {i}": blob.double() for i, blob in enumerate(solver.history)})
+    found = {name: blob.detach().double().clone() for name, blob in zip(names, weights, strict=True)}
+    found.update({f"history {i}": blob.double().clone() for i, blob in enumerate(solver.history)})
     return found
 
 
@@ -237,44 +253,176 @@ def relu_tops(solver: Solver) -> dict[str, Tensor]:
     return solver._run.kept
 
 
-def assert_equal(fast: Solver, plain: Solver, weights: str, history: str, dtype: str) -> None:
-    got, want = blobs_of(fast), blobs_of(plain)
-    for name, values in want.items():
-        allowed = tolerance(history if name.startswith("history") else weights, dtype).atol
-        assert distance(got[name], values) <= allowed, name
+def unequal(got: Solver, want: Solver) -> list[str]:
+    """The blobs that are not what double precision made of them, though `got` is in double, too."""
+    found, exact = blobs_of(got), blobs_of(want)
+    allowed = tolerance("fast way", "float64").atol
+    return [name for name, values in exact.items() if distance(found[name], values) > allowed]
 
 
-@pytest.mark.parametrize("name", ["resnet20", *NETS])
-def test_both_ways_are_one_function_in_double_precision(name: str, tmp_path: Path) -> None:
-    fast, plain = one_iteration(net_of(name, tmp_path, batch=8), torch.float64)
-    assert_equal(fast, plain, "fast way", "fast way", "float64")
+def assert_equal(fast: Solver, plain: Solver) -> None:
+    assert not unequal(fast, plain)
 
 
-@pytest.mark.parametrize("name", ["resnet20", *NETS])
-def test_both_ways_make_the_same_weights_and_history(name: str, kernels: str, tmp_path: Path) -> None:
-    reference = torch.float64 if kernels == "kernels in C" else torch.float32
-    param = net_of(name, tmp_path, batch=4 if name == "resnet20" else 16)
-    for seed in range(1, 20):
-        fast, plain = solver(param, True, seed=seed), solver(param, False, reference, seed)
-        for each in (fast, plain):
-            each.step(1)
-        otherwise = 0
-        for top, values in relu_tops(fast).items():
-            want = relu_tops(plain)[top]
-            differ = (values > 0) != (want > 0)
-            otherwise += int(differ.sum())
+def weighted_steps(net: Net) -> list[Step]:
+    return [step for step in net.steps if step.layer.type in ("Convolution", "InnerProduct")]
+
+
+def too_far(got: Solver, exact: Solver, before: dict[str, Tensor]) -> list[str]:
+    """The blobs of single precision that are further from exact than rounding explains.
+
+    What an iteration changed is made of sums over at most n products, through all layers with weights; the
+    rest of a blob was rounded twice: when it was filled, and when its change was subtracted.
+
+    before   the blobs before the iteration
+    """
+    tops = [exact.net.blob_shapes[step.tops[0]] for step in weighted_steps(exact.net)]
+    n = max(
+        num * math.prod(size) for num, _, *size in tops
+    )  # of a weight's diff: one for each pixel of the top
+    allowed, found = sum_rounding(n, len(tops)), blobs_of(got)
+    return [
+        name
+        for name, values in blobs_of(exact).items()
+        if float((found[name] - values).abs().max())
+        > allowed * float((values - before[name]).abs().max()) + 2 * UNIT * float(values.abs().max())
+    ]
+
+
+def otherwise_decided(got: Solver, exact: Solver) -> bool:
+    """Whether a ReLU decided otherwise than in double precision; its bottom must then be rounding."""
+    otherwise = False
+    for top, values in relu_tops(got).items():
+        want = relu_tops(exact)[top]
+        differ = (values > 0) != (want > 0)
+        if differ.any():
+            otherwise = True
             near = tolerance("near-tie").atol * float(want.max())
-            assert (
-                float(torch.maximum(values.double(), want)[differ].amax()) <= near if differ.any() else True
-            )
-        if not otherwise:
-            break
-    else:
-        pytest.fail("a ReLU was decided otherwise with every seed")
-    weights, history = (
-        ("fast way, BatchNorm",) * 2 if name in NORMALISED else ("fast way", "fast way, history")
-    )
-    assert_equal(fast, plain, weights, history, "float32")
+            assert float(torch.maximum(values.double(), want)[differ].amax()) <= near, top
+    return otherwise
+
+
+Plant = Callable[[Solver], None]
+
+
+def iterations_in_single(
+    param: NetParameter, count: int, plant: Plant | None = None
+) -> Iterator[tuple[Solver, Solver, Solver, dict[str, Tensor]]]:
+    """The fast and the plain way in single precision, and double, after an iteration, with what was before.
+
+    With so many seeds with which all ReLUs decide alike. `plant` puts a fault into the fast one.
+    """
+    for seed in range(1, 30):
+        ways = [solver(param, fast, seed=seed) for fast in (True, False)]
+        exact = solver(param, False, torch.float64, seed)
+        before = blobs_of(exact)
+        if plant is not None:
+            plant(ways[0])
+        for each in (*ways, exact):
+            each.step(1)
+        decided = [otherwise_decided(way, exact) for way in ways]
+        if not any(decided):
+            yield ways[0], ways[1], exact, before
+            count -= 1
+            if not count:
+                return
+    pytest.fail("a ReLU was decided otherwise with nearly every seed")
+
+
+@pytest.mark.parametrize(("name", "count"), [*ONE_THREAD, ("shared", 2)])
+def test_both_ways_are_one_function_in_double_precision(name: str, count: int, tmp_path: Path) -> None:
+    with threads(count):
+        assert_equal(*one_iteration(net_of(name, tmp_path, batch=8), torch.float64))
+
+
+@pytest.mark.parametrize(("name", "count"), [*ONE_THREAD, ("resnet20", 2), ("lenet", 2)])
+def test_both_ways_make_the_same_weights_and_history(name: str, count: int, tmp_path: Path) -> None:
+    param = net_of(name, tmp_path, batch=4 if name == "resnet20" else 16)
+    with threads(count):
+        for fast, plain, exact, before in iterations_in_single(param, 3 if count == 1 else 1):
+            assert not too_far(fast, exact, before)
+            assert not too_far(plain, exact, before)
+
+
+# -- faults that are put in on purpose, which these comparisons must notice ----------------------------------
+
+
+def first_weight(solver: Solver) -> Tensor:
+    return solver.net.learnable[0]
+
+
+def scaled_gradient(factor: float) -> Plant:
+    def plant(solver: Solver) -> None:
+        first_weight(solver).register_hook(lambda diff: diff * factor)
+
+    return plant
+
+
+def gradient_in_bfloat16(solver: Solver) -> None:
+    first_weight(solver).register_hook(lambda diff: diff.bfloat16().to(diff.dtype))
+
+
+def dropped_term(solver: Solver) -> None:
+    """The pixel of the first image with the largest diff is left out of the gradient of the first weights."""
+    plan = solver.net.plan
+    place = next(i for i, step in enumerate(plan) if step.layer.type == "Convolution")
+    run = plan[place].run
+
+    def without_a_pixel(diff: Tensor) -> Tensor:
+        diff = diff.clone()
+        row, column = divmod(int(diff[0].abs().sum(0).argmax()), diff.shape[3])
+        diff[0, :, row, column] = 0
+        return diff
+
+    def convolve(*bottoms: Tensor) -> Tensor:
+        top = run(*bottoms)
+        assert isinstance(top, Tensor)
+        top.register_hook(without_a_pixel)
+        return top
+
+    plan = list(plan)
+    plan[place] = replace(plan[place], run=convolve)
+    solver.net.plan = plan
+
+
+FAULTS: dict[str, Plant] = {
+    "a gradient times 1 + 1e-4": scaled_gradient(1 + 1e-4),
+    "a gradient in bfloat16": gradient_in_bfloat16,
+    "one term of a sum dropped": dropped_term,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("name", ["resnet20", "lenet"])
+def test_a_fault_is_noticed_in_single_precision(name: str, fault: str, tmp_path: Path) -> None:
+    param = net_of(name, tmp_path, batch=4 if name == "resnet20" else 16)
+    for fast, _, exact, before in iterations_in_single(param, 1, FAULTS[fault]):
+        assert "history 0" in too_far(fast, exact, before)
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "a gradient times 1 + 1e-10"])
+@pytest.mark.parametrize("name", ["resnet20", "lenet"])
+def test_a_fault_is_noticed_in_double_precision(name: str, fault: str, tmp_path: Path) -> None:
+    param = net_of(name, tmp_path, batch=8)
+    fast, exact = (solver(param, way, torch.float64) for way in (True, False))
+    FAULTS.get(fault, scaled_gradient(1 + 1e-10))(fast)
+    for each in (fast, exact):
+        each.step(1)
+    assert "history 0" in unequal(fast, exact)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "shared"])
+def test_another_eps_is_noticed(name: str, tmp_path: Path) -> None:
+    """1.1e-5 for 1e-5, in double precision. In single, test_native.py compares exactly."""
+    param = net_of(name, tmp_path, batch=8)
+    exact = solver(param, False, torch.float64)
+    for each in param.layer:
+        if each.type == "BatchNorm":
+            each.batch_norm_param.eps = 1.1e-5
+    fast = solver(param, True, torch.float64)
+    for each in (fast, exact):
+        each.step(1)
+    assert "history 0" in unequal(fast, exact)
 
 
 def test_the_fast_way_of_batch_norm_is_as_near_to_double_precision_as_the_plain_one(tmp_path: Path) -> None:
@@ -288,23 +436,38 @@ def test_the_fast_way_of_batch_norm_is_as_near_to_double_precision_as_the_plain_
         max(distance(blobs_of(each)[name], blobs_of(exact)[name]) for name in statistics)
         for each in (fast, plain)
     ]
-    assert errors[0] <= 2 * errors[1]
+    assert errors[0] <= max(2 * errors[1], tolerance("statistics").atol)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["resnet20", *NETS])
 def test_both_ways_are_one_function_in_the_test_phase(name: str, dtype: str, tmp_path: Path) -> None:
-    param = net_of(name, tmp_path)
+    param = net_of(name, tmp_path, batch=8)
+    for each in param.layer:
+        if each.type == "Data":
+            each.data_param.batch_size = 8
     precision = getattr(torch, dtype)
     trained = solver(param, fast=True, dtype=precision)
     trained.step(2)
-    found = []
-    for fast in (True, False):
-        net = Net(filter_net(param, TEST), CaffeRandom(1), trained.net, precision)
+
+    def top(net: Net, fast: bool) -> Tensor:
         run = NetExecutor(net, torch.device("cpu"), fast, keep=[net.param.layer[-1].bottom[0]])
         run.forward()
-        found.append(*run.kept.values())
-    assert distance(*found) <= tolerance("fast way", dtype).atol
+        (top,) = run.kept.values()
+        return top.double()
+
+    exact = Net(filter_net(param, TEST), CaffeRandom(1), None, torch.float64)
+    with torch.no_grad():
+        for layer, blobs in trained.net.params.items():
+            for own, blob in zip(exact.params[layer], blobs, strict=True):
+                own.copy_(blob)
+    want = top(exact, fast=False)
+    blobs = [step.layer.blobs[0] for step in weighted_steps(exact)]
+    n = max(blob[0].numel() for blob in blobs)  # products of one number of a top
+    allowed = tolerance("fast way", dtype).atol if dtype == "float64" else sum_rounding(n, len(blobs))
+    for fast in (True, False):
+        net = Net(filter_net(param, TEST), CaffeRandom(1), trained.net, precision)
+        assert distance(top(net, fast), want) <= allowed
 
 
 def trained_plan(name: str, folder: Path, keep: tuple[str, ...] = ()) -> tuple[Net, list[object]]:
@@ -354,8 +517,9 @@ def test_a_sum_does_not_overwrite_a_blob_that_is_kept(tmp_path: Path) -> None:
         want = net.forward(batch, keep=("b_norm", "c_norm"))
         net.plan = fuse_training(net, keep=("b_norm", "c_norm"))
         got = net.forward(batch, keep=("b_norm", "c_norm"))
+    n = want["b_norm"].numel() // 8  # numbers of a channel, for its statistics; 4 layers before
     for name in ("b_norm", "c_norm"):
-        assert distance(got[name].double(), want[name].double()) <= tolerance("fast way, BatchNorm").atol
+        assert distance(got[name].double(), want[name].double()) <= sum_rounding(n, 4)
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 5, 7), (2, 16, 8, 8), (3, 2, 1, 2)])
@@ -478,7 +642,7 @@ def test_layers_that_others_look_into_run_by_themselves(name: str, tmp_path: Pat
     assert [
         f"{run.norm.name} {run.scale.name}{' sum' * run.adds}{' relu' * run.relu}" for run in runs
     ] == joined
-    assert_equal(solvers[0], solvers[1], "fast way", "fast way", "float64")
+    assert_equal(solvers[0], solvers[1])
 
 
 def test_a_blob_that_is_kept_is_not_joined_away(tmp_path: Path) -> None:
@@ -525,7 +689,7 @@ def test_batch_norm_before_a_grouped_convolution(batch: int, tmp_path: Path) -> 
     data = DATA.replace("SOURCE", source).replace("BATCH", str(batch))
     param = parse_net(data + body + inner_product("ip", "g", 10) + loss("ip"))
     fast, plain = one_iteration(param, torch.float64)
-    assert_equal(fast, plain, "fast way", "fast way", "float64")
+    assert_equal(fast, plain)
 
 
 def test_every_second_pixel_of_few_channels(tmp_path: Path) -> None:
@@ -536,7 +700,7 @@ def test_every_second_pixel_of_few_channels(tmp_path: Path) -> None:
     param = parse_net(data + body + inner_product("ip", "c", 10) + loss("ip"))
     fast, plain = one_iteration(param, torch.float64)
     assert [step.run for step in fast.net.plan if isinstance(step.run, SubsampledConvolution)]
-    assert_equal(fast, plain, "fast way", "fast way", "float64")
+    assert_equal(fast, plain)
 
 
 def test_inputs_of_other_shapes_than_the_net_was_made_for() -> None:
@@ -568,6 +732,6 @@ def test_inputs_of_other_shapes_than_the_net_was_made_for() -> None:
         plain, fast = tops(net.steps, *sizes), tops(fused, *sizes)
         if isinstance(plain, Tensor):
             assert isinstance(fast, Tensor)
-            assert distance(fast.double(), plain.double()) <= tolerance("fast way, BatchNorm").atol
+            assert distance(fast.double(), plain.double()) <= sum_rounding(8 * 5 * 5, 2)
         else:
             assert fast == plain

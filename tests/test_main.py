@@ -393,3 +393,47 @@ def test_missing_kernels_are_said(
     monkeypatch.setattr(native, "available", lambda: built)
     assert main(["train", "solver.prototxt", *flags]) == 0
     assert capsys.readouterr().err.count("The kernels in C were not built") == said
+
+
+@pytest.mark.parametrize(
+    ("variables", "flags", "said"),
+    [
+        ({"IMAE_KERNELS": "none"}, [], "Kernels in C: none"),
+        ({"IMAE_KERNELS": "none"}, ["--plain"], None),
+        ({"IMAE_KERNELS_ISA": "default"}, [], "Kernels in C: BatchNorm (default)"),
+        ({"IMAE_KERNELS_ISA": "default"}, ["--double"], "Kernels in C: BatchNorm (default)"),
+        ({}, ["--precision", "bf16"], "Kernels in C: none"),
+    ],
+)
+def test_the_kernels_that_are_used_are_said(
+    variables: dict[str, str],
+    flags: list[str],
+    said: str | None,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if not native.available():
+        pytest.skip("the kernels in C were not built")
+    for name in ("IMAE_KERNELS", "IMAE_KERNELS_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", "solver.prototxt", *flags]) == 0
+    found = [line for line in capsys.readouterr().err.splitlines() if "Kernels in C" in line]
+    assert [line.partition("] ")[2] or line for line in found] == ([] if said is None else [said])
+
+
+@pytest.mark.parametrize("name", ["IMAE_KERNELS", "IMAE_KERNELS_ISA"])
+@pytest.mark.parametrize("flags", [[], ["--plain"]])
+def test_kernels_that_are_not_known_are_one_line(
+    name: str,
+    flags: list[str],
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(name, "fast")
+    assert main(["train", "solver.prototxt", *flags]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("imae:")]
+    assert line.startswith(f"imae: {name} must be one of ") and line.endswith("; got 'fast'")

@@ -83,6 +83,26 @@ def test_lenet(log: Log, tmp_path: Path) -> None:
         check(ours, recorded, read_whole(recorded), strictly)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_lenet_in_single_precision(log: Log, tmp_path: Path, threads: int) -> None:
+    """One of Caffe's two logs, up to the first near-tie; which of them depends on processor and threads."""
+    folder = prepared("digits_lenet", tmp_path)
+    change(folder / "solver.prototxt", ("max_iter", "200"))
+    before = torch.get_num_threads()
+    try:
+        lines = log.of(folder, "solver.prototxt", "--plain", "--threads", str(threads)).splitlines()
+    finally:
+        torch.set_num_threads(before)
+    ours: Numbers = {number[:5]: number.value for number in parse_log(lines)}
+    errors = []
+    for name in ("train.log", "train_other_blas_kernels.log"):
+        theirs: Numbers = {number[:5]: number.value for number in read_log(RUNS / "digits_lenet" / name)}
+        keys = [key for key in ours if key in theirs]
+        assert max(key[1] for key in keys) == 200 and len(keys) >= 30
+        errors.append(max(abs(ours[key] / theirs[key] - 1) for key in keys))
+    assert min(errors) <= tolerance("before a near-tie").rtol
+
+
 def test_adam_with_three_test_nets(log: Log, tmp_path: Path) -> None:
     """And stages, two weighted losses, a vector output, clipped gradients."""
     recorded = RUNS / "adam_multi_test" / "train.log"

@@ -197,6 +197,9 @@ def test_pixels_of_many_bytes_count_as_several() -> None:
 )
 @pytest.mark.parametrize("shape", [(33, 64), (64, 33)])
 def test_what_opencv_writes_is_read_as_opencv_reads_it(form: str, shape: tuple[int, int]) -> None:
+    if not cv2.haveImageWriter(form):
+        assert form in (".gif", ".avif")
+        pytest.skip(f"OpenCV {cv2.__version__} writes no {form}")
     channels = [] if form == ".pgm" else [3]
     pixels = np.random.default_rng(1).integers(0, 256, (*shape, *channels), np.uint8)
     written, data = cv2.imencode(form, pixels.astype(np.float32) if form == ".hdr" else pixels)
@@ -648,7 +651,8 @@ status = main(["run", "net.onnx", "--images", "a.png", "--threads", "1"])
 assert resource.getrlimit(resource.RLIMIT_AS) == limits
 sys.exit(status)
 """
-    for free, status in ((4 * count, 2), (10 * count, 0)):
+    # ONNX Runtime 1.31 makes do with 10 bytes for each of the numbers, 1.21 needs 16.
+    for free, status in ((4 * count, 2), (20 * count, 0)):
         done = subprocess.run([sys.executable, "-c", script, str(free)], capture_output=True, text=True)
         assert done.returncode == status, done.stderr
         if status:

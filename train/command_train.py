@@ -140,8 +140,9 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
     param = read_solver(path)
     _set_train_state(param, args, path)
     device = _device(param, args.gpu, ranks)
-    if device.type == "cpu" and not args.plain and not native.available():
-        logger.info("The kernels in C were not built (is there a C compiler?); training takes longer without")
+    native.chosen()  # an error where the environment asks for what is not there, used or not
+    if device.type == "cpu" and not args.plain:
+        logger.info(native.description(torch.bfloat16 if args.precision == "bf16" else chosen_dtype(args)))
     if ranks is not None:
         ranks.connect(device)
         logger.info("%d ranks train together, each on batches of its own", ranks.size)

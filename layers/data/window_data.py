@@ -239,7 +239,11 @@ def place_with_context(
     centre_x, centre_y = f32(window.x1) + half_width, f32(window.y1) + half_height
     if square:
         half_height = half_width = max(half_height, half_width)
-    x1, x2 = _round(centre_x - half_width * scale), _round(centre_x + half_width * scale)
+    # How the compiler rounds decides a border of half a pixel. The Caffe that recorded our cases fuses x1's
+    # multiplication and subtraction, and no other's: one rounding instead of two. Both are exact in double
+    # precision. Another build of Caffe may round such a border the other way.
+    x1 = _round(f32(np.float64(centre_x) - np.float64(half_width) * np.float64(scale)))
+    x2 = _round(centre_x + half_width * scale)
     y1, y2 = _round(centre_y - half_height * scale), _round(centre_y + half_height * scale)
     outside_left, outside_right = max(0, -x1), max(0, x2 - width + 1)
     outside_top, outside_bottom = max(0, -y1), max(0, y2 - height + 1)

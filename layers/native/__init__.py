@@ -1,22 +1,34 @@
 """Kernels in C for the CPU (kernels.c), built when the package is installed where there is a C compiler.
 
 Without them torch's operations do the same work: slower, and less exactly where it is a convolution's
-weights. `available` says whether they are there.
+weights. `available` says whether they are there, `chosen` which of them this process uses. Two variables of
+the environment overrule what is the fastest for this processor, to try on one what another would use:
+
+    IMAE_KERNELS       auto (the fastest), none, batch_norm (convolutions are torch's, as on Intel's
+                       processors with AVX-512), all (also where torch has faster ones)
+    IMAE_KERNELS_ISA   auto (the newest that the processor has), default (of any processor), avx2, avx512f:
+                       the instructions that BatchNorm's kernels are compiled to. The convolutions' kernels
+                       are compiled to AVX2 and FMA, and left out with `default`
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-VERSION = 3  # of kernels.c
+from imae.prototxt.errors import DeviceError
+
+VERSION = 4  # of kernels.c
 AT_ONCE = 8  # outputs, and for `winograd` channels, come in multiples of it
+KERNELS = ("auto", "none", "batch_norm", "all")  # values of IMAE_KERNELS
+ISAS = ("default", "avx2", "avx512f")  # of IMAE_KERNELS_ISA, besides auto; from the oldest to the newest
 
 _ADDRESS, _SIZE, _NUMBER, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
 _FORWARD = [*[_ADDRESS, _SIZE, _SIZE], *[_ADDRESS] * 3, _NUMBER, _INT, _INT, *[_ADDRESS] * 4]
@@ -52,15 +64,97 @@ def available() -> bool:
     return _library() is not None
 
 
+class Chosen(NamedTuple):
+    """Which kernels are used."""
+
+    batch_norm: bool
+    conv_weight: bool
+    winograd: bool
+    isa: str  # the instructions of BatchNorm's
+
+
+def chosen() -> Chosen:
+    """The kernels for this processor, or those that IMAE_KERNELS and IMAE_KERNELS_ISA ask for.
+
+    DeviceError where these say what cannot be understood, or ask for what is not there.
+    """
+    asked = (os.environ.get(name) or "auto" for name in ("IMAE_KERNELS", "IMAE_KERNELS_ISA"))
+    return _choose(*asked, _library())
+
+
+@cache
+def _choose(kernels: str, isa: str, library: ctypes.CDLL | None) -> Chosen:
+    if kernels not in KERNELS:
+        raise DeviceError(f"IMAE_KERNELS must be one of {', '.join(KERNELS)}; got {kernels!r}")
+    if isa not in ("auto", *ISAS):
+        raise DeviceError(f"IMAE_KERNELS_ISA must be one of auto, {', '.join(ISAS)}; got {isa!r}")
+    if library is None or kernels == "none":
+        if kernels in ("batch_norm", "all"):
+            raise DeviceError(
+                f"IMAE_KERNELS={kernels}: the kernels in C were not built; install imae again where there is "
+                f"a C compiler, or use IMAE_KERNELS=auto"
+            )
+        return Chosen(False, False, False, "default")
+    isas = isas_here()
+    if isa not in ("auto", *isas):
+        raise DeviceError(
+            f"IMAE_KERNELS_ISA={isa}: this processor has none of it; use auto, {', '.join(isas)}"
+        )
+    isa = isas[-1] if isa == "auto" else isa
+    conv = isa != "default" and bool(library.imae_conv_possible())
+    if kernels == "all" and not conv:
+        raise DeviceError(
+            f"IMAE_KERNELS=all: the convolutions' kernels need AVX2 and FMA, and IMAE_KERNELS_ISA is {isa}; "
+            f"use IMAE_KERNELS=batch_norm"
+        )
+    every = kernels == "all"
+    return Chosen(
+        True,
+        conv and (every or (kernels == "auto" and bool(library.imae_conv_weight_wanted()))),
+        conv and (every or (kernels == "auto" and bool(library.imae_winograd_wanted()))),
+        isa,
+    )
+
+
+def isas_here() -> list[str]:
+    """The values of IMAE_KERNELS_ISA, besides auto, with which this processor can run the kernels."""
+    library = _library()
+    if library is None:
+        return []
+    return [isa for isa in ISAS if isa == "default" or getattr(library, f"imae_has_{isa}")()]
+
+
+def description(dtype: torch.dtype) -> str:
+    """Which kernels a run in this type uses, for its log."""
+    if not available():
+        return "The kernels in C were not built (is there a C compiler?); training takes longer without"
+    use, single = chosen(), dtype == torch.float32
+    names = [
+        name
+        for name, used in (
+            (f"BatchNorm ({use.isa})", use.batch_norm and dtype in _TYPES),
+            ("the gradient of a convolution's weights", use.conv_weight and single),
+            ("Winograd's convolution", use.winograd and single),
+        )
+        if used
+    ]
+    return f"Kernels in C: {', '.join(names) or 'none'}"
+
+
 def takes(*tensors: Tensor | None) -> bool:
-    """Whether the kernels were built and are for these tensors: on the CPU, of one type, float or double."""
+    """Whether BatchNorm's kernels are used, for these tensors: on the CPU, of one type, float or double."""
+    return _are_alike(*tensors) and available() and chosen().batch_norm
+
+
+def _are_alike(*tensors: Tensor | None) -> bool:
+    """On the CPU, of one type, float or double."""
     dtype = None
     for tensor in tensors:
         if tensor is not None:
             dtype = dtype or tensor.dtype
             if tensor.dtype != dtype or not tensor.is_cpu:
                 return False
-    return dtype in _TYPES and available()
+    return dtype in _TYPES
 
 
 def learns(*tensors: Tensor | None) -> bool:
@@ -142,29 +236,26 @@ def batch_norm_gradients(
 
 
 def conv_possible() -> bool:
-    """Whether the convolutions' kernels were built, and run on this processor."""
-    return _says("conv_possible")
+    """Whether the convolutions' kernels were built, and run on this processor with the chosen ISA."""
+    library = _library()
+    return available() and library is not None and _isa() != "default" and bool(library.imae_conv_possible())
 
 
 def conv_weight_wanted() -> bool:
-    """Whether they do, and torch has nothing better than `conv_weight_gradient` for this processor."""
-    return _says("conv_weight_wanted")
+    """Whether `conv_weight_gradient` is used: torch has nothing better here, or it is asked for."""
+    return available() and chosen().conv_weight
 
 
 def winograd_wanted() -> bool:
     """The same for `winograd` and its gradients."""
-    return _says("winograd_wanted")
-
-
-def _says(question: str) -> bool:
-    library = _library()
-    return available() and library is not None and bool(getattr(library, f"imae_{question}")())
+    return available() and chosen().winograd
 
 
 def takes_conv(x: Tensor, weight: Tensor) -> bool:
     """Whether the convolutions' kernels are for this bottom: on the CPU, float, channels last in memory."""
     return (
-        takes(x, weight)
+        _are_alike(x, weight)
+        and available()
         and x.dtype == torch.float32
         and x.numel() > 0
         and x.is_contiguous(memory_format=torch.channels_last)
@@ -284,11 +375,20 @@ def _check(x: Tensor, blob: Tensor, shape: Sequence[int], *values: Tensor | None
             raise ValueError(f"got {value.dtype} {tuple(value.shape)} for {x.shape[1]} channels of {x.dtype}")
 
 
-@cache
 def _function(name: str, dtype: torch.dtype | None = None) -> Callable[..., int]:
-    function: ctypes._NamedFuncPointer = getattr(
-        _library(), f"imae_{name}" if dtype is None else f"imae_{name}_{_TYPES[dtype]}"
-    )
+    """A convolution's kernel, or BatchNorm's for numbers of this type, in the chosen instructions."""
+    return _exported(name, f"imae_{name}" if dtype is None else f"imae_{name}_{_isa()}_{_TYPES[dtype]}")
+
+
+def _isa() -> str:
+    """Of BatchNorm's kernels, also where they are called though the environment says that none is used."""
+    isa = os.environ.get("IMAE_KERNELS_ISA") or "auto"
+    return _choose("batch_norm", isa, _library()).isa
+
+
+@cache
+def _exported(name: str, exported: str) -> Callable[..., int]:
+    function: ctypes._NamedFuncPointer = getattr(_library(), exported)
     function.argtypes = _ARGUMENTS[name]
     return function
 

@@ -1,5 +1,6 @@
 /* BatchNorm by the batch's statistics, Scale, a sum with another blob and ReLU in one; included once for each
-   REAL, NAME(x) being what its functions are called.
+   REAL and each ISA (kernels.c), TARGET standing before the inner loops, which the compiler makes vectors of, and
+   NAME(x) being what its functions are called.
 
    A blob is `rows` (N H W) times `channels` numbers. It is worked on in blocks that stay in the processor's
    cache, a block in spans of one or several rows, so that the inner loops are long: number j of a span
@@ -28,7 +29,7 @@ static inline REAL NAME(affine)(REAL x, REAL mean, REAL slope, REAL bias)
 }
 
 /* Adds up a block whose following block is at `next`: that is fetched while this one is in the cache. */
-CLONES static void NAME(add_squares)(const REAL *restrict x, const REAL *next, int64_t count, int64_t span,
+TARGET static void NAME(add_squares)(const REAL *restrict x, const REAL *next, int64_t count, int64_t span,
                                      const REAL *restrict near, REAL *restrict sums, REAL *restrict squares)
 {
     for (; count > 0; count -= span, x += span, next += span) {
@@ -43,7 +44,7 @@ CLONES static void NAME(add_squares)(const REAL *restrict x, const REAL *next, i
     }
 }
 
-CLONES static void NAME(add)(const REAL *restrict x, int64_t count, int64_t span, REAL *restrict sums)
+TARGET static void NAME(add)(const REAL *restrict x, int64_t count, int64_t span, REAL *restrict sums)
 {
     for (; count > 0; count -= span, x += span)
         for (int64_t j = 0, n = least(count, span); j < n; j++)
@@ -51,7 +52,7 @@ CLONES static void NAME(add)(const REAL *restrict x, int64_t count, int64_t span
 }
 
 /* Shortcut may be missing. Caffe's ReLU: what is not a number stays so. */
-CLONES static void NAME(transform)(const REAL *restrict x, const REAL *restrict shortcut, int64_t count,
+TARGET static void NAME(transform)(const REAL *restrict x, const REAL *restrict shortcut, int64_t count,
                                    int64_t span, const REAL *restrict mean, const REAL *restrict slope,
                                    const REAL *restrict bias, int relu, REAL *restrict top)
 {
@@ -69,7 +70,7 @@ CLONES static void NAME(transform)(const REAL *restrict x, const REAL *restrict 
 
 /* Adds up top_diff, and top_diff (x - mean). Where there is a ReLU, its gradient comes first: by its top, and
    is put into `masked`; or, where these are missing, by the top of `transform`, which is computed again. */
-CLONES static void NAME(add_gradients)(const REAL *restrict x, const REAL *restrict top,
+TARGET static void NAME(add_gradients)(const REAL *restrict x, const REAL *restrict top,
                                        const REAL *restrict top_diff, int64_t count, int64_t span,
                                        const REAL *restrict mean, const REAL *restrict slope,
                                        const REAL *restrict bias, int relu, REAL *restrict masked,
@@ -97,7 +98,7 @@ CLONES static void NAME(add_gradients)(const REAL *restrict x, const REAL *restr
 }
 
 /* With `relu` as there. */
-CLONES static void NAME(transform_gradients)(const REAL *restrict x, const REAL *restrict top_diff,
+TARGET static void NAME(transform_gradients)(const REAL *restrict x, const REAL *restrict top_diff,
                                              int64_t count, int64_t span, const REAL *restrict mean,
                                              const REAL *restrict slope, const REAL *restrict bias,
                                              const REAL *restrict offset, const REAL *restrict by_x, int relu,
