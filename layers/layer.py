@@ -28,6 +28,9 @@ Shape = tuple[int, ...]
 
 # Fields of LayerParameter with lower numbers (name, bottom, ...) are every layer's, the others some types'.
 FIRST_PARAMETER = 100
+# Caffe has no field of a higher number; what it does not know, it does not pass over.
+FIRST_OF_OURS = 1000
+OF_THE_FORK = ("caffe.LossParameter.lamda_p", "caffe.LossParameter.scale")
 
 
 class Layer(nn.Module):
@@ -38,6 +41,7 @@ class Layer(nn.Module):
 
     name, type   of the layer
     param        its LayerParameter, never changed
+    leftovers    its fields that are set and do nothing, as in Caffe; the net names them
     phase        TRAIN or TEST; the only switch of behaviour (torch's .training is not looked at)
     blobs        parameter blobs in Caffe's order
     random       the run's CaffeRandom; draws for fillers and masks come from it
@@ -61,8 +65,11 @@ class Layer(nn.Module):
     reads_bottom: bool = False
     auto_tops: ClassVar[bool] = False  # True: tops that the prototxt leaves out are made by the net
     # Fields of LayerParameter that the type looks at besides the one of its own name (or its base class's):
-    # "softmax_param", or "loss_param.ignore_label" for this one of it. A net that sets another is refused.
+    # "softmax_param", or "loss_param.ignore_label" for this one of it. Others are leftovers.
     reads: ClassVar[tuple[str, ...]] = ()
+    # Whether parts of a message in `reads` that it does not name are leftovers, too; False where Caffe lacks
+    # the type, so that nobody can say that they do nothing.
+    passes_over_parts: ClassVar[bool] = True
 
     random: CaffeRandom
     ranks: Ranks
@@ -76,7 +83,8 @@ class Layer(nn.Module):
         self.phase = param.phase
         self.blobs = nn.ParameterList()
         self.blob_shapes: list[Shape] = []
-        self._check_fields()
+        self.leftovers: list[str] = []
+        self._find_leftovers()
 
     def build(
         self,
@@ -190,8 +198,15 @@ class Layer(nn.Module):
         """A LayerError that names this layer."""
         return LayerError(self.param, message)
 
-    def _check_fields(self) -> None:
-        """LayerError for a field that is set and that this type does not look at. Caffe passes over it."""
+    def pass_over(self, field: str, instead: str = "") -> None:
+        """Note a field that is set and does nothing, as in Caffe; `instead`: what would do it."""
+        self.leftovers.append(f"{field} (write {instead})" if instead else field)
+
+    def _find_leftovers(self) -> None:
+        """Note the fields that are set and that this type does not look at.
+
+        LayerError for one that is not Caffe's: whoever wrote it meant something by it.
+        """
         own = {name.lower() for name in (self.type, *(base.__name__ for base in type(self).__mro__))}
         for field, value in self.param.ListFields():
             name = field.name
@@ -200,11 +215,14 @@ class Layer(nn.Module):
             if name.removesuffix("_param").replace("_", "") in own:
                 continue
             parts = {entry.partition(".")[2] for entry in self.reads if entry.startswith(f"{name}.")}
-            unread = [name]
+            unread = [(name, field)]
             if parts:
-                unread = [f"{name}.{part.name}" for part, _ in value.ListFields() if part.name not in parts]
-            if unread:
-                raise self.error(f"{self.type} does not look at {unread[0]}; remove it")
+                unread = [(f"{name}.{p.name}", p) for p, _ in value.ListFields() if p.name not in parts]
+            for path, descriptor in unread:
+                of_caffe = descriptor.number < FIRST_OF_OURS and descriptor.full_name not in OF_THE_FORK
+                if not of_caffe or (parts and not self.passes_over_parts):
+                    raise self.error(f"{self.type} does not look at {path}; remove it")
+                self.pass_over(path)
 
     def _check_count(self, what: str, got: int) -> None:
         exact = getattr(self, f"num_{what}s")

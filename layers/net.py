@@ -20,9 +20,10 @@ from imae.layers.debug_info import log_forward
 from imae.layers.layer import DataLayer, LabelReader, Layer, Shape
 from imae.layers.ranks import ALONE, Ranks
 from imae.layers.registry import layer_class
-from imae.prototxt import LayerParameter, NetParameter, ParamSpec
+from imae.prototxt import LayerParameter, NetParameter, ParamSpec, Phase
 from imae.prototxt.errors import LayerError
 from imae.prototxt.insert_splits import insert_splits
+from imae.prototxt.leftovers import report_leftovers
 from imae.prototxt.state import filter_by_state
 from imae.prototxt.text import to_text
 
@@ -141,6 +142,7 @@ class Net(nn.Module):
         self._layer_params: list[LayerParameter] = []
         for layer_param in self.param.layer:
             self._add_layer(layer_param)
+        self._report_leftovers()
         self._prune_backward()
         self.outputs = sorted(self._available, key=lambda name: name.encode())
         for name in self.outputs:
@@ -212,6 +214,12 @@ class Net(nn.Module):
         self.steps.append(
             Step(layer, run, tuple(param.bottom), tuple(tops), bottom_need_backward, need_backward)
         )
+
+    def _report_leftovers(self) -> None:
+        layers = [step.layer for step in self.steps]
+        found = [f"layer '{layer.name}' ({layer.type}): {', '.join(layer.leftovers)}"
+                 for layer in layers if layer.leftovers]  # fmt: skip
+        report_leftovers(logger, f"net '{self.name}' ({Phase.Name(self.phase)})", found, LayerError)
 
     def _append_bottom(self, param: LayerParameter, index: int) -> bool:
         bottom = param.bottom[index]

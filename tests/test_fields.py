@@ -1,4 +1,4 @@
-"""Every field of every parameter of every layer type does something, or is refused.
+"""Every field of every parameter of every layer type does something, or is said to do nothing, or is refused.
 
 For each type there is a layer that works, in CASES. In it each field of the schema but those that every layer
 has (name, bottom, ...) is set to other values: the layer must then do something else, or refuse the field by
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -29,16 +30,22 @@ from numpy.typing import NDArray
 from single_layer import build, normal, refused
 from torch import Tensor
 
+import imae.pycaffe as caffe
+from imae.converters.caffemodel import save_caffemodel
 from imae.layers.blob import blob_from_array
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.base_data import PrefetchingLayer
 from imae.layers.data.datum import datum_from_array
 from imae.layers.data.memory_data import MemoryData
 from imae.layers.layer import FIRST_PARAMETER
+from imae.layers.net import Net
 from imae.layers.registry import layer_class, layer_types
 from imae.layers.vision.conv import Convolution
 from imae.prototxt import Datum, LayerParameter
 from imae.prototxt.errors import ImaeError
+from imae.prototxt.leftovers import strict_fields
+from imae.prototxt.text import parse_net
+from imae.train.main import main
 
 
 class Case(NamedTuple):
@@ -54,11 +61,14 @@ class Change(NamedTuple):
 
     given     other fields that must be set for that; None takes one out
     refusal   what the error says where the layer looks at the field only to refuse it, or these values of it
+    leftover  Caffe passes over the field, of a message that the layer reads otherwise: it does nothing, and
+              the layer says so
     """
 
     values: list[Any]
     given: Mapping[str, Any] = MappingProxyType({})
     refusal: str | None = None
+    leftover: bool = False
 
 
 X, ROWS = normal(2, 3, 4, 6), normal(4, 6)
@@ -139,7 +149,7 @@ SHARED = {
     "LSTM RNN": "recurrent_param",
     "Data": "transform_param data_order_param",
     "ImageData WindowData": "transform_param data_param.prefetch",
-    "HDF5Data DummyData": "transform_param",
+    "HDF5Data": "transform_param",
     "MemoryData": "transform_param.scale transform_param.mirror transform_param.crop_size "
                   "transform_param.mean_file transform_param.mean_value transform_param.exclude_last_crop",
     "SoftmaxWithLoss DMLoss GCELoss IMAELoss MAELoss MSELoss": f"softmax_param {NORMALIZED}",
@@ -198,26 +208,27 @@ CHANGES = {
     "Data transform_param.force_color": Change([True], {"data_param.source": "gray_db"}),
     "Data transform_param.force_gray": Change([True], {"data_param.source": "colour_db"}),
     "HDF5Data transform_param": Change([], refusal="HDF5Data does not transform data."),
-    "ImageData transform_param.force_color": Change([], refusal="force_color and force_gray are for Data"),
-    "ImageData transform_param.force_gray": Change([], refusal="force_color and force_gray are for Data"),
+    "ImageData transform_param.force_color": Change([], leftover=True),
+    "ImageData transform_param.force_gray": Change([], leftover=True),
     "MemoryData transform_param.crop_size": Change([9], {"memory_data_param.width": 9}),
     "MemoryData transform_param.exclude_last_crop": Change(
         [True], {"transform_param.crop_size": 9, "memory_data_param.width": 9}
     ),
-    "WindowData transform_param.scale": Change([], refusal="transform_param.scale has no effect here"),
+    "WindowData transform_param.scale": Change([], leftover=True),
     "WindowData transform_param.exclude_last_crop": Change(
         [], refusal="exclude_last_crop has no effect here"
     ),
-    "WindowData transform_param.force_color": Change([], refusal="force_color and force_gray have no effect"),
-    "WindowData transform_param.force_gray": Change([], refusal="force_color and force_gray have no effect"),
+    "WindowData transform_param.force_color": Change([], leftover=True),
+    "WindowData transform_param.force_gray": Change([], leftover=True),
+    "Data data_param.rand_skip": Change([1], leftover=True),
     **within("data_param", {
         "source": Change(["other_db"]),
         "backend": Change(["LEVELDB"], refusal="Failed to open leveldb db"),
-        "scale": Change([], refusal="scale has no effect here"),
-        "mean_file": Change([], refusal="mean_file has no effect here"),
-        "crop_size": Change([], refusal="crop_size has no effect here"),
-        "mirror": Change([], refusal="mirror has no effect here"),
-        "force_encoded_color": Change([], refusal="force_encoded_color has no effect here"),
+        "scale": Change([], leftover=True),
+        "mean_file": Change([], leftover=True),
+        "crop_size": Change([], leftover=True),
+        "mirror": Change([], leftover=True),
+        "force_encoded_color": Change([], leftover=True),
     }),
     "hdf5_data_param.source": Change(["hdf5_b"]),
     **within("image_data_param", {
@@ -227,10 +238,10 @@ CHANGES = {
         "new_height": Change([6], OTHER_SIZE),
         "new_width": Change([6], OTHER_SIZE),
         "root_folder": Change(["sub/"]),
-        "scale": Change([], refusal="scale has no effect here"),
-        "mean_file": Change([], refusal="mean_file has no effect here"),
-        "crop_size": Change([], refusal="crop_size has no effect here"),
-        "mirror": Change([], refusal="mirror has no effect here"),
+        "scale": Change([], leftover=True),
+        "mean_file": Change([], leftover=True),
+        "crop_size": Change([], leftover=True),
+        "mirror": Change([], leftover=True),
     }),
     **within("window_data_param", {
         "source": Change(["other_windows"]),
@@ -238,9 +249,9 @@ CHANGES = {
         "bg_threshold": Change([0.2]),
         "crop_mode": Change(["square"]),
         "root_folder": Change(["sub/"]),
-        "mean_file": Change([], refusal="mean_file has no effect here"),
-        "crop_size": Change([], refusal="crop_size has no effect here"),
-        "mirror": Change([], refusal="mirror has no effect here"),
+        "mean_file": Change([], leftover=True),
+        "crop_size": Change([], leftover=True),
+        "mirror": Change([], leftover=True),
     }),
     **within("dummy_data_param", {
         "shape.dim": Change([[2, 4]]),
@@ -261,7 +272,7 @@ CHANGES = {
         "axis": Change([2]),
     }),
     **{
-        f"Im2col convolution_param.{name}": Change([], refusal=f"{name} means nothing to Im2col")
+        f"Im2col convolution_param.{name}": Change([], leftover=True)
         for name in ("num_output", "bias_term", "group", "weight_filler", "bias_filler")
     },
     **within("pooling_param", {
@@ -272,7 +283,7 @@ CHANGES = {
     }),
     "spp_param.pool": Change(["AVE"]),
     "crop_param.offset": Change([[1], [1, 2]]),
-    "recurrent_param.debug_info": Change([True], refusal="debug_info does nothing here"),
+    "recurrent_param.debug_info": Change([True], leftover=True),
     "recurrent_param.expose_hidden": Change([True], refusal="bottom blob(s) as input"),
     "dropout_param.dropout_ratio": Change([0.25]),
     "embed_param.input_dim": Change([6]),
@@ -308,8 +319,6 @@ ACCEPTED = {
     "data_param.prefetch": "how far the data run ahead",
     "window_data_param.cache_images": "memory for time",
     "python_param.share_in_parallel": "there is one process",
-    "Data data_param.rand_skip": "does nothing in Caffe 1.0 either; a warning says so",
-    "DummyData transform_param": "a net of Caffe's own tests has it; a warning says so",
 }
 
 
@@ -415,7 +424,7 @@ def change_of(type_name: str, path: str) -> Change:
     if change.values:
         return change
     message = path.rpartition(".")[0]
-    if message.endswith("filler") and change.refusal is None:
+    if message.endswith("filler") and change.refusal is None and not change.leftover:
         return within(message, FILLER)[path]
     values: list[Any] = ["other"]
     if field.enum_type is not None:
@@ -521,11 +530,26 @@ def looks_at(type_name: str, path: str) -> bool:
 def is_unread(param: LayerParameter, path: str) -> bool:
     """Whether the type says that it does not look at the field, in so many words."""
     try:
-        layer_class(param.type)(param)
+        leftovers = layer_class(param.type)(param).leftovers
     except ImaeError as error:
         words = f"layer 'it' ({param.type}): {param.type} does not look at "
-        return str(error) in [f"{words}{prefix}; remove it" for prefix in prefixes(path)]
-    return False
+        return str(error) in [f"{words}{prefix}; remove it" for prefix in prefixes(path)
+                              if ours(prefix) or param.type in PLUGINS]  # fmt: skip
+    named = {leftover.partition(" (")[0] for leftover in leftovers}
+    return not named.isdisjoint(prefixes(path))
+
+
+# Types that Caffe lacks: of messages that they read in part, the other parts are refused.
+PLUGINS = ("ExtractProb", "UnifiedWeightLoss", "WeightedSoftmaxWithLoss")
+
+
+def ours(path: str) -> bool:
+    """Whether Caffe's schema lacks the field or message."""
+    message: Any = LayerParameter.DESCRIPTOR
+    for name in path.split("."):
+        field = message.fields_by_name[name]
+        message = field.message_type
+    return field.number >= 1000 or path in ("loss_param.lamda_p", "loss_param.scale")
 
 
 @pytest.mark.parametrize("type_name", layer_types())
@@ -536,8 +560,9 @@ def test_every_field_does_something_or_is_refused(type_name: str) -> None:
         for value in change.values:
             param = make(type_name, {**change.given, path: value})
             what = f"{path}: {value}"
-            assert is_unread(param, path) != looks_at(type_name, path), what
-            if is_unread(param, path):
+            unread = is_unread(param, path)
+            assert unread != looks_at(type_name, path) or change.leftover, what
+            if unread and not change.leftover:
                 continue
             if change.refusal is not None:
                 with pytest.raises(ImaeError, match=re.escape(change.refusal)):
@@ -547,7 +572,10 @@ def test_every_field_does_something_or_is_refused(type_name: str) -> None:
             if surroundings not in plain:
                 plain[surroundings] = observe(make(type_name, change.given))
             does_nothing = equal(observe(param), plain[surroundings])
-            if find(ACCEPTED, type_name, path) or FIELDS[path].name in ACCEPTED:
+            if change.leftover:
+                assert unread, f"{what} has no effect; say so"
+                assert does_nothing, f"{what} has an effect"
+            elif find(ACCEPTED, type_name, path) or FIELDS[path].name in ACCEPTED:
                 assert does_nothing, f"{what} has an effect; take it out of ACCEPTED"
             else:
                 assert not does_nothing, f"{what} has no effect; honour it, or refuse it"
@@ -572,10 +600,19 @@ def test_the_tables_name_fields_of_the_schema() -> None:
 
 
 def test_a_field_that_a_type_does_not_look_at_is_named() -> None:
-    with refused("layer 'it' (Convolution): Convolution does not look at relu_param; remove it"):
-        build('type: "Convolution" relu_param { negative_slope: 0.1 }', (1, 2, 3, 3))
-    with refused("layer 'it' (ImageData): ImageData does not look at data_param.source; remove it"):
-        build('type: "ImageData" data_param { prefetch: 2 source: "db" }')
+    layer = build('type: "Softmax" relu_param { negative_slope: 0.1 }', (1, 2, 3, 3))
+    assert layer.leftovers == ["relu_param"]
+    layer = layer_class("ImageData")(make("ImageData", {"data_param.prefetch": 2, "data_param.source": "db"}))
+    assert layer.leftovers == ["data_param.source"]
+    layer = layer_class("Data")(make("Data", {"data_param.mirror": True}))
+    assert layer.leftovers == ["data_param.mirror (write transform_param { mirror: ... })"]
+
+
+def test_a_field_that_caffe_does_not_know_is_refused() -> None:
+    with refused("layer 'it' (ImageData): ImageData does not look at data_order_param; remove it"):
+        build('type: "ImageData" data_order_param { order: SHUFFLED }')
+    with refused("layer 'it' (MemoryData): MemoryData does not look at imae_loss_param; remove it"):
+        build('type: "MemoryData" imae_loss_param {}')
 
 
 def test_a_type_looks_at_the_fields_of_the_type_that_it_is_made_from() -> None:
@@ -586,22 +623,83 @@ def test_a_type_looks_at_the_fields_of_the_type_that_it_is_made_from() -> None:
     param.type = "Depthwise"
     assert Depthwise(param).build([tuple(X.shape)], CaffeRandom(1)) == [(2, 6, 3, 5)]
     param.pooling_param.SetInParent()
-    with refused("Depthwise does not look at pooling_param; remove it"):
-        Depthwise(param)
+    assert Depthwise(param).leftovers == ["pooling_param"]
+
+
+NET = """
+    name: "net" force_backward: true
+    layer { name: "data" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } }
+            transform_param { scale: 0.1 } }
+    layer { name: "cat" type: "Concat" bottom: "x" top: "y" concat_param { axis: 0 } scale_param { axis: 2 } }
+    layer { name: "prob" type: "Softmax" bottom: "y" top: "prob"
+            relu_param {} loss_param { normalize: true } }
+"""
+FOUND = ("layer 'data' (Input): transform_param; layer 'cat' (Concat): scale_param; "
+         "layer 'prob' (Softmax): loss_param, relu_param")  # fmt: skip
+
+
+def test_one_warning_of_a_net_lists_all_that_do_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    net = Net(parse_net(NET))
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"net 'net' (TEST): these fields do nothing, as in Caffe: {FOUND}"
+    ]
+    x = normal(2, 3)
+    assert equal(net({"x": x})["prob"], torch.softmax(x, 1))
+
+
+def test_a_net_without_such_fields_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    Net(parse_net(re.sub(r"(transform|scale|relu|loss)_param \{.*?\}", "", NET)))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_strict_makes_an_error_of_them() -> None:
+    want = f"net 'net' (TEST): these fields do nothing: {FOUND}; remove them, or leave --strict out"
+    with strict_fields(), refused(want):
+        Net(parse_net(NET))
+    with strict_fields(False):
+        Net(parse_net(NET))
+    with strict_fields(), strict_fields(False), refused(want):
+        Net(parse_net(NET))
 
 
 @pytest.mark.parametrize(
-    ("type_name", "field", "value"),
-    [("DummyData", "transform_param.scale", 2), ("Data", "data_param.rand_skip", 1)],
-)
-def test_a_mistake_that_caffe_passes_over_is_logged(
-    type_name: str, field: str, value: int, caplog: pytest.LogCaptureFixture
+    "command",
+    ["train --solver solver.prototxt", "test --model net.prototxt --weights w.caffemodel",
+     "time --model net.prototxt --iterations 1",
+     "export --model net.prototxt --weights w.caffemodel --output out.onnx",
+     "extract-features w.caffemodel net.prototxt prob out.lmdb 1 lmdb"],
+)  # fmt: skip
+def test_commands_take_strict(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    observe(make(type_name, {field: value}))
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    name = "rand_skip" if type_name == "Data" else "transform_param"
-    assert len(said) == 1
-    assert said[0].startswith(f"layer 'it' ({type_name}): {name} has no effect")
+    monkeypatch.chdir(tmp_path)
+    text = """name: "net"
+        layer { name: "data" type: "DummyData" top: "x" dummy_data_param { shape { dim: 1 dim: 3 } }
+                transform_param { scale: 2 } }
+        layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 2 } }
+        layer { name: "prob" type: "Softmax" bottom: "y" top: "prob" loss_param { normalize: true } }"""
+    Path("net.prototxt").write_text(text)
+    Path("solver.prototxt").write_text('net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" max_iter: 1')
+    save_caffemodel(Net(parse_net(text)), "w.caffemodel")
+    assert main(command.split()) == 0
+    assert "these fields do nothing, as in Caffe: layer" in capsys.readouterr().err
+    for path in tmp_path.glob("out*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert main([*command.split(), "--strict"]) == 2
+    assert "layer 'prob' (Softmax): loss_param; remove them, or leave --strict out" in capsys.readouterr().err
+
+
+def test_pycaffe_takes_strict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.prototxt").write_text(NET)
+    Path("solver.prototxt").write_text('net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed"')
+    assert list(caffe.Net("net.prototxt", caffe.TEST).blobs) == ["x", "y", "prob"]
+    with refused("leave --strict out"):
+        caffe.Net("net.prototxt", caffe.TEST, strict=True)
+    caffe.SGDSolver("solver.prototxt")
+    for make_solver in (caffe.SGDSolver, caffe.get_solver):
+        with refused("leave --strict out"):
+            make_solver("solver.prototxt", strict=True)
 
 
 def test_blobs_of_a_prototxt_are_counted() -> None:

@@ -287,10 +287,11 @@ def test_refuse_gradient_goes_by_propagate_down_where_it_is_given() -> None:
 @pytest.mark.parametrize(
     "type_name", ["EuclideanLoss", "HingeLoss", "MultinomialLogisticLoss", "ContrastiveLoss"]
 )
-def test_losses_without_loss_param_refuse_it(type_name: str) -> None:
+def test_losses_without_loss_param_pass_over_it(type_name: str) -> None:
     shapes = [(2, 3), (2, 3), (2,)][: 3 if type_name == "ContrastiveLoss" else 2]
-    with refused(f"{type_name} does not look at loss_param; remove it"):
-        build(f'type: "{type_name}" loss_param {{ ignore_label: 1 }}', *shapes)
+    shapes[-1] = (2,) if type_name != "EuclideanLoss" else (2, 3)
+    layer = build(f'type: "{type_name}" loss_param {{ ignore_label: 1 }}', *shapes)
+    assert layer.leftovers == ["loss_param"]
 
 
 # -- EuclideanLoss -------------------------------------------------------------------------------------------
@@ -544,8 +545,8 @@ def test_infogain_loss_raises_the_probability_to_its_own_threshold() -> None:
 def test_infogain_loss_refuses() -> None:
     with refused("Infogain matrix source must be specified."):
         build('type: "InfogainLoss"', (5, 3), (5,))
-    with refused("the matrix is given twice, by bottom[2] and by infogain_loss_param.source"):
-        build('type: "InfogainLoss" infogain_loss_param { source: "H" }', (5, 3), (5,), (3, 3))
+    layer = build('type: "InfogainLoss" infogain_loss_param { source: "no_such_file" }', (5, 3), (5,), (3, 3))
+    assert layer.leftovers == ["infogain_loss_param.source"]  # the bottom counts
     with pytest.raises(PrototxtError, match="no_such_file: no such file"):
         build('type: "InfogainLoss" infogain_loss_param { source: "no_such_file" }', (5, 3), (5,))
     with refused('normalize is deprecated. use "normalization"'):

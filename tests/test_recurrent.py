@@ -156,8 +156,6 @@ def test_any_memory_layout_and_dtype(kind: str) -> None:
 
 
 REFUSED = [
-    (recurrent("LSTM", "debug_info: true"), [(T, N, 4), (T, N)],
-     "recurrent_param.debug_info does nothing here; remove it"),
     ('type: "LSTM"', [(T, N, 4), (T, N)], "num_output must be positive; got 0"),
     (recurrent("LSTM", bottoms=4), [(T, N, 4), (T, N), (N, 2), (N, 2)],
      "LSTM Layer takes 2 or 3 bottom blob(s) as input.; got 4"),

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import torch
 
 from imae.converters.caffemodel import add_dialect_option
-from imae.converters.net_options import level
+from imae.converters.net_options import add_strict_option, level
 from imae.layers import native
 from imae.prototxt import SolverParameter
 from imae.prototxt.errors import DeviceError, ImaeError, PrototxtError
@@ -99,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="on a GPU: draw dropout masks (and the pixels of stochastic pooling) from Caffe's random "
         "stream, or let the device draw its own, which is faster (device)",
     )
+    add_strict_option(parser)
     add_double_option(parser)
     add_precision_option(parser)
     add_launch_options(parser)
