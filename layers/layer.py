@@ -7,7 +7,7 @@ autograd's, or a `torch.autograd.Function` where Caffe's gradient is not the der
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -70,6 +70,11 @@ class Layer(nn.Module):
     # Whether parts of a message in `reads` that it does not name are leftovers, too; False where Caffe lacks
     # the type, so that nobody can say that they do nothing.
     passes_over_parts: ClassVar[bool] = True
+
+    # Set by the net: which bottoms get a gradient. Caffe asks for that of an ArgMax, too, who sends none.
+    bottom_need_backward: tuple[bool, ...] = ()
+    # Set by a forward pass: the error that its backward pass has to be, if there will be one.
+    refusal: LayerError | None = None
 
     random: CaffeRandom
     ranks: Ranks
@@ -137,6 +142,16 @@ class Layer(nn.Module):
     # A type names its bottoms; nn.Module's forward is typed as loosely.
     forward: Callable[..., Any]
     """Compute the tops from the bottoms: a tensor, or a tuple of them. Bottoms are never written to."""
+
+    def __call__(self, *bottoms: Tensor) -> Any:
+        """The tops, from `forward`."""
+        tops = super().__call__(*bottoms)
+        if self.refusal is None:
+            return tops
+        refusal, self.refusal = self.refusal, None
+        if isinstance(tops, Tensor):
+            return _refused(tops, bottoms, refusal)
+        return tuple(_refused(top, bottoms, refusal) for top in tops)
 
     @property
     def capturable(self) -> bool:
@@ -239,6 +254,24 @@ class Layer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.name!r}, {', '.join(self.param.bottom)} -> {', '.join(self.param.top)}"
+
+
+def _refused(top: Tensor, bottoms: Sequence[Tensor], refusal: LayerError) -> Tensor:
+    """The top, whose backward pass is this error, whoever asks for it."""
+    asks = torch.zeros((), device=top.device, requires_grad=True)  # where no bottom does
+    refused: Tensor = _Refused.apply(refusal, top, asks, *bottoms)  # type: ignore[no-untyped-call]  # torch's
+    return refused
+
+
+class _Refused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, refusal: LayerError, top: Tensor, *asking: Tensor) -> Tensor:
+        ctx.refusal = refusal
+        return top.view_as(top)
+
+    @staticmethod
+    def backward(ctx: Any, top_diff: Tensor) -> NoReturn:
+        raise ctx.refusal
 
 
 class DataLayer(Layer):

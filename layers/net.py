@@ -358,6 +358,10 @@ class Net(nn.Module):
 
     def _finish_steps(self) -> None:
         for step in self.steps:
+            if step.need_backward:
+                step.layer.bottom_need_backward = tuple(step.bottom_need_backward)
+            else:
+                step.layer.bottom_need_backward = (False,) * len(step.bottoms)
             if step.layer.param.propagate_down:
                 step.detach = tuple(not need for need in step.bottom_need_backward)
         last_in_place: dict[str, int] = {}  # the last step that overwrites a blob
