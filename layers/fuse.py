@@ -346,7 +346,19 @@ class _Plan:
             if index in self._joined:
                 joined = self._joined[index]
                 bottoms, detach = self._outer_bottoms(joined.members)
-                result.append(Step(joined.layer, joined.run, bottoms, step.tops, detach=detach))
+                members = tuple(self._steps[member] for member in joined.members)
+                shapes = [self._net.blob_shapes[name] for name in bottoms]
+                result.append(
+                    Step(
+                        joined.layer,
+                        joined.run,
+                        bottoms,
+                        step.tops,
+                        detach=detach,
+                        members=members,
+                        shapes=shapes,
+                    )
+                )
             elif index not in self._gone:
                 result.append(copy.copy(step))
         mark_frees(result)

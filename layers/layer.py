@@ -6,7 +6,8 @@ autograd's, or a `torch.autograd.Function` where Caffe's gradient is not the der
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
@@ -31,6 +32,12 @@ FIRST_PARAMETER = 100
 # Caffe has no field of a higher number; what it does not know, it does not pass over.
 FIRST_OF_OURS = 1000
 OF_THE_FORK = ("caffe.LossParameter.lamda_p", "caffe.LossParameter.scale")
+
+
+def shape_string(shape: Iterable[int]) -> str:
+    """A shape as Caffe prints it: `99 12 8 8 (76032)`."""
+    dims = list(shape)
+    return "".join(f"{d} " for d in dims) + f"({math.prod(dims)})"
 
 
 class Layer(nn.Module):
@@ -127,10 +134,23 @@ class Layer(nn.Module):
         """Shapes of the tops for bottoms of these shapes; by default all like bottom[0]."""
         return [tuple(bottom_shapes[0])] * len(self.param.top)
 
+    def reshape(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        """The tops' shapes for bottoms of other shapes than in the last pass; LayerError if they do not fit.
+
+        Caffe calls Reshape before every Forward; here a net's step does, where a shape has changed.
+        """
+        return self.checked_top_shapes(bottom_shapes)
+
     def checked_top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         """`top_shapes`, refusing sizes that cannot be."""
         shapes = [tuple(int(d) for d in shape) for shape in self.top_shapes(bottom_shapes)]
+        given = dict(zip(self.param.bottom, bottom_shapes, strict=False))
         for top, shape in zip(self.param.top, shapes, strict=False):
+            if top in given and shape != (was := tuple(given[top])):
+                raise self.error(
+                    f"blob '{top}' is bottom and top, and its shape would change from {shape_string(was)} to "
+                    f"{shape_string(shape)}; give the top a name of its own"
+                )
             if any(d < 0 for d in shape):
                 raise self.error(
                     f"top {top!r} would have the shape {shape}; bottoms are {list(bottom_shapes)}"
@@ -328,12 +348,13 @@ class LossLayer(Layer):
     auto_tops = True
     deployed = False
 
-    def setup(self, bottom_shapes: Sequence[Shape]) -> None:
+    def checked_top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         if bottom_shapes[0][:1] != bottom_shapes[1][:1]:
             raise self.error(
                 "The data and label should have the same first dimension; "
                 f"got data {bottom_shapes[0]} and label {bottom_shapes[1]}"
             )
+        return super().checked_top_shapes(bottom_shapes)
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         return [()]

@@ -7,7 +7,7 @@ The plain net here is the reference. `plan` is what `forward` executes; faster p
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data_resources import DataResources
 from imae.layers.debug_info import log_forward
-from imae.layers.layer import DataLayer, LabelReader, Layer, Shape
+from imae.layers.layer import DataLayer, LabelReader, Layer, Shape, shape_string
 from imae.layers.ranks import ALONE, Ranks
 from imae.layers.registry import layer_class
 from imae.prototxt import LayerParameter, NetParameter, ParamSpec, Phase
@@ -39,6 +39,8 @@ class Step:
     detach                bottoms through which autograd must not reach further down
     frees                 blobs that nobody reads after this step
     overwritten           whether in-place layers change the memory that this step's backward pass reads
+    members               the steps for which this one stands, in order, where it stands for several
+    shapes                those of the bottoms that were checked last
     """
 
     layer: Layer
@@ -50,6 +52,19 @@ class Step:
     detach: tuple[bool, ...] = ()
     frees: tuple[str, ...] = ()
     overwritten: bool = False
+    members: tuple[Step, ...] = ()
+    shapes: list[Shape] = field(default_factory=list)
+
+    def check(self, bottoms: Sequence[Tensor]) -> None:
+        """LayerError for bottoms that do not fit. No more than a comparison while their shapes stay."""
+        shapes: list[Shape] = [bottom.shape for bottom in bottoms]
+        if shapes == self.shapes:
+            return
+        known = dict(zip(self.bottoms, shapes, strict=True))
+        for step in self.members or (self,):
+            tops = step.layer.reshape([tuple(known[name]) for name in step.bottoms])
+            known.update(zip(step.tops, tops, strict=False))
+        self.shapes = shapes
 
 
 class Memory:
@@ -194,12 +209,6 @@ class Net(nn.Module):
         _log("net.cpp:124", f"Setting up {param.name}")
         weights = self._loss_weights(layer, len(tops))
         for top, shape, weight in zip(tops, shapes, weights, strict=True):
-            if top in param.bottom and shape != (was := self.blob_shapes[top]):
-                raise LayerError(
-                    param,
-                    f"blob '{top}' is bottom and top, and its shape would change from {shape_string(was)} to "
-                    f"{shape_string(shape)}; give the top a name of its own",
-                )
             self.blob_shapes[top] = shape
             if weight:
                 self.loss_weights[top] = weight
@@ -212,7 +221,15 @@ class Net(nn.Module):
         self._layer_params.append(param)
         run = partial(_next_tops, layer, self.dtype) if isinstance(layer, DataLayer) else layer
         self.steps.append(
-            Step(layer, run, tuple(param.bottom), tuple(tops), bottom_need_backward, need_backward)
+            Step(
+                layer,
+                run,
+                tuple(param.bottom),
+                tuple(tops),
+                bottom_need_backward,
+                need_backward,
+                shapes=bottom_shapes,
+            )
         )
 
     def _report_leftovers(self) -> None:
@@ -456,6 +473,7 @@ class Net(nn.Module):
     def _run_step(self, step: Step, values: dict[str, Tensor], memory: dict[str, Tensor | None]) -> None:
         """Put the step's tops into `values`, and into `memory` those that lie where a backward pass reads."""
         args = [values[name] for name in step.bottoms]
+        step.check(args)
         if step.detach:
             args = [a.detach() if cut else a for a, cut in zip(args, step.detach, strict=True)]
         if step.overwritten and torch.is_grad_enabled():
@@ -500,15 +518,6 @@ def mark_frees(steps: list[Step]) -> None:
     last_reader = {bottom: index for index, step in enumerate(steps) for bottom in step.bottoms}
     for index, step in enumerate(steps):
         step.frees = tuple(b for b in {*step.bottoms}.difference(step.tops) if last_reader[b] == index)
-
-
-def shape_string(shape: Iterable[int]) -> str:
-    """A shape as Caffe prints it: `99 12 8 8 (76032)`."""
-    dims = list(shape)
-    count = 1
-    for d in dims:
-        count *= d
-    return "".join(f"{d} " for d in dims) + f"({count})"
 
 
 def _log(source: str, message: str) -> None:

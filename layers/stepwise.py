@@ -110,6 +110,7 @@ class Stepwise:
             data = self.blobs[name].data
             bottom = data.clone() if name in step.tops else data.detach()
             bottoms.append(bottom.requires_grad_(need))
+        step.check(bottoms)
         with torch.set_grad_enabled(step.need_backward):
             if step.overwritten:
                 memory = self.blobs[step.tops[0]]

@@ -47,6 +47,8 @@ class LRN(Layer):
         return [shape]
 
     def forward(self, x: Tensor) -> Tensor:
+        if not x.numel():
+            return x.clone()
         if self.within_channel:  # Caffe: k is not used here, it is 1
             energy = F.avg_pool2d(x * x, self.size, stride=1, padding=self.size // 2)
             return x * (1 + self.alpha * energy) ** -self.beta

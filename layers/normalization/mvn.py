@@ -46,7 +46,8 @@ class MVN(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         shape = self.top_shapes([tuple(x.shape)])[0]
-        rows = x.reshape(shape[0], 1 if self.across_channels else shape[1], -1)
+        first = 1 if self.across_channels else 2
+        rows = x.reshape(shape[0], prod(shape[1:first]), prod(shape[first:]))
         if self.normalize_variance:
             top: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 rows, self.eps

@@ -92,6 +92,8 @@ class Recurrent(Layer):
         x, cont = bottom_shapes[:2]
         if len(x) < 3:
             raise self.error(f"bottom[0] must be (#timesteps, #streams, ...); got {x}")
+        if not x[0]:
+            raise self.error(f"bottom[0] must have at least 1 time step; got {x}")
         if x[0] != self.steps:
             raise self.error(f"input number of timesteps changed; got {x[0]}, it was built for {self.steps}")
         if cont != x[:2]:

@@ -228,6 +228,9 @@ class Python(Layer):
             raise self.error("add_blob was called too late, the net has its parameters; call it in setup")
         return [blob.shape for blob in self.top_blobs]
 
+    def reshape(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        return []  # the forward pass calls the user's reshape, as Caffe does
+
     @property
     def capturable(self) -> bool:
         return False

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imae.layers.layer import Layer, Shape
-from imae.layers.net import shape_string
+from imae.layers.layer import Layer, Shape, shape_string
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter

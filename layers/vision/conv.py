@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imae.layers.layer import Layer, Shape
-from imae.layers.net import shape_string
+from imae.layers.layer import Layer, Shape, shape_string
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
@@ -166,7 +165,7 @@ class BaseConvolution(Layer):
                 )
         sizes = first[axis + 1 :]
         new_sizes = windows.spread(sizes) if self.reverse else windows.counts(sizes)
-        if any(size < 1 for size in new_sizes):
+        if any(size < 1 for size in (*sizes, *new_sizes)):
             raise self.error(
                 f"nothing would be left of bottom {first}: the top's spatial sizes would be {new_sizes} with "
                 f"windows of {windows.extent}, stride {windows.stride}, pad {windows.pad}"
