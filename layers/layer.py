@@ -70,6 +70,9 @@ class Layer(nn.Module):
     # overwrite.
     reads_top: bool = False
     reads_bottom: bool = False
+    # What Caffe's passes, in place, overwrite before they have used it: the bottom's "data", so that the top
+    # is wrong, the top's "diff", so that the gradient is, or nothing (""). Here both are right.
+    spoils_in_place: str = ""
     auto_tops: ClassVar[bool] = False  # True: tops that the prototxt leaves out are made by the net
     # Fields of LayerParameter that the type looks at besides the one of its own name (or its base class's):
     # "softmax_param", or "loss_param.ignore_label" for this one of it. Others are leftovers.

@@ -387,6 +387,13 @@ class Net(nn.Module):
         for index, step in enumerate(self.steps):
             later = bool(step.tops) and last_in_place.get(step.tops[0], -1) > index
             step.overwritten = _is_overwritten(step, later)
+        spoilt = [f"'{step.layer.name}' ({step.layer.type})" for step in self.steps if _is_spoilt(step)]
+        if spoilt:
+            logger.warning(
+                "layer %s: in place, Caffe overwrites what it still needs; here values and gradients are as "
+                "if the top had a name of its own",
+                ", ".join(spoilt),
+            )
         mark_frees(self.steps)
 
     def _log_top(self, shape: Shape, weight: float) -> None:
@@ -510,7 +517,17 @@ def _next_tops(layer: DataLayer, dtype: torch.dtype) -> tuple[Tensor, ...]:
 def _is_overwritten(step: Step, later: bool) -> bool:
     """Whether what a step's backward pass reads in Caffe is overwritten in place, by it or a later step."""
     in_place = bool(step.tops) and step.tops[0] in step.bottoms
+    if in_place and step.layer.spoils_in_place:
+        return False
     return (step.layer.reads_top and later) or (step.layer.reads_bottom and in_place)
+
+
+def _is_spoilt(step: Step) -> bool:
+    """Whether Caffe, in place, would give a wrong top or gradient."""
+    in_place = not set(step.tops).isdisjoint(step.bottoms)
+    return in_place and (
+        step.layer.spoils_in_place == "data" or (step.layer.spoils_in_place == "diff" and step.need_backward)
+    )
 
 
 def mark_frees(steps: list[Step]) -> None:

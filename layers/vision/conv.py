@@ -107,6 +107,7 @@ class BaseConvolution(Layer):
     reverse: ClassVar[bool]  # Deconvolution: the weight leads from the bottom's channels to the top's
     operator: ClassVar[str]  # ONNX
     functions: ClassVar[tuple[Callable[..., Tensor], ...]]  # for 1, 2, 3 spatial axes
+    reads_bottom = True
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
@@ -130,8 +131,11 @@ class BaseConvolution(Layer):
                 f"Number of output should be multiples of group {self.group}.; got {self.num_output}"
             )
         ends = (shape[axis], self.num_output) if self.reverse else (self.num_output, shape[axis])
-        kernel = read_windows(self, spatial).kernel
+        windows = read_windows(self, spatial)
+        kernel = windows.kernel
         self.add_blob((ends[0], ends[1] // self.group, *kernel), convolution.weight_filler)
+        pixels = windows.kernel == windows.stride == (1,) * spatial and not any(windows.pad)
+        self.spoils_in_place = "data" if pixels else ""  # Caffe: else a window is copied before it is used
         if self.bias_term:
             self.add_blob((self.num_output,), convolution.bias_filler)
 

@@ -268,6 +268,7 @@ class PoolingMethod(Layer):
     method: str
     device_masks: bool = False
     on_cpu: bool = False
+    spoils_in_place = "data"
 
     @property
     def draws(self) -> bool:
