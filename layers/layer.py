@@ -70,6 +70,9 @@ class Layer(nn.Module):
     # overwrite.
     reads_top: bool = False
     reads_bottom: bool = False
+    # Caffe: whether the tops are bottom[0]'s memory under another shape, so that an in-place layer after this
+    # one overwrites bottom[0], too.
+    shares_memory: bool = False
     # What Caffe's passes, in place, overwrite before they have used it: the bottom's "data", so that the top
     # is wrong, the top's "diff", so that the gradient is, or nothing (""). Here both are right.
     spoils_in_place: str = ""

@@ -39,6 +39,7 @@ class Step:
     detach                bottoms through which autograd must not reach further down
     frees                 blobs that nobody reads after this step
     overwritten           whether in-place layers change the memory that this step's backward pass reads
+    memory                the blob that they leave there, under its last name
     members               the steps for which this one stands, in order, where it stands for several
     shapes                those of the bottoms that were checked last
     """
@@ -52,6 +53,7 @@ class Step:
     detach: tuple[bool, ...] = ()
     frees: tuple[str, ...] = ()
     overwritten: bool = False
+    memory: str = ""
     members: tuple[Step, ...] = ()
     shapes: list[Shape] = field(default_factory=list)
 
@@ -94,7 +96,9 @@ class Memory:
 
     def _saved(self, saved: Tensor) -> Tensor:
         now = self._read()
-        return saved if now is None or saved.data_ptr() not in self._places else now.detach().view_as(saved)
+        if now is None or saved.data_ptr() not in self._places:
+            return saved
+        return now.detach().reshape(saved.shape)
 
 
 class Net(nn.Module):
@@ -155,6 +159,7 @@ class Net(nn.Module):
         self._blob_need_backward: dict[str, bool] = {}
         self._memory = 0
         self._layer_params: list[LayerParameter] = []
+        self._shared: dict[str, str] = {}
         for layer_param in self.param.layer:
             self._add_layer(layer_param)
         self._report_leftovers()
@@ -381,12 +386,16 @@ class Net(nn.Module):
                 step.layer.bottom_need_backward = (False,) * len(step.bottoms)
             if step.layer.param.propagate_down:
                 step.detach = tuple(not need for need in step.bottom_need_backward)
-        last_in_place: dict[str, int] = {}  # the last step that overwrites a blob
+        last_in_place: dict[str, tuple[int, str]] = {}  # by memory: the last step to overwrite it, the blob
         for index, step in enumerate(self.steps):
-            last_in_place.update(dict.fromkeys({*step.tops}.intersection(step.bottoms), index))
+            if step.layer.shares_memory:
+                self._shared.update(dict.fromkeys(step.tops, self.memory_of(step.bottoms[0])))
+            for top in {*step.tops}.intersection(step.bottoms):
+                last_in_place[self.memory_of(top)] = index, top
         for index, step in enumerate(self.steps):
-            later = bool(step.tops) and last_in_place.get(step.tops[0], -1) > index
-            step.overwritten = _is_overwritten(step, later)
+            if step.tops:
+                last, step.memory = last_in_place.get(self.memory_of(step.tops[0]), (-1, step.tops[0]))
+                step.overwritten = _is_overwritten(step, last > index)
         spoilt = [f"'{step.layer.name}' ({step.layer.type})" for step in self.steps if _is_spoilt(step)]
         if spoilt:
             logger.warning(
@@ -395,6 +404,10 @@ class Net(nn.Module):
                 ", ".join(spoilt),
             )
         mark_frees(self.steps)
+
+    def memory_of(self, blob: str) -> str:
+        """The blob in whose memory this one lies, in Caffe: its own but where a layer hands memory on."""
+        return self._shared.get(blob, blob)
 
     def _log_top(self, shape: Shape, weight: float) -> None:
         count = 1
@@ -483,17 +496,18 @@ class Net(nn.Module):
         step.check(args)
         if step.detach:
             args = [a.detach() if cut else a for a, cut in zip(args, step.detach, strict=True)]
+        place = self.memory_of(step.tops[0]) if step.tops else ""
         if step.overwritten and torch.is_grad_enabled():
-            memory[step.tops[0]] = None
-            tops = Memory(partial(memory.get, step.tops[0])).run(step, args)
+            memory[place] = None
+            tops = Memory(partial(memory.get, place)).run(step, args)
         else:
             tops = step.run(*args)
         if isinstance(tops, Tensor):
             values[step.tops[0]] = tops
         else:
             values.update(zip(step.tops, tops, strict=True))
-        if step.tops and step.tops[0] in memory:
-            memory[step.tops[0]] = values[step.tops[0]]  # the last one to be put there stays
+        if place in memory:
+            memory[place] = values[step.tops[0]]  # the last one to be put there stays
 
     def loss(self, blobs: Mapping[str, Tensor]) -> Tensor:
         """Sum of loss_weight * top over all tops that have a loss weight, a scalar."""

@@ -113,7 +113,7 @@ class Stepwise:
         step.check(bottoms)
         with torch.set_grad_enabled(step.need_backward):
             if step.overwritten:
-                memory = self.blobs[step.tops[0]]
+                memory = self.blobs[step.memory]
                 result = Memory(lambda: memory.data).run(step, bottoms)
             else:
                 result = step.layer(*bottoms)

@@ -41,8 +41,8 @@ SPOILT = [
 ]
 
 
-def net_of(text: str, bottoms: str, top: str, after: str = "") -> Net:
-    """A layer behind inputs x and y, another that makes what it reads, and a loss that makes diffs differ."""
+def net_of(text: str, bottoms: str, top: str, after: str = "", end: str = "") -> Net:
+    """A layer, those that make what it reads, those `after` it, and a loss that makes diffs differ."""
     names = bottoms.split()
     shape = " ".join(f"dim: {size}" for size in SHAPE)
     inputs = " ".join(f'top: "{name}_in"' for name in names) + f" input_param {{ shape {{ {shape} }} }}"
@@ -53,7 +53,8 @@ def net_of(text: str, bottoms: str, top: str, after: str = "") -> Net:
     return Net(parse_net(f"""force_backward: true
         layer {{ name: "in" type: "Input" {inputs} }} {made}
         layer {{ name: "it" {text} {read} top: "{top}" }} {after}
-        layer {{ name: "square" type: "Power" bottom: "{top}" top: "square" power_param {{ power: 2 }} }}
+        layer {{ name: "square" type: "Power" bottom: "{end or top}" top: "square"
+                 power_param {{ power: 2 }} }}
         layer {{ name: "sum" type: "Reduction" bottom: "square" top: "loss" loss_weight: 1 }}"""
     ), CaffeRandom(1))  # fmt: skip
 
@@ -138,3 +139,29 @@ def test_quotients_of_a_product_read_its_top_as_later_layers_have_left_it(way: s
     for got, bottom in zip(diffs, (x, y), strict=True):
         want = top / bottom * top_diff
         torch.testing.assert_close(got, want, rtol=RTOL, atol=ATOL)
+
+
+SHARING = {
+    "Flatten": 'type: "Flatten"',
+    "Reshape": 'type: "Reshape" reshape_param { shape { dim: 0 dim: -1 } }',
+    "Concat": 'type: "Concat"',
+    "Slice": 'type: "Slice"',
+    "Split": 'type: "Split"',
+}
+
+
+@pytest.mark.parametrize("way", ["plain", "fast", "stepwise"])
+@pytest.mark.parametrize("sharing", SHARING)
+def test_layers_that_hand_memory_on_do_not_hide_what_later_layers_write(sharing: str, way: str) -> None:
+    """Caffe: they call ShareData."""
+    after = f'''layer {{ name: "share" {SHARING[sharing]} bottom: "s" top: "f" }}
+        layer {{ name: "again" type: "Flatten" bottom: "f" top: "g" }}
+        layer {{ name: "later" type: "ReLU" bottom: "g" top: "g" relu_param {{ negative_slope: 0.5 }} }}
+        layer {{ name: "more" type: "Bias" bottom: "g" top: "g"
+                 bias_param {{ filler {{ value: -0.5 }} }} }}'''
+    diff = passes(net_of('type: "TanH"', "x", "s", after, end="g"), way)[1]
+    x = normal(*SHAPE)
+    memory = torch.tanh(x) * torch.where(x > 0, 1, 0.5) - 0.5
+    # ReLU reads, in place, what lies there, too.
+    top_diff = 2 * memory * torch.where(memory > 0, 1, 0.5)
+    torch.testing.assert_close(diff, top_diff * (1 - memory**2), rtol=RTOL, atol=ATOL)

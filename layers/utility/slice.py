@@ -27,6 +27,7 @@ class Slice(Layer):
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
+        self.shares_memory = len(param.top) == 1
         part = param.slice_param
         if part.HasField("axis") and part.HasField("slice_dim"):
             raise self.error("Either axis or slice_dim should be specified; not both.")
