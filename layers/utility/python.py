@@ -173,6 +173,7 @@ class PythonLayerBase:
 
     def __init__(self, param: LayerParameter) -> None:
         self.param_str = param.python_param.param_str
+        self.param_str_ = self.param_str  # as Caffe called it in 2015, when Fast R-CNN's layers were written
         self.phase = int(param.phase)
         self.blobs = BlobVector()
         for given in param.blobs:
