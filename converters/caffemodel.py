@@ -25,8 +25,8 @@ from torch import nn
 
 from imae.layers.blob import blob_from_array, exact_array_from_blob, single_or_double
 from imae.layers.hdf5_file import HDF5_ERRORS, DataSets
-from imae.layers.layer import Layer, LossLayer, Shape
-from imae.layers.net import Net, shape_string
+from imae.layers.layer import Layer, LossLayer, Shape, shape_string
+from imae.layers.net import Net
 from imae.prototxt import LayerParameter, NetParameter, ParamSpec
 from imae.prototxt.dialects import DIALECTS, read_net_dialect
 from imae.prototxt.errors import CaffemodelError, PrototxtError

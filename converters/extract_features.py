@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from imae.converters.caffemodel import add_dialect_option, load_caffemodel
 from imae.converters.lmdb_writer import BATCH, Record, open_new_lmdb, put_records
+from imae.converters.net_options import add_strict_option
 from imae.layers.net import Net
 from imae.prototxt import TEST, Datum, NetState
 from imae.prototxt.dialects import read_net_text
@@ -114,6 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("device", metavar="DEVICE_ID", nargs="?", default="0", help="the GPU (0)")
     add_dialect_option(parser)
+    add_strict_option(parser)
 
 
 def run(args: argparse.Namespace) -> None:

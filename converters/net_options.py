@@ -1,4 +1,4 @@
-"""The options with which a command builds a net from a prototxt: --phase, --level, --stage, --dialect."""
+"""The options with which a command builds a net: --phase, --level, --stage, --dialect, --strict."""
 
 from __future__ import annotations
 
@@ -24,6 +24,17 @@ def add_net_options(
     parser.add_argument("--level", type=level, default=0, help="the net's level (0)")
     parser.add_argument("--stage", default="", metavar="S[,S]", help="the net's stages")
     add_dialect_option(parser)
+    add_strict_option(parser)
+
+
+def add_strict_option(parser: argparse.ArgumentParser) -> None:
+    """--strict, which `main` hands on to all that the command does."""
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="make an error of fields of a net that do nothing, such as another type's; a warning lists them "
+        "otherwise",
+    )
 
 
 def level(text: str) -> int:

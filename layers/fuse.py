@@ -246,12 +246,12 @@ class _Joinable:
     """Which steps may run as one, in the place of the last: nobody misses what they pass among themselves."""
 
     def __init__(self, net: Net, keep: Collection[str]) -> None:
-        self._steps, self._keep = net.steps, keep
-        # By name of a blob, the first step whose backward pass reads what later layers leave in its memory.
+        self._net, self._steps, self._keep = net, net.steps, keep
+        # By memory of a blob, the first step whose backward pass reads what later layers leave there.
         self._read_from: dict[str, int] = {}
         for index, step in enumerate(net.steps):
             if step.overwritten:
-                self._read_from.setdefault(step.tops[0], index)
+                self._read_from.setdefault(net.memory_of(step.tops[0]), index)
         self._users: defaultdict[int, list[int]] = defaultdict(list)  # the steps that use a blob, by its id
         for index, step in enumerate(net.steps):
             for blob in step.layer.blobs:
@@ -259,7 +259,7 @@ class _Joinable:
 
     def read_earlier(self, name: str, index: int) -> bool:
         """Whether a step before `index` reads, in its backward pass, what is left in this blob's memory."""
-        return self._read_from.get(name, index) < index
+        return self._read_from.get(self._net.memory_of(name), index) < index
 
     def may_join(self, members: Sequence[int]) -> bool:
         first, last = members[0], members[-1]
@@ -346,7 +346,19 @@ class _Plan:
             if index in self._joined:
                 joined = self._joined[index]
                 bottoms, detach = self._outer_bottoms(joined.members)
-                result.append(Step(joined.layer, joined.run, bottoms, step.tops, detach=detach))
+                members = tuple(self._steps[member] for member in joined.members)
+                shapes = [self._net.blob_shapes[name] for name in bottoms]
+                result.append(
+                    Step(
+                        joined.layer,
+                        joined.run,
+                        bottoms,
+                        step.tops,
+                        detach=detach,
+                        members=members,
+                        shapes=shapes,
+                    )
+                )
             elif index not in self._gone:
                 result.append(copy.copy(step))
         mark_frees(result)

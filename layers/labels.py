@@ -36,9 +36,16 @@ def place_labels(label: Tensor, predictions: Tensor, axis: int) -> Tensor:
 
 
 def refuse_gradient(layer: Layer, bottom_index: int, bottom: Tensor, message: str) -> None:
-    """LayerError if a gradient is asked for a bottom that has none. Caffe finds out in its backward pass."""
-    asked = layer.param.propagate_down[bottom_index] if layer.param.propagate_down else bottom.requires_grad
-    if asked and torch.is_grad_enabled():
-        raise layer.error(
+    """Let the backward pass of this call of the layer be a LayerError if a bottom that has none asks for a
+    gradient. As in Caffe, the forward pass works all the same.
+    """
+    if layer.bottom_need_backward:
+        asked = layer.bottom_need_backward[bottom_index]
+    elif layer.param.propagate_down:
+        asked = layer.param.propagate_down[bottom_index]
+    else:
+        asked = bottom.requires_grad
+    if asked and torch.is_grad_enabled() and layer.refusal is None:
+        layer.refusal = layer.error(
             f"{message}; set propagate_down to false for bottom {layer.param.bottom[bottom_index]!r}"
         )

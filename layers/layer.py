@@ -6,8 +6,9 @@ autograd's, or a `torch.autograd.Function` where Caffe's gradient is not the der
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
@@ -28,6 +29,15 @@ Shape = tuple[int, ...]
 
 # Fields of LayerParameter with lower numbers (name, bottom, ...) are every layer's, the others some types'.
 FIRST_PARAMETER = 100
+# Caffe has no field of a higher number; what it does not know, it does not pass over.
+FIRST_OF_OURS = 1000
+OF_THE_FORK = ("caffe.LossParameter.lamda_p", "caffe.LossParameter.scale")
+
+
+def shape_string(shape: Iterable[int]) -> str:
+    """A shape as Caffe prints it: `99 12 8 8 (76032)`."""
+    dims = list(shape)
+    return "".join(f"{d} " for d in dims) + f"({math.prod(dims)})"
 
 
 class Layer(nn.Module):
@@ -38,6 +48,7 @@ class Layer(nn.Module):
 
     name, type   of the layer
     param        its LayerParameter, never changed
+    leftovers    its fields that are set and do nothing, as in Caffe; the net names them
     phase        TRAIN or TEST; the only switch of behaviour (torch's .training is not looked at)
     blobs        parameter blobs in Caffe's order
     random       the run's CaffeRandom; draws for fillers and masks come from it
@@ -59,10 +70,24 @@ class Layer(nn.Module):
     # overwrite.
     reads_top: bool = False
     reads_bottom: bool = False
+    # Caffe: whether the tops are bottom[0]'s memory under another shape, so that an in-place layer after this
+    # one overwrites bottom[0], too.
+    shares_memory: bool = False
+    # What Caffe's passes, in place, overwrite before they have used it: the bottom's "data", so that the top
+    # is wrong, the top's "diff", so that the gradient is, or nothing (""). Here both are right.
+    spoils_in_place: str = ""
     auto_tops: ClassVar[bool] = False  # True: tops that the prototxt leaves out are made by the net
     # Fields of LayerParameter that the type looks at besides the one of its own name (or its base class's):
-    # "softmax_param", or "loss_param.ignore_label" for this one of it. A net that sets another is refused.
+    # "softmax_param", or "loss_param.ignore_label" for this one of it. Others are leftovers.
     reads: ClassVar[tuple[str, ...]] = ()
+    # Whether parts of a message in `reads` that it does not name are leftovers, too; False where Caffe lacks
+    # the type, so that nobody can say that they do nothing.
+    passes_over_parts: ClassVar[bool] = True
+
+    # Set by the net: which bottoms get a gradient. Caffe asks for that of an ArgMax, too, who sends none.
+    bottom_need_backward: tuple[bool, ...] = ()
+    # Set by a forward pass: the error that its backward pass has to be, if there will be one.
+    refusal: LayerError | None = None
 
     random: CaffeRandom
     ranks: Ranks
@@ -76,7 +101,8 @@ class Layer(nn.Module):
         self.phase = param.phase
         self.blobs = nn.ParameterList()
         self.blob_shapes: list[Shape] = []
-        self._check_fields()
+        self.leftovers: list[str] = []
+        self._find_leftovers()
 
     def build(
         self,
@@ -114,10 +140,23 @@ class Layer(nn.Module):
         """Shapes of the tops for bottoms of these shapes; by default all like bottom[0]."""
         return [tuple(bottom_shapes[0])] * len(self.param.top)
 
+    def reshape(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        """The tops' shapes for bottoms of other shapes than in the last pass; LayerError if they do not fit.
+
+        Caffe calls Reshape before every Forward; here a net's step does, where a shape has changed.
+        """
+        return self.checked_top_shapes(bottom_shapes)
+
     def checked_top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         """`top_shapes`, refusing sizes that cannot be."""
         shapes = [tuple(int(d) for d in shape) for shape in self.top_shapes(bottom_shapes)]
+        given = dict(zip(self.param.bottom, bottom_shapes, strict=False))
         for top, shape in zip(self.param.top, shapes, strict=False):
+            if top in given and shape != (was := tuple(given[top])):
+                raise self.error(
+                    f"blob '{top}' is bottom and top, and its shape would change from {shape_string(was)} to "
+                    f"{shape_string(shape)}; give the top a name of its own"
+                )
             if any(d < 0 for d in shape):
                 raise self.error(
                     f"top {top!r} would have the shape {shape}; bottoms are {list(bottom_shapes)}"
@@ -129,6 +168,16 @@ class Layer(nn.Module):
     # A type names its bottoms; nn.Module's forward is typed as loosely.
     forward: Callable[..., Any]
     """Compute the tops from the bottoms: a tensor, or a tuple of them. Bottoms are never written to."""
+
+    def __call__(self, *bottoms: Tensor) -> Any:
+        """The tops, from `forward`."""
+        tops = super().__call__(*bottoms)
+        if self.refusal is None:
+            return tops
+        refusal, self.refusal = self.refusal, None
+        if isinstance(tops, Tensor):
+            return _refused(tops, bottoms, refusal)
+        return tuple(_refused(top, bottoms, refusal) for top in tops)
 
     @property
     def capturable(self) -> bool:
@@ -190,8 +239,15 @@ class Layer(nn.Module):
         """A LayerError that names this layer."""
         return LayerError(self.param, message)
 
-    def _check_fields(self) -> None:
-        """LayerError for a field that is set and that this type does not look at. Caffe passes over it."""
+    def pass_over(self, field: str, instead: str = "") -> None:
+        """Note a field that is set and does nothing, as in Caffe; `instead`: what would do it."""
+        self.leftovers.append(f"{field} (write {instead})" if instead else field)
+
+    def _find_leftovers(self) -> None:
+        """Note the fields that are set and that this type does not look at.
+
+        LayerError for one that is not Caffe's: whoever wrote it meant something by it.
+        """
         own = {name.lower() for name in (self.type, *(base.__name__ for base in type(self).__mro__))}
         for field, value in self.param.ListFields():
             name = field.name
@@ -200,11 +256,14 @@ class Layer(nn.Module):
             if name.removesuffix("_param").replace("_", "") in own:
                 continue
             parts = {entry.partition(".")[2] for entry in self.reads if entry.startswith(f"{name}.")}
-            unread = [name]
+            unread = [(name, field)]
             if parts:
-                unread = [f"{name}.{part.name}" for part, _ in value.ListFields() if part.name not in parts]
-            if unread:
-                raise self.error(f"{self.type} does not look at {unread[0]}; remove it")
+                unread = [(f"{name}.{p.name}", p) for p, _ in value.ListFields() if p.name not in parts]
+            for path, descriptor in unread:
+                of_caffe = descriptor.number < FIRST_OF_OURS and descriptor.full_name not in OF_THE_FORK
+                if not of_caffe or (parts and not self.passes_over_parts):
+                    raise self.error(f"{self.type} does not look at {path}; remove it")
+                self.pass_over(path)
 
     def _check_count(self, what: str, got: int) -> None:
         exact = getattr(self, f"num_{what}s")
@@ -221,6 +280,24 @@ class Layer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.name!r}, {', '.join(self.param.bottom)} -> {', '.join(self.param.top)}"
+
+
+def _refused(top: Tensor, bottoms: Sequence[Tensor], refusal: LayerError) -> Tensor:
+    """The top, whose backward pass is this error, whoever asks for it."""
+    asks = torch.zeros((), device=top.device, requires_grad=True)  # where no bottom does
+    refused: Tensor = _Refused.apply(refusal, top, asks, *bottoms)  # type: ignore[no-untyped-call]  # torch's
+    return refused
+
+
+class _Refused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, refusal: LayerError, top: Tensor, *asking: Tensor) -> Tensor:
+        ctx.refusal = refusal
+        return top.view_as(top)
+
+    @staticmethod
+    def backward(ctx: Any, top_diff: Tensor) -> NoReturn:
+        raise ctx.refusal
 
 
 class DataLayer(Layer):
@@ -277,12 +354,13 @@ class LossLayer(Layer):
     auto_tops = True
     deployed = False
 
-    def setup(self, bottom_shapes: Sequence[Shape]) -> None:
+    def checked_top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         if bottom_shapes[0][:1] != bottom_shapes[1][:1]:
             raise self.error(
                 "The data and label should have the same first dimension; "
                 f"got data {bottom_shapes[0]} and label {bottom_shapes[1]}"
             )
+        return super().checked_top_shapes(bottom_shapes)
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         return [()]

@@ -7,7 +7,7 @@ The plain net here is the reference. `plan` is what `forward` executes; faster p
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data_resources import DataResources
 from imae.layers.debug_info import log_forward
-from imae.layers.layer import DataLayer, LabelReader, Layer, Shape
+from imae.layers.layer import DataLayer, LabelReader, Layer, Shape, shape_string
 from imae.layers.ranks import ALONE, Ranks
 from imae.layers.registry import layer_class
-from imae.prototxt import LayerParameter, NetParameter, ParamSpec
+from imae.prototxt import LayerParameter, NetParameter, ParamSpec, Phase
 from imae.prototxt.errors import LayerError
 from imae.prototxt.insert_splits import insert_splits
+from imae.prototxt.leftovers import report_leftovers
 from imae.prototxt.state import filter_by_state
 from imae.prototxt.text import to_text
 
@@ -38,6 +39,9 @@ class Step:
     detach                bottoms through which autograd must not reach further down
     frees                 blobs that nobody reads after this step
     overwritten           whether in-place layers change the memory that this step's backward pass reads
+    memory                the blob that they leave there, under its last name
+    members               the steps for which this one stands, in order, where it stands for several
+    shapes                those of the bottoms that were checked last
     """
 
     layer: Layer
@@ -49,6 +53,20 @@ class Step:
     detach: tuple[bool, ...] = ()
     frees: tuple[str, ...] = ()
     overwritten: bool = False
+    memory: str = ""
+    members: tuple[Step, ...] = ()
+    shapes: list[Shape] = field(default_factory=list)
+
+    def check(self, bottoms: Sequence[Tensor]) -> None:
+        """LayerError for bottoms that do not fit. No more than a comparison while their shapes stay."""
+        shapes: list[Shape] = [bottom.shape for bottom in bottoms]
+        if shapes == self.shapes:
+            return
+        known = dict(zip(self.bottoms, shapes, strict=True))
+        for step in self.members or (self,):
+            tops = step.layer.reshape([tuple(known[name]) for name in step.bottoms])
+            known.update(zip(step.tops, tops, strict=False))
+        self.shapes = shapes
 
 
 class Memory:
@@ -78,7 +96,9 @@ class Memory:
 
     def _saved(self, saved: Tensor) -> Tensor:
         now = self._read()
-        return saved if now is None or saved.data_ptr() not in self._places else now.detach().view_as(saved)
+        if now is None or saved.data_ptr() not in self._places:
+            return saved
+        return now.detach().reshape(saved.shape)
 
 
 class Net(nn.Module):
@@ -139,8 +159,10 @@ class Net(nn.Module):
         self._blob_need_backward: dict[str, bool] = {}
         self._memory = 0
         self._layer_params: list[LayerParameter] = []
+        self._shared: dict[str, str] = {}
         for layer_param in self.param.layer:
             self._add_layer(layer_param)
+        self._report_leftovers()
         self._prune_backward()
         self.outputs = sorted(self._available, key=lambda name: name.encode())
         for name in self.outputs:
@@ -192,12 +214,6 @@ class Net(nn.Module):
         _log("net.cpp:124", f"Setting up {param.name}")
         weights = self._loss_weights(layer, len(tops))
         for top, shape, weight in zip(tops, shapes, weights, strict=True):
-            if top in param.bottom and shape != (was := self.blob_shapes[top]):
-                raise LayerError(
-                    param,
-                    f"blob '{top}' is bottom and top, and its shape would change from {shape_string(was)} to "
-                    f"{shape_string(shape)}; give the top a name of its own",
-                )
             self.blob_shapes[top] = shape
             if weight:
                 self.loss_weights[top] = weight
@@ -210,8 +226,22 @@ class Net(nn.Module):
         self._layer_params.append(param)
         run = partial(_next_tops, layer, self.dtype) if isinstance(layer, DataLayer) else layer
         self.steps.append(
-            Step(layer, run, tuple(param.bottom), tuple(tops), bottom_need_backward, need_backward)
+            Step(
+                layer,
+                run,
+                tuple(param.bottom),
+                tuple(tops),
+                bottom_need_backward,
+                need_backward,
+                shapes=bottom_shapes,
+            )
         )
+
+    def _report_leftovers(self) -> None:
+        layers = [step.layer for step in self.steps]
+        found = [f"layer '{layer.name}' ({layer.type}): {', '.join(layer.leftovers)}"
+                 for layer in layers if layer.leftovers]  # fmt: skip
+        report_leftovers(logger, f"net '{self.name}' ({Phase.Name(self.phase)})", found, LayerError)
 
     def _append_bottom(self, param: LayerParameter, index: int) -> bool:
         bottom = param.bottom[index]
@@ -350,15 +380,34 @@ class Net(nn.Module):
 
     def _finish_steps(self) -> None:
         for step in self.steps:
+            if step.need_backward:
+                step.layer.bottom_need_backward = tuple(step.bottom_need_backward)
+            else:
+                step.layer.bottom_need_backward = (False,) * len(step.bottoms)
             if step.layer.param.propagate_down:
                 step.detach = tuple(not need for need in step.bottom_need_backward)
-        last_in_place: dict[str, int] = {}  # the last step that overwrites a blob
+        last_in_place: dict[str, tuple[int, str]] = {}  # by memory: the last step to overwrite it, the blob
         for index, step in enumerate(self.steps):
-            last_in_place.update(dict.fromkeys({*step.tops}.intersection(step.bottoms), index))
+            if step.layer.shares_memory:
+                self._shared.update(dict.fromkeys(step.tops, self.memory_of(step.bottoms[0])))
+            for top in {*step.tops}.intersection(step.bottoms):
+                last_in_place[self.memory_of(top)] = index, top
         for index, step in enumerate(self.steps):
-            later = bool(step.tops) and last_in_place.get(step.tops[0], -1) > index
-            step.overwritten = _is_overwritten(step, later)
+            if step.tops:
+                last, step.memory = last_in_place.get(self.memory_of(step.tops[0]), (-1, step.tops[0]))
+                step.overwritten = _is_overwritten(step, last > index)
+        spoilt = [f"'{step.layer.name}' ({step.layer.type})" for step in self.steps if _is_spoilt(step)]
+        if spoilt:
+            logger.warning(
+                "layer %s: in place, Caffe overwrites what it still needs; here values and gradients are as "
+                "if the top had a name of its own",
+                ", ".join(spoilt),
+            )
         mark_frees(self.steps)
+
+    def memory_of(self, blob: str) -> str:
+        """The blob in whose memory this one lies, in Caffe: its own but where a layer hands memory on."""
+        return self._shared.get(blob, blob)
 
     def _log_top(self, shape: Shape, weight: float) -> None:
         count = 1
@@ -444,19 +493,21 @@ class Net(nn.Module):
     def _run_step(self, step: Step, values: dict[str, Tensor], memory: dict[str, Tensor | None]) -> None:
         """Put the step's tops into `values`, and into `memory` those that lie where a backward pass reads."""
         args = [values[name] for name in step.bottoms]
+        step.check(args)
         if step.detach:
             args = [a.detach() if cut else a for a, cut in zip(args, step.detach, strict=True)]
+        place = self.memory_of(step.tops[0]) if step.tops else ""
         if step.overwritten and torch.is_grad_enabled():
-            memory[step.tops[0]] = None
-            tops = Memory(partial(memory.get, step.tops[0])).run(step, args)
+            memory[place] = None
+            tops = Memory(partial(memory.get, place)).run(step, args)
         else:
             tops = step.run(*args)
         if isinstance(tops, Tensor):
             values[step.tops[0]] = tops
         else:
             values.update(zip(step.tops, tops, strict=True))
-        if step.tops and step.tops[0] in memory:
-            memory[step.tops[0]] = values[step.tops[0]]  # the last one to be put there stays
+        if place in memory:
+            memory[place] = values[step.tops[0]]  # the last one to be put there stays
 
     def loss(self, blobs: Mapping[str, Tensor]) -> Tensor:
         """Sum of loss_weight * top over all tops that have a loss weight, a scalar."""
@@ -480,7 +531,17 @@ def _next_tops(layer: DataLayer, dtype: torch.dtype) -> tuple[Tensor, ...]:
 def _is_overwritten(step: Step, later: bool) -> bool:
     """Whether what a step's backward pass reads in Caffe is overwritten in place, by it or a later step."""
     in_place = bool(step.tops) and step.tops[0] in step.bottoms
+    if in_place and step.layer.spoils_in_place:
+        return False
     return (step.layer.reads_top and later) or (step.layer.reads_bottom and in_place)
+
+
+def _is_spoilt(step: Step) -> bool:
+    """Whether Caffe, in place, would give a wrong top or gradient."""
+    in_place = not set(step.tops).isdisjoint(step.bottoms)
+    return in_place and (
+        step.layer.spoils_in_place == "data" or (step.layer.spoils_in_place == "diff" and step.need_backward)
+    )
 
 
 def mark_frees(steps: list[Step]) -> None:
@@ -488,15 +549,6 @@ def mark_frees(steps: list[Step]) -> None:
     last_reader = {bottom: index for index, step in enumerate(steps) for bottom in step.bottoms}
     for index, step in enumerate(steps):
         step.frees = tuple(b for b in {*step.bottoms}.difference(step.tops) if last_reader[b] == index)
-
-
-def shape_string(shape: Iterable[int]) -> str:
-    """A shape as Caffe prints it: `99 12 8 8 (76032)`."""
-    dims = list(shape)
-    count = 1
-    for d in dims:
-        count *= d
-    return "".join(f"{d} " for d in dims) + f"({count})"
 
 
 def _log(source: str, message: str) -> None:

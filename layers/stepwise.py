@@ -110,9 +110,10 @@ class Stepwise:
             data = self.blobs[name].data
             bottom = data.clone() if name in step.tops else data.detach()
             bottoms.append(bottom.requires_grad_(need))
+        step.check(bottoms)
         with torch.set_grad_enabled(step.need_backward):
             if step.overwritten:
-                memory = self.blobs[step.tops[0]]
+                memory = self.blobs[step.memory]
                 result = Memory(lambda: memory.data).run(step, bottoms)
             else:
                 result = step.layer(*bottoms)

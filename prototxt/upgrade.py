@@ -7,8 +7,8 @@
 Each upgrade is a pure function; `upgrade_net` and `upgrade_solver` apply those that are needed, in Caffe's
 order.
 
-Differs: what a V0 net says and no newer form has is an error here; Caffe logs it, drops it and goes on, or
-drops it without a word. Caffe does not upgrade nets written inside a solver.
+What a V0 net says and no newer form has is dropped with a warning. Differs: Caffe drops some of it without a
+word. Caffe does not upgrade nets written inside a solver.
 """
 
 import logging
@@ -27,6 +27,7 @@ from imae.prototxt.caffe_pb2 import (
     V1LayerParameter,
 )
 from imae.prototxt.errors import PrototxtError
+from imae.prototxt.leftovers import report_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -121,26 +122,31 @@ SOLVER_TYPES = {
 def upgrade_net(param: NetParameter, path: str = "<net>", problems: list[str] | None = None) -> NetParameter:
     """Today's form of a net; `param` itself if it has that form already.
 
-    `path` is for the log and errors. What a V0 net says and no newer form has is a PrototxtError; given a
-    list for `problems`, it is logged and added there instead, and the rest is upgraded, as Caffe's tools do.
+    `path` is for the log and errors. What a V0 net says and no newer form has is dropped: one warning lists
+    it (under `strict_fields` a PrototxtError); given a list for `problems`, it is logged line by line and
+    added there instead, as Caffe's tools do.
     """
+    dropped: list[str] = []
     try:
-        return _upgrade_net(param, path, problems)
+        upgraded = _upgrade_net(param, path, dropped, log_each=problems is not None)
     except PrototxtError as error:
         raise PrototxtError(f"{path}: {error}") from None
+    if problems is None:
+        report_leftovers(log, path, dropped, PrototxtError)
+    else:
+        problems += dropped
+    return upgraded
 
 
-def _upgrade_net(param: NetParameter, path: str, problems: list[str] | None) -> NetParameter:
+def _upgrade_net(param: NetParameter, path: str, dropped: list[str], log_each: bool) -> NetParameter:
+    """The upgrade itself; what it drops is added to `dropped`."""
     attempt = "Attempting to upgrade input file specified using deprecated"
     success = "Successfully upgraded file specified using deprecated"
     if any(layer.HasField("layer") for layer in param.layers):
         _log(28, f"{attempt} V0LayerParameter: {path}")
         param, found = upgrade_v0(param)
-        if found and problems is None:
-            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-            raise PrototxtError(f"cannot upgrade the V0 net: {found[0]}{more}")
-        if found and problems is not None:
-            problems += found
+        dropped += found
+        if found and log_each:
             for problem in found:
                 log.error("%s", problem)
             _log(
@@ -149,7 +155,7 @@ def _upgrade_net(param: NetParameter, path: str, problems: list[str] | None) -> 
                 "continuing anyway.",
                 logging.ERROR,
             )
-        else:
+        elif not found:
             _log(36, f"{success} V0LayerParameter")
         _log(
             39,

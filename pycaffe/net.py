@@ -28,6 +28,7 @@ from imae.prototxt import NetState
 from imae.prototxt.dialects import read_net_text
 from imae.prototxt.errors import ImaeError
 from imae.prototxt.files import AnyPath
+from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.state import in_state
 from imae.pycaffe.mode import current_device, current_random
 
@@ -75,6 +76,7 @@ class Net:
     """caffe.Net(network_file, phase, level=0, stages=None, weights=None), or (file, weights, phase).
 
     dialect             the fork that the files are of, where they are not Caffe's: "nvidia" or "other"
+    strict              whether a field that does nothing is an error, instead of named in a warning
 
     name, phase         of the net
     blobs, params       blobs by name; lists of parameter blobs by layer name
@@ -92,6 +94,7 @@ class Net:
         weights: AnyPath | None = None,
         *,
         dialect: str | None = None,
+        strict: bool = False,
     ) -> None:
         if isinstance(phase, str | os.PathLike):  # the older order of arguments
             logger.warning(
@@ -104,8 +107,9 @@ class Net:
                 raise PycaffeError(f"Could not open file {name}")
         state = NetState(level=level, stage=stages)
         state.phase = phase  # type: ignore[assignment]  # an int, checked by protobuf
-        param = in_state(read_net_text(network_file, dialect), state.phase, state)
-        self._wrap(Stepwise(ModuleNet(param, current_random()), current_device()))
+        with strict_fields(strict):
+            param = in_state(read_net_text(network_file, dialect), state.phase, state)
+            self._wrap(Stepwise(ModuleNet(param, current_random()), current_device()))
         if weights is not None:
             self.copy_from(weights, dialect)
 

@@ -13,6 +13,7 @@ from imae.layers.stepwise import Stepwise
 from imae.prototxt import SolverParameter
 from imae.prototxt.errors import PrototxtError
 from imae.prototxt.files import AnyPath
+from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.text import read_solver
 from imae.pycaffe.mode import current_device, current_random
 from imae.pycaffe.net import Net
@@ -21,11 +22,18 @@ from imae.train.solver import Solver as TrainSolver
 
 
 class Solver:
-    """A solver made from a solver prototxt: step, solve, snapshot, restore, and the nets."""
+    """A solver made from a solver prototxt: step, solve, snapshot, restore, and the nets.
+
+    strict   whether a field of a net that does nothing is an error, instead of named in a warning
+    """
 
     type: ClassVar[str] = ""
 
-    def __init__(self, solver_file: AnyPath) -> None:
+    def __init__(self, solver_file: AnyPath, *, strict: bool = False) -> None:
+        with strict_fields(strict):
+            self._make(solver_file)
+
+    def _make(self, solver_file: AnyPath) -> None:
         param = read_solver(solver_file)
         if self.type and param.type != self.type:
             # Caffe: the class decides, whatever the file says.
@@ -131,9 +139,9 @@ SOLVERS = {
 }
 
 
-def get_solver(solver_file: AnyPath) -> Solver:
+def get_solver(solver_file: AnyPath, *, strict: bool = False) -> Solver:
     """The solver of the type that the file names."""
     name = read_solver(solver_file).type
     if name not in SOLVERS:
         raise PrototxtError(f"Unknown solver type: {name} (known types: {', '.join(sorted(SOLVERS))})")
-    return SOLVERS[name](solver_file)
+    return SOLVERS[name](solver_file, strict=strict)

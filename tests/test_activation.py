@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf, nan
+from math import inf, log, nan
 
 import numpy as np
 import pytest
@@ -23,6 +23,8 @@ from tolerances import tolerance
 from torch import Tensor
 
 from imae.layers.layer import Shape
+from imae.layers.net import Net
+from imae.prototxt.text import parse_net
 
 Formula = Callable[[Tensor], Tensor]
 
@@ -145,9 +147,7 @@ OVERWRITTEN: list[tuple[str, bool, Callable[[Tensor, Tensor], Tensor]]] = [
     ('type: "Clip" clip_param { min: -1 max: 0.5 }', True, lambda x, y: ((y >= -1) & (y <= 0.5)).float()),
     ('type: "BNLL"', True, lambda x, y: torch.sigmoid(y)),
     ('type: "BNLL"', False, lambda x, y: torch.sigmoid(x)),
-    ('type: "Log" log_param { scale: 2 shift: 30 }', True, lambda x, y: 2 / (2 * y + 30)),
     ('type: "Power" power_param { power: 3 shift: 0.5 }', False, lambda x, y: 3 * y / (x + 0.5)),
-    ('type: "Power" power_param { power: 2 shift: 0.5 }', True, lambda x, y: 2 * (y + 0.5)),
     ('type: "Scale" scale_param { filler { value: 3 } }', True, lambda x, y: torch.full_like(x, 3)),
     ('type: "PReLU"', True, lambda x, y: torch.where(x > 0, 1.0, 0.25)),
 ]  # fmt: skip
@@ -161,6 +161,44 @@ def test_gradient_reads_the_memory_that_a_later_layer_has_overwritten(
     x, top_diff = normal(4, 3, 5), normal(4, 3, 5, seed=1)
     got, memory = overwritten(text, in_place, stepwise, x, top_diff)
     assert_close(got, top_diff * slope(x, memory), "golden")
+
+
+# Where Caffe, in place, overwrites the top's diff before it has used it: the derivative.
+SPOILT: list[tuple[str, Callable[[Tensor], Tensor]]] = [
+    ('type: "Log" log_param { scale: 2 shift: 30 }', lambda x: 2 / (2 * x + 30)),
+    ('type: "Log" log_param { base: 10 shift: 9 }', lambda x: 1 / (log(10) * (x + 9))),
+    ('type: "Power" power_param { power: 2 shift: 0.5 }', lambda x: 2 * (x + 0.5)),
+    ('type: "Power" power_param { power: 3 scale: 2 }', lambda x: 6 * (2 * x) ** 2),
+    ('type: "Power" power_param { power: 0.5 shift: 9 }', lambda x: 0.5 * (x + 9) ** -0.5),
+    ('type: "Power" power_param { scale: 0.25 }', lambda x: torch.full_like(x, 0.25)),
+]
+
+
+@pytest.mark.parametrize(("text", "slope"), SPOILT)
+@pytest.mark.parametrize("stepwise", [True, False])
+def test_where_caffe_destroys_its_gradient_in_place_it_is_the_derivative(
+    text: str, slope: Callable[[Tensor], Tensor], stepwise: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    x, top_diff = normal(4, 3, 5), normal(4, 3, 5, seed=1)
+    got, _ = overwritten(text, True, stepwise, x, top_diff)
+    assert_close(got, top_diff * slope(x), "golden")
+    kind = text.split('"')[1]
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"layer 'it' ({kind}), 'later' (Power): in place, Caffe overwrites what it still needs; here values "
+        "and gradients are as if the top had a name of its own"
+    ]
+
+
+@pytest.mark.parametrize("text", ['type: "Exp"', 'type: "Power" power_param { power: 0 }', 'type: "ReLU"'])
+def test_in_place_layers_that_caffe_runs_well_are_not_named(
+    text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 } } }'
+    Net(parse_net(f'force_backward: true {data} layer {{ name: "it" {text} bottom: "x" top: "x" }}'))
+    text = 'layer { name: "it" type: "Log" bottom: "x" top: "TOP" }'
+    Net(parse_net(f"force_backward: true {data} {text.replace('TOP', 'y')}"))
+    Net(parse_net(f"{data} {text.replace('TOP', 'x')}"))  # nobody asks for its gradient
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 def test_prelu_slope_gets_no_gradient_at_zero() -> None:

@@ -539,13 +539,50 @@ def test_encoded_image_of_another_size_is_called_img() -> None:
         build(data_text(2)).next_batch()
 
 
-def test_fields_without_effect_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_force_color_is_for_encoded_datums(caplog: pytest.LogCaptureFixture) -> None:
     image_lmdb(3)
-    build(data_text(2, "force_color: true", "backend: LMDB rand_skip: 5"))
+    build(data_text(2, "force_color: true"))
     assert [record.getMessage() for record in caplog.records if record.levelno > logging.INFO] == [
-        "layer 'data' (Data): rand_skip has no effect, as in Caffe 1.0",
         "force_color and force_gray only for encoded datum",
     ]
+
+
+# The layer with a place in its message and one in transform_param, what goes there, what is said.
+PASSES_OVER = [
+    ('''type: "Data" top: "data" top: "label" transform_param {{ {1} }}
+        data_param {{ source: "db" batch_size: 2 backend: LMDB {0} }}''',
+     "mirror: true scale: 0.5 force_encoded_color: true rand_skip: 5", "",
+     ["data_param.scale (write transform_param { scale: ... })",
+      "data_param.mirror (write transform_param { mirror: ... })",
+      "data_param.force_encoded_color (write transform_param { force_color: ... })",
+      "data_param.rand_skip"]),
+    ('''type: "ImageData" top: "data" top: "label" transform_param {{ {1} }}
+        image_data_param {{ source: "list.txt" {0} }}''',
+     'scale: 2 crop_size: 4 mean_file: "no_such_file"', "force_gray: true",
+     ["image_data_param.scale (write transform_param { scale: ... })",
+      "image_data_param.mean_file (write transform_param { mean_file: ... })",
+      "image_data_param.crop_size (write transform_param { crop_size: ... })",
+      "transform_param.force_gray (write image_data_param { is_color: ... })"]),
+    ('''type: "WindowData" top: "data" top: "label" transform_param {{ crop_size: 6 {1} }}
+        window_data_param {{ source: "windows.txt" batch_size: 5 {0} }}''',
+     "crop_size: 3 mirror: true", "scale: 2 force_color: true",
+     ["window_data_param.crop_size (write transform_param { crop_size: ... })",
+      "window_data_param.mirror (write transform_param { mirror: ... })",
+      "transform_param.scale (write window_data_param { scale: ... })",
+      "transform_param.force_color"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "fields", "transform", "leftovers"), PASSES_OVER)
+def test_what_caffe_passes_over_does_nothing(
+    text: str, fields: str, transform: str, leftovers: list[str]
+) -> None:
+    image_lmdb(2)
+    write_windows()
+    plain, layer = build(text.format("", "")), build(text.format(fields, transform))
+    assert (plain.leftovers, layer.leftovers) == ([], leftovers)
+    for got, want in zip(layer.next_batch(), plain.next_batch(), strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 # -- ahead of the net, and on again after a stop -------------------------------------------------------------

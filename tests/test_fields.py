@@ -1,4 +1,4 @@
-"""Every field of every parameter of every layer type does something, or is refused.
+"""Every field of every parameter of every layer type does something, or is said to do nothing, or is refused.
 
 For each type there is a layer that works, in CASES. In it each field of the schema but those that every layer
 has (name, bottom, ...) is set to other values: the layer must then do something else, or refuse the field by
@@ -10,43 +10,36 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import cv2
-import h5py
-import lmdb
 import numpy as np
 import pytest
 import torch
-from google.protobuf import text_format
 from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
-from numpy.typing import NDArray
+from layer_cases import CASES, X, make, write_files
 from single_layer import build, normal, refused
 from torch import Tensor
 
-from imae.layers.blob import blob_from_array
+import imae.pycaffe as caffe
+from imae.converters.caffemodel import save_caffemodel
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.base_data import PrefetchingLayer
-from imae.layers.data.datum import datum_from_array
 from imae.layers.data.memory_data import MemoryData
 from imae.layers.layer import FIRST_PARAMETER
+from imae.layers.net import Net
 from imae.layers.registry import layer_class, layer_types
 from imae.layers.vision.conv import Convolution
-from imae.prototxt import Datum, LayerParameter
+from imae.prototxt import LayerParameter
 from imae.prototxt.errors import ImaeError
+from imae.prototxt.leftovers import strict_fields
+from imae.prototxt.text import parse_net
+from imae.train.main import main
 
-
-class Case(NamedTuple):
-    """A layer that works: the inside of its prototxt, its bottoms, and which of them get a gradient."""
-
-    text: str = ""
-    bottoms: tuple[Tensor, ...] = ()
-    learn: tuple[int, ...] = (0,)
+SEED = 7  # with it, mirror and rand_skip do something at once
 
 
 class Change(NamedTuple):
@@ -54,83 +47,15 @@ class Change(NamedTuple):
 
     given     other fields that must be set for that; None takes one out
     refusal   what the error says where the layer looks at the field only to refuse it, or these values of it
+    leftover  Caffe passes over the field, of a message that the layer reads otherwise: it does nothing, and
+              the layer says so
     """
 
     values: list[Any]
     given: Mapping[str, Any] = MappingProxyType({})
     refusal: str | None = None
+    leftover: bool = False
 
-
-X, ROWS = normal(2, 3, 4, 6), normal(4, 6)
-SCORES = normal(4, 5, 5)  # labels fit both axes of 5
-LABELS = torch.tensor([[1.0, 2, 1, 0, 3], [2, 1, 3, 4, 0], [3, 1, 2, 0, 4], [0, 0, 2, 4, 1]])
-LOSS = Case("", (SCORES, LABELS))
-PROBABILITIES = Case("", (torch.softmax(SCORES[..., 0], 1), LABELS[:, 0]))
-FILLED = 'weight_filler { type: "uniform" }'
-CONVOLUTION = Case(f"convolution_param {{ num_output: 6 kernel_size: 2 {FILLED} }}", (X,))
-RECURRENT = Case(
-    f"recurrent_param {{ num_output: 2 {FILLED} }}",
-    (normal(3, 2, 4), torch.tensor([[0.0, 1], [1, 1], [1, 0]])),
-)
-SEED = 7  # with it, mirror and rand_skip do something at once
-TRAIN = 'top: "data" top: "label" phase: TRAIN'
-ONE_BOTTOM = """AbsVal BNLL BatchNorm Bias Dropout ELU Exp Flatten LRN MVN PReLU ReLU Reduction Sigmoid
-    Softmax Swish TanH"""
-LOSSES = "DMLoss GCELoss IMAELoss MAELoss MSELoss SoftmaxWithLoss UnifiedWeightLoss WeightedSoftmaxWithLoss"
-
-CASES = {
-    **dict.fromkeys(ONE_BOTTOM.split(), Case("phase: TRAIN", (X,))),
-    **dict.fromkeys(LOSSES.split(), LOSS),
-    "Accuracy": LOSS._replace(learn=()),
-    "ArgMax": Case("", (X,), ()),
-    "BatchReindex": Case("", (ROWS, torch.tensor([0.0, 2, 2]))),
-    "Clip": Case("clip_param { min: -2 max: 2 }", (X * 3,)),
-    "Concat": Case("", (X, X + 1), (0, 1)),
-    "ContrastiveLoss": Case("", (ROWS, ROWS / 2, torch.tensor([0.0, 1, 0, 1])), (0, 1)),
-    "Convolution": CONVOLUTION,
-    "Crop": Case("", (X, normal(2, 2, 3, 4))),
-    "Data": Case(f'{TRAIN} data_param {{ source: "db" batch_size: 4 backend: LMDB }}'),
-    "Deconvolution": CONVOLUTION,
-    "DummyData": Case("dummy_data_param { shape { dim: 2 dim: 3 } }"),
-    "Eltwise": Case("", (X.clamp(min=0), X + 1), (0, 1)),
-    "Embed": Case(f"embed_param {{ num_output: 3 input_dim: 5 {FILLED} }}", (LABELS,), ()),
-    "EuclideanLoss": Case("", (X, X / 2), (0, 1)),
-    "ExtractProb": PROBABILITIES._replace(learn=()),
-    "Filter": Case("", (ROWS, torch.tensor([0.0, 1, 1, 0]))),
-    "HDF5Data": Case('top: "data" top: "label" hdf5_data_param { source: "hdf5_a" batch_size: 2 }'),
-    "HDF5Output": Case('hdf5_output_param { file_name: "out.h5" }', (ROWS, LABELS), ()),
-    "HingeLoss": PROBABILITIES,
-    "Im2col": Case("convolution_param { kernel_size: 2 }", (X,)),
-    "ImageData": Case(f'{TRAIN} image_data_param {{ source: "list" batch_size: 2 }}'),
-    "InfogainLoss": Case('infogain_loss_param { source: "infogain" }', LOSS.bottoms),
-    "InnerProduct": Case(f"inner_product_param {{ num_output: 4 {FILLED} }}", (X,)),
-    "Input": Case("input_param { shape { dim: 2 dim: 3 } }"),
-    "LSTM": RECURRENT,
-    "LSTMUnit": Case(
-        'top: "c" top: "h"', (normal(1, 2, 3), normal(1, 2, 12), torch.tensor([[0.0, 1]])), (0, 1)
-    ),
-    "Log": Case("", (X.abs(),)),
-    "MemoryData": Case(f"{TRAIN} memory_data_param {{ batch_size: 3 channels: 3 height: 9 width: 11 }}"),
-    "MultinomialLogisticLoss": PROBABILITIES,
-    "Parameter": Case("parameter_param { shape { dim: 2 dim: 3 } }"),
-    "Pooling": Case("pooling_param { kernel_size: 2 }", (X,)),
-    "Power": Case("", (X.abs(),)),
-    "Python": Case('python_param { module: "fields_one" layer: "Times" param_str: "2" }', (X,)),
-    "RNN": RECURRENT,
-    "Reshape": Case("reshape_param { shape { dim: 0 dim: -1 } }", (X,)),
-    "SPP": Case("spp_param { pyramid_height: 2 }", (X,)),
-    "Scale": Case("scale_param { bias_term: true }", (X,)),
-    "SigmoidCrossEntropyLoss": Case("", (LABELS - 1.5, LABELS)),
-    "Silence": Case("", (X,), ()),
-    "Slice": Case('top: "a" top: "b"', (normal(2, 4, 6),)),
-    "Split": Case('top: "a" top: "b"', (X,)),
-    "Threshold": Case("", (X,), ()),
-    "Tile": Case("tile_param { tiles: 2 }", (X,)),
-    "WindowData": Case(
-        f"{TRAIN} transform_param {{ crop_size: 5 }} "
-        'window_data_param { source: "windows" batch_size: 4 fg_fraction: 0.5 }'
-    ),
-}  # fmt: skip
 
 # What a type looks at besides the parameter of its own name; Caffe's types as Caffe's sources have it.
 NORMALIZED = "loss_param.ignore_label loss_param.normalization loss_param.normalize"
@@ -139,7 +64,7 @@ SHARED = {
     "LSTM RNN": "recurrent_param",
     "Data": "transform_param data_order_param",
     "ImageData WindowData": "transform_param data_param.prefetch",
-    "HDF5Data DummyData": "transform_param",
+    "HDF5Data": "transform_param",
     "MemoryData": "transform_param.scale transform_param.mirror transform_param.crop_size "
                   "transform_param.mean_file transform_param.mean_value transform_param.exclude_last_crop",
     "SoftmaxWithLoss DMLoss GCELoss IMAELoss MAELoss MSELoss": f"softmax_param {NORMALIZED}",
@@ -198,26 +123,27 @@ CHANGES = {
     "Data transform_param.force_color": Change([True], {"data_param.source": "gray_db"}),
     "Data transform_param.force_gray": Change([True], {"data_param.source": "colour_db"}),
     "HDF5Data transform_param": Change([], refusal="HDF5Data does not transform data."),
-    "ImageData transform_param.force_color": Change([], refusal="force_color and force_gray are for Data"),
-    "ImageData transform_param.force_gray": Change([], refusal="force_color and force_gray are for Data"),
+    "ImageData transform_param.force_color": Change([], leftover=True),
+    "ImageData transform_param.force_gray": Change([], leftover=True),
     "MemoryData transform_param.crop_size": Change([9], {"memory_data_param.width": 9}),
     "MemoryData transform_param.exclude_last_crop": Change(
         [True], {"transform_param.crop_size": 9, "memory_data_param.width": 9}
     ),
-    "WindowData transform_param.scale": Change([], refusal="transform_param.scale has no effect here"),
+    "WindowData transform_param.scale": Change([], leftover=True),
     "WindowData transform_param.exclude_last_crop": Change(
         [], refusal="exclude_last_crop has no effect here"
     ),
-    "WindowData transform_param.force_color": Change([], refusal="force_color and force_gray have no effect"),
-    "WindowData transform_param.force_gray": Change([], refusal="force_color and force_gray have no effect"),
+    "WindowData transform_param.force_color": Change([], leftover=True),
+    "WindowData transform_param.force_gray": Change([], leftover=True),
+    "Data data_param.rand_skip": Change([1], leftover=True),
     **within("data_param", {
         "source": Change(["other_db"]),
         "backend": Change(["LEVELDB"], refusal="Failed to open leveldb db"),
-        "scale": Change([], refusal="scale has no effect here"),
-        "mean_file": Change([], refusal="mean_file has no effect here"),
-        "crop_size": Change([], refusal="crop_size has no effect here"),
-        "mirror": Change([], refusal="mirror has no effect here"),
-        "force_encoded_color": Change([], refusal="force_encoded_color has no effect here"),
+        "scale": Change([], leftover=True),
+        "mean_file": Change([], leftover=True),
+        "crop_size": Change([], leftover=True),
+        "mirror": Change([], leftover=True),
+        "force_encoded_color": Change([], leftover=True),
     }),
     "hdf5_data_param.source": Change(["hdf5_b"]),
     **within("image_data_param", {
@@ -227,10 +153,10 @@ CHANGES = {
         "new_height": Change([6], OTHER_SIZE),
         "new_width": Change([6], OTHER_SIZE),
         "root_folder": Change(["sub/"]),
-        "scale": Change([], refusal="scale has no effect here"),
-        "mean_file": Change([], refusal="mean_file has no effect here"),
-        "crop_size": Change([], refusal="crop_size has no effect here"),
-        "mirror": Change([], refusal="mirror has no effect here"),
+        "scale": Change([], leftover=True),
+        "mean_file": Change([], leftover=True),
+        "crop_size": Change([], leftover=True),
+        "mirror": Change([], leftover=True),
     }),
     **within("window_data_param", {
         "source": Change(["other_windows"]),
@@ -238,9 +164,9 @@ CHANGES = {
         "bg_threshold": Change([0.2]),
         "crop_mode": Change(["square"]),
         "root_folder": Change(["sub/"]),
-        "mean_file": Change([], refusal="mean_file has no effect here"),
-        "crop_size": Change([], refusal="crop_size has no effect here"),
-        "mirror": Change([], refusal="mirror has no effect here"),
+        "mean_file": Change([], leftover=True),
+        "crop_size": Change([], leftover=True),
+        "mirror": Change([], leftover=True),
     }),
     **within("dummy_data_param", {
         "shape.dim": Change([[2, 4]]),
@@ -261,7 +187,7 @@ CHANGES = {
         "axis": Change([2]),
     }),
     **{
-        f"Im2col convolution_param.{name}": Change([], refusal=f"{name} means nothing to Im2col")
+        f"Im2col convolution_param.{name}": Change([], leftover=True)
         for name in ("num_output", "bias_term", "group", "weight_filler", "bias_filler")
     },
     **within("pooling_param", {
@@ -272,7 +198,7 @@ CHANGES = {
     }),
     "spp_param.pool": Change(["AVE"]),
     "crop_param.offset": Change([[1], [1, 2]]),
-    "recurrent_param.debug_info": Change([True], refusal="debug_info does nothing here"),
+    "recurrent_param.debug_info": Change([True], leftover=True),
     "recurrent_param.expose_hidden": Change([True], refusal="bottom blob(s) as input"),
     "dropout_param.dropout_ratio": Change([0.25]),
     "embed_param.input_dim": Change([6]),
@@ -308,69 +234,14 @@ ACCEPTED = {
     "data_param.prefetch": "how far the data run ahead",
     "window_data_param.cache_images": "memory for time",
     "python_param.share_in_parallel": "there is one process",
-    "Data data_param.rand_skip": "does nothing in Caffe 1.0 either; a warning says so",
-    "DummyData transform_param": "a net of Caffe's own tests has it; a warning says so",
 }
-
-
-# -- the files that the layers name ------------------------------------------------------------------------
-
-MODULE = """
-import caffe
-
-class Times(caffe.Layer):
-    def setup(self, bottom, top):
-        self.factor = FACTOR * float(self.param_str)
-    def reshape(self, bottom, top):
-        top[0].reshape(*bottom[0].data.shape)
-    def forward(self, bottom, top):
-        top[0].data[...] = bottom[0].data * self.factor
-    def backward(self, top, propagate_down, bottom):
-        bottom[0].diff[...] = top[0].diff * self.factor
-
-class Plus(Times):
-    def forward(self, bottom, top):
-        top[0].data[...] = bottom[0].data + self.factor
-"""
-WINDOWS = "# {0}\n{0}.png\n3 9 11\n4\n1 0.9 1 1 8 7\n2 0.6 2 0 9 4\n3 0.1 0 2 5 7\n3 0.3 1 0 5 8\n"
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all files that the layers name."""
-    folder, rng = tmp_path_factory.mktemp("fields"), np.random.default_rng(0)
-
-    def picture(*size: int) -> NDArray[np.uint8]:
-        return rng.integers(0, 256, size, np.uint8)
-
-    def png(*size: int) -> bytes:
-        return bytes(cv2.imencode(".png", picture(*size))[1])
-
-    def write_db(name: str, datums: list[Datum]) -> None:
-        with lmdb.open(str(folder / name), map_size=1 << 20) as database:
-            for index, datum in enumerate(datums):
-                with database.begin(write=True) as transaction:
-                    transaction.put(b"%d" % index, datum.SerializeToString())
-
-    write_db("db", [datum_from_array(picture(3, 9, 11), label) for label in range(3)])
-    write_db("other_db", [datum_from_array(picture(3, 9, 11), label) for label in range(3)])
-    write_db("gray_db", [Datum(data=png(9, 11), encoded=True)])
-    write_db("colour_db", [Datum(data=png(9, 11, 3), encoded=True)])
-    (folder / "sub").mkdir()
-    for name in ("0.png", "1.png", "2.png", "sub/0.png", "sub/1.png", "sub/2.png"):
-        (folder / name).write_bytes(png(9, 11, 3))
-    (folder / "list").write_text("0.png 0\n1.png 1\n2.png 2\n")
-    (folder / "other_list").write_text("2.png 2\n")
-    (folder / "windows").write_text("".join(WINDOWS.format(index) for index in range(3)))
-    (folder / "other_windows").write_text(WINDOWS.format(0))
-    for name, shape in (("mean", (1, 3, 9, 11)), ("infogain", (5, 5)), ("other_infogain", (5, 5))):
-        (folder / name).write_bytes(blob_from_array(rng.random(shape, np.float32)).SerializeToString())
-    for name in ("a", "b"):
-        with h5py.File(folder / f"{name}.h5", "w") as file:
-            file["data"], file["label"] = rng.random((5, 2)), rng.random(5)
-        (folder / f"hdf5_{name}").write_text(f"{name}.h5\n")
-    (folder / "fields_one.py").write_text(MODULE.replace("FACTOR", "1"))
-    (folder / "fields_two.py").write_text(MODULE.replace("FACTOR", "2"))
+    folder = tmp_path_factory.mktemp("fields")
+    write_files(folder)
     return folder
 
 
@@ -415,7 +286,7 @@ def change_of(type_name: str, path: str) -> Change:
     if change.values:
         return change
     message = path.rpartition(".")[0]
-    if message.endswith("filler") and change.refusal is None:
+    if message.endswith("filler") and change.refusal is None and not change.leftover:
         return within(message, FILLER)[path]
     values: list[Any] = ["other"]
     if field.enum_type is not None:
@@ -427,46 +298,6 @@ def change_of(type_name: str, path: str) -> Change:
     elif field.type != FieldDescriptor.TYPE_STRING:
         values = [field.default_value + 1]
     return change._replace(values=values)
-
-
-def put(message: Message, path: str, value: Any) -> None:
-    """Set the field at `path`, in the last one of a repeated message; None takes it out."""
-    *parents, name = path.split(".")
-    for parent in parents:
-        child = getattr(message, parent)
-        if message.DESCRIPTOR.fields_by_name[parent].is_repeated:
-            child = child[-1] if child else child.add()
-        message = child
-    field = message.DESCRIPTOR.fields_by_name[name]
-    message.ClearField(name)
-    if value is None:
-        return
-    if isinstance(value, str) and field.enum_type is not None:
-        value = field.enum_type.values_by_name[value].number
-    if field.is_repeated:
-        getattr(message, name).extend(value)
-    else:
-        setattr(message, name, value)
-
-
-@cache
-def parsed(type_name: str) -> LayerParameter:
-    """The layer of CASES."""
-    case = CASES[type_name]
-    param = text_format.Parse(f'name: "it" type: "{type_name}" {case.text}', LayerParameter())
-    param.bottom.extend(f"bottom{index}" for index in range(len(case.bottoms)))
-    if not param.top and layer_class(type_name).num_tops != 0:
-        param.top.append("top")
-    return param
-
-
-def make(type_name: str, given: Mapping[str, Any]) -> LayerParameter:
-    """The layer of CASES with other fields set."""
-    param = LayerParameter()
-    param.CopyFrom(parsed(type_name))
-    for path, value in given.items():
-        put(param, path, value)
-    return param
 
 
 def observe(param: LayerParameter) -> list[Any]:
@@ -521,11 +352,26 @@ def looks_at(type_name: str, path: str) -> bool:
 def is_unread(param: LayerParameter, path: str) -> bool:
     """Whether the type says that it does not look at the field, in so many words."""
     try:
-        layer_class(param.type)(param)
+        leftovers = layer_class(param.type)(param).leftovers
     except ImaeError as error:
         words = f"layer 'it' ({param.type}): {param.type} does not look at "
-        return str(error) in [f"{words}{prefix}; remove it" for prefix in prefixes(path)]
-    return False
+        return str(error) in [f"{words}{prefix}; remove it" for prefix in prefixes(path)
+                              if ours(prefix) or param.type in PLUGINS]  # fmt: skip
+    named = {leftover.partition(" (")[0] for leftover in leftovers}
+    return not named.isdisjoint(prefixes(path))
+
+
+# Types that Caffe lacks: of messages that they read in part, the other parts are refused.
+PLUGINS = ("ExtractProb", "UnifiedWeightLoss", "WeightedSoftmaxWithLoss")
+
+
+def ours(path: str) -> bool:
+    """Whether Caffe's schema lacks the field or message."""
+    message: Any = LayerParameter.DESCRIPTOR
+    for name in path.split("."):
+        field = message.fields_by_name[name]
+        message = field.message_type
+    return field.number >= 1000 or path in ("loss_param.lamda_p", "loss_param.scale")
 
 
 @pytest.mark.parametrize("type_name", layer_types())
@@ -536,8 +382,9 @@ def test_every_field_does_something_or_is_refused(type_name: str) -> None:
         for value in change.values:
             param = make(type_name, {**change.given, path: value})
             what = f"{path}: {value}"
-            assert is_unread(param, path) != looks_at(type_name, path), what
-            if is_unread(param, path):
+            unread = is_unread(param, path)
+            assert unread != looks_at(type_name, path) or change.leftover, what
+            if unread and not change.leftover:
                 continue
             if change.refusal is not None:
                 with pytest.raises(ImaeError, match=re.escape(change.refusal)):
@@ -547,7 +394,10 @@ def test_every_field_does_something_or_is_refused(type_name: str) -> None:
             if surroundings not in plain:
                 plain[surroundings] = observe(make(type_name, change.given))
             does_nothing = equal(observe(param), plain[surroundings])
-            if find(ACCEPTED, type_name, path) or FIELDS[path].name in ACCEPTED:
+            if change.leftover:
+                assert unread, f"{what} has no effect; say so"
+                assert does_nothing, f"{what} has an effect"
+            elif find(ACCEPTED, type_name, path) or FIELDS[path].name in ACCEPTED:
                 assert does_nothing, f"{what} has an effect; take it out of ACCEPTED"
             else:
                 assert not does_nothing, f"{what} has no effect; honour it, or refuse it"
@@ -572,10 +422,19 @@ def test_the_tables_name_fields_of_the_schema() -> None:
 
 
 def test_a_field_that_a_type_does_not_look_at_is_named() -> None:
-    with refused("layer 'it' (Convolution): Convolution does not look at relu_param; remove it"):
-        build('type: "Convolution" relu_param { negative_slope: 0.1 }', (1, 2, 3, 3))
-    with refused("layer 'it' (ImageData): ImageData does not look at data_param.source; remove it"):
-        build('type: "ImageData" data_param { prefetch: 2 source: "db" }')
+    layer = build('type: "Softmax" relu_param { negative_slope: 0.1 }', (1, 2, 3, 3))
+    assert layer.leftovers == ["relu_param"]
+    layer = layer_class("ImageData")(make("ImageData", {"data_param.prefetch": 2, "data_param.source": "db"}))
+    assert layer.leftovers == ["data_param.source"]
+    layer = layer_class("Data")(make("Data", {"data_param.mirror": True}))
+    assert layer.leftovers == ["data_param.mirror (write transform_param { mirror: ... })"]
+
+
+def test_a_field_that_caffe_does_not_know_is_refused() -> None:
+    with refused("layer 'it' (ImageData): ImageData does not look at data_order_param; remove it"):
+        build('type: "ImageData" data_order_param { order: SHUFFLED }')
+    with refused("layer 'it' (MemoryData): MemoryData does not look at imae_loss_param; remove it"):
+        build('type: "MemoryData" imae_loss_param {}')
 
 
 def test_a_type_looks_at_the_fields_of_the_type_that_it_is_made_from() -> None:
@@ -586,22 +445,83 @@ def test_a_type_looks_at_the_fields_of_the_type_that_it_is_made_from() -> None:
     param.type = "Depthwise"
     assert Depthwise(param).build([tuple(X.shape)], CaffeRandom(1)) == [(2, 6, 3, 5)]
     param.pooling_param.SetInParent()
-    with refused("Depthwise does not look at pooling_param; remove it"):
-        Depthwise(param)
+    assert Depthwise(param).leftovers == ["pooling_param"]
+
+
+NET = """
+    name: "net" force_backward: true
+    layer { name: "data" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } }
+            transform_param { scale: 0.1 } }
+    layer { name: "cat" type: "Concat" bottom: "x" top: "y" concat_param { axis: 0 } scale_param { axis: 2 } }
+    layer { name: "prob" type: "Softmax" bottom: "y" top: "prob"
+            relu_param {} loss_param { normalize: true } }
+"""
+FOUND = ("layer 'data' (Input): transform_param; layer 'cat' (Concat): scale_param; "
+         "layer 'prob' (Softmax): loss_param, relu_param")  # fmt: skip
+
+
+def test_one_warning_of_a_net_lists_all_that_do_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    net = Net(parse_net(NET))
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"net 'net' (TEST): these fields do nothing, as in Caffe: {FOUND}"
+    ]
+    x = normal(2, 3)
+    assert equal(net({"x": x})["prob"], torch.softmax(x, 1))
+
+
+def test_a_net_without_such_fields_gives_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    Net(parse_net(re.sub(r"(transform|scale|relu|loss)_param \{.*?\}", "", NET)))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_strict_makes_an_error_of_them() -> None:
+    want = f"net 'net' (TEST): these fields do nothing: {FOUND}; remove them, or leave --strict out"
+    with strict_fields(), refused(want):
+        Net(parse_net(NET))
+    with strict_fields(False):
+        Net(parse_net(NET))
+    with strict_fields(), strict_fields(False), refused(want):
+        Net(parse_net(NET))
 
 
 @pytest.mark.parametrize(
-    ("type_name", "field", "value"),
-    [("DummyData", "transform_param.scale", 2), ("Data", "data_param.rand_skip", 1)],
-)
-def test_a_mistake_that_caffe_passes_over_is_logged(
-    type_name: str, field: str, value: int, caplog: pytest.LogCaptureFixture
+    "command",
+    ["train --solver solver.prototxt", "test --model net.prototxt --weights w.caffemodel",
+     "time --model net.prototxt --iterations 1",
+     "export --model net.prototxt --weights w.caffemodel --output out.onnx",
+     "extract-features w.caffemodel net.prototxt prob out.lmdb 1 lmdb"],
+)  # fmt: skip
+def test_commands_take_strict(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    observe(make(type_name, {field: value}))
-    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    name = "rand_skip" if type_name == "Data" else "transform_param"
-    assert len(said) == 1
-    assert said[0].startswith(f"layer 'it' ({type_name}): {name} has no effect")
+    monkeypatch.chdir(tmp_path)
+    text = """name: "net"
+        layer { name: "data" type: "DummyData" top: "x" dummy_data_param { shape { dim: 1 dim: 3 } }
+                transform_param { scale: 2 } }
+        layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 2 } }
+        layer { name: "prob" type: "Softmax" bottom: "y" top: "prob" loss_param { normalize: true } }"""
+    Path("net.prototxt").write_text(text)
+    Path("solver.prototxt").write_text('net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" max_iter: 1')
+    save_caffemodel(Net(parse_net(text)), "w.caffemodel")
+    assert main(command.split()) == 0
+    assert "these fields do nothing, as in Caffe: layer" in capsys.readouterr().err
+    for path in tmp_path.glob("out*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert main([*command.split(), "--strict"]) == 2
+    assert "layer 'prob' (Softmax): loss_param; remove them, or leave --strict out" in capsys.readouterr().err
+
+
+def test_pycaffe_takes_strict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.prototxt").write_text(NET)
+    Path("solver.prototxt").write_text('net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed"')
+    assert list(caffe.Net("net.prototxt", caffe.TEST).blobs) == ["x", "y", "prob"]
+    with refused("leave --strict out"):
+        caffe.Net("net.prototxt", caffe.TEST, strict=True)
+    caffe.SGDSolver("solver.prototxt")
+    for make_solver in (caffe.SGDSolver, caffe.get_solver):
+        with refused("leave --strict out"):
+            make_solver("solver.prototxt", strict=True)
 
 
 def test_blobs_of_a_prototxt_are_counted() -> None:

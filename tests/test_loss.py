@@ -19,8 +19,13 @@ from imae.layers.layer import LabelReader, Layer
 from imae.layers.loss.accuracy import Accuracy
 from imae.layers.loss.softmax_loss import SoftmaxWithLoss
 from imae.layers.loss_normalizer import normalization, normalizer
+from imae.layers.net import Net
+from imae.layers.stepwise import Stepwise
+from imae.prototxt import TEST, TRAIN
 from imae.prototxt.caffe_pb2 import LossParameter
 from imae.prototxt.errors import LayerError, PrototxtError
+from imae.prototxt.text import parse_net
+from imae.train.executor import NetExecutor
 
 Array = NDArray[np.float64]
 
@@ -264,11 +269,13 @@ def test_a_gradient_for_the_labels_is_refused(type_name: str) -> None:
     message = (
         f"{type_name} Layer cannot backpropagate to label inputs.; set propagate_down to false for bottom"
     )
+    top = run(build(layer_text, *shapes), x, label.clone().requires_grad_(), *others)[0]
     with refused(message):
-        run(build(layer_text, *shapes), x, label.clone().requires_grad_(), *others)
+        top.backward()
     flags = " propagate_down: true" * len(shapes)
+    top = run(build(layer_text + flags, *shapes), x.requires_grad_(), label, *others)[0]
     with refused(message):
-        run(build(layer_text + flags, *shapes), x.requires_grad_(), label, *others)
+        top.backward()
     with torch.no_grad():  # nothing is asked for
         run(build(layer_text + flags, *shapes), x, label, *others)
     flags = " propagate_down: true" + " propagate_down: false" * len(shapes[1:])
@@ -277,20 +284,59 @@ def test_a_gradient_for_the_labels_is_refused(type_name: str) -> None:
     assert [layer.allows_force_backward(index) for index in range(2)] == [True, False]
 
 
+LEARNED_LABEL = """
+    layer { name: "d" type: "DummyData" top: "x" dummy_data_param {
+            shape { dim: 2 dim: 4 } data_filler { type: "gaussian" } } }
+    layer { name: "ip" type: "InnerProduct" bottom: "x" top: "a"
+            inner_product_param { num_output: 4 weight_filler { type: "xavier" } } }
+    layer { name: "am" type: "ArgMax" bottom: "a" top: "am" argmax_param { axis: 1 } }
+    layer { name: "l" type: "SoftmaxWithLoss" bottom: "SCORES" bottom: "am" top: "l" }
+"""
+
+
+@pytest.mark.parametrize("phase", [TRAIN, TEST])
+@pytest.mark.parametrize("scores", ["a", "x"])
+def test_a_label_from_layers_that_learn_is_refused_by_the_backward_pass(scores: str, phase: int) -> None:
+    """Caffe: softmax_loss_layer.cpp, Backward_cpu. A gradient would go there, though ArgMax sends none on."""
+    param = parse_net(LEARNED_LABEL.replace("SCORES", scores))
+    param.state.phase = phase  # type: ignore[assignment]  # an int, checked by protobuf
+    refusal = (
+        "layer 'l' (SoftmaxWithLoss): SoftmaxWithLoss Layer cannot backpropagate to label inputs.; set "
+        "propagate_down to false for bottom 'am'"
+    )
+    net = Net(param)
+    loss = net.loss(net())
+    with refused(refusal):
+        loss.backward()
+    stepwise = Stepwise(Net(param))
+    assert stepwise.forward() > 0
+    with refused(refusal):
+        stepwise.backward()
+    with refused(refusal):
+        NetExecutor(Net(param), torch.device("cpu")).forward_backward()
+    NetExecutor(Net(param), torch.device("cpu")).forward()
+    param.layer[-1].propagate_down.extend([True, False])
+    NetExecutor(Net(param), torch.device("cpu")).forward_backward()
+
+
 def test_refuse_gradient_goes_by_propagate_down_where_it_is_given() -> None:
     layer = build('type: "EuclideanLoss" propagate_down: false propagate_down: true', (2,), (2,))
     refuse_gradient(layer, 0, torch.zeros(2, requires_grad=True), "no")
+    assert layer.refusal is None
+    refuse_gradient(layer, 1, torch.zeros(2), "no")
     with refused("no; set propagate_down to false for bottom 'bottom1'"):
-        refuse_gradient(layer, 1, torch.zeros(2), "no")
+        run(layer, torch.zeros(2), torch.zeros(2))[0].backward()
+    run(layer, torch.zeros(2, requires_grad=True), torch.zeros(2))[0].backward()  # it was that pass's alone
 
 
 @pytest.mark.parametrize(
     "type_name", ["EuclideanLoss", "HingeLoss", "MultinomialLogisticLoss", "ContrastiveLoss"]
 )
-def test_losses_without_loss_param_refuse_it(type_name: str) -> None:
+def test_losses_without_loss_param_pass_over_it(type_name: str) -> None:
     shapes = [(2, 3), (2, 3), (2,)][: 3 if type_name == "ContrastiveLoss" else 2]
-    with refused(f"{type_name} does not look at loss_param; remove it"):
-        build(f'type: "{type_name}" loss_param {{ ignore_label: 1 }}', *shapes)
+    shapes[-1] = (2,) if type_name != "EuclideanLoss" else (2, 3)
+    layer = build(f'type: "{type_name}" loss_param {{ ignore_label: 1 }}', *shapes)
+    assert layer.leftovers == ["loss_param"]
 
 
 # -- EuclideanLoss -------------------------------------------------------------------------------------------
@@ -544,15 +590,16 @@ def test_infogain_loss_raises_the_probability_to_its_own_threshold() -> None:
 def test_infogain_loss_refuses() -> None:
     with refused("Infogain matrix source must be specified."):
         build('type: "InfogainLoss"', (5, 3), (5,))
-    with refused("the matrix is given twice, by bottom[2] and by infogain_loss_param.source"):
-        build('type: "InfogainLoss" infogain_loss_param { source: "H" }', (5, 3), (5,), (3, 3))
+    layer = build('type: "InfogainLoss" infogain_loss_param { source: "no_such_file" }', (5, 3), (5,), (3, 3))
+    assert layer.leftovers == ["infogain_loss_param.source"]  # the bottom counts
     with pytest.raises(PrototxtError, match="no_such_file: no such file"):
         build('type: "InfogainLoss" infogain_loss_param { source: "no_such_file" }', (5, 3), (5,))
     with refused('normalize is deprecated. use "normalization"'):
         build('type: "InfogainLoss" loss_param { normalize: true }', (5, 3), (5,), (3, 3))
+    layer = build('type: "InfogainLoss"', (5, 3), (5,), (3, 3))
+    top = run(layer, normal(5, 3), torch.zeros(5), torch.eye(3).requires_grad_())[0]
     with refused("InfogainLoss Layer cannot backpropagate to infogain inputs."):
-        layer = build('type: "InfogainLoss"', (5, 3), (5,), (3, 3))
-        run(layer, normal(5, 3), torch.zeros(5), torch.eye(3).requires_grad_())
+        top.backward()
     with refused("if infogain axis == 1 and prediction shape"):
         build('type: "InfogainLoss"', (5, 3, 2), (5,), (3, 3))
 

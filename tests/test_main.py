@@ -93,6 +93,14 @@ def test_level_and_stage_reach_the_train_state(here: Path, capsys: pytest.Captur
     assert 'train_state {\n  level: 3\n  stage: "a"\n  stage: "b"\n}\n' in capsys.readouterr().err
 
 
+def test_the_files_level_does_nothing_as_in_caffe(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("level.prototxt").write_text(SOLVER + "train_state { level: 2 }")
+    assert main(["train", "level.prototxt"]) == 0
+    err = capsys.readouterr().err
+    assert "level.prototxt: these fields do nothing, as in Caffe: train_state.level (write --level 2)" in err
+    assert 'train_state {\n  level: 0\n' in err
+
+
 def test_resuming_and_finetuning_are_logged(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "solver.prototxt", "--snapshot", "given_iter_2.solverstate"]) == 0
     err = capsys.readouterr().err
@@ -134,7 +142,10 @@ BAD = [
     (["train", "bad_type.prototxt"], "Unknown layer type: InnerProdukt; did you mean 'InnerProduct'?"),
     (["train", "bad_bottom.prototxt"], "Unknown bottom blob 'nobody' (layer 'a', bottom index 0)"),
     (["train", "bad_policy.prototxt"], "Unknown learning rate policy: cosine"),
-    (["train", "bad_level.prototxt"], "train_state.level is 2, but the command line's level counts"),
+    (
+        ["train", "bad_level.prototxt", "--strict"],
+        "bad_level.prototxt: these fields do nothing: train_state.level (write --level 2); remove them",
+    ),
     (["test", "--weights", "w"], "Need a model definition to score: --model NET"),
     (["test", "--model", "net.prototxt"], "Need model weights to score: --weights W"),
     (["test", "--model", "nope", "--weights", "w"], "nope: no such file"),

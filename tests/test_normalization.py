@@ -206,7 +206,10 @@ def test_lrn_contract_gradient_and_onnx(fields: str) -> None:
 def test_lrn_gradient_reads_the_memory_that_a_later_layer_has_overwritten(
     in_place: bool, stepwise: bool
 ) -> None:
-    """Across channels Caffe reads top and bottom, within a channel the bottom; base has its own memory."""
+    """Across channels Caffe reads top and bottom, within a channel the bottom; base has its own memory.
+
+    Across channels and in place it destroys them and the diff: here is the derivative.
+    """
     x, top_diff = normal(2, 5, 3, 4), normal(2, 5, 3, 4, seed=1)
     param = build(lrn(""), (2, 5, 3, 4)).param.lrn_param
     alpha, beta = param.alpha, param.beta
@@ -220,8 +223,9 @@ def test_lrn_gradient_reads_the_memory_that_a_later_layer_has_overwritten(
         return F.pad(values, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1).mean((-1, -2))
 
     got, top = overwritten(lrn("local_size: 3 k: 2"), in_place, stepwise, x, top_diff)
-    base, bottom = 2 + alpha * channels(x * x), top if in_place else x
-    want = top_diff * base**-beta - 2 * alpha * beta * bottom * channels(top_diff * top / base)
+    base = 2 + alpha * channels(x * x)
+    top = x * base**-beta if in_place else top
+    want = top_diff * base**-beta - 2 * alpha * beta * x * channels(top_diff * top / base)
     assert_close(got, want, "golden")
 
     got, top = overwritten(lrn("local_size: 3 norm_region: WITHIN_CHANNEL"), in_place, stepwise, x, top_diff)
@@ -292,6 +296,8 @@ def test_mvn_gradient_reads_the_memory_that_a_later_layer_has_overwritten(
     fields = f"across_channels: {across}".lower()
     got, top = overwritten(mvn(fields), in_place, stepwise, x, top_diff)
     s = mean((x - mean(x)).square()).sqrt()
+    if in_place:  # Caffe destroys the diff: here is the derivative
+        top = (x - mean(x)) / s
     assert_close(got, (top_diff - mean(top_diff) - top * mean(top_diff * top)) / s, "golden")
     got, _ = overwritten(mvn(f"{fields} normalize_variance: false"), in_place, stepwise, x, top_diff)
     assert_close(got, top_diff - mean(top_diff), "golden")

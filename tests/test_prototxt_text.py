@@ -30,7 +30,7 @@ VALID = sorted(path for path in CASES.rglob("*.prototxt") if path not in INVALID
 
 
 def test_cases_are_there() -> None:
-    assert len(INVALID) > 50
+    assert len(INVALID) >= 50
     assert len(VALID) > 15
 
 

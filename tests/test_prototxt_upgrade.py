@@ -19,6 +19,7 @@ from imae.prototxt import (
     upgrade_net,
     upgrade_solver,
 )
+from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.upgrade import V0_FIELDS, V0_TRANSFORM, V0_TYPES, upgrade_v1
 
 CASES = sorted(Path(__file__).with_name("cases").glob("upgrade/*.in.prototxt"))
@@ -168,6 +169,35 @@ def test_v0_problems_can_be_collected(caplog: pytest.LogCaptureFixture) -> None:
         "continuing anyway.",
     ]
     assert upgraded == parse_net('layer { name: "r" type: "ReLU" top: "y" }')
+
+
+V0_LEFTOVERS = """
+    layers { layer { name: "d" type: "data" new_channels: 3 } include { phase: TEST } top: "x" }
+    layers { layer { name: "r" type: "relu" num_output: 3 kernelsize: 2 } bottom: "x" top: "y" }
+"""
+V0_DROPPED = [
+    "Unknown field include beside V0 layer 'd'",
+    "Unknown parameter new_channels for layer type data (layer 'd')",
+    "Unknown parameter num_output for layer type relu (layer 'r')",
+    "Unknown parameter kernelsize for layer type relu (layer 'r')",
+]
+
+
+def test_what_a_v0_net_says_in_vain_is_dropped_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """As Caffe, which goes on after its messages."""
+    upgraded = parse_net(V0_LEFTOVERS, "old.prototxt")
+    assert to_text(upgraded) == to_text(parse_net('''
+        layer { name: "d" type: "Data" top: "x" } layer { name: "r" type: "ReLU" bottom: "x" top: "y" }
+    '''))
+    warnings = [record.getMessage() for record in caplog.records if "nothing" in record.getMessage()]
+    assert warnings == [f"old.prototxt: these fields do nothing, as in Caffe: {'; '.join(V0_DROPPED)}"]
+
+
+def test_what_a_v0_net_says_in_vain_is_an_error_where_that_is_wanted() -> None:
+    listed = "; ".join(V0_DROPPED)
+    want = f"old.prototxt: these fields do nothing: {listed}; remove them, or leave --strict out"
+    with strict_fields(), pytest.raises(PrototxtError, match=f"^{re.escape(want)}$"):
+        parse_net(V0_LEFTOVERS, "old.prototxt")
 
 
 def test_v0_padding_of_a_pooling_and_from_an_input() -> None:

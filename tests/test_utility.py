@@ -520,6 +520,7 @@ import numpy as np
 
 class Affine(caffe.Layer):
     def setup(self, bottom, top):
+        assert self.param_str_ == self.param_str
         self.a, self.b = (float(number) for number in self.param_str.split(","))
         self.reshapes = 0
 

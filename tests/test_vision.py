@@ -286,9 +286,10 @@ def test_im2col_in_onnx(fields: str, shape: Shape) -> None:
     check_onnx(IM2COL.format(fields), normal(*shape))
 
 
-def test_im2col_refuses() -> None:
-    with refused("convolution_param.num_output means nothing to Im2col; remove it"):
-        build(IM2COL.format("kernel_size: 2 num_output: 3"), (2, 3, 4, 4))
+def test_im2col_passes_over_and_refuses() -> None:
+    assert build(IM2COL.format("kernel_size: 2 num_output: 3"), (2, 3, 4, 4)).leftovers == [
+        "convolution_param.num_output"
+    ]
     with refused("there must be spatial axes behind the channel axis; bottom is (2, 3)"):
         build(IM2COL.format("kernel_size: 2"), (2, 3))
     with refused("windows of (5, 5) do not fit bottom (2, 3, 4, 6) with pad (0, 0)"):

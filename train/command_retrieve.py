@@ -29,6 +29,7 @@ from imae.converters.caffemodel import add_dialect_option
 from imae.converters.convert_folder import LARGEST_PICTURE
 from imae.converters.file_tree import open_tree
 from imae.converters.images import decode_picture, pixel_count
+from imae.converters.net_options import add_strict_option
 from imae.layers.data.datum import array_from_datum
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.prototxt.errors import DataError, ImaeError
@@ -47,8 +48,8 @@ RANKS = (1, 5, 10, 20)
 BATCH_SIZE = 128
 # Options that say nothing where features are only evaluated.
 OF_MODELS = (
-    "model", "weights", "dialect", "onnx", "blob", "resize", "crop", "mean_value", "scale", "batch_size",
-    "gpu",
+    "model", "weights", "dialect", "strict", "onnx", "blob", "resize", "crop", "mean_value", "scale",
+    "batch_size", "gpu",
 )  # fmt: skip
 # What numpy raises for a file that is none of its archives, or a damaged one.
 NPZ_ERRORS = (
@@ -75,6 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NET", help="prototxt, train_val or deploy")
     parser.add_argument("--weights", metavar="W", help="its .caffemodel")
     add_dialect_option(parser)
+    add_strict_option(parser)
+    parser.set_defaults(strict=None)  # not given
     parser.add_argument("--onnx", metavar="MODEL", help="an .onnx file instead of both")
     parser.add_argument(
         "--blob", metavar="NAME", help="blob (ONNX: output) with the features (the only output)"

@@ -147,6 +147,7 @@ class LayerwisePasses:
             self._blobs[name].detach().requires_grad_(need)
             for name, need in zip(step.bottoms, step.bottom_need_backward, strict=True)
         ]
+        step.check(bottoms)
         tops: list[Tensor] = []
         if isinstance(step.layer, DataLayer):
             tops = [blob.to(self.device, non_blocking=True) for blob in step.layer.next_batch()]

@@ -12,10 +12,11 @@ from contextlib import nullcontext
 import torch
 
 from imae.converters.caffemodel import add_dialect_option
-from imae.converters.net_options import level
+from imae.converters.net_options import add_strict_option, level
 from imae.layers import native
 from imae.prototxt import SolverParameter
 from imae.prototxt.errors import DeviceError, ImaeError, PrototxtError
+from imae.prototxt.leftovers import report_leftovers
 from imae.prototxt.text import read_solver
 from imae.train.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
 from imae.train.device import (
@@ -99,6 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="on a GPU: draw dropout masks (and the pixels of stochastic pooling) from Caffe's random "
         "stream, or let the device draw its own, which is faster (device)",
     )
+    add_strict_option(parser)
     add_double_option(parser)
     add_precision_option(parser)
     add_launch_options(parser)
@@ -183,11 +185,9 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
 def _set_train_state(param: SolverParameter, args: argparse.Namespace, path: str) -> None:
     """Put level and stages of the command line into train_state."""
     if args.level is None and param.train_state.level:
-        # Caffe: the flag's default silently takes its place.
-        raise PrototxtError(
-            f"{path}: train_state.level is {param.train_state.level}, but the command line's level counts, "
-            f"and that is 0; add --level {param.train_state.level}, or take it out of the file"
-        )
+        # Caffe: the flag's default, 0, silently takes its place.
+        leftover = f"train_state.level (write --level {param.train_state.level})"
+        report_leftovers(logger, path, [leftover], PrototxtError)
     param.train_state.level = args.level or 0
     param.train_state.stage.extend(args.stage.split(","))  # Caffe: without --stage this adds the stage ""
 

@@ -16,8 +16,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from imae.layers.layer import DataLayer
-from imae.layers.net import Net, shape_string
+from imae.layers.layer import DataLayer, shape_string
+from imae.layers.net import Net
 from imae.layers.stepwise import parameter_diff
 from imae.prototxt.errors import DeviceError, ImaeError
 from imae.train.executor import NetExecutor, Result

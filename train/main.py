@@ -27,6 +27,7 @@ from importlib.metadata import version
 from typing import NoReturn, Protocol, cast
 
 from imae.prototxt.errors import ImaeError
+from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.python_layers import no_python_layers
 from imae.train.caffe_log import GlogFormatter
 from imae.train.progress import StderrHandler
@@ -134,7 +135,8 @@ def _run(arguments: Sequence[str]) -> int:
         )
         args = parser.parse(arguments[1:])
         args.command_line = list(arguments)
-        with no_python_layers() if args.no_python_layers else nullcontext():
+        strict = bool(getattr(args, "strict", False))  # of the commands that build nets
+        with no_python_layers() if args.no_python_layers else nullcontext(), strict_fields(strict):
             status = command.run(args)
         return status if isinstance(status, int) else 0
     return 0

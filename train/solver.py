@@ -32,7 +32,8 @@ from imae.converters.caffemodel import load_caffemodel, save_caffemodel
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.common.dropout import Dropout
 from imae.layers.data_resources import DataResources
-from imae.layers.net import Net, shape_string
+from imae.layers.layer import shape_string
+from imae.layers.net import Net
 from imae.layers.ranks import ALONE
 from imae.layers.stepwise import Stepwise, parameter_diff
 from imae.layers.vision.pooling import PoolingMethod

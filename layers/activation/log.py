@@ -2,7 +2,8 @@
 
 bottom[0], top[0]  any shape
 
-Caffe: log_layer.cpp.
+Caffe: log_layer.cpp. Differs: in place, Caffe overwrites the top's diff before it has used it; here the
+gradient is the derivative.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from imae.prototxt import LayerParameter
 @register_layer("Log")
 class Log(Layer):
     num_bottoms = num_tops = 1
-    reads_bottom = True
+    spoils_in_place = "diff"
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)

@@ -5,7 +5,8 @@ Where power or scale is 0 the top is constant, whatever the bottom holds, and se
 bottom[0], top[0]  any shape
 
 Caffe: power_layer.cpp. Differs: the gradient, power * scale * top / base, is NaN in Caffe where the base is 0
-(but for power 1 and 2); here it is the derivative.
+(but for power 1 and 2); in place, unless power or scale is 0, Caffe overwrites the top's diff before it has
+used it. Here the gradient is the derivative.
 """
 
 from collections.abc import Sequence
@@ -25,12 +26,13 @@ from imae.prototxt import LayerParameter
 @register_layer("Power")
 class Power(Layer):
     num_bottoms = num_tops = 1
-    reads_top = reads_bottom = True
+    reads_top = True
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         power = param.power_param
         self.power, self.scale, self.shift = power.power, power.scale, power.shift
+        self.spoils_in_place = "diff" if self.power * self.scale else ""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.power == 0 or self.scale == 0:

@@ -6,7 +6,8 @@ bottom[0]  (..., d_axis, ..., d_last); K = d_axis * ... * d_last
 top[0]     (..., num_output), the axes before `axis` kept
 blobs      weight (num_output, K), or (K, num_output) with `transpose`; bias (num_output) if bias_term
 
-Caffe: inner_product_layer.cpp. Differs: num_output 0 is an error.
+Caffe: inner_product_layer.cpp. Differs: num_output 0 is an error; in place, Caffe overwrites the bottom
+before it has used it.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from imae.prototxt import LayerParameter
 @register_layer("InnerProduct")
 class InnerProduct(Layer):
     num_bottoms = num_tops = 1
+    spoils_in_place = "data"
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)

@@ -219,12 +219,13 @@ def check_permutation(name: str, order: NDArray[np.int64], count: int) -> None:
         raise SnapshotError(f"the saved {name} is no order of {count} things; the snapshot is damaged")
 
 
-def refuse_moved_fields(param: LayerParameter, message: Message, fields: Iterable[str]) -> None:
-    """Refuse fields that today's Caffe reads from transform_param only, and would ignore here."""
+def pass_over_moved_fields(layer: Layer, message: str, fields: Iterable[str]) -> None:
+    """Note fields of a message that Caffe has moved to transform_param, and since then reads there only."""
+    given: Message = getattr(layer.param, message)
     for field in fields:
-        if getattr(message, field) != message.DESCRIPTOR.fields_by_name[field].default_value:
+        if getattr(given, field) != given.DESCRIPTOR.fields_by_name[field].default_value:
             new = "force_color" if field == "force_encoded_color" else field
-            raise LayerError(param, f"{field} has no effect here; write transform_param {{ {new}: ... }}")
+            layer.pass_over(f"{message}.{field}", f"transform_param {{ {new}: ... }}")
 
 
 def checked_batch_size(param: LayerParameter, batch_size: int) -> int:

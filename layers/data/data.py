@@ -37,7 +37,7 @@ from imae.layers.data.base_data import (
     checked_batch_size,
     log,
     output_data_size,
-    refuse_moved_fields,
+    pass_over_moved_fields,
 )
 from imae.layers.data.datum import array_from_datum, parse_datum, planes
 from imae.layers.data.leveldb_source import LeveldbSource, open_leveldb
@@ -68,11 +68,12 @@ class Data(PrefetchingLayer):
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         data = param.data_param
-        refuse_moved_fields(param, data, ("scale", "mean_file", "crop_size", "mirror", "force_encoded_color"))
+        moved = ("scale", "mean_file", "crop_size", "mirror", "force_encoded_color")
+        pass_over_moved_fields(self, "data_param", moved)
         self.batch_size = checked_batch_size(param, data.batch_size)
         check_order(param)
         if data.rand_skip:
-            logger.warning("layer '%s' (Data): rand_skip has no effect, as in Caffe 1.0", self.name)
+            self.pass_over("data_param.rand_skip")
         if not data.source:
             raise self.error("data_param.source is not set; give it the path of an LMDB")
         self.source: Source

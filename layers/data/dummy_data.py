@@ -10,7 +10,6 @@ Caffe: dummy_data_layer.cpp.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -22,8 +21,6 @@ from imae.layers.layer import Layer, Shape
 from imae.layers.registry import register_layer
 from imae.prototxt import BlobShape, FillerParameter
 
-logger = logging.getLogger(__name__)
-
 LEGACY = ("num", "channels", "height", "width")
 
 
@@ -32,13 +29,10 @@ class DummyData(Layer):
     num_bottoms = 0
     min_tops = 1
     makes_input = True
-    reads = ("transform_param",)  # to say that it has no effect: nets that were written for Data have it
 
     device_and_dtype: Tensor
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
-        if self.param.HasField("transform_param"):
-            logger.warning("layer '%s' (DummyData): transform_param has no effect", self.name)
         dummy = self.param.dummy_data_param
         num_tops = len(self.param.top)
         if len(dummy.data_filler) not in (0, 1, num_tops):

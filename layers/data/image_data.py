@@ -38,7 +38,7 @@ from imae.layers.data.base_data import (
     checked_batch_size,
     log,
     output_data_size,
-    refuse_moved_fields,
+    pass_over_moved_fields,
 )
 from imae.layers.data.datum import decode_image, read_file
 from imae.layers.memory import blob_problem
@@ -57,11 +57,10 @@ class ImageData(PrefetchingLayer):
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         image = param.image_data_param
-        refuse_moved_fields(param, image, ("scale", "mean_file", "crop_size", "mirror"))
-        if param.transform_param.force_color or param.transform_param.force_gray:
-            raise self.error(
-                "force_color and force_gray are for Data; write image_data_param { is_color: ... }"
-            )
+        pass_over_moved_fields(self, "image_data_param", ("scale", "mean_file", "crop_size", "mirror"))
+        for field in ("force_color", "force_gray"):
+            if getattr(param.transform_param, field):
+                self.pass_over(f"transform_param.{field}", "image_data_param { is_color: ... }")
         if (image.new_height > 0) != (image.new_width > 0):
             raise self.error(
                 "Current implementation requires new_height and new_width to be set at the same time.; "

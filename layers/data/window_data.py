@@ -41,7 +41,7 @@ from imae.layers.data.base_data import (
     checked_batch_size,
     log,
     output_data_size,
-    refuse_moved_fields,
+    pass_over_moved_fields,
 )
 from imae.layers.data.datum import decode_image, read_file
 from imae.layers.registry import register_layer
@@ -93,13 +93,12 @@ class WindowData(PrefetchingLayer):
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         window, transform = param.window_data_param, param.transform_param
-        refuse_moved_fields(param, window, ("mean_file", "crop_size", "mirror"))
+        pass_over_moved_fields(self, "window_data_param", ("mean_file", "crop_size", "mirror"))
         if transform.scale != 1:
-            raise self.error(
-                "transform_param.scale has no effect here; write window_data_param { scale: ... }"
-            )
-        if transform.force_color or transform.force_gray:
-            raise self.error("force_color and force_gray have no effect here; leave them out")
+            self.pass_over("transform_param.scale", "window_data_param { scale: ... }")
+        for field in ("force_color", "force_gray"):
+            if getattr(transform, field):
+                self.pass_over(f"transform_param.{field}")
         if transform.exclude_last_crop:
             raise self.error("exclude_last_crop has no effect here, where windows are warped; leave it out")
         if window.crop_mode not in ("warp", "square"):

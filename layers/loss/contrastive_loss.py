@@ -47,7 +47,8 @@ class ContrastiveLoss(LossLayer):
 
     def forward(self, a: Tensor, b: Tensor, similar: Tensor) -> Tensor:
         num = a.shape[0]
-        difference = a.reshape(num, -1) - b.reshape(num, -1)
+        size = a.shape[1:].numel()
+        difference = a.reshape(num, size) - b.reshape(num, size)
         loss: Tensor = _Contrast.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
             difference, similar.reshape(num).long() != 0, self.margin, self.legacy
         )

@@ -42,7 +42,7 @@ class HingeLoss(LossLayer):
     def forward(self, scores: Tensor, label: Tensor) -> Tensor:
         refuse_gradient(self, 1, label, f"{self.type} Layer cannot backpropagate to label inputs.")
         num = scores.shape[0]
-        scores = scores.reshape(num, -1)
+        scores = scores.reshape(num, scores.shape[1:].numel())
         index, _ = self.labels(label.reshape(num, 1), scores.shape[1])
         sign = torch.ones_like(scores).scatter(1, index, -1)
         margin = torch.relu(1 + sign * scores)

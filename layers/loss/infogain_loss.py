@@ -7,12 +7,12 @@
 bottom[0]  (N, C, ...) scores
 bottom[1]  labels 0 to C - 1, one for each place beside the class axis, cut to integers towards zero;
            loss_param.ignore_label takes a place out
-bottom[2]  H of C * C values; without it H is read from infogain_loss_param.source, a BlobProto
+bottom[2]  H of C * C values; only without it H is read from infogain_loss_param.source, a BlobProto
 top[0]     (), the loss
 top[1]     optional: prob; loss_weight must then be given for both tops
 
 Caffe: infogain_loss_layer.cpp. Differs: a label out of range is an error; force_backward sends no gradient to
-H (Caffe aborts); H given twice is an error.
+H (Caffe aborts).
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class InfogainLoss(LossLayer):
         source = param.infogain_loss_param.source
         if len(param.bottom) == 3:
             if source:
-                raise self.error("the matrix is given twice, by bottom[2] and by infogain_loss_param.source")
+                self.pass_over("infogain_loss_param.source")
         elif not source:
             raise self.error("Infogain matrix source must be specified.; or give the matrix as third bottom")
         else:

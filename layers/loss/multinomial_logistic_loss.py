@@ -41,7 +41,7 @@ class MultinomialLogisticLoss(LossLayer):
     def forward(self, prob: Tensor, label: Tensor) -> Tensor:
         refuse_gradient(self, 1, label, f"{self.type} Layer cannot backpropagate to label inputs.")
         num = prob.shape[0]
-        prob = prob.reshape(num, -1)
+        prob = prob.reshape(num, prob.shape[1:].numel())
         index, _ = self.labels(label.reshape(num, 1), prob.shape[1])
         loss: Tensor = _NegativeLog.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
             prob.gather(1, index)

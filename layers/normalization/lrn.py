@@ -7,7 +7,7 @@ bottom[0]  (N, C, H, W)
 top[0]     (N, C, H, W)
 
 Caffe: lrn_layer.cpp. Differs: Caffe keeps a running sum over the channels, so its float32 values drift a
-little from these; ACROSS_CHANNELS in place, its CPU code overwrites the bottom before it has used it.
+little from these; ACROSS_CHANNELS in place, it overwrites bottom and top diff before it has used them.
 """
 
 from collections.abc import Sequence
@@ -37,6 +37,7 @@ class LRN(Layer):
             raise self.error(f"LRN only supports odd values for local_size; got {lrn.local_size}")
         self.size, self.alpha, self.beta, self.k = lrn.local_size, lrn.alpha, lrn.beta, lrn.k
         self.within_channel = lrn.norm_region == lrn.WITHIN_CHANNEL
+        self.spoils_in_place = "" if self.within_channel else "data"
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         shape = bottom_shapes[0]
@@ -47,6 +48,8 @@ class LRN(Layer):
         return [shape]
 
     def forward(self, x: Tensor) -> Tensor:
+        if not x.numel():
+            return x.clone()
         if self.within_channel:  # Caffe: k is not used here, it is 1
             energy = F.avg_pool2d(x * x, self.size, stride=1, padding=self.size // 2)
             return x * (1 + self.alpha * energy) ** -self.beta

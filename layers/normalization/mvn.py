@@ -9,7 +9,8 @@ The means run over height and width, with across_channels over the channels, too
 bottom[0]  (N, C, H, W); trailing axes may be missing
 top[0]     (N, C, H, W), always four axes
 
-Caffe: mvn_layer.cpp.
+Caffe: mvn_layer.cpp. Differs: in place and with normalize_variance, Caffe overwrites the top's diff before it
+has used it.
 """
 
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ class MVN(Layer):
         mvn = param.mvn_param
         self.normalize_variance, self.across_channels = mvn.normalize_variance, mvn.across_channels
         self.eps = mvn.eps
+        self.spoils_in_place = "diff" if self.normalize_variance else ""
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         shape = bottom_shapes[0]
@@ -46,7 +48,8 @@ class MVN(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         shape = self.top_shapes([tuple(x.shape)])[0]
-        rows = x.reshape(shape[0], 1 if self.across_channels else shape[1], -1)
+        first = 1 if self.across_channels else 2
+        rows = x.reshape(shape[0], prod(shape[1:first]), prod(shape[first:]))
         if self.normalize_variance:
             top: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 rows, self.eps

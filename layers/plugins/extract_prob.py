@@ -25,6 +25,7 @@ class ExtractProb(Layer):
     in_place = False
     deployed = False
     reads = ("loss_param.ignore_label",)
+    passes_over_parts = False
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)

@@ -26,6 +26,7 @@ class UnifiedWeightLoss(DesignedLoss):
     num_bottoms = None
     min_bottoms, max_bottoms = 2, 3
     reads = ("softmax_param", "loss_param.ignore_label", "loss_param.lamda_p", "loss_param.scale")
+    passes_over_parts = False
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param, WeightNormalization.SUM_OF_WEIGHTS, epsilon=1e-6)

@@ -51,6 +51,7 @@ class WeightedSoftmaxWithLoss(DesignedLoss):
     num_bottoms = None
     min_bottoms, max_bottoms = 2, 3
     reads = ("weighted_softmax_loss_param", "softmax_param", "loss_param.ignore_label")
+    passes_over_parts = False
 
     def __init__(self, param: LayerParameter) -> None:
         variant = param.weighted_softmax_loss_param.variant

@@ -13,7 +13,7 @@ h and c live on: the first step of a forward pass continues the last one of the 
 With expose_hidden the last two bottoms are h_0 and c_0 instead, and two more tops h_T and c_T, (1, N, D)
 each. No gradient goes through any of them. W_hc is filled once per time step, and the first fill is kept.
 
-Caffe: recurrent_layer.cpp, lstm_layer.cpp. Differs: debug_info is an error.
+Caffe: recurrent_layer.cpp, lstm_layer.cpp. Differs: debug_info logs nothing.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class Recurrent(Layer):
         if self.num_output < 1:
             raise self.error(f"num_output must be positive; got {self.num_output}")
         if recurrent.debug_info:
-            raise self.error("recurrent_param.debug_info does nothing here; remove it")
+            self.pass_over("recurrent_param.debug_info")
         exposed = self.states if self.expose_hidden else 0
         bottoms, tops = len(param.bottom), len(param.top)
         if not 2 + exposed <= bottoms <= 3 + exposed:
@@ -92,6 +92,8 @@ class Recurrent(Layer):
         x, cont = bottom_shapes[:2]
         if len(x) < 3:
             raise self.error(f"bottom[0] must be (#timesteps, #streams, ...); got {x}")
+        if not x[0]:
+            raise self.error(f"bottom[0] must have at least 1 time step; got {x}")
         if x[0] != self.steps:
             raise self.error(f"input number of timesteps changed; got {x[0]}, it was built for {self.steps}")
         if cont != x[:2]:

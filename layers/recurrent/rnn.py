@@ -9,7 +9,7 @@ blobs      W_xh (D, I), b_h (D), [W_xh_static (D, S)], W_hh (D, D), W_ho (D, D),
 
 The last three are filled once per time step, in turn, and the first fills are kept.
 
-Caffe: recurrent_layer.cpp, rnn_layer.cpp. Differs: debug_info is an error.
+Caffe: recurrent_layer.cpp, rnn_layer.cpp. Differs: debug_info logs nothing.
 """
 
 import torch

@@ -35,7 +35,7 @@ class ArgMax(Layer):
         if self.top_k < 1:
             raise self.error(f"top k must not be less than 1.; got {self.top_k}")
 
-    def setup(self, bottom_shapes: Sequence[Shape]) -> None:
+    def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         shape = bottom_shapes[0]
         axis = self._axis(len(shape))
         if not shape:
@@ -50,10 +50,6 @@ class ArgMax(Layer):
                 "top_k must be less than or equal to the dimension of the flattened bottom blob per "
                 f"instance.; got {self.top_k} for {prod(shape[1:])} values"
             )
-
-    def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
-        shape = bottom_shapes[0]
-        axis = self._axis(len(shape))
         if axis is not None:
             return [(*shape[:axis], self.top_k, *shape[axis + 1 :])]
         return [(shape[0], 2 if self.out_max_val else 1, self.top_k, *[1] * (len(shape) - 3))]
@@ -61,7 +57,7 @@ class ArgMax(Layer):
     def forward(self, x: Tensor) -> Tensor:
         x = x.detach()
         axis = self._axis(x.dim())
-        along = x.reshape(x.shape[0], -1) if axis is None else x
+        along = x.reshape(x.shape[0], prod(x.shape[1:])) if axis is None else x
         axis = 1 if axis is None else axis
         # A stable sort keeps the order of equal values; flipped, the larger index comes first.
         values, flipped = along.flip(axis).sort(dim=axis, descending=True, stable=True)

@@ -24,6 +24,7 @@ class Concat(Layer):
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
+        self.shares_memory = len(param.bottom) == 1
         concat = param.concat_param
         if concat.HasField("axis") and concat.HasField("concat_dim"):
             raise self.error("Either axis or concat_dim should be specified; not both.")

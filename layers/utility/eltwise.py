@@ -10,7 +10,8 @@ top[0]       the same shape
 
 Of equal values in a MAX, x_1 goes before x_0, and these two before all others, the earlier first.
 
-Caffe: eltwise_layer.cpp.
+Caffe: eltwise_layer.cpp. Differs: where a bottom is the top, too, Caffe overwrites it (of two factors: its
+diff) before it has used it.
 """
 
 from collections.abc import Sequence
@@ -22,8 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from imae.layers.layer import Layer, Shape
-from imae.layers.net import shape_string
+from imae.layers.layer import Layer, Shape, shape_string
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
@@ -38,6 +38,9 @@ class Eltwise(Layer):
         super().__init__(param)
         eltwise = param.eltwise_param
         self.operation = eltwise.operation
+        factors = self.operation == eltwise.PROD
+        self.spoils_in_place = "diff" if factors and len(param.bottom) == 2 else "data"
+        self.reads_top = factors and not eltwise.stable_prod_grad
         if eltwise.coeff and len(eltwise.coeff) != len(param.bottom):
             raise self.error(
                 "Eltwise Layer takes one coefficient per bottom blob.; "
@@ -94,13 +97,13 @@ class _ProductByQuotients(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *bottoms: Tensor) -> Tensor:
-        ctx.save_for_backward(*bottoms)
-        return reduce(torch.mul, bottoms)
+        top = reduce(torch.mul, bottoms)
+        ctx.save_for_backward(top, *bottoms)
+        return top
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, top_diff: Tensor) -> tuple[Tensor | None, ...]:
-        bottoms = ctx.saved_tensors
-        top = reduce(torch.mul, bottoms)
+        top, *bottoms = ctx.saved_tensors
         needed = zip(bottoms, ctx.needs_input_grad, strict=True)
         return tuple(top / bottom * top_diff if need else None for bottom, need in needed)

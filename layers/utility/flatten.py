@@ -21,6 +21,7 @@ from imae.layers.registry import register_layer
 class Flatten(Layer):
     num_bottoms = num_tops = 1
     in_place = False
+    shares_memory = True
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         shape = bottom_shapes[0]

@@ -173,6 +173,7 @@ class PythonLayerBase:
 
     def __init__(self, param: LayerParameter) -> None:
         self.param_str = param.python_param.param_str
+        self.param_str_ = self.param_str  # as Caffe called it in 2015, when Fast R-CNN's layers were written
         self.phase = int(param.phase)
         self.blobs = BlobVector()
         for given in param.blobs:
@@ -227,6 +228,9 @@ class Python(Layer):
         if len(self.user_layer.blobs) != len(self.blobs):
             raise self.error("add_blob was called too late, the net has its parameters; call it in setup")
         return [blob.shape for blob in self.top_blobs]
+
+    def reshape(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        return []  # the forward pass calls the user's reshape, as Caffe does
 
     @property
     def capturable(self) -> bool:

@@ -26,6 +26,7 @@ from imae.prototxt.errors import ExportError
 class Reshape(Layer):
     num_bottoms = num_tops = 1
     in_place = False
+    shares_memory = True
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imae.layers.layer import Layer, Shape
-from imae.layers.net import shape_string
+from imae.layers.layer import Layer, Shape, shape_string
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
@@ -28,6 +27,7 @@ class Slice(Layer):
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
+        self.shares_memory = len(param.top) == 1
         part = param.slice_param
         if part.HasField("axis") and part.HasField("slice_dim"):
             raise self.error("Either axis or slice_dim should be specified; not both.")

@@ -20,6 +20,7 @@ from imae.layers.registry import register_layer
 @register_layer("Softmax")
 class Softmax(Layer):
     num_bottoms = num_tops = 1
+    reads_top = True
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         self._axis(len(bottom_shapes[0]))

@@ -20,6 +20,7 @@ class Split(Layer):
     num_bottoms = 1
     min_tops = 1
     in_place = False
+    shares_memory = True
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(x.view_as(x) for _ in self.param.top)

@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from imae.layers.layer import Layer, Shape
-from imae.layers.net import shape_string
+from imae.layers.layer import Layer, Shape, shape_string
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
@@ -108,6 +107,7 @@ class BaseConvolution(Layer):
     reverse: ClassVar[bool]  # Deconvolution: the weight leads from the bottom's channels to the top's
     operator: ClassVar[str]  # ONNX
     functions: ClassVar[tuple[Callable[..., Tensor], ...]]  # for 1, 2, 3 spatial axes
+    reads_bottom = True
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
@@ -131,8 +131,11 @@ class BaseConvolution(Layer):
                 f"Number of output should be multiples of group {self.group}.; got {self.num_output}"
             )
         ends = (shape[axis], self.num_output) if self.reverse else (self.num_output, shape[axis])
-        kernel = read_windows(self, spatial).kernel
+        windows = read_windows(self, spatial)
+        kernel = windows.kernel
         self.add_blob((ends[0], ends[1] // self.group, *kernel), convolution.weight_filler)
+        pixels = windows.kernel == windows.stride == (1,) * spatial and not any(windows.pad)
+        self.spoils_in_place = "data" if pixels else ""  # Caffe: else a window is copied before it is used
         if self.bias_term:
             self.add_blob((self.num_output,), convolution.bias_filler)
 
@@ -166,7 +169,7 @@ class BaseConvolution(Layer):
                 )
         sizes = first[axis + 1 :]
         new_sizes = windows.spread(sizes) if self.reverse else windows.counts(sizes)
-        if any(size < 1 for size in new_sizes):
+        if any(size < 1 for size in (*sizes, *new_sizes)):
             raise self.error(
                 f"nothing would be left of bottom {first}: the top's spatial sizes would be {new_sizes} with "
                 f"windows of {windows.extent}, stride {windows.stride}, pad {windows.pad}"

@@ -7,8 +7,7 @@ top[0]     (..., C * kernel_h * kernel_w, H', W'), H' and W' as in Convolution
 
 convolution_param gives axis, kernel, stride, pad and dilation.
 
-Caffe: im2col_layer.cpp. Differs: stride 0, dilation 0, a top without pixels and the fields about outputs and
-weights, which mean nothing here, are errors.
+Caffe: im2col_layer.cpp. Differs: stride 0, dilation 0 and a top without pixels are errors.
 """
 
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ class Im2col(Layer):
         super().__init__(param)
         for name in ("num_output", "bias_term", "group", "weight_filler", "bias_filler"):
             if param.convolution_param.HasField(name):
-                raise self.error(f"convolution_param.{name} means nothing to Im2col; remove it")
+                self.pass_over(f"convolution_param.{name}")
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         axes = len(bottom_shapes[0])

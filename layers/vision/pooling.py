@@ -268,6 +268,7 @@ class PoolingMethod(Layer):
     method: str
     device_masks: bool = False
     on_cpu: bool = False
+    spoils_in_place = "data"
 
     @property
     def draws(self) -> bool:
@@ -280,6 +281,8 @@ class PoolingMethod(Layer):
 
     def pool(self, x: Tensor, windows: PoolWindows) -> Tensor:
         """One top."""
+        if not x.numel():
+            return x.reshape(*x.shape[:2], *windows.counts(x.shape[2:]))
         if self.method == "MAX":
             return max_pool(x, windows)
         if self.method == "AVE":
@@ -363,7 +366,7 @@ class Pooling(PoolingMethod):
             )
         windows = self.windows(shape[2:])
         counts = windows.counts(shape[2:])
-        if min(counts) < 1:
+        if min(*counts, *shape[2:]) < 1:
             raise self.error(
                 f"no window of {windows.kernel[0]} x {windows.kernel[1]} with stride {windows.stride} and "
                 f"pad {windows.pad} fits bottom {shape}"
@@ -372,7 +375,10 @@ class Pooling(PoolingMethod):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         windows = self.windows(x.shape[2:])
-        return self.pool(x, windows) if len(self.param.top) == 1 else max_pool_with_mask(x, windows)
+        if len(self.param.top) == 1 or not x.numel():
+            tops = (self.pool(x, windows),) * len(self.param.top)
+            return tops[0] if len(tops) == 1 else (tops[0], tops[0].detach())
+        return max_pool_with_mask(x, windows)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         sizes = graph.shape(bottoms[0])[2:]
