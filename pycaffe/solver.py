@@ -52,8 +52,12 @@ class Solver:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next update."""
-        return self.solver.lr
+        """The learning rate of the next update.
+
+        Caffe: this is GetLearningRate() itself. With lr_policy multistep each reading (`hasattr` is one)
+        moves on by one stepvalue that is due, as each update does, and logs it.
+        """
+        return self.solver.get_learning_rate()
 
     def step(self, iterations: int) -> None:
         """Make so many updates."""
