@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from imae.layers.onnx_graph import OnnxGraph
 
 Shape = tuple[int, ...]
+AUTOMATIC = "(automatic)"  # what Caffe calls a top that a layer needs and the prototxt does not name
 
 # Fields of LayerParameter with lower numbers (name, bottom, ...) are every layer's, the others some types'.
 FIRST_PARAMETER = 100
@@ -349,3 +350,8 @@ class LabelReader(nn.Module):
             + (f" (ignore_label is {self.ignore_label})" if self.ignore_label is not None else "")
             + "; mend the data, or the num_output of the classifier"
         )
+
+
+def blob_name(name: str) -> str:
+    """The name of a blob as Caffe shows it; in a net's tables each automatic top has one of its own."""
+    return AUTOMATIC if name.startswith(AUTOMATIC) else name

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data_resources import DataResources
 from imae.layers.debug_info import log_forward
-from imae.layers.layer import DataLayer, LabelReader, Layer, Shape
+from imae.layers.layer import AUTOMATIC, DataLayer, LabelReader, Layer, Shape
 from imae.layers.ranks import ALONE, Ranks
 from imae.layers.registry import layer_class
 from imae.prototxt import LayerParameter, NetParameter, ParamSpec
@@ -240,9 +240,9 @@ class Net(nn.Module):
         tops = list(param.top)
         if layer.auto_tops:
             while len(tops) < max(layer.min_tops, layer.num_tops or 0):
-                _log("net.cpp:382", f"{param.name} -> (automatic)")
-                # Caffe calls every such blob "(automatic)"; a name each keeps them apart here.
-                tops.append(f"(automatic){param.name}:{len(tops)}")
+                _log("net.cpp:382", f"{param.name} -> {AUTOMATIC}")
+                # Caffe calls every such blob so; a name each keeps them apart here (see blob_name).
+                tops.append(f"{AUTOMATIC}{param.name}:{len(tops)}")
                 self._blob_need_backward[tops[-1]] = False
         return tops
 

@@ -20,11 +20,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor import Descriptor, FileDescriptor
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
     FieldDescriptorProto,
@@ -186,11 +187,23 @@ def message_class(pool: DescriptorPool, full_name: str) -> type[Message]:
 
 
 def caffe_name(name: str) -> Any:
-    """A message class, an enum or an enum value of package caffe: NetParameter, Phase, TRAIN."""
+    """A message class, an enum or an enum value of package caffe: NetParameter, Phase, TRAIN.
+
+    DESCRIPTOR is the file's own, to look into: our pool has the package as a message, and fields of plugins.
+    """
+    if name == "DESCRIPTOR":
+        return _as_written()
     kinds = (CAFFE.nested_types_by_name, CAFFE.enum_types_by_name, CAFFE.enum_values_by_name)
     if not any(name in kind for kind in kinds):
         raise AttributeError(f"caffe.proto has no {name}")
     return getattr(GetMessageClass(CAFFE), name)
+
+
+@cache
+def _as_written() -> FileDescriptor:
+    pool = DescriptorPool()
+    pool.AddSerializedFile(caffe_pb2.SERIALIZED)
+    return pool.FindFileByName("caffe.proto")
 
 
 def _parsed(full_name: str, data: bytes) -> Message:

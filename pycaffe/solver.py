@@ -16,6 +16,7 @@ from imae.prototxt.files import AnyPath
 from imae.prototxt.text import read_solver
 from imae.pycaffe.mode import current_device, current_random
 from imae.pycaffe.net import Net
+from imae.pycaffe.vectors import NetVec
 from imae.train.executor import StepwiseExecutor
 from imae.train.solver import Solver as TrainSolver
 
@@ -41,7 +42,8 @@ class Solver:
 
         self.solver = TrainSolver(param, device=device, random=current_random(), executor=executor)
         self.param = param
-        self.net, *self.test_nets = [Net.around(stepwise) for stepwise in made]
+        self.net, *test_nets = [Net.around(stepwise) for stepwise in made]
+        self.test_nets = NetVec(test_nets)
         # The last one to be called before an update, so that what scripts write into diffs counts.
         self.solver.on_gradients_ready.append(self._take_back)
 
