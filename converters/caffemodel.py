@@ -12,7 +12,7 @@ import argparse
 import io
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,9 +160,11 @@ def add_dialect_option(parser: argparse.ArgumentParser, known: Sequence[str] = D
     )
 
 
-def _scales_behind_batch_norms(net: Net) -> dict[str, str]:
-    """The names of the Scale layers that read what BatchNorm layers make, by the latter's names."""
-    scales: dict[str, str] = {}
+def _scales_behind_batch_norms(net: Net) -> dict[str, str | None]:
+    """By the name of a BatchNorm layer that of the Scale layer which reads its top; None where none does."""
+    scales: dict[str, str | None] = {
+        step.layer.name: None for step in net.steps if step.layer.type == "BatchNorm"
+    }
     unread: dict[str, str] = {}  # tops of BatchNorm layers, and their names
     for step in net.steps:
         for bottom in step.bottoms:
@@ -174,7 +176,9 @@ def _scales_behind_batch_norms(net: Net) -> dict[str, str]:
     return scales
 
 
-def _read_binary(path: AnyPath, dialect: str | None, scales: dict[str, str]) -> dict[str, dict[int, _Source]]:
+def _read_binary(
+    path: AnyPath, dialect: str | None, scales: Mapping[str, str | None]
+) -> dict[str, dict[int, _Source]]:
     try:
         if dialect:
             proto = upgrade_net(read_net_dialect(path, dialect, scales), os.fspath(path))

@@ -128,7 +128,8 @@ def run(args: argparse.Namespace) -> None:
     if args.batches < 1:
         raise DataError(f"NUM_MINI_BATCHES must be at least 1, got {args.batches}")
     device = _device(args.mode, args.device)
-    net = Net(in_state(read_net_text(args.net, args.dialect), TEST, NetState(phase=TEST)))
+    text = read_net_text(args.net, args.dialect, [args.weights])
+    net = Net(in_state(text, TEST, NetState(phase=TEST)))
     load_caffemodel(net, args.weights, args.dialect)
     extract_features(net, names, paths, args.batches, device)
 

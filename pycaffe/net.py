@@ -110,7 +110,8 @@ class Net:
                 raise PycaffeError(f"Could not open file {name}")
         state = NetState(level=level, stage=stages)
         state.phase = phase  # type: ignore[assignment]  # an int, checked by protobuf
-        param = in_state(read_net_text(network_file, dialect), state.phase, state)
+        text = read_net_text(network_file, dialect, [weights] if weights is not None else [])
+        param = in_state(text, state.phase, state)
         self._wrap(Stepwise(ModuleNet(param, current_random()), current_device()))
         if weights is not None:
             self.copy_from(weights, dialect)
