@@ -10,7 +10,7 @@
             In a prototxt, too, a Scale stands for what scale_bias, scale_filler, bias_filler or a fourth
             `param` says; in 0.15 every BatchNorm has one, and weights in its order tell. 0.16 and 0.17 set
             the mults of `param` themselves, 0 for statistics and 1 for scale and bias, take eps from 1e-5
-            on, and let the phase decide instead of use_global_stats. NVIDIA_TEXT are the fields that are read.
+            on, and let the phase decide instead of use_global_stats. NVIDIA_TEXT: the fields that are read.
     other   any fork's binary files: of each layer its name, type, bottoms, tops and blobs; whatever else
             stands in the file is not looked at, so that nothing in it can be misread. Prototxts are Caffe's.
 
@@ -232,7 +232,7 @@ def _from_nvidia(
     name = scales.get(layer.name, f"{layer.name}_scale")
     if name is None:
         raise CaffemodelError(
-            f"Incompatible number of blobs for layer {layer.name}: the file has 5, scale and bias among them, "
+            f"Incompatible number of blobs for layer {layer.name}: the file has 5, with scale and bias, "
             "and no Scale layer of the net reads its top; write scale_bias: true into its batch_norm_param"
         )
     scale_and_bias: list[BlobProto] = []
