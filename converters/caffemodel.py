@@ -45,7 +45,8 @@ class Report:
 
     copied    those whose blobs were loaded
     ignored   those of the file that the net lacks
-    fresh     those of the net that the file lacks; they keep their values
+    fresh     those of the net that the file lacks, and whose blobs no other layer of it shares; they keep
+              their values
     """
 
     copied: list[str] = field(default_factory=list)
@@ -100,9 +101,12 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
             loads.append((layer.blobs[index], _fitted(blobs[index], layer, index, path)))
         if layer.blobs:
             report.copied.append(name)
-    with_blobs = [name for name, layer in layers.items() if layer.blobs]
-    copied = {*report.copied}
-    report.fresh = [name for name in with_blobs if name not in copied]
+    loaded = {id(parameter) for parameter, _ in loads}
+    report.fresh = [
+        name
+        for name, layer in layers.items()
+        if any(id(parameter) not in loaded for parameter in layer.blobs)
+    ]
     if report.fresh and report.ignored and not report.copied:
         raise CaffemodelError(
             f"{path}: the model of another net: it has blobs for {_some(report.ignored)}, the net needs "
@@ -116,6 +120,15 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
             "%s has no blobs for the layers %s: they keep their values", path, ", ".join(report.fresh)
         )
     return report
+
+
+def load_to_use(net: Net, path: AnyPath, dialect: str | None = None) -> None:
+    """Load weights that the net is used with at once, and warn of layers that have none."""
+    if missing := load_caffemodel(net, path, dialect).fresh:
+        logger.warning(
+            "the results are those of random numbers in the layers %s: %s has no blobs for them",
+            ", ".join(missing), path,
+        )  # fmt: skip
 
 
 def save_caffemodel(net: Net, path: AnyPath, *, hdf5: bool = False, diff: bool = False) -> None:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from imae.converters.caffemodel import add_dialect_option, load_caffemodel
+from imae.converters.caffemodel import add_dialect_option, load_to_use
 from imae.converters.lmdb_writer import BATCH, Record, open_new_lmdb, put_records
 from imae.layers.net import Net
 from imae.prototxt import TEST, Datum, NetState
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
     device = _device(args.mode, args.device)
     text = read_net_text(args.net, args.dialect, [args.weights])
     net = Net(in_state(text, TEST, NetState(phase=TEST)))
-    load_caffemodel(net, args.weights, args.dialect)
+    load_to_use(net, args.weights, args.dialect)
     extract_features(net, names, paths, args.batches, device)
 
 

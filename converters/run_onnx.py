@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from imae.converters.export_onnx import TRANSFORM_KEY, session_errors
+from imae.converters.check_onnx import session_errors
+from imae.converters.export_onnx import TRANSFORM_KEY
 from imae.converters.images import decode_picture
 from imae.layers.data.data import DatumReader
 from imae.layers.data.datum import read_file

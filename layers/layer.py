@@ -136,6 +136,10 @@ class Layer(nn.Module):
         """Whether a CUDA graph can hold the forward pass: it asks the host for nothing while it runs."""
         return True
 
+    def index_count(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> int | None:
+        """For a bottom of indices how many are valid, from 0 on; None: the bottom may hold any number."""
+        return None
+
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         """Add nodes to `graph` that compute the values `tops` from the values `bottoms` as in phase TEST."""
         raise ExportError(f"layer {self.name!r}: type {self.type} has no ONNX form; cut the net before it")
