@@ -19,16 +19,15 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
-from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 from torch import nn
 
 from imae.layers.blob import blob_from_array, exact_array_from_blob, single_or_double
-from imae.layers.hdf5_file import HDF5_ERRORS, DataSets
+from imae.layers.hdf5_file import HDF5_ERRORS, DataSets, hdf5_content
 from imae.layers.layer import Layer, LossLayer, Shape
 from imae.layers.net import Net, shape_string
 from imae.prototxt import LayerParameter, NetParameter, ParamSpec
-from imae.prototxt.dialects import DIALECTS, read_net_dialect
+from imae.prototxt.dialects import DIALECTS, fork_hint, read_net_dialect
 from imae.prototxt.errors import CaffemodelError, PrototxtError
 from imae.prototxt.files import AnyPath, write_atomically
 from imae.prototxt.text import read_net_binary
@@ -207,8 +206,9 @@ def _sources(layer: LayerParameter, path: AnyPath) -> Iterator[_Source]:
         try:
             yield _Source(exact_array_from_blob(blob), legacy=not blob.HasField("shape"))
         except CaffemodelError as error:
-            hint = ", or a fork's, which --dialect reads" if len(UnknownFieldSet(blob)) else ""
-            raise CaffemodelError(f"{path}: layer '{layer.name}', blob {index}: {error}{hint}") from None
+            raise CaffemodelError(
+                f"{path}: layer '{layer.name}', blob {index}: {error}{fork_hint([blob])}"
+            ) from None
 
 
 def _read_hdf5(path: AnyPath) -> dict[str, dict[int, _Source]]:
@@ -220,7 +220,10 @@ def _read_hdf5(path: AnyPath) -> dict[str, dict[int, _Source]]:
                 for name, group in file["data"].items()
             }
     except HDF5_ERRORS as error:
-        raise CaffemodelError(f"{path}: not a caffemodel in HDF5, or damaged: {error}") from None
+        holds = hdf5_content(path, but="weights")
+        raise CaffemodelError(
+            f"{path}: not a caffemodel in HDF5{holds or f', or damaged: {error}'}"
+        ) from None
 
 
 def _to_hdf5(net: Net, diff: bool) -> bytes:

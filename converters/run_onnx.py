@@ -38,6 +38,7 @@ from imae.layers.data_resources import DataResources
 from imae.layers.memory import blob_problem, within_free_memory
 from imae.prototxt import TEST, TransformationParameter
 from imae.prototxt.errors import DataError, DeviceError, ExportError
+from imae.prototxt.file_kinds import FileKind, mistaken_file
 from imae.prototxt.text import parse_text
 
 if TYPE_CHECKING:
@@ -107,7 +108,10 @@ def open_session(
             for text in ("name", "custom_metadata_map"):  # these must be UTF-8, for which it does not look
                 getattr(value, text, None)
     except session_errors() as error:
-        raise ExportError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
+        mistaken = mistaken_file(path, FileKind.ONNX)
+        raise ExportError(
+            f"{path}: ONNX Runtime cannot load it{mistaken or f': {_first_line(error)}'}"
+        ) from error
     if name not in session.get_providers():
         raise DeviceError(
             f"provider {provider!r} could not be started for {path}: ONNX Runtime fell back to "

@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -50,6 +50,10 @@ logger = logging.getLogger(__name__)
 
 # Numbers of fields of NVIDIA Caffe, and its enum Type.
 RAW_DATA_TYPE, RAW_DIFF_TYPE, RAW_DATA, RAW_DIFF = 10, 11, 12, 13
+RAW_NUMBERS = (
+    "its numbers are in the fields 10 to 13 of its blobs, where NVIDIA Caffe puts them, and OpenCV for half "
+    "precision; --dialect nvidia reads these"
+)
 RECURRENT_PARAM = 151
 SCALE_FILLER, BIAS_FILLER, SCALE_BIAS = 5, 6, 7  # of BatchNormParameter
 FILLERS = (SCALE_FILLER, BIAS_FILLER)
@@ -151,7 +155,19 @@ def read_net_text_dialect(
             path, ", ".join(passed_over),
         )  # fmt: skip
     orders = {name: is_015 for file in weights if norms for name, is_015 in _orders_of_five(file)}
+    for layer in norms:  # a net in Caffe's own form, for NVIDIA's weights, has the Scale already
+        if layer.name in orders and not _is_scaled(layer, net):
+            layer.batch_norm_param.MergeFromString(bytes([SCALE_BIAS << 3, 1]))  # scale_bias: true
     return _net_from_nvidia(net, path, {}, orders)
+
+
+def _is_scaled(norm: LayerParameter, net: NetParameter) -> bool:
+    """Whether the first layer that reads the top of a BatchNorm layer is a Scale."""
+    behind = iter(net.layer)
+    while next(behind, norm) is not norm:
+        continue
+    reader = next((layer for layer in behind if norm.top[:1] == layer.bottom[:1]), None)
+    return reader is not None and reader.type == "Scale"
 
 
 def _orders_of_five(weights: AnyPath) -> list[tuple[str, bool]]:
@@ -165,6 +181,14 @@ def _orders_of_five(weights: AnyPath) -> list[tuple[str, bool]]:
         for layer in layers
         if layer.type == "BatchNorm" and len(layer.blobs) == 5
     ]
+
+
+def fork_hint(blobs: Iterable[BlobProto]) -> str:
+    """What to append to an error about blobs without numbers that have fields of a fork, or nothing."""
+    unknown = {number for blob in blobs for number in _unknown(blob)}
+    if not unknown.isdisjoint((RAW_DATA, RAW_DIFF)):
+        return f", or {RAW_NUMBERS}"
+    return ", or a fork's, which --dialect reads" if unknown else ""
 
 
 def _is_nvidia(dialect: str) -> bool:
@@ -213,7 +237,7 @@ def _from_nvidia(
     if blobs:
         has_scale, is_015 = len(blobs) == 5, len(blobs) == 5 and _count(blobs[4]) == 1
     else:
-        has_scale = layer.name in orders or _says_scale(layer)
+        has_scale = _says_scale(layer)
         is_015 = orders.get(layer.name, False)
     if not is_015:
         if norm.HasField("use_global_stats"):
@@ -306,6 +330,17 @@ def _unknown(message: Message) -> dict[int, Any]:
     return {fields[i].field_number: fields[i].data for i in range(len(fields))}
 
 
+def _blobs_in(message: Message) -> Iterator[Any]:
+    """All BlobProtos within the message, in whatever pool its class is."""
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for nested in [value] if isinstance(value, Message) else value:
+                if field.message_type.name == "BlobProto":
+                    yield nested
+                else:
+                    yield from _blobs_in(nested)
+
+
 def _unknown_within(message: Message) -> Iterator[str]:
     """Those fields of the message and of all within it, as MESSAGE.NUMBER."""
     for number in _unknown(message):
@@ -372,5 +407,7 @@ def _read_other(path: AnyPath, kind: type[M]) -> M:
     pool = DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     read = read_binary(path, message_class(pool, kind.DESCRIPTOR.full_name))
+    if any(RAW_DATA in _unknown(blob) and not blob.data and not blob.double_data for blob in _blobs_in(read)):
+        raise PrototxtError(f"{path}: {RAW_NUMBERS}")
     read.DiscardUnknownFields()
     return kind.FromString(read.SerializePartialToString())

@@ -21,6 +21,7 @@ from imae.prototxt.dialects import DIALECTS, read_net_dialect, read_net_text, re
 from imae.prototxt.errors import CaffemodelError, PrototxtError, SnapshotError
 from imae.prototxt.text import parse_net, read_binary, read_net, read_solver, to_text
 from imae.train.main import main
+from imae.train.snapshot import read_state
 from imae.train.solver import Solver
 
 CHANNELS = 5
@@ -168,11 +169,28 @@ def test_without_the_dialect_the_error_says_so(tmp_path: Path) -> None:
     path = tmp_path / "w.caffemodel"
     path.write_bytes(nvidia_017())
     with pytest.raises(
-        CaffemodelError, match=r"layer 'conv', blob 0: .*, or a fork's, which --dialect reads"
+        CaffemodelError,
+        match=r"layer 'conv', blob 0: .*, or its numbers are in the fields 10 to 13 .*--dialect nvidia reads",
     ):
         load_caffemodel(net_of(), path)
     path.write_bytes(nvidia_015())
     with pytest.raises(CaffemodelError, match=r"layer bn: the file has 5, as NVIDIA.*say --dialect nvidia"):
+        load_caffemodel(net_of(), path)
+
+
+def test_a_dialect_that_lacks_the_numbers_says_whose_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "w.caffemodel"
+    path.write_bytes(nvidia_017())
+    with pytest.raises(CaffemodelError, match=r"w\.caffemodel: its numbers are in .*--dialect nvidia reads"):
+        load_caffemodel(net_of(), path, "other")
+    path.write_bytes(nvidia_state("", HISTORY))
+    with pytest.raises(SnapshotError, match=r"w\.caffemodel: its numbers are in .*--dialect nvidia reads"):
+        read_state(path, "other")
+    unknown = with_fields(LayerParameter(name="conv"), field(7, field(7, field(1, b"\x01")) + field(40, 1)))
+    path.write_bytes(field(100, unknown))
+    with pytest.raises(
+        CaffemodelError, match=r"layer 'conv', blob 0: .*, or a fork's, which --dialect reads"
+    ):
         load_caffemodel(net_of(), path)
 
 
@@ -266,6 +284,16 @@ def test_five_blobs_and_no_scale_are_an_error_without_a_dialect_too(tmp_path: Pa
             load_caffemodel(without, path, dialect)
 
 
+@pytest.mark.parametrize("data", [nvidia_017(), nvidia_015()], ids=["0.17", "0.15"])
+def test_a_scale_that_the_net_has_already_is_the_one(data: bytes, tmp_path: Path) -> None:
+    net, weights = tmp_path / "net.prototxt", tmp_path / "w.caffemodel"
+    net.write_text(NET)
+    weights.write_bytes(data)
+    module = caffe.Net(net, caffe.TEST, weights=weights, dialect="nvidia").module
+    assert module.layer_names == ["in", "conv", "bn", "gain"]
+    check_outputs(module)
+
+
 def test_commands_look_at_the_weights_before_they_build_the_net(training: Path) -> None:
     Path("net.prototxt").write_text(IMPLIED.format(fields="", params=""))
     Path("w.caffemodel").write_bytes(nvidia_015())
@@ -353,7 +381,9 @@ def test_a_training_goes_on_from_nvidias_files(training: Path) -> None:
     check_outputs_of(solver.net)
     for blob, want in zip(solver.history, HISTORY, strict=True):
         np.testing.assert_array_equal(blob, want)
-    with pytest.raises(SnapshotError, match=r"state: history: .*, or a fork's, which --dialect reads"):
+    with pytest.raises(
+        SnapshotError, match=r"state: history: .*, or its numbers are in the .* --dialect nvidia"
+    ):
         solver.restore("s.solverstate")
 
 
