@@ -11,7 +11,11 @@ from typing import NamedTuple
 
 
 class Fork(NamedTuple):
-    """types; fields of LayerParameter, or MESSAGE.FIELD of others; `remedy`: what to do about its fields."""
+    """A fork's own names, and what to do about them.
+
+    types    of layers, those of the old form too
+    fields   of LayerParameter; MESSAGE.FIELD of other messages, ENUM.VALUE of enums
+    """
 
     name: str
     types: str
@@ -38,7 +42,7 @@ RFCN = Fork(
     "R-FCN's fork (daijifeng001/caffe-rfcn)",
     "PSROIPooling BoxAnnotatorOHEM SmoothL1LossOHEM SoftmaxWithLossOHEM",
     """psroi_pooling_param box_annotator_ohem_param LossParameter.pre_fixed_normalizer
-    DropoutParameter.scale_train""",
+    NormalizationMode.PRE_FIXED DropoutParameter.scale_train""",
 )
 SEGNET = Fork(
     "SegNet's fork (alexgkendall/caffe-segnet)",
@@ -56,7 +60,7 @@ DEEPLAB = Fork(
     "Interp ImageSegData DenseCRF MatRead MatWrite UniqueLabel",
     "interp_param ConvolutionParameter.hole ImageDataParameter.label_type",
 )
-ACTION = Fork("yjxiong's fork (yjxiong/caffe)", "BN VideoData", "bn_param")
+ACTION = Fork("yjxiong's fork (yjxiong/caffe)", "BN VideoData VIDEO_DATA", "bn_param")
 YOLO = Fork(
     "the YOLO fork (eric612/MobileNet-YOLO)",
     """Reorg RegionLoss YoloDetectionOutput Yolov3DetectionOutput Yolov3 YoloSeg EvalDetection Upsample
@@ -74,7 +78,8 @@ WINDOWS = Fork(
 INTEL = Fork(
     "Intel's fork (intel/caffe)",
     "PriorBoxClustered Proposal Reorg RegionLoss",
-    """quantization_param prior_box_clustered_param BatchNormParameter.filler""",
+    """quantization_param prior_box_clustered_param BatchNormParameter.filler Engine.MKL2017
+    Engine.MKLDNN""",
 )
 NVIDIA = Fork(
     "NVIDIA Caffe (NVIDIA/caffe)",
@@ -141,6 +146,14 @@ def fork_of_field(message: str, field: str) -> str:
     """
     owner = "LayerParameter" if message == "V1LayerParameter" else message
     name = field if owner == "LayerParameter" else f"{owner}.{field}"
+    return _has([fork for fork in FORKS if name in fork.fields.split()])
+
+
+def fork_of_value(enum: str, value: str) -> str:
+    """The same about an enum's value; `enum` is its full name."""
+    if enum == "caffe.V1LayerParameter.LayerType":
+        return fork_of_type(value)
+    name = f"{enum.rpartition('.')[2]}.{value}"
     return _has([fork for fork in FORKS if name in fork.fields.split()])
 
 

@@ -21,7 +21,7 @@ from imae.prototxt.caffe_pb2 import NetParameter, SolverParameter
 from imae.prototxt.errors import PrototxtError
 from imae.prototxt.file_kinds import FileKind, file_kind, mistaken_for
 from imae.prototxt.files import AnyPath, read_bytes, write_atomically
-from imae.prototxt.forks import fork_of_field
+from imae.prototxt.forks import fork_of_field, fork_of_value
 from imae.prototxt.upgrade import complete_snapshot_prefix, upgrade_net, upgrade_solver
 
 M = TypeVar("M", bound=Message)
@@ -199,7 +199,8 @@ def _explain(reason: str, text: str, start: int, kind: type[Message]) -> tuple[i
         return text.rfind(match[2], 0, start), f'field "{match[2]}" of message "{match[1]}" is given twice'
     if match := re.search('Enum type "(.*?)" has no value', reason):
         names = pool.FindEnumTypeByName(match[1]).values_by_name
-        return start, f'enum "{match[1]}" has no value {got}; known: {", ".join(names)}{_nearest(got, names)}'
+        near = fork_of_value(match[1], got) or _nearest(got, names)
+        return start, f'enum "{match[1]}" has no value {got}; known: {", ".join(names)}{near}'
     if match := re.match('Expected "(.)"', reason):
         return start, f'expected "{match[1]}" before the end of the file'
     if match := re.search('Expected "(.)"', reason):

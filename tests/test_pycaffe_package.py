@@ -144,6 +144,9 @@ def test_what_scripts_do_with_those_names(tmp_path: Path) -> None:
     assert isinstance(net.blobs["x"], library.Blob) and library.Net is caffe.Net
     message = caffe_pb2.DESCRIPTOR.message_types_by_name["ConvolutionParameter"]
     assert message.fields_by_name["num_output"].number == 1
+    assert caffe_pb2._V1LAYERPARAMETER_LAYERTYPE.values_by_name["CONVOLUTION"].number == 4
+    assert caffe_pb2._PHASE.values_by_number[1].name == "TEST"
+    assert caffe_pb2._NETPARAMETER.fields_by_name["layer"].number == 100
     assert caffe.net_spec.param_name_dict()["InnerProduct"] == "inner_product"
 
 
