@@ -12,10 +12,6 @@ import re
 from collections.abc import Mapping
 from enum import Enum
 
-from google.protobuf.empty_pb2 import Empty
-from google.protobuf.message import DecodeError
-from google.protobuf.unknown_fields import UnknownFieldSet
-
 from imae.prototxt.files import AnyPath
 
 
@@ -65,10 +61,11 @@ MAGIC: tuple[tuple[int, bytes, FileKind], ...] = (
 )
 HTML = re.compile(rb"\s*(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 COMMENT = re.compile(rb"#[^\n]*")
-NET_TEXT = re.compile(rb"(^|[\s}])layers?\s*:?\s*\{")
+NET_TEXT = re.compile(rb"(^|[\s}])layers?\s*+:?\s*+\{")  # possessive: blanks are looked at once
 SOLVER_TEXT = re.compile(rb"(^|\s)(base_lr|lr_policy|max_iter|snapshot_prefix|test_iter)\s*:")
 NO_TEXT = re.compile(rb"[^\t\n\r -~]")
 TEXT_READ, MOST_READ = 1 << 16, 1 << 28
+MOST_FIELDS = 100_000
 
 # Fields of messages by number with their wire types (0: a number; 2: bytes; 5: four bytes): those that must
 # be there, and those that may.
@@ -126,11 +123,7 @@ def file_kind(data: bytes) -> FileKind | None:
 
 
 def _message_kind(data: bytes) -> FileKind | None:
-    try:
-        fields = UnknownFieldSet(Empty.FromString(data))
-    except DecodeError:
-        return None
-    found = {(fields[i].field_number, fields[i].wire_type) for i in range(len(fields))}
+    found = _top_fields(data)
     numbers = {number for number, _ in found}
     for kind, needed, allowed in MESSAGES:
         wires = {**needed, **allowed}
@@ -142,3 +135,40 @@ def _message_kind(data: bytes) -> FileKind | None:
         ):
             return kind
     return None
+
+
+def _top_fields(data: bytes) -> set[tuple[int, int]]:
+    """Numbers and wire types of the first MOST_FIELDS fields of a message; none of what is no message."""
+    found: set[tuple[int, int]] = set()
+    place = 0
+    try:
+        for _ in range(MOST_FIELDS):
+            if place == len(data):
+                return found
+            tag, place = _varint(data, place)
+            wire = tag & 7
+            if wire == 0:
+                _, place = _varint(data, place)
+            elif wire == 2:
+                size, place = _varint(data, place)
+                place += size
+            else:
+                place += {1: 8, 5: 4}[wire]
+            if place > len(data) or tag < 8:
+                return set()
+            found.add((tag >> 3, wire))
+    except (IndexError, KeyError):  # cut short; a wire type that Caffe's messages have not
+        return set()
+    return found
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    """A number and the place behind it."""
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = data[place]
+        place += 1
+        number |= (byte & 127) << shift
+        if byte < 128:
+            break
+    return number, place

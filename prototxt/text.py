@@ -68,14 +68,16 @@ def read_binary(path: AnyPath, kind: type[M]) -> M:
         if mistaken := mistaken_for(data, expected):
             raise PrototxtError(f"{path}: not a binary {name}{mistaken}") from None
         raise PrototxtError(f"{path}: not a binary {name}, or cut short: {error}") from None
-    # What fits by chance: the first numbers of another message.
-    if len(UnknownFieldSet(message)) and (mistaken := mistaken_for(data, expected)):
+    # What fits by chance: the first numbers of another message. (An object is made of each unknown field.)
+    foreign = len(data) < MOST_LOOKED_INTO and len(UnknownFieldSet(message)) > 0
+    if foreign and (mistaken := mistaken_for(data, expected)):
         raise PrototxtError(f"{path}: not a binary {name}{mistaken}")
     if not message.ListFields():
         raise PrototxtError(f"{path}: not a binary {name}: nothing in it has a meaning there")
     return message
 
 
+MOST_LOOKED_INTO = 1 << 26  # bytes
 BINARY_KINDS = {"NetParameter": FileKind.NET, "SolverState": FileKind.STATE, "BlobProto": FileKind.BLOB}
 
 

@@ -267,7 +267,7 @@ def test_scale_and_bias_that_are_implied(data: bytes, fields: str, params: str, 
     before = late.params["bn"][0].data.copy()
     with pytest.raises(
         CaffemodelError,
-        match=r"blobs for layer bn: the file has 5, .* no Scale layer .*write scale_bias: true",
+        match=r"blobs for layer bn: the file has 5, .* no Scale layer .*scale_bias: true",
     ):
         late.copy_from(weights, "nvidia")
     np.testing.assert_array_equal(late.params["bn"][0].data, before)

@@ -205,7 +205,17 @@ def test_every_kind_is_told_by_its_content(files: Path) -> None:
     }
     assert {data: file_kind(data) for data in rest} == rest
     assert set(told.values()) | set(rest.values()) == set(FileKind)
-    for data in (b"", b"\n", b"12 3\n", b"name 1\nother 2\n", bytes(range(256)), b"\x08"):
+    many = b"\x1a\x01x" * 50_000  # more fields than are looked at
+    assert file_kind(b"\x08\x03" + many) is FileKind.STATE
+    for data in (
+        b"",
+        b"\n",
+        b"layer" + b" " * 60_000,
+        b"12 3\n",
+        b"name 1\nother 2\n",
+        bytes(range(256)),
+        b"\x08",
+    ):
         assert file_kind(data) is None
     assert mistaken_file(files) == mistaken_file(files / "nothing") == ""
 
