@@ -64,6 +64,7 @@ COMMENT = re.compile(rb"#[^\n]*")
 NET_TEXT = re.compile(rb"(^|[\s}])layers?\s*+:?\s*+\{")  # possessive: blanks are looked at once
 SOLVER_TEXT = re.compile(rb"(^|\s)(base_lr|lr_policy|max_iter|snapshot_prefix|test_iter)\s*:")
 NO_TEXT = re.compile(rb"[^\t\n\r -~]")
+ARCHIVES = (FileKind.TAR, FileKind.GZIP, FileKind.BZIP2, FileKind.XZ)
 TEXT_READ, MOST_READ = 1 << 16, 1 << 28
 MOST_FIELDS = 100_000
 
@@ -86,19 +87,19 @@ MESSAGES: tuple[tuple[FileKind, Fields, Fields], ...] = (
 )
 
 
-def mistaken_for(data: bytes, expected: FileKind | None = None) -> str:
+def mistaken_for(data: bytes, *expected: FileKind | None) -> str:
     """What to append to an error about a file that is not what it should be: "; it is ...", or nothing."""
     kind = file_kind(data)
-    return f"; it is {kind.value}" if kind not in (None, expected) and kind is not None else ""
+    return f"; it is {kind.value}" if kind is not None and kind not in expected else ""
 
 
-def mistaken_file(path: AnyPath, expected: FileKind | None = None) -> str:
+def mistaken_file(path: AnyPath, *expected: FileKind | None) -> str:
     """The same by the file's path; nothing where it cannot be read, or is no regular file."""
     try:
         if not os.path.isfile(path):
             return ""
         with open(path, "rb") as file:
-            return mistaken_for(file.read(MOST_READ), expected)
+            return mistaken_for(file.read(MOST_READ), *expected)
     except (OSError, ValueError):
         return ""
 

@@ -18,6 +18,7 @@ import imae.pycaffe as caffe
 from imae.converters import convert_imageset
 from imae.converters.caffemodel import load_caffemodel, save_caffemodel
 from imae.converters.export_onnx import export_file
+from imae.converters.file_tree import open_tree
 from imae.converters.lmdb_writer import write_lmdb
 from imae.converters.run_onnx import open_session
 from imae.layers.data.datum import datum_from_array
@@ -87,6 +88,11 @@ IMAGES = layer('top: "l" type: "ImageData" image_data_param { source: "FILE" bat
 HDF5 = layer('type: "HDF5Data" hdf5_data_param { source: "FILE" batch_size: 1 }')
 
 
+def open_archive(file: str) -> None:
+    with open_tree(file):
+        pass
+
+
 def renamed_state(file: str) -> State:
     Path("x.h5").write_bytes(Path(file).read_bytes())
     return read_state("x.h5")
@@ -124,12 +130,14 @@ READERS: dict[str, tuple[Callable[[str], object], tuple[str, ...]]] = {
         (),
     ),
     "list of convert-imageset": (convert_imageset.read_list, ()),
+    "archive": (open_archive, ()),
     "ONNX": (open_session, ("m.onnx",)),
 }
 # The words that stand in the place of FILES'.
 OTHERWISE = {
     ("net", "solver.prototxt"): "a solver has that field: this is the prototxt of a solver",
     ("solver", "net.prototxt"): "a net has that field: this is the prototxt of a net",
+    ("archive", "w.gz"): "cannot read 'w.gz' as a .tar archive (.gz, .bz2, .xz): ",
     ("weights", "s.solverstate.h5"): "it holds a solver state",
     ("weights of a fork", "s.solverstate.h5"): "dialects are of binary files, this is HDF5",
     ("weights of a fork", "w.caffemodel.h5"): "dialects are of binary files, this is HDF5",
