@@ -87,7 +87,11 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
         if layer.type == "BatchNorm" and len(blobs) == 5:
             raise CaffemodelError(
                 f"{path}: Incompatible number of blobs for layer {name}: the file has 5, as NVIDIA Caffe's "
-                "have; say --dialect nvidia, and put a Scale layer behind it"
+                + (
+                    "have, whose HDF5 files are not read; write a binary one with it"
+                    if hdf5
+                    else "have; say --dialect nvidia, and put a Scale layer behind it"
+                )
             )
         for index in range(max(len(layer.blobs), *(i + 1 for i in blobs), 0)):
             if index not in blobs and hdf5 and (name, index) in shared:

@@ -371,7 +371,9 @@ class Net(nn.Module):
 
     def share_with(self, other: Net) -> None:
         """Use the other net's parameters where layer names agree (Caffe's ShareTrainedLayersWith)."""
-        mine = {step.layer.name: step.layer for step in self.steps}
+        mine: dict[str, Layer] = {}
+        for step in self.steps:
+            mine.setdefault(step.layer.name, step.layer)  # Caffe: the first layer of a name
         replaced: dict[int, nn.Parameter] = {}
         for step in other.steps:
             source = step.layer

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -282,6 +283,13 @@ def test_five_blobs_and_no_scale_are_an_error_without_a_dialect_too(tmp_path: Pa
             CaffemodelError, match=r"Incompatible number of blobs for layer bn: the file has 5"
         ):
             load_caffemodel(without, path, dialect)
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        for index, values in enumerate((MEAN, VARIANCE, ONE, SCALE, BIAS)):
+            file[f"data/bn/{index}"] = values
+    with pytest.raises(
+        CaffemodelError, match=r"the file has 5, as NVIDIA.*HDF5 files are not read; write a bin"
+    ):
+        load_caffemodel(without, tmp_path / "w.h5")
 
 
 @pytest.mark.parametrize("data", [nvidia_017(), nvidia_015()], ids=["0.17", "0.15"])

@@ -497,6 +497,15 @@ def test_weights_that_lack_a_layer_are_an_error(
     assert export_text(renamed, tmp_path, *weights, "--allow-missing") == 0
 
 
+def test_a_layer_that_is_not_finite_is_seen_behind_one_of_its_name() -> None:
+    twice = CLASSIFIER + CLASSIFIER[CLASSIFIER.index('layer { name: "fc"') :].replace('top: "fc"', 'top: "y"')
+    net = Net(deploy_net(parse_net(twice)), CaffeRandom(1))
+    first = next(layer for layer in net.layers if layer.name == "fc")
+    first.blobs[0].data[0, 0] = np.nan
+    with pytest.raises(ExportError, match="layer 'fc': blob 0 holds NaN or infinity"):
+        export_net(net)
+
+
 def test_blobs_that_another_layer_brings_are_not_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

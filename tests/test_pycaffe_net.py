@@ -103,6 +103,21 @@ def test_a_name_that_two_layers_have_still_finds_the_blobs(tmp_path: Path) -> No
     assert list(net.params) == ["conv", "ip"] and net.params["conv"] is net.layers[4].blobs
 
 
+def test_share_with_takes_the_first_layer_of_a_name_that_two_have(tmp_path: Path) -> None:
+    """Caffe: ShareTrainedLayersWith goes over the other net's layers, each to the first of its name here."""
+    twice = INPUT + (
+        'layer { name: "ip" type: "InnerProduct" bottom: "ip" top: "y" '
+        'inner_product_param { num_output: 6 bias_term: false weight_filler { type: "xavier" } } }'
+    ).replace('bottom: "ip"', 'bottom: "conv"')
+    twice = twice.replace("num_output: 6 weight", "num_output: 6 bias_term: false weight", 1)
+    net, other = make(tmp_path, twice), make(tmp_path, twice, seed=2)
+    own = net.layers[-1].blobs[0].data.copy()
+    net.share_with(other)
+    first, last = (net.layers[net._layer_names.index("ip")], net.layers[-1])
+    np.testing.assert_array_equal(first.blobs[0].data, other.layers[-1].blobs[0].data)
+    np.testing.assert_array_equal(last.blobs[0].data, own)
+
+
 def test_tops_that_the_net_adds_are_called_automatic(tmp_path: Path) -> None:
     """Caffe: all have one name, by which the last is found; they are no outputs."""
     loss = LOSS.replace(' top: "loss"', "")
