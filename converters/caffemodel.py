@@ -12,23 +12,22 @@ import argparse
 import io
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import h5py
 import numpy as np
 import torch
-from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 from torch import nn
 
 from imae.layers.blob import blob_from_array, exact_array_from_blob, single_or_double
-from imae.layers.hdf5_file import HDF5_ERRORS, DataSets
+from imae.layers.hdf5_file import HDF5_ERRORS, DataSets, hdf5_content
 from imae.layers.layer import Layer, LossLayer, Shape, shape_string
 from imae.layers.net import Net
 from imae.prototxt import LayerParameter, NetParameter, ParamSpec
-from imae.prototxt.dialects import DIALECTS, read_net_dialect
+from imae.prototxt.dialects import DIALECTS, fork_hint, read_net_dialect
 from imae.prototxt.errors import CaffemodelError, PrototxtError
 from imae.prototxt.files import AnyPath, write_atomically
 from imae.prototxt.text import read_net_binary
@@ -45,7 +44,8 @@ class Report:
 
     copied    those whose blobs were loaded
     ignored   those of the file that the net lacks
-    fresh     those of the net that the file lacks; they keep their values
+    fresh     those of the net that the file lacks, and whose blobs no other layer of it shares; they keep
+              their values
     """
 
     copied: list[str] = field(default_factory=list)
@@ -87,7 +87,11 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
         if layer.type == "BatchNorm" and len(blobs) == 5:
             raise CaffemodelError(
                 f"{path}: Incompatible number of blobs for layer {name}: the file has 5, as NVIDIA Caffe's "
-                "have; say --dialect nvidia, and put a Scale layer behind it"
+                + (
+                    "have, whose HDF5 files are not read; write a binary one with it"
+                    if hdf5
+                    else "have; say --dialect nvidia, and put a Scale layer behind it"
+                )
             )
         for index in range(max(len(layer.blobs), *(i + 1 for i in blobs), 0)):
             if index not in blobs and hdf5 and (name, index) in shared:
@@ -100,9 +104,12 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
             loads.append((layer.blobs[index], _fitted(blobs[index], layer, index, path)))
         if layer.blobs:
             report.copied.append(name)
-    with_blobs = [name for name, layer in layers.items() if layer.blobs]
-    copied = {*report.copied}
-    report.fresh = [name for name in with_blobs if name not in copied]
+    loaded = {id(parameter) for parameter, _ in loads}
+    report.fresh = [
+        name
+        for name, layer in layers.items()
+        if any(id(parameter) not in loaded for parameter in layer.blobs)
+    ]
     if report.fresh and report.ignored and not report.copied:
         raise CaffemodelError(
             f"{path}: the model of another net: it has blobs for {_some(report.ignored)}, the net needs "
@@ -116,6 +123,15 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
             "%s has no blobs for the layers %s: they keep their values", path, ", ".join(report.fresh)
         )
     return report
+
+
+def load_to_use(net: Net, path: AnyPath, dialect: str | None = None) -> None:
+    """Load weights that the net is used with at once, and warn of layers that have none."""
+    if missing := load_caffemodel(net, path, dialect).fresh:
+        logger.warning(
+            "the results are those of random numbers in the layers %s: %s has no blobs for them",
+            ", ".join(missing), path,
+        )  # fmt: skip
 
 
 def save_caffemodel(net: Net, path: AnyPath, *, hdf5: bool = False, diff: bool = False) -> None:
@@ -160,9 +176,11 @@ def add_dialect_option(parser: argparse.ArgumentParser, known: Sequence[str] = D
     )
 
 
-def _scales_behind_batch_norms(net: Net) -> dict[str, str]:
-    """The names of the Scale layers that read what BatchNorm layers make, by the latter's names."""
-    scales: dict[str, str] = {}
+def _scales_behind_batch_norms(net: Net) -> dict[str, str | None]:
+    """By the name of a BatchNorm layer that of the Scale layer which reads its top; None where none does."""
+    scales: dict[str, str | None] = {
+        step.layer.name: None for step in net.steps if step.layer.type == "BatchNorm"
+    }
     unread: dict[str, str] = {}  # tops of BatchNorm layers, and their names
     for step in net.steps:
         for bottom in step.bottoms:
@@ -174,7 +192,9 @@ def _scales_behind_batch_norms(net: Net) -> dict[str, str]:
     return scales
 
 
-def _read_binary(path: AnyPath, dialect: str | None, scales: dict[str, str]) -> dict[str, dict[int, _Source]]:
+def _read_binary(
+    path: AnyPath, dialect: str | None, scales: Mapping[str, str | None]
+) -> dict[str, dict[int, _Source]]:
     try:
         if dialect:
             proto = upgrade_net(read_net_dialect(path, dialect, scales), os.fspath(path))
@@ -190,8 +210,9 @@ def _sources(layer: LayerParameter, path: AnyPath) -> Iterator[_Source]:
         try:
             yield _Source(exact_array_from_blob(blob), legacy=not blob.HasField("shape"))
         except CaffemodelError as error:
-            hint = ", or a fork's, which --dialect reads" if len(UnknownFieldSet(blob)) else ""
-            raise CaffemodelError(f"{path}: layer '{layer.name}', blob {index}: {error}{hint}") from None
+            raise CaffemodelError(
+                f"{path}: layer '{layer.name}', blob {index}: {error}{fork_hint([blob])}"
+            ) from None
 
 
 def _read_hdf5(path: AnyPath) -> dict[str, dict[int, _Source]]:
@@ -203,7 +224,10 @@ def _read_hdf5(path: AnyPath) -> dict[str, dict[int, _Source]]:
                 for name, group in file["data"].items()
             }
     except HDF5_ERRORS as error:
-        raise CaffemodelError(f"{path}: not a caffemodel in HDF5, or damaged: {error}") from None
+        holds = hdf5_content(path, but="weights")
+        raise CaffemodelError(
+            f"{path}: not a caffemodel in HDF5{holds or f', or damaged: {error}'}"
+        ) from None
 
 
 def _to_hdf5(net: Net, diff: bool) -> bytes:

@@ -29,6 +29,7 @@ from imae.converters.images import (
 from imae.converters.lmdb_writer import Record, write_lmdb
 from imae.layers.data.datum import read_file
 from imae.prototxt.errors import DataError
+from imae.prototxt.file_kinds import mistaken_file
 
 COMMAND = "convert-imageset"
 HELP = "the pictures of a list file to an LMDB, as Caffe's convert_imageset"
@@ -44,6 +45,8 @@ def read_list(path: str) -> list[Picture]:
             lines = [line.removesuffix("\n") for line in file]
     except OSError as error:
         raise DataError(f"cannot read the list '{path}': {error.strerror}") from error
+    if mistaken := mistaken_file(path):
+        raise DataError(f"the list '{path}': expected lines of a path and a label{mistaken}")
     return [_line(path, number, line) for number, line in enumerate(lines, 1)]
 
 

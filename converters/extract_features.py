@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from imae.converters.caffemodel import add_dialect_option, load_caffemodel
+from imae.converters.caffemodel import add_dialect_option, load_to_use
 from imae.converters.lmdb_writer import BATCH, Record, open_new_lmdb, put_records
 from imae.converters.net_options import add_strict_option
 from imae.layers.net import Net
@@ -130,8 +130,9 @@ def run(args: argparse.Namespace) -> None:
     if args.batches < 1:
         raise DataError(f"NUM_MINI_BATCHES must be at least 1, got {args.batches}")
     device = _device(args.mode, args.device)
-    net = Net(in_state(read_net_text(args.net, args.dialect), TEST, NetState(phase=TEST)))
-    load_caffemodel(net, args.weights, args.dialect)
+    text = read_net_text(args.net, args.dialect, [args.weights])
+    net = Net(in_state(text, TEST, NetState(phase=TEST)))
+    load_to_use(net, args.weights, args.dialect)
     extract_features(net, names, paths, args.batches, device)
 
 

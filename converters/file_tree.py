@@ -25,6 +25,7 @@ from typing import IO, NamedTuple
 
 from imae.layers.memory import SMALL_FILE, most_unpacked
 from imae.prototxt.errors import DataError
+from imae.prototxt.file_kinds import ARCHIVES, mistaken_file
 from imae.prototxt.files import AnyPath
 
 DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], io.BufferedIOBase]] = {  # by the archive's first bytes
@@ -78,8 +79,11 @@ def open_tree(path: AnyPath, subfolder: str = "", depth: int | None = None) -> I
             if any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a broken header for the end
                 raise tarfile.ReadError(f"the header at byte {tar.offset} is broken")
         except BROKEN as error:
-            reason = error if str(error) else "there is not enough memory"
-            raise DataError(f"cannot read '{path}' as a .tar archive (.gz, .bz2, .xz): {reason}") from error
+            reason = f": {error if str(error) else 'there is not enough memory'}"
+            raise DataError(
+                f"cannot read '{path}' as a .tar archive (.gz, .bz2, .xz)"
+                f"{mistaken_file(path, *ARCHIVES) or reason}"
+            ) from error
         yield _archive(path, tar, members, subfolder)
 
 

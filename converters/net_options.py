@@ -52,4 +52,5 @@ def chosen_net(path: AnyPath, args: argparse.Namespace) -> NetParameter:
     phase = TRAIN if args.phase == "TRAIN" else TEST
     # Caffe: without --stage this adds the stage "".
     state = NetState(phase=phase, level=args.level, stage=args.stage.split(","))
-    return in_state(read_net_text(path, args.dialect), phase, state)
+    weights = [args.weights] if getattr(args, "weights", None) else []  # not every command takes them
+    return in_state(read_net_text(path, args.dialect, weights), phase, state)

@@ -27,7 +27,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from imae.converters.export_onnx import session_errors
+from imae.converters.check_onnx import session_errors
 from imae.converters.run_onnx import (
     Batch,
     check_shape,

@@ -27,7 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from imae.converters.export_onnx import TRANSFORM_KEY, session_errors
+from imae.converters.check_onnx import session_errors
+from imae.converters.export_onnx import TRANSFORM_KEY
 from imae.converters.images import decode_picture
 from imae.layers.data.data import DatumReader
 from imae.layers.data.datum import read_file
@@ -37,6 +38,7 @@ from imae.layers.data_resources import DataResources
 from imae.layers.memory import blob_problem, within_free_memory
 from imae.prototxt import TEST, TransformationParameter
 from imae.prototxt.errors import DataError, DeviceError, ExportError
+from imae.prototxt.file_kinds import FileKind, mistaken_file
 from imae.prototxt.text import parse_text
 
 if TYPE_CHECKING:
@@ -106,7 +108,10 @@ def open_session(
             for text in ("name", "custom_metadata_map"):  # these must be UTF-8, for which it does not look
                 getattr(value, text, None)
     except session_errors() as error:
-        raise ExportError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
+        mistaken = mistaken_file(path, FileKind.ONNX)
+        raise ExportError(
+            f"{path}: ONNX Runtime cannot load it{mistaken or f': {_first_line(error)}'}"
+        ) from error
     if name not in session.get_providers():
         raise DeviceError(
             f"provider {provider!r} could not be started for {path}: ONNX Runtime fell back to "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from imae.layers.layer import blob_name
 from imae.layers.synced_memory import parameter_diff
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def log_forward(step: Step, blobs: Mapping[str, Tensor]) -> None:
     """The tops and parameters of a layer that has just run."""
     where = f"[Forward] Layer {step.layer.name}"
     for top in step.tops:
-        _log(593, f"{where}, top blob {top} data: {_mean(blobs[top])}")
+        _log(593, f"{where}, top blob {blob_name(top)} data: {_mean(blobs[top])}")
     for place, (blob, spec) in enumerate(zip(step.layer.blobs, step.layer.param_specs(), strict=True)):
         _log(605, f"{where}, param blob {spec.name or place} data: {_mean(blob)}")
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from imae.layers.memory import SMALL_FILE, free_memory, most_unpacked
+from imae.prototxt.file_kinds import FileKind, mistaken_file
+from imae.prototxt.files import AnyPath
 
 # zlib, HDF5's own compressor, makes at most 1032 bytes of one, and even that only of constant data.
 MEMORY_PER_BYTE = 1000
@@ -54,6 +56,26 @@ class DataSets:
             raise ValueError(f"{data_set.name} needs {needed} bytes of memory, but only {free} are free")
         _check_chunks(data_set)
         self.left -= needed
+
+
+def hdf5_content(path: AnyPath, but: Literal["weights", "a solver state"]) -> str:
+    """What to append to an error about a file that should be HDF5 and hold `but`: "; it ...", or nothing.
+
+    Nothing where it is as it should be, or where its content tells nothing.
+    """
+    if mistaken := mistaken_file(path, FileKind.HDF5):
+        return mistaken
+    try:
+        with h5py.File(path, "r") as file:
+            if "iter" in file and "history" in file:
+                content = "a solver state"
+            elif isinstance(file.get("data"), h5py.Group):
+                content = "weights"
+            else:
+                content = f"the data sets {', '.join(list(file)[:5])}" if len(file) else "nothing"
+    except HDF5_ERRORS:
+        return ""
+    return f"; it holds {content}" if content != but else ""
 
 
 def _check_chunks(data_set: h5py.Dataset) -> None:

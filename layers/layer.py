@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from imae.layers.onnx_graph import OnnxGraph
 
 Shape = tuple[int, ...]
+AUTOMATIC = "(automatic)"  # what Caffe calls a top that a layer needs and the prototxt does not name
 
 # Fields of LayerParameter with lower numbers (name, bottom, ...) are every layer's, the others some types'.
 FIRST_PARAMETER = 100
@@ -183,6 +184,10 @@ class Layer(nn.Module):
     def capturable(self) -> bool:
         """Whether a CUDA graph can hold the forward pass: it asks the host for nothing while it runs."""
         return True
+
+    def index_count(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> int | None:
+        """For a bottom of indices how many are valid, from 0 on; None: the bottom may hold any number."""
+        return None
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         """Add nodes to `graph` that compute the values `tops` from the values `bottoms` as in phase TEST."""
@@ -427,3 +432,8 @@ class LabelReader(nn.Module):
             + (f" (ignore_label is {self.ignore_label})" if self.ignore_label is not None else "")
             + "; mend the data, or the num_output of the classifier"
         )
+
+
+def blob_name(name: str) -> str:
+    """The name of a blob as Caffe shows it; in a net's tables each automatic top has one of its own."""
+    return AUTOMATIC if name.startswith(AUTOMATIC) else name

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data_resources import DataResources
 from imae.layers.debug_info import log_forward
-from imae.layers.layer import DataLayer, LabelReader, Layer, Shape, shape_string
+from imae.layers.layer import AUTOMATIC, DataLayer, LabelReader, Layer, Shape, shape_string
 from imae.layers.ranks import ALONE, Ranks
 from imae.layers.registry import layer_class
 from imae.prototxt import LayerParameter, NetParameter, ParamSpec, Phase
@@ -270,9 +270,9 @@ class Net(nn.Module):
         tops = list(param.top)
         if layer.auto_tops:
             while len(tops) < max(layer.min_tops, layer.num_tops or 0):
-                _log("net.cpp:382", f"{param.name} -> (automatic)")
-                # Caffe calls every such blob "(automatic)"; a name each keeps them apart here.
-                tops.append(f"(automatic){param.name}:{len(tops)}")
+                _log("net.cpp:382", f"{param.name} -> {AUTOMATIC}")
+                # Caffe calls every such blob so; a name each keeps them apart here (see blob_name).
+                tops.append(f"{AUTOMATIC}{param.name}:{len(tops)}")
                 self._blob_need_backward[tops[-1]] = False
         return tops
 
@@ -420,7 +420,9 @@ class Net(nn.Module):
 
     def share_with(self, other: Net) -> None:
         """Use the other net's parameters where layer names agree (Caffe's ShareTrainedLayersWith)."""
-        mine = {step.layer.name: step.layer for step in self.steps}
+        mine: dict[str, Layer] = {}
+        for step in self.steps:
+            mine.setdefault(step.layer.name, step.layer)  # Caffe: the first layer of a name
         replaced: dict[int, nn.Parameter] = {}
         for step in other.steps:
             source = step.layer

@@ -18,6 +18,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, TypeVar
 
 from imae.prototxt.errors import LayerError
+from imae.prototxt.forks import fork_of_type
 
 if TYPE_CHECKING:
     from imae.layers.layer import Layer
@@ -64,7 +65,7 @@ def layer_class(type_name: str) -> type[Layer]:
         _load_all()  # all, so that a plugin's type that is ours too is an error
     if type_name not in _classes:
         near = difflib.get_close_matches(type_name, _classes, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = fork_of_type(type_name) or (f"; did you mean {near[0]!r}?" if near else "")
         raise LayerError(f"Unknown layer type: {type_name}{hint} (known types: {', '.join(layer_types())})")
     return _classes[type_name]
 

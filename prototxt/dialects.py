@@ -7,7 +7,10 @@
                 0.16, 0.17   mean, variance, a correction that is 1, scale, bias
                 0.15         scale, bias, mean, variance, one that is reserved and has one number
             It becomes a BatchNorm with Caffe's three blobs and a Scale. mean and variance are not sums there.
-            In a prototxt, too, `scale_bias: true` becomes a Scale; NVIDIA_TEXT are the fields that are read.
+            In a prototxt, too, a Scale stands for what scale_bias, scale_filler, bias_filler or a fourth
+            `param` says; in 0.15 every BatchNorm has one, and weights in its order tell. 0.16 and 0.17 set
+            the mults of `param` themselves, 0 for statistics and 1 for scale and bias, take eps from 1e-5
+            on, and let the phase decide instead of use_global_stats. NVIDIA_TEXT: the fields that are read.
     other   any fork's binary files: of each layer its name, type, bottoms, tops and blobs; whatever else
             stands in the file is not looked at, so that nothing in it can be misread. Prototxts are Caffe's.
 
@@ -22,7 +25,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -47,8 +50,13 @@ logger = logging.getLogger(__name__)
 
 # Numbers of fields of NVIDIA Caffe, and its enum Type.
 RAW_DATA_TYPE, RAW_DIFF_TYPE, RAW_DATA, RAW_DIFF = 10, 11, 12, 13
+RAW_NUMBERS = (
+    "its numbers are in the fields 10 to 13 of its blobs, where NVIDIA Caffe puts them, and OpenCV for half "
+    "precision; --dialect nvidia reads these"
+)
 RECURRENT_PARAM = 151
 SCALE_FILLER, BIAS_FILLER, SCALE_BIAS = 5, 6, 7  # of BatchNormParameter
+FILLERS = (SCALE_FILLER, BIAS_FILLER)
 CONVERTED = {
     f"LayerParameter.{RECURRENT_PARAM}",
     *(f"BatchNormParameter.{number}" for number in (SCALE_FILLER, BIAS_FILLER, SCALE_BIAS)),
@@ -89,16 +97,19 @@ READ_BY_OTHER = {
 }
 
 
-def read_net_dialect(path: AnyPath, dialect: str, scales: Mapping[str, str] | None = None) -> NetParameter:
+def read_net_dialect(
+    path: AnyPath, dialect: str, scales: Mapping[str, str | None] | None = None
+) -> NetParameter:
     """A binary net of a fork in Caffe's own form, as it would stand in Caffe's file, not upgraded.
 
-    scales   what to call the Scale layer behind a BatchNorm layer, by the latter's name; else NAME_scale
+    scales   by the name of a BatchNorm layer what to call the Scale layer behind it; without it NAME_scale.
+             None: there is no Scale, and five blobs are an error
 
     PrototxtError where the file cannot be read, CaffemodelError where a blob makes no sense.
     """
     if not _is_nvidia(dialect):
         return _read_other(path, NetParameter)
-    return _net_from_nvidia(read_binary(path, NetParameter), path, scales or {})
+    return _net_from_nvidia(read_binary(path, NetParameter), path, scales or {}, {})
 
 
 def read_state_dialect(path: AnyPath, dialect: str) -> SolverState:
@@ -117,21 +128,67 @@ def read_state_dialect(path: AnyPath, dialect: str) -> SolverState:
     return _without_unknown(state, path)
 
 
-def read_net_text(path: AnyPath, dialect: str | None = None) -> NetParameter:
+def read_net_text(path: AnyPath, dialect: str | None = None, weights: Sequence[AnyPath] = ()) -> NetParameter:
     """A net's prototxt of any age, Caffe's own or a fork's, as today's message.
+
+    weights   the files that the net is to get its weights from, where they are known: NVIDIA's tell which of
+              its BatchNorm layers have scale and bias
 
     PrototxtError where it cannot be read.
     """
-    return upgrade_net(read_net_text_dialect(path, dialect), os.fspath(path))
+    return upgrade_net(read_net_text_dialect(path, dialect, weights), os.fspath(path))
 
 
-def read_net_text_dialect(path: AnyPath, dialect: str | None) -> NetParameter:
+def read_net_text_dialect(
+    path: AnyPath, dialect: str | None, weights: Sequence[AnyPath] = ()
+) -> NetParameter:
     """The same as it would stand in Caffe's file, not upgraded."""
     if dialect is None or not _is_nvidia(dialect):
         return read_text(path, NetParameter)
     theirs = read_text(path, _nvidia_net())
     _say_left_out(path, sorted(set(_take_nvidias_fields(theirs))))
-    return _net_from_nvidia(NetParameter.FromString(theirs.SerializePartialToString()), path, {})
+    net = NetParameter.FromString(theirs.SerializePartialToString())
+    norms = [layer for layer in net.layer if layer.type == "BatchNorm"]
+    if passed_over := [layer.name for layer in norms if layer.batch_norm_param.HasField("use_global_stats")]:
+        logger.warning(
+            "%s: use_global_stats of %s: NVIDIA Caffe 0.16 and 0.17 pass over it and go by the phase",
+            path, ", ".join(passed_over),
+        )  # fmt: skip
+    orders = {name: is_015 for file in weights if norms for name, is_015 in _orders_of_five(file)}
+    for layer in norms:  # a net in Caffe's own form, for NVIDIA's weights, has the Scale already
+        if layer.name in orders and not _is_scaled(layer, net):
+            layer.batch_norm_param.MergeFromString(bytes([SCALE_BIAS << 3, 1]))  # scale_bias: true
+    return _net_from_nvidia(net, path, {}, orders)
+
+
+def _is_scaled(norm: LayerParameter, net: NetParameter) -> bool:
+    """Whether the first layer that reads the top of a BatchNorm layer is a Scale."""
+    behind = iter(net.layer)
+    while next(behind, norm) is not norm:
+        continue
+    reader = next((layer for layer in behind if norm.top[:1] == layer.bottom[:1]), None)
+    return reader is not None and reader.type == "Scale"
+
+
+def _orders_of_five(weights: AnyPath) -> list[tuple[str, bool]]:
+    """The BatchNorm layers that have five blobs, and whether these are in the order of 0.15."""
+    try:
+        layers = read_binary(weights, NetParameter).layer
+    except PrototxtError:  # whoever loads them says why they cannot be read
+        return []
+    return [
+        (layer.name, _count(layer.blobs[4]) == 1)
+        for layer in layers
+        if layer.type == "BatchNorm" and len(layer.blobs) == 5
+    ]
+
+
+def fork_hint(blobs: Iterable[BlobProto]) -> str:
+    """What to append to an error about blobs without numbers that have fields of a fork, or nothing."""
+    unknown = {number for blob in blobs for number in _unknown(blob)}
+    if not unknown.isdisjoint((RAW_DATA, RAW_DIFF)):
+        return f", or {RAW_NUMBERS}"
+    return ", or a fork's, which --dialect reads" if unknown else ""
 
 
 def _is_nvidia(dialect: str) -> bool:
@@ -140,14 +197,16 @@ def _is_nvidia(dialect: str) -> bool:
     return dialect == "nvidia"
 
 
-def _net_from_nvidia(net: NetParameter, path: AnyPath, scales: Mapping[str, str]) -> NetParameter:
+def _net_from_nvidia(
+    net: NetParameter, path: AnyPath, scales: Mapping[str, str | None], orders: Mapping[str, bool]
+) -> NetParameter:
     """The net, and behind each BatchNorm with scale and bias a Scale layer."""
     converted = NetParameter()
     converted.CopyFrom(net)
     del converted.layer[:]
     try:
         for layer in net.layer:
-            converted.layer.extend(_from_nvidia(layer, scales.get(layer.name)))
+            converted.layer.extend(_from_nvidia(layer, scales, orders))
     except (CaffemodelError, DecodeError) as error:
         raise CaffemodelError(f"{path}: {error}") from None
     return _without_unknown(converted, path)
@@ -165,33 +224,54 @@ def _say_left_out(path: AnyPath, names: list[str]) -> None:
         logger.warning("%s: left out, as Caffe has no such fields: %s", path, ", ".join(names))
 
 
-def _from_nvidia(layer: LayerParameter, scale: str | None) -> list[LayerParameter]:
+def _from_nvidia(
+    layer: LayerParameter, scales: Mapping[str, str | None], orders: Mapping[str, bool]
+) -> list[LayerParameter]:
     """The layer, and behind a BatchNorm with scale and bias the Scale that was part of it."""
     for index, blob in enumerate(layer.blobs):
         _convert_blob(blob, f"layer '{layer.name}', blob {index}")
     _parse_into(layer.recurrent_param, layer, RECURRENT_PARAM)
     if layer.type != "BatchNorm":
         return [layer]
-    norm, blobs = layer.batch_norm_param, list(layer.blobs)
-    if len(blobs) != 5 and (blobs or not _unknown(norm).get(SCALE_BIAS)):
-        return [layer]
-    if blobs and _count(blobs[4]) == 1:
-        scale_and_bias, statistics = blobs[:2], blobs[2:4]
-    else:
-        scale_and_bias, statistics = blobs[3:], blobs[:2]
-        norm.ClearField("use_global_stats")  # the phase alone decides there
-    if norm.eps < SMALLEST_EPS:
-        norm.eps = float(SMALLEST_EPS)
+    norm, blobs, params = layer.batch_norm_param, list(layer.blobs), list(layer.param)
     if blobs:
+        has_scale, is_015 = len(blobs) == 5, len(blobs) == 5 and _count(blobs[4]) == 1
+    else:
+        has_scale = _says_scale(layer)
+        is_015 = orders.get(layer.name, False)
+    if not is_015:
+        if norm.HasField("use_global_stats"):
+            norm.ClearField("use_global_stats")
+        if norm.eps < SMALLEST_EPS:
+            norm.eps = float(SMALLEST_EPS)
+    of_statistics, of_scale = (params[2:5], params[:2]) if is_015 else (params[:3], params[3:])
+    for spec in of_statistics:
+        spec.lr_mult = spec.decay_mult = 0
+    for spec in () if is_015 else of_scale:
+        spec.lr_mult = spec.decay_mult = 1
+    del layer.param[:]
+    layer.param.extend(of_statistics)
+    if not has_scale:
+        return [layer]
+    name = scales.get(layer.name, f"{layer.name}_scale")
+    if name is None:
+        raise CaffemodelError(
+            f"Incompatible number of blobs for layer {layer.name}: the file has 5, with scale and bias, "
+            "and no Scale layer of the net reads its top; put one with bias_term: true behind it, or, if the "
+            "prototxt is NVIDIA's, write scale_bias: true into batch_norm_param"
+        )
+    scale_and_bias: list[BlobProto] = []
+    if blobs:
+        scale_and_bias, statistics = (blobs[:2], blobs[2:4]) if is_015 else (blobs[3:], blobs[:2])
         del layer.blobs[:]
         layer.blobs.extend([*statistics, BlobProto(shape=BlobShape(dim=[1]), data=[1])])
     top = layer.top[:1]
     behind = LayerParameter(
-        name=scale or f"{layer.name}_scale",
+        name=name,
         type="Scale",
         bottom=top,
         top=top,
-        param=layer.param[3:],
+        param=of_scale,
         include=layer.include,
         exclude=layer.exclude,
         blobs=scale_and_bias,
@@ -201,8 +281,13 @@ def _from_nvidia(layer: LayerParameter, scale: str | None) -> list[LayerParamete
     _parse_into(behind.scale_param.bias_filler, norm, BIAS_FILLER)
     if layer.HasField("phase"):
         behind.phase = layer.phase
-    del layer.param[3:]
     return [layer, behind]
+
+
+def _says_scale(norm: LayerParameter) -> bool:
+    """Whether the text of a BatchNorm gives it scale and bias."""
+    fields = _unknown(norm.batch_norm_param)
+    return bool(fields.get(SCALE_BIAS)) or not fields.keys().isdisjoint(FILLERS) or len(norm.param) > 3
 
 
 def _convert_blob(blob: BlobProto, what: str) -> None:
@@ -244,6 +329,17 @@ def _unknown(message: Message) -> dict[int, Any]:
     """The values of the fields that Caffe does not know, by number: int, or bytes."""
     fields = UnknownFieldSet(message)
     return {fields[i].field_number: fields[i].data for i in range(len(fields))}
+
+
+def _blobs_in(message: Message) -> Iterator[Any]:
+    """All BlobProtos within the message, in whatever pool its class is."""
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for nested in [value] if isinstance(value, Message) else value:
+                if field.message_type.name == "BlobProto":
+                    yield nested
+                else:
+                    yield from _blobs_in(nested)
 
 
 def _unknown_within(message: Message) -> Iterator[str]:
@@ -312,5 +408,7 @@ def _read_other(path: AnyPath, kind: type[M]) -> M:
     pool = DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     read = read_binary(path, message_class(pool, kind.DESCRIPTOR.full_name))
+    if any(RAW_DATA in _unknown(blob) and not blob.data and not blob.double_data for blob in _blobs_in(read)):
+        raise PrototxtError(f"{path}: {RAW_NUMBERS}")
     read.DiscardUnknownFields()
     return kind.FromString(read.SerializePartialToString())

@@ -20,11 +20,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor import Descriptor, FileDescriptor
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
     FieldDescriptorProto,
@@ -186,11 +187,41 @@ def message_class(pool: DescriptorPool, full_name: str) -> type[Message]:
 
 
 def caffe_name(name: str) -> Any:
-    """A message class, an enum or an enum value of package caffe: NetParameter, Phase, TRAIN."""
+    """A message class, an enum or an enum value of package caffe: NetParameter, Phase, TRAIN.
+
+    DESCRIPTOR and _NETPARAMETER, _V1LAYERPARAMETER_LAYERTYPE, ... are what to look into, as in the modules
+    that protoc writes: of the file as it is written, whereas our pool has the package as a message.
+    """
+    if name == "DESCRIPTOR" or name in (found := _descriptors_as_written()):
+        return _as_written() if name == "DESCRIPTOR" else found[name]
     kinds = (CAFFE.nested_types_by_name, CAFFE.enum_types_by_name, CAFFE.enum_values_by_name)
     if not any(name in kind for kind in kinds):
         raise AttributeError(f"caffe.proto has no {name}")
     return getattr(GetMessageClass(CAFFE), name)
+
+
+@cache
+def _as_written() -> FileDescriptor:
+    pool = DescriptorPool()
+    pool.AddSerializedFile(caffe_pb2.SERIALIZED)
+    return pool.FindFileByName("caffe.proto")
+
+
+@cache
+def _descriptors_as_written() -> dict[str, Any]:
+    """The descriptors of messages and enums by the names that protoc gives them."""
+    found: dict[str, Any] = {}
+
+    def add(name: str, descriptor: Any) -> None:
+        name = f"{name}_{descriptor.name.upper()}"
+        found[name] = descriptor
+        for nested in (*getattr(descriptor, "nested_types", ()), *getattr(descriptor, "enum_types", ())):
+            add(name, nested)
+
+    file = _as_written()
+    for descriptor in (*file.message_types_by_name.values(), *file.enum_types_by_name.values()):
+        add("", descriptor)
+    return found
 
 
 def _parsed(full_name: str, data: bytes) -> Message:

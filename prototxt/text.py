@@ -15,10 +15,13 @@ from typing import TypeVar
 
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from imae.prototxt.caffe_pb2 import NetParameter, SolverParameter
 from imae.prototxt.errors import PrototxtError
+from imae.prototxt.file_kinds import FileKind, file_kind, mistaken_for
 from imae.prototxt.files import AnyPath, read_bytes, write_atomically
+from imae.prototxt.forks import fork_of_field, fork_of_value
 from imae.prototxt.upgrade import complete_snapshot_prefix, upgrade_net, upgrade_solver
 
 M = TypeVar("M", bound=Message)
@@ -56,15 +59,26 @@ def read_text(path: AnyPath, kind: type[M]) -> M:
 
 def read_binary(path: AnyPath, kind: type[M]) -> M:
     """A message from a binary file, as it stands there: a BlobProto, a SolverState."""
-    name = kind.DESCRIPTOR.full_name
+    name, expected = kind.DESCRIPTOR.full_name, BINARY_KINDS.get(kind.DESCRIPTOR.name)
+    data = _read_bytes(path)
     try:
-        message = kind.FromString(_read_bytes(path))
+        message = kind.FromString(data)
         _check_strings(message)
     except (DecodeError, UnicodeDecodeError) as error:
+        if mistaken := mistaken_for(data, expected):
+            raise PrototxtError(f"{path}: not a binary {name}{mistaken}") from None
         raise PrototxtError(f"{path}: not a binary {name}, or cut short: {error}") from None
+    # What fits by chance: the first numbers of another message. (An object is made of each unknown field.)
+    foreign = len(data) < MOST_LOOKED_INTO and len(UnknownFieldSet(message)) > 0
+    if foreign and (mistaken := mistaken_for(data, expected)):
+        raise PrototxtError(f"{path}: not a binary {name}{mistaken}")
     if not message.ListFields():
         raise PrototxtError(f"{path}: not a binary {name}: nothing in it has a meaning there")
     return message
+
+
+MOST_LOOKED_INTO = 1 << 26  # bytes
+BINARY_KINDS = {"NetParameter": FileKind.NET, "SolverState": FileKind.STATE, "BlobProto": FileKind.BLOB}
 
 
 def parse_text(text: str, kind: type[M], path: str) -> M:
@@ -129,8 +143,12 @@ def _read_bytes(path: AnyPath) -> bytes:
 
 def _read_text(path: AnyPath) -> str:
     data = _read_bytes(path)
+    if file_kind(data) in NO_TEXT:
+        raise PrototxtError(f"{path}: expected a prototxt in UTF-8{mistaken_for(data)}")
     if b"\0" in data:
-        raise PrototxtError(f"{path}: is a binary file, expected a prototxt, which is text")
+        raise PrototxtError(
+            f"{path}: is a binary file, expected a prototxt, which is text{mistaken_for(data)}"
+        )
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -142,6 +160,9 @@ def _read_text(path: AnyPath) -> str:
         where = _where(os.fspath(path), before, len(before))
         raise PrototxtError(f"{where}: byte 0x{data[error.start]:02x} is not UTF-8") from None
 
+
+# Some of them can do without a zero byte.
+NO_TEXT = (FileKind.LFS, FileKind.HTML, FileKind.UTF16, FileKind.GZIP, FileKind.BZIP2)
 
 STRING_OR_COMMENT = re.compile(rb""" "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' | \#[^\n]* """, re.VERBOSE)
 
@@ -173,13 +194,15 @@ def _explain(reason: str, text: str, start: int, kind: type[Message]) -> tuple[i
     got, pool = _token(text, start), kind.DESCRIPTOR.file.pool
     if match := re.search('Message type "(.*?)" has no field named "(.*?)"', reason):
         fields = pool.FindMessageTypeByName(match[1]).fields_by_name
-        near = _nearest(match[2], fields, quote='"')
+        near = _other_root(match[1], match[2]) or fork_of_field(match[1].rpartition(".")[2], match[2])
+        near = near or _nearest(match[2], fields, quote='"')
         return start, f'message "{match[1]}" has no field "{match[2][:60]}"{near}'
     if match := re.search('Message type "(.*?)" should not have multiple "(.*?)" fields', reason):
         return text.rfind(match[2], 0, start), f'field "{match[2]}" of message "{match[1]}" is given twice'
     if match := re.search('Enum type "(.*?)" has no value', reason):
         names = pool.FindEnumTypeByName(match[1]).values_by_name
-        return start, f'enum "{match[1]}" has no value {got}; known: {", ".join(names)}{_nearest(got, names)}'
+        near = fork_of_value(match[1], got) or _nearest(got, names)
+        return start, f'enum "{match[1]}" has no value {got}; known: {", ".join(names)}{near}'
     if match := re.match('Expected "(.)"', reason):
         return start, f'expected "{match[1]}" before the end of the file'
     if match := re.search('Expected "(.)"', reason):
@@ -196,6 +219,17 @@ def _explain(reason: str, text: str, start: int, kind: type[Message]) -> tuple[i
     if "codec" in reason:
         return start, "the escapes of a string do not make UTF-8 text"
     return start, reason.rpartition("': ")[2]
+
+
+def _other_root(message: str, field: str) -> str:
+    """Where a net is read and the field is a solver's, or the other way round."""
+    for here, there, what in (
+        (NetParameter, SolverParameter, "a solver"),
+        (SolverParameter, NetParameter, "a net"),
+    ):
+        if message == here.DESCRIPTOR.full_name and field in there.DESCRIPTOR.fields_by_name:
+            return f"; {what} has that field: this is the prototxt of {what}"
+    return ""
 
 
 EXPECTED = {

@@ -17,39 +17,42 @@ import sys
 if __name__ != "imae.pycaffe":
     raise ImportError(f"import this package as imae.pycaffe, not as {__name__}")
 
-from imae.layers.registry import layer_types
 from imae.layers.utility import python as python_layer
-from imae.layers.utility.python import PythonBlob as Blob
-from imae.layers.utility.python import PythonLayerBase as Layer
 from imae.prototxt import TEST, TRAIN, caffe_pb2
+from imae.pycaffe import _caffe, classifier, coord_map, detector, draw, net_spec, proto, pycaffe
 from imae.pycaffe import caffe_io as io
-from imae.pycaffe import classifier, coord_map, detector, draw, net_spec, proto
-from imae.pycaffe.classifier import Classifier
-from imae.pycaffe.detector import Detector
-from imae.pycaffe.mode import init_log, log, set_device, set_mode_cpu, set_mode_gpu, set_random_seed
-from imae.pycaffe.net import Net
-from imae.pycaffe.net_spec import NetSpec, layers, params, to_proto
-from imae.pycaffe.parallel import (
+from imae.pycaffe._caffe import (
     NCCL,
+    AdaDeltaSolver,
+    AdaGradSolver,
+    AdamSolver,
+    Blob,
+    Layer,
+    NesterovSolver,
+    Net,
+    RMSPropSolver,
+    SGDSolver,
+    Timer,
+    __version__,
+    get_solver,
     has_nccl,
+    init_log,
+    layer_type_list,
+    log,
+    set_device,
+    set_mode_cpu,
+    set_mode_gpu,
     set_multiprocess,
+    set_random_seed,
     set_solver_count,
     set_solver_rank,
     solver_count,
     solver_rank,
 )
-from imae.pycaffe.solver import (
-    AdaDeltaSolver,
-    AdaGradSolver,
-    AdamSolver,
-    NesterovSolver,
-    RMSPropSolver,
-    SGDSolver,
-    get_solver,
-)
-from imae.pycaffe.timer import Timer
-
-__version__ = "1.0.0"  # of the Caffe whose API this is
+from imae.pycaffe.classifier import Classifier
+from imae.pycaffe.detector import Detector
+from imae.pycaffe.net_spec import NetSpec, layers, params, to_proto
+from imae.pycaffe.visible_names import add_visible_names
 
 __all__ = [
     "TEST", "TRAIN", "Blob", "Layer", "Net", "install_as_caffe", "layer_type_list",
@@ -59,11 +62,13 @@ __all__ = [
     "NetSpec", "layers", "params", "to_proto", "net_spec",
     "NCCL", "has_nccl", "solver_count", "set_solver_count", "solver_rank", "set_solver_rank",
     "set_multiprocess",
-    "Timer", "init_log", "log",
+    "Timer", "init_log", "log", "__version__", "pycaffe",
 ]  # fmt: skip
 
 # Caffe's modules, under Caffe's names.
 _MODULES = {
+    "_caffe": _caffe,
+    "pycaffe": pycaffe,
     "io": io,
     "net_spec": net_spec,
     "draw": draw,
@@ -74,11 +79,7 @@ _MODULES = {
     "proto.caffe_pb2": caffe_pb2,
 }
 sys.modules.update({f"{__name__}.{name}": module for name, module in _MODULES.items()})
-
-
-def layer_type_list() -> list[str]:
-    """All layer types, sorted."""
-    return layer_types()
+add_visible_names(sys.modules[__name__], _MODULES)
 
 
 def install_as_caffe() -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imae.layers.data.picture_size import check_picture_size
+from imae.layers.data.picture_size import check_picture_size, no_picture
 from imae.prototxt import BlobProto, BlobProtoVector, Datum
 from imae.prototxt.errors import DataError
 
@@ -217,9 +217,7 @@ def load_image(filename: str | os.PathLike[str], color: bool = True) -> NDArray[
     check_picture_size(data, os.fspath(filename))
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
-        raise DataError(
-            f"{filename}: could not decode the {len(data)} bytes as a picture; the file is damaged"
-        )
+        raise no_picture(data, os.fspath(filename))
     largest = 2 ** (8 * pixels.itemsize) - 1 if pixels.dtype.kind == "u" else 1
     grey_or_bgr = pixels[:, :, None] if pixels.ndim == 2 else pixels[:, :, :3]
     image: Array = grey_or_bgr[:, :, ::-1] / largest

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from imae.prototxt.errors import ImaeError
-from imae.pycaffe.net_spec import Function, Top, layers
+from imae.pycaffe.net_spec import Function, Top
+from imae.pycaffe.net_spec import layers as L
 
 Map = tuple[int | None, Any, Any]
 
@@ -141,7 +142,7 @@ def crop(top_from: Top, top_to: Top) -> Top:
     if (shift != shift.round()).any():
         raise CropError(f"cannot crop noninteger offset (b = {shift})")
     offset = [int(-value) for value in shift.ravel()]
-    top: Top = layers.Crop(
+    top: Top = L.Crop(
         top_from, top_to, crop_param={"axis": 2 if axis is None else axis + 1, "offset": offset}
     )
     return top

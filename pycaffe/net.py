@@ -19,18 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imae.converters.caffemodel import load_caffemodel, save_caffemodel
-from imae.layers.layer import Layer, Shape
+from imae.layers.layer import Layer, Shape, blob_name
 from imae.layers.net import Net as ModuleNet
 from imae.layers.stepwise import BlobMemory, Stepwise
-from imae.layers.utility.python import BlobVector, ParameterBlob, Python
+from imae.layers.utility.python import BlobVec, ParameterBlob, Python, PythonLayerBase, RawBlobVec
 from imae.layers.utility.python import PythonBlob as Blob
-from imae.prototxt import NetState
+from imae.prototxt import LayerParameter, NetState
 from imae.prototxt.dialects import read_net_text
 from imae.prototxt.errors import ImaeError
 from imae.prototxt.files import AnyPath
 from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.state import in_state
 from imae.pycaffe.mode import current_device, current_random
+from imae.pycaffe.vectors import DtypeVec, IntVec, LayerVec, StringVec
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +65,17 @@ class NetBlob(Blob):
         self._memory.reshape(shape)
 
 
-class NetLayer:
+class NetLayer(PythonLayerBase):
     """A layer as `net.layers` lists it: its type and its parameter blobs."""
 
     def __init__(self, layer: Layer) -> None:
-        self.type = layer.type
-        self.blobs = BlobVector(ParameterBlob().bind(layer, index) for index in range(len(layer.blobs)))
+        super().__init__(LayerParameter(phase=layer.param.phase))
+        self._type = layer.type
+        self.blobs = BlobVec(ParameterBlob().bind(layer, index) for index in range(len(layer.blobs)))
+
+    @property
+    def type(self) -> str:
+        return self._type
 
 
 class Net:
@@ -108,7 +114,8 @@ class Net:
         state = NetState(level=level, stage=stages)
         state.phase = phase  # type: ignore[assignment]  # an int, checked by protobuf
         with strict_fields(strict):
-            param = in_state(read_net_text(network_file, dialect), state.phase, state)
+            text = read_net_text(network_file, dialect, [weights] if weights is not None else [])
+            param = in_state(text, state.phase, state)
             self._wrap(Stepwise(ModuleNet(param, current_random()), current_device()))
         if weights is not None:
             self.copy_from(weights, dialect)
@@ -124,18 +131,24 @@ class Net:
         module = stepwise.net
         self.module, self.stepwise = module, stepwise
         self.name, self.phase = module.name, module.phase
-        self.layers = [_script_layer(step.layer) for step in module.steps]
-        self._layer_names = module.layer_names
-        self.blobs = OrderedDict((name, NetBlob(memory)) for name, memory in stepwise.blobs.items())
-        self._blob_names, self._blobs = list(self.blobs), list(self.blobs.values())
+        self.layers = LayerVec(_script_layer(step.layer) for step in module.steps)
+        self._layer_names = StringVec(module.layer_names)
+        self._blob_names = StringVec(map(blob_name, stepwise.blobs))
+        self._blobs = RawBlobVec(NetBlob(memory) for memory in stepwise.blobs.values())
+        self._blob_ids = {name: index for index, name in enumerate(stepwise.blobs)}
+        self._blob_loss_weights = DtypeVec(module.loss_weights.get(name, 0.0) for name in stepwise.blobs)
+        # Caffe: of blobs or layers with one name the last is found by it; `params` knows the last with blobs.
+        self.blobs = OrderedDict(zip(self._blob_names, self._blobs, strict=True))
+        self.blob_loss_weights = OrderedDict(zip(self._blob_names, self._blob_loss_weights, strict=True))
         self.layer_dict = OrderedDict(zip(self._layer_names, self.layers, strict=True))
         self.params = OrderedDict(
-            (name, layer.blobs) for name, layer in self.layer_dict.items() if layer.blobs
+            (name, layer.blobs)
+            for name, layer in zip(self._layer_names, self.layers, strict=True)
+            if layer.blobs
         )
-        self.blob_loss_weights = OrderedDict(
-            (name, module.loss_weights.get(name, 0.0)) for name in self._blob_names
+        self.top_names = OrderedDict(
+            (step.layer.name, list(map(blob_name, step.tops))) for step in module.steps
         )
-        self.top_names = OrderedDict((step.layer.name, list(step.tops)) for step in module.steps)
         self.bottom_names = OrderedDict((step.layer.name, list(step.bottoms)) for step in module.steps)
         self.inputs, self.outputs = list(module.inputs), list(module.outputs)
 
@@ -313,23 +326,24 @@ class Net:
 
     # -- what pycaffe's own modules use ----------------------------------------------------------------------
 
-    @property
-    def _inputs(self) -> list[int]:
-        return [self._blob_names.index(name) for name in self.inputs]
+    _set_input_arrays = set_input_arrays
 
     @property
-    def _blob_loss_weights(self) -> list[float]:
-        return list(self.blob_loss_weights.values())
+    def _inputs(self) -> IntVec:
+        return self._ids(self.inputs)
 
     @property
-    def _outputs(self) -> list[int]:
-        return [self._blob_names.index(name) for name in self.outputs]
+    def _outputs(self) -> IntVec:
+        return self._ids(self.outputs)
 
-    def _bottom_ids(self, index: int) -> list[Any]:
-        return [self._blob_names.index(name) for name in self.module.steps[index].bottoms]
+    def _bottom_ids(self, index: int) -> IntVec:
+        return self._ids(self.module.steps[index].bottoms)
 
-    def _top_ids(self, index: int) -> list[Any]:
-        return [self._blob_names.index(name) for name in self.module.steps[index].tops]
+    def _top_ids(self, index: int) -> IntVec:
+        return self._ids(self.module.steps[index].tops)
+
+    def _ids(self, blobs: Sequence[str]) -> IntVec:
+        return IntVec(self._blob_ids[name] for name in blobs)
 
 
 def _script_layer(layer: Layer) -> Any:

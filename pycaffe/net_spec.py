@@ -174,6 +174,11 @@ def _assign_params(layer: LayerParameter, function: Function) -> None:
             )
 
 
+def param_name_dict() -> dict[str, str]:
+    """By layer type what its parameter is called, without `_param`: Convolution: convolution."""
+    return {kind: field.removesuffix("_param") for kind, field in _own_params().items()}
+
+
 @cache
 def _own_params() -> dict[str, str]:
     """The field of LayerParameter that holds a layer type's own parameter: Convolution: convolution_param."""

@@ -17,6 +17,7 @@ from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.text import read_solver
 from imae.pycaffe.mode import current_device, current_random
 from imae.pycaffe.net import Net
+from imae.pycaffe.vectors import NetVec
 from imae.train.executor import StepwiseExecutor
 from imae.train.solver import Solver as TrainSolver
 
@@ -49,7 +50,8 @@ class Solver:
 
         self.solver = TrainSolver(param, device=device, random=current_random(), executor=executor)
         self.param = param
-        self.net, *self.test_nets = [Net.around(stepwise) for stepwise in made]
+        self.net, *test_nets = [Net.around(stepwise) for stepwise in made]
+        self.test_nets = NetVec(test_nets)
         # The last one to be called before an update, so that what scripts write into diffs counts.
         self.solver.on_gradients_ready.append(self._take_back)
 
@@ -60,8 +62,12 @@ class Solver:
 
     @property
     def lr(self) -> float:
-        """The learning rate of the next update."""
-        return self.solver.lr
+        """The learning rate of the next update.
+
+        Caffe: this is GetLearningRate() itself. With lr_policy multistep each reading (`hasattr` is one)
+        moves on by one stepvalue that is due, as each update does, and logs it.
+        """
+        return self.solver.get_learning_rate()
 
     def step(self, iterations: int) -> None:
         """Make so many updates."""

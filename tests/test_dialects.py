@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from imae.prototxt.dialects import DIALECTS, read_net_dialect, read_net_text, re
 from imae.prototxt.errors import CaffemodelError, PrototxtError, SnapshotError
 from imae.prototxt.text import parse_net, read_binary, read_net, read_solver, to_text
 from imae.train.main import main
+from imae.train.snapshot import read_state
 from imae.train.solver import Solver
 
 CHANNELS = 5
@@ -168,11 +170,28 @@ def test_without_the_dialect_the_error_says_so(tmp_path: Path) -> None:
     path = tmp_path / "w.caffemodel"
     path.write_bytes(nvidia_017())
     with pytest.raises(
-        CaffemodelError, match=r"layer 'conv', blob 0: .*, or a fork's, which --dialect reads"
+        CaffemodelError,
+        match=r"layer 'conv', blob 0: .*, or its numbers are in the fields 10 to 13 .*--dialect nvidia reads",
     ):
         load_caffemodel(net_of(), path)
     path.write_bytes(nvidia_015())
     with pytest.raises(CaffemodelError, match=r"layer bn: the file has 5, as NVIDIA.*say --dialect nvidia"):
+        load_caffemodel(net_of(), path)
+
+
+def test_a_dialect_that_lacks_the_numbers_says_whose_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "w.caffemodel"
+    path.write_bytes(nvidia_017())
+    with pytest.raises(CaffemodelError, match=r"w\.caffemodel: its numbers are in .*--dialect nvidia reads"):
+        load_caffemodel(net_of(), path, "other")
+    path.write_bytes(nvidia_state("", HISTORY))
+    with pytest.raises(SnapshotError, match=r"w\.caffemodel: its numbers are in .*--dialect nvidia reads"):
+        read_state(path, "other")
+    unknown = with_fields(LayerParameter(name="conv"), field(7, field(7, field(1, b"\x01")) + field(40, 1)))
+    path.write_bytes(field(100, unknown))
+    with pytest.raises(
+        CaffemodelError, match=r"layer 'conv', blob 0: .*, or a fork's, which --dialect reads"
+    ):
         load_caffemodel(net_of(), path)
 
 
@@ -205,10 +224,11 @@ def test_nvidias_prototxt_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert [spec.lr_mult for spec in norm.param] == [0, 0, 0] and norm.batch_norm_param.eps == np.float32(
         1e-5
     )
+    # NVIDIA Caffe: scale and bias learn with 1, whatever the prototxt says.
     assert (list(scale.bottom), list(scale.top), [spec.lr_mult for spec in scale.param]) == (
         ["bn"],
         ["bn"],
-        [2],
+        [1],
     )
     assert scale.scale_param.bias_term and scale.scale_param.filler.value == 3
     assert list(plain.bottom) == ["bn"]
@@ -219,6 +239,97 @@ def test_nvidias_prototxt_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         "NetParameter.global_grad_scale"
     ]
     assert text_format.Parse(to_text(net), NetParameter()) == net
+
+
+IMPLIED = """
+layer {{ name: "in" type: "Input" top: "data" input_param {{ shape {{ dim: 3 dim: 2 dim: 7 dim: 4 }} }} }}
+layer {{ name: "conv" type: "Convolution" bottom: "data" top: "conv"
+        convolution_param {{ num_output: 5 kernel_size: 3 bias_term: false }} }}
+layer {{ name: "bn" type: "BatchNorm" bottom: "conv" top: "bn" {params} batch_norm_param {{ {fields} }} }}
+"""
+FILLERS = 'scale_filler { type: "constant" value: 1 } bias_filler { type: "constant" value: 0 }'
+LEARNT = "param { lr_mult: 1 decay_mult: 0 } " * 2
+
+
+@pytest.mark.parametrize("data", [nvidia_017(), nvidia_015()], ids=["0.17", "0.15"])
+@pytest.mark.parametrize("fields", [FILLERS, "scale_bias: true", "bias_filler { }", "scale_filler { }", ""])
+@pytest.mark.parametrize("params", ["", LEARNT, LEARNT * 2])
+def test_scale_and_bias_that_are_implied(data: bytes, fields: str, params: str, tmp_path: Path) -> None:
+    """By a filler, by a fourth param, or, in 0.15, by nothing at all: then the weights tell."""
+    net, weights = tmp_path / "net.prototxt", tmp_path / "w.caffemodel"
+    net.write_text(IMPLIED.format(fields=fields, params=params))
+    weights.write_bytes(data)
+    check_outputs(caffe.Net(net, caffe.TEST, weights=weights, dialect="nvidia").module)
+    late = caffe.Net(net, caffe.TEST, dialect="nvidia")
+    if fields or params == LEARNT * 2:
+        late.copy_from(weights, "nvidia")
+        check_outputs(late.module)
+        return
+    before = late.params["bn"][0].data.copy()
+    with pytest.raises(
+        CaffemodelError,
+        match=r"blobs for layer bn: the file has 5, .* no Scale layer .*scale_bias: true",
+    ):
+        late.copy_from(weights, "nvidia")
+    np.testing.assert_array_equal(late.params["bn"][0].data, before)
+
+
+def test_five_blobs_and_no_scale_are_an_error_without_a_dialect_too(tmp_path: Path) -> None:
+    path = tmp_path / "w.caffemodel"
+    path.write_bytes(nvidia_015())
+    without = net_of(NET[: NET.index('layer { name: "gain"')])
+    for dialect in (None, "other", "nvidia"):
+        with pytest.raises(
+            CaffemodelError, match=r"Incompatible number of blobs for layer bn: the file has 5"
+        ):
+            load_caffemodel(without, path, dialect)
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        for index, values in enumerate((MEAN, VARIANCE, ONE, SCALE, BIAS)):
+            file[f"data/bn/{index}"] = values
+    with pytest.raises(
+        CaffemodelError, match=r"the file has 5, as NVIDIA.*HDF5 files are not read; write a bin"
+    ):
+        load_caffemodel(without, tmp_path / "w.h5")
+
+
+@pytest.mark.parametrize("data", [nvidia_017(), nvidia_015()], ids=["0.17", "0.15"])
+def test_a_scale_that_the_net_has_already_is_the_one(data: bytes, tmp_path: Path) -> None:
+    net, weights = tmp_path / "net.prototxt", tmp_path / "w.caffemodel"
+    net.write_text(NET)
+    weights.write_bytes(data)
+    module = caffe.Net(net, caffe.TEST, weights=weights, dialect="nvidia").module
+    assert module.layer_names == ["in", "conv", "bn", "gain"]
+    check_outputs(module)
+
+
+def test_commands_look_at_the_weights_before_they_build_the_net(training: Path) -> None:
+    Path("net.prototxt").write_text(IMPLIED.format(fields="", params=""))
+    Path("w.caffemodel").write_bytes(nvidia_015())
+    files = ["--model", "net.prototxt", "--weights", "w.caffemodel", "--dialect", "nvidia"]
+    assert main(["export", *files, "--output", "x.onnx"]) == 0
+    Path("solver.prototxt").write_text(SOLVER + ' weights: "w.caffemodel"')
+    solver = Solver(read_solver("solver.prototxt"), dialect="nvidia")
+    assert solver.net.layer_names[-1] == "bn_scale"
+    check_outputs_of(solver.net)
+
+
+def test_nvidias_batch_norm_sets_its_own_mults_and_goes_by_the_phase(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, weights = tmp_path / "net.prototxt", tmp_path / "w.caffemodel"
+    fields = "use_global_stats: false eps: 1e-7"
+    path.write_text(IMPLIED.format(fields=fields, params="param { lr_mult: 3 } param { lr_mult: 4 }"))
+    (norm,) = read_net_text(path, "nvidia").layer[2:]
+    assert [(spec.lr_mult, spec.decay_mult) for spec in norm.param] == [(0, 0)] * 2
+    assert norm.batch_norm_param.eps == np.float32(1e-5)
+    assert not norm.batch_norm_param.HasField("use_global_stats")
+    assert "use_global_stats of bn: NVIDIA Caffe 0.16 and 0.17 pass over it" in caplog.text
+    weights.write_bytes(nvidia_015())  # 0.15 does as the prototxt says, and has scale and bias first
+    norm, scale = read_net_text(path, "nvidia", [weights]).layer[2:]
+    assert [spec.lr_mult for spec in scale.param] == [3, 4] and not norm.param
+    assert norm.batch_norm_param.eps == np.float32(1e-7) and norm.batch_norm_param.HasField(
+        "use_global_stats"
+    )
 
 
 def test_caffes_own_prototxt_is_the_same_in_every_dialect(tmp_path: Path) -> None:
@@ -278,7 +389,9 @@ def test_a_training_goes_on_from_nvidias_files(training: Path) -> None:
     check_outputs_of(solver.net)
     for blob, want in zip(solver.history, HISTORY, strict=True):
         np.testing.assert_array_equal(blob, want)
-    with pytest.raises(SnapshotError, match=r"state: history: .*, or a fork's, which --dialect reads"):
+    with pytest.raises(
+        SnapshotError, match=r"state: history: .*, or its numbers are in the .* --dialect nvidia"
+    ):
         solver.restore("s.solverstate")
 
 

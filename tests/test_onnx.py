@@ -11,6 +11,7 @@ import onnx
 import pytest
 from tolerances import tolerance
 
+from imae.converters.caffemodel import save_caffemodel
 from imae.converters.export_onnx import (
     DEFAULT_OPSET,
     NEWEST_OPSET,
@@ -366,3 +367,169 @@ def test_cuda_that_falls_back_is_an_error(project: Path, monkeypatch: pytest.Mon
     )
     with pytest.raises(DeviceError, match="ONNX Runtime fell back to CPUExecutionProvider"):
         open_session("net.onnx", "CUDA")
+
+
+def export_text(text: str, folder: Path, *flags: str) -> int:
+    (folder / "net.prototxt").write_text(text)
+    return main(
+        ["export", "--model", str(folder / "net.prototxt"), "--output", str(folder / "x.onnx"), *flags]
+    )
+
+
+INDICES = """
+layer { name: "in" type: "Input" top: "i" input_param { shape { dim: 4 dim: 3 } } }
+layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 4 dim: 3 } } }
+"""
+READERS = {
+    "Embed": 'type: "Embed" bottom: "i" embed_param { num_output: 5 input_dim: 7 weight_filler '
+    '{ type: "xavier" } }',
+    "behind layers that move": """type: "Embed" bottom: "half" embed_param { num_output: 5 input_dim: 7
+        weight_filler { type: "xavier" } } }
+        layer { name: "other" type: "Power" bottom: "rest" top: "other" """,
+    "read twice": """type: "Embed" bottom: "i" embed_param { num_output: 5 input_dim: 7 weight_filler
+        { type: "xavier" } } }
+        layer { name: "small" type: "Embed" bottom: "i" top: "small" embed_param { num_output: 2 input_dim: 2
+        weight_filler { type: "xavier" } } """,
+    "BatchReindex": 'type: "BatchReindex" bottom: "x" bottom: "flat"',
+    "Filter": 'type: "Filter" bottom: "x" bottom: "flat"',
+}
+
+
+@pytest.mark.parametrize("fixed", [False, True], ids=["any batch", "fixed batch"])
+@pytest.mark.parametrize("name", READERS)
+def test_the_check_gives_valid_indices(
+    name: str, fixed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = INDICES
+    if "half" in READERS[name]:
+        text += 'layer { name: "f" type: "Flatten" bottom: "i" top: "f" } layer { name: "s" type: "Slice" '
+        text += 'bottom: "f" top: "half" top: "rest" slice_param { slice_point: 1 } }'
+    elif "flat" in READERS[name]:
+        text = text.replace("dim: 4 dim: 3", "dim: 4", 1).replace('"i"', '"flat"')
+    text += f'layer {{ name: "it" top: "it" {READERS[name]} }}'
+    assert export_text(text, tmp_path, *["--fixed-batch"] * fixed) == 0
+    assert "NOTHING" not in capsys.readouterr().out
+
+
+def test_an_index_that_no_input_gives_is_still_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the hint is for those who have not given it."""
+    text = INDICES + 'layer { name: "p" type: "Power" bottom: "i" top: "p" power_param { shift: 99 } } '
+    text += (
+        'layer { name: "e" type: "Embed" bottom: "p" top: "e" embed_param { num_output: 2 input_dim: 7 } }'
+    )
+    for flags in ([], ["--fixed-batch"]):
+        assert export_text(text, tmp_path, *flags) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert "index 9" in last and "is out of range" in last
+        assert last.endswith("use --fixed-batch") != bool(flags)
+    assert not (tmp_path / "x.onnx").exists()
+
+
+CLASSIFIER = """
+name: "it"
+layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }
+layer { name: "fc" type: "InnerProduct" bottom: "x" top: "fc"
+        inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
+"""
+PROB = 'layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }'
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        PROB,
+        PROB.replace('top: "prob"', 'top: "fc"'),
+        PROB + 'layer { name: "flat" type: "Flatten" bottom: "prob" top: "flat" }',
+    ],
+    ids=["at the end", "in place", "moved"],
+)
+def test_softmax_of_a_softmax_is_not_taken(
+    more: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export_text(CLASSIFIER + more, tmp_path, "--softmax") == 0
+    nodes = [node.op_type for node in onnx.load(tmp_path / "x.onnx").graph.node]
+    assert nodes.count("Softmax") == 1
+    assert "gets no softmax: it is that of a Softmax layer already" in capsys.readouterr().err
+
+
+def test_softmax_of_the_other_outputs_is_taken(tmp_path: Path) -> None:
+    more = 'layer { name: "second" type: "InnerProduct" bottom: "x" top: "b" inner_product_param '
+    assert export_text(f"{CLASSIFIER}{PROB}{more}{{ num_output: 2 }} }}", tmp_path, "--softmax") == 0
+    graph = onnx.load(tmp_path / "x.onnx").graph
+    assert sorted(node.output[0] for node in graph.node if node.op_type == "Softmax") == ["b", "prob"]
+
+
+def test_an_output_that_says_nothing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    zero = CLASSIFIER.replace(' weight_filler { type: "xavier" }', "")
+    assert export_text(zero, tmp_path) == 0
+    printed = capsys.readouterr()
+    assert "NOTHING WAS COMPARED of output fc, batch sizes 1, 3: it is 0 everywhere" in printed.out
+    assert "largest difference" not in printed.out
+    assert "output 'fc': NOTHING WAS COMPARED on random inputs: it is 0 everywhere" in printed.err
+    log = 'layer { name: "log" type: "Log" bottom: "fc" top: "log" log_param { shift: -1e9 } }'
+    assert export_text(CLASSIFIER + log, tmp_path) == 0
+    assert "of output log, batch sizes 1, 3: it is NaN or infinite everywhere" in capsys.readouterr().out
+    some = 'layer { name: "log" type: "Log" bottom: "x" top: "log" }'
+    assert export_text(CLASSIFIER + some, tmp_path) == 0  # the logarithm of normal numbers, half of them < 0
+    printed = capsys.readouterr()
+    assert "largest difference" in printed.out and "NOTHING" not in printed.out
+    assert re.search(r"output 'log': \d of 9 values are not finite on random inputs", printed.err)
+
+
+def test_weights_that_lack_a_layer_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    second = 'layer { name: "fc2" type: "InnerProduct" bottom: "fc" top: "y" inner_product_param '
+    two = f'{CLASSIFIER}{second}{{ num_output: 2 weight_filler {{ type: "xavier" }} }} }}'
+    save_caffemodel(Net(parse_net(two)), "w.caffemodel")
+    weights = ["--weights", "w.caffemodel"]
+    assert export_text(two, tmp_path, *weights) == 0
+    Path("x.onnx").unlink()
+    renamed = two.replace('"fc2"', '"f_new"')
+    assert export_text(renamed, tmp_path, *weights) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("imae: w.caffemodel has no blobs for the layers f_new, which")
+    assert last.endswith("give the weights of this net, or --allow-missing")
+    assert not Path("x.onnx").exists()
+    assert export_text(renamed, tmp_path, *weights, "--allow-missing") == 0
+
+
+def test_a_layer_that_is_not_finite_is_seen_behind_one_of_its_name() -> None:
+    twice = CLASSIFIER + CLASSIFIER[CLASSIFIER.index('layer { name: "fc"') :].replace('top: "fc"', 'top: "y"')
+    net = Net(deploy_net(parse_net(twice)), CaffeRandom(1))
+    first = next(layer for layer in net.layers if layer.name == "fc")
+    first.blobs[0].data[0, 0] = np.nan
+    with pytest.raises(ExportError, match="layer 'fc': blob 0 holds NaN or infinity"):
+        export_net(net)
+
+
+def test_blobs_that_another_layer_brings_are_not_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shared = CLASSIFIER.replace('"fc" type', '"fc" param { name: "w" } param { name: "b" } type')
+    save_caffemodel(Net(parse_net(shared)), "w.caffemodel")
+    twin = shared[shared.index('layer { name: "fc"') :].replace('name: "fc"', 'name: "twin"')
+    twin = twin.replace('top: "fc"', 'top: "twin"')
+    assert export_text(shared + twin, tmp_path, "--weights", "w.caffemodel") == 0
+
+
+def test_other_commands_warn_of_weights_that_lack_a_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = 'layer { name: "in" type: "DummyData" top: "x" dummy_data_param { shape { dim: 2 dim: 3 } } }'
+    net = data + CLASSIFIER[CLASSIFIER.index('layer { name: "fc"') :]
+    more = net[net.index('layer { name: "fc"') :].replace("fc", "more")
+    save_caffemodel(Net(parse_net(net)), "w.caffemodel")
+    Path("net.prototxt").write_text(net + more)
+    for command in (
+        ["test", "--model", "net.prototxt", "--weights", "w.caffemodel", "--iterations", "1"],
+        ["extract-features", "w.caffemodel", "net.prototxt", "more", "out", "1", "lmdb"],
+    ):
+        assert main(command) == 0
+        warning = "random numbers in the layers more: w.caffemodel has no blobs for them"
+        assert warning in capsys.readouterr().err

@@ -88,6 +88,51 @@ def test_net_tells_what_it_is_made_of(tmp_path: Path) -> None:
     assert net._blob_loss_weights == [0, 0, 0, 0, 2]
 
 
+def test_a_name_that_two_layers_have_still_finds_the_blobs(tmp_path: Path) -> None:
+    """Caffe: `params` goes over all layers, `layer_dict` ends with the last layer of a name."""
+    text = INPUT.replace('name: "relu"', 'name: "conv"')
+    net = make(tmp_path, text)
+    assert list(net._layer_names) == ["in", "conv", "conv", "ip"]
+    assert list(net.params) == ["conv", "ip"]
+    assert net.layer_dict["conv"].type == "ReLU" and net.params["conv"] is net.layers[1].blobs
+    again = text + (
+        'layer { name: "conv" type: "InnerProduct" bottom: "ip" top: "y" '
+        "inner_product_param { num_output: 2 } }"
+    )
+    net = make(tmp_path, again)
+    assert list(net.params) == ["conv", "ip"] and net.params["conv"] is net.layers[4].blobs
+
+
+def test_share_with_takes_the_first_layer_of_a_name_that_two_have(tmp_path: Path) -> None:
+    """Caffe: ShareTrainedLayersWith goes over the other net's layers, each to the first of its name here."""
+    twice = INPUT + (
+        'layer { name: "ip" type: "InnerProduct" bottom: "ip" top: "y" '
+        'inner_product_param { num_output: 6 bias_term: false weight_filler { type: "xavier" } } }'
+    ).replace('bottom: "ip"', 'bottom: "conv"')
+    twice = twice.replace("num_output: 6 weight", "num_output: 6 bias_term: false weight", 1)
+    net, other = make(tmp_path, twice), make(tmp_path, twice, seed=2)
+    own = net.layers[-1].blobs[0].data.copy()
+    net.share_with(other)
+    first, last = (net.layers[net._layer_names.index("ip")], net.layers[-1])
+    np.testing.assert_array_equal(first.blobs[0].data, other.layers[-1].blobs[0].data)
+    np.testing.assert_array_equal(last.blobs[0].data, own)
+
+
+def test_tops_that_the_net_adds_are_called_automatic(tmp_path: Path) -> None:
+    """Caffe: all have one name, by which the last is found; they are no outputs."""
+    loss = LOSS.replace(' top: "loss"', "")
+    net = make(tmp_path, INPUT + loss)
+    assert net._blob_names[-1] == "(automatic)" and net.top_names["loss"] == ["(automatic)"]
+    assert net.blobs["(automatic)"] is net._blobs[4] and net.blob_loss_weights["(automatic)"] == 2
+    assert net.outputs == [] and net._top_ids(5) == [4]
+    net = make(
+        tmp_path, INPUT + loss + loss.replace("more", "m").replace('"t"', '"u"').replace("loss", "l", 1)
+    )
+    assert list(net._blob_names).count("(automatic)") == 2
+    assert net.blobs["(automatic)"] is net._blobs[-1] and net.inputs == ["x", "t", "u"]
+    assert net._top_ids(6) != net._top_ids(8)
+
+
 def test_forward_takes_inputs_and_gives_outputs(tmp_path: Path, memory: str) -> None:
     net = make(tmp_path)
     x = normal(3, 2, 5, 7)

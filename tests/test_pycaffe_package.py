@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import re
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import imae.pycaffe as caffe
@@ -21,7 +25,8 @@ import imae.pycaffe
 print(sorted({"cv2", "onnx", "lmdb"} & set(sys.modules)))
 print(imae.pycaffe.install_as_caffe())
 import caffe
-import caffe.io, caffe.draw, caffe.coord_map
+import caffe.io, caffe.draw, caffe.coord_map, caffe._caffe, caffe.pycaffe, caffe.classifier, caffe.net_spec
+from caffe._caffe import RawBlobVec
 from caffe import layers as L, params as P
 from caffe.proto import caffe_pb2
 import caffe.proto.caffe_pb2
@@ -47,16 +52,113 @@ def test_import_caffe_finds_this_package(tmp_path: Path) -> None:
     ], done.stderr
 
 
-def test_everything_that_pycaffe_has_is_there() -> None:
-    names = """Net SGDSolver NesterovSolver AdaGradSolver RMSPropSolver AdaDeltaSolver AdamSolver NCCL Timer
-    init_log log set_mode_cpu set_mode_gpu set_device Layer get_solver layer_type_list set_random_seed
-    solver_count set_solver_count solver_rank set_solver_rank set_multiprocess has_nccl TRAIN TEST Classifier
-    Detector io layers params NetSpec to_proto __version__"""
-    assert [name for name in names.split() if not hasattr(caffe, name)] == []
+NAMES = Path(__file__).with_name("pycaffe_names.txt")  # what Caffe 1.0's modules and classes have; names only
+# Packages that Caffe's modules import and this one does without: found there if they are installed.
+OTHER_PACKAGES = {
+    "caffe.io": {"resize", "skimage", "zoom"},
+    "caffe.net_spec": {"six"},
+    "caffe.pycaffe": {"six"},
+    "caffe.draw": {"pydot"},
+}
+# A user's layer has them. Caffe's base class has them too, and they call themselves without end.
+OF_THE_USERS_CLASS = {"caffe._caffe.Layer": {"setup", "reshape"}}
+
+
+def public_names() -> dict[str, set[str]]:
+    """The names of pycaffe_names.txt, by module or class."""
+    entries = re.sub(r"\n +", " ", NAMES.read_text(encoding="utf-8")).splitlines()
+    return {owner: set(names.split()) for owner, _, names in (entry.partition(": ") for entry in entries)}
+
+
+def make_owners(folder: Path) -> dict[str, object]:
+    """An object of each class of the list, since many attributes are made with the object."""
+    folder.joinpath("net.prototxt").write_text(
+        'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 dim: 4 dim: 4 } } } '
+        'layer { name: "ip" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 2 } }'
+    )
+    folder.joinpath("solver.prototxt").write_text(
+        f'train_net: "{folder}/net.prototxt" base_lr: 1 lr_policy: "fixed" max_iter: 1'
+    )
+    net_file, weights = str(folder / "net.prototxt"), str(folder / "w.caffemodel")
+    net = caffe.Net(net_file, caffe.TEST)
+    net.save(weights)
+    solver = caffe.SGDSolver(folder / "solver.prototxt")
+    top = caffe.layers.Input()
+    library = "caffe._caffe"
+    return {
+        f"{library}.Blob": net.blobs["x"],
+        f"{library}.BlobVec": net.params["ip"],
+        f"{library}.Layer": net.layers[1],
+        f"{library}.Net": net,
+        f"{library}.SGDSolver": solver,
+        f"{library}.Solver": solver,
+        f"{library}.SolverParameter": solver.param,
+        f"{library}.Timer": caffe.Timer(),
+        "caffe.classifier.Classifier": caffe.Classifier(net_file, weights),
+        "caffe.detector.Detector": caffe.Detector(net_file, weights),
+        "caffe.io.Transformer": caffe.io.Transformer({"x": (1, 3, 4, 4)}),
+        "caffe.net_spec.Function": top.fn,
+        "caffe.net_spec.NetSpec": caffe.NetSpec(),
+        "caffe.net_spec.Top": top,
+    }
+
+
+def test_every_name_of_caffes_modules_and_classes_is_there(tmp_path: Path) -> None:
+    owners = make_owners(tmp_path)
+    names = public_names()
+    assert len(names) > 20 and set(owners) <= set(names)
+    missing = {}
+    for owner, wanted in names.items():
+        there = owners.get(owner) or importlib.import_module(f"imae.py{owner}")  # imae.pycaffe.io
+        without = OTHER_PACKAGES.get(owner, set()) | OF_THE_USERS_CLASS.get(owner, set())
+        assert without <= wanted, owner
+        if absent := sorted(name for name in wanted - without if not hasattr(there, name)):
+            missing[owner] = absent
+    assert missing == {}
     assert set(caffe.__all__) <= set(dir(caffe))
     assert (caffe.TRAIN, caffe.TEST, caffe.__version__) == (0, 1, "1.0.0")
     assert {"Convolution", "Data", "Python"} <= set(caffe.layer_type_list())
-    assert caffe.proto.caffe_pb2 is caffe_pb2
+    assert caffe.proto.caffe_pb2 is caffe_pb2 is caffe.io.caffe_pb2
+
+
+def test_what_scripts_do_with_those_names(tmp_path: Path) -> None:
+    """A mean image as the AgeGender notebook reads it; the vector types of what a net hands out."""
+    saved = caffe.io.array_to_blobproto(np.ones((1, 3, 2, 2))).SerializeToString()
+    mean = caffe.io.caffe_pb2.BlobProto.FromString(saved)
+    assert caffe.io.blobproto_to_array(mean).sum() == 12
+    library = importlib.import_module("imae.pycaffe._caffe")
+    owners = make_owners(tmp_path)
+    net, solver = owners["caffe._caffe.Net"], owners["caffe._caffe.Solver"]
+    assert isinstance(net, library.Net) and isinstance(solver, library.Solver)
+    kinds = {
+        library.BlobVec: net.params["ip"],
+        library.RawBlobVec: net._blobs,
+        library.LayerVec: net.layers,
+        library.StringVec: net._layer_names,
+        library.IntVec: net._top_ids(1),
+        library.DtypeVec: net._blob_loss_weights,
+        library.NetVec: solver.test_nets,
+    }
+    assert all(type(value) is kind for kind, value in kinds.items())
+    assert isinstance(net.layers[1], caffe.Layer) and net.layers[1].type == "InnerProduct"
+    assert isinstance(net.blobs["x"], library.Blob) and library.Net is caffe.Net
+    message = caffe_pb2.DESCRIPTOR.message_types_by_name["ConvolutionParameter"]
+    assert message.fields_by_name["num_output"].number == 1
+    assert caffe_pb2._V1LAYERPARAMETER_LAYERTYPE.values_by_name["CONVOLUTION"].number == 4
+    assert caffe_pb2._PHASE.values_by_number[1].name == "TEST"
+    assert caffe_pb2._NETPARAMETER.fields_by_name["layer"].number == 100
+    assert caffe.net_spec.param_name_dict()["InnerProduct"] == "inner_product"
+
+
+def test_names_of_packages_that_are_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "skimage.transform", None)  # as where it is not installed
+    with pytest.raises(AttributeError, match=r"io\.resize comes from skimage\.transform, which is not"):
+        _ = caffe.io.resize
+    with pytest.raises(AttributeError, match=r"module 'caffe\.io' has no attribute 'nothing'"):
+        _ = caffe.io.nothing
+    module = types.ModuleType("six")
+    monkeypatch.setitem(sys.modules, "six", module)
+    assert caffe.net_spec.six is module
 
 
 def test_one_solver_computes() -> None:

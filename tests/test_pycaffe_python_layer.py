@@ -28,7 +28,7 @@ class Batches(caffe.Layer):
     """x = its number of calls, of the size that param_str says"""
 
     def setup(self, bottom, top):
-        self.size = int(self.param_str)
+        self.size = int(self.param_str_)  # the name of 2015
         self.calls = 0
 
     def reshape(self, bottom, top):

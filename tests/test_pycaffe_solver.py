@@ -133,6 +133,57 @@ def test_the_learning_rate_can_be_changed(memory: None) -> None:
     np.testing.assert_array_equal(solver.net.params["ip"][0].data, before)
 
 
+LATE = """
+layer { name: "x" type: "DummyData" top: "x" dummy_data_param { shape { dim: 2 dim: 1 }
+        data_filler { type: "constant" value: 1 } } }
+layer { name: "t" type: "DummyData" top: "t" dummy_data_param { shape { dim: 2 dim: 1 } } }
+layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip"
+        inner_product_param { num_output: 1 bias_term: false weight_filler { type: "constant" value: 1 } } }
+layer { name: "loss" type: "EuclideanLoss" bottom: "ip" bottom: "t" top: "loss" }
+"""
+LATE_SOLVER = """
+net: "late.prototxt" base_lr: 0.1 lr_policy: "multistep" gamma: 0.5 stepvalue: 3 stepvalue: 3 max_iter: 9
+snapshot_prefix: "late" snapshot_after_train: false
+"""
+
+
+def test_each_reading_of_lr_moves_on_by_one_stepvalue(caplog: pytest.LogCaptureFixture) -> None:
+    """Caffe: solver.lr is GetLearningRate(). The weight w follows dw = w, so each update is w -= rate * w."""
+    Path("late.prototxt").write_text(LATE)
+    Path("solver.prototxt").write_text(LATE_SOLVER)
+    rates = {}
+    for readings in (0, 1):
+        solver = caffe.SGDSolver("solver.prototxt")
+        weight = solver.net.params["ip"][0].data
+        found = []
+        for _ in range(5):
+            before = weight[0, 0]
+            if readings:
+                assert hasattr(solver, "lr")  # which is a reading
+            solver.step(1)
+            found.append(float(1 - weight[0, 0] / before))
+        rates[readings] = found
+    assert rates[0] == pytest.approx([0.1, 0.1, 0.1, 0.05, 0.025], rel=tolerance("same arithmetic")[0])
+    assert rates[1] == pytest.approx([0.1, 0.1, 0.1, 0.025, 0.025], rel=tolerance("same arithmetic")[0])
+    with caplog.at_level("INFO", "imae.train.solver"):
+        late = caffe.SGDSolver("solver.prototxt")
+        late.step(3)
+        assert [late.lr, late.lr, late.lr] == pytest.approx([0.05, 0.025, 0.025])
+    status = [record.getMessage() for record in caplog.records if "MultiStep" in record.getMessage()]
+    assert status == [f"MultiStep Status: Iteration 3, step = {step}" for step in (1, 2)]
+
+
+def test_a_snapshot_holds_the_step_that_a_reading_moved_on_to() -> None:
+    Path("late.prototxt").write_text(LATE)
+    Path("solver.prototxt").write_text(LATE_SOLVER)
+    solver = caffe.SGDSolver("solver.prototxt")
+    solver.step(3)
+    _ = solver.lr
+    solver.snapshot()
+    state = caffe.proto.caffe_pb2.SolverState.FromString(Path("late_iter_3.solverstate").read_bytes())
+    assert (state.iter, state.current_step) == (3, 1)
+
+
 def test_weights_written_before_a_step_count(memory: None) -> None:
     solver = make()
     solver.param.base_lr = 0

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imae.converters.caffemodel import load_caffemodel
+from imae.converters.caffemodel import load_to_use
 from imae.converters.net_options import add_net_options, chosen_net
 from imae.layers.net import Net
 from imae.prototxt.errors import ImaeError
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
         _log(270, f"GPU device name: {torch.cuda.get_device_name(device)}")
     resources = chosen_data_resources(args)
     net = Net(chosen_net(args.model, args), dtype=chosen_dtype(args), data_resources=resources)
-    load_caffemodel(net, args.weights, args.dialect)
+    load_to_use(net, args.weights, args.dialect)
     score(net, device, args.iterations)
 
 

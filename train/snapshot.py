@@ -29,13 +29,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 
 from imae.layers.blob import blob_from_array, exact_array_from_blob, single_or_double
-from imae.layers.hdf5_file import HDF5_ERRORS, TEXT, DataSets
+from imae.layers.hdf5_file import HDF5_ERRORS, TEXT, DataSets, hdf5_content
 from imae.prototxt import SolverState
-from imae.prototxt.dialects import read_state_dialect
+from imae.prototxt.dialects import fork_hint, read_state_dialect
 from imae.prototxt.errors import CaffemodelError, FileError, PrototxtError, SnapshotError
 from imae.prototxt.files import write_atomically
 from imae.prototxt.text import read_binary
@@ -179,9 +178,7 @@ def _from_binary(path: AnyPath, dialect: str | None) -> State:
     except PrototxtError as error:
         raise SnapshotError(str(error)) from None
     except CaffemodelError as error:
-        foreign = any(len(UnknownFieldSet(blob)) for blob in message.history)
-        hint = ", or a fork's, which --dialect reads" if foreign else ""
-        raise SnapshotError(f"{path}: history: {error}{hint}") from None
+        raise SnapshotError(f"{path}: history: {error}{fork_hint(message.history)}") from None
     run = unpack(message.imae_run, path)
     return State(message.iter, message.learned_net, message.current_step, history, run)
 
@@ -217,7 +214,10 @@ def _from_hdf5(path: AnyPath) -> State:
     except HDF5_ERRORS as error:
         if not os.path.isfile(path):
             raise SnapshotError(f"{path}: no such file") from None
-        raise SnapshotError(f"{path}: not a solver state in HDF5, or damaged: {error}") from None
+        holds = hdf5_content(path, but="a solver state")
+        raise SnapshotError(
+            f"{path}: not a solver state in HDF5{holds or f', or damaged: {error}'}"
+        ) from None
 
 
 def _checksum(state: State) -> int:

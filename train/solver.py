@@ -298,6 +298,19 @@ class Solver:
             self.param, self.iteration, advance_step(self.param, self.iteration, self.current_step)
         )
 
+    def get_learning_rate(self) -> float:
+        """The rate of the next update, and current_step is moved on to it.
+
+        Caffe: GetLearningRate. It runs once in each update and, in pycaffe, whenever a script reads
+        `solver.lr`. Where several stepvalues are due at once each run moves on by one of them; `lr` moves
+        nothing.
+        """
+        step = advance_step(self.param, self.iteration, self.current_step)
+        if self.param.lr_policy == "multistep" and step != self.current_step:
+            self._say("sgd_solver.cpp:50", f"MultiStep Status: Iteration {self.iteration}, step = {step}")
+        self.current_step = step
+        return learning_rate(self.param, self.iteration, step)
+
     def solve(self, resume_file: str | None = None) -> None:
         """Train up to max_iter, with the snapshot, the line and the test that Caffe puts at the end."""
         param = self.param
@@ -434,11 +447,7 @@ class Solver:
     @torch.no_grad()
     def apply_update(self) -> None:
         """Update the weights from the gradients as they stand, and the history; count the iteration."""
-        step = advance_step(self.param, self.iteration, self.current_step)
-        if self.param.lr_policy == "multistep" and step != self.current_step:
-            self._say("sgd_solver.cpp:50", f"MultiStep Status: Iteration {self.iteration}, step = {step}")
-        self.current_step = step
-        rate = learning_rate(self.param, self.iteration, step)
+        rate = self.get_learning_rate()
         if self._due(self.param.display):
             self._say("sgd_solver.cpp:112", f"Iteration {self.iteration}, lr = {number(rate)}")
         for group in self._groups:

@@ -52,13 +52,13 @@ def build_train_net(
         net_param = param.train_net_param
     elif param.HasField("train_net"):
         _log(92, f"Creating training net from train_net file: {param.train_net}")
-        net_param = read_net_text(param.train_net, dialect)
+        net_param = read_net_text(param.train_net, dialect, _weights(param))
     elif param.HasField("net_param"):
         _log(97, "Creating training net specified in net_param.")
         net_param = param.net_param
     else:
         _log(102, f"Creating training net from net file: {param.net}")
-        net_param = read_net_text(param.net, dialect)
+        net_param = read_net_text(param.net, dialect, _weights(param))
     state = in_state(net_param, TRAIN, param.train_state)
     net = Net(state, random, dtype=dtype, ranks=ranks, data_resources=data_resources)
     _load_weights(net, param, dialect)
@@ -72,8 +72,9 @@ def build_test_nets(
 
     They use the parameters of the train net's layers of the same names.
     """
+    weights = _weights(param)
     sources = [("test_net_param", net_param) for net_param in param.test_net_param]
-    sources += [(f"test_net file: {path}", read_net_text(path, dialect)) for path in param.test_net]
+    sources += [(f"test_net file: {path}", read_net_text(path, dialect, weights)) for path in param.test_net]
     left = len(param.test_iter) - len(sources)
     generic = param.HasField("net") or param.HasField("net_param")
     if left < 0 or (left and not generic):
@@ -82,7 +83,7 @@ def build_test_nets(
             f"{len(sources)} test nets"
         )
     if left and param.HasField("net"):
-        sources += [(f"net file: {param.net}", read_net_text(param.net, dialect))] * left
+        sources += [(f"net file: {param.net}", read_net_text(param.net, dialect, weights))] * left
     elif left:
         sources += [("net_param", param.net_param)] * left
     if param.test_state and len(param.test_state) != len(sources):
@@ -102,11 +103,15 @@ def build_test_nets(
     return nets
 
 
+def _weights(param: SolverParameter) -> list[str]:
+    """The files of weights that the solver names, in order."""
+    return [name.strip() for names in param.weights for name in names.split(",")]
+
+
 def _load_weights(net: Net, param: SolverParameter, dialect: str | None) -> None:
-    for names in param.weights:
-        for name in names.split(","):
-            _log(72, f"Finetuning from {name.strip()}")
-            load_caffemodel(net, name.strip(), dialect)
+    for name in _weights(param):
+        _log(72, f"Finetuning from {name}")
+        load_caffemodel(net, name, dialect)
 
 
 def _log(line: int, message: str) -> None:

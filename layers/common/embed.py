@@ -55,6 +55,9 @@ class Embed(Layer):
     def allows_force_backward(self, bottom_index: int) -> bool:
         return False
 
+    def index_count(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> int | None:
+        return self.param.embed_param.input_dim
+
     def forward(self, x: Tensor) -> Tensor:
         refuse_gradient(self, 0, x, "Can't backpropagate to EmbedLayer input.")
         index, _ = self.indices(x, self.param.embed_param.input_dim)

@@ -14,7 +14,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from imae.layers.data.picture_size import check_picture_size
+from imae.layers.data.picture_size import check_picture_size, no_picture
 from imae.prototxt import Datum
 from imae.prototxt.errors import DataError
 from imae.prototxt.files import read_bytes
@@ -78,7 +78,7 @@ def decode_image(data: bytes, flag: int, name: str) -> NDArray[np.uint8]:
     except cv2.error:  # more pixels than OpenCV allows
         image = None
     if image is None:
-        raise DataError(f"{name}: could not decode the {len(data)} bytes as a picture; the file is damaged")
+        raise no_picture(data, name)
     if image.dtype != np.uint8:
         raise DataError(f"{name}: Image data type must be unsigned byte; got {image.dtype}")
     return image if image.ndim == 3 else image[:, :, None]  # type: ignore[return-value]  # dtype checked above

@@ -36,6 +36,7 @@ from imae.layers.hdf5_file import HDF5_ERRORS, DataSets
 from imae.layers.layer import DataLayer, Shape
 from imae.layers.registry import register_layer
 from imae.prototxt.errors import DataError, SnapshotError
+from imae.prototxt.file_kinds import FileKind, mistaken_file, mistaken_for
 from imae.prototxt.files import read_bytes
 
 logger = logging.getLogger(__name__)
@@ -170,9 +171,12 @@ class GlibcRand:
 def read_file_list(source: str) -> list[str]:
     """The names in a list, separated by white space."""
     try:
-        names = [name.decode(errors="surrogateescape") for name in read_bytes(source).split()]
+        data = read_bytes(source)
     except OSError as error:
         raise DataError(f"Failed to open source file: {source}: {error.strerror}") from None
+    if mistaken := mistaken_for(data):
+        raise DataError(f"source file {source}: expected a text that lists HDF5 files{mistaken}")
+    names = [name.decode(errors="surrogateescape") for name in data.split()]
     if not names:
         raise DataError(f"Must have at least 1 HDF5 filename listed in {source}")
     return names
@@ -187,7 +191,8 @@ def read_data_sets(path: str, names: list[str]) -> list[NDArray[np.float32]]:
     except DataError:
         raise
     except HDF5_ERRORS as error:
-        raise DataError(f"Failed opening HDF5 file: {path}: {error}") from None
+        mistaken = mistaken_file(path, FileKind.HDF5)
+        raise DataError(f"Failed opening HDF5 file: {path}{mistaken or f': {error}'}") from None
     counts = [len(array) for array in arrays]
     if len(set(counts)) > 1 or counts[0] == 0:
         rows = ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))

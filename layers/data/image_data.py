@@ -45,6 +45,7 @@ from imae.layers.memory import blob_problem
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 from imae.prototxt.errors import DataError, SnapshotError
+from imae.prototxt.file_kinds import mistaken_for
 from imae.prototxt.files import read_bytes
 
 logger = logging.getLogger(__name__)
@@ -151,9 +152,12 @@ class ImageData(PrefetchingLayer):
 def read_list(source: str, root_folder: str) -> tuple[list[str], NDArray[np.int64]]:
     """Paths and labels of an image list."""
     try:
-        lines = read_bytes(source).split(b"\n")
+        data = read_bytes(source)
     except OSError as error:
         raise DataError(f"image list '{source}': {error.strerror}; mend image_data_param.source") from None
+    if mistaken := mistaken_for(data):
+        raise DataError(f"image list '{source}': expected lines of a path and a label{mistaken}")
+    lines = data.split(b"\n")
     if not lines[-1]:
         lines.pop()
     if not lines:

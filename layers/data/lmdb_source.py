@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from imae.layers.data.datum import parse_datum
 from imae.prototxt import Datum
 from imae.prototxt.errors import DataError
+from imae.prototxt.file_kinds import FileKind, mistaken_for
 from imae.prototxt.files import AnyPath
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
@@ -196,19 +197,22 @@ class LmdbSource:
             self._damaged(f"{len(index.keys)} records are there, {tree['entries']} should be")
         return index
 
+    def _no_lmdb(self) -> DataError:
+        it_is = mistaken_for(self._read(0, min(self.size, SPAN)), FileKind.LMDB)
+        return DataError(f"lmdb '{self.path}': not an LMDB{it_is or ', or its first pages are damaged'}")
+
     def _newest_meta(self) -> np.void:
         """The description that counts; that of the free pages' tree holds the page size."""
-        not_lmdb = f"lmdb '{self.path}': not an LMDB, or its first pages are damaged"
         if self.size == 0:
             raise DataError(f"lmdb '{self.path}': the file is empty; make the database again")
         metas: list[np.void] = []
         for _ in range(2):
             start = int(metas[0]["free"]["pad"]) if metas else 0
             if self.size < start + META.itemsize:
-                raise DataError(not_lmdb)
+                raise self._no_lmdb()
             (meta,) = np.frombuffer(self._read(start, META.itemsize), META)
             if meta["magic"] != MAGIC or not meta["flags"] & META_PAGE:
-                raise DataError(not_lmdb)
+                raise self._no_lmdb()
             if meta["version"] != VERSION:
                 raise DataError(
                     f"lmdb '{self.path}': its format is version {meta['version']}, only {VERSION} can be read"
@@ -217,7 +221,7 @@ class LmdbSource:
         newest = metas[0] if metas[0]["transaction"] >= metas[1]["transaction"] else metas[1]
         page_size = int(newest["free"]["pad"])
         if not 512 <= page_size <= 65536 or page_size & (page_size - 1):
-            raise DataError(not_lmdb)
+            raise self._no_lmdb()
         return newest
 
     def _leaf_pages(self, root: int, depth: int) -> Iterator[tuple[int, bytes]]:

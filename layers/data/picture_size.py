@@ -14,11 +14,18 @@ from typing import NamedTuple
 
 from imae.layers.memory import SMALL_FILE, most_unpacked
 from imae.prototxt.errors import DataError
+from imae.prototxt.file_kinds import FileKind, mistaken_for
 
 # Photographs take more than 1/32 byte a pixel. OpenCV takes up to 17 bytes of memory a pixel to decode one.
 PIXELS_PER_BYTE = 32
 OPENCV_LIMIT = 1 << 30  # pixels; its own default
 OPENCV_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
+
+
+def no_picture(data: bytes, name: str) -> DataError:
+    """The error about bytes that cannot be decoded as a picture."""
+    reason = mistaken_for(data, FileKind.PICTURE) or "; the file is damaged"
+    return DataError(f"{name}: could not decode the {len(data)} bytes as a picture{reason}")
 
 
 def check_picture_size(data: bytes, name: str) -> None:
@@ -28,7 +35,7 @@ def check_picture_size(data: bytes, name: str) -> None:
     """
     pixels = picture_pixels(data)
     if not pixels:
-        raise DataError(f"{name}: could not decode the {len(data)} bytes as a picture; the file is damaged")
+        raise no_picture(data, name)
     most = min(most_unpacked(len(data), PIXELS_PER_BYTE), OPENCV_LIMIT)
     if pixels > most and OPENCV_VARIABLE not in os.environ:
         raise DataError(

@@ -47,6 +47,7 @@ from imae.layers.data.datum import decode_image, read_file
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 from imae.prototxt.errors import DataError, SnapshotError
+from imae.prototxt.file_kinds import mistaken_for
 from imae.prototxt.files import read_bytes
 
 logger = logging.getLogger(__name__)
@@ -263,9 +264,12 @@ def place_with_context(
 def read_windows(source: str) -> tuple[list[str], list[Window]]:
     """The pictures' paths and all windows of a window file."""
     try:
-        words = iter(read_bytes(source).decode(errors="surrogateescape").split())
+        data = read_bytes(source)
     except OSError as error:
         raise DataError(f"Failed to open window file {source}: {error.strerror}") from None
+    if mistaken := mistaken_for(data):
+        raise DataError(f"window file '{source}': expected a text of pictures and windows{mistaken}")
+    words = iter(data.decode(errors="surrogateescape").split())
     paths: list[str] = []
     windows: list[Window] = []
 

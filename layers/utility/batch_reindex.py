@@ -47,6 +47,9 @@ class BatchReindex(Layer):
     def allows_force_backward(self, bottom_index: int) -> bool:
         return bottom_index == 0
 
+    def index_count(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> int | None:
+        return bottom_shapes[0][0] if bottom_index == 1 else None
+
     def forward(self, items: Tensor, index: Tensor) -> Tensor:
         refuse_gradient(self, 1, index, "Cannot backprop to index.")
         # floor: -0.5 is negative, too

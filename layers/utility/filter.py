@@ -51,6 +51,9 @@ class Filter(Layer):
     def allows_force_backward(self, bottom_index: int) -> bool:
         return bottom_index < len(self.param.bottom) - 1
 
+    def index_count(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> int | None:
+        return 2 if bottom_index == len(bottom_shapes) - 1 else None
+
     @property
     def capturable(self) -> bool:
         return False

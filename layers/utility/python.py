@@ -9,8 +9,8 @@
         def forward(self, bottom, top): ...                     top[0].data[...] = f(bottom[0].data)
         def backward(self, top, propagate_down, bottom): ...    bottom[0].diff[...] = ...
 
-bottom, top are lists of `PythonBlob`s. self.phase and self.param_str are set before setup; self.blobs are the
-parameters themselves. What a layer writes into a bottom's data is lost.
+bottom, top are lists of `PythonBlob`s. self.phase and self.param_str (also as self.param_str_) are set before
+setup; self.blobs are the parameters themselves. What a layer writes into a bottom's data is lost.
 
 The module is imported with the working directory on the path, and a warning says so: a prototxt with such a
 layer runs code. prototxt/python_layers.py forbids it where that is wanted. Exceptions of that code are not
@@ -160,12 +160,16 @@ class ParameterBlob(PythonBlob):
         self._layer.blob_shapes[self._index] = tuple(shape)
 
 
-class BlobVector(list[ParameterBlob]):
+class BlobVec(list[ParameterBlob]):
     """The parameter blobs of a layer."""
 
     def add_blob(self, *shape: int) -> None:
         """Append a blob of this shape, filled with 0."""
         self.append(ParameterBlob(shape))
+
+
+class RawBlobVec(list[PythonBlob]):
+    """The bottoms or tops of a layer."""
 
 
 class PythonLayerBase:
@@ -175,7 +179,7 @@ class PythonLayerBase:
         self.param_str = param.python_param.param_str
         self.param_str_ = self.param_str  # as Caffe called it in 2015, when Fast R-CNN's layers were written
         self.phase = int(param.phase)
-        self.blobs = BlobVector()
+        self.blobs = BlobVec()
         for given in param.blobs:
             values = array_from_blob(given)
             self.blobs.add_blob(*values.shape)
@@ -200,8 +204,8 @@ class Python(Layer):
                 raise self.error(f"python_param.{field} must be given")
         user_class = self._import(python.module, python.layer)
         self.user_layer: Any = user_class(param)
-        self.bottom_blobs = [PythonBlob() for _ in param.bottom]
-        self.top_blobs = [PythonBlob() for _ in param.top]
+        self.bottom_blobs = RawBlobVec(PythonBlob() for _ in param.bottom)
+        self.top_blobs = RawBlobVec(PythonBlob() for _ in param.top)
         self.register_buffer("device_and_dtype", torch.empty(0), persistent=False)  # those of the net
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:

@@ -1,0 +1,175 @@
+"""What a file is, told by its content: for errors about a file that is not what its name promises.
+
+    raise DataError(f"{path}: not an LMDB{mistaken_for(data)}")
+
+Nothing is decoded or unpacked; of a protobuf message its field numbers are looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from enum import Enum
+
+from imae.prototxt.files import AnyPath
+
+
+class FileKind(Enum):
+    """A kind of file, and what to call it; after a colon what to do with it."""
+
+    LFS = "a Git-LFS pointer, not the file itself: fetch that with git lfs pull"
+    HTML = "a web page in HTML, as a failed download leaves it: download the file itself"
+    UTF16 = "text in UTF-16: save it as UTF-8"
+    GZIP = "a gzip archive: unpack it"
+    BZIP2 = "a bzip2 archive: unpack it"
+    XZ = "an xz archive: unpack it"
+    TORCH = "a PyTorch file, which may run code when it is read: it is not read here"
+    ZIP = "a zip archive: unpack it"
+    TAR = "a tar archive: unpack it"
+    PICKLE = "a Python pickle, which may run code when it is read: it is not read here"
+    HDF5 = "an HDF5 file"
+    NUMPY = "a NumPy array: caffe.io.array_to_blobproto makes a BlobProto of it"
+    LMDB = "the data.mdb of an LMDB: name its folder as the source of a Data layer"
+    PICTURE = "a picture"
+    NET_TEXT = "a net's prototxt"
+    SOLVER_TEXT = "a solver's prototxt"
+    ONNX = "an ONNX model"
+    NET = "a caffemodel"
+    STATE = "a solver state in binary form"
+    BLOB = "a BlobProto, such as a mean image"
+    DATUM = "a Datum"
+
+
+MAGIC: tuple[tuple[int, bytes, FileKind], ...] = (
+    (0, b"version https://git-lfs.github.com/", FileKind.LFS),
+    (0, b"\xff\xfe", FileKind.UTF16),
+    (0, b"\xfe\xff", FileKind.UTF16),
+    (0, b"\x1f\x8b\x08", FileKind.GZIP),
+    (0, b"BZh", FileKind.BZIP2),
+    (0, b"\xfd7zXZ\0", FileKind.XZ),
+    (0, b"PK\x03\x04", FileKind.ZIP),
+    (0, b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", FileKind.TORCH),
+    *((0, bytes([0x80, version]), FileKind.PICKLE) for version in (2, 3, 4, 5)),
+    (0, b"\x89HDF\r\n\x1a\n", FileKind.HDF5),
+    (0, b"\x93NUMPY", FileKind.NUMPY),
+    (16, b"\xde\xc0\xef\xbe\x01\0\0\0", FileKind.LMDB),
+    (0, b"\x89PNG\r\n", FileKind.PICTURE),
+    (0, b"\xff\xd8\xff", FileKind.PICTURE),
+    (0, b"GIF8", FileKind.PICTURE),
+    (257, b"ustar", FileKind.TAR),
+)
+HTML = re.compile(rb"\s*(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
+COMMENT = re.compile(rb"#[^\n]*")
+NET_TEXT = re.compile(rb"(^|[\s}])layers?\s*+:?\s*+\{")  # possessive: blanks are looked at once
+SOLVER_TEXT = re.compile(rb"(^|\s)(base_lr|lr_policy|max_iter|snapshot_prefix|test_iter)\s*:")
+NO_TEXT = re.compile(rb"[^\t\n\r -~]")
+ARCHIVES = (FileKind.TAR, FileKind.GZIP, FileKind.BZIP2, FileKind.XZ)
+TEXT_READ, MOST_READ = 1 << 16, 1 << 28
+MOST_FIELDS = 100_000
+
+# Fields of messages by number with their wire types (0: a number; 2: bytes; 5: four bytes): those that must
+# be there, and those that may.
+Fields = Mapping[int, tuple[int, ...]]
+BLOB_FIELDS: Fields = {
+    **dict.fromkeys((1, 2, 3, 4, 10, 11), (0,)),
+    **dict.fromkeys((5, 6), (2, 5)),
+    **dict.fromkeys((8, 9), (1, 2)),
+    **dict.fromkeys((7, 12, 13), (2,)),
+}
+MESSAGES: tuple[tuple[FileKind, Fields, Fields], ...] = (
+    (FileKind.ONNX, {1: (0,), 7: (2,), 8: (2,)}, {2: (2,), 3: (2,), 4: (2,), 5: (0,), 6: (2,), 14: (2,)}),
+    (FileKind.NET, {100: (2,)}, {1: (2,)}),
+    (FileKind.NET, {2: (2,)}, {1: (2,), 3: (2,), 4: (0, 2), 8: (2,), 5: (0,)}),
+    (FileKind.STATE, {1: (0,), 3: (2,)}, {2: (2,), 4: (0,), 1000: (2,)}),
+    (FileKind.DATUM, {1: (0,), 2: (0,), 3: (0,)}, {4: (2,), 5: (0,), 6: (2, 5), 7: (0,)}),
+    *((FileKind.BLOB, {data: wires}, BLOB_FIELDS) for data, wires in ((5, (2, 5)), (8, (1, 2)), (12, (2,)))),
+)
+
+
+def mistaken_for(data: bytes, *expected: FileKind | None) -> str:
+    """What to append to an error about a file that is not what it should be: "; it is ...", or nothing."""
+    kind = file_kind(data)
+    return f"; it is {kind.value}" if kind is not None and kind not in expected else ""
+
+
+def mistaken_file(path: AnyPath, *expected: FileKind | None) -> str:
+    """The same by the file's path; nothing where it cannot be read, or is no regular file."""
+    try:
+        if not os.path.isfile(path):
+            return ""
+        with open(path, "rb") as file:
+            return mistaken_for(file.read(MOST_READ), *expected)
+    except (OSError, ValueError):
+        return ""
+
+
+def file_kind(data: bytes) -> FileKind | None:
+    """The kind of a file by its first bytes, or by all; None where they tell nothing."""
+    for offset, magic, kind in MAGIC:
+        if data.startswith(magic, offset):
+            return FileKind.TORCH if kind is FileKind.ZIP and b"/data.pkl" in data[:TEXT_READ] else kind
+    head = data[:TEXT_READ]
+    if HTML.match(head):
+        return FileKind.HTML
+    if b"\0" not in head:
+        text = COMMENT.sub(b"", head)
+        if NET_TEXT.search(text):
+            return FileKind.NET_TEXT
+        if SOLVER_TEXT.search(text):
+            return FileKind.SOLVER_TEXT
+        if not NO_TEXT.search(text):
+            return None
+    return _message_kind(data)
+
+
+def _message_kind(data: bytes) -> FileKind | None:
+    found = _top_fields(data)
+    numbers = {number for number, _ in found}
+    for kind, needed, allowed in MESSAGES:
+        wires = {**needed, **allowed}
+        if (
+            numbers
+            and numbers >= needed.keys()
+            and all(wire in wires.get(number, (wire,)) for number, wire in found)
+            and (numbers <= wires.keys() or (kind is FileKind.NET and 100 in numbers))
+        ):
+            return kind
+    return None
+
+
+def _top_fields(data: bytes) -> set[tuple[int, int]]:
+    """Numbers and wire types of the first MOST_FIELDS fields of a message; none of what is no message."""
+    found: set[tuple[int, int]] = set()
+    place = 0
+    try:
+        for _ in range(MOST_FIELDS):
+            if place == len(data):
+                return found
+            tag, place = _varint(data, place)
+            wire = tag & 7
+            if wire == 0:
+                _, place = _varint(data, place)
+            elif wire == 2:
+                size, place = _varint(data, place)
+                place += size
+            else:
+                place += {1: 8, 5: 4}[wire]
+            if place > len(data) or tag < 8:
+                return set()
+            found.add((tag >> 3, wire))
+    except (IndexError, KeyError):  # cut short; a wire type that Caffe's messages have not
+        return set()
+    return found
+
+
+def _varint(data: bytes, place: int) -> tuple[int, int]:
+    """A number and the place behind it."""
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = data[place]
+        place += 1
+        number |= (byte & 127) << shift
+        if byte < 128:
+            break
+    return number, place
