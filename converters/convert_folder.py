@@ -31,6 +31,7 @@ from imae.converters.images import (
 from imae.converters.label_file import FORMS, Labels, check_range, clean_labels_file, read_labels
 from imae.converters.lmdb_writer import Record, write_lmdb
 from imae.prototxt.errors import DataError
+from imae.prototxt.files import read_bytes
 
 COMMAND = "convert-folder"
 HELP = "a folder (or .tar archive) of class folders with pictures to an LMDB"
@@ -162,8 +163,7 @@ def read_classes(text: str) -> list[str]:
     if not os.path.isfile(text):
         return [name for name in text.split(",") if name]
     try:
-        with open(text, encoding="utf-8") as file:
-            return [line.strip() for line in file if line.strip()]
+        return [line.strip() for line in read_bytes(text).decode().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the classes '{text}': {error}") from error
 

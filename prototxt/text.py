@@ -56,9 +56,14 @@ def read_text(path: AnyPath, kind: type[M]) -> M:
 
 def read_binary(path: AnyPath, kind: type[M]) -> M:
     """A message from a binary file, as it stands there: a BlobProto, a SolverState."""
+    return parse_binary(read_content(path), kind, path)
+
+
+def parse_binary(data: bytes, kind: type[M], path: AnyPath) -> M:
+    """A message from its bytes, as it stands there; `path` is for errors."""
     name = kind.DESCRIPTOR.full_name
     try:
-        message = kind.FromString(_read_bytes(path))
+        message = kind.FromString(data)
         _check_strings(message)
     except (DecodeError, UnicodeDecodeError) as error:
         raise PrototxtError(f"{path}: not a binary {name}, or cut short: {error}") from None
@@ -112,8 +117,8 @@ def _short_float(match: re.Match[str]) -> str:
     return match[1] + (short if float(short) == float(match[2]) else match[2].removesuffix(".0"))
 
 
-def _read_bytes(path: AnyPath) -> bytes:
-    """The content of a file that is there and not empty."""
+def read_content(path: AnyPath) -> bytes:
+    """The content of a file that is there and not empty; PrototxtError says why that is not so."""
     try:
         data = read_bytes(path)
     except FileNotFoundError:
@@ -128,7 +133,7 @@ def _read_bytes(path: AnyPath) -> bytes:
 
 
 def _read_text(path: AnyPath) -> str:
-    data = _read_bytes(path)
+    data = read_content(path)
     if b"\0" in data:
         raise PrototxtError(f"{path}: is a binary file, expected a prototxt, which is text")
     try:

@@ -163,7 +163,8 @@ class Solver:
         self._lap: tuple[float, int] | None = None
         self._norms: list[Tensor] = []
         self._before_tests: dict[str, Any] | None = None
-        self._say("solver.cpp:45", f"Initializing solver from parameters: \n{to_text(param)}".rstrip("\n"))
+        text = f"Initializing solver from parameters: \n{to_text(param)}".rstrip("\n")
+        logger.info(text, extra={"caffe": "solver.cpp:45", "lines": True})
         self._check_param()
         self.random = random if random is not None else CaffeRandom(None)
         if param.random_seed >= 0:
@@ -566,11 +567,12 @@ class Solver:
             self._last_finite = path if finite else self._last_finite
             return path
         self._say("solver.cpp:474" if hdf5 else "solver.cpp:464", f"Snapshotting to {kind} {model}")
-        save_caffemodel(self.net, model, hdf5=hdf5, diff=self.param.snapshot_diff)
+        # Not of the file read again: another program may have removed or replaced it.
+        checksum = save_caffemodel(self.net, model, hdf5=hdf5, diff=self.param.snapshot_diff)
         place = "sgd_solver.cpp:296" if hdf5 else "sgd_solver.cpp:284"
         self._say(place, f"Snapshotting solver state to {kind} {path}")
         history = [_array(blob) for blob in self.history]
-        run = {**run, "model": file_checksum(model), "finite": finite}
+        run = {**run, "model": checksum, "finite": finite}
         write_state(State(self.iteration, model, self.current_step, history, run), path)
         if finite:
             self._last_finite = path
@@ -668,7 +670,11 @@ class Solver:
                     f"the working directory, start where the snapshot was taken"
                 )
             written_with = None if as_caffe else state.run.get("model")
-            if written_with not in (None, file_checksum(model)):
+            try:
+                damaged = written_with not in (None, file_checksum(model))
+            except OSError as error:
+                raise SnapshotError(f"{path}: {model}: cannot be read: {error.strerror}") from None
+            if damaged:
                 raise SnapshotError(
                     f"{path}: {model} is damaged, or another model than it was written with "
                     f"(--resume-as-caffe takes it all the same)"
