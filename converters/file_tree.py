@@ -25,7 +25,7 @@ from typing import IO, NamedTuple
 
 from imae.layers.memory import SMALL_FILE, most_unpacked
 from imae.prototxt.errors import DataError
-from imae.prototxt.files import AnyPath
+from imae.prototxt.files import AnyPath, open_to_read
 
 DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], io.BufferedIOBase]] = {  # by the archive's first bytes
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
@@ -64,7 +64,7 @@ def open_tree(path: AnyPath, subfolder: str = "", depth: int | None = None) -> I
         return
     with ExitStack() as stack:
         try:
-            file: IO[bytes] = stack.enter_context(open(path, "rb"))
+            file: IO[bytes] = stack.enter_context(open_to_read(path))
             start = file.read(8)
             file.seek(0)
             for magic, decompress in DECOMPRESSORS.items():
@@ -161,6 +161,11 @@ def _archive(
         if not member.isreg():
             raise DataError(
                 f"'{name}' of '{path}' is a link or a device; archives must hold the files themselves"
+            )
+        if member.issparse():  # what it leaves out can be of any size
+            raise DataError(
+                f"'{name}' of '{path}' is a sparse file, which may unpack to any size; make the archive "
+                "without --sparse, or unpack it and give the folder"
             )
         _check_size(f"{path}: {name}", member.size, limit)
         file = tar.extractfile(member)
