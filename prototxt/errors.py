@@ -31,6 +31,17 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def check_utf8(text: str, what: str) -> None:
+    """PrototxtError where a text (a path of the command line) is not UTF-8, as strings of a message must be.
+
+    what   what cannot be done, and what to do
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PrototxtError(f"{what}: {text!r} is not UTF-8") from None
+
+
 class PrototxtError(ImaeError, ValueError):
     """A net or solver that cannot be read or makes no sense; a broken schema plugin."""
 

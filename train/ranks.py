@@ -60,6 +60,12 @@ class Group(Ranks):
     """
 
     def __init__(self) -> None:
+        named = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
+        if all(map(str.isdecimal, named)) and int(named[0]) >= int(named[1]):  # it would wait for ever
+            raise DeviceError(
+                f"The ranks cannot meet: RANK {named[0]} is none of WORLD_SIZE {named[1]}, counted from 0; "
+                "start them with torchrun"
+            )
         try:
             store, rank, size = next(rendezvous("env://"))
             self._watched, _, _ = next(rendezvous("env://"))  # for the thread: a store answers one at a time

@@ -25,7 +25,8 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any
@@ -168,6 +169,61 @@ def remove_older(prefix: str, iteration: int, keep: int, spared: Collection[str]
                     os.unlink(path)
                 except OSError as error:
                     logger.warning("cannot remove '%s': %s", path, error.strerror)
+
+
+@contextmanager
+def writing_alone(prefix: str) -> Iterator[None]:
+    """Keep other trainings from writing snapshots under a prefix while the block runs.
+
+    FileError where one does already: each would overwrite the other's, and `keep` would remove them. What
+    says so is a lock on a file `.PREFIX.lock`, which the system takes off whatever ends the process. Where
+    files cannot be locked, the block just runs.
+    """
+    handle = _lock(prefix)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            with suppress(OSError):
+                os.unlink(_lock_path(prefix))  # while locked: whoever gets it looks whether it is there
+            os.close(handle)
+
+
+def _lock(prefix: str) -> int | None:
+    """The open file that is locked; None where that cannot be done."""
+    try:
+        import fcntl  # not on all systems
+    except ModuleNotFoundError:
+        return None
+    path = _lock_path(prefix)
+    while True:
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            handle = os.open(path, flags, 0o666)
+        except OSError:  # no such folder, or not writable: a snapshot says so
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.stat(path), os.fstat(handle)):
+                return handle
+            os.close(handle)  # it was another training's, which has just ended
+        except FileNotFoundError:
+            os.close(handle)
+        except BlockingIOError:
+            os.close(handle)
+            raise FileError(
+                f"another training writes its snapshots under snapshot_prefix '{prefix}' now; wait for its "
+                "end, or choose another snapshot_prefix"
+            ) from None
+        except OSError:
+            os.close(handle)
+            return None
+
+
+def _lock_path(prefix: str) -> str:
+    folder, base = os.path.split(prefix)
+    name = base if len(base.encode()) <= 200 else f"{base[:50]}.{zlib.crc32(base.encode()):08x}"
+    return os.path.join(folder, f".{name}.lock")
 
 
 def check_removable(prefix: str) -> None:
