@@ -33,7 +33,7 @@ DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], io.BufferedIOBase]] = {  # by t
     b"\xfd7zXZ\0": lzma.LZMAFile,
 }
 BROKEN = (
-    *(OSError, EOFError, UnicodeDecodeError, MemoryError, RecursionError),
+    *(OSError, EOFError, ValueError, MemoryError, RecursionError),  # ValueError: numbers that are none
     *(lzma.LZMAError, zlib.error, tarfile.TarError),
 )
 UNPACKED_PER_BYTE = 100
@@ -77,6 +77,8 @@ def open_tree(path: AnyPath, subfolder: str = "", depth: int | None = None) -> I
             file.seek(tar.offset)
             if any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a broken header for the end
                 raise tarfile.ReadError(f"the header at byte {tar.offset} is broken")
+        except DataError:
+            raise
         except BROKEN as error:
             reason = error if str(error) else "there is not enough memory"
             raise DataError(f"cannot read '{path}' as a .tar archive (.gz, .bz2, .xz): {reason}") from error

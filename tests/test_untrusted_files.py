@@ -356,6 +356,64 @@ def test_headers_for_all_members(here: Path) -> None:
         contents("a.tar")
 
 
+def sparse_gnu(name: str, size: int) -> bytes:
+    """A member of `size` zeros: one empty stretch at its end, in the header of GNU's old form."""
+    header = bytearray(special(name, tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
+    header[386:398], header[398:410], header[483:495] = (b"%011o\0" % n for n in (size, 0, size))
+    header[148:156] = b"%06o\0 " % sum(header[:148] + b" " * 8 + header[156:])
+    return bytes(header)
+
+
+def sparse_pax(name: str, size: int, form: str = "1.0") -> bytes:
+    """The same in pax's form: the map stands before the content, or in the headers."""
+    info, content = tarfile.TarInfo(name), b""
+    if form == "1.0":
+        content = b"1\n%d\n0\n" % size
+        content += bytes(512 - len(content))
+        info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+        info.pax_headers |= {"GNU.sparse.name": name, "GNU.sparse.realsize": str(size)}
+    elif form == "0.1":
+        info.pax_headers = {"GNU.sparse.map": f"{size},0", "GNU.sparse.size": str(size)}
+    else:
+        info.pax_headers = {"GNU.sparse.size": str(size), "GNU.sparse.numblocks": "1"}
+        info.pax_headers |= {"GNU.sparse.offset": str(size), "GNU.sparse.numbytes": "0"}
+    info.size = len(content)
+    return info.tobuf(tarfile.PAX_FORMAT) + content
+
+
+SPARSE = {
+    "gnu": sparse_gnu,
+    "1.0": sparse_pax,
+    "0.1": lambda name, size: sparse_pax(name, size, "0.1"),
+    "0.0": lambda name, size: sparse_pax(name, size, "0.0"),
+}
+
+
+@pytest.mark.parametrize("form", SPARSE)
+def test_members_that_are_said_to_be_full_of_zeros(
+    here: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    """4 kB that would be 1.3 GB of CIFAR-10's records: zeros are pictures of label 0."""
+    names = [f"data_batch_{i}.bin" for i in range(1, 6)]
+    record = bytes(3073)
+    Path("a.tar").write_bytes(
+        b"".join(SPARSE[form](name, 87000 * 3073) for name in names) + tar(("test_batch.bin", record))
+    )
+    with soon(), little_memory():
+        said = one_line(capsys, "convert-cifar", "a.tar", "db")
+    assert "'data_batch_1.bin' of 'a.tar' is a sparse file, which may unpack to any size" in said
+    assert not Path("db").exists()
+
+
+@pytest.mark.parametrize("content", [b"x\n", b"9" * 600, b"1\n-5\n", b"2\n0\n\n", b"\xff\n", b""])
+def test_a_map_of_a_sparse_member_that_is_broken(
+    here: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    whole = sparse_pax("data_batch_1.bin", 3073)
+    Path("a.tar").write_bytes(whole[:-512] + content.ljust(1024, b"\0") + tar(("b", b"b")))
+    one_line(capsys, "convert-cifar", "a.tar", "db")
+
+
 def test_a_member_that_is_larger_than_any_picture(here: Path) -> None:
     Path("a.tar").write_bytes(tar(("a/1.png", PICTURE), ("a/2.png", bytes(2000))))
     with open_tree("a.tar") as tree:
