@@ -51,6 +51,8 @@ def open_to_read(path: AnyPath) -> io.BufferedReader:
 
     A file from a stranger may name a device, which may never end, or a pipe, for which one waits for ever.
     """
+    if "\0" in os.fsdecode(path):  # a string of a message can have one
+        raise OSError(errno.EINVAL, "there is a zero byte in the name", os.fspath(path))
     status = os.stat(path)  # first: to open a device can do something
     _check_kind(path, status.st_mode)
     # Without waiting: between the two, somebody may put a pipe there.
@@ -82,6 +84,7 @@ def atomic_file(path: AnyPath) -> Iterator[BinaryIO]:
     `file.name` is the path of the temporary file, for libraries that open files themselves. An OSError of the
     block is raised as a FileError unless it is about another file.
     """
+    _check_name(path)
     target = Path(os.path.realpath(path))  # the file that a link points to
     temporary = _beside(target)
     with _file_errors(path, target, temporary):
@@ -104,6 +107,7 @@ def atomic_file(path: AnyPath) -> Iterator[BinaryIO]:
 @contextmanager
 def atomic_folder(path: AnyPath) -> Iterator[Path]:
     """A new folder that becomes `path` when the block ends well; FileError if `path` exists already."""
+    _check_name(path)
     target = Path(os.path.abspath(path))
     temporary = _beside(target)
     with _file_errors(path, target, temporary):
@@ -119,6 +123,11 @@ def atomic_folder(path: AnyPath) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         _sync_names(target.parent)
+
+
+def _check_name(path: AnyPath) -> None:
+    if "\0" in os.fsdecode(path):
+        raise FileError(f"cannot write '{path}': there is a zero byte in the name")
 
 
 def _beside(target: Path) -> Path:

@@ -369,7 +369,8 @@ def test_paths_that_are_not_utf8(here: Path, capsys: pytest.CaptureFixture[str])
     shutil.copy("s_iter_4.caffemodel", f"w{LATIN}.caffemodel")
     weights = refused(capsys, "train", "solver.prototxt", "--weights", f"w{LATIN}.caffemodel")
     assert weights.startswith("imae: --weights cannot be put into the solver; rename the file or folder: ")
-    assert "--stage cannot be put" in refused(capsys, "train", "solver.prototxt", "--stage", LATIN)
+    assert "--stage names a stage" in refused(capsys, "train", "solver.prototxt", "--stage", LATIN)
+    assert "--stage names a stage" in refused(capsys, "time", "--model", "net.prototxt", "--stage", LATIN)
     assert main(["train", "solver.prototxt", "--snapshot", "s_iter_2.solverstate"]) == 0
     assert main(["convert-digits", f"d{LATIN}"]) == 0
     database = os.path.join(f"d{LATIN}", "digits_train_lmdb")
@@ -393,6 +394,28 @@ def test_threads(here: Path, capsys: pytest.CaptureFixture[str], command: str, t
     """Thousands of them end the libraries, and the process with them."""
     said = refused(capsys, *command.split(), "--threads", threads)
     assert said == f"imae: --threads must be 1 to {most_threads()} on this machine, got {threads}"
+
+
+def test_zero_bytes_in_names(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command line can have none, but a string of a prototxt can."""
+    said = "there is a zero byte in "
+    for old, new in (("net.prototxt", r"a\000b"), ('prefix: "s"', r'prefix: "a\000b"')):
+        for more in ("", "snapshot_after_train: false", "snapshot_format: HDF5"):
+            Path("odd.prototxt").write_text(SOLVER.replace(old, new) + more)
+            assert said in refused(capsys, "train", "odd.prototxt", "--keep", "1", "--resume", "auto")
+            assert said in refused(capsys, "train", "odd.prototxt")
+    for name, inner in {
+        "ImageData": r'image_data_param { source: "a\000b" batch_size: 1 }',
+        "HDF5Data": r'hdf5_data_param { source: "a\000b" batch_size: 1 }',
+        "WindowData": "transform_param { crop_size: 9 } "
+        r'window_data_param { source: "a\000b" batch_size: 4 }',
+    }.items():
+        with pytest.raises(DataError, match=said):
+            Net(parse_net(f'layer {{ name: "x" type: "{name}" top: "a" top: "b" {inner} }}'), CaffeRandom(1))
+    with pytest.raises(FileError, match=said):
+        write_atomically("a\0b", b"")
+    with pytest.raises(FileError, match=said), atomic_folder("a\0b"):
+        pass
 
 
 def test_a_rank_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

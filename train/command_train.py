@@ -139,7 +139,7 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
     set_threads(args.threads, 1 if ranks is None else ranks.local_size)
     keep_freed_memory()
     check_utf8(args.weights or "", "--weights cannot be put into the solver; rename the file or folder")
-    check_utf8(args.stage, "--stage cannot be put into the solver")
+    check_utf8(args.stage, "--stage names a stage of a prototxt")
     param = read_solver(path)
     _set_train_state(param, args, path)
     device = _device(param, args.gpu, ranks)

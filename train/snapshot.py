@@ -200,7 +200,7 @@ def _lock(prefix: str) -> int | None:
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             handle = os.open(path, flags, 0o666)
-        except OSError:  # no such folder, or not writable: a snapshot says so
+        except (OSError, ValueError):  # no such folder, not writable, a zero byte: the solver says so
             return None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -224,6 +224,8 @@ class Solver:
             raise PrototxtError(
                 f"Unknown regularization type: {param.regularization_type} (known types: L1, L2)"
             )
+        if "\0" in param.snapshot_prefix:
+            raise PrototxtError(f"there is a zero byte in snapshot_prefix '{param.snapshot_prefix}'")
         if param.snapshot:
             if not param.HasField("snapshot_prefix"):
                 raise PrototxtError("In solver params, snapshot is specified but snapshot_prefix is not")
