@@ -30,7 +30,7 @@ RUN_LENGTHS = [10**2, 10**3, 10**4, 10**5, 10**6]
 
 def run_of(draw: Draw, units: Sequence[bytes]) -> bytes:
     """One of a few bytes, over and over."""
-    length = draw.item(RUN_LENGTHS) if draw.number(0, 3) == 0 else draw.number(2, 300)
+    length = draw.item(RUN_LENGTHS) if draw.number(0, 2) == 0 else draw.number(2, 300)
     unit = draw.item(units)
     return unit * (length // len(unit))
 
@@ -124,7 +124,7 @@ ODD_NUMBERS = [
 ]
 
 
-RUNS = [b"\\", b"\\\\", b'"', b"'", b'\\"', b"#", b"{", b"}", b"[", b"<", b" ", b"\n", b"\t", b"0", b"-", b"a"]
+RUNS = [b"\\", b"\\\\", b"\\\\", b"\\\\", b'"', b"'", b'\\"', b"#", b"{", b"}", b"[", b"<", b" ", b"\n", b"\t", b"0", b"-", b"a"]
 RUNS += [b"\\x4", b"\\1", b"/", b".", b",", b":", b"\xc3\xa4", b"\x80", b"''", b'"" ']
 
 
