@@ -137,6 +137,20 @@ def test_the_lines_of_caffe_that_are_several_stay_so(here: Path, capsys: pytest.
     assert "Initializing net from parameters: \nstate {\n  phase: TRAIN\n" in log
 
 
+def test_names_in_what_commands_print(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = "I1129 00:00:00.000000     1 solver.cpp:258]     Train net output #0: a\x1b]0;pwned\x07 = 1\n"
+    Path("log").write_text("I1129 00:00:00.000000     1 solver.cpp:239] Iteration 1, loss = 1\n" + line)
+    assert main(["compare-logs", "log", "log", "--numbers"]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and r"a\x1b]0;pwned\x07" in printed
+    Path("net.prototxt").write_text(
+        r'layer { name: "i" type: "Input" top: "x\033[2J" input_param { shape { dim: 1 dim: 3 } } }'
+        r'layer { name: "r" type: "ReLU" bottom: "x\033[2J" top: "y\033[2J" }'
+    )
+    assert main(["export", "--model", "net.prototxt", "--output", "x.onnx"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
 def test_tabs_stay(caplog: pytest.LogCaptureFixture) -> None:
     import logging
 

@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -179,7 +179,8 @@ class Group(Ranks):
                 failed, reason = True, _lost(error)
             if failed and not self._over.wait(PAUSE):
                 if reason:  # else the one that has failed says it
-                    print(f"imae: rank {self.rank}: {reason}", file=sys.stderr, flush=True)
+                    with suppress(OSError):  # there may be no room for the log
+                        print(f"imae: rank {self.rank}: {reason}", file=sys.stderr, flush=True)
                 os._exit(2)
 
 
