@@ -163,7 +163,8 @@ def read_classes(text: str) -> list[str]:
     if not os.path.isfile(text):
         return [name for name in text.split(",") if name]
     try:
-        return [line.strip() for line in read_bytes(text).decode().splitlines() if line.strip()]
+        lines = read_bytes(text).decode().replace("\r", "\n").split("\n")
+        return [line.strip() for line in lines if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the classes '{text}': {error}") from error
 
