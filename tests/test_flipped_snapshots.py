@@ -182,6 +182,27 @@ def test_a_damaged_state_of_an_earlier_version_is_refused(here: Path, end: str) 
             read_state(path)
 
 
+@pytest.mark.parametrize("end", ["", ".h5"])
+def test_a_run_of_an_earlier_version_that_cannot_be_set(
+    here: Path, end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was the end of the training, although there was an older snapshot that is whole."""
+    two_snapshots(end)
+    path = Path(f"s_iter_4.solverstate{end}")
+    make_old(path)
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b'"random"') + 1] ^= 1  # not what h5py has left of the one before
+    path.write_bytes(data)
+    assert main(["train", "solver.prototxt", "--resume", "auto"]) == 0
+    log = capsys.readouterr().err
+    assert "Passing over a snapshot: " in log and "the run cannot go on exactly: 'random'" in log
+    assert log.rindex("Resuming from s_iter_2.") > log.index("Passing over")
+    for other in Path().glob("s_iter_[28].*"):
+        other.unlink()
+    assert main(["train", "solver.prototxt", "--resume", "auto"]) == 2
+    assert "the run cannot go on exactly: 'random'" in capsys.readouterr().err
+
+
 def test_a_model_that_goes_away_while_the_snapshot_is_written(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

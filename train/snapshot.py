@@ -63,6 +63,7 @@ class State:
     history   float32 or float64 arrays, one or two per learnable parameter
     run       for an exact resume: nested dicts and lists of numbers, strings, bytes and arrays; empty where
               Caffe wrote the file
+    sealed    whether the file had a checksum over all of it
     """
 
     iteration: int
@@ -70,6 +71,7 @@ class State:
     current_step: int
     history: list[Array]
     run: dict[str, Any] = field(default_factory=dict)
+    sealed: bool = False
 
 
 def write_state(state: State, path: AnyPath) -> None:
@@ -94,6 +96,7 @@ def read_state(path: AnyPath, dialect: str | None = None) -> State:
     if found and not whole:
         raise SnapshotError(f"{path}: damaged: its checksum is not that of its content")
     state = _from_hdf5(path) if _is_hdf5(path) else _from_binary(path, data, dialect)
+    state.sealed = whole
     if not state.run or whole:
         state.run.pop(SEALED, None)
     elif SEALED in state.run:

@@ -615,6 +615,7 @@ class Solver:
 
         One that is damaged, half there, of another net, or of weights that are not finite is passed over with
         a line in the log. SnapshotError where one is whole and cannot be gone on with: the data have changed.
+        One of an earlier version may also be damaged then: it is passed over, too, if there is another one.
         """
         prefix = self.param.snapshot_prefix
         if self._rank:
@@ -622,7 +623,7 @@ class Solver:
             if path:
                 self._go_on(path, self._load(path, model, as_caffe=as_caffe), as_caffe)
             return path
-        snapshots = find_snapshots(prefix)
+        snapshots, failed = find_snapshots(prefix), None
         for snapshot in snapshots:
             try:
                 if not snapshot.state or not snapshot.model:
@@ -634,8 +635,17 @@ class Solver:
                 continue
             self._say("caffe.cpp:235", f"Resuming from {snapshot.state}")
             self._said(f"{snapshot.state}\0{snapshot.model}")
-            self._go_on(snapshot.state, state, as_caffe)
+            try:
+                self._go_on(snapshot.state, state, as_caffe)
+            except SnapshotError as error:
+                if state.sealed or self.ranks is not None:
+                    raise
+                logger.warning("Passing over a snapshot: %s", error)
+                failed = error
+                continue
             return snapshot.state
+        if failed is not None:  # some of it has been taken already: there is no start from scratch any more
+            raise failed
         self._said("")
         which = "whole snapshot" if snapshots else "snapshot"
         logger.info("There is no %s %s_iter_*: the training starts from scratch", which, prefix)
