@@ -12,6 +12,7 @@ import argparse
 import io
 import logging
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from imae.layers.blob import blob_from_array, exact_array_from_blob, single_or_double
-from imae.layers.hdf5_file import HDF5_ERRORS, DataSets, hdf5_content
+from imae.layers.hdf5_file import HDF5_ERRORS, hdf5_content, open_hdf5
 from imae.layers.layer import Layer, LossLayer, Shape, shape_string
 from imae.layers.net import Net
 from imae.prototxt import LayerParameter, NetParameter, ParamSpec
@@ -134,12 +135,15 @@ def load_to_use(net: Net, path: AnyPath, dialect: str | None = None) -> None:
         )  # fmt: skip
 
 
-def save_caffemodel(net: Net, path: AnyPath, *, hdf5: bool = False, diff: bool = False) -> None:
+def save_caffemodel(net: Net, path: AnyPath, *, hdf5: bool = False, diff: bool = False) -> int:
     """Write the net's blobs (and diffs), as a binary NetParameter or as HDF5; FileError where that fails.
 
     Those of a net of double precision are written as such, as Caffe does; Caffe reads them into any net.
+    Returns the CRC-32 of what was written.
     """
-    write_atomically(path, _to_hdf5(net, diff) if hdf5 else net_to_proto(net, diff).SerializeToString())
+    data = _to_hdf5(net, diff) if hdf5 else net_to_proto(net, diff).SerializeToString()
+    write_atomically(path, data)
+    return zlib.crc32(data)
 
 
 def net_to_proto(net: Net, diff: bool = False) -> NetParameter:
@@ -217,11 +221,13 @@ def _sources(layer: LayerParameter, path: AnyPath) -> Iterator[_Source]:
 
 def _read_hdf5(path: AnyPath) -> dict[str, dict[int, _Source]]:
     try:
-        with h5py.File(path, "r") as file:
-            read = DataSets(file).read
+        with open_hdf5(path) as data_sets:
             return {
-                name: {int(index): _Source(single_or_double(read(blob))) for index, blob in group.items()}
-                for name, group in file["data"].items()
+                name: {
+                    int(index): _Source(single_or_double(data_sets.read(f"data/{name}/{index}")))
+                    for index in data_sets.names(f"data/{name}")
+                }
+                for name in data_sets.names("data")
             }
     except HDF5_ERRORS as error:
         holds = hdf5_content(path, but="weights")

@@ -40,6 +40,7 @@ from imae.converters.label_file import (
 )
 from imae.converters.lmdb_writer import Record, write_lmdb
 from imae.prototxt.errors import DataError
+from imae.prototxt.files import read_bytes
 
 COMMAND = "convert-folder"
 HELP = "a folder (or .tar archive) of class folders with pictures to an LMDB"
@@ -195,8 +196,8 @@ def read_classes(text: str) -> list[str]:
     if not os.path.isfile(text):
         return [name for name in text.split(",") if name]
     try:
-        with open(text, encoding="utf-8") as file:
-            return [line.strip() for line in file if line.strip()]
+        lines = read_bytes(text).decode().replace("\r", "\n").split("\n")
+        return [line.strip() for line in lines if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the classes '{text}': {error}") from error
 

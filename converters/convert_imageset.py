@@ -30,6 +30,7 @@ from imae.converters.lmdb_writer import Record, write_lmdb
 from imae.layers.data.datum import read_file
 from imae.prototxt.errors import DataError
 from imae.prototxt.file_kinds import mistaken_file
+from imae.prototxt.files import read_bytes
 
 COMMAND = "convert-imageset"
 HELP = "the pictures of a list file to an LMDB, as Caffe's convert_imageset"
@@ -41,12 +42,12 @@ def read_list(path: str) -> list[Picture]:
     """The lines of a list: the name before the last blank, the number after it (0 if that is no number)."""
     try:
         # Names are bytes, of whatever encoding; only "\n" ends a line.
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            lines = [line.removesuffix("\n") for line in file]
+        text = read_bytes(path).decode(errors="surrogateescape")
     except OSError as error:
         raise DataError(f"cannot read the list '{path}': {error.strerror}") from error
     if mistaken := mistaken_file(path):
         raise DataError(f"the list '{path}': expected lines of a path and a label{mistaken}")
+    lines = text.removesuffix("\n").split("\n") if text else []
     return [_line(path, number, line) for number, line in enumerate(lines, 1)]
 
 

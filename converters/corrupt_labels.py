@@ -114,6 +114,8 @@ def corrupt(labels: Labels, noise: str, rate: float, seed: int, classes: int) ->
         raise DataError(f"--rate must be from 0 to 1, got {rate}")
     if not 0 <= seed < 2**32:
         raise DataError(f"--seed must be from 0 to 4294967295, got {seed}")
+    if classes >= 2**31:
+        raise DataError(f"--classes must be at most {2**31 - 1}, as a label has 32 bits; got {classes}")
     if classes < 2:
         raise DataError(f"{noise} noise needs at least 2 classes, got {classes}; see --classes")
     if CLASSES.get(noise, classes) != classes:

@@ -108,24 +108,24 @@ def get_pydot_graph(
     display_lrm   show the lr_mults of convolutions and inner products
     """
     pydot = _pydot()
-    graph = pydot.Dot(_quoted(caffe_net.name or "Net"), graph_type="digraph", rankdir=rankdir)
+    graph = pydot.Dot(_identifier(caffe_net.name or "Net"), graph_type="digraph", rankdir=rankdir)
     nodes: dict[str, Any] = {}
     edges = []
     for layer in caffe_net.layer:
         if phase is not None and not _is_in_phase(layer, phase):
             continue
-        name = _quoted(f"{layer.name}_{layer.type}")
+        name = _identifier(f"{layer.name}_{layer.type}")
         if len(layer.bottom) == 1 and layer.bottom == layer.top:
             style = NEURON_LAYER_STYLE
         else:
             style = LAYER_STYLE_DEFAULT | {"fillcolor": choose_color_by_layertype(layer.type)}
         nodes[name] = pydot.Node(name, label=get_layer_label(layer, rankdir, display_lrm), **style)
         for bottom in layer.bottom:
-            blob = _quoted(f"{bottom}_blob")
+            blob = _identifier(f"{bottom}_blob")
             nodes[blob] = pydot.Node(blob, label=_quoted(_escaped(bottom)), **BLOB_STYLE)
             edges.append(pydot.Edge(blob, name, label='""'))
         for top in layer.top:  # without a style unless somebody reads it
-            blob = _quoted(f"{top}_blob")
+            blob = _identifier(f"{top}_blob")
             nodes[blob] = pydot.Node(blob, label=_quoted(_escaped(top)))
             edges.append(pydot.Edge(name, blob, label=get_edge_label(layer) if label_edges else '""'))
     for node in nodes.values():
@@ -210,7 +210,13 @@ def _escaped(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
+    """Text for a label, whose backslashes are escaped or mean something, in quotes."""
     return '"{}"'.format(text.replace('"', r"\""))
+
+
+def _identifier(text: str) -> str:
+    """A node's identifier in quotes. A backslash at the end, or before a quote, would be read with it."""
+    return _quoted(text.replace("\\", r"\\"))
 
 
 def _pydot() -> Any:

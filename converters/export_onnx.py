@@ -35,7 +35,7 @@ from imae.layers.net import Net
 from imae.layers.registry import layer_class
 from imae.layers.vision.pooling import PoolingMethod
 from imae.prototxt import TEST, LayerParameter, NetParameter, NetState
-from imae.prototxt.errors import ExportError
+from imae.prototxt.errors import ExportError, printable
 from imae.prototxt.files import AnyPath, write_atomically
 from imae.prototxt.state import filter_by_state, in_state
 from imae.prototxt.text import to_text
@@ -407,8 +407,8 @@ def run(args: argparse.Namespace) -> None:
         allow_missing=args.allow_missing,
     )
     print(
-        f"wrote {args.output}: opset {args.opset}, inputs {', '.join(result.inputs)}, "
-        f"outputs {', '.join(result.outputs)}, {len(result.model.graph.node)} nodes"
+        f"wrote {args.output}: opset {args.opset}, inputs {printable(', '.join(result.inputs))}, "
+        f"outputs {printable(', '.join(result.outputs))}, {len(result.model.graph.node)} nodes"
     )
     sizes = f"batch sizes {', '.join(map(str, result.batch_sizes))}"
     if len(result.not_compared) < len(result.outputs):

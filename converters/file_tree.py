@@ -26,7 +26,7 @@ from typing import IO, NamedTuple
 from imae.layers.memory import SMALL_FILE, most_unpacked
 from imae.prototxt.errors import DataError
 from imae.prototxt.file_kinds import ARCHIVES, mistaken_file
-from imae.prototxt.files import AnyPath
+from imae.prototxt.files import AnyPath, open_to_read
 
 DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], io.BufferedIOBase]] = {  # by the archive's first bytes
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
@@ -34,7 +34,7 @@ DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], io.BufferedIOBase]] = {  # by t
     b"\xfd7zXZ\0": lzma.LZMAFile,
 }
 BROKEN = (
-    *(OSError, EOFError, UnicodeDecodeError, MemoryError, RecursionError),
+    *(OSError, EOFError, ValueError, MemoryError, RecursionError),  # ValueError: numbers that are none
     *(lzma.LZMAError, zlib.error, tarfile.TarError),
 )
 UNPACKED_PER_BYTE = 100
@@ -65,7 +65,7 @@ def open_tree(path: AnyPath, subfolder: str = "", depth: int | None = None) -> I
         return
     with ExitStack() as stack:
         try:
-            file: IO[bytes] = stack.enter_context(open(path, "rb"))
+            file: IO[bytes] = stack.enter_context(open_to_read(path))
             start = file.read(8)
             file.seek(0)
             for magic, decompress in DECOMPRESSORS.items():
@@ -78,6 +78,8 @@ def open_tree(path: AnyPath, subfolder: str = "", depth: int | None = None) -> I
             file.seek(tar.offset)
             if any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a broken header for the end
                 raise tarfile.ReadError(f"the header at byte {tar.offset} is broken")
+        except DataError:
+            raise
         except BROKEN as error:
             reason = f": {error if str(error) else 'there is not enough memory'}"
             raise DataError(
@@ -165,6 +167,11 @@ def _archive(
         if not member.isreg():
             raise DataError(
                 f"'{name}' of '{path}' is a link or a device; archives must hold the files themselves"
+            )
+        if member.issparse():  # what it leaves out can be of any size
+            raise DataError(
+                f"'{name}' of '{path}' is a sparse file, which may unpack to any size; make the archive "
+                "without --sparse, or unpack it and give the folder"
             )
         _check_size(f"{path}: {name}", member.size, limit)
         file = tar.extractfile(member)

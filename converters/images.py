@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,15 +46,22 @@ def write_train_test(
     The records are raw Datums under their place as a number of so many digits. The training images get `pad`
     zeros on each side and are shuffled with `seed`; the test images stay as they are.
     """
+    new = not os.path.lexists(output)
     try:
         Path(output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"cannot make the folder '{output}': {error.strerror}") from error
     train_path, test_path = Path(output, f"{name}_train_lmdb"), Path(output, f"{name}_test_lmdb")
     order, test_order = shuffled_order(len(train.labels), seed), range(len(test.labels))
-    with atomic_folder(train_path) as train_folder, atomic_folder(test_path) as test_folder:
-        fill_lmdb(train_folder, train_path, image_records(train, order, digits, pad), len(order))
-        fill_lmdb(test_folder, test_path, image_records(test, test_order, digits), len(test_order))
+    try:
+        with atomic_folder(train_path) as train_folder, atomic_folder(test_path) as test_folder:
+            fill_lmdb(train_folder, train_path, image_records(train, order, digits, pad), len(order))
+            fill_lmdb(test_folder, test_path, image_records(test, test_order, digits), len(test_order))
+    except BaseException:
+        if new:
+            with suppress(OSError):  # somebody has put something there
+                Path(output).rmdir()
+        raise
 
 
 def image_records(images: ImageSet, order: Sequence[int], digits: int, pad: int = 0) -> Iterator[Record]:

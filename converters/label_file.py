@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imae.prototxt.errors import DataError
-from imae.prototxt.files import AnyPath, atomic_file
+from imae.prototxt.files import AnyPath, atomic_file, open_to_read, read_bytes
 
 FORMS = "FILE.npz:KEY, FILE.npy or FILE.txt"
 Labels = NDArray[np.int64]
@@ -39,13 +39,13 @@ def read_labels(source: str) -> LabelFile:
     path = f"{path}.npz" if name else source
     try:
         if path.endswith(".npz"):
-            with zipfile.ZipFile(path) as archive:
+            with open_to_read(path) as file, zipfile.ZipFile(file) as archive:
                 return _from_archive(path, name, archive)
-        with open(path, "rb") as file:
-            if path.endswith(".npy"):
+        if path.endswith(".npy"):
+            with open_to_read(path) as file:
                 labels = _read_array(file, os.fstat(file.fileno()).st_size)
-            else:
-                labels = np.array([int(word) for word in file.read().split()], np.int64)
+        else:
+            labels = np.array([int(word) for word in read_bytes(path).split()], np.int64)
         return LabelFile(_checked(source, labels), None)
     except OSError as error:
         raise DataError(f"cannot read the labels '{path}': {error.strerror or error}") from error

@@ -51,9 +51,11 @@ def fill_lmdb(folder: Path, path: AnyPath, records: Iterable[Record], total: int
 
 def open_new_lmdb(folder: Path, path: AnyPath) -> lmdb.Environment:
     """A new LMDB in a folder that is empty and is going to be called `path`; FileError where that fails."""
-    # The folder is synced as a whole at its end, so no transaction needs to be.
+    # The folder is synced as a whole at its end, so no transaction needs to be. Nobody knows of it before, so
+    # no lock is needed: LMDB maps that file into memory, where a full disk would end the process.
     with _lmdb_errors(path):
-        environment = lmdb.open(str(folder), map_size=MAP_SIZE, mode=0o664, sync=False)
+        environment = lmdb.open(os.fsencode(folder), map_size=MAP_SIZE, mode=0o664, sync=False, lock=False)
+    (folder / "lock.mdb").touch(0o664)  # for readers that may not make it; its first one fills it
     logger.info("Opened lmdb %s", path)
     return environment
 

@@ -8,7 +8,7 @@ from typing import Literal
 from imae.converters.caffemodel import add_dialect_option
 from imae.prototxt import TEST, TRAIN, NetParameter, NetState
 from imae.prototxt.dialects import read_net_text
-from imae.prototxt.errors import ImaeError
+from imae.prototxt.errors import ImaeError, check_utf8
 from imae.prototxt.files import AnyPath
 from imae.prototxt.state import in_state
 
@@ -49,6 +49,7 @@ def chosen_net(path: AnyPath, args: argparse.Namespace) -> NetParameter:
     """The net of a prototxt in the state that the options say."""
     if args.phase not in ("TRAIN", "TEST"):
         raise ImaeError(f'phase must be "TRAIN" or "TEST"; got {args.phase!r}')
+    check_utf8(args.stage, "--stage names a stage of a prototxt")
     phase = TRAIN if args.phase == "TRAIN" else TEST
     # Caffe: without --stage this adds the stage "".
     state = NetState(phase=phase, level=args.level, stage=args.stage.split(","))

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import statistics
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +36,10 @@ from imae.layers.data.data import DatumReader
 from imae.layers.data.datum import read_file
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data.transformer import DataTransformer
-from imae.layers.data_resources import DataResources
+from imae.layers.data_resources import DataResources, most_threads
 from imae.layers.memory import blob_problem, within_free_memory
 from imae.prototxt import TEST, TransformationParameter
-from imae.prototxt.errors import DataError, DeviceError, ExportError
+from imae.prototxt.errors import DataError, DeviceError, ExportError, check_utf8
 from imae.prototxt.file_kinds import FileKind, mistaken_file
 from imae.prototxt.text import parse_text
 
@@ -84,6 +86,7 @@ def open_session(
 
     if not os.path.isfile(path):
         raise ExportError(f"{path}: no such file")
+    check_utf8(os.fsdecode(path), f"{path}: ONNX Runtime cannot open it; rename the file or folder")
     wanted = {
         name.removesuffix("ExecutionProvider").lower(): name for name in onnxruntime.get_all_providers()
     }
@@ -105,7 +108,7 @@ def open_session(
                 providers=[(name, _provider_options(name, device))],
             )
         for value in (*session.get_inputs(), *session.get_outputs(), session.get_modelmeta()):
-            for text in ("name", "custom_metadata_map"):  # these must be UTF-8, for which it does not look
+            for text in ("name", "shape", "custom_metadata_map"):  # these must be UTF-8; it does not look
                 getattr(value, text, None)
     except session_errors() as error:
         mistaken = mistaken_file(path, FileKind.ONNX)
@@ -306,9 +309,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.batch_size < 1:
         raise DataError(f"--batch-size must be at least 1, got {args.batch_size}")
-    most = 4 * (os.cpu_count() or 1)
-    if not 0 <= args.threads <= most:  # thousands end ONNX Runtime, and Python with it
+    most = most_threads()
+    if not 0 <= args.threads <= most:
         raise DeviceError(f"--threads must be 0 to {most} on this machine, got {args.threads}")
+    with _ended_by_ctrl_c():
+        _run(args)
+
+
+@contextmanager
+def _ended_by_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C end the process at once: a model is a program, which may never end, and Python would wait.
+
+    Nothing is written meanwhile that could be left half done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _run(args: argparse.Namespace) -> None:
     session = open_session(args.model, args.provider, args.threads)
     transform = model_transform(session, args.transform)
     shape = _image_shape(session)

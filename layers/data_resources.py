@@ -103,6 +103,11 @@ def in_turn(work: Callable[[int], Result], count: int) -> list[Result]:
     return [work(i) for i in range(count)]
 
 
+def most_threads() -> int:
+    """How many threads may compute: more are no faster, and thousands end libraries, and the process too."""
+    return 4 * (os.cpu_count() or 1)
+
+
 def usable_cores() -> int:
     """The cores that this process may use, as the system and the control group say."""
     known = hasattr(os, "sched_getaffinity")

@@ -2,12 +2,19 @@
 
 HDF5 makes up what was never stored, unpacks whatever a chunk holds, and finds one data set under many names:
 a file of a kilobyte can ask for any amount of memory.
+
+It also reads other files, for which a file from a stranger has no use but harm: data sets whose values lie
+elsewhere (external storage), or are put together from others (virtual; one that names itself ends the
+process), and links to other files. Where one of them names a pipe, HDF5 waits for ever. So nothing is opened
+before it is known to be of the file itself. Caffe writes none of these.
 """
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import h5py
@@ -16,7 +23,7 @@ from numpy.typing import NDArray
 
 from imae.layers.memory import SMALL_FILE, free_memory, most_unpacked
 from imae.prototxt.file_kinds import FileKind, mistaken_file
-from imae.prototxt.files import AnyPath
+from imae.prototxt.files import AnyPath, open_to_read
 
 # zlib, HDF5's own compressor, makes at most 1032 bytes of one, and even that only of constant data.
 MEMORY_PER_BYTE = 1000
@@ -26,24 +33,78 @@ HDF5_ERRORS = (OSError, LookupError, ValueError, TypeError, AttributeError, Runt
 UNPACKED_FILTERS = (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)  # leave the size as it is
 
 
-class DataSets:
-    """Reads data sets of one open file; together they get MEMORY_PER_BYTE bytes for each of the file's."""
+MOST_SOFT_LINKS = 16  # on the way to an object, as HDF5's own limit
 
-    def __init__(self, file: h5py.File) -> None:
-        self.size = os.path.getsize(file.filename)
+
+@contextmanager
+def open_hdf5(path: AnyPath) -> Iterator[DataSets]:
+    """The data sets of a regular file; HDF5_ERRORS where it cannot be opened."""
+    open_to_read(path).close()  # which says why not; HDF5 would wait for a pipe
+    with h5py.File(path, "r") as file:
+        yield DataSets(file, os.path.getsize(path))
+
+
+class DataSets:
+    """Those of one open file of `size` bytes; together they get MEMORY_PER_BYTE bytes for each of those."""
+
+    def __init__(self, file: h5py.File, size: int) -> None:
+        self.file, self.size = file, size
         self.left = most_unpacked(self.size, MEMORY_PER_BYTE)
 
-    def read(self, data_set: Any, kinds: str = NUMBERS) -> NDArray[Any]:
-        """All values; see `admit`."""
+    def find(self, name: str) -> Any:
+        """The group or data set of this path; KeyError where there is none.
+
+        ValueError where the way to it, or where its values lie, leads out of the file; see the module's text.
+        """
+        waiting, node, soft = name.split("/")[::-1], self.file["/"], 0
+        name = f"/{name}"  # as HDF5 calls it
+        while waiting:
+            part = waiting.pop()
+            if part in ("", "."):
+                continue
+            if not isinstance(node, h5py.Group) or not node.id.links.exists(key := _bytes(part)):
+                raise KeyError(f"there is no {name} in it")
+            # Not node.get(part, getlink=True), which follows the link to see whether it leads anywhere.
+            kind = node.id.links.get_info(key).type
+            if kind == h5py.h5l.TYPE_SOFT:
+                soft += 1
+                if soft > MOST_SOFT_LINKS:
+                    raise ValueError(f"{name}: its links lead in circles")
+                path = node.id.links.get_val(key).decode(errors="surrogateescape")
+                waiting += path.split("/")[::-1]
+                node = self.file["/"] if path.startswith("/") else node
+            elif kind == h5py.h5l.TYPE_HARD:
+                node = _own(node[key], name)
+            else:
+                raise ValueError(
+                    f"{name} is a link to another file, which is not followed; copy the values into this file"
+                )
+        return node
+
+    def names(self, name: str) -> list[str]:
+        """What a group holds; see `find`."""
+        group = self.find(name)
+        if not isinstance(group, h5py.Group):
+            raise ValueError(f"{name} is no group")
+        return list(group)
+
+    def read(self, name: str, kinds: str = NUMBERS) -> NDArray[Any]:
+        """All values of a data set; see `find` and `admit`."""
+        data_set = self.find(name)
         self.admit(data_set, kinds)
         return np.asarray(data_set[()])
 
     def admit(self, data_set: Any, kinds: str = NUMBERS) -> None:
-        """ValueError for what is no data set of these kinds, or takes more memory than is left or free."""
+        """ValueError for what is no data set of these kinds, or takes more memory than is left or free.
+
+        `data_set` is of `find`.
+        """
         if not isinstance(data_set, h5py.Dataset) or data_set.shape is None:
             raise ValueError(f"{getattr(data_set, 'name', data_set)} holds no values")
         if data_set.dtype.kind not in kinds:
             raise ValueError(f"{data_set.name} holds values of type {data_set.dtype}")
+        if data_set.dtype.kind == "O" and data_set.size != 1:  # many of them may be one and the same text
+            raise ValueError(f"{data_set.name} holds {data_set.size} texts; one is expected")
         bytes_each = max(data_set.dtype.itemsize, np.float32().itemsize)
         needed = (data_set.size + math.prod(data_set.chunks or (0,))) * bytes_each
         if needed > self.left:
@@ -66,16 +127,41 @@ def hdf5_content(path: AnyPath, but: Literal["weights", "a solver state"]) -> st
     if mistaken := mistaken_file(path, FileKind.HDF5):
         return mistaken
     try:
-        with h5py.File(path, "r") as file:
-            if "iter" in file and "history" in file:
+        with open_hdf5(path) as data_sets:
+            names = data_sets.names("")
+            if {"iter", "history"} <= set(names):
                 content = "a solver state"
-            elif isinstance(file.get("data"), h5py.Group):
+            elif "data" in names and isinstance(data_sets.find("data"), h5py.Group):
                 content = "weights"
             else:
-                content = f"the data sets {', '.join(list(file)[:5])}" if len(file) else "nothing"
+                content = f"the data sets {', '.join(names[:5])}" if names else "nothing"
     except HDF5_ERRORS:
         return ""
     return f"; it holds {content}" if content != but else ""
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode(errors="surrogateescape")
+
+
+def _own(node: Any, name: str) -> Any:
+    """What is no data set, or one whose values lie in the file; ValueError for another.
+
+    Nothing else is asked of it before: the shape alone of a virtual one can make HDF5 open other files.
+    """
+    if not isinstance(node, h5py.Dataset):
+        return node
+    if node.is_virtual:
+        raise ValueError(
+            f"{name} is a virtual data set, whose values are those of others; write the values themselves, "
+            "as h5repack does"
+        )
+    if node.external:
+        raise ValueError(
+            f"{name}: its values lie in another file, which is not read; write them into this one, as "
+            "h5repack does"
+        )
+    return node
 
 
 def _check_chunks(data_set: h5py.Dataset) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,13 +45,29 @@ def most_unpacked(size: int, per_byte: int) -> int:
 
 
 def free_memory() -> int:
-    """Bytes that are free, swap included; all that there are where the system does not tell."""
+    """Bytes that this process may take: what is free, swap included, within its own limit (`ulimit -v`).
+
+    All that there are where the system does not tell.
+    """
     try:
         text = Path("/proc/meminfo").read_text()
     except OSError:
         return total_memory()
     kilobytes = [int(size) for size in re.findall(r"(?m)^(?:MemAvailable|SwapFree): +(\d+) kB", text)]
-    return _within_group(1024 * sum(kilobytes))
+    return min(_within_group(1024 * sum(kilobytes)), _left_to_process())
+
+
+def _left_to_process() -> int:
+    """Bytes of addresses that the process may still take."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return sys.maxsize
+    import resource  # not on all systems
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(0, limit - int(statm.read_text().split()[0]) * resource.getpagesize())
 
 
 @contextmanager

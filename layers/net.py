@@ -139,7 +139,8 @@ class Net(nn.Module):
         self.phase = param.state.phase
         filtered = filter_by_state(param, param.state)
         if logger.isEnabledFor(logging.INFO):
-            _log("net.cpp:53", f"Initializing net from parameters: \n{to_text(filtered)}".rstrip("\n"))
+            text = f"Initializing net from parameters: \n{to_text(filtered)}".rstrip("\n")
+            _log("net.cpp:53", text, lines=True)
         # The message that is built, rules applied and splits inserted; a snapshot's NetParameter comes from
         # it.
         self.param = insert_splits(filtered)
@@ -553,5 +554,5 @@ def mark_frees(steps: list[Step]) -> None:
         step.frees = tuple(b for b in {*step.bottoms}.difference(step.tops) if last_reader[b] == index)
 
 
-def _log(source: str, message: str) -> None:
-    logger.info(message, extra={"caffe": source})
+def _log(source: str, message: str, lines: bool = False) -> None:
+    logger.info(message, extra={"caffe": source, "lines": lines})

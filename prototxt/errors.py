@@ -21,7 +21,25 @@ class ImaeError(Exception):
         text = super().__str__()
         if len(text) > LONGEST:
             text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+        return printable(text)
+
+
+def printable(text: str) -> str:
+    """Text in which what cannot be printed is escaped: it may be a stranger's, and act on a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def check_utf8(text: str, what: str) -> None:
+    """PrototxtError where a text (a path of the command line) is not UTF-8, as strings of a message must be.
+
+    what   what cannot be done, and what to do
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PrototxtError(f"{what}: {text!r} is not UTF-8") from None
 
 
 class PrototxtError(ImaeError, ValueError):

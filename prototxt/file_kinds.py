@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from enum import Enum
 
-from imae.prototxt.files import AnyPath
+from imae.prototxt.files import AnyPath, open_to_read
 
 
 class FileKind(Enum):
@@ -98,7 +98,7 @@ def mistaken_file(path: AnyPath, *expected: FileKind | None) -> str:
     try:
         if not os.path.isfile(path):
             return ""
-        with open(path, "rb") as file:
+        with open_to_read(path) as file:
             return mistaken_for(file.read(MOST_READ), *expected)
     except (OSError, ValueError):
         return ""

@@ -6,12 +6,14 @@ a process that is killed leaves one behind.
 """
 
 import errno
+import io
 import os
+import re
 import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,13 +28,53 @@ def write_atomically(path: AnyPath, data: bytes) -> None:
         file.write(data)
 
 
+# Pipes that this process was started with: `imae train <(sed ...)`, `sed ... | imae train /dev/stdin`.
+OWN_PIPE = re.compile(r"/dev/stdin|/(?:dev|proc/self)/fd/\d{1,9}", re.ASCII)
+KINDS = {
+    stat.S_IFCHR: "it is a device, not a file",
+    stat.S_IFBLK: "it is a device, not a file",
+    stat.S_IFIFO: "it is a pipe, not a file",
+    stat.S_IFSOCK: "it is a socket, not a file",
+}
+
+
 def read_bytes(path: AnyPath) -> bytes:
-    """A file's content; OSError, also for a device: a prototxt may name one that has no end."""
-    with open(path, "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
-            raise OSError(errno.EINVAL, "it is a device, not a file", os.fspath(path))
-        return file.read()
+    """A file's content; OSError where it cannot be read or has no end: see `open_to_read`."""
+    with open_to_read(path) as file:
+        status = os.fstat(file.fileno())
+        # What grows while it is read, or is made up by the system (/proc/self/pagemap), has no end, either.
+        return file.read(status.st_size) if stat.S_ISREG(status.st_mode) else file.read()
+
+
+def open_to_read(path: AnyPath) -> io.BufferedReader:
+    """Open a regular file, or a pipe that this process was started with; OSError for all else.
+
+    A file from a stranger may name a device, which may never end, or a pipe, for which one waits for ever.
+    """
+    if "\0" in os.fsdecode(path):  # a string of a message can have one
+        raise OSError(errno.EINVAL, "there is a zero byte in the name", os.fspath(path))
+    status = os.stat(path)  # first: to open a device can do something
+    _check_kind(path, status.st_mode)
+    # Without waiting: between the two, somebody may put a pipe there.
+    more = getattr(os, "O_NONBLOCK", 0)
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | more))  # noqa: SIM115
+    try:
+        _check_kind(path, os.fstat(file.fileno()).st_mode)
+        if hasattr(os, "set_blocking"):
+            os.set_blocking(file.fileno(), True)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _check_kind(path: AnyPath, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    given = stat.S_ISFIFO(mode) and OWN_PIPE.fullmatch(os.fsdecode(path))
+    if not stat.S_ISREG(mode) and not given:
+        reason = KINDS.get(stat.S_IFMT(mode), "it is not a regular file")
+        raise OSError(errno.EINVAL, reason, os.fspath(path))
 
 
 @contextmanager
@@ -42,6 +84,7 @@ def atomic_file(path: AnyPath) -> Iterator[BinaryIO]:
     `file.name` is the path of the temporary file, for libraries that open files themselves. An OSError of the
     block is raised as a FileError unless it is about another file.
     """
+    _check_name(path)
     target = Path(os.path.realpath(path))  # the file that a link points to
     temporary = _beside(target)
     with _file_errors(path, target, temporary):
@@ -50,6 +93,7 @@ def atomic_file(path: AnyPath) -> Iterator[BinaryIO]:
         file = open(temporary, "x+b")  # noqa: SIM115  # outside the try: what lay there already is not ours
         try:
             with file:
+                _take_mode(target, file)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -57,12 +101,13 @@ def atomic_file(path: AnyPath) -> Iterator[BinaryIO]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync(target.parent)
+        _sync_names(target.parent)
 
 
 @contextmanager
 def atomic_folder(path: AnyPath) -> Iterator[Path]:
     """A new folder that becomes `path` when the block ends well; FileError if `path` exists already."""
+    _check_name(path)
     target = Path(os.path.abspath(path))
     temporary = _beside(target)
     with _file_errors(path, target, temporary):
@@ -71,13 +116,18 @@ def atomic_folder(path: AnyPath) -> Iterator[Path]:
         try:
             yield temporary
             for inside in [*temporary.rglob("*"), temporary]:
-                _sync(inside)
+                _sync_names(inside) if inside.is_dir() else _sync(inside)
             _refuse_existing(path)
             temporary.rename(target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        _sync(target.parent)
+        _sync_names(target.parent)
+
+
+def _check_name(path: AnyPath) -> None:
+    if "\0" in os.fsdecode(path):
+        raise FileError(f"cannot write '{path}': there is a zero byte in the name")
 
 
 def _beside(target: Path) -> Path:
@@ -87,6 +137,29 @@ def _beside(target: Path) -> Path:
 def _refuse_existing(path: AnyPath) -> None:
     if os.path.lexists(path):
         raise FileError(f"cannot write '{path}': it exists already; remove it or choose another name")
+
+
+def _take_mode(target: Path, file: BinaryIO) -> None:
+    """Give a file that takes the place of another one its permissions; it may hold a secret."""
+    if hasattr(os, "fchmod"):
+        with suppress(OSError):  # there is no other one; or a file system without permissions
+            os.fchmod(file.fileno(), stat.S_IMODE(os.stat(target).st_mode) & 0o777)
+
+
+# What file systems say that cannot sync folders (some of networks, FUSE); and a folder that may not be read.
+NO_SYNC = {getattr(errno, name, errno.EINVAL) for name in ("EINVAL", "EBADF", "ENOTSUP", "EACCES", "EPERM")}
+
+
+def _sync_names(folder: Path) -> None:
+    """Wait until a folder's list of names is on the disk, where that can be done.
+
+    Where it cannot, the files themselves are on the disk, and the file system brings their names there.
+    """
+    try:
+        _sync(folder)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
 
 
 def _sync(path: Path) -> None:

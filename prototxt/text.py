@@ -59,8 +59,12 @@ def read_text(path: AnyPath, kind: type[M]) -> M:
 
 def read_binary(path: AnyPath, kind: type[M]) -> M:
     """A message from a binary file, as it stands there: a BlobProto, a SolverState."""
+    return parse_binary(read_content(path), kind, path)
+
+
+def parse_binary(data: bytes, kind: type[M], path: AnyPath) -> M:
+    """A message from its bytes, as it stands there; `path` is for errors."""
     name, expected = kind.DESCRIPTOR.full_name, BINARY_KINDS.get(kind.DESCRIPTOR.name)
-    data = _read_bytes(path)
     try:
         message = kind.FromString(data)
         _check_strings(message)
@@ -87,7 +91,7 @@ def parse_text(text: str, kind: type[M], path: str) -> M:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", ".*invalid (octal )?escape sequence", DeprecationWarning)
-            text_format.Parse(text, message)
+            text_format.Parse(BACKSLASHES.sub(_octal, text), message)
     except DeprecationWarning as error:  # Caffe refuses such strings as well
         escape = re.search(r"sequence '(.+?)'", str(error))
         start = text.find(escape[1]) if escape else 0
@@ -108,6 +112,15 @@ def parse_text(text: str, kind: type[M], path: str) -> M:
     return message
 
 
+# protobuf's reader takes time that grows with the square of such a run. No honest text has one.
+BACKSLASHES = re.compile(r"(?:\\\\){100,}")
+
+
+def _octal(run: re.Match[str]) -> str:
+    """The same backslashes in a string, each written as a number."""
+    return r"\134" * (len(run[0]) // 2)
+
+
 def to_text(message: Message) -> str:
     """The text of a message, as Caffe prints it: fields by number, floats as short as they read back."""
     return re.sub(
@@ -126,8 +139,8 @@ def _short_float(match: re.Match[str]) -> str:
     return match[1] + (short if float(short) == float(match[2]) else match[2].removesuffix(".0"))
 
 
-def _read_bytes(path: AnyPath) -> bytes:
-    """The content of a file that is there and not empty."""
+def read_content(path: AnyPath) -> bytes:
+    """The content of a file that is there and not empty; PrototxtError says why that is not so."""
     try:
         data = read_bytes(path)
     except FileNotFoundError:
@@ -142,7 +155,7 @@ def _read_bytes(path: AnyPath) -> bytes:
 
 
 def _read_text(path: AnyPath) -> str:
-    data = _read_bytes(path)
+    data = read_content(path)
     if file_kind(data) in NO_TEXT:
         raise PrototxtError(f"{path}: expected a prototxt in UTF-8{mistaken_for(data)}")
     if b"\0" in data:
@@ -164,7 +177,10 @@ def _read_text(path: AnyPath) -> str:
 # Some of them can do without a zero byte.
 NO_TEXT = (FileKind.LFS, FileKind.HTML, FileKind.UTF16, FileKind.GZIP, FileKind.BZIP2)
 
-STRING_OR_COMMENT = re.compile(rb""" "(?:\\.|[^"\\\n])*" | '(?:\\.|[^'\\\n])*' | \#[^\n]* """, re.VERBOSE)
+# A string that is not closed ends with its line: else each quote in it would be tried anew, up to there.
+STRING_OR_COMMENT = re.compile(
+    rb""" "(?:\\.|[^"\\\n])*+"? | '(?:\\.|[^'\\\n])*+'? | \#[^\n]* """, re.VERBOSE
+)
 
 
 def _decodable_comment(match: re.Match[bytes]) -> bytes:

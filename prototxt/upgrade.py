@@ -26,7 +26,7 @@ from imae.prototxt.caffe_pb2 import (
     SolverParameter,
     V1LayerParameter,
 )
-from imae.prototxt.errors import PrototxtError
+from imae.prototxt.errors import PrototxtError, check_utf8
 from imae.prototxt.leftovers import report_leftovers
 
 log = logging.getLogger(__name__)
@@ -374,6 +374,8 @@ def complete_snapshot_prefix(param: SolverParameter, path: str) -> SolverParamet
     """With snapshot_prefix: by default the solver file's path less its extension; in a folder, its stem."""
     completed = SolverParameter()
     completed.CopyFrom(param)
+    if not param.HasField("snapshot_prefix") or os.path.isdir(param.snapshot_prefix):
+        check_utf8(path, f"{path}: no snapshot_prefix can be made of this path; write one")
     if not param.HasField("snapshot_prefix"):
         completed.snapshot_prefix = os.path.splitext(path)[0]
         _log(1108, f"snapshot_prefix was not specified and is set to {completed.snapshot_prefix}")

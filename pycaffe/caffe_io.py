@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from imae.layers.data.picture_size import check_picture_size, no_picture
 from imae.prototxt import BlobProto, BlobProtoVector, Datum
 from imae.prototxt.errors import DataError
+from imae.prototxt.files import read_bytes
 
 Array = NDArray[Any]
 
@@ -210,8 +211,7 @@ def load_image(filename: str | os.PathLike[str], color: bool = True) -> NDArray[
     import cv2  # here: few scripts that use this package read pictures
 
     try:
-        with open(filename, "rb") as file:
-            data = file.read()
+        data = read_bytes(filename)
     except OSError as error:
         raise DataError(f"Could not load {filename}: {error.strerror}") from None
     check_picture_size(data, os.fspath(filename))

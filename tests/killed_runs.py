@@ -117,14 +117,14 @@ def die_at_a_byte(chance: random.Random, kind: str, size: int) -> None:
     name, count, length = WRITERS[kind], chance.randint(1, 3), chance.randrange(size)
     write = getattr(solver, name)
 
-    def deadly(*arguments: Any, **options: Any) -> None:
+    def deadly(*arguments: Any, **options: Any) -> Any:
         nonlocal count
         count -= 1
         if count == 0:  # the system itself ends it: it matters not by what means the file is written
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             resource.setrlimit(resource.RLIMIT_FSIZE, (length, resource.RLIM_INFINITY))
-        write(*arguments, **options)
+        return write(*arguments, **options)
 
     setattr(solver, name, deadly)
 
@@ -162,6 +162,7 @@ def halve(handle: int) -> None:
 def train_undisturbed(folder: Path) -> float:
     """Train in `folder` to the end; the seconds it took."""
     begun = time.monotonic()
+    (folder / "log").unlink(missing_ok=True)
     number = fork(folder, folder / "log", ["train", "solver.prototxt"], lambda: None)
     assert os.waitpid(number, 0)[1] == 0, (folder / "log").read_text()
     return time.monotonic() - begun
@@ -186,6 +187,8 @@ class Training:
         kinds   of files, of which it may die at a byte
         """
         before = self.newest_whole()
+        path = self.folder / "log"
+        path.unlink(missing_ok=True)  # of the life before: who is killed at once does not get to emptying it
         chance = random.Random(self.chance.random())
         written = chance.choice(kinds)
         plans = {
@@ -194,7 +197,7 @@ class Training:
         }
         number = fork(
             self.folder,
-            self.folder / "log",
+            path,
             ["train", "solver.prototxt", "--resume", "auto", "--keep", "2"],
             lambda: (plan(), plans.get(death, lambda: None)()),
         )
@@ -202,7 +205,7 @@ class Training:
             time.sleep(self.chance.uniform(0, 0.4 * self.seconds))
             os.kill(number, signal.SIGKILL)
         _, status = os.waitpid(number, 0)
-        log = (self.folder / "log").read_text()
+        log = path.read_text() if path.exists() else ""
         if os.WIFSIGNALED(status):
             expected = signal.SIGXFSZ if death == "killed at a byte" else signal.SIGKILL
             assert os.WTERMSIG(status) == expected, log

@@ -54,7 +54,7 @@ COMMANDS = {
     "extract-features w.caffemodel net.prototxt data,ip out,out2 2 lmdb": ["out", "out2"],
 }  # fmt: skip
 CALLS = ("fsync", "replace", "rename", "mkdir")
-LENGTHS = (0, 1000, 9000)  # bytes
+LENGTHS = (0, 1000, 8192, 9000)  # bytes; LMDB's first two pages have 8192
 ENDS = {
     "killed at a call": -signal.SIGKILL,
     "killed at a byte": -signal.SIGXFSZ,

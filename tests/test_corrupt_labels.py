@@ -404,3 +404,8 @@ def test_labels_are_read_without_unpickling(tmp_path: Path) -> None:
     np.save(tmp_path / "o.npy", np.array([1, 2], object), allow_pickle=True)
     with pytest.raises(DataError, match="not unpickled"):
         read_labels(str(tmp_path / "o.npy"))
+
+
+def test_more_classes_than_a_label_can_tell_apart() -> None:
+    with pytest.raises(DataError, match="--classes must be at most 2147483647, as a label has 32 bits"):
+        corrupt(np.zeros(3, np.int64), "symmetric", 0.5, 1, 2**63)

@@ -119,3 +119,70 @@ def test_planted_bugs_are_found(tmp_path: Path) -> None:
     for name in ("traceback", "hang"):
         (kept,) = (tmp_path / "found").glob(f"{name}-*")
         assert 3 < len(kept.read_bytes()) <= 9, output
+
+
+# Prints what kinds of files there are among some of a target: the harness is blind to what it does not make.
+MADE = """
+import io, os, re, sys, tarfile, tempfile
+from random import Random
+sys.path.insert(0, {fuzz!r})
+os.chdir(tempfile.mkdtemp())
+import h5py
+from choices import Draw
+from imae.converters.file_tree import BROKEN
+from imae.layers.hdf5_file import HDF5_ERRORS
+from targets import SNAPSHOTS, TARGETS, cache
+
+def files(name, count):
+    make, random = TARGETS[name].prepare(), Random(3)
+    return [make(Draw(random)) for _ in range(count)]
+
+def look(links, file):
+    kind = links.get_info(b"data").type
+    if kind == h5py.h5l.TYPE_EXTERNAL:
+        print("link to", links.get_val(b"data")[0].decode())
+    elif kind == h5py.h5l.TYPE_SOFT:
+        print("soft link")
+    elif isinstance(file["data"], h5py.Dataset):
+        data_set = file["data"]
+        for place in data_set.external or ():
+            print("values in", place[0])
+        for source in data_set.virtual_sources() if data_set.is_virtual else ():
+            print("virtual", source.file_name)
+
+for data in files("hdf5_data", 2500):
+    try:
+        with h5py.File(io.BytesIO(data), "r") as file:
+            look(file.id.links, file)
+    except HDF5_ERRORS:
+        continue
+for data in files("cifar", 200) + files("folder", 200):
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            print("sparse", any(member.issparse() for member in tar))
+    except BROKEN:
+        continue
+for text in files("net", 600):
+    runs = [len(run[0]) for run in re.finditer(rb"(.)\\1{{99,}}", text)]
+    print("a run", bool(runs), max(runs, default=0) >= 10**4)
+for data in files("resume_auto", 60):
+    name = SNAPSHOTS[data[0]]
+    whole = cache["whole"][name]
+    if len(data) == len(whole) + 1:
+        print("bits", name, sum((a ^ b).bit_count() for a, b in zip(data[1:], whole)))
+"""
+
+
+def test_the_kinds_of_files_that_were_missed_before_are_made(tmp_path: Path) -> None:
+    script = tmp_path / "made.py"
+    script.write_text(MADE.format(fuzz=str(FUZZ)))
+    status, output = fuzz(str(script))
+    assert status == 0, output
+    made = set(output.splitlines())
+    others = ("pipe", ".", "in.h5", "other.h5", "/dev/zero", "/etc/passwd")
+    for kind in ("link to", "virtual", "values in"):
+        assert {f"{kind} {path}" for path in others} <= made, output
+    assert {"soft link", "sparse True"} <= made, output
+    assert {"a run True False", "a run True True"} <= made, output
+    kinds = ("caffemodel", "solverstate", "caffemodel.h5", "solverstate.h5")
+    assert {f"bits s_iter_2.{kind} 1" for kind in kinds} <= made, output

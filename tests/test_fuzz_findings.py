@@ -34,7 +34,7 @@ from imae.prototxt import TRAIN, BlobProto, BlobShape, Datum, SolverState, Trans
 from imae.prototxt.errors import CaffemodelError, DataError, ExportError, LayerError, SnapshotError
 from imae.prototxt.text import parse_net, parse_solver
 from imae.train.main import main
-from imae.train.snapshot import read_state
+from imae.train.snapshot import read_state, seal
 from imae.train.solver import Solver
 
 # -- HDF5 ----------------------------------------------------------------------------------------------------
@@ -137,7 +137,13 @@ def edit(place: list[Any], value: Any) -> None:
         home = home[key]
     home[place[-1] if place else "top"] = value
     state.imae_run = json.dumps(tree["top"] if place else value).encode()
-    path.write_bytes(state.SerializeToString())
+    write_sealed(path, state)
+
+
+def write_sealed(path: Path, state: SolverState) -> None:
+    """Write a state with a checksum that is right: it is not damaged, somebody made it so."""
+    state.DiscardUnknownFields()  # type: ignore[attr-defined]  # left out of the stubs
+    path.write_bytes(seal(state.SerializeToString()))
 
 
 INTS = {"array": "AAAAAAAAAAA=", "dtype": "<i8", "shape": [1]}
@@ -190,7 +196,7 @@ def test_state_of_a_run_in_deep_brackets(solver: Solver) -> None:
     path = Path("s_iter_2.solverstate")
     state = SolverState.FromString(path.read_bytes())
     state.imae_run = b"[" * 100_000
-    path.write_bytes(state.SerializeToString())
+    write_sealed(path, state)
     with pytest.raises(SnapshotError, match="damaged"):
         solver.restore(str(path))
 
@@ -368,3 +374,31 @@ def test_a_blob_that_would_change_its_shape_in_place() -> None:
     )
     with pytest.raises(LayerError, match="blob 'data' is bottom and top, and its shape would change"):
         Net(parse_net(IMAGES + im2col))
+
+
+@pytest.mark.parametrize("method", ["MAX", "AVE"])
+@pytest.mark.parametrize("stride", [2**31 - 1, 2**31, 2**32 - 1])
+@pytest.mark.parametrize(
+    ("kernel", "pad", "mode"), [(3, 0, "CEIL"), (3, 0, "FLOOR"), (1, 0, "CEIL"), (3, 1, "CEIL")]
+)
+def test_strides_of_32_bits(method: str, stride: int, kernel: int, pad: int, mode: str) -> None:
+    """There is a window at the beginning, and that is all; torch's strides have 31 bits."""
+
+    def pooled(stride: int) -> list[torch.Tensor]:
+        net = Net(
+            parse_net(
+                'force_backward: true layer { name: "x" type: "Input" top: "x" input_param { shape { '
+                "dim: 1 dim: 1 dim: 6 dim: 7 } } } "
+                'layer { name: "p" type: "Pooling" bottom: "x" top: "p" pooling_param { '
+                f"kernel_size: {kernel} stride: {stride} pad: {pad} pool: {method} round_mode: {mode} }} }}"
+            ),
+            CaffeRandom(1),
+        )
+        x = torch.arange(42.0).view(1, 1, 6, 7).requires_grad_()
+        top = net.forward({"x": x})["p"]
+        top.sum().backward()
+        assert x.grad is not None
+        return [top.detach(), x.grad]
+
+    for one, other in zip(pooled(stride), pooled(2**20), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 import shutil
 import sys
@@ -116,6 +117,7 @@ DAMAGES: dict[str, tuple[Any, str]] = {
     "a missing table": (lambda: table("bad").unlink(), "Corruption: 1 missing files"),
     "a table cut short": (lambda: table("bad").write_bytes(b"x"), "IO error: "),
     "no list of files": (lambda: next(Path("bad").glob("MANIFEST*")).unlink(), "No such file or directory"),
+    "a pipe": (lambda: os.mkfifo("bad/000999.log"), "000999.log in it is no regular file"),
     "no CURRENT": (
         lambda: Path("bad/CURRENT").unlink(),
         "there is no file CURRENT in it, so it is no LevelDB",

@@ -121,7 +121,7 @@ BAD = [
         "Two solvers are given: solver.prototxt and --solver other",
     ),
     (["train", "nope.prototxt"], "nope.prototxt: no such file"),
-    (["train", "solver.prototxt", "--threads", "0"], "--threads must be at least 1, got 0"),
+    (["train", "solver.prototxt", "--threads", "0"], "--threads must be 1 to "),
     (["train", "solver.prototxt", "--threads", "x"], "train: argument --threads: invalid int value: 'x'"),
     (["train", "solver.prototxt", "--sigint_effect", "die"], 'Invalid signal effect "die" was specified'),
     (

@@ -2,6 +2,7 @@
 
 import errno
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -199,3 +200,23 @@ def test_a_read_solver_knows_its_snapshot_prefix(tmp_path: Path, caplog: pytest.
         path.write_text(f"net: 'net.prototxt' {given.replace('prefix', 'snapshot_prefix')}", encoding="utf-8")
         assert read_solver(path).snapshot_prefix == prefix
         assert caplog.messages == ([line] if line else [])
+
+
+@pytest.mark.parametrize("pairs", [99, 100, 101, 500_000])
+@pytest.mark.parametrize("end", ["", "x", r"\n", r"\"", "123", r"\x41"])
+def test_runs_of_backslashes_take_time_in_proportion(pairs: int, end: str) -> None:
+    """protobuf's reader took 35 s for 40 kB of them, and would have taken hours for a mebibyte."""
+    begun = time.process_time()
+    one, two = "\\" * pairs, "\\\\" * pairs
+    net = parse_net(f'name: "a{two}{end}" # {one}')
+    assert net.name == "a" + "\\" * pairs + {r"\n": "\n", r"\"": '"', r"\x41": "A"}.get(end, end)
+    assert time.process_time() - begun < 5
+
+
+def test_quotes_in_a_text_that_is_not_utf8_take_time_in_proportion(tmp_path: Path) -> None:
+    path = tmp_path / "net.prototxt"
+    path.write_bytes(b'name: "' + rb"\"" * 300_000 + b"\xff")
+    begun = time.process_time()
+    with pytest.raises(PrototxtError, match=r"net\.prototxt:1:600008: byte 0xff is not UTF-8"):
+        read_net(path)
+    assert time.process_time() - begun < 5

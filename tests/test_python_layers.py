@@ -202,3 +202,10 @@ def test_the_parameter_alone_is_refused_too() -> None:
     with no_python_layers(), pytest.raises(LayerError, match=r"layer 'r' \(Other\): .* the module 'm'"):
         Net(parse_net('layer { name: "r" type: "Other" python_param { module: "m" layer: "L" } }'))
     assert parse_text("", LayerParameter, "nothing").type == ""
+
+
+@pytest.mark.parametrize("module", [".x", "", "a..b", "a.", r"a\000b", "no such", "no/such", "1"])
+def test_what_is_no_modules_name(module: str) -> None:
+    text = f'layer {{ name: "p" type: "Python" top: "p" python_param {{ module: "{module}" layer: "L" }} }}'
+    with pytest.raises(LayerError, match=r"layer 'p' \(Python\)"):
+        Net(parse_net(text))

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import killed_runs
 import pytest
 import torch
 
@@ -87,6 +88,29 @@ def test_killed_twenty_times_and_resumed_it_is_the_run_that_was_left_alone(tmp_p
 
 
 # -- --resume auto -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="trainings are forks of one process")
+def test_a_life_that_ends_before_it_has_a_log_is_not_judged_by_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The harness of the test above once read the log of another life, and blamed the training."""
+    said = "I1129 00:00:00.000000     1 solver.cpp:290] Learning Rate Policy: fixed\n"
+    said += "I1129 00:00:00.000000     1 solver.cpp:239] Iteration 9 (1 iter/s, 1s/1 iters), loss = 1\n"
+    for name in ("killed", "undisturbed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "log").write_text(f"Resuming from s_iter_88.solverstate\n{said}")
+
+    def fork(*arguments: object) -> int:
+        number = os.fork()
+        if number == 0:
+            signal.pause()
+        return number
+
+    monkeypatch.setattr(killed_runs, "fork", fork)
+    training = killed_runs.Training(tmp_path / "killed", tmp_path / "undisturbed", random.Random(1), 0.1)
+    assert training.live("killed at some time") is False
+    assert training.counts == {"killed at some time": 1}
 
 
 def test_without_a_snapshot_auto_starts_from_scratch(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -302,6 +302,22 @@ def put_dot(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(program.parent) + os.pathsep + os.environ["PATH"])
 
 
+STRING = re.compile(r'"(?:\\\\|\\"|[^"\\]|\\[^"\\])*"')  # as Graphviz reads one, which takes \\\\ as a pair
+
+
+@pytest.mark.parametrize(
+    "name", ["x\\", "x\\\\", 'x\\"]; evil [image="/etc/passwd', 'a"b', "a\nb", '\\"', "{|}<>", "\\N\\G"]
+)
+def test_names_stay_in_their_quotes(name: str) -> None:
+    net = NetParameter(name=name)
+    net.layer.add(name=name, type="ReLU", bottom=[name], top=[name + "2"])
+    for rankdir in ("LR", "TB"):
+        text = draw_net(net, rankdir, "dot").decode()
+        rest = STRING.sub("", text)
+        assert '"' not in rest and "evil" not in rest and "/etc" not in rest
+        assert rest.count("[label=") == 5 and rest.count("->") == 2
+
+
 def test_pictures_are_drawn_by_graphviz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put_dot(tmp_path, "print(sys.argv[1:], sys.stdin.read()[:7])", monkeypatch)
     (tmp_path / "net.prototxt").write_text(DRAWN)

@@ -47,7 +47,7 @@ from imae.prototxt.files import read_bytes
 from imae.prototxt.text import parse_net, read_net
 from imae.pycaffe import caffe_io
 from imae.train.main import main
-from imae.train.snapshot import read_state
+from imae.train.snapshot import State, read_state, write_state
 
 MIB = 1 << 20
 SIDE = 60000
@@ -359,6 +359,64 @@ def test_headers_for_all_members(here: Path) -> None:
         contents("a.tar")
 
 
+def sparse_gnu(name: str, size: int) -> bytes:
+    """A member of `size` zeros: one empty stretch at its end, in the header of GNU's old form."""
+    header = bytearray(special(name, tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
+    header[386:398], header[398:410], header[483:495] = (b"%011o\0" % n for n in (size, 0, size))
+    header[148:156] = b"%06o\0 " % sum(header[:148] + b" " * 8 + header[156:])
+    return bytes(header)
+
+
+def sparse_pax(name: str, size: int, form: str = "1.0") -> bytes:
+    """The same in pax's form: the map stands before the content, or in the headers."""
+    info, content = tarfile.TarInfo(name), b""
+    if form == "1.0":
+        content = b"1\n%d\n0\n" % size
+        content += bytes(512 - len(content))
+        info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+        info.pax_headers |= {"GNU.sparse.name": name, "GNU.sparse.realsize": str(size)}
+    elif form == "0.1":
+        info.pax_headers = {"GNU.sparse.map": f"{size},0", "GNU.sparse.size": str(size)}
+    else:
+        info.pax_headers = {"GNU.sparse.size": str(size), "GNU.sparse.numblocks": "1"}
+        info.pax_headers |= {"GNU.sparse.offset": str(size), "GNU.sparse.numbytes": "0"}
+    info.size = len(content)
+    return info.tobuf(tarfile.PAX_FORMAT) + content
+
+
+SPARSE = {
+    "gnu": sparse_gnu,
+    "1.0": sparse_pax,
+    "0.1": lambda name, size: sparse_pax(name, size, "0.1"),
+    "0.0": lambda name, size: sparse_pax(name, size, "0.0"),
+}
+
+
+@pytest.mark.parametrize("form", SPARSE)
+def test_members_that_are_said_to_be_full_of_zeros(
+    here: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    """4 kB that would be 1.3 GB of CIFAR-10's records: zeros are pictures of label 0."""
+    names = [f"data_batch_{i}.bin" for i in range(1, 6)]
+    record = bytes(3073)
+    Path("a.tar").write_bytes(
+        b"".join(SPARSE[form](name, 87000 * 3073) for name in names) + tar(("test_batch.bin", record))
+    )
+    with soon(), little_memory():
+        said = one_line(capsys, "convert-cifar", "a.tar", "db")
+    assert "'data_batch_1.bin' of 'a.tar' is a sparse file, which may unpack to any size" in said
+    assert not Path("db").exists()
+
+
+@pytest.mark.parametrize("content", [b"x\n", b"9" * 600, b"1\n-5\n", b"2\n0\n\n", b"\xff\n", b""])
+def test_a_map_of_a_sparse_member_that_is_broken(
+    here: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    whole = sparse_pax("data_batch_1.bin", 3073)
+    Path("a.tar").write_bytes(whole[:-512] + content.ljust(1024, b"\0") + tar(("b", b"b")))
+    one_line(capsys, "convert-cifar", "a.tar", "db")
+
+
 def test_a_member_that_is_larger_than_any_picture(here: Path) -> None:
     Path("a.tar").write_bytes(tar(("a/1.png", PICTURE), ("a/2.png", bytes(2000))))
     with open_tree("a.tar") as tree:
@@ -509,6 +567,55 @@ def packed_twice(file: h5py.File, name: str) -> None:
     h5py.h5d.create(group.id, last.encode(), h5py.h5t.IEEE_F32LE, space, settings)
 
 
+def virtual_of_itself(file: h5py.File, name: str) -> None:
+    """HDF5 follows it until the process has no stack left."""
+    layout = h5py.VirtualLayout((4, 4), "f4")
+    layout[:] = h5py.VirtualSource(".", name, (4, 4))
+    file.create_virtual_dataset(name, layout, fillvalue=0)
+
+
+def virtual_of_itself_by_the_file_name(file: h5py.File, name: str) -> None:
+    layout = h5py.VirtualLayout((4, 4), "f4")
+    layout[:] = h5py.VirtualSource(os.path.basename(file.filename), name, (4, 4))
+    file.create_virtual_dataset(name, layout)
+
+
+def virtual_of_a_pipe(file: h5py.File, name: str) -> None:
+    """Unlimited: HDF5 opens the pipe, and waits, as soon as it is asked for the shape."""
+    layout = h5py.VirtualLayout((4, 4), "f4", maxshape=(None, 4))
+    source = h5py.VirtualSource("pipe", "x", (4, 4), maxshape=(None, 4))
+    layout[: h5py.h5s.UNLIMITED, :] = source[: h5py.h5s.UNLIMITED, :]
+    file.create_virtual_dataset(name, layout)
+
+
+def values_elsewhere(file: h5py.File, name: str) -> None:
+    """The file's reader would put /etc/passwd into its snapshots."""
+    file.create_dataset(name, (10, 36), "f4", external=[("/etc/passwd", 0, 1440)])
+
+
+def values_in_a_pipe(file: h5py.File, name: str) -> None:
+    file.create_dataset(name, (10, 36), "f4", external=[("pipe", 0, 1440)])
+
+
+def link_to_a_pipe(file: h5py.File, name: str) -> None:
+    file[name] = h5py.ExternalLink("pipe", "/x")
+
+
+def link_to_another_file(file: h5py.File, name: str) -> None:
+    with h5py.File("other.h5", "w") as other:
+        other["x"] = np.ones((10, 36), np.float32)
+    file[name] = h5py.ExternalLink("other.h5", "/x")
+
+
+def link_to_a_link_to_a_pipe(file: h5py.File, name: str) -> None:
+    file["out"] = h5py.ExternalLink("pipe", "/")
+    file[name] = h5py.SoftLink("/out/x")
+
+
+def links_in_circles(file: h5py.File, name: str) -> None:
+    file[name] = h5py.SoftLink(f"/{name}")
+
+
 def words(file: h5py.File, name: str) -> None:
     file[name] = np.array([["one"], ["two"]], h5py.string_dtype())
 
@@ -516,24 +623,36 @@ def words(file: h5py.File, name: str) -> None:
 HDF5 = {
     never_stored: "asks for 1073741824 bytes of memory; a file of",
     chunks_never_stored: "asks for 1074003968 bytes of memory; a file of",
-    virtual: "asks for 1073741824 bytes of memory; a file of",
+    virtual: "is a virtual data set",
+    virtual_of_itself: "is a virtual data set",
+    virtual_of_itself_by_the_file_name: "is a virtual data set",
+    virtual_of_a_pipe: "is a virtual data set",
+    values_elsewhere: ": its values lie in another file",
+    values_in_a_pipe: ": its values lie in another file",
+    link_to_a_pipe: "is a link to another file",
+    link_to_another_file: "is a link to another file",
+    link_to_a_link_to_a_pipe: "is a link to another file",
+    links_in_circles: ": its links lead in circles",
     one_chunk_that_unpacks_to_more: "has a chunk of 163.. bytes, which should be 40 unpacked",
     packed_twice: "is compressed 2 times over",
 }
 
 
 @pytest.mark.parametrize("make", HDF5)
-def test_hdf5_files_that_ask_for_too_much(here: Path, make: Callable[[h5py.File, str], None]) -> None:
+def test_hdf5_files_that_ask_for_too_much_or_for_other_files(
+    here: Path, make: Callable[[h5py.File, str], None]
+) -> None:
+    os.mkfifo("pipe")
     with h5py.File("data.h5", "w") as file:
         make(file, "data")
-    with pytest.raises(DataError, match=f"data.h5: /data {HDF5[make]}"):
+    with pytest.raises(DataError, match=f"data.h5: /data ?{HDF5[make]}"):
         read_data_sets("data.h5", ["data"])
     with h5py.File("w.caffemodel.h5", "w") as file:
         make(file, "data/ip/0")
     net = Net(
         parse_net('layer { name: "x" type: "DummyData" top: "x" dummy_data_param { shape { dim: 1 } } }')
     )
-    with pytest.raises(CaffemodelError, match=f"w.caffemodel.h5: .* /data/ip/0 {HDF5[make]}"):
+    with pytest.raises(CaffemodelError, match=f"w.caffemodel.h5: .* /data/ip/0 ?{HDF5[make]}"):
         load_caffemodel(net, "w.caffemodel.h5")
     for name in ("history/0", "iter", "current_step", "imae_run"):
         with h5py.File("s.solverstate.h5", "w") as file:
@@ -542,8 +661,31 @@ def test_hdf5_files_that_ask_for_too_much(here: Path, make: Callable[[h5py.File,
                     file[given] = np.array([1], np.int32)
             file.create_group("history")
             make(file, name)
-        with pytest.raises(SnapshotError, match=f"s.solverstate.h5: .* /{name} {HDF5[make]}"):
+        with pytest.raises(SnapshotError, match=f"s.solverstate.h5: .* /{name} ?{HDF5[make]}"):
             read_state("s.solverstate.h5")
+
+
+@pytest.mark.parametrize("link", [h5py.SoftLink("/kept/here"), h5py.SoftLink("inner/here")])
+def test_links_within_an_hdf5_file_are_followed(here: Path, link: h5py.SoftLink) -> None:
+    values = np.arange(6, dtype=np.float32).reshape(3, 2)
+    with h5py.File("data.h5", "w") as file:
+        file["kept/here"] = values
+        file["inner"] = h5py.SoftLink("kept")
+        file["again"] = file["kept"]
+        file["data"] = link
+        file["ä"] = file["kept/here"]
+    for found in read_data_sets("data.h5", ["data", "again/here", "/kept/here", "./data", "ä"]):
+        assert np.array_equal(found, values)
+
+
+def test_one_text_under_many_places_of_an_hdf5_file(here: Path) -> None:
+    """A list of 100,000 places that all hold one text of a megabyte would be read as 100 GB."""
+    write_state(State(1, "m", 0, []), "s.solverstate.h5")
+    with h5py.File("s.solverstate.h5", "r+") as file:
+        del file["learned_net"]
+        file["learned_net"] = np.array(["x", "y"], h5py.string_dtype())
+    with pytest.raises(SnapshotError, match="/learned_net holds 2 texts; one is expected"):
+        read_state("s.solverstate.h5")
 
 
 def test_one_data_set_under_many_names_counts_many_times(here: Path) -> None:

@@ -8,16 +8,20 @@ that the tools made for Caffe's logs read ours.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
 import re
+import stat
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from imae.prototxt.errors import DataError
+from imae.prototxt.errors import DataError, printable
+from imae.prototxt.files import open_to_read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,15 +36,26 @@ SEVERITIES = {
 
 
 class GlogFormatter(logging.Formatter):
-    """Log records as glog 0.3 writes them; `extra={"caffe": "solver.cpp:239"}` names the place."""
+    """Log records as glog 0.3 writes them; `extra={"caffe": "solver.cpp:239"}` names the place.
+
+    A name in a message may be a stranger's: what cannot be printed is escaped, so that it cannot act on a
+    terminal, nor make lines of its own. `extra={"lines": True}` says that the message has several lines.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created)
         place = getattr(record, "caffe", f"{record.filename}:{record.lineno}")
         severity = SEVERITIES.get(record.levelno, "I")
-        return (
-            f"{severity}{time:%m%d %H:%M:%S.%f} {threading.get_native_id():5d} {place}] {record.getMessage()}"
-        )
+        message = record.getMessage()
+        if getattr(record, "lines", False):
+            message = "\n".join(map(_escaped, message.split("\n")))
+        else:
+            message = _escaped(message)
+        return f"{severity}{time:%m%d %H:%M:%S.%f} {threading.get_native_id():5d} {place}] {message}"
+
+
+def _escaped(line: str) -> str:
+    return "\t".join(map(printable, line.split("\t")))  # Caffe's own lines have tabs
 
 
 def number(value: float | np.float32) -> str:
@@ -80,19 +95,32 @@ ITERATION = re.compile(r"Iteration (\d{1,18})(?:, Testing net \(#(\d{1,9})\))?(?
 LOSS = re.compile(r"Iteration \d{1,18}(?: \(.*\))?, loss = " + VALUE)
 RATE = re.compile(r"Iteration \d{1,18}, lr = " + VALUE)
 TEST_LOSS = re.compile(r"Test loss: " + VALUE)
+LONGEST_LINE = 1 << 16  # characters; what is longer is none of Caffe's
 OUTPUT = re.compile(r"(Train|Test) net output #(\d{1,9}): (\S+) = " + VALUE)
 
 
 def read_log(path: str | os.PathLike[str]) -> list[LogNumber]:
     """The numbers of a log file, in its order; DataError where it cannot be read or has none."""
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            numbers = list(parse_log(file))
+        with io.TextIOWrapper(open_to_read(path), encoding="utf-8", errors="replace") as file:
+            numbers = list(parse_log(_lines(file)))
     except OSError as error:
         raise DataError(f"cannot read the log '{os.fspath(path)}': {error.strerror}") from None
     if not numbers:
         raise DataError(f"'{os.fspath(path)}': no loss, rate or output in it; expected the log of a training")
     return numbers
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """The lines of a file, as far as it went when it was opened: it may be made up, and never end.
+
+    Of a line no more is read than any of Caffe's has.
+    """
+    status = os.fstat(file.fileno())
+    left = status.st_size if stat.S_ISREG(status.st_mode) else sys.maxsize
+    while left > 0 and (line := file.readline(LONGEST_LINE)):
+        left -= len(line)  # characters: bytes or fewer
+        yield line
 
 
 def parse_log(lines: Iterable[str], year: int | None = None) -> Iterator[LogNumber]:

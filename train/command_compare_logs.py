@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from imae.prototxt.errors import DataError, ImaeError
+from imae.prototxt.errors import DataError, ImaeError, printable
 from imae.train.caffe_log import (
     LogDifference,
     LogNumber,
@@ -85,6 +85,7 @@ def side_by_side(first: Iterable[LogNumber], second: Iterable[LogNumber]) -> str
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    lines = [[printable(cell) for cell in line] for line in lines]  # a name may act on a terminal
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     cells = ([cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
     return "\n".join(map("  ".join, cells))

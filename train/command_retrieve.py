@@ -33,7 +33,7 @@ from imae.converters.net_options import add_strict_option
 from imae.layers.data.datum import array_from_datum
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.prototxt.errors import DataError, ImaeError
-from imae.prototxt.files import AnyPath, atomic_file, write_atomically
+from imae.prototxt.files import AnyPath, atomic_file, open_to_read, write_atomically
 from imae.train.device import gpu
 from imae.train.paper.embedding import Array, Images, Model, Preparation, features, net_model, onnx_model
 from imae.train.paper.expected import TABLE_3
@@ -216,7 +216,7 @@ def write_features(file: BinaryIO, means: Features, tracklets: Tracklets) -> Non
 def read_features(path: AnyPath, tracklets: Tracklets) -> Features:
     """Features that `write_features` kept; DataError where they cannot be read, or are another protocol's."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open_to_read(path) as file, np.load(file, allow_pickle=False) as archive:
             means: Features = archive["features"]
             kept = archive["tracklets"]
     except NPZ_ERRORS as error:

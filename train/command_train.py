@@ -15,7 +15,7 @@ from imae.converters.caffemodel import add_dialect_option
 from imae.converters.net_options import add_strict_option, level
 from imae.layers import native
 from imae.prototxt import SolverParameter
-from imae.prototxt.errors import DeviceError, ImaeError, PrototxtError
+from imae.prototxt.errors import DeviceError, ImaeError, PrototxtError, check_utf8
 from imae.prototxt.leftovers import report_leftovers
 from imae.prototxt.text import read_solver
 from imae.train.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
@@ -35,6 +35,7 @@ from imae.train.device import (
 from imae.train.progress import training_bar
 from imae.train.ranks import Group, is_launched, joined, spawn
 from imae.train.signals import SignalRequests, action
+from imae.train.snapshot import writing_alone
 from imae.train.solver import Solver
 
 COMMAND = "train"
@@ -139,6 +140,8 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
         raise ImaeError(f"--keep must be at least 0 (keep all), got {args.keep}")
     set_threads(args.threads, 1 if ranks is None else ranks.local_size)
     keep_freed_memory()
+    check_utf8(args.weights or "", "--weights cannot be put into the solver; rename the file or folder")
+    check_utf8(args.stage, "--stage names a stage of a prototxt")
     param = read_solver(path)
     _set_train_state(param, args, path)
     device = _device(param, args.gpu, ranks)
@@ -148,7 +151,11 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
     if ranks is not None:
         ranks.connect(device)
         logger.info("%d ranks train together, each on batches of its own", ranks.size)
-    with SignalRequests(action(args.sigint_effect), action(args.sighup_effect)) as requests:
+    writes = (param.snapshot or param.snapshot_after_train) and (ranks is None or ranks.rank == 0)
+    with (
+        writing_alone(param.snapshot_prefix) if writes else nullcontext(),
+        SignalRequests(action(args.sigint_effect), action(args.sighup_effect)) as requests,
+    ):
         if args.snapshot:
             del param.weights[:]
         elif args.weights:

@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from imae.layers.data_resources import DataResources, usable_cores
+from imae.layers.data_resources import DataResources, most_threads, usable_cores
 from imae.layers.memory import memory_size
 from imae.prototxt.errors import DeviceError, ImaeError
 
@@ -136,6 +136,6 @@ def set_threads(count: int | None, processes: int = 1) -> None:
     if count is None and processes > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         count = max(1, usable_cores() // processes)
     if count is not None:
-        if count < 1:
-            raise ImaeError(f"--threads must be at least 1, got {count}")
+        if not 1 <= count <= most_threads():
+            raise ImaeError(f"--threads must be 1 to {most_threads()} on this machine, got {count}")
         torch.set_num_threads(count)

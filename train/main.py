@@ -6,7 +6,8 @@
 
 Caffe's spellings work: -solver=X, --solver X, -gpu all; convert_imageset for convert-imageset. The log goes
 to stderr. Exit status: 0, also where a signal ended the training early; 1 where an upgrade left something out
-or compared logs differ; 2 for bad input or a loss that is not finite, which one line on stderr describes;
+or compared logs differ; 2 for bad input, a loss that is not finite, or memory or room on a disk that there
+is not, which one line on stderr describes;
 130 where Ctrl-C ended another command, or a second one the training; 141 where nobody reads the output any
 more.
 """
@@ -14,6 +15,7 @@ more.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import importlib.util
 import logging
@@ -21,7 +23,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from difflib import get_close_matches
 from importlib.metadata import version
 from typing import NoReturn, Protocol, cast
@@ -95,20 +97,75 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    _open_what_is_closed()
+    try:
+        return _status(sys.argv[1:] if arguments is None else arguments)
+    finally:
+        _drop_what_cannot_be_written()
+
+
+def _status(arguments: Sequence[str]) -> int:
     try:
         with _log_on_stderr():  # which ends before an error's line: that is the last
-            status = _run(sys.argv[1:] if arguments is None else arguments)
+            status = _run(arguments)
             sys.stdout.flush()
             return status
     except ImaeError as error:
-        print("imae:", " ".join(str(error).splitlines()), file=sys.stderr)
-        return 2
+        return _say(" ".join(str(error).splitlines()), 2)
     except KeyboardInterrupt:
-        print("imae: interrupted", file=sys.stderr)
-        return 130
+        return _say("interrupted", 130)
     except BrokenPipeError:  # whoever read our output has stopped reading, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in NO_ROOM or error.filename is not None:
+            raise
+        return _say(f"the output cannot be written: {error.strerror}", 2)
+    except MemoryError:
+        return _say(NO_MEMORY, 2)
+    except RuntimeError as error:
+        remedy = next((text for words, text in REFUSED.items() if words in str(error)), None)
+        if remedy is None:
+            raise
+        return _say(remedy, 2)
+
+
+NO_MEMORY = "there is not enough memory; choose smaller sizes, or raise the limit (ulimit -v)"
+NO_THREAD = "no further thread can be started; end other processes, or raise the limit (ulimit -u)"
+# What Python and torch raise where the system refuses them something.
+REFUSED = {"can't start new thread": NO_THREAD, "DefaultCPUAllocator: ": NO_MEMORY}
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _say(line: str, status: int) -> int:
+    with suppress(OSError):  # the disk of the log can be full, too
+        print("imae:", line, file=sys.stderr)
+    return status
+
+
+def _open_what_is_closed() -> None:
+    """Put the null device in the place of a standard stream that is closed (`>&-`).
+
+    Else the next file that is opened takes its number, and gets what libraries write there.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the least number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for the rest of the process
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Let Python not try once more, at its end, to write what was refused: that changes the status."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 def _run(arguments: Sequence[str]) -> int:

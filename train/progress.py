@@ -17,14 +17,21 @@ if TYPE_CHECKING:
 class StderrHandler(logging.Handler):
     """Writes log lines to stderr; a bar that is shown there steps aside for them.
 
-    Once it is closed it writes no more, whatever a thread that still runs has to say.
+    Once it is closed it writes no more, whatever a thread that still runs has to say. A line for which there
+    is no room (a full disk, a quota) is lost: a training goes on without it, as under glog.
     """
 
     closed = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not self.closed:
+        if self.closed:
+            return
+        try:
             tqdm.write(self.format(record), file=sys.stderr)
+        except BrokenPipeError:  # nobody reads: see main
+            raise
+        except OSError:
+            return
 
     def close(self) -> None:
         self.acquire()

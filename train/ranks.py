@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -60,6 +60,12 @@ class Group(Ranks):
     """
 
     def __init__(self) -> None:
+        named = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")]
+        if all(map(str.isdecimal, named)) and int(named[0]) >= int(named[1]):  # it would wait for ever
+            raise DeviceError(
+                f"The ranks cannot meet: RANK {named[0]} is none of WORLD_SIZE {named[1]}, counted from 0; "
+                "start them with torchrun"
+            )
         try:
             store, rank, size = next(rendezvous("env://"))
             self._watched, _, _ = next(rendezvous("env://"))  # for the thread: a store answers one at a time
@@ -173,7 +179,8 @@ class Group(Ranks):
                 failed, reason = True, _lost(error)
             if failed and not self._over.wait(PAUSE):
                 if reason:  # else the one that has failed says it
-                    print(f"imae: rank {self.rank}: {reason}", file=sys.stderr, flush=True)
+                    with suppress(OSError):  # there may be no room for the log
+                        print(f"imae: rank {self.rank}: {reason}", file=sys.stderr, flush=True)
                 os._exit(2)
 
 

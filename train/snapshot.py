@@ -5,7 +5,10 @@ Caffe's order, and Caffe reads them. Beyond that, `run` holds what an exact resu
 save: places in the data, random generators, the window of the smoothed loss. Caffe passes over it.
 
 Files are written beside, synced, then renamed: nobody ever sees half of one. A disk or a copy can still
-damage them, so where there is a `run` there is a checksum over all the rest, too.
+damage them, so a file with a `run` ends in a seal: the CRC-32 of all bytes before it. In a binary file that
+is a field which Caffe passes over, in HDF5 it stands behind what the library reads. `run` says that there
+must be one. Earlier versions had a checksum in `run` instead, over all the rest; their files are read, with a
+word in the log, since a damaged `run` is not noticed there unless it cannot be read.
 
 A snapshot is a model and a state: PREFIX_iter_N.caffemodel and PREFIX_iter_N.solverstate, with .h5 behind in
 HDF5. The state is written last: where both are, both are whole.
@@ -22,7 +25,8 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any
@@ -32,19 +36,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imae.layers.blob import blob_from_array, exact_array_from_blob, single_or_double
-from imae.layers.hdf5_file import HDF5_ERRORS, TEXT, DataSets, hdf5_content
+from imae.layers.hdf5_file import HDF5_ERRORS, TEXT, hdf5_content, open_hdf5
 from imae.prototxt import SolverState
 from imae.prototxt.dialects import fork_hint, read_state_dialect
 from imae.prototxt.errors import CaffemodelError, FileError, PrototxtError, SnapshotError
-from imae.prototxt.files import write_atomically
-from imae.prototxt.text import read_binary
+from imae.prototxt.files import open_to_read, write_atomically
+from imae.prototxt.text import parse_binary, read_content
 
 logger = logging.getLogger(__name__)
 
 Array = NDArray[np.floating[Any]]
 AnyPath = str | os.PathLike[str]
 RUN = "imae_run"  # the dataset of `run`
-CHECKSUM = "checksum"  # its place in `run`
+SEALED = "sealed"  # in `run`: the file has a seal
+CHECKSUM = "checksum"  # in `run`, of earlier versions: the CRC-32 of all the rest
+# Field 1001 of SolverState (see caffe.proto), 21 bytes long.
+SEAL = re.compile(rb"\xca\x3e\x15imae, CRC-32 ([0-9a-f]{8})")
+SEAL_SIZE = 24
 
 
 @dataclass
@@ -54,6 +62,7 @@ class State:
     history   float32 or float64 arrays, one or two per learnable parameter
     run       for an exact resume: nested dicts and lists of numbers, strings, bytes and arrays; empty where
               Caffe wrote the file
+    sealed    whether the file had a checksum over all of it
     """
 
     iteration: int
@@ -61,11 +70,13 @@ class State:
     current_step: int
     history: list[Array]
     run: dict[str, Any] = field(default_factory=dict)
+    sealed: bool = False
 
 
 def write_state(state: State, path: AnyPath) -> None:
     """Write a state, as HDF5 where the path ends in .h5; FileError where that is not possible."""
-    write_atomically(path, _to_hdf5(state) if _is_hdf5(path) else _to_binary(state))
+    data = _to_hdf5(state) if _is_hdf5(path) else _to_binary(state)
+    write_atomically(path, seal(data) if state.run else data)
 
 
 def read_state(path: AnyPath, dialect: str | None = None) -> State:
@@ -75,16 +86,36 @@ def read_state(path: AnyPath, dialect: str | None = None) -> State:
     """
     if dialect and _is_hdf5(path):
         raise SnapshotError(f"{path}: dialects are of binary files, this is HDF5; leave out --dialect")
-    state = _from_hdf5(path) if _is_hdf5(path) else _from_binary(path, dialect)
-    if state.run and state.run.pop(CHECKSUM, None) not in (None, _checksum(state)):
+    try:
+        data = read_content(path)
+    except PrototxtError as error:
+        raise SnapshotError(str(error)) from None
+    found = SEAL.fullmatch(data[-SEAL_SIZE:])
+    whole = found is not None and int(found[1], 16) == zlib.crc32(memoryview(data)[:-SEAL_SIZE])
+    if found and not whole:
         raise SnapshotError(f"{path}: damaged: its checksum is not that of its content")
+    state = _from_hdf5(path) if _is_hdf5(path) else _from_binary(path, data, dialect)
+    state.sealed = whole
+    if not state.run or whole:
+        state.run.pop(SEALED, None)
+    elif SEALED in state.run:
+        raise SnapshotError(f"{path}: damaged: its checksum is gone: it was cut, or another program wrote it")
+    elif state.run.pop(CHECKSUM, None) != _checksum(state):
+        raise SnapshotError(f"{path}: damaged: its checksum is not that of its content")
+    else:
+        logger.warning("%s is of an earlier version, whose checksum leaves out how the run stood", path)
     return state
 
 
+def seal(data: bytes) -> bytes:
+    """The bytes of a solver state with their checksum behind them."""
+    return data + b"\xca\x3e\x15imae, CRC-32 %08x" % zlib.crc32(data)
+
+
 def file_checksum(path: AnyPath) -> int:
-    """The CRC-32 of a file's content."""
+    """The CRC-32 of a file's content; OSError where it cannot be read."""
     checksum = 0
-    with open(path, "rb") as file:
+    with open_to_read(path) as file:
         while chunk := file.read(1 << 20):
             checksum = zlib.crc32(chunk, checksum)
     return checksum
@@ -142,6 +173,61 @@ def remove_older(prefix: str, iteration: int, keep: int, spared: Collection[str]
                     logger.warning("cannot remove '%s': %s", path, error.strerror)
 
 
+@contextmanager
+def writing_alone(prefix: str) -> Iterator[None]:
+    """Keep other trainings from writing snapshots under a prefix while the block runs.
+
+    FileError where one does already: each would overwrite the other's, and `keep` would remove them. What
+    says so is a lock on a file `.PREFIX.lock`, which the system takes off whatever ends the process. Where
+    files cannot be locked, the block just runs.
+    """
+    handle = _lock(prefix)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            with suppress(OSError):
+                os.unlink(_lock_path(prefix))  # while locked: whoever gets it looks whether it is there
+            os.close(handle)
+
+
+def _lock(prefix: str) -> int | None:
+    """The open file that is locked; None where that cannot be done."""
+    try:
+        import fcntl  # not on all systems
+    except ModuleNotFoundError:
+        return None
+    path = _lock_path(prefix)
+    while True:
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            handle = os.open(path, flags, 0o666)
+        except (OSError, ValueError):  # no such folder, not writable, a zero byte: the solver says so
+            return None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.stat(path), os.fstat(handle)):
+                return handle
+            os.close(handle)  # it was another training's, which has just ended
+        except FileNotFoundError:
+            os.close(handle)
+        except BlockingIOError:
+            os.close(handle)
+            raise FileError(
+                f"another training writes its snapshots under snapshot_prefix '{prefix}' now; wait for its "
+                "end, or choose another snapshot_prefix"
+            ) from None
+        except OSError:
+            os.close(handle)
+            return None
+
+
+def _lock_path(prefix: str) -> str:
+    folder, base = os.path.split(prefix)
+    name = base if len(base.encode()) <= 200 else f"{base[:50]}.{zlib.crc32(base.encode()):08x}"
+    return os.path.join(folder, f".{name}.lock")
+
+
 def check_removable(prefix: str) -> None:
     """FileError for a prefix under which nothing may be removed, since it leads out of the working directory.
 
@@ -166,14 +252,14 @@ def _to_binary(state: State) -> bytes:
         current_step=state.current_step,
         history=[blob_from_array(values) for values in state.history],
     )
-    # `run` in front: a file that was cut has lost some of the rest then, and the checksum notices.
+    # `run` in front: a file that was cut still has it, and so is known to lack its seal.
     run = SolverState(imae_run=_pack_run(state)).SerializeToString() if state.run else b""
     return run + message.SerializeToString()
 
 
-def _from_binary(path: AnyPath, dialect: str | None) -> State:
+def _from_binary(path: AnyPath, data: bytes, dialect: str | None) -> State:
     try:
-        message = read_state_dialect(path, dialect) if dialect else read_binary(path, SolverState)
+        message = read_state_dialect(path, dialect) if dialect else parse_binary(data, SolverState, path)
         history = [exact_array_from_blob(blob) for blob in message.history]
     except PrototxtError as error:
         raise SnapshotError(str(error)) from None
@@ -200,16 +286,15 @@ def _to_hdf5(state: State) -> bytes:
 
 def _from_hdf5(path: AnyPath) -> State:
     try:
-        with h5py.File(path, "r") as file:
-            read, history = DataSets(file).read, file["history"]
+        with open_hdf5(path) as data_sets:
+            read, names, count = data_sets.read, data_sets.names(""), len(data_sets.names("history"))
+            name = bytes(read("learned_net", TEXT)[()]) if "learned_net" in names else b""
             return State(
-                index(read(file["iter"])[0]),
-                bytes(read(file["learned_net"], TEXT)[()]).rstrip(b"\0").decode()
-                if "learned_net" in file
-                else "",
-                index(read(file["current_step"])[0]),
-                [single_or_double(read(history[str(place)])) for place in range(len(history))],
-                unpack(read(file[RUN]).tobytes(), path) if RUN in file else {},
+                index(read("iter")[0]),
+                name.rstrip(b"\0").decode(),
+                index(read("current_step")[0]),
+                [single_or_double(read(f"history/{place}")) for place in range(count)],
+                unpack(read(RUN).tobytes(), path) if RUN in names else {},
             )
     except HDF5_ERRORS as error:
         if not os.path.isfile(path):
@@ -221,7 +306,7 @@ def _from_hdf5(path: AnyPath) -> State:
 
 
 def _checksum(state: State) -> int:
-    """The CRC-32 of all values but `run`."""
+    """The CRC-32 of all values but `run`, as earlier versions had it."""
     checksum = zlib.crc32(f"{state.iteration} {state.current_step} {state.learned_net}".encode())
     for values in state.history:
         checksum = zlib.crc32(single_or_double(values).tobytes(), checksum)
@@ -229,7 +314,7 @@ def _checksum(state: State) -> int:
 
 
 def _pack_run(state: State) -> bytes:
-    return pack({**state.run, CHECKSUM: _checksum(state)})
+    return pack({SEALED: True, **state.run})
 
 
 def pack(tree: dict[str, Any]) -> bytes:

@@ -164,7 +164,8 @@ class Solver:
         self._lap: tuple[float, int] | None = None
         self._norms: list[Tensor] = []
         self._before_tests: dict[str, Any] | None = None
-        self._say("solver.cpp:45", f"Initializing solver from parameters: \n{to_text(param)}".rstrip("\n"))
+        text = f"Initializing solver from parameters: \n{to_text(param)}".rstrip("\n")
+        logger.info(text, extra={"caffe": "solver.cpp:45", "lines": True})
         self._check_param()
         self.random = random if random is not None else CaffeRandom(None)
         if param.random_seed >= 0:
@@ -224,6 +225,8 @@ class Solver:
             raise PrototxtError(
                 f"Unknown regularization type: {param.regularization_type} (known types: L1, L2)"
             )
+        if "\0" in param.snapshot_prefix:
+            raise PrototxtError(f"there is a zero byte in snapshot_prefix '{param.snapshot_prefix}'")
         if param.snapshot:
             if not param.HasField("snapshot_prefix"):
                 raise PrototxtError("In solver params, snapshot is specified but snapshot_prefix is not")
@@ -576,11 +579,12 @@ class Solver:
             self._last_finite = path if finite else self._last_finite
             return path
         self._say("solver.cpp:474" if hdf5 else "solver.cpp:464", f"Snapshotting to {kind} {model}")
-        save_caffemodel(self.net, model, hdf5=hdf5, diff=self.param.snapshot_diff)
+        # Not of the file read again: another program may have removed or replaced it.
+        checksum = save_caffemodel(self.net, model, hdf5=hdf5, diff=self.param.snapshot_diff)
         place = "sgd_solver.cpp:296" if hdf5 else "sgd_solver.cpp:284"
         self._say(place, f"Snapshotting solver state to {kind} {path}")
         history = [_array(blob) for blob in self.history]
-        run = {**run, "model": file_checksum(model), "finite": finite}
+        run = {**run, "model": checksum, "finite": finite}
         write_state(State(self.iteration, model, self.current_step, history, run), path)
         if finite:
             self._last_finite = path
@@ -621,6 +625,7 @@ class Solver:
 
         One that is damaged, half there, of another net, or of weights that are not finite is passed over with
         a line in the log. SnapshotError where one is whole and cannot be gone on with: the data have changed.
+        One of an earlier version may also be damaged then: it is passed over, too, if there is another one.
         """
         prefix = self.param.snapshot_prefix
         if self._rank:
@@ -628,7 +633,7 @@ class Solver:
             if path:
                 self._go_on(path, self._load(path, model, as_caffe=as_caffe), as_caffe)
             return path
-        snapshots = find_snapshots(prefix)
+        snapshots, failed = find_snapshots(prefix), None
         for snapshot in snapshots:
             try:
                 if not snapshot.state or not snapshot.model:
@@ -640,8 +645,17 @@ class Solver:
                 continue
             self._say("caffe.cpp:235", f"Resuming from {snapshot.state}")
             self._said(f"{snapshot.state}\0{snapshot.model}")
-            self._go_on(snapshot.state, state, as_caffe)
+            try:
+                self._go_on(snapshot.state, state, as_caffe)
+            except SnapshotError as error:
+                if state.sealed or self.ranks is not None:
+                    raise
+                logger.warning("Passing over a snapshot: %s", error)
+                failed = error
+                continue
             return snapshot.state
+        if failed is not None:  # some of it has been taken already: there is no start from scratch any more
+            raise failed
         self._said("")
         which = "whole snapshot" if snapshots else "snapshot"
         logger.info("There is no %s %s_iter_*: the training starts from scratch", which, prefix)
@@ -678,7 +692,11 @@ class Solver:
                     f"the working directory, start where the snapshot was taken"
                 )
             written_with = None if as_caffe else state.run.get("model")
-            if written_with not in (None, file_checksum(model)):
+            try:
+                damaged = written_with not in (None, file_checksum(model))
+            except OSError as error:
+                raise SnapshotError(f"{path}: {model}: cannot be read: {error.strerror}") from None
+            if damaged:
                 raise SnapshotError(
                     f"{path}: {model} is damaged, or another model than it was written with "
                     f"(--resume-as-caffe takes it all the same)"

@@ -235,9 +235,9 @@ def checked_batch_size(param: LayerParameter, batch_size: int) -> int:
     return batch_size
 
 
-def log(logger: logging.Logger, source: str, message: str) -> None:
-    """Log a line of Caffe's under the place that Caffe logs it from."""
-    logger.info(message, extra={"caffe": source})
+def log(logger: logging.Logger, source: str, message: str, lines: bool = False) -> None:
+    """Log a line of Caffe's, or several `lines`, under the place that Caffe logs it from."""
+    logger.info(message, extra={"caffe": source, "lines": lines})
 
 
 def output_data_size(shape: Shape) -> str:

@@ -32,7 +32,7 @@ from imae.layers.data.base_data import (
     checked_batch_size,
     log,
 )
-from imae.layers.hdf5_file import HDF5_ERRORS, DataSets
+from imae.layers.hdf5_file import HDF5_ERRORS, DataSets, open_hdf5
 from imae.layers.layer import DataLayer, Shape
 from imae.layers.registry import register_layer
 from imae.prototxt.errors import DataError, SnapshotError
@@ -185,9 +185,8 @@ def read_file_list(source: str) -> list[str]:
 def read_data_sets(path: str, names: list[str]) -> list[NDArray[np.float32]]:
     """The data sets of these names as float32, of one number of rows."""
     try:
-        with h5py.File(path, "r") as file:
-            data_sets = DataSets(file)
-            arrays = [_read_data_set(file, data_sets, path, name) for name in names]
+        with open_hdf5(path) as data_sets:
+            arrays = [_read_data_set(data_sets, path, name) for name in names]
     except DataError:
         raise
     except HDF5_ERRORS as error:
@@ -202,10 +201,14 @@ def read_data_sets(path: str, names: list[str]) -> list[NDArray[np.float32]]:
     return arrays
 
 
-def _read_data_set(file: h5py.File, data_sets: DataSets, path: str, name: str) -> NDArray[np.float32]:
-    data_set = file.get(name)
+def _read_data_set(data_sets: DataSets, path: str, name: str) -> NDArray[np.float32]:
+    try:
+        data_set = data_sets.find(name)
+    except KeyError:
+        data_set = None
     if not isinstance(data_set, h5py.Dataset):
-        raise DataError(f"Failed to find HDF5 dataset {name} in '{path}'; it has {', '.join(file) or 'none'}")
+        there = ", ".join(data_sets.file) or "none"
+        raise DataError(f"Failed to find HDF5 dataset {name} in '{path}'; it has {there}")
     kind = data_set.id.get_type().get_class()
     if kind in UNSUPPORTED:
         raise DataError(f"HDF5 file '{path}', {name}: Unsupported datatype class: H5T_{UNSUPPORTED[kind]}")

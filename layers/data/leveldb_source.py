@@ -35,6 +35,8 @@ def open_leveldb(path: AnyPath) -> LeveldbSource:
         problem = "No such file or directory; a relative path starts at the working folder"
     elif not (folder / "CURRENT").is_file():  # LevelDB would leave files in it
         problem = "there is no file CURRENT in it, so it is no LevelDB"
+    elif strange := [path.name for path in folder.iterdir() if not path.is_file() and not path.is_dir()]:
+        problem = f"{strange[0]} in it is no regular file"  # LevelDB would wait for a pipe
     else:
         source = LeveldbSource(os.fspath(path), _open(folder))
         if not len(source):

@@ -18,7 +18,7 @@ import os
 import threading
 import weakref
 from collections.abc import Hashable, Iterator
-from typing import IO, NamedTuple, NoReturn
+from typing import IO, NamedTuple, NoReturn, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from imae.layers.data.datum import parse_datum
 from imae.prototxt import Datum
 from imae.prototxt.errors import DataError
 from imae.prototxt.file_kinds import FileKind, mistaken_for
-from imae.prototxt.files import AnyPath
+from imae.prototxt.files import AnyPath, open_to_read
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
 BRANCH, LEAF, META_PAGE = 1, 2, 8  # flags of a page
@@ -70,7 +70,7 @@ def open_lmdb(path: AnyPath) -> LmdbSource:
         in_folder = os.path.isdir(name)
         there = not in_folder or "data.mdb" in os.listdir(name)
         file_name = os.path.join(name, "data.mdb") if in_folder else name
-        file = open(file_name, "rb", buffering=0) if there else None  # noqa: SIM115  # LmdbSource closes it
+        file = cast(IO[bytes], open_to_read(file_name).detach()) if there else None  # LmdbSource closes it
     except FileNotFoundError:
         raise DataError(
             f"lmdb '{name}': No such file or directory; a relative path starts at the working folder"

@@ -46,7 +46,7 @@ from imae.layers.data.base_data import (
 from imae.layers.data.datum import decode_image, read_file
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
-from imae.prototxt.errors import DataError, SnapshotError
+from imae.prototxt.errors import DataError, SnapshotError, printable
 from imae.prototxt.file_kinds import mistaken_for
 from imae.prototxt.files import read_bytes
 
@@ -121,7 +121,8 @@ class WindowData(PrefetchingLayer):
             f"  background (non-object) overlap threshold: {window.bg_threshold:g}\n"
             f"  foreground sampling fraction: {window.fg_fraction:g}\n"
             f"  cache_images: {window.cache_images:d}\n"
-            f"  root_folder: {window.root_folder}",
+            f"  root_folder: {printable(window.root_folder)}",
+            lines=True,
         )
         self.draws = self.random.fork()
         self.paths, windows = read_windows(window.source)

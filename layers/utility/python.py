@@ -279,6 +279,10 @@ class Python(Layer):
         return method
 
     def _import(self, module_name: str, class_name: str) -> Callable[[LayerParameter], Any]:
+        if "" in module_name.split(".") or "\0" in module_name:
+            raise self.error(
+                f"python_param.module {module_name!r} is no module's name; write it as `import` has it"
+            )
         _make_caffe_importable()
         if os.getcwd() not in sys.path:  # for good: the user's code may import more when it runs
             sys.path.append(os.getcwd())

@@ -136,22 +136,22 @@ def picked(x: Tensor, windows: PoolWindows) -> Tensor:
 
 def max_pool(x: Tensor, windows: PoolWindows) -> Tensor:
     """The maxima."""
-    if windows.fits_torch(x.shape[2:]):
+    fits, windows = windows.fits_torch(x.shape[2:]), windows.near(x.shape[2:])  # torch's stride has 31 bits
+    if fits:
         if windows.one_pixel:
             return picked(x, windows)
         return F.max_pool2d(x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor)
-    windows = windows.near(x.shape[2:])
     return F.max_pool2d(windows.padded(x, torch.finfo(x.dtype).min), windows.kernel, windows.stride)
 
 
 def max_pool_with_mask(x: Tensor, windows: PoolWindows) -> tuple[Tensor, Tensor]:
     """The maxima and where they are."""
-    if windows.fits_torch(x.shape[2:]):
+    fits, windows = windows.fits_torch(x.shape[2:]), windows.near(x.shape[2:])
+    if fits:
         top, index = F.max_pool2d_with_indices(
             x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor
         )
         return top, index.to(x.dtype)
-    windows = windows.near(x.shape[2:])
     padded = windows.padded(x, torch.finfo(x.dtype).min)
     top, index = F.max_pool2d_with_indices(padded, windows.kernel, windows.stride)
     row = index // padded.shape[3] - windows.pad[0]
@@ -163,11 +163,11 @@ def max_pool_with_mask(x: Tensor, windows: PoolWindows) -> tuple[Tensor, Tensor]
 
 def average_pool(x: Tensor, windows: PoolWindows) -> Tensor:
     """The averages."""
-    if windows.fits_torch(x.shape[2:]):  # torch's divisor is Caffe's
-        if windows.one_pixel:
-            return picked(x, windows)
-        return F.avg_pool2d(x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor)
     near = windows.near(x.shape[2:])
+    if windows.fits_torch(x.shape[2:]):  # torch's divisor is Caffe's
+        if near.one_pixel:
+            return picked(x, near)
+        return F.avg_pool2d(x, near.kernel, near.stride, near.pad, ceil_mode=not near.floor)
     sums = F.avg_pool2d(near.padded(x, 0), near.kernel, near.stride, divisor_override=1)
     return sums / windows.areas(x, x.shape[2:])
 

@@ -25,6 +25,16 @@ def times(draw: Draw) -> int:
     return draw.item([10**3, 10**6] if draw.number(0, 19) == 19 else [1, 1, 2, 3, 10, 100])
 
 
+RUN_LENGTHS = [10**2, 10**3, 10**4, 10**5, 10**6]
+
+
+def run_of(draw: Draw, units: Sequence[bytes]) -> bytes:
+    """One of a few bytes, over and over."""
+    length = draw.item(RUN_LENGTHS) if draw.number(0, 2) == 0 else draw.number(2, 300)
+    unit = draw.item(units)
+    return unit * (length // len(unit))
+
+
 # -- bytes ---------------------------------------------------------------------------------------------------
 
 
@@ -45,7 +55,7 @@ def mutated_bytes(
 
 
 def _edit(draw: Draw, data: bytearray, place: int, seeds: Sequence[bytes]) -> None:
-    kind = draw.number(0, 15)
+    kind = draw.number(0, 16)
     length = draw.number(1, 64)
     if kind <= 3:
         data[place : place + 1] = bytes([draw.number(0, 255)])
@@ -70,6 +80,9 @@ def _edit(draw: Draw, data: bytearray, place: int, seeds: Sequence[bytes]) -> No
         data[place:] = other[draw.number(0, max(len(other) - 1, 0)) :]
     elif kind == 14:
         data[place : place + length] = bytes([draw.item([0, 0, 255])]) * length
+    elif kind == 15:
+        units = [data[place : place + 1] or b"\0", b"\0", b"\xff", b"(", b"[", b"\\", bytes([draw.number(0, 255)])]
+        data[place:place] = run_of(draw, list(map(bytes, units)))
     else:
         begin = draw.number(0, max(len(data) - 1, 0))
         data[place : place + length] = data[begin : begin + length]
@@ -111,12 +124,16 @@ ODD_NUMBERS = [
 ]
 
 
+RUNS = [b"\\", b"\\\\", b"\\\\", b"\\\\", b'"', b"'", b'\\"', b"#", b"{", b"}", b"[", b"<", b" ", b"\n", b"\t", b"0", b"-", b"a"]
+RUNS += [b"\\x4", b"\\1", b"/", b".", b",", b":", b"\xc3\xa4", b"\x80", b"''", b'"" ']
+
+
 @choosing
 def mutated_text(draw: Draw, seeds: Sequence[bytes], words: Sequence[bytes] = ()) -> bytes:
     """A seed after a few edits of its tokens or lines; `words` is the vocabulary of the language."""
     tokens = TOKEN.findall(draw.item(seeds))
     for _ in range(draw.number(1, 4)):
-        kind = draw.number(0, 13)
+        kind = draw.number(0, 14)
         place = draw.number(0, max(len(tokens) - 1, 0))
         end = min(place + draw.number(1, 12), len(tokens))
         if kind <= 3:
@@ -149,6 +166,13 @@ def mutated_text(draw: Draw, seeds: Sequence[bytes], words: Sequence[bytes] = ()
             other = TOKEN.findall(draw.item(seeds))
             begin = draw.number(0, max(len(other) - 1, 0))
             tokens[place:place] = other[begin : begin + draw.number(1, 60)]
+        elif kind == 13:
+            strings = [i for i, token in enumerate(tokens) if token[:1] in (b'"', b"'") and len(token) > 1]
+            if strings and draw.coin():
+                old = draw.item(strings)
+                tokens[old] = tokens[old][:1] + run_of(draw, RUNS) + tokens[old][1:]
+            else:
+                tokens.insert(place, run_of(draw, RUNS))
         else:
             blocks = [block for block in _blocks(tokens) if block[1] > block[0]]
             if blocks:

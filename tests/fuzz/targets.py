@@ -209,7 +209,9 @@ def net(data: bytes) -> None:
             inputs = {name: torch.zeros(built.blob_shapes[name]) for name in built.inputs}
             blobs = built.forward(inputs)
             built.loss(blobs)
-            for name in built.outputs:
+            # What Filter lets through, data decide.
+            known = all(step.layer.type != "Filter" for step in built.steps)
+            for name in built.outputs if known else ():
                 assert tuple(blobs[name].shape) == built.blob_shapes[name], name
     remove(*(name for name in os.listdir() if name not in ("net.prototxt", "db", "input")))
 
@@ -318,9 +320,16 @@ def dialects(data: bytes) -> None:
 
 
 def hdf5_files(make: Callable[[Any], object], names: Sequence[str]) -> Files:
-    """HDF5 files like the one that `make` fills: with other contents under these names, or with other bytes."""
+    """HDF5 files like the one that `make` fills: with other contents under these names, or with other bytes.
+
+    There is a pipe, for which whoever opens it waits for ever, and another file.
+    """
     import h5py
 
+    if not os.path.exists("pipe"):
+        os.mkfifo("pipe")
+    with h5py.File("other.h5", "w") as file:
+        file["x"] = np.ones((4, 3), np.float32)
     seeds = []
     for version in ("earliest", "latest"):
         buffer = io.BytesIO()
@@ -370,14 +379,13 @@ def _replace(draw: Draw, file: Any, name: str) -> None:
 
     parents = [name[:at] for at, letter in enumerate(name) if letter == "/"]
     for parent in parents:
-        link = file.get(parent, getlink=True)
-        if not isinstance(link, h5py.HardLink) or not isinstance(file[parent], h5py.Group):
+        if not is_there(file, parent) or not isinstance(file[parent], h5py.Group):
             return
-    if file.get(name, getlink=True) is not None:
+    if is_there(file, name, hard=False):
         if draw.number(0, 9) == 0:
             return
         del file[name]
-    kind = draw.number(0, 9)
+    kind = draw.number(0, 10)
     shape = draw.item(SHAPES)
     dtype = draw.item(["f4", "f8", "f2", "i4", "u1", "i8", "u8", "?", "S3", "c8", ">f4", ">i2"])
     large = int(np.prod(shape, dtype=object)) > 10**6
@@ -395,16 +403,39 @@ def _replace(draw: Draw, file: Any, name: str) -> None:
     elif kind == 6:
         file.create_group(name)
     elif kind == 7:
-        link = draw.item([h5py.SoftLink("/"), h5py.SoftLink("/no/where"), h5py.SoftLink(f"/{name}")])
-        file[name] = draw.item([link, h5py.ExternalLink("other.h5", "/x"), h5py.ExternalLink("in.h5", "/")])
+        targets = ["/", "/no/where", f"/{name}", "/out/x", "out", "./" * 9 + name.rpartition("/")[2], "/" * 5000]
+        link = h5py.SoftLink(draw.item(targets))
+        places = [(path, inside) for path in OTHER_FILES for inside in ("/x", "/", name)]
+        if not is_there(file, "out", hard=False):
+            file["out"] = h5py.ExternalLink(*draw.item(places))
+        file[name] = draw.item([link, h5py.ExternalLink(*draw.item(places))])
     elif kind == 8:
-        layout = h5py.VirtualLayout(shape or (4,), "f4")
-        layout[...] = h5py.VirtualSource("other.h5", "x", shape or (4,))
-        file.create_virtual_dataset(name, layout)
+        shape = shape if shape and not large else (4, 3)
+        layout = h5py.VirtualLayout(shape, "f4", maxshape=(None, *shape[1:]))
+        source = h5py.VirtualSource(draw.item(OTHER_FILES), draw.item(["x", name, "no"]), shape, maxshape=(None, *shape[1:]))
+        if draw.coin():
+            layout[: h5py.h5s.UNLIMITED] = source[: h5py.h5s.UNLIMITED]
+        else:
+            layout[...] = source
+        file.create_virtual_dataset(name, layout, fillvalue=0)
+    elif kind == 9:
+        shape = shape if shape and not large else (4, 3)
+        size = int(np.prod(shape)) * 8
+        place = (draw.item(OTHER_FILES), draw.item([0, 1, 2**40]), draw.item([size, h5py.h5f.UNLIMITED]))
+        file.create_dataset(name, shape, dtype, external=[place])
     else:
         file.create_dataset(name, data=np.zeros(3, np.dtype([("a", "f4"), ("b", "i4")])))
 
 
+def is_there(file: Any, name: str, hard: bool = True) -> bool:
+    """Whether a group holds a (hard) link; links are not followed, as h5py's own methods do."""
+    import h5py
+
+    links, key = file.id.links, name.encode()
+    return bool(links.exists(key)) and (not hard or links.get_info(key).type == h5py.h5l.TYPE_HARD)
+
+
+OTHER_FILES = ["pipe", ".", "in.h5", "in.solverstate.h5", "other.h5", "/dev/zero", "no.h5", "/etc/passwd"]
 NUMBERS_OF_DATA: list[Any] = [0, 1, 1.5, 255]
 
 
@@ -483,7 +514,19 @@ def binary_states() -> Files:
             state.imae_run = draw(mutated_json(state.imae_run))
         return state.SerializeToString()
 
-    return either(whole, with_run())
+    return sealed(either(whole, with_run()))
+
+
+@choosing
+def sealed(draw: Draw, files: Files) -> bytes:
+    """Solver states, mostly with a checksum that is right, as of somebody who means harm."""
+    from imae.train.snapshot import SEAL, SEAL_SIZE, seal
+
+    data = draw(files)
+    if draw.number(0, 3) == 0:
+        return data
+    has = SEAL.fullmatch(data[-SEAL_SIZE:])
+    return seal(data[:-SEAL_SIZE] if has else data)
 
 
 RUN_WORDS = [
@@ -592,14 +635,81 @@ def fill_state(file: Any) -> None:
 
 def hdf5_states() -> Files:
     (cache["state"],) = solver_states(".h5")
-    return hdf5_files(
-        fill_state, ["iter", "learned_net", "current_step", "history", "history/0", "history/1", "imae_run"]
-    )
+    names = ["iter", "learned_net", "current_step", "history", "history/0", "history/1", "imae_run"]
+    return sealed(hdf5_files(fill_state, names))
 
 
 @target(hdf5_states)
 def solverstate_h5(data: bytes) -> None:
     restore(write("in.solverstate.h5", data))
+
+
+SNAPSHOTS = [f"s_iter_2.{kind}{end}" for end in ("", ".h5") for kind in ("caffemodel", "solverstate")]
+
+
+def damaged_snapshots() -> Files:
+    """What disks and copies do to the second of two snapshots; the first byte says which file it is."""
+    from imae.prototxt import SolverParameter
+
+    made = stateful_solver()
+    for _ in range(2):
+        made.step(1)
+        for form in (SolverParameter.BINARYPROTO, SolverParameter.HDF5):
+            made.param.snapshot_format = form
+            made.snapshot()
+    cache["whole"] = {name: Path(name).read_bytes() for name in SNAPSHOTS}
+    for name in SNAPSHOTS:  # one of the two formats at a time: the other one would be gone on with
+        os.remove(name)
+    cache["solver"] = made
+    made.restore("s_iter_1.solverstate")
+    made.step(3)
+    cache["expected"] = weights_of(made)
+
+    @choosing
+    def damaged(draw: Draw) -> bytes:
+        which = draw.index(SNAPSHOTS)
+        data = bytearray(cache["whole"][SNAPSHOTS[which]])
+        kind, place = draw.number(0, 6), draw.index(data)
+        length = draw.item([1, 2, 8, 64, 512, 4096])
+        if kind <= 3:
+            for _ in range(draw.item([1, 1, 1, 2, 5])):
+                data[draw.index(data)] ^= 1 << draw.number(0, 7)
+        elif kind == 4:
+            data[place : place + length] = bytes(len(data[place : place + length]))
+        elif kind == 5:
+            del data[place:]
+        else:
+            other = draw.index(data)
+            part = data[other : other + length]
+            data[place : place + len(part)] = part
+        return bytes([which]) + data
+
+    return damaged()
+
+
+def weights_of(made: Any) -> bytes:
+    return b"".join(blob.detach().numpy().tobytes() for blob in (*made.net.learnable, *made.history))
+
+
+@target(damaged_snapshots)
+def resume_auto(data: bytes) -> None:
+    """A damaged snapshot is passed over, and the run goes on from the one before as if it were alone."""
+    from imae.prototxt.errors import SnapshotError
+
+    name = SNAPSHOTS[data[0]]
+    pair = [other for other in SNAPSHOTS if other.endswith(".h5") == name.endswith(".h5")]
+    for other in pair:
+        write(other, data[1:] if other == name else cache["whole"][other])
+    made = cache["solver"]
+    made.restore_newest()
+    gone_on = made.iteration
+    made.step(3 if gone_on == 1 else 2)
+    for other in pair:
+        os.remove(other)
+    assert gone_on == (2 if data[1:] == cache["whole"][name] else 1), gone_on
+    assert weights_of(made) == cache["expected"]
+    if gone_on == 1:
+        raise SnapshotError("passed over")
 
 
 # -- pictures and databases ----------------------------------------------------------------------------------
@@ -923,6 +1033,34 @@ def tar(parts: dict[str, bytes], mode: str = "w") -> bytes:
     return buffer.getvalue()
 
 
+def sparse(draw: Draw, name: str) -> bytes:
+    """A member that says it is larger than what it brings, in one of tar's four forms."""
+    numbers = [0, 1, 512, 3073, 3073 * 20000, 2**31, 2**40, 2**63, 2**64, 10**30]
+    size, offset, count = draw.item(numbers), draw.item(numbers), draw.item([0, 0, 1, 512, 3073, 2**40])
+    kind, info, content = draw.number(0, 3), tarfile.TarInfo(name), b""
+    if kind == 0:
+        info.type = tarfile.GNUTYPE_SPARSE
+        header = bytearray(info.tobuf(tarfile.GNU_FORMAT, errors="surrogateescape"))
+        header[386:398], header[398:410], header[483:495] = (b"%011o\0" % (n % 8**11) for n in (offset, count, size))
+        header[482] = draw.item([0, 0, 1, 255])
+        header[148:156] = b"%06o\0 " % sum(header[:148] + b" " * 8 + header[156:])
+        return bytes(header) + bytes(512 * draw.number(0, 2))
+    if kind == 1:
+        rows = draw.item([1, 1, 0, 2, 10**6])
+        content = draw.item([b"%d\n%d\n%d\n" % (rows, offset, count), b"x\n", b"-1\n", b"9" * 600, b""])
+        content += bytes(-len(content) % 512)
+        info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": draw.item(["0", "0", "x"])}
+        info.pax_headers |= {"GNU.sparse.name": name, "GNU.sparse.realsize": draw.item([str(size), "x", "-1"])}
+    elif kind == 2:
+        odd = draw.item([f"{offset},{count}", f"{offset},{count}", f"{offset}", "x,y", ",,,", "-1,-1"])
+        info.pax_headers = {"GNU.sparse.map": odd, "GNU.sparse.size": str(size)}
+    else:
+        info.pax_headers = {"GNU.sparse.size": str(size), "GNU.sparse.numblocks": "1"}
+        info.pax_headers |= {"GNU.sparse.offset": str(offset), "GNU.sparse.numbytes": str(count)}
+    info.size = len(content)
+    return info.tobuf(tarfile.PAX_FORMAT, errors="surrogateescape") + content
+
+
 def _tar_places(data: bytes) -> list[int]:
     return [
         i + k for i in range(0, len(data), 512) if data[i + 257 : i + 262] == b"ustar" for k in range(512)
@@ -946,7 +1084,12 @@ def cifar_archives() -> Files:
         )
         return tar({"train": broken, "test": short})
 
-    return either(mutated_bytes(seeds, _tar_places), mutated_bytes(packed), inside())
+    @choosing
+    def with_sparse(draw: Draw) -> bytes:
+        names = [*binary][: draw.number(1, len(binary))]
+        return b"".join(sparse(draw, name) for name in names) + tar({n: binary[n] for n in binary if n not in names})
+
+    return either(mutated_bytes(seeds, _tar_places), mutated_bytes(packed), inside(), with_sparse())
 
 
 @target(cifar_archives)
@@ -995,6 +1138,8 @@ def folder_archives(draw: Draw) -> bytes:
             except (ValueError, UnicodeEncodeError):  # a name that this format cannot hold
                 continue
     data = buffer.getvalue()
+    if draw.number(0, 3) == 0:
+        data = sparse(draw, draw.item(["a/1.png", "b/2.png"])) + data
     if draw.number(0, 2) == 0:
         data = draw(mutated_bytes([data], _tar_places))
     return gzip.compress(data, 1) if draw.coin() else data
