@@ -205,9 +205,8 @@ class _Training(Solver):
     ) -> None:
         self._images, self.record, self._path = images, record, path
         self._began = time.monotonic()
-        reduced = set_precision(
-            record.run.precision, device
-        )  # of the training; tests are in single precision
+        # Of the training; tests are in single precision.
+        reduced = set_precision(record.run.precision, device)
 
         def executor(net: Net) -> Executor:
             if recorder is None:
@@ -342,12 +341,20 @@ def _then(before: str, now: str) -> str:
 
 
 def commit_words() -> str:
-    """The commit of the code that runs, "-dirty" behind it if tracked files differ from it; "" if unknown."""
+    """The commit of the code that runs, "-dirty" after it if tracked files differ from it.
+
+    "" where that is not known: without git, or where this file is no part of a checkout.
+    """
+    commands = (
+        ("ls-files", "--error-unmatch", Path(__file__).name),
+        ("rev-parse", "HEAD"),
+        ("status", "--porcelain", "--untracked-files=no"),
+    )
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        head, changed = (
+        _, head, changed = (
             subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+            for words in commands
         )
     except (OSError, subprocess.CalledProcessError):
         return ""
