@@ -1,8 +1,8 @@
 """The tolerances of all tests, with their reasons: (what, dtype) -> rtol, atol.
 
-atol is relative to the largest expected value. No machine's figures are a reason: what the libraries below us
-add up in single precision, in an order that depends on the processor and the number of threads, is compared
-with double precision, to within `sum_rounding`.
+atol is relative to the largest expected value. The libraries below us add up in an order that depends on the
+processor and the number of threads: what they make in single precision is compared with double precision, to
+within `sum_rounding`, which holds for any order.
 """
 
 import math
