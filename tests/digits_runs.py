@@ -13,8 +13,10 @@ from imae.train.main import main
 RUNS = CASES / "runs"
 # Some lines are a matter of timing in Caffe; layers that it makes inside of others have a line, too.
 TIMING = re.compile(r"Restarting data prefetching|Waiting for data|Creating layer ")
-# Two lines that Caffe lacks: whether records are kept in memory, and how long data was waited for.
-OURS = re.compile(r"\.py:\d+\] (layer '.*' \(Data\): \d+ records, |Waited for data: )")
+# Lines that Caffe lacks: which kernels are used, whether records are kept, how long data was waited for.
+OURS = re.compile(
+    r"\.py:\d+\] (Kernels in C: |The kernels in C |layer '.*' \(Data\): \d+ records, |Waited for data: )"
+)
 PREFIX = re.compile(r"^([IWEF])\d{4} [\d:.]+ +\d+ ")
 SPEED = re.compile(r"\(\S+ iter/s, \S+s/")
 NUMBER = re.compile(r"(?<![\w.])-?(?:\d+\.?\d*(?:e[+-]?\d+)?|nan|inf)(?![\w.])")

@@ -28,6 +28,11 @@ def lower_bounds() -> dict[str, Version]:
     return bounds
 
 
+def test_the_package_is_built_with_the_lowest_setuptools_that_is_tried() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'requires = ["setuptools>={pinned(".ci/lowest.txt")["setuptools"]}"]' in text
+
+
 def test_every_requirement_has_a_lower_bound() -> None:
     required = {re.split(r"[^\w-]", line)[0] for line in metadata.requires("imae") or ()}
     assert required == lower_bounds().keys()

@@ -655,6 +655,10 @@ def test_kernels_that_are_not_there_are_one_line(monkeypatch: pytest.MonkeyPatch
         monkeypatch.setenv("IMAE_KERNELS", kernels)
         with pytest.raises(ImaeError, match=f"^IMAE_KERNELS={kernels}: the kernels in C were not built"):
             native.chosen()
+    monkeypatch.setenv("IMAE_KERNELS", "auto")
+    monkeypatch.setenv("IMAE_KERNELS_ISA", "avx2")
+    with pytest.raises(ImaeError, match=r"^IMAE_KERNELS_ISA=avx2: the kernels in C were not built"):
+        native.chosen()
 
 
 @built

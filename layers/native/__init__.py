@@ -88,11 +88,16 @@ def _choose(kernels: str, isa: str, library: ctypes.CDLL | None) -> Chosen:
         raise DeviceError(f"IMAE_KERNELS must be one of {', '.join(KERNELS)}; got {kernels!r}")
     if isa not in ("auto", *ISAS):
         raise DeviceError(f"IMAE_KERNELS_ISA must be one of auto, {', '.join(ISAS)}; got {isa!r}")
-    if library is None or kernels == "none":
-        if kernels in ("batch_norm", "all"):
+    if kernels == "none":
+        return Chosen(False, False, False, "default")
+    if library is None:
+        asked = [f"IMAE_KERNELS={kernels}"] * (kernels != "auto") + [f"IMAE_KERNELS_ISA={isa}"] * (
+            isa != "auto"
+        )
+        if asked:
             raise DeviceError(
-                f"IMAE_KERNELS={kernels}: the kernels in C were not built; install imae again where there is "
-                f"a C compiler, or use IMAE_KERNELS=auto"
+                f"{' '.join(asked)}: the kernels in C were not built; install imae again where there is a C "
+                f"compiler, or use auto"
             )
         return Chosen(False, False, False, "default")
     isas = isas_here()
