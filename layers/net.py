@@ -20,7 +20,7 @@ from imae.layers.debug_info import log_forward
 from imae.layers.layer import AUTOMATIC, DataLayer, LabelReader, Layer, Shape, shape_string
 from imae.layers.ranks import ALONE, Ranks
 from imae.layers.registry import layer_class
-from imae.prototxt import LayerParameter, NetParameter, ParamSpec, Phase
+from imae.prototxt import TEST, LayerParameter, NetParameter, ParamSpec, Phase
 from imae.prototxt.errors import LayerError
 from imae.prototxt.insert_splits import insert_splits
 from imae.prototxt.leftovers import report_leftovers
@@ -404,7 +404,30 @@ class Net(nn.Module):
                 "if the top had a name of its own",
                 ", ".join(spoilt),
             )
+        for reader, blob, writer in self._overwritten_for_others():
+            logger.warning(
+                "layer '%s' (%s): in Caffe its bottom '%s' lies in memory that layer '%s' (%s), in place, "
+                "has overwritten; here it has the values that it was given",
+                reader.name, reader.type, blob, writer.name, writer.type,
+            )  # fmt: skip
         mark_frees(self.steps)
+
+    def _overwritten_for_others(self) -> list[tuple[Layer, str, Layer]]:
+        """Who reads a blob whose memory has been overwritten under another name: reader, blob, writer."""
+        found: list[tuple[Layer, str, Layer]] = []
+        written: dict[str, int] = {}
+        overwritten: dict[str, int] = {}  # by memory
+        for index, step in enumerate(self.steps):
+            for bottom in step.bottoms:
+                at = overwritten.get(self.memory_of(bottom), -1)
+                if at > written.get(bottom, -1):
+                    found.append((step.layer, bottom, self.steps[at].layer))
+            written.update(dict.fromkeys(step.tops, index))
+            idle = step.layer.type == "Dropout" and self.phase == TEST
+            if not idle:
+                for top in {*step.tops}.intersection(step.bottoms):
+                    overwritten[self.memory_of(top)] = index
+        return found
 
     def memory_of(self, blob: str) -> str:
         """The blob in whose memory this one lies, in Caffe: its own but where a layer hands memory on."""

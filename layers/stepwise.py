@@ -5,9 +5,9 @@ user may read and write any blob or diff between layers, run parts of the net, a
 `backward`. Values are the same (tests compare them).
 
 Caffe: Net::ForwardFromTo, Net::BackwardFromTo. Parameter diffs add up until they are cleared; bottom diffs
-are overwritten; the diff of a loss blob holds its loss_weight from the start. Differs: a layer whose backward
-pass comes without a forward pass before it is computed once more from its bottoms, and its tops stay as they
-are.
+are overwritten; the diff of a loss blob holds its loss_weight from the start. Differs: it still does when the
+blob has grown, where Caffe leaves 0, and so no loss. A layer whose backward pass comes without a forward pass
+before it is computed once more from its bottoms, and its tops stay as they are.
 """
 
 from __future__ import annotations
@@ -29,11 +29,17 @@ Callback = Callable[[int], object]
 
 
 class BlobMemory:
-    """data and diff of one blob: tensors whose memory stays the same until it must grow."""
+    """data and diff of one blob: tensors whose memory stays the same until it must grow.
 
-    def __init__(self, shape: Shape, device: torch.device, dtype: torch.dtype) -> None:
+    loss_weight   what new memory of the diff is filled with
+    """
+
+    def __init__(
+        self, shape: Shape, device: torch.device, dtype: torch.dtype, loss_weight: float = 0
+    ) -> None:
+        self.loss_weight = loss_weight
         self.data = torch.zeros(shape, dtype=dtype, device=device)
-        self.diff = torch.zeros(shape, dtype=dtype, device=device)
+        self.diff = torch.full(shape, loss_weight, dtype=dtype, device=device)
         self._flat = self.data.view(-1), self.diff.view(-1)
         self.synced_data = SyncedMemory(lambda: self.data)
         self.synced_diff = SyncedMemory(lambda: self.diff)
@@ -46,7 +52,7 @@ class BlobMemory:
         self.take_back()
         count = math.prod(shape)
         if count > len(self._flat[0]):
-            self._flat = self.data.new_zeros(count), self.data.new_zeros(count)
+            self._flat = self.data.new_zeros(count), self.diff.new_full((count,), self.loss_weight)
         self.data, self.diff = (flat[:count].view(shape) for flat in self._flat)
 
     def take_back(self) -> None:
@@ -65,9 +71,10 @@ class Stepwise:
 
     def __init__(self, net: Net, device: torch.device = CPU) -> None:
         self.net, self.device = net.to(device), device
-        self.blobs = {name: BlobMemory(shape, device, net.dtype) for name, shape in net.blob_shapes.items()}
-        for name, weight in net.loss_weights.items():
-            self.blobs[name].diff.fill_(weight)
+        self.blobs = {
+            name: BlobMemory(shape, device, net.dtype, net.loss_weights.get(name, 0))
+            for name, shape in net.blob_shapes.items()
+        }
         self.before_forward: list[Callback] = []
         self.after_forward: list[Callback] = []
         self.before_backward: list[Callback] = []

@@ -333,3 +333,17 @@ def test_a_blob_that_is_bottom_and_top_keeps_its_shape() -> None:
     net({"x": torch.ones(1, 2, 1, 1)})
     with refused("layer 'p' (Pooling): blob 'x' is bottom and top, and its shape would change from 1 2 3 3"):
         net({"x": torch.ones(1, 2, 3, 3)})
+
+
+def test_a_blob_with_a_loss_weight_keeps_it_when_it_grows() -> None:
+    """Caffe: Blob::Reshape takes new memory, whose diff is 0, and so the loss is 0 from then on."""
+    text = """force_backward: true
+        layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 1 dim: 2 } } }
+        layer { name: "p" type: "Power" bottom: "x" top: "p" power_param { scale: 3 } loss_weight: 0.5 }"""
+    steps = Stepwise(Net(parse_net(text)))
+    for size in (2, 5, 3):
+        steps.blobs["x"].reshape((1, size))
+        steps.blobs["x"].data.fill_(1)
+        assert steps.forward() == 1.5 * size
+        steps.backward()
+        assert steps.blobs["x"].diff.tolist() == [[1.5] * size]

@@ -165,3 +165,33 @@ def test_layers_that_hand_memory_on_do_not_hide_what_later_layers_write(sharing:
     # ReLU reads, in place, what lies there, too.
     top_diff = 2 * memory * torch.where(memory > 0, 1, 0.5)
     torch.testing.assert_close(diff, top_diff * (1 - memory**2), rtol=RTOL, atol=ATOL)
+
+
+BRANCHES = """
+    layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 4 } } }
+    layer { name: "conv" type: "Bias" bottom: "x" top: "c" }
+    layer { name: "flat" type: "Flatten" bottom: "c" top: "f" }
+    FIRST layer { name: "relu" type: "TYPE" bottom: "f" top: "f" }
+    layer { name: "after" type: "Power" bottom: "f" top: "a" } THEN
+"""
+OTHER = 'layer { name: "other" type: "Power" bottom: "c" top: "o" }'
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "then", "warned"),
+    [("ReLU", "", OTHER, True), ("ReLU", OTHER, "", False), ("ReLU", "", "", False),
+     ("Dropout", "", OTHER, False)],
+)  # fmt: skip
+def test_values_that_caffe_overwrites_for_another_layer_stay_and_that_is_told(
+    kind: str, first: str, then: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = BRANCHES.replace("TYPE", kind).replace("FIRST", first).replace("THEN", then)
+    net = Net(parse_net(text))
+    assert ["other" in record.getMessage() for record in caplog.records] == [True] * warned
+    if warned:
+        assert caplog.records[0].getMessage() == (
+            "layer 'other' (Power): in Caffe its bottom 'c_conv_0_split_1' lies in memory that layer 'relu' "
+            "(ReLU), in place, has overwritten; here it has the values that it was given"
+        )
+        x = normal(2, 3, 4)
+        assert torch.equal(net({"x": x})["o"], x)
