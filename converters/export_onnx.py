@@ -197,10 +197,12 @@ def export_net(
     """
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ExportError(f"opset must be {OLDEST_OPSET} to {NEWEST_OPSET}, got {opset}")
-    for layer in net.layers:  # not by name: two may have one
-        for index, blob in enumerate(layer.blobs):
+    for step in net.steps:  # not by name: two layers may have one
+        for index, blob in enumerate(step.layer.blobs):
             if not torch.isfinite(blob).all():
-                raise ExportError(f"layer {layer.name!r}: blob {index} holds NaN or infinity; train it again")
+                raise ExportError(
+                    f"layer {step.layer.name!r}: blob {index} holds NaN or infinity; train it again"
+                )
     plan = fold_shortcuts(net, fold_batch_norm(net)) if fold else net.steps
     shapes = dict(net.blob_shapes)
     graph = Graph(opset, shapes)
