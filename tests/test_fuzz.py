@@ -58,6 +58,10 @@ def memory(data):
     bytearray(3 << 30)
 
 @plant
+def touched(data):
+    bytearray(b"x") * (1100 << 20)
+
+@plant
 def crash(data):
     os.abort()
 
@@ -108,6 +112,7 @@ def test_planted_bugs_are_found(tmp_path: Path) -> None:
         "hang": "Slow",
         "stuck": "too slow, and cannot be stopped",
         "memory": "MemoryError",
+        "touched": "memory",
         "crash": "ended with status -6",
         "written": "outside: open",
         "written_in_c": "outside, once",

@@ -23,7 +23,6 @@ from onnx import TensorProto, helper
 
 from imae.converters.lmdb_writer import write_lmdb
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data_resources import most_threads
 from imae.layers.memory import free_memory
 from imae.layers.net import Net
@@ -370,34 +369,49 @@ def test_pipes_that_a_process_is_started_with(here: Path) -> None:
 
 # -- strange names and numbers -------------------------------------------------------------------------------
 
-LATIN = os.fsdecode(b"\xfc")
+# In a process of its own: pytest-xdist cannot hand on a log with such names.
+LATIN = r"""
+import os, shutil, sys
+from contextlib import redirect_stderr
+from io import StringIO
+from imae.layers.data.lmdb_source import open_lmdb
+from imae.train.main import main
+
+latin = os.fsdecode(b"\xfc")
+
+def refused(*arguments):
+    with redirect_stderr(StringIO()) as log:
+        assert main(list(arguments)) == 2, arguments
+    (line,) = [line for line in log.getvalue().splitlines() if line.startswith("imae: ")]
+    return line
+
+shutil.copy("solver.prototxt", f"s{latin}.prototxt")
+assert main(["train", f"s{latin}.prototxt"]) == 0
+shutil.copy("unset.prototxt", f"n{latin}.prototxt")
+assert "no snapshot_prefix can be made of this path; write one: " in refused("train", f"n{latin}.prototxt")
+shutil.copy("s_iter_4.caffemodel", f"w{latin}.caffemodel")
+weights = refused("train", "solver.prototxt", "--weights", f"w{latin}.caffemodel")
+assert weights.startswith("imae: --weights cannot be put into the solver; rename the file or folder: ")
+assert "--stage names a stage" in refused("train", "solver.prototxt", "--stage", latin)
+assert "--stage names a stage" in refused("time", "--model", "net.prototxt", "--stage", latin)
+assert main(["train", "solver.prototxt", "--snapshot", "s_iter_2.solverstate"]) == 0
+assert main(["convert-digits", f"d{latin}"]) == 0
+database = os.path.join(f"d{latin}", "digits_train_lmdb")
+assert main(["split-lmdb", database, f"p{latin}", f"r{latin}", "--share", "0.5"]) == 0
+assert main(["corrupt-labels", database, f"c{latin}", "--noise", "symmetric", "--rate", "0.4"]) == 0
+with open_lmdb(f"c{latin}") as source:
+    assert len(source) > 100
+shutil.copy("net.prototxt", f"net{latin}.onnx")
+model = f"net{latin}.onnx"
+for command in (["run", model, "--lmdb", database], ["quantize", model, "q", "--to", "fp16"]):
+    assert "ONNX Runtime cannot open it; rename the file or folder" in refused(*command)
+"""
 
 
-def test_paths_that_are_not_utf8(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copy("solver.prototxt", f"s{LATIN}.prototxt")
-    assert main(["train", f"s{LATIN}.prototxt"]) == 0
-    Path(f"n{LATIN}.prototxt").write_text(SOLVER.replace('snapshot_prefix: "s"', ""))
-    assert "no snapshot_prefix can be made of this path; write one: " in refused(
-        capsys, "train", f"n{LATIN}.prototxt"
-    )
-    shutil.copy("s_iter_4.caffemodel", f"w{LATIN}.caffemodel")
-    weights = refused(capsys, "train", "solver.prototxt", "--weights", f"w{LATIN}.caffemodel")
-    assert weights.startswith("imae: --weights cannot be put into the solver; rename the file or folder: ")
-    assert "--stage names a stage" in refused(capsys, "train", "solver.prototxt", "--stage", LATIN)
-    assert "--stage names a stage" in refused(capsys, "time", "--model", "net.prototxt", "--stage", LATIN)
-    assert main(["train", "solver.prototxt", "--snapshot", "s_iter_2.solverstate"]) == 0
-    assert main(["convert-digits", f"d{LATIN}"]) == 0
-    database = os.path.join(f"d{LATIN}", "digits_train_lmdb")
-    assert main(["split-lmdb", database, f"p{LATIN}", f"r{LATIN}", "--share", "0.5"]) == 0
-    assert main(["corrupt-labels", database, f"c{LATIN}", "--noise", "symmetric", "--rate", "0.4"]) == 0
-    with open_lmdb(f"c{LATIN}") as source:
-        assert len(source) > 100
-    shutil.copy("net.prototxt", f"net{LATIN}.onnx")
-    for command in (
-        ["run", f"net{LATIN}.onnx", "--lmdb", database],
-        ["quantize", f"net{LATIN}.onnx", "q", "--to", "fp16"],
-    ):
-        assert "ONNX Runtime cannot open it; rename the file or folder" in refused(capsys, *command)
+def test_paths_that_are_not_utf8(here: Path) -> None:
+    Path("unset.prototxt").write_text(SOLVER.replace('snapshot_prefix: "s"', ""))
+    done = subprocess.run([sys.executable, "-c", LATIN], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,19 @@ def test_a_picture_that_asks_for_gigabytes_is_refused_wherever_pictures_are_read
         caffe_io.load_image("c/big.png")
 
 
+@pytest.mark.parametrize("size", [2**26, 2**30 - 1, 2**31 - 1, 2**32 - 1])
+@pytest.mark.parametrize("chunk", [b"IDAT", b"tEXt"])
+def test_a_chunk_of_a_png_that_asks_for_gigabytes(size: int, chunk: bytes) -> None:
+    """178 bytes took 4 GiB: OpenCV takes memory for a chunk as large as its head says."""
+    whole = cv2.imencode(".png", np.arange(105, dtype=np.uint8).reshape(5, 7, 3))[1].tobytes()
+    assert decode_image(whole, cv2.IMREAD_COLOR, "x").shape == (5, 7, 3)
+    place = whole.index(b"IDAT") - 4
+    broken = whole[:place] + struct.pack(">I", size) + chunk + whole[place + 8 :]
+    message = f"x: its {len(whole)} bytes say that a chunk has {size},"
+    with little_memory(40), pytest.raises(DataError, match=message):
+        decode_image(broken, cv2.IMREAD_COLOR, "x")
+
+
 def test_a_picture_may_be_as_large_as_its_file_is_worth(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing small, no photograph, and nothing that OpenCV is told to take."""
     side = 5000

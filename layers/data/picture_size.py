@@ -43,6 +43,24 @@ def check_picture_size(data: bytes, name: str) -> None:
             f"{PIXELS_PER_BYTE} for each byte of at least {SMALL_FILE}; if the file is to be trusted, set "
             f"{OPENCV_VARIABLE} to that number"
         )
+    chunk = _longest_png_chunk(data) if data.startswith(PNG) else 0
+    if chunk > most_unpacked(len(data), PIXELS_PER_BYTE):
+        raise DataError(
+            f"{name}: its {len(data)} bytes say that a chunk has {chunk}, for which OpenCV takes memory; "
+            "the file is damaged"
+        )
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _longest_png_chunk(data: bytes) -> int:
+    """The largest size that a chunk of a PNG file says it has; OpenCV takes memory for it at once."""
+    place, longest = len(PNG), 0
+    while place + 8 <= len(data):
+        size = int.from_bytes(data[place : place + 4], "big")
+        place, longest = place + 12 + size, max(longest, size)
+    return longest
 
 
 def picture_pixels(data: bytes) -> int:

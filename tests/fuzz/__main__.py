@@ -248,7 +248,8 @@ class Runner:
         files = self.target.prepare()
         _small_machine()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        soft = _virtual_memory() + MEMORY
+        # More than is allowed: libraries that get none turn that into an error of the file, which looks well.
+        soft = _virtual_memory() + 5 * MEMORY // 2
         resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         sys.addaudithook(self._audit)
@@ -256,7 +257,7 @@ class Runner:
         handler = _Strict(io.StringIO())
         logging.getLogger("imae").addHandler(handler)
         logging.getLogger("imae").setLevel(logging.INFO)
-        random, tries = Random(number), 0
+        random, tries, heavy = Random(number), 0, False
         while self.inputs < examples and tries < 20 * examples:
             tries += 1
             draw = Draw(random)
@@ -268,6 +269,9 @@ class Runner:
             self._count()
             begun = time.process_time()
             outcome = self._outcome(data)
+            taken = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+            if taken > MEMORY and not heavy:
+                heavy, outcome = True, Finding("memory", f"{taken} bytes of memory; the file has {len(data)}")
             self.longest = max(self.longest, time.process_time() - begun)
             self.inputs += 1
             self.accepted += outcome is True
