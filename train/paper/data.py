@@ -151,10 +151,11 @@ class Cifar10:
 
     def _kind(self) -> str:
         """CIFAR for the files of its authors, JPEG for lossy pictures, else PICTURES."""
-        with open_tree(self.source, depth=2) as tree:
-            if any("data_batch_1" in name for name in tree.names):
-                return "CIFAR"
-            return "JPEG" if any(name.lower().endswith(LOSSY) for name in tree.names) else "PICTURES"
+        with open_tree(self.source, depth=3) as tree:
+            names = list(tree.names)
+        if any("data_batch_1" in name for name in names):
+            return "CIFAR"
+        return "JPEG" if any(name.lower().endswith(LOSSY) for name in names) else "PICTURES"
 
     def _note(self, train: Path, test: Path, others: str, shuffled: str = "") -> dict[str, str]:
         """Write down what the images are: CIFAR-10's if their pixels are, or else `others`."""
