@@ -37,7 +37,7 @@ def read_labels(source: str) -> LabelFile:
     """Labels from FILE.npz:KEY (without KEY if there is one array), FILE.npy, or a text of numbers."""
     path, _, name = source.partition(".npz:")
     path = f"{path}.npz" if name else source
-    try:
+    with _one_line_errors(path, source, FORMS):
         if path.endswith(".npz"):
             with open_to_read(path) as file, zipfile.ZipFile(file) as archive:
                 return _from_archive(path, name, archive)
@@ -47,29 +47,36 @@ def read_labels(source: str) -> LabelFile:
         else:
             labels = np.array([int(word) for word in read_bytes(path).split()], np.int64)
         return LabelFile(_checked(source, labels), None)
+
+
+def read_label_arrays(path: str) -> dict[str, Labels]:
+    """Every array of an .npz, by name; DataError unless each is a list of whole numbers."""
+    with (
+        _one_line_errors(path, path, "an .npz of whole numbers"),
+        open_to_read(path) as file,
+        zipfile.ZipFile(file) as archive,
+    ):
+        members = archive.infolist()
+        if (size := sum(member.file_size for member in members)) > LARGEST:
+            raise ValueError(f"arrays of {size} bytes; at most {LARGEST} are read")
+        names = [member.filename.removesuffix(".npy") for member in members]
+        return {
+            name: _checked(f"{path}:{name}", _read_member(archive, member))
+            for name, member in zip(names, members, strict=True)
+        }
+
+
+@contextmanager
+def _one_line_errors(path: str, source: str, expected: str) -> Iterator[None]:
+    """DataError for all that a missing, damaged or foreign file of labels raises."""
+    try:
+        yield
     except OSError as error:
         raise DataError(f"cannot read the labels '{path}': {error.strerror or error}") from error
     except DataError:
         raise
     except (ValueError, OverflowError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot read the labels '{source}': {error}; expected {FORMS}") from error
-
-
-def read_label_arrays(path: str) -> dict[str, Labels]:
-    """Every array of an .npz, by name; DataError unless each is a list of whole numbers."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {
-                name: _checked(f"{path}:{name}", _read_member(archive, member))
-                for member in archive.infolist()
-                for name in [member.filename.removesuffix(".npy")]
-            }
-    except OSError as error:
-        raise DataError(f"cannot read '{path}': {error.strerror or error}") from error
-    except DataError:
-        raise
-    except (ValueError, OverflowError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot read '{path}': {error}; expected an .npz of whole numbers") from error
+        raise DataError(f"cannot read the labels '{source}': {error}; expected {expected}") from error
 
 
 def _from_archive(path: str, name: str, archive: zipfile.ZipFile) -> LabelFile:
