@@ -560,7 +560,9 @@ def chunks_never_stored(file: h5py.File, name: str) -> None:
 
 
 def virtual(file: h5py.File, name: str) -> None:
-    file.create_virtual_dataset(name, h5py.VirtualLayout((BIG, 1), np.float32))
+    layout = h5py.VirtualLayout((BIG, 1), np.float32)
+    layout[:4] = h5py.VirtualSource("other.h5", "x", (4, 1))  # without any, h5py 3.10 makes a plain data set
+    file.create_virtual_dataset(name, layout)
 
 
 def one_chunk_that_unpacks_to_more(file: h5py.File, name: str) -> None:
