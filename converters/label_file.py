@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imae.prototxt.errors import DataError
+from imae.prototxt.file_kinds import FileKind, mistaken_file
 from imae.prototxt.files import AnyPath, atomic_file, open_to_read, read_bytes
 
 FORMS = "FILE.npz:KEY, FILE.npy or FILE.txt"
@@ -52,13 +53,15 @@ def read_labels(source: str) -> LabelFile:
     except DataError:
         raise
     except (ValueError, OverflowError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot read the labels '{source}': {error}; expected {FORMS}") from error
+        of_name = {".npz": FileKind.ZIP, ".npy": FileKind.NUMPY}
+        what = mistaken_file(path, of_name.get(path[-4:])) or f": {error}"
+        raise DataError(f"cannot read the labels '{source}': expected {FORMS}{what}") from error
 
 
 def read_label_arrays(path: str) -> dict[str, Labels]:
     """Every array of an .npz, by name; DataError unless each is a list of whole numbers."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_to_read(path) as file, zipfile.ZipFile(file) as archive:
             return {
                 name: _checked(f"{path}:{name}", _read_member(archive, member))
                 for member in archive.infolist()
@@ -69,7 +72,8 @@ def read_label_arrays(path: str) -> dict[str, Labels]:
     except DataError:
         raise
     except (ValueError, OverflowError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot read '{path}': {error}; expected an .npz of whole numbers") from error
+        what = mistaken_file(path, FileKind.ZIP) or f": {error}"
+        raise DataError(f"cannot read '{path}': expected an .npz of whole numbers{what}") from error
 
 
 def _from_archive(path: str, name: str, archive: zipfile.ZipFile) -> LabelFile:
