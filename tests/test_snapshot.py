@@ -21,6 +21,7 @@ from digits_runs import RUNS, prepared
 
 from imae.converters.caffemodel import load_caffemodel
 from imae.prototxt import NetParameter, SolverParameter, SolverState
+from imae.prototxt.dialects import DIALECTS
 from imae.prototxt.errors import FileError, SnapshotError
 from imae.prototxt.text import parse_solver, read_binary, read_net, read_solver
 from imae.train.snapshot import State, read_state, seal, write_state
@@ -57,6 +58,24 @@ def same(one: Solver, other: Solver) -> bool:
 
 
 # -- files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_sealed_state_read_by_a_dialect(here: Path, caplog: pytest.LogCaptureFixture, dialect: str) -> None:
+    """Its seal is no field of a fork; and a pipe, which can be read once, will do."""
+    history = [np.arange(3, dtype=np.float32)]
+    write_state(State(7, "m.caffemodel", 2, history, {"model": 5}), "s.solverstate")
+    with open("s.solverstate", "rb") as file:
+        reading, writing = os.pipe()
+        os.write(writing, file.read())
+        os.close(writing)
+    for path in ("s.solverstate", f"/dev/fd/{reading}"):
+        state = read_state(path, dialect)
+        assert (state.iteration, state.run, state.sealed) == (7, {"model": 5}, True)
+        np.testing.assert_array_equal(state.history[0], history[0])
+    os.close(reading)
+    assert not caplog.records
+
 
 RUN: dict[str, Any] = {
     "count": 3,
