@@ -220,14 +220,15 @@ def _sources(layer: LayerParameter, path: AnyPath) -> Iterator[_Source]:
 
 
 def _read_hdf5(path: AnyPath) -> dict[str, dict[int, _Source]]:
+    """A layer whose name has a slash is a group within a group, which Caffe itself cannot write."""
     try:
         with open_hdf5(path) as data_sets:
             return {
                 name: {
                     int(index): _Source(single_or_double(data_sets.read(f"data/{name}/{index}")))
-                    for index in data_sets.names(f"data/{name}")
+                    for index in indices
                 }
-                for name in data_sets.names("data")
+                for name, indices in data_sets.walk("data")
             }
     except HDF5_ERRORS as error:
         holds = hdf5_content(path, but="weights")
@@ -242,8 +243,14 @@ def _to_hdf5(net: Net, diff: bool) -> bytes:
     with h5py.File(buffer, "w") as file:
         for step in net.steps:
             layer = step.layer
-            data = file.create_group(f"data/{layer.name}")
-            diffs = file.create_group(f"diff/{layer.name}") if diff else None
+            # There already is that of a layer "a" where one before was called "a/b".
+            data = file.require_group(f"data/{layer.name}")
+            diffs = file.require_group(f"diff/{layer.name}") if diff else None
+            if layer.blobs and "0" in data:
+                raise CaffemodelError(
+                    f"two layers with blobs are called '{layer.name}', which HDF5 cannot hold; rename one, "
+                    "or choose the binary format"
+                )
             for index, (parameter, shape) in enumerate(zip(layer.blobs, layer.blob_shapes, strict=True)):
                 if (layer.name, index) not in shared:
                     data[str(index)] = _data(parameter, shape)

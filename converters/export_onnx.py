@@ -419,4 +419,4 @@ def run(args: argparse.Namespace) -> None:
             f"{result.largest:.3g})"
         )
     for name, why in result.not_compared.items():
-        print(f"NOTHING WAS COMPARED of output {name}, {sizes}: {why}")
+        print(f"NOTHING WAS COMPARED of output {printable(name)}, {sizes}: {why}")

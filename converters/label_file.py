@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imae.prototxt.errors import DataError
+from imae.prototxt.file_kinds import FileKind, mistaken_file
 from imae.prototxt.files import AnyPath, atomic_file, open_to_read, read_bytes
 
 FORMS = "FILE.npz:KEY, FILE.npy or FILE.txt"
@@ -76,7 +77,9 @@ def _one_line_errors(path: str, source: str, expected: str) -> Iterator[None]:
     except DataError:
         raise
     except (ValueError, OverflowError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot read the labels '{source}': {error}; expected {expected}") from error
+        of_name = {".npz": FileKind.ZIP, ".npy": FileKind.NUMPY}
+        what = mistaken_file(path, of_name.get(path[-4:])) or f": {error}"
+        raise DataError(f"cannot read the labels '{source}': expected {expected}{what}") from error
 
 
 def _from_archive(path: str, name: str, archive: zipfile.ZipFile) -> LabelFile:

@@ -34,6 +34,7 @@ UNPACKED_FILTERS = (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)  # leav
 
 
 MOST_SOFT_LINKS = 16  # on the way to an object, as HDF5's own limit
+DEEPEST = 32  # groups within groups
 
 
 @contextmanager
@@ -87,6 +88,25 @@ class DataSets:
         if not isinstance(group, h5py.Group):
             raise ValueError(f"{name} is no group")
         return list(group)
+
+    def walk(self, name: str) -> Iterator[tuple[str, list[str]]]:
+        """Of each group within a group its path from there, and the names of its data sets; see `find`."""
+        waiting: list[tuple[str, ...]] = [(part,) for part in reversed(self.names(name))]
+        seen: set[int] = set()
+        while waiting:
+            path = waiting.pop()
+            inside, data_sets = "/".join(path), []
+            names = self.names(f"{name}/{inside}")
+            address = h5py.h5o.get_info(self.find(f"{name}/{inside}").id).addr
+            if len(path) > 1 and (address in seen or len(path) > DEEPEST):  # links can lead in circles
+                raise ValueError(f"/{name}/{inside} is nested too deeply, or has another name, too")
+            seen.add(address)
+            for part in names:
+                if isinstance(self.find(f"{name}/{inside}/{part}"), h5py.Group):
+                    waiting.append((*path, part))
+                else:
+                    data_sets.append(part)
+            yield inside, data_sets
 
     def read(self, name: str, kinds: str = NUMBERS) -> NDArray[Any]:
         """All values of a data set; see `find` and `admit`."""

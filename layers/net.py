@@ -73,11 +73,9 @@ class Memory:
     """What a layer's backward pass finds in the memory of its top after in-place layers have overwritten it.
 
     Caffe: a layer that reads its top (TanH, Sigmoid, ...) in its backward pass reads what lies there by
-    then, so an
-    in-place Dropout behind an in-place TanH changes TanH's gradient. `run` computes a layer's tops so that
-    autograd
-    takes `read()`, once that gives a tensor, for the top (and, of an in-place layer, the bottom) that it
-    saved.
+    then, so an in-place Dropout behind an in-place TanH changes TanH's gradient. `run` computes a layer's
+    tops so that autograd takes `read()`, once that gives a tensor, for the top (and, of an in-place layer,
+    the bottom) that it saved.
     """
 
     def __init__(self, read: Callable[[], Tensor | None]) -> None:

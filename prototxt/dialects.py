@@ -40,7 +40,7 @@ from imae.prototxt.caffe_pb2 import BlobProto, BlobShape, LayerParameter, NetPar
 from imae.prototxt.errors import CaffemodelError, PrototxtError, SnapshotError
 from imae.prototxt.files import AnyPath
 from imae.prototxt.schema import POOL, message_class
-from imae.prototxt.text import M, read_binary, read_text
+from imae.prototxt.text import M, parse_binary, read_binary, read_content, read_text
 from imae.prototxt.upgrade import upgrade_net
 
 DIALECTS = ("nvidia", "other")
@@ -112,14 +112,16 @@ def read_net_dialect(
     return _net_from_nvidia(read_binary(path, NetParameter), path, scales or {}, {})
 
 
-def read_state_dialect(path: AnyPath, dialect: str) -> SolverState:
+def read_state_dialect(path: AnyPath, dialect: str, data: bytes | None = None) -> SolverState:
     """A binary solver state of a fork in Caffe's own form.
+
+    data   the file's content, where it has been read: a pipe can be read once
 
     PrototxtError where the file cannot be read, SnapshotError where a history blob makes no sense.
     """
     if not _is_nvidia(dialect):
-        return _read_other(path, SolverState)
-    state = read_binary(path, SolverState)
+        return _read_other(path, SolverState, data)
+    state = parse_binary(read_content(path) if data is None else data, SolverState, path)
     try:
         for index, blob in enumerate(state.history):
             _convert_blob(blob, f"history blob {index}")
@@ -397,7 +399,7 @@ def _take_nvidias_fields(message: Message) -> Iterator[str]:
                 yield from _take_nvidias_fields(nested)
 
 
-def _read_other(path: AnyPath, kind: type[M]) -> M:
+def _read_other(path: AnyPath, kind: type[M], data: bytes | None = None) -> M:
     """The message with what READ_BY_OTHER names: the schema that it is read by has nothing else."""
     file = FileDescriptorProto.FromString(caffe_pb2.SERIALIZED)
     for message in file.message_type:
@@ -407,7 +409,8 @@ def _read_other(path: AnyPath, kind: type[M]) -> M:
             message.field.extend(kept)
     pool = DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
-    read = read_binary(path, message_class(pool, kind.DESCRIPTOR.full_name))
+    known = message_class(pool, kind.DESCRIPTOR.full_name)
+    read = parse_binary(read_content(path) if data is None else data, known, path)
     if any(RAW_DATA in _unknown(blob) and not blob.data and not blob.double_data for blob in _blobs_in(read)):
         raise PrototxtError(f"{path}: {RAW_NUMBERS}")
     read.DiscardUnknownFields()

@@ -14,6 +14,7 @@ from imae.train import demo
 from imae.train.demo import Trained, best_run, print_results
 from imae.train.device import set_threads
 from imae.train.main import main
+from imae.train.snapshot import writing_alone
 from imae.train.solver import Solver
 
 
@@ -83,6 +84,21 @@ def test_a_training_that_fails_is_told(
     assert re.match(r"imae: the training with (CCE|MAE) failed: imae: --threads must be 1 to \d+", error)
     assert main(["demo", "--seeds", "0"]) == 2
     assert "--seeds must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_a_second_demo_in_the_folder_is_refused_and_overwrites_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would begin the logs anew that the first reads its accuracies from."""
+    monkeypatch.chdir(tmp_path)
+    demo.FOLDER.mkdir(parents=True)
+    log = demo.FOLDER / "cce_seed1.log"
+    log.write_text("of the first", encoding="utf-8")
+    with writing_alone(str(demo.FOLDER / "demo")):
+        assert main(["demo", "--seeds", "1"]) == 2
+    error = "imae: another imae demo runs in this folder now; wait for its end"
+    assert capsys.readouterr().err.splitlines() == [error]
+    assert log.read_text(encoding="utf-8") == "of the first"
 
 
 def test_solvers_differ_in_the_loss_alone() -> None:

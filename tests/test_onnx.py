@@ -533,3 +533,17 @@ def test_other_commands_warn_of_weights_that_lack_a_layer(
         assert main(command) == 0
         warning = "random numbers in the layers more: w.caffemodel has no blobs for them"
         assert warning in capsys.readouterr().err
+
+
+def test_an_outputs_name_makes_no_line_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.prototxt").write_text(
+        'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }\n'
+        'layer { name: "l" type: "Log" bottom: "x" top: "y\\nforged" log_param { shift: -1000 } }'
+    )
+    assert main(["export", "--model", "net.prototxt", "--output", "net.onnx"]) == 0
+    out = capsys.readouterr().out
+    assert "NOTHING WAS COMPARED of output y\\nforged, " in out
+    assert not [line for line in out.splitlines() if line.startswith("forged")]

@@ -24,7 +24,7 @@ from imae.layers import native
 from imae.layers.data.transformer import read_mean_file
 from imae.layers.layer import LabelReader
 from imae.prototxt import TEST, ImaeError
-from imae.prototxt.errors import DataError, DeviceError
+from imae.prototxt.errors import DataError, DeviceError, FileError
 from imae.prototxt.text import to_text
 from imae.train import main
 from imae.train.paper import data, grid, training
@@ -33,6 +33,7 @@ from imae.train.paper.experiments import GRIDS, VARYING, Run, Scale, runs
 from imae.train.paper.record import RECORDS, Point, Record, read_record, read_records, write_record
 from imae.train.paper.results import gather
 from imae.train.signals import Action
+from imae.train.snapshot import writing_alone
 
 TINY = Run("resnet8", "IMAE", 8.0, "symmetric", 0.5, iterations=80, images=100, test_images=100)
 
@@ -319,6 +320,38 @@ def test_a_run_that_is_killed_goes_on_in_a_copy_of_its_folder(tmp_path: Path) ->
         assert str(tmp_path) not in (grid.run_folder(tmp_path / "second", TINY.name) / file).read_text()
 
 
+def test_one_run_takes_paths_of_the_folder_that_it_is_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_cifar10(tmp_path / "cifar")
+    seen = {}
+
+    def images(self: Cifar10, run: Run) -> Images:
+        seen.update(source=self.source, human=self.human_labels, within=self.within_class)
+        raise ImaeError("seen")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Cifar10, "images", images)
+    arguments = ["paper", "run", "--run", json.dumps(asdict(TINY)), "--work", "work", "--threads", "1"]
+    files = ["--cifar10", "cifar", "--human-labels", "human.npz", "--within-class", "within.npz"]
+    assert main.main([*arguments, *files]) == 2
+    names = {"source": "cifar", "human": "human.npz", "within": "within.npz"}
+    assert seen == {what: str(tmp_path / name) for what, name in names.items()}
+
+
+def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
+    """Each would remove the other's snapshots and write over its record."""
+    images = Cifar10(tmp_path / "work", str(make_cifar10(tmp_path / "cifar"))).images(TINY)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (
+        writing_alone(str(folder / TINY.net)),
+        pytest.raises(FileError, match="another training writes its snapshots"),
+    ):
+        training.train(TINY, images, folder, tmp_path / "records", torch.device("cpu"))
+    assert not (folder / "train_val.prototxt").exists()
+
+
 def test_a_run_does_not_go_on_with_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = Run("resnet20", "CCE", iterations=8)
@@ -397,6 +430,13 @@ def test_a_run_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["table2", "--seeds", "1,x"], "--seeds must be whole numbers"),
         (["table2", "--jobs", "0"], "--jobs must be at least 1"),
         (["run", "--run", "{}"], "--run must be the fields of a run as JSON"),
+        (["run", "--run", '{"net": "vgg", "loss": "CCE"}'], "net of a run must be resnet20 or the like"),
+        (["run", "--run", '{"net": "resnet/../..20", "loss": "CCE"}'], "net of a run must be resnet20 or"),
+        (["run", "--run", '{"net": 5, "loss": "CCE"}'], "net of a run must be a string, got 5"),
+        (["run", "--run", '{"net": "resnet20", "loss": "GCE"}'], "loss of a run must be CCE, MAE, IMAE, got"),
+        (["run", "--run", '{"net": "resnet20", "loss": "CCE", "rate": "a"}'], "rate of a run must be a num"),
+        (["run", "--run", '{"net": "resnet20", "loss": "CCE", "seed": true}'], "seed of a run must be a wh"),
+        (["run", "--run", '{"net": "resnet20", "loss": "IMAE", "t": "8"}'], "must be a number, or null"),
     ],
 )
 def test_bad_arguments(
@@ -428,7 +468,8 @@ def test_dry_run_lists(
 
 def test_records_that_are_none_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    for text in ("", "{}", '{"format": 3}', '{"format": 2}', '{"format": 1, "points": []}', "[1]"):
+    run = '{"format": 2, "points": [], "run": {"net": "resnet20", "loss": "CCE", "protocol": 3}}'
+    for text in ("", "{}", '{"format": 3}', '{"format": 2}', '{"format": 1, "points": []}', "[1]", run):
         path.write_text(text)
         with pytest.raises(DataError, match="is not a record of a run"):
             read_records(tmp_path)

@@ -21,7 +21,8 @@ from digits_runs import RUNS, prepared
 
 from imae.converters.caffemodel import load_caffemodel
 from imae.prototxt import NetParameter, SolverParameter, SolverState
-from imae.prototxt.errors import FileError, SnapshotError
+from imae.prototxt.dialects import DIALECTS
+from imae.prototxt.errors import CaffemodelError, FileError, SnapshotError
 from imae.prototxt.text import parse_solver, read_binary, read_net, read_solver
 from imae.train.snapshot import State, read_state, seal, write_state
 from imae.train.solver import Solver
@@ -57,6 +58,24 @@ def same(one: Solver, other: Solver) -> bool:
 
 
 # -- files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_sealed_state_read_by_a_dialect(here: Path, caplog: pytest.LogCaptureFixture, dialect: str) -> None:
+    """Its seal is no field of a fork; and a pipe, which can be read once, will do."""
+    history = [np.arange(3, dtype=np.float32)]
+    write_state(State(7, "m.caffemodel", 2, history, {"model": 5}), "s.solverstate")
+    with open("s.solverstate", "rb") as file:
+        reading, writing = os.pipe()
+        os.write(writing, file.read())
+        os.close(writing)
+    for path in ("s.solverstate", f"/dev/fd/{reading}"):
+        state = read_state(path, dialect)
+        assert (state.iteration, state.run, state.sealed) == (7, {"model": 5}, True)
+        np.testing.assert_array_equal(state.history[0], history[0])
+    os.close(reading)
+    assert not caplog.records
+
 
 RUN: dict[str, Any] = {
     "count": 3,
@@ -403,3 +422,45 @@ def test_killed_at_any_moment_the_last_snapshot_is_whole(here: Path) -> None:
     resumed.step(3)
     straight.step(last.iteration + 3)
     assert same(resumed, straight)
+
+
+@pytest.mark.parametrize(("first", "second"), [("fc/a", "fc/b"), ("fc/a", "fc"), ("fc", "fc/a")])
+def test_layers_whose_names_have_a_slash_are_read_again_from_hdf5(
+    here: Path, first: str, second: str
+) -> None:
+    """They are groups within groups. (Caffe itself ends there.)"""
+    layer = 'layer { name: "a" type: "InnerProduct" bottom: "data" top: "a"'
+    more = f'layer {{ name: "{second}" type: "InnerProduct" bottom: "a" top: "b"'
+    fill = 'inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }'
+    text = SOLVER.replace(layer, layer.replace('name: "a"', f'name: "{first}"'))
+    text = text.replace('bottom: "a" bottom: "label"', 'bottom: "b" bottom: "label"')
+    text = text.replace('layer { name: "loss"', f'{more} {fill} layer {{ name: "loss"')
+    param = parse_solver(f"{text} snapshot_format: HDF5 snapshot_diff: true max_iter: 2")
+    solver, again = Solver(param), Solver(param)
+    solver.step(2)
+    solver.snapshot()
+    assert again.restore_newest() == "s_iter_2.solverstate.h5"
+    assert same(solver, again)
+
+
+def test_two_layers_of_one_name_do_not_go_into_hdf5(here: Path) -> None:
+    more = " ".join(NET.splitlines()[4:6]).replace('top: "a"', 'top: "z"')
+    text = SOLVER.replace('layer { name: "loss"', more + ' layer { name: "loss"')
+    with pytest.raises(CaffemodelError, match="two layers with blobs are called 'a', which HDF5 cannot hold"):
+        Solver(parse_solver(f"{text} snapshot_format: HDF5")).snapshot()
+
+
+def test_groups_with_many_names_take_no_time(here: Path) -> None:
+    with h5py.File("w.h5", "w") as file:
+        group = file.create_group("data")
+        for _ in range(30):
+            inner = group.create_group("x")
+            group["y"] = inner
+            group = inner
+    with h5py.File("circle.h5", "w") as file:
+        group = file.create_group("data/a")
+        group["b"] = group
+    net = Solver(parse_solver(SOLVER)).net
+    for name in ("w.h5", "circle.h5"):
+        with pytest.raises(CaffemodelError, match="is nested too deeply, or has another name"):
+            load_caffemodel(net, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from imae.converters import convert_imageset
 from imae.converters.caffemodel import load_caffemodel, save_caffemodel
 from imae.converters.export_onnx import export_file
 from imae.converters.file_tree import open_tree
+from imae.converters.label_file import read_label_arrays, read_labels
 from imae.converters.lmdb_writer import write_lmdb
 from imae.converters.run_onnx import open_session
 from imae.layers.data.datum import datum_from_array
@@ -322,3 +324,17 @@ def test_the_table_of_forks_is_about_messages_that_exist() -> None:
             message, _, name = entry.rpartition(".")
             assert name
             assert message in ("", "NormalizationMode", "Engine") or hasattr(caffe_pb2, message), entry
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.npy", "x.txt"])
+def test_labels(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(LFS)
+    for read in (read_labels, read_label_arrays):
+        with pytest.raises(ImaeError, match="; it is a Git-LFS pointer"):
+            read(str(path))
+    path.unlink()
+    os.mkfifo(path)  # nobody writes into it
+    for read in (read_labels, read_label_arrays):
+        with pytest.raises(ImaeError, match="it is a pipe, not a file"):
+            read(str(path))

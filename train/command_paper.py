@@ -162,7 +162,7 @@ def _train_one(args: argparse.Namespace, records: Path) -> None:
     """Train a run inside --work, so that its prototxts have no path of this machine."""
     try:
         wanted = Run(**json.loads(args.run_json or "null"))
-    except (ValueError, TypeError) as error:
+    except (ImaeError, ValueError, TypeError) as error:
         raise ImaeError(
             f"--run must be the fields of a run as JSON, got {args.run_json!r}: {error}"
         ) from error
@@ -170,7 +170,8 @@ def _train_one(args: argparse.Namespace, records: Path) -> None:
     keep_freed_memory()
     device = _device(args)
     records = records.absolute()
-    sources = (os.path.abspath(path) if path else "" for path in (args.cifar10, args.human_labels))
+    given = (args.cifar10, args.human_labels, args.within_class)
+    sources = [os.path.abspath(path) if path else "" for path in given]  # before the folder changes
     make_folder(args.work)
     os.chdir(args.work)
     train(

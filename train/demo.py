@@ -29,6 +29,7 @@ from imae.prototxt.errors import FileError, ImaeError
 from imae.prototxt.files import write_atomically
 from imae.prototxt.text import read_text, to_text
 from imae.train.caffe_log import read_log
+from imae.train.snapshot import writing_alone
 
 COMMAND = "demo"
 HELP = "label noise on handwritten digits: CCE, MAE and IMAE trained, tested, drawn, exported to ONNX"
@@ -77,14 +78,15 @@ def run(args: argparse.Namespace) -> None:
         shutil.copyfile(MODELS / "train_val.prototxt", FOLDER / "train_val.prototxt")
     except OSError as error:
         raise FileError(f"cannot write into the folder '{FOLDER}': {error.strerror}") from None
-    for made, command in DATA.items():
-        if not Path(made).exists():
-            _step(command)
-    runs = _train_all([(loss, seed) for loss in LOSSES for seed in range(1, args.seeds + 1)], args.jobs)
-    print_results(runs)
-    draw(runs, FOLDER / "curves.png")
-    print(f"wrote {FOLDER / 'curves.png'}")
-    _export(best_run(runs))
+    with writing_alone(str(FOLDER / "demo"), "another imae demo runs in this folder now; wait for its end"):
+        for made, command in DATA.items():
+            if not Path(made).exists():
+                _step(command)
+        runs = _train_all([(loss, seed) for loss in LOSSES for seed in range(1, args.seeds + 1)], args.jobs)
+        print_results(runs)
+        draw(runs, FOLDER / "curves.png")
+        print(f"wrote {FOLDER / 'curves.png'}")
+        _export(best_run(runs))
 
 
 def _train_all(wanted: Sequence[tuple[str, int]], jobs: int) -> list[Trained]:

@@ -94,7 +94,8 @@ def read_state(path: AnyPath, dialect: str | None = None) -> State:
     whole = found is not None and int(found[1], 16) == zlib.crc32(memoryview(data)[:-SEAL_SIZE])
     if found and not whole:
         raise SnapshotError(f"{path}: damaged: its checksum is not that of its content")
-    state = _from_hdf5(path) if _is_hdf5(path) else _from_binary(path, data, dialect)
+    content = data[:-SEAL_SIZE] if whole else data
+    state = _from_hdf5(path) if _is_hdf5(path) else _from_binary(path, content, dialect)
     state.sealed = whole
     if not state.run or whole:
         state.run.pop(SEALED, None)
@@ -174,14 +175,16 @@ def remove_older(prefix: str, iteration: int, keep: int, spared: Collection[str]
 
 
 @contextmanager
-def writing_alone(prefix: str) -> Iterator[None]:
+def writing_alone(prefix: str, refusal: str = "") -> Iterator[None]:
     """Keep other trainings from writing snapshots under a prefix while the block runs.
 
     FileError where one does already: each would overwrite the other's, and `keep` would remove them. What
     says so is a lock on a file `.PREFIX.lock`, which the system takes off whatever ends the process. Where
     files cannot be locked, the block just runs.
+
+    refusal   the error's text, where another one says more
     """
-    handle = _lock(prefix)
+    handle = _lock(prefix, refusal)
     try:
         yield
     finally:
@@ -191,7 +194,7 @@ def writing_alone(prefix: str) -> Iterator[None]:
             os.close(handle)
 
 
-def _lock(prefix: str) -> int | None:
+def _lock(prefix: str, refusal: str) -> int | None:
     """The open file that is locked; None where that cannot be done."""
     try:
         import fcntl  # not on all systems
@@ -214,8 +217,9 @@ def _lock(prefix: str) -> int | None:
         except BlockingIOError:
             os.close(handle)
             raise FileError(
-                f"another training writes its snapshots under snapshot_prefix '{prefix}' now; wait for its "
-                "end, or choose another snapshot_prefix"
+                refusal
+                or f"another training writes its snapshots under snapshot_prefix '{prefix}' now; wait for "
+                "its end, or choose another snapshot_prefix"
             ) from None
         except OSError:
             os.close(handle)
@@ -259,7 +263,9 @@ def _to_binary(state: State) -> bytes:
 
 def _from_binary(path: AnyPath, data: bytes, dialect: str | None) -> State:
     try:
-        message = read_state_dialect(path, dialect) if dialect else parse_binary(data, SolverState, path)
+        message = (
+            read_state_dialect(path, dialect, data) if dialect else parse_binary(data, SolverState, path)
+        )
         history = [exact_array_from_blob(blob) for blob in message.history]
     except PrototxtError as error:
         raise SnapshotError(str(error)) from None

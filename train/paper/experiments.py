@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import NamedTuple
 
@@ -26,6 +26,14 @@ EPSILON = 1e-6  # of the authors' layer
 LATER_DECAY = 0.0005  # of the authors' later runs
 LONG = 8000  # from so many iterations on, a test and a snapshot come every 1,000
 LONG_RUN_DECAY = 0.01  # in 640 iterations rate x decay x iterations is what it is in the paper's 64,000
+# By the annotation of a Run's field: what a value may be, and what to call it. A bool is no number here.
+VALUES: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str,), "a string"),
+    "bool": ((bool,), "true or false"),
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "float | None": ((int, float, type(None)), "a number, or null"),
+}
 # Fields of a Run that make it a variant.
 VARYING = ("normalizer", "epsilon", "authors_loss", "weight_decay", "base_lr", "order", "padding")
 
@@ -103,11 +111,19 @@ class Run:
     padding: str = ""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, (types, words) = getattr(self, field.name), VALUES[str(field.type)]
+            if type(value) not in types:
+                raise ImaeError(f"{field.name} of a run must be {words}, got {value!r}")
+        if not re.fullmatch(r"resnet[0-9]{1,4}", self.net):
+            raise ImaeError(f"net of a run must be resnet20 or the like, got {self.net!r}")
+        if self.loss not in LOSSES:
+            raise ImaeError(f"loss of a run must be {', '.join(LOSSES)}, got {self.loss!r}")
         if self.protocol not in PROTOCOLS:
             raise ImaeError(f"protocol must be {' or '.join(map(str, PROTOCOLS))}, got {self.protocol}")
-        for field, value in self._own_choices.items():
-            if getattr(self, field) in ("", None):
-                object.__setattr__(self, field, value)  # the class is frozen
+        for name, own in self._own_choices.items():
+            if getattr(self, name) in ("", None):
+                object.__setattr__(self, name, own)  # the class is frozen
 
     @property
     def _own_choices(self) -> dict[str, str | float | None]:

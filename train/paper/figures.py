@@ -237,7 +237,7 @@ def human_figure(results: Results) -> Chart:
     panels = (
         _panel(
             results,
-            f"ResNet-20, {noise_words(Run('', '', noise='human', human=human))}",
+            f"ResNet-20, {noise_words(Run('resnet20', 'CCE', noise='human', human=human))}",
             [run for run in human_noise() if run.human == human],
             lambda p: p.test,
             _by_loss,

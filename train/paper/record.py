@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from imae.prototxt.errors import DataError
+from imae.prototxt.errors import DataError, ImaeError
 from imae.prototxt.files import AnyPath, write_atomically
 from imae.train.paper.experiments import Run
 
@@ -129,7 +129,7 @@ def read_record(path: AnyPath) -> Record:
         _check(record)
     except OSError as error:
         raise DataError(f"cannot read the record '{path}': {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ImaeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"'{path}' is not a record of a run: {error}") from error
     return record
 

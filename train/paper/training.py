@@ -40,6 +40,7 @@ from imae.train.paper.experiments import ITERATIONS, Run
 from imae.train.paper.record import CERTAIN, Point, Record, read_record, write_record
 from imae.train.progress import training_bar
 from imae.train.signals import SignalRequests
+from imae.train.snapshot import writing_alone
 from imae.train.solver import Solver
 
 LOSS_TYPES = {"CCE": "SoftmaxWithLoss", "MAE": "MAELoss", "IMAE": "IMAELoss"}
@@ -282,6 +283,8 @@ def train(
     """Train a run in `folder`, from where it stands there; the record, in `records` if the run has ended.
 
     recorder, compiled   as of Solver
+
+    FileError where another process trains it there now.
     """
     folder.mkdir(parents=True, exist_ok=True)
     records.mkdir(parents=True, exist_ok=True)
@@ -294,35 +297,36 @@ def train(
                 f"the {what} images of {run.name} are {size}; a multiple of {TEST_BATCH} is needed"
             )
     param = solver_param(run, net, folder / run.net, sizes, device.type != "cpu")
-    write_atomically(net, net_text.encode())
-    write_atomically(folder / "solver.prototxt", to_text(param).encode())
-    path = folder / "record.json"
-    record = Record(
-        run=run,
-        data=images.words,
-        images_sha256=images.sha256,
-        train_images=sizes["train"],
-        test_images=sizes["test"],
-        wrong_labels=int((images.train.clean != images.train.noisy).sum()),
-        net_sha256=hashlib.sha256(net_text.encode()).hexdigest(),
-        solver=to_text(param),
-        commit=commit_words(),
-        device=device_words(device),
-        versions={name: version(name) for name in ("imae", "torch", "numpy")}
-        | {"python": platform.python_version()},
-        began=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=0.0,
-        points=(),
-    )
-    solver = _Training(param, device, images, record, path, recorder, compiled)
-    if solver.restore_newest() and path.exists():
-        solver.record = _earlier(record, read_record(path), solver.iteration)
-    with SignalRequests() as requests, training_bar(solver):
-        solver.request = requests
-        solver.solve()
-    if solver.record.complete:
-        write_record(solver.record, records / f"{run.name}.json")
-    return solver.record
+    with writing_alone(param.snapshot_prefix):
+        write_atomically(net, net_text.encode())
+        write_atomically(folder / "solver.prototxt", to_text(param).encode())
+        path = folder / "record.json"
+        record = Record(
+            run=run,
+            data=images.words,
+            images_sha256=images.sha256,
+            train_images=sizes["train"],
+            test_images=sizes["test"],
+            wrong_labels=int((images.train.clean != images.train.noisy).sum()),
+            net_sha256=hashlib.sha256(net_text.encode()).hexdigest(),
+            solver=to_text(param),
+            commit=commit_words(),
+            device=device_words(device),
+            versions={name: version(name) for name in ("imae", "torch", "numpy")}
+            | {"python": platform.python_version()},
+            began=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=0.0,
+            points=(),
+        )
+        solver = _Training(param, device, images, record, path, recorder, compiled)
+        if solver.restore_newest() and path.exists():
+            solver.record = _earlier(record, read_record(path), solver.iteration)
+        with SignalRequests() as requests, training_bar(solver):
+            solver.request = requests
+            solver.solve()
+        if solver.record.complete:
+            write_record(solver.record, records / f"{run.name}.json")
+        return solver.record
 
 
 def _earlier(record: Record, earlier: Record, iteration: int) -> Record:
