@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import statistics
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -99,6 +102,22 @@ def test_a_second_demo_in_the_folder_is_refused_and_overwrites_nothing(
     error = "imae: another imae demo runs in this folder now; wait for its end"
     assert capsys.readouterr().err.splitlines() == [error]
     assert log.read_text(encoding="utf-8") == "of the first"
+
+
+def test_a_demo_that_is_ended_ends_its_trainings(tmp_path: Path) -> None:
+    """By SIGTERM, as a job is cancelled."""
+    command = [sys.executable, "-m", "imae.train.main", "demo"]
+    demo = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    log = tmp_path / "data" / "demo" / "cce_seed1.log"
+    while not (log.exists() and b"Iteration 100" in log.read_bytes()):
+        assert demo.poll() is None
+        time.sleep(0.05)
+    demo.terminate()
+    assert b"Traceback" not in demo.communicate(timeout=60)[1]
+    assert demo.returncode != 0
+    size = log.stat().st_size
+    time.sleep(1)
+    assert log.stat().st_size == size
 
 
 def test_solvers_differ_in_the_loss_alone() -> None:

@@ -168,6 +168,7 @@ def test_variants_change_the_net_and_the_solver_as_they_say() -> None:
             "CCE has no normalizer SUM_OF_WEIGHTS",
         ),
         ({"loss": "MAE", "t": None, "authors_loss": True}, "the authors' layer is one of IMAE"),
+        ({"authors_loss": True, "epsilon": 0.0}, "with a normalizer and an epsilon of its own"),
         ({"loss": "MAE", "t": None, "epsilon": 1e-6}, "MAE has no epsilon"),
         ({"padding": "NONE"}, "padding must be AFTER_MEAN or BEFORE_MEAN, got 'NONE'"),
         ({"order": "RANDOM"}, "order must be SEQUENTIAL, SHUFFLED, CLASS_BALANCED, got 'RANDOM'"),

@@ -29,6 +29,7 @@ from imae.prototxt.errors import FileError, ImaeError
 from imae.prototxt.files import write_atomically
 from imae.prototxt.text import read_text, to_text
 from imae.train.caffe_log import read_log
+from imae.train.signals import terminated_as_interrupted
 from imae.train.snapshot import writing_alone
 
 COMMAND = "demo"
@@ -82,7 +83,9 @@ def run(args: argparse.Namespace) -> None:
         for made, command in DATA.items():
             if not Path(made).exists():
                 _step(command)
-        runs = _train_all([(loss, seed) for loss in LOSSES for seed in range(1, args.seeds + 1)], args.jobs)
+        wanted = [(loss, seed) for loss in LOSSES for seed in range(1, args.seeds + 1)]
+        with terminated_as_interrupted():
+            runs = _train_all(wanted, args.jobs)
         print_results(runs)
         draw(runs, FOLDER / "curves.png")
         print(f"wrote {FOLDER / 'curves.png'}")

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import enum
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -69,3 +71,23 @@ class SignalRequests:
             raise KeyboardInterrupt
         self._stopping |= self._actions[signal.Signals(number)] is Action.STOP
         self._seen.add(number)
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM, a closed terminal: as Ctrl-C while the block runs, or the processes would go on alone."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    names = ("SIGTERM", "SIGHUP")  # the latter is not on Windows
+    before = {
+        number: signal.signal(number, interrupt)
+        for number in (getattr(signal, name, None) for name in names)
+        if number is not None
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -10,11 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 
 from tqdm import tqdm
 
@@ -22,6 +20,7 @@ from imae.prototxt.errors import DataError, ImaeError
 from imae.train.paper.data import Cifar10, make_folder
 from imae.train.paper.experiments import Run
 from imae.train.paper.record import read_record
+from imae.train.signals import terminated_as_interrupted
 
 LOOK = 1.0  # seconds between two looks at the processes
 
@@ -42,7 +41,7 @@ def train_all(
     going: list[tuple[Run, subprocess.Popen[bytes]]] = []
     failed: list[str] = []
     steps = sum(run.iterations for run in waiting)
-    with _terminated_as_interrupted(), tqdm(total=steps, unit="iter", disable=None) as bar:
+    with terminated_as_interrupted(), tqdm(total=steps, unit="iter", disable=None) as bar:
         try:
             todo = list(waiting)
             while todo or going:
@@ -65,26 +64,6 @@ def train_all(
             f"{len(failed)} of {len(runs)} runs have not ended: {', '.join(failed)}; their logs are in "
             f"{run_folder(cifar10.work, failed[0])} and the like; the same command goes on with them"
         )
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, a closed terminal: as Ctrl-C while the block runs, or the processes would go on alone."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    names = ("SIGTERM", "SIGHUP")  # the latter is not on Windows
-    before = {
-        number: signal.signal(number, interrupt)
-        for number in (getattr(signal, name, None) for name in names)
-        if number is not None
-    }
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def is_done(run: Run, records: Path) -> bool:

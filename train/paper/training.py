@@ -95,8 +95,11 @@ def train_val(run: Run, images: Images) -> NetParameter:
 def _loss(run: Run) -> LayerParameter:
     """The loss layer; ImaeError for a variant that there is not."""
     if run.authors_loss:
-        if run.loss != "IMAE" or run.t is None or run.normalizer != run.base.normalizer:
-            raise ImaeError(f"{run.name}: the authors' layer is one of IMAE, with a normalizer of its own")
+        own = (run.base.normalizer, run.base.epsilon)
+        if run.loss != "IMAE" or run.t is None or (run.normalizer, run.epsilon) != own:
+            raise ImaeError(
+                f"{run.name}: the authors' layer is one of IMAE, with a normalizer and an epsilon of its own"
+            )
         return loss_layer("UnifiedWeightLoss", lamda_p=1, scale=run.t)
     fields: dict[str, float | str] = {} if run.t is None else {"t": run.t}
     if run.epsilon is not None:
