@@ -210,6 +210,8 @@ def check(command: str, outputs: list[str], counts: Counter[str]) -> None:
 
 
 def main(folder: Path) -> None:
+    # A shell lets what it starts in the background ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     prepare()
     status, log = run("convert-imageset pictures/ list lmdb --gray")
