@@ -107,14 +107,13 @@ class Cifar10:
         """What a run needs; ImaeError where it cannot be had."""
         train, test = self._originals()
         about = self._about(train, test)
-        means = self._means(train)
+        padded, unpadded = self._means(train)  # of the clean images, all of them
         train = self._noisy(train, run)
         held_out = None
         if run.held_out:
             train, held_out = self._split(train, run)
             held_out = self._subset(held_out, run.test_images)
         train, test = self._subset(train, run.images), self._subset(test, run.test_images)
-        padded, unpadded = means
         return Images(
             _labelled(train, padded),
             _labelled(test, unpadded),
