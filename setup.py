@@ -5,7 +5,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-PARTS = ["prototxt", "layers", "converters", "train", "pycaffe"]
+PARTS = ["files", "prototxt", "layers", "converters", "train", "pycaffe"]
 FOLDERS = [name for part in PARTS for name in (part, *(f"{part}.{sub}" for sub in find_packages(part)))]
 
 # .ci/lowest tries the lower bounds, as .ci/lowest.txt has them. Those of torch and of the tools that check

@@ -15,9 +15,9 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from imae.files.errors import ExportError, LayerError
 from imae.layers.layer import Shape
 from imae.layers.net import Net
-from imae.prototxt.errors import ExportError, LayerError
 
 # Types whose tops hold values of their bottoms, moved: indices stay indices, probabilities probabilities.
 MOVING = ("Concat", "Crop", "Dropout", "Flatten", "Reshape", "Slice", "Split", "Tile")

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from imae.files.atomic import write_atomically
+from imae.files.errors import DataError
 from imae.layers.data.datum import array_from_datum
 from imae.layers.data.leveldb_source import LeveldbSource, open_leveldb
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
 from imae.prototxt import BlobProto
-from imae.prototxt.errors import DataError
-from imae.prototxt.files import write_atomically
 
 COMMAND = "compute-image-mean"
 HELP = "the mean image of an LMDB or LevelDB, for transform_param's mean_file"

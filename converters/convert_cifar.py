@@ -18,8 +18,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from imae.converters.cifar_pickle import read_pickled_batch
-from imae.converters.file_tree import FileTree, open_tree
 from imae.converters.images import (
     Image,
     ImageSet,
@@ -29,8 +27,10 @@ from imae.converters.images import (
     resize_all,
     write_train_test,
 )
-from imae.prototxt.errors import DataError
-from imae.prototxt.files import AnyPath
+from imae.files.cifar_pickle import read_pickled_batch
+from imae.files.errors import DataError
+from imae.files.file_tree import FileTree, open_tree
+from imae.files.read import AnyPath
 
 COMMAND = "convert-cifar"
 HELP = "CIFAR-10 or CIFAR-100 (binary or Python version, folder or .tar.gz) to LMDBs"

@@ -20,7 +20,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
-from imae.converters.file_tree import FileTree, open_tree
 from imae.converters.images import (
     Picture,
     PictureForm,
@@ -39,8 +38,9 @@ from imae.converters.label_file import (
     read_labels,
 )
 from imae.converters.lmdb_writer import Record, write_lmdb
-from imae.prototxt.errors import DataError
-from imae.prototxt.files import read_bytes
+from imae.files.errors import DataError
+from imae.files.file_tree import FileTree, open_tree
+from imae.files.read import read_bytes
 
 COMMAND = "convert-folder"
 HELP = "a folder (or .tar archive) of class folders with pictures to an LMDB"

@@ -27,10 +27,10 @@ from imae.converters.images import (
     shuffled_order,
 )
 from imae.converters.lmdb_writer import Record, write_lmdb
+from imae.files.errors import DataError
+from imae.files.file_kinds import mistaken_file
+from imae.files.read import read_bytes
 from imae.layers.data.datum import read_file
-from imae.prototxt.errors import DataError
-from imae.prototxt.file_kinds import mistaken_file
-from imae.prototxt.files import read_bytes
 
 COMMAND = "convert-imageset"
 HELP = "the pictures of a list file to an LMDB, as Caffe's convert_imageset"

@@ -37,8 +37,8 @@ from imae.converters.label_file import (
     read_labels,
 )
 from imae.converters.lmdb_writer import Record, write_lmdb
+from imae.files.errors import DataError
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
-from imae.prototxt.errors import DataError
 
 COMMAND = "corrupt-labels"
 HELP = "an LMDB with wrong labels: symmetric, asymmetric, pair-flip, or from a file"

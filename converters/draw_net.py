@@ -22,9 +22,10 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from imae.files.atomic import write_atomically
+from imae.files.errors import ExportError, LayerError
+from imae.files.read import AnyPath
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, PoolingParameter
-from imae.prototxt.errors import ExportError, LayerError
-from imae.prototxt.files import AnyPath, write_atomically
 from imae.prototxt.text import read_net
 
 COMMAND = "draw-net"

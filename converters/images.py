@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from imae.converters.lmdb_writer import Record, fill_lmdb
 from imae.converters.resize import BILINEAR, INTERPOLATIONS
+from imae.files.atomic import atomic_folder
+from imae.files.errors import DataError, FileError
+from imae.files.read import AnyPath
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import datum_from_array, decode_image
 from imae.prototxt import Datum
-from imae.prototxt.errors import DataError, FileError
-from imae.prototxt.files import AnyPath, atomic_folder
 
 Image = NDArray[np.uint8]
 LONGEST_SIDE = 10000  # pixels that an option may ask for

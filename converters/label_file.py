@@ -13,9 +13,10 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from imae.prototxt.errors import DataError
-from imae.prototxt.file_kinds import FileKind, mistaken_file
-from imae.prototxt.files import AnyPath, atomic_file, open_to_read, read_bytes
+from imae.files.atomic import atomic_file
+from imae.files.errors import DataError
+from imae.files.file_kinds import FileKind, mistaken_file
+from imae.files.read import AnyPath, open_to_read, read_bytes
 
 FORMS = "FILE.npz:KEY, FILE.npy or FILE.txt"
 Labels = NDArray[np.int64]

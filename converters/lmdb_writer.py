@@ -1,4 +1,4 @@
-"""Datums into an LMDB that Caffe reads. Nobody ever sees half of one: see imae.prototxt.files."""
+"""Datums into an LMDB that Caffe reads. Nobody ever sees half of one: see imae.files.atomic."""
 
 import errno
 import logging
@@ -11,9 +11,10 @@ from pathlib import Path
 import lmdb
 from tqdm import tqdm
 
+from imae.files.atomic import atomic_folder
+from imae.files.errors import DataError, FileError
+from imae.files.read import AnyPath
 from imae.prototxt import Datum
-from imae.prototxt.errors import DataError, FileError
-from imae.prototxt.files import AnyPath, atomic_folder
 
 logger = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ import argparse
 from typing import Literal
 
 from imae.converters.caffemodel import add_dialect_option
+from imae.files.errors import ImaeError, check_utf8
+from imae.files.read import AnyPath
 from imae.prototxt import TEST, TRAIN, NetParameter, NetState
 from imae.prototxt.dialects import read_net_text
-from imae.prototxt.errors import ImaeError, check_utf8
-from imae.prototxt.files import AnyPath
 from imae.prototxt.state import in_state
 
 

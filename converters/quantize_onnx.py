@@ -36,9 +36,10 @@ from imae.converters.run_onnx import (
     open_session,
     run_model,
 )
+from imae.files.atomic import write_atomically
+from imae.files.errors import DataError, ExportError
+from imae.files.read import AnyPath
 from imae.prototxt import TransformationParameter
-from imae.prototxt.errors import DataError, ExportError
-from imae.prototxt.files import AnyPath, write_atomically
 
 COMMAND = "quantize"
 HELP = "an ONNX model in fp16 or int8, calibrated on an LMDB, with its accuracy before and after"

@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from imae.converters.images import whole_number
 from imae.converters.label_file import Labels, clean_labels_file, read_clean_labels
 from imae.converters.lmdb_writer import Record, fill_lmdb
+from imae.files.atomic import atomic_folder
+from imae.files.errors import DataError
+from imae.files.read import AnyPath
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
-from imae.prototxt.errors import DataError
-from imae.prototxt.files import AnyPath, atomic_folder
 
 COMMAND = "split-lmdb"
 HELP = "part of an LMDB: a random share or the first of each class; the rest into another"

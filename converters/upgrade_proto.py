@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from google.protobuf.message import Message
 
-from imae.prototxt.files import write_atomically
+from imae.files.atomic import write_atomically
 from imae.prototxt.text import write_text
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from imae.layers.memory import MAX_AXES, MAX_COUNT
+from imae.files.errors import CaffemodelError
+from imae.files.limits import MAX_AXES, MAX_COUNT
 from imae.prototxt import BlobProto
-from imae.prototxt.errors import CaffemodelError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -24,7 +24,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from imae.prototxt.errors import SnapshotError
+from imae.files.errors import SnapshotError
 
 f32 = np.float32
 Draw = Callable[[], int]

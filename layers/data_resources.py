@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from imae.layers.memory import total_memory
+from imae.files.limits import total_memory
 
 Result = TypeVar("Result")
 

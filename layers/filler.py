@@ -24,10 +24,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from imae.files.errors import LayerError
+from imae.files.limits import blob_problem
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.memory import blob_problem
 from imae.prototxt import FillerParameter
-from imae.prototxt.errors import LayerError
 
 f32 = np.float32
 Shape = tuple[int, ...]

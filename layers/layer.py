@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from imae.files.errors import ExportError, LayerError
+from imae.files.limits import blob_problem
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data_resources import DataResources
 from imae.layers.filler import fill
-from imae.layers.memory import blob_problem
 from imae.layers.ranks import ALONE, Ranks
 from imae.prototxt import TRAIN, FillerParameter, LayerParameter, ParamSpec
-from imae.prototxt.errors import ExportError, LayerError
 
 if TYPE_CHECKING:
     from imae.layers.onnx_graph import OnnxGraph

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data_resources import DataResources
 from imae.layers.debug_info import log_forward
@@ -21,7 +22,6 @@ from imae.layers.layer import AUTOMATIC, DataLayer, LabelReader, Layer, Shape, s
 from imae.layers.ranks import ALONE, Ranks
 from imae.layers.registry import layer_class
 from imae.prototxt import TEST, LayerParameter, NetParameter, ParamSpec, Phase
-from imae.prototxt.errors import LayerError
 from imae.prototxt.insert_splits import insert_splits
 from imae.prototxt.leftovers import report_leftovers
 from imae.prototxt.state import filter_by_state

@@ -17,7 +17,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, TypeVar
 
-from imae.prototxt.errors import LayerError
+from imae.files.errors import LayerError
 from imae.prototxt.forks import fork_of_type
 
 if TYPE_CHECKING:

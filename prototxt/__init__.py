@@ -3,8 +3,8 @@
     net = read_net("train_val.prototxt")               # NetParameter, of whatever age
     train = filter_net(net, TRAIN)
 
-Names are loaded when they are first asked for, so that `imae.prototxt.errors` can be had even where a broken
-schema plugin keeps the message classes from being made.
+Names are loaded when they are first asked for, so that the parts of this package that need no message classes
+can be imported even where a broken schema plugin keeps those from being made.
 """
 
 from importlib import import_module
@@ -35,18 +35,6 @@ if TYPE_CHECKING:
         V0LayerParameter,
         V1LayerParameter,
     )
-    from imae.prototxt.errors import (
-        CaffemodelError,
-        DataError,
-        DeviceError,
-        ExportError,
-        FileError,
-        ImaeError,
-        LayerError,
-        PrototxtError,
-        SnapshotError,
-    )
-    from imae.prototxt.files import atomic_file, atomic_folder, write_atomically
     from imae.prototxt.state import filter_by_state, filter_net
     from imae.prototxt.text import (
         parse_net,
@@ -67,16 +55,13 @@ __all__ = [
     "NetParameter", "NetState", "NetStateRule", "LayerParameter", "ParamSpec", "FillerParameter",
     "PoolingParameter", "TransformationParameter", "V0LayerParameter", "V1LayerParameter",
     "SolverParameter", "SolverState", "BlobProto", "BlobProtoVector", "BlobShape", "Datum",
-    "CaffemodelError", "DataError", "DeviceError", "ExportError", "FileError", "ImaeError", "LayerError",
-    "PrototxtError", "SnapshotError",
     "read_net", "parse_net", "read_solver", "parse_solver", "read_net_binary",
     "read_text", "parse_text", "read_binary", "to_text", "write_text",
     "upgrade_net", "upgrade_solver", "filter_net", "filter_by_state",
-    "atomic_file", "atomic_folder", "write_atomically",
 ]  # fmt: skip
 
-# Where to look for a name. The first two do without the message classes.
-_MODULES = ("errors", "files", "caffe_pb2", "text", "upgrade", "state")
+# Where to look for a name.
+_MODULES = ("caffe_pb2", "text", "upgrade", "state")
 
 
 def __getattr__(name: str) -> Any:

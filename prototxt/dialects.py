@@ -35,10 +35,10 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from imae.files.errors import CaffemodelError, PrototxtError, SnapshotError
+from imae.files.read import AnyPath
 from imae.prototxt import caffe_pb2
 from imae.prototxt.caffe_pb2 import BlobProto, BlobShape, LayerParameter, NetParameter, SolverState
-from imae.prototxt.errors import CaffemodelError, PrototxtError, SnapshotError
-from imae.prototxt.files import AnyPath
 from imae.prototxt.schema import POOL, message_class
 from imae.prototxt.text import M, parse_binary, read_binary, read_content, read_text
 from imae.prototxt.upgrade import upgrade_net

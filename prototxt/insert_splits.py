@@ -9,8 +9,8 @@ Caffe: insert_splits.cpp.
 
 from collections import Counter
 
+from imae.files.errors import PrototxtError
 from imae.prototxt.caffe_pb2 import NetParameter
-from imae.prototxt.errors import PrototxtError
 
 
 def insert_splits(param: NetParameter) -> NetParameter:

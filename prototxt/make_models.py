@@ -13,8 +13,8 @@ from pathlib import Path
 
 from google.protobuf.message import Message
 
+from imae.files.atomic import write_atomically
 from imae.prototxt import inception, resnet, resnet50
-from imae.prototxt.files import write_atomically
 from imae.prototxt.text import to_text
 
 MODELS = Path(__file__).with_name("models")

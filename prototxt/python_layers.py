@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from imae.prototxt.errors import LayerError
+from imae.files.errors import LayerError
 
 if TYPE_CHECKING:  # not at run time: the command line needs no schema
     from imae.prototxt.caffe_pb2 import LayerParameter

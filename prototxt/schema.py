@@ -36,8 +36,8 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
+from imae.files.errors import PrototxtError
 from imae.prototxt import caffe_pb2
-from imae.prototxt.errors import PrototxtError
 
 GROUP = "imae.protos"
 

@@ -9,8 +9,8 @@ Caffe: net.cpp, FilterNet and StateMeetsRule.
 import logging
 from collections.abc import Iterable, Set
 
+from imae.files.errors import LayerError, PrototxtError
 from imae.prototxt.caffe_pb2 import NetParameter, NetState, NetStateRule, Phase
-from imae.prototxt.errors import LayerError, PrototxtError
 from imae.prototxt.python_layers import check_python_layers
 
 log = logging.getLogger(__name__)

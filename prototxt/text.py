@@ -17,10 +17,11 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
+from imae.files.atomic import write_atomically
+from imae.files.errors import PrototxtError
+from imae.files.file_kinds import FileKind, file_kind, mistaken_for
+from imae.files.read import AnyPath, read_bytes
 from imae.prototxt.caffe_pb2 import NetParameter, SolverParameter
-from imae.prototxt.errors import PrototxtError
-from imae.prototxt.file_kinds import FileKind, file_kind, mistaken_for
-from imae.prototxt.files import AnyPath, read_bytes, write_atomically
 from imae.prototxt.forks import fork_of_field, fork_of_value
 from imae.prototxt.upgrade import complete_snapshot_prefix, upgrade_net, upgrade_solver
 
@@ -178,9 +179,7 @@ def _read_text(path: AnyPath) -> str:
 NO_TEXT = (FileKind.LFS, FileKind.HTML, FileKind.UTF16, FileKind.GZIP, FileKind.BZIP2)
 
 # A string that is not closed ends with its line: else each quote in it would be tried anew, up to there.
-STRING_OR_COMMENT = re.compile(
-    rb""" "(?:\\.|[^"\\\n])*+"? | '(?:\\.|[^'\\\n])*+'? | \#[^\n]* """, re.VERBOSE
-)
+STRING_OR_COMMENT = re.compile(rb""" "(?:\\.|[^"\\\n])*+"? | '(?:\\.|[^'\\\n])*+'? | \#[^\n]* """, re.VERBOSE)
 
 
 def _decodable_comment(match: re.Match[bytes]) -> bytes:

@@ -18,6 +18,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from imae.files.errors import PrototxtError, check_utf8
 from imae.prototxt.caffe_pb2 import (
     BlobShape,
     InputParameter,
@@ -26,7 +27,6 @@ from imae.prototxt.caffe_pb2 import (
     SolverParameter,
     V1LayerParameter,
 )
-from imae.prototxt.errors import PrototxtError, check_utf8
 from imae.prototxt.leftovers import report_leftovers
 
 log = logging.getLogger(__name__)

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imae.layers.data.picture_size import check_picture_size, no_picture
+from imae.files.errors import DataError
+from imae.files.picture_size import check_picture_size, no_picture
+from imae.files.read import read_bytes
 from imae.prototxt import BlobProto, BlobProtoVector, Datum
-from imae.prototxt.errors import DataError
-from imae.prototxt.files import read_bytes
 
 Array = NDArray[Any]
 

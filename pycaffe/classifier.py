@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imae.files.errors import DataError
 from imae.prototxt import TEST
-from imae.prototxt.errors import DataError
 from imae.pycaffe.caffe_io import Transformer, resize_image
 from imae.pycaffe.caffe_io import oversample as ten_crops
 from imae.pycaffe.net import Net

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from imae.prototxt.errors import ImaeError
+from imae.files.errors import ImaeError
 from imae.pycaffe.net_spec import Function, Top
 from imae.pycaffe.net_spec import layers as L
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imae.prototxt.errors import DataError, ImaeError
+from imae.files.errors import DataError, ImaeError
 from imae.pycaffe.caffe_io import load_image, resize_image
 from imae.pycaffe.classifier import PictureNet
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from imae.files.caffe_log import GlogFormatter
 from imae.layers.caffe_random import CaffeRandom
-from imae.train.caffe_log import GlogFormatter
 from imae.train.device import gpu
 from imae.train.progress import StderrHandler
 

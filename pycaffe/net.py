@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imae.converters.caffemodel import load_caffemodel, save_caffemodel
+from imae.files.errors import ImaeError
+from imae.files.read import AnyPath
 from imae.layers.layer import Layer, Shape, blob_name
 from imae.layers.net import Net as ModuleNet
 from imae.layers.stepwise import BlobMemory, Stepwise
@@ -26,8 +28,6 @@ from imae.layers.utility.python import BlobVec, ParameterBlob, Python, PythonLay
 from imae.layers.utility.python import PythonBlob as Blob
 from imae.prototxt import LayerParameter, NetState
 from imae.prototxt.dialects import read_net_text
-from imae.prototxt.errors import ImaeError
-from imae.prototxt.files import AnyPath
 from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.state import in_state
 from imae.pycaffe.mode import current_device, current_random

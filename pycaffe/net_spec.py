@@ -25,8 +25,8 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from imae.files.errors import PrototxtError
 from imae.prototxt import LayerParameter, NetParameter, caffe_pb2
-from imae.prototxt.errors import PrototxtError
 
 
 class Top:

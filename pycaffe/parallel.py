@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from imae.prototxt.errors import DeviceError
+from imae.files.errors import DeviceError
 
 ONE_SOLVER = "one solver computes here, and there is no NCCL; train on one device and leave this out"
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar
 
+from imae.files.errors import PrototxtError
+from imae.files.read import AnyPath
 from imae.layers.net import Net as ModuleNet
 from imae.layers.stepwise import Stepwise
 from imae.prototxt import SolverParameter
-from imae.prototxt.errors import PrototxtError
-from imae.prototxt.files import AnyPath
 from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.text import read_solver
 from imae.pycaffe.mode import current_device, current_random

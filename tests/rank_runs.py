@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is made in C++
 
-from imae.prototxt.errors import ImaeError
+from imae.files.errors import ImaeError
 from imae.train.main import main
 from imae.train.ranks import joined
 

@@ -17,11 +17,12 @@ from tolerances import tolerance
 
 from imae.converters import convert_cifar, convert_folder, convert_imageset
 from imae.converters.resize import cubic_weights, resize_bicubic, resize_bilinear
+from imae.files.errors import DataError, LayerError
 from imae.layers.blob import blob_from_array
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data.transformer import DataTransformer
-from imae.prototxt import TEST, TRAIN, DataError, LayerError, TransformationParameter
+from imae.prototxt import TEST, TRAIN, TransformationParameter
 from imae.prototxt.text import parse_text
 
 MEANS = "mean_value: 125.3 mean_value: 123.0 mean_value: 113.9"

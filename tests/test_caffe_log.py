@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from reference import CASES
 
-from imae.train.caffe_log import GlogFormatter, LogNumber, compare, number, parse_log, read_log, rows
+from imae.files.caffe_log import GlogFormatter, LogNumber, compare, number, parse_log, read_log, rows
 
 RUNS = CASES / "runs"
 

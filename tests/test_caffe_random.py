@@ -14,10 +14,10 @@ import pytest
 from google.protobuf import text_format
 from numpy.typing import NDArray
 
+from imae.files.errors import SnapshotError
 from imae.layers import caffe_random
 from imae.layers.caffe_random import CaffeRandom, multiply_add
 from imae.prototxt import NetParameter
-from imae.prototxt.errors import SnapshotError
 
 CASES = Path(__file__).parent / "cases" / "random"
 f32 = np.float32

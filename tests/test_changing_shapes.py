@@ -20,6 +20,7 @@ from torch import Tensor
 
 import imae.pycaffe as caffe
 from imae.converters.caffemodel import save_caffemodel
+from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.fuse import fuse_training
 from imae.layers.layer import Shape
@@ -27,7 +28,6 @@ from imae.layers.net import Net
 from imae.layers.registry import layer_types
 from imae.layers.stepwise import Stepwise
 from imae.prototxt import TRAIN, NetParameter
-from imae.prototxt.errors import LayerError
 from imae.prototxt.text import parse_net
 from imae.train.executor import NetExecutor
 from imae.train.main import main
@@ -257,8 +257,8 @@ INPUTS = """layer { name: "in" type: "Input" top: "x" top: "y"
 def test_pycaffe_does_not_broadcast(operation: str, phase: int) -> None:
     """One of two inputs is reshaped, the other forgotten."""
     Path("net.prototxt").write_text(
-        f'''{INPUTS} layer {{ name: "e" type: "Eltwise" bottom: "x" bottom: "y" top: "e"
-        eltwise_param {{ operation: {operation} }} }}'''
+        f"""{INPUTS} layer {{ name: "e" type: "Eltwise" bottom: "x" bottom: "y" top: "e"
+        eltwise_param {{ operation: {operation} }} }}"""
     )
     net = caffe.Net("net.prototxt", phase)
     net.blobs["x"].reshape(1, 3)
@@ -271,7 +271,8 @@ def test_pycaffe_does_not_broadcast(operation: str, phase: int) -> None:
 
 def test_pycaffe_refuses_a_shape_that_the_weights_do_not_fit() -> None:
     Path("net.prototxt").write_text(
-        INPUTS + """layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip"
+        INPUTS
+        + """layer { name: "ip" type: "InnerProduct" bottom: "x" top: "ip"
         inner_product_param { num_output: 2 } }"""
     )
     net = caffe.Net("net.prototxt", caffe.TEST)
@@ -316,8 +317,13 @@ def test_pictures_of_other_sizes_before_a_fully_connected_layer(
 def test_a_picture_smaller_than_the_kernel_is_refused(fast: bool) -> None:
     """Not filled up with zeros on one side."""
     write_pictures((16, 16), (2, 2))
-    net = Net(parse_net(PICTURES.split("layer { name: \"ip\"")[0] + """layer { name: "c" type: "Convolution"
-        bottom: "data" top: "c" convolution_param { num_output: 1 kernel_size: 5 } }"""))
+    net = Net(
+        parse_net(
+            PICTURES.split('layer { name: "ip"')[0]
+            + """layer { name: "c" type: "Convolution"
+        bottom: "data" top: "c" convolution_param { num_output: 1 kernel_size: 5 } }"""
+        )
+    )
     executor = NetExecutor(net, torch.device("cpu"), fast=fast)
     executor.forward()
     with refused("layer 'c' (Convolution): nothing would be left of bottom (1, 3, 2, 2)"):

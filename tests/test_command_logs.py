@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from reference import CASES
 
-from imae.train.caffe_log import LogNumber, compare, read_log
+from imae.files.caffe_log import LogNumber, compare, read_log
 from imae.train.command_plot_log import Chart, curves
 from imae.train.main import main
 

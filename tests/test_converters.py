@@ -31,12 +31,13 @@ from imae.converters import (
     convert_imageset,
     corrupt_labels,
 )
-from imae.converters.cifar_pickle import read_pickled_batch
 from imae.converters.images import pad_image, shuffled_order
 from imae.converters.lmdb_writer import Record, write_lmdb
+from imae.files.cifar_pickle import read_pickled_batch
+from imae.files.errors import DataError, FileError, ImaeError
 from imae.layers.data.datum import array_from_datum
 from imae.layers.data.lmdb_source import open_lmdb
-from imae.prototxt import BlobProto, DataError, Datum, FileError, ImaeError
+from imae.prototxt import BlobProto, Datum
 
 CASES = Path(__file__).with_name("cases")
 CONVERTERS = [

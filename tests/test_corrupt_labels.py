@@ -21,8 +21,9 @@ from imae.converters.corrupt_labels import (
 )
 from imae.converters.label_file import read_labels
 from imae.converters.lmdb_writer import write_lmdb
+from imae.files.errors import DataError, FileError
 from imae.layers.data.lmdb_source import open_lmdb
-from imae.prototxt import DataError, Datum, FileError
+from imae.prototxt import Datum
 
 COUNT = 20_000
 CLASSES = {name: corrupt_labels.CLASSES.get(name, 10) for name in NOISES}

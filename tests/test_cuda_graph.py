@@ -21,6 +21,7 @@ from tolerances import tolerance
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from imae.files.errors import LayerError
 from imae.layers import native
 from imae.layers.blob import blob_from_array
 from imae.layers.caffe_random import CaffeRandom
@@ -30,7 +31,6 @@ from imae.layers.layer import LabelReader
 from imae.layers.net import Net
 from imae.prototxt import TEST, TRAIN, NetState, Phase, SolverParameter
 from imae.prototxt.dialects import read_net_text
-from imae.prototxt.errors import LayerError
 from imae.prototxt.state import in_state
 from imae.prototxt.text import parse_net
 from imae.train.cuda_graph import WARM_UP

@@ -17,6 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from imae.converters.lmdb_writer import write_lmdb
+from imae.files.caffe_log import parse_log, read_log
+from imae.files.errors import DataError
+from imae.files.limits import bytes_text, memory_size, total_memory
 from imae.layers.blob import blob_from_array
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data import transformer as transformer_module
@@ -25,14 +28,11 @@ from imae.layers.data.data import Data, RawForm
 from imae.layers.data.datum import array_from_datum, datum_from_array
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data_resources import DataResources, usable_cores
-from imae.layers.memory import bytes_text, memory_size, total_memory
 from imae.layers.net import Net
 from imae.layers.ranks import ALONE
 from imae.layers.registry import layer_class
 from imae.prototxt import TEST, TRAIN, Datum, LayerParameter
-from imae.prototxt.errors import DataError
 from imae.prototxt.text import parse_net, parse_text
-from imae.train.caffe_log import parse_log, read_log
 from imae.train.main import main
 
 RECORDS, BATCH = 11, 6

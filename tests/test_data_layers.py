@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import imae.pycaffe as caffe
+from imae.files.errors import DataError, ImaeError, LayerError, SnapshotError
 from imae.layers.blob import blob_from_array
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import array_from_datum, datum_from_array
@@ -37,7 +38,6 @@ from imae.layers.layer import DataLayer, Layer
 from imae.layers.ranks import ALONE
 from imae.layers.registry import layer_class
 from imae.prototxt import TEST, TRAIN, Datum, LayerParameter
-from imae.prototxt.errors import DataError, ImaeError, LayerError, SnapshotError
 from imae.prototxt.text import parse_text
 
 CASES = Path(__file__).parent / "cases" / "data"

@@ -31,6 +31,7 @@ from tolerances import UNIT, sum_rounding, tolerance
 from torch import Tensor
 
 from imae.converters.lmdb_writer import write_lmdb
+from imae.files.errors import LayerError
 from imae.layers import native
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.channels_last_conv import SubsampledConvolution
@@ -39,7 +40,6 @@ from imae.layers.data.datum import datum_from_array
 from imae.layers.fuse import FusedBatchNormScale, fuse_training
 from imae.layers.net import Net, Step
 from imae.prototxt import TEST, NetParameter, SolverParameter
-from imae.prototxt.errors import LayerError
 from imae.prototxt.resnet import paper_solver, resnet, with_cifar10_data
 from imae.prototxt.state import filter_net
 from imae.prototxt.text import parse_net

@@ -26,6 +26,7 @@ from torch import Tensor
 
 import imae.pycaffe as caffe
 from imae.converters.caffemodel import save_caffemodel
+from imae.files.errors import ImaeError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.base_data import PrefetchingLayer
 from imae.layers.data.memory_data import MemoryData
@@ -34,7 +35,6 @@ from imae.layers.net import Net
 from imae.layers.registry import layer_class, layer_types
 from imae.layers.vision.conv import Convolution
 from imae.prototxt import LayerParameter
-from imae.prototxt.errors import ImaeError
 from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.text import parse_net
 from imae.train.main import main

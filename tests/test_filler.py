@@ -11,10 +11,10 @@ import pytest
 from google.protobuf import text_format
 from numpy.typing import NDArray
 
+from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.filler import FILLERS, fill
 from imae.prototxt import FillerParameter, LayerParameter, NetParameter
-from imae.prototxt.errors import LayerError
 
 CASES = Path(__file__).parent / "cases"
 FILLED = sorted(path.stem for path in (CASES / "fillers").glob("*.npz"))

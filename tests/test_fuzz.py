@@ -15,7 +15,7 @@ import os, runpy, sys, time, warnings
 import cv2, numpy
 sys.path.insert(0, {fuzz!r})
 import targets
-from imae.prototxt.errors import DataError
+from imae.files.errors import DataError
 
 targets.TARGETS.clear()
 
@@ -134,8 +134,8 @@ sys.path.insert(0, {fuzz!r})
 os.chdir(tempfile.mkdtemp())
 import h5py
 from choices import Draw
-from imae.converters.file_tree import BROKEN
-from imae.layers.hdf5_file import HDF5_ERRORS
+from imae.files.file_tree import BROKEN
+from imae.files.hdf5_file import HDF5_ERRORS
 from targets import SNAPSHOTS, TARGETS, cache
 
 def files(name, count):

@@ -18,10 +18,11 @@ import pytest
 import torch
 
 from imae.converters.caffemodel import load_caffemodel
-from imae.converters.cifar_pickle import read_pickled_batch
 from imae.converters.compute_image_mean import compute_mean
-from imae.converters.file_tree import open_tree
 from imae.converters.run_onnx import open_session
+from imae.files.cifar_pickle import read_pickled_batch
+from imae.files.errors import CaffemodelError, DataError, ExportError, LayerError, SnapshotError
+from imae.files.file_tree import open_tree
 from imae.layers.blob import array_from_blob
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import decode_image
@@ -31,7 +32,6 @@ from imae.layers.data.transformer import DataTransformer
 from imae.layers.data.window_data import read_windows
 from imae.layers.net import Net
 from imae.prototxt import TRAIN, BlobProto, BlobShape, Datum, SolverState, TransformationParameter
-from imae.prototxt.errors import CaffemodelError, DataError, ExportError, LayerError, SnapshotError
 from imae.prototxt.text import parse_net, parse_solver
 from imae.train.main import main
 from imae.train.snapshot import read_state, seal

@@ -154,11 +154,11 @@ SHARING = {
 @pytest.mark.parametrize("sharing", SHARING)
 def test_layers_that_hand_memory_on_do_not_hide_what_later_layers_write(sharing: str, way: str) -> None:
     """Caffe: they call ShareData."""
-    after = f'''layer {{ name: "share" {SHARING[sharing]} bottom: "s" top: "f" }}
+    after = f"""layer {{ name: "share" {SHARING[sharing]} bottom: "s" top: "f" }}
         layer {{ name: "again" type: "Flatten" bottom: "f" top: "g" }}
         layer {{ name: "later" type: "ReLU" bottom: "g" top: "g" relu_param {{ negative_slope: 0.5 }} }}
         layer {{ name: "more" type: "Bias" bottom: "g" top: "g"
-                 bias_param {{ filler {{ value: -0.5 }} }} }}'''
+                 bias_param {{ filler {{ value: -0.5 }} }} }}"""
     diff = passes(net_of('type: "TanH"', "x", "s", after, end="g"), way)[1]
     x = normal(*SHAPE)
     memory = torch.tanh(x) * torch.where(x > 0, 1, 0.5) - 0.5

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from imae.files.errors import LayerError
 from imae.layers.fuse import fuse_training
 from imae.layers.net import Net, Step
-from imae.prototxt.errors import LayerError
 from imae.prototxt.state import filter_by_state
 from imae.prototxt.text import parse_net
 

@@ -11,7 +11,7 @@ import pytest
 from imae.layers.registry import DRAWERS, layer_class, layer_types
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("prototxt", "layers", "converters", "train", "pycaffe")
+PARTS = ("files", "prototxt", "layers", "converters", "train", "pycaffe")
 DEPENDENCIES = {
     "torch",
     "onnx",

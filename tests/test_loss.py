@@ -13,6 +13,7 @@ from single_layer import build, check_contract, check_gradient, diffs, normal, r
 from tolerances import tolerance
 from torch import Tensor
 
+from imae.files.errors import LayerError, PrototxtError
 from imae.layers.blob import blob_from_array
 from imae.layers.labels import refuse_gradient
 from imae.layers.layer import LabelReader, Layer
@@ -23,7 +24,6 @@ from imae.layers.net import Net
 from imae.layers.stepwise import Stepwise
 from imae.prototxt import TEST, TRAIN
 from imae.prototxt.caffe_pb2 import LossParameter
-from imae.prototxt.errors import LayerError, PrototxtError
 from imae.prototxt.text import parse_net
 from imae.train.executor import NetExecutor
 

@@ -9,8 +9,8 @@ import re
 import pytest
 from reference import CASES
 
+from imae.files.errors import PrototxtError
 from imae.prototxt import SolverParameter
-from imae.prototxt.errors import PrototxtError
 from imae.prototxt.text import parse_solver
 from imae.train.lr_policy import POLICIES, advance_step, learning_rate
 

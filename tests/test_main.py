@@ -20,8 +20,8 @@ from digits_runs import RUNS, numbers, prepared, worded
 from tolerances import tolerance
 
 import imae.train.main as main_module
+from imae.files.errors import ImaeError
 from imae.layers import native
-from imae.prototxt.errors import ImaeError
 from imae.prototxt.text import read_solver
 from imae.train.main import COMMANDS, main
 from imae.train.solver import Solver
@@ -98,7 +98,7 @@ def test_the_files_level_does_nothing_as_in_caffe(here: Path, capsys: pytest.Cap
     assert main(["train", "level.prototxt"]) == 0
     err = capsys.readouterr().err
     assert "level.prototxt: these fields do nothing, as in Caffe: train_state.level (write --level 2)" in err
-    assert 'train_state {\n  level: 0\n' in err
+    assert "train_state {\n  level: 0\n" in err
 
 
 def test_resuming_and_finetuning_are_logged(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

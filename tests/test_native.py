@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from tolerances import UNIT, sum_rounding, tolerance
 from torch import Tensor
 
+from imae.files.errors import ImaeError
 from imae.layers import channels_last_conv, native
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.channels_last_conv import Convolve, gains
 from imae.layers.channels_last_norm import normalize, normalize_by
 from imae.layers.net import Net
 from imae.layers.vision.conv import Convolution
-from imae.prototxt import ImaeError
 from imae.prototxt.text import parse_net
 
 built = pytest.mark.skipif(not native.available(), reason="the kernels in C were not built")

@@ -19,10 +19,10 @@ from single_layer import (
 from tolerances import tolerance
 from torch import Tensor
 
+from imae.files.errors import ExportError
 from imae.layers.layer import Shape
 from imae.layers.normalization.batch_norm import BatchNorm
 from imae.prototxt import ParamSpec
-from imae.prototxt.errors import ExportError
 
 
 def assert_close(

@@ -22,11 +22,11 @@ from imae.converters.export_onnx import (
 )
 from imae.converters.lmdb_writer import write_lmdb
 from imae.converters.run_onnx import open_session, run_batch, run_bound
+from imae.files.errors import DeviceError, ExportError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import datum_from_array
 from imae.layers.net import Net
 from imae.prototxt import TEST
-from imae.prototxt.errors import DeviceError, ExportError
 from imae.prototxt.resnet import resnet
 from imae.prototxt.text import parse_net
 from imae.train.main import main

@@ -20,11 +20,11 @@ from op_recorder import OpRecorder
 from tolerances import tolerance
 
 from imae.converters.convert_cifar import read_cifar
+from imae.files.errors import DataError, DeviceError, FileError, ImaeError
 from imae.layers import native
 from imae.layers.data.transformer import read_mean_file
 from imae.layers.layer import LabelReader
-from imae.prototxt import TEST, ImaeError
-from imae.prototxt.errors import DataError, DeviceError, FileError
+from imae.prototxt import TEST
 from imae.prototxt.text import to_text
 from imae.train import main
 from imae.train.paper import data, grid, training

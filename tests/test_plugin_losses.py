@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tolerances import tolerance
 from torch import Tensor
 
+from imae.files.errors import LayerError
 from imae.layers import example_weights as weights
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.designed_loss import DesignedLoss
@@ -23,7 +24,6 @@ from imae.layers.net import Net
 from imae.layers.registry import layer_class
 from imae.prototxt import TRAIN, LayerParameter
 from imae.prototxt.caffe_pb2 import WeightNormalization
-from imae.prototxt.errors import LayerError
 from imae.prototxt.text import parse_net
 
 Array = NDArray[np.floating[Any]]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from imae.prototxt import FileError, ImaeError, atomic_file, atomic_folder, write_atomically
-from imae.prototxt import files as files_module
+from imae.files import atomic as files_module
+from imae.files.atomic import atomic_file, atomic_folder, write_atomically
+from imae.files.errors import FileError, ImaeError
 
 
 @pytest.fixture

@@ -20,22 +20,19 @@ from google.protobuf.descriptor_pb2 import (
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import Message
 
+from imae.files import errors as errors_module
+from imae.files.errors import DeviceError, ImaeError, LayerError, PrototxtError
 from imae.prototxt import (
     TEST,
     TRAIN,
-    DeviceError,
-    ImaeError,
-    LayerError,
     LayerParameter,
     NetParameter,
     Phase,
-    PrototxtError,
     caffe_pb2,
     parse_text,
     schema,
     to_text,
 )
-from imae.prototxt import errors as errors_module
 from imae.prototxt.generate import generate
 from imae.prototxt.schema import Plugin, build_pool, installed_plugins, message_class
 
@@ -388,7 +385,7 @@ def test_errors_can_be_had_where_a_plugin_is_broken(tmp_path: Path) -> None:
     code = f"""
 import sys
 sys.path.insert(0, {str(tmp_path)!r})
-from imae.prototxt.errors import PrototxtError
+from imae.files.errors import PrototxtError
 try:
     from imae.prototxt import LayerParameter
 except PrototxtError as error:

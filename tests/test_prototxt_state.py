@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 
+from imae.files.errors import LayerError, PrototxtError
 from imae.prototxt import (
     TEST,
     TRAIN,
-    LayerError,
     NetParameter,
     NetState,
-    PrototxtError,
     filter_by_state,
     filter_net,
     parse_net,

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from imae.files.errors import PrototxtError
 from imae.prototxt import (
     BlobProto,
     LayerParameter,
     NetParameter,
-    PrototxtError,
     SolverParameter,
     SolverState,
     parse_net,

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from imae.files.errors import PrototxtError
 from imae.prototxt import (
     BlobProto,
     NetParameter,
-    PrototxtError,
     SolverParameter,
     V0LayerParameter,
     V1LayerParameter,
@@ -186,9 +186,11 @@ V0_DROPPED = [
 def test_what_a_v0_net_says_in_vain_is_dropped_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     """As Caffe, which goes on after its messages."""
     upgraded = parse_net(V0_LEFTOVERS, "old.prototxt")
-    assert to_text(upgraded) == to_text(parse_net('''
+    assert to_text(upgraded) == to_text(
+        parse_net("""
         layer { name: "d" type: "Data" top: "x" } layer { name: "r" type: "ReLU" bottom: "x" top: "y" }
-    '''))
+    """)
+    )
     warnings = [record.getMessage() for record in caplog.records if "nothing" in record.getMessage()]
     assert warnings == [f"old.prototxt: these fields do nothing, as in Caffe: {'; '.join(V0_DROPPED)}"]
 

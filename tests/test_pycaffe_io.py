@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from tolerances import tolerance
 
+from imae.files.errors import DataError
 from imae.prototxt import BlobProto, Datum
-from imae.prototxt.errors import DataError
 from imae.pycaffe import io
 
 

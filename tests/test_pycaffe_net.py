@@ -14,8 +14,8 @@ import torch
 from tolerances import tolerance
 
 import imae.pycaffe as caffe
+from imae.files.errors import CaffemodelError, DeviceError, ImaeError
 from imae.layers import synced_memory
-from imae.prototxt.errors import CaffemodelError, DeviceError, ImaeError
 from imae.pycaffe import mode
 
 INPUT = """

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import imae.pycaffe as caffe
-from imae.prototxt.errors import PrototxtError
+from imae.files.errors import PrototxtError
 from imae.prototxt.text import parse_net, to_text
 from imae.pycaffe import coord_map
 from imae.pycaffe import layers as L

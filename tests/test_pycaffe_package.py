@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import imae.pycaffe as caffe
+from imae.files.errors import DeviceError
 from imae.prototxt import caffe_pb2
-from imae.prototxt.errors import DeviceError
 from imae.pycaffe import mode
 
 IMPORTS = """

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tolerances import tolerance
 
 import imae.pycaffe as caffe
-from imae.prototxt.errors import DataError, ImaeError
+from imae.files.errors import DataError, ImaeError
 from imae.pycaffe import io
 
 # Means of three channels, so that an answer tells what the net was given.

@@ -12,8 +12,8 @@ import torch
 from tolerances import tolerance
 
 import imae.pycaffe as caffe
+from imae.files.errors import PrototxtError
 from imae.layers import synced_memory
-from imae.prototxt.errors import PrototxtError
 from imae.pycaffe.solver import SOLVERS, Solver
 
 NET = """

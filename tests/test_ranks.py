@@ -24,13 +24,13 @@ from rank_runs import PATIENCE, Job, ending, fail_beside_one_that_waits, job, tr
 from tolerances import tolerance
 
 from imae.converters.lmdb_writer import write_lmdb
+from imae.files.errors import DeviceError, ImaeError, LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import datum_from_array
 from imae.layers.layer import DataLayer
 from imae.layers.ranks import ALONE, Ranks
 from imae.layers.registry import layer_class
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter
-from imae.prototxt.errors import DeviceError, ImaeError, LayerError
 from imae.prototxt.text import parse_text, read_binary
 from imae.train import command_train, device, ranks
 from imae.train.main import main

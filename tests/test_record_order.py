@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from tolerances import tolerance
 
 from imae.converters.lmdb_writer import write_lmdb
+from imae.files.errors import ImaeError, SnapshotError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.data import Data
 from imae.layers.data.datum import datum_from_array
 from imae.layers.data.record_order import draw
 from imae.layers.net import Net
 from imae.prototxt import TRAIN, LayerParameter
-from imae.prototxt.errors import ImaeError, SnapshotError
 from imae.prototxt.text import parse_net, parse_solver, parse_text
 from imae.train.solver import Solver
 

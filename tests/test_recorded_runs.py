@@ -18,7 +18,7 @@ import torch
 from digits_runs import RUNS, numbers, prepared
 from tolerances import tolerance
 
-from imae.train.caffe_log import parse_log, read_log
+from imae.files.caffe_log import parse_log, read_log
 from imae.train.main import main
 
 CIFAR = RUNS / "cifar_crop_mirror_dropout"

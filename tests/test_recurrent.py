@@ -9,9 +9,9 @@ from single_layer import build, check_gradient, check_onnx, diffs, normal, refus
 from tolerances import tolerance
 from torch import Tensor
 
+from imae.files.errors import ExportError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Layer, Shape
-from imae.prototxt.errors import ExportError
 
 KINDS = ["LSTM", "RNN"]
 STATES = {"LSTM": 2, "RNN": 1}

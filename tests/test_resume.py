@@ -18,7 +18,7 @@ import killed_runs
 import pytest
 import torch
 
-from imae.prototxt.errors import FileError, NotFiniteError, SnapshotError
+from imae.files.errors import FileError, NotFiniteError, SnapshotError
 from imae.prototxt.text import parse_solver
 from imae.train.main import main
 from imae.train.signals import Action, SignalRequests

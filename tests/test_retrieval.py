@@ -24,14 +24,14 @@ from reference import CASES
 from tolerances import tolerance
 
 from imae.converters.caffemodel import save_caffemodel
+from imae.files.errors import DataError
+from imae.files.mat_file import read_mat
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.net import Net
-from imae.prototxt.errors import DataError
 from imae.prototxt.text import read_net
 from imae.train.main import main
 from imae.train.paper.mars import read_part, read_test_protocol
-from imae.train.paper.mat_file import read_mat
 from imae.train.paper.retrieval import (
     Features,
     Retrieval,
@@ -139,7 +139,7 @@ def test_what_is_no_mat_file(tmp_path: Path, content: bytes | None, message: str
 def test_a_matrix_that_unpacks_without_end_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imae.train.paper.mat_file.LARGEST", 1000)
+    monkeypatch.setattr("imae.files.mat_file.LARGEST", 1000)
     packed = zlib.compress(bytes(1001))
     (tmp_path / "x.mat").write_bytes(bytes(124) + b"\0\1IM" + struct.pack("<II", 15, len(packed)) + packed)
     with pytest.raises(DataError, match="a deflated matrix is cut short, or larger than any of ours"):

@@ -20,9 +20,9 @@ import torch
 from digits_runs import RUNS, prepared
 
 from imae.converters.caffemodel import load_caffemodel
+from imae.files.errors import CaffemodelError, FileError, SnapshotError
 from imae.prototxt import NetParameter, SolverParameter, SolverState
 from imae.prototxt.dialects import DIALECTS
-from imae.prototxt.errors import CaffemodelError, FileError, SnapshotError
 from imae.prototxt.text import parse_solver, read_binary, read_net, read_solver
 from imae.train.snapshot import State, read_state, seal, write_state
 from imae.train.solver import Solver

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from tolerances import tolerance
 from torch import Tensor
 
+from imae.files.errors import FileError, ImaeError, LayerError, PrototxtError
 from imae.layers.net import Net
 from imae.layers.stepwise import Stepwise, parameter_diff
 from imae.prototxt import BlobProto, NetParameter, SolverParameter, SolverState
-from imae.prototxt.errors import FileError, ImaeError, LayerError, PrototxtError
 from imae.prototxt.text import parse_solver, read_binary
 from imae.train.executor import Result, StepwiseExecutor
 from imae.train.main import main

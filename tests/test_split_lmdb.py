@@ -15,8 +15,9 @@ import pytest
 from imae.converters import corrupt_labels, split_lmdb
 from imae.converters.lmdb_writer import write_lmdb
 from imae.converters.split_lmdb import random_share, read_lmdb_labels, subset_lmdb
+from imae.files.errors import DataError, FileError
 from imae.layers.data.lmdb_source import open_lmdb
-from imae.prototxt import DataError, Datum, FileError
+from imae.prototxt import Datum
 
 LABELS = (np.arange(60) * 7 % 4 * (np.arange(60) % 3 > 0)).tolist()  # 0 is the most frequent
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from imae.files.errors import LayerError
 from imae.layers.registry import layer_class, layer_types
-from imae.prototxt.errors import LayerError
 
 PROGRAM = """
 import sys

@@ -22,15 +22,16 @@ import pytest
 from onnx import TensorProto, helper
 
 from imae.converters.lmdb_writer import write_lmdb
+from imae.files.atomic import atomic_file, atomic_folder, write_atomically
+from imae.files.caffe_log import GlogFormatter, read_log
+from imae.files.errors import DataError, FileError
+from imae.files.limits import free_memory
+from imae.files.read import read_bytes
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data_resources import most_threads
-from imae.layers.memory import free_memory
 from imae.layers.net import Net
 from imae.prototxt import Datum
-from imae.prototxt.errors import DataError, FileError
-from imae.prototxt.files import atomic_file, atomic_folder, read_bytes, write_atomically
 from imae.prototxt.text import parse_net
-from imae.train.caffe_log import GlogFormatter, read_log
 from imae.train.main import main
 from imae.train.ranks import Group
 from imae.train.snapshot import find_snapshots, read_state, writing_alone

@@ -27,23 +27,21 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from imae.converters import file_tree
 from imae.converters.caffemodel import load_caffemodel
 from imae.converters.convert_folder import LARGEST_PICTURE
-from imae.converters.file_tree import open_tree
 from imae.converters.images import encoded_datum
 from imae.converters.lmdb_writer import write_lmdb
-from imae.layers import memory
+from imae.files import file_tree, limits, picture_size
+from imae.files.errors import CaffemodelError, DataError, LayerError, PrototxtError, SnapshotError
+from imae.files.file_tree import open_tree
+from imae.files.hdf5_file import MEMORY_PER_BYTE
+from imae.files.picture_size import PIXELS_PER_BYTE, check_picture_size, picture_pixels
+from imae.files.read import read_bytes
 from imae.layers.blob import array_from_blob
-from imae.layers.data import picture_size
 from imae.layers.data.datum import decode_image
 from imae.layers.data.hdf5_data import read_data_sets
-from imae.layers.data.picture_size import PIXELS_PER_BYTE, check_picture_size, picture_pixels
-from imae.layers.hdf5_file import MEMORY_PER_BYTE
 from imae.layers.net import Net
 from imae.prototxt import BlobProto, BlobShape
-from imae.prototxt.errors import CaffemodelError, DataError, LayerError, PrototxtError, SnapshotError
-from imae.prototxt.files import read_bytes
 from imae.prototxt.text import parse_net, read_net
 from imae.pycaffe import caffe_io
 from imae.train.main import main
@@ -732,10 +730,10 @@ def test_hdf5_files_that_are_just_large_or_packed(here: Path, monkeypatch: pytes
         file["plain"] = values
         file.create_dataset("packed", data=values, compression="gzip", shuffle=True, fletcher32=True)
         file.create_dataset("zeros", data=0 * values, compression="gzip")
-    monkeypatch.setattr("imae.layers.hdf5_file.MEMORY_PER_BYTE", 3)
+    monkeypatch.setattr("imae.files.hdf5_file.MEMORY_PER_BYTE", 3)
     plain, packed, zeros = read_data_sets("data.h5", ["plain", "packed", "zeros"])
     assert np.array_equal(plain, values) and np.array_equal(packed, values) and not zeros.any()
-    monkeypatch.setattr("imae.layers.hdf5_file.free_memory", lambda: MIB)
+    monkeypatch.setattr("imae.files.hdf5_file.free_memory", lambda: MIB)
     with pytest.raises(DataError, match="/plain needs 1600000 bytes of memory, but only 1048576 are free"):
         read_data_sets("data.h5", ["plain"])
 
@@ -800,9 +798,9 @@ def test_an_onnx_model_gets_the_memory_that_is_free(here: Path) -> None:
     # In a process of its own: in this one there may be freed memory that no limit counts.
     script = """
 import resource, sys
-from imae.layers import memory
+from imae.files import limits
 from imae.train.main import main
-memory.free_memory = lambda: int(sys.argv[1])
+limits.free_memory = lambda: int(sys.argv[1])
 limits = resource.getrlimit(resource.RLIMIT_AS)
 status = main(["run", "net.onnx", "--images", "a.png", "--threads", "1"])
 assert resource.getrlimit(resource.RLIMIT_AS) == limits
@@ -820,7 +818,7 @@ sys.exit(status)
 def test_a_memory_limit_that_there_is_already_stays() -> None:
     with little_memory(100):
         before = resource.getrlimit(resource.RLIMIT_AS)
-        with memory.within_free_memory():
+        with limits.within_free_memory():
             assert resource.getrlimit(resource.RLIMIT_AS) == before
         assert resource.getrlimit(resource.RLIMIT_AS) == before
 

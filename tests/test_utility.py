@@ -16,13 +16,13 @@ from single_layer import build, check_contract, check_gradient, check_onnx, diff
 from tolerances import tolerance
 from torch import Tensor
 
+from imae.files.errors import ExportError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.net import Net
 from imae.layers.stepwise import Stepwise
 from imae.layers.utility import python
 from imae.layers.utility.python import Python, PythonBlob, PythonLayerBase
 from imae.prototxt import TRAIN, NetParameter
-from imae.prototxt.errors import ExportError
 from imae.prototxt.text import parse_net
 
 

@@ -14,8 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from imae.prototxt.errors import DataError, ImaeError, printable
-from imae.train.caffe_log import (
+from imae.files.caffe_log import (
     LogDifference,
     LogNumber,
     compare,
@@ -23,6 +22,7 @@ from imae.train.caffe_log import (
     read_log,
     relative_difference,
 )
+from imae.files.errors import DataError, ImaeError, printable
 from imae.train.command_plot_log import KINDS, Chart, draw_curves, finish_axes, log_names, write_picture
 
 COMMAND = "compare-logs"

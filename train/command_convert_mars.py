@@ -14,10 +14,10 @@ import argparse
 import numpy as np
 
 from imae.converters.convert_folder import folder_records, record_form
-from imae.converters.file_tree import open_tree
 from imae.converters.images import Picture, add_image_options, add_picture_options, shuffled_order
 from imae.converters.lmdb_writer import write_lmdb
-from imae.prototxt.errors import DataError
+from imae.files.errors import DataError
+from imae.files.file_tree import open_tree
 from imae.train.paper.mars import find_images, order_images, read_part
 
 COMMAND = "convert-mars"

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from imae.prototxt.errors import DeviceError
+from imae.files.errors import DeviceError
 
 COMMAND = "device-query"
 HELP = "show what GPUs there are"

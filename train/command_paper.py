@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from imae.prototxt.errors import ImaeError
+from imae.files.errors import ImaeError
 from imae.train.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
 from imae.train.device import add_precision_option, gpu, keep_freed_memory, set_threads
 from imae.train.paper import figures, tables

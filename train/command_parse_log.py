@@ -20,9 +20,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from imae.prototxt.errors import ImaeError
-from imae.prototxt.files import write_atomically
-from imae.train.caffe_log import LogNumber, caffe_rows, read_log, rows
+from imae.files.atomic import write_atomically
+from imae.files.caffe_log import LogNumber, caffe_rows, read_log, rows
+from imae.files.errors import ImaeError
 
 COMMAND = "parse-log"
 HELP = "the numbers of a training log as CSV files"

@@ -27,9 +27,10 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from imae.prototxt.errors import DataError, ImaeError
-from imae.prototxt.files import AnyPath, write_atomically
-from imae.train.caffe_log import LogNumber, read_log
+from imae.files.atomic import write_atomically
+from imae.files.caffe_log import LogNumber, read_log
+from imae.files.errors import DataError, ImaeError
+from imae.files.read import AnyPath
 
 COMMAND = "plot-log"
 HELP = "curves of training logs in one picture"

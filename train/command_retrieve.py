@@ -27,13 +27,14 @@ import torch
 
 from imae.converters.caffemodel import add_dialect_option
 from imae.converters.convert_folder import LARGEST_PICTURE
-from imae.converters.file_tree import open_tree
 from imae.converters.images import decode_picture, pixel_count
 from imae.converters.net_options import add_strict_option
+from imae.files.atomic import atomic_file, write_atomically
+from imae.files.errors import DataError, ImaeError
+from imae.files.file_tree import open_tree
+from imae.files.read import AnyPath, open_to_read
 from imae.layers.data.datum import array_from_datum
 from imae.layers.data.lmdb_source import open_lmdb
-from imae.prototxt.errors import DataError, ImaeError
-from imae.prototxt.files import AnyPath, atomic_file, open_to_read, write_atomically
 from imae.train.device import gpu
 from imae.train.paper.embedding import Array, Images, Model, Preparation, features, net_model, onnx_model
 from imae.train.paper.expected import TABLE_3

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from imae.converters.caffemodel import load_to_use
 from imae.converters.net_options import add_net_options, chosen_net
+from imae.files.caffe_log import number, output_text
+from imae.files.errors import ImaeError
 from imae.layers.net import Net
-from imae.prototxt.errors import ImaeError
-from imae.train.caffe_log import number, output_text
 from imae.train.device import (
     add_data_cache_option,
     add_double_option,

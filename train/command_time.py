@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from imae.converters.net_options import add_net_options, chosen_net
+from imae.files.caffe_log import number
+from imae.files.errors import ImaeError
 from imae.layers.layer import DataLayer
 from imae.layers.net import Net
 from imae.layers.stepwise import Stepwise
-from imae.prototxt.errors import ImaeError
-from imae.train.caffe_log import number
 from imae.train.device import gpu, set_threads
 
 COMMAND = "time"

@@ -13,9 +13,9 @@ import torch
 
 from imae.converters.caffemodel import add_dialect_option
 from imae.converters.net_options import add_strict_option, level
+from imae.files.errors import DeviceError, ImaeError, PrototxtError, check_utf8
 from imae.layers import native
 from imae.prototxt import SolverParameter
-from imae.prototxt.errors import DeviceError, ImaeError, PrototxtError, check_utf8
 from imae.prototxt.leftovers import report_leftovers
 from imae.prototxt.text import read_solver
 from imae.train.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder

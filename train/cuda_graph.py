@@ -16,10 +16,10 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from imae.files.errors import DeviceError, ImaeError
 from imae.layers.layer import DataLayer, shape_string
 from imae.layers.net import Net
 from imae.layers.stepwise import parameter_diff
-from imae.prototxt.errors import DeviceError, ImaeError
 from imae.train.executor import NetExecutor, Result
 
 T = TypeVar("T")

@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import imae.prototxt
+from imae.files.atomic import write_atomically
+from imae.files.caffe_log import read_log
+from imae.files.errors import FileError, ImaeError
 from imae.prototxt import SolverParameter
-from imae.prototxt.errors import FileError, ImaeError
-from imae.prototxt.files import write_atomically
 from imae.prototxt.text import read_text, to_text
-from imae.train.caffe_log import read_log
 from imae.train.signals import terminated_as_interrupted
 from imae.train.snapshot import writing_alone
 

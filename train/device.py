@@ -9,9 +9,9 @@ import sys
 
 import torch
 
+from imae.files.errors import DeviceError, ImaeError
+from imae.files.limits import memory_size
 from imae.layers.data_resources import DataResources, most_threads, usable_cores
-from imae.layers.memory import memory_size
-from imae.prototxt.errors import DeviceError, ImaeError
 
 
 def gpu(wanted: str, asked_by: str, instead: str) -> torch.device:

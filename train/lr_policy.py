@@ -20,8 +20,8 @@ from difflib import get_close_matches
 
 import numpy as np
 
+from imae.files.errors import PrototxtError
 from imae.prototxt import SolverParameter
-from imae.prototxt.errors import PrototxtError
 
 f32, f64 = np.float32, np.float64
 Policy = Callable[[SolverParameter, int, int], np.float32 | np.float64]

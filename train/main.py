@@ -28,10 +28,10 @@ from difflib import get_close_matches
 from importlib.metadata import version
 from typing import NoReturn, Protocol, cast
 
-from imae.prototxt.errors import ImaeError
+from imae.files.caffe_log import GlogFormatter
+from imae.files.errors import ImaeError
 from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.python_layers import no_python_layers
-from imae.train.caffe_log import GlogFormatter
 from imae.train.progress import StderrHandler
 
 # A module is imported when its command is used, so that no command waits for another's libraries.

@@ -37,8 +37,8 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is made in C++
 from torch.distributed.rendezvous import rendezvous
 
+from imae.files.errors import DeviceError, ImaeError
 from imae.layers.ranks import Ranks
-from imae.prototxt.errors import DeviceError, ImaeError
 from imae.train.signals import Action
 
 FAILED = "imae/failed"  # the key of the store under which failures are counted

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-from imae.prototxt.errors import ImaeError
+from imae.files.errors import ImaeError
 
 
 class Action(enum.Enum):

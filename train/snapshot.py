@@ -35,12 +35,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from imae.files.atomic import write_atomically
+from imae.files.errors import CaffemodelError, FileError, PrototxtError, SnapshotError
+from imae.files.hdf5_file import HDF5_ERRORS, TEXT, hdf5_content, open_hdf5
+from imae.files.read import open_to_read
 from imae.layers.blob import blob_from_array, exact_array_from_blob, single_or_double
-from imae.layers.hdf5_file import HDF5_ERRORS, TEXT, hdf5_content, open_hdf5
 from imae.prototxt import SolverState
 from imae.prototxt.dialects import fork_hint, read_state_dialect
-from imae.prototxt.errors import CaffemodelError, FileError, PrototxtError, SnapshotError
-from imae.prototxt.files import open_to_read, write_atomically
 from imae.prototxt.text import parse_binary, read_content
 
 logger = logging.getLogger(__name__)

@@ -29,6 +29,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imae.converters.caffemodel import load_caffemodel, save_caffemodel
+from imae.files.caffe_log import number, output_text
+from imae.files.errors import (
+    CaffemodelError,
+    FileError,
+    NotFiniteError,
+    PrototxtError,
+    SnapshotError,
+)
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.common.dropout import Dropout
 from imae.layers.data_resources import DataResources
@@ -38,15 +46,7 @@ from imae.layers.ranks import ALONE
 from imae.layers.stepwise import Stepwise, parameter_diff
 from imae.layers.vision.pooling import PoolingMethod
 from imae.prototxt import SolverParameter
-from imae.prototxt.errors import (
-    CaffemodelError,
-    FileError,
-    NotFiniteError,
-    PrototxtError,
-    SnapshotError,
-)
 from imae.prototxt.text import to_text
-from imae.train.caffe_log import number, output_text
 from imae.train.cuda_graph import GraphExecutor, Recorded, Recorder
 from imae.train.executor import Executor, NetExecutor, Result, StepwiseExecutor
 from imae.train.lr_policy import advance_step, learning_rate

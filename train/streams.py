@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imae.files.errors import SnapshotError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Layer
 from imae.layers.net import Net
-from imae.prototxt.errors import SnapshotError
 
 Array = NDArray[np.generic]
 

@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from imae.files.errors import PrototxtError
 from imae.prototxt import SolverParameter
-from imae.prototxt.errors import PrototxtError
 
 Tensors = list[Tensor]
 

@@ -19,10 +19,10 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imae.files.errors import ImaeError, LayerError, SnapshotError
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.layer import DataLayer, Layer, Shape
 from imae.prototxt import LayerParameter
-from imae.prototxt.errors import ImaeError, LayerError, SnapshotError
 
 Batch = tuple[Tensor, ...]
 State = dict[str, Any]

@@ -30,6 +30,8 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imae.files.errors import DataError, SnapshotError
+from imae.files.limits import bytes_text
 from imae.layers.data.base_data import (
     Batch,
     PrefetchingLayer,
@@ -45,10 +47,8 @@ from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
 from imae.layers.data.record_order import check_order, make_order
 from imae.layers.data.resident import ResidentRecords
 from imae.layers.data_resources import DataResources, Each, KeptRecords, in_turn
-from imae.layers.memory import bytes_text
 from imae.layers.registry import register_layer
 from imae.prototxt import Datum, LayerParameter
-from imae.prototxt.errors import DataError, SnapshotError
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from imae.layers.data.picture_size import check_picture_size, no_picture
+from imae.files.errors import DataError
+from imae.files.picture_size import check_picture_size, no_picture
+from imae.files.read import read_bytes
 from imae.prototxt import Datum
-from imae.prototxt.errors import DataError
-from imae.prototxt.files import read_bytes
 
 
 def parse_datum(value: bytes, name: str) -> Datum:

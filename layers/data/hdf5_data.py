@@ -24,6 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imae.files.errors import DataError, SnapshotError
+from imae.files.file_kinds import FileKind, mistaken_file, mistaken_for
+from imae.files.hdf5_file import HDF5_ERRORS, DataSets, open_hdf5
+from imae.files.read import read_bytes
 from imae.layers.data.base_data import (
     State,
     check_permutation,
@@ -32,12 +36,8 @@ from imae.layers.data.base_data import (
     checked_batch_size,
     log,
 )
-from imae.layers.hdf5_file import HDF5_ERRORS, DataSets, open_hdf5
 from imae.layers.layer import DataLayer, Shape
 from imae.layers.registry import register_layer
-from imae.prototxt.errors import DataError, SnapshotError
-from imae.prototxt.file_kinds import FileKind, mistaken_file, mistaken_for
-from imae.prototxt.files import read_bytes
 
 logger = logging.getLogger(__name__)
 

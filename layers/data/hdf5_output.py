@@ -19,10 +19,10 @@ from collections.abc import Sequence
 import h5py
 from torch import Tensor
 
+from imae.files.atomic import atomic_file
 from imae.layers.data.base_data import log
 from imae.layers.layer import Layer, Shape
 from imae.layers.registry import register_layer
-from imae.prototxt.files import atomic_file
 
 logger = logging.getLogger(__name__)
 

@@ -28,6 +28,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from imae.files.errors import DataError, SnapshotError
+from imae.files.file_kinds import mistaken_for
+from imae.files.limits import blob_problem
+from imae.files.read import read_bytes
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.base_data import (
     Batch,
@@ -41,12 +45,8 @@ from imae.layers.data.base_data import (
     pass_over_moved_fields,
 )
 from imae.layers.data.datum import decode_image, read_file
-from imae.layers.memory import blob_problem
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
-from imae.prototxt.errors import DataError, SnapshotError
-from imae.prototxt.file_kinds import mistaken_for
-from imae.prototxt.files import read_bytes
 
 logger = logging.getLogger(__name__)
 

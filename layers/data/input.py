@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from imae.files.limits import MAX_AXES, MAX_COUNT
 from imae.layers.layer import Layer, Shape
-from imae.layers.memory import MAX_AXES, MAX_COUNT
 from imae.layers.registry import register_layer
 from imae.prototxt import BlobShape
 

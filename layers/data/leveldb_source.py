@@ -20,10 +20,10 @@ from weakref import WeakValueDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from imae.files.errors import DataError
+from imae.files.read import AnyPath
 from imae.layers.data.datum import parse_datum
 from imae.prototxt import Datum
-from imae.prototxt.errors import DataError
-from imae.prototxt.files import AnyPath
 
 
 def open_leveldb(path: AnyPath) -> LeveldbSource:

@@ -23,11 +23,11 @@ from typing import IO, NamedTuple, NoReturn, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from imae.files.errors import DataError
+from imae.files.file_kinds import FileKind, mistaken_for
+from imae.files.read import AnyPath, open_to_read
 from imae.layers.data.datum import parse_datum
 from imae.prototxt import Datum
-from imae.prototxt.errors import DataError
-from imae.prototxt.file_kinds import FileKind, mistaken_for
-from imae.prototxt.files import AnyPath, open_to_read
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
 BRANCH, LEAF, META_PAGE = 1, 2, 8  # flags of a page

@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imae.files.errors import SnapshotError
 from imae.layers.data.base_data import State, check_state
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.layer import DataLayer, Shape
 from imae.layers.registry import register_layer
-from imae.prototxt.errors import SnapshotError
 
 logger = logging.getLogger(__name__)
 

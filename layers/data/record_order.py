@@ -24,11 +24,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from imae.files.errors import LayerError, SnapshotError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.base_data import State, check_place, log
 from imae.layers.ranks import ALONE, Ranks
 from imae.prototxt import LayerParameter
-from imae.prototxt.errors import LayerError, SnapshotError
 
 logger = logging.getLogger(__name__)
 

@@ -29,12 +29,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from imae.files.errors import DataError, ImaeError, LayerError
 from imae.layers.blob import array_from_blob
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import planes, size_text
 from imae.layers.data_resources import Each, in_turn
 from imae.prototxt import TRAIN, BlobProto, TransformationParameter
-from imae.prototxt.errors import DataError, ImaeError, LayerError
 from imae.prototxt.text import read_binary
 
 logger = logging.getLogger(__name__)

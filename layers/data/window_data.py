@@ -34,6 +34,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from imae.files.errors import DataError, SnapshotError, printable
+from imae.files.file_kinds import mistaken_for
+from imae.files.read import read_bytes
 from imae.layers.data.base_data import (
     Batch,
     PrefetchingLayer,
@@ -46,9 +49,6 @@ from imae.layers.data.base_data import (
 from imae.layers.data.datum import decode_image, read_file
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
-from imae.prototxt.errors import DataError, SnapshotError, printable
-from imae.prototxt.file_kinds import mistaken_for
-from imae.prototxt.files import read_bytes
 
 logger = logging.getLogger(__name__)
 

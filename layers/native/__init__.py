@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from imae.prototxt.errors import DeviceError
+from imae.files.errors import DeviceError
 
 VERSION = 4  # of kernels.c
 AT_ONCE = 8  # outputs, and for `winograd` channels, come in multiples of it

@@ -22,12 +22,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from imae.files.errors import ExportError
 from imae.layers.channels_last_norm import finished, is_channels_last, normalize, normalize_by
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import TEST, FillerParameter, LayerParameter, ParamSpec
-from imae.prototxt.errors import ExportError
 
 
 @register_layer("BatchNorm")

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imae.files.errors import ExportError
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
-from imae.prototxt.errors import ExportError
 
 
 @register_layer("ArgMax")

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from imae.files.errors import LayerError
 from imae.layers.labels import refuse_gradient
 from imae.layers.layer import LabelReader, Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
-from imae.prototxt.errors import LayerError
 
 
 class _IndexReader(LabelReader):

@@ -15,11 +15,11 @@ from math import prod
 import numpy as np
 from torch import Tensor
 
+from imae.files.errors import ExportError
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
-from imae.prototxt.errors import ExportError
 
 
 @register_layer("Reshape")

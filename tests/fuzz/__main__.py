@@ -356,7 +356,7 @@ class Runner:
 
 def judged(error: BaseException) -> Finding | bool:
     """False if this is how a file is refused, else what is wrong."""
-    from imae.prototxt.errors import ImaeError
+    from imae.files.errors import ImaeError
 
     chain: BaseException | None = error
     while chain is not None and not isinstance(chain, MemoryError) and "allocate memory" not in str(chain):
@@ -377,9 +377,9 @@ def judged(error: BaseException) -> Finding | bool:
 
 def _small_machine() -> None:
     """Let imae believe that little memory is free."""
-    from imae.layers import memory
+    from imae.files import limits
 
-    memory.free_memory = lambda: 1 << 26
+    limits.free_memory = lambda: 1 << 26
 
 
 def _virtual_memory() -> int:

@@ -81,7 +81,15 @@ def _edit(draw: Draw, data: bytearray, place: int, seeds: Sequence[bytes]) -> No
     elif kind == 14:
         data[place : place + length] = bytes([draw.item([0, 0, 255])]) * length
     elif kind == 15:
-        units = [data[place : place + 1] or b"\0", b"\0", b"\xff", b"(", b"[", b"\\", bytes([draw.number(0, 255)])]
+        units = [
+            data[place : place + 1] or b"\0",
+            b"\0",
+            b"\xff",
+            b"(",
+            b"[",
+            b"\\",
+            bytes([draw.number(0, 255)]),
+        ]
         data[place:place] = run_of(draw, list(map(bytes, units)))
     else:
         begin = draw.number(0, max(len(data) - 1, 0))
@@ -124,7 +132,26 @@ ODD_NUMBERS = [
 ]
 
 
-RUNS = [b"\\", b"\\\\", b"\\\\", b"\\\\", b'"', b"'", b'\\"', b"#", b"{", b"}", b"[", b"<", b" ", b"\n", b"\t", b"0", b"-", b"a"]
+RUNS = [
+    b"\\",
+    b"\\\\",
+    b"\\\\",
+    b"\\\\",
+    b'"',
+    b"'",
+    b'\\"',
+    b"#",
+    b"{",
+    b"}",
+    b"[",
+    b"<",
+    b" ",
+    b"\n",
+    b"\t",
+    b"0",
+    b"-",
+    b"a",
+]
 RUNS += [b"\\x4", b"\\1", b"/", b".", b",", b":", b"\xc3\xa4", b"\x80", b"''", b'"" ']
 
 

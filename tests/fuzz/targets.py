@@ -170,7 +170,7 @@ NAMES += ["fixed", "step", "multistep", "poly", "Adam", "SGD"]
 
 def readable(texts: Sequence[bytes], parse: Callable[[str], Any]) -> list[Any]:
     """The messages of the texts that can be read."""
-    errors = importlib.import_module("imae.prototxt.errors")
+    errors = importlib.import_module("imae.files.errors")
     found = []
     for text in texts:
         try:
@@ -403,7 +403,15 @@ def _replace(draw: Draw, file: Any, name: str) -> None:
     elif kind == 6:
         file.create_group(name)
     elif kind == 7:
-        targets = ["/", "/no/where", f"/{name}", "/out/x", "out", "./" * 9 + name.rpartition("/")[2], "/" * 5000]
+        targets = [
+            "/",
+            "/no/where",
+            f"/{name}",
+            "/out/x",
+            "out",
+            "./" * 9 + name.rpartition("/")[2],
+            "/" * 5000,
+        ]
         link = h5py.SoftLink(draw.item(targets))
         places = [(path, inside) for path in OTHER_FILES for inside in ("/x", "/", name)]
         if not is_there(file, "out", hard=False):
@@ -412,7 +420,9 @@ def _replace(draw: Draw, file: Any, name: str) -> None:
     elif kind == 8:
         shape = shape if shape and not large else (4, 3)
         layout = h5py.VirtualLayout(shape, "f4", maxshape=(None, *shape[1:]))
-        source = h5py.VirtualSource(draw.item(OTHER_FILES), draw.item(["x", name, "no"]), shape, maxshape=(None, *shape[1:]))
+        source = h5py.VirtualSource(
+            draw.item(OTHER_FILES), draw.item(["x", name, "no"]), shape, maxshape=(None, *shape[1:])
+        )
         if draw.coin():
             layout[: h5py.h5s.UNLIMITED] = source[: h5py.h5s.UNLIMITED]
         else:
@@ -694,7 +704,7 @@ def weights_of(made: Any) -> bytes:
 @target(damaged_snapshots)
 def resume_auto(data: bytes) -> None:
     """A damaged snapshot is passed over, and the run goes on from the one before as if it were alone."""
-    from imae.prototxt.errors import SnapshotError
+    from imae.files.errors import SnapshotError
 
     name = SNAPSHOTS[data[0]]
     pair = [other for other in SNAPSHOTS if other.endswith(".h5") == name.endswith(".h5")]
@@ -800,7 +810,7 @@ def records(data: bytes) -> None:
     parts = [bytes.fromhex(part) for part in json.loads(data)]
     write_lmdb("db", {b"%d" % i: part for i, part in enumerate([datums()[0], *parts])})
     remove("out", "out.clean_labels.npz", "mean")
-    errors = importlib.import_module("imae.prototxt.errors")
+    errors = importlib.import_module("imae.files.errors")
     try:
         command("compute-image-mean", "db", "mean")
     except errors.ImaeError:
@@ -822,11 +832,11 @@ def means() -> Files:
 
 @target(means)
 def mean(data: bytes) -> None:
+    from imae.files.errors import ImaeError
     from imae.layers.caffe_random import CaffeRandom
     from imae.layers.data.transformer import DataTransformer
     from imae.layers.net import Net
     from imae.prototxt import TRAIN, TransformationParameter
-    from imae.prototxt.errors import ImaeError
     from imae.prototxt.text import parse_net
 
     write("mean", data)
@@ -1041,7 +1051,9 @@ def sparse(draw: Draw, name: str) -> bytes:
     if kind == 0:
         info.type = tarfile.GNUTYPE_SPARSE
         header = bytearray(info.tobuf(tarfile.GNU_FORMAT, errors="surrogateescape"))
-        header[386:398], header[398:410], header[483:495] = (b"%011o\0" % (n % 8**11) for n in (offset, count, size))
+        header[386:398], header[398:410], header[483:495] = (
+            b"%011o\0" % (n % 8**11) for n in (offset, count, size)
+        )
         header[482] = draw.item([0, 0, 1, 255])
         header[148:156] = b"%06o\0 " % sum(header[:148] + b" " * 8 + header[156:])
         return bytes(header) + bytes(512 * draw.number(0, 2))
@@ -1050,7 +1062,10 @@ def sparse(draw: Draw, name: str) -> bytes:
         content = draw.item([b"%d\n%d\n%d\n" % (rows, offset, count), b"x\n", b"-1\n", b"9" * 600, b""])
         content += bytes(-len(content) % 512)
         info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": draw.item(["0", "0", "x"])}
-        info.pax_headers |= {"GNU.sparse.name": name, "GNU.sparse.realsize": draw.item([str(size), "x", "-1"])}
+        info.pax_headers |= {
+            "GNU.sparse.name": name,
+            "GNU.sparse.realsize": draw.item([str(size), "x", "-1"]),
+        }
     elif kind == 2:
         odd = draw.item([f"{offset},{count}", f"{offset},{count}", f"{offset}", "x,y", ",,,", "-1,-1"])
         info.pax_headers = {"GNU.sparse.map": odd, "GNU.sparse.size": str(size)}
@@ -1087,7 +1102,9 @@ def cifar_archives() -> Files:
     @choosing
     def with_sparse(draw: Draw) -> bytes:
         names = [*binary][: draw.number(1, len(binary))]
-        return b"".join(sparse(draw, name) for name in names) + tar({n: binary[n] for n in binary if n not in names})
+        return b"".join(sparse(draw, name) for name in names) + tar(
+            {n: binary[n] for n in binary if n not in names}
+        )
 
     return either(mutated_bytes(seeds, _tar_places), mutated_bytes(packed), inside(), with_sparse())
 
@@ -1167,7 +1184,7 @@ def logs() -> Files:
 
 @target(logs)
 def log(data: bytes) -> None:
-    from imae.train.caffe_log import caffe_rows, compare, read_log, rows
+    from imae.files.caffe_log import caffe_rows, compare, read_log, rows
 
     numbers = read_log(write("log", data))
     for what in ("train", "test"):

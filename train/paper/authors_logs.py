@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from imae.prototxt.errors import DataError, ImaeError
-from imae.prototxt.files import AnyPath
-from imae.train.caffe_log import read_log, rows
+from imae.files.caffe_log import read_log, rows
+from imae.files.errors import DataError, ImaeError
+from imae.files.read import AnyPath
 
 CURVES = Path(__file__).with_name("authors_cifar100_resnet44.csv")
 ITERATIONS = 30000

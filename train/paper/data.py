@@ -24,14 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imae.converters.compute_image_mean import mean_blob
-from imae.converters.file_tree import open_tree
 from imae.converters.label_file import read_labels
 from imae.converters.split_lmdb import read_lmdb_labels, subset_lmdb
+from imae.files.atomic import write_atomically
+from imae.files.errors import DataError, FileError, ImaeError
+from imae.files.file_tree import open_tree
+from imae.files.read import AnyPath
 from imae.layers.data.datum import array_from_datum
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data.transformer import read_mean_file
-from imae.prototxt.errors import DataError, FileError, ImaeError
-from imae.prototxt.files import AnyPath, write_atomically
 from imae.train.paper.experiments import Run
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

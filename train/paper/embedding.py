@@ -15,6 +15,8 @@ from tqdm import tqdm
 from imae.converters.caffemodel import load_caffemodel
 from imae.converters.export_onnx import deploy_net
 from imae.converters.run_onnx import model_transform, open_session, output_name, run_batch
+from imae.files.errors import DataError, ExportError, LayerError
+from imae.files.read import AnyPath
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import size_text
 from imae.layers.data.transformer import DataTransformer
@@ -24,8 +26,6 @@ from imae.layers.net import Net
 from imae.layers.registry import layer_class
 from imae.prototxt import TEST, NetState, TransformationParameter
 from imae.prototxt.dialects import read_net_text
-from imae.prototxt.errors import DataError, ExportError, LayerError
-from imae.prototxt.files import AnyPath
 from imae.prototxt.state import filter_by_state, in_state
 
 Array = NDArray[Any]

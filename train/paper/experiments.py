@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import NamedTuple
 
-from imae.prototxt.errors import ImaeError
+from imae.files.errors import ImaeError
 
 LOSSES = ("CCE", "MAE", "IMAE")
 CLEAN_T, NOISY_T = 0.5, 8.0  # the paper: fixed, for clean and for noisy labels

@@ -17,8 +17,8 @@ from itertools import cycle, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imae.prototxt.errors import DataError, ImaeError
-from imae.prototxt.files import AnyPath
+from imae.files.errors import DataError, ImaeError
+from imae.files.read import AnyPath
 from imae.train.command_plot_log import new_figure, write_picture
 from imae.train.paper import exact
 from imae.train.paper.authors_logs import NOISE, authors_runs, chosen, read_curve

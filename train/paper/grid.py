@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from imae.prototxt.errors import DataError, ImaeError
+from imae.files.errors import DataError, ImaeError
 from imae.train.paper.data import Cifar10, make_folder
 from imae.train.paper.experiments import Run
 from imae.train.paper.record import read_record

@@ -18,8 +18,8 @@ from typing import Literal
 
 import numpy as np
 
-from imae.prototxt.errors import DataError
-from imae.prototxt.files import AnyPath
+from imae.files.errors import DataError
+from imae.files.read import AnyPath
 from imae.train.paper.retrieval import JUNK, Numbers, Tracklets, read_queries, read_tracklets
 
 Part = Literal["train", "test"]

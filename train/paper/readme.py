@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from imae.prototxt.errors import DataError
-from imae.prototxt.files import AnyPath, write_atomically
+from imae.files.atomic import write_atomically
+from imae.files.errors import DataError
+from imae.files.read import AnyPath
 from imae.train.paper import exact
 from imae.train.paper.claims import CLAIMS, HELD, NO_DATA, NOT_HELD, by_text
 from imae.train.paper.expected import paper_tables_1_2

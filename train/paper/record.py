@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from imae.prototxt.errors import DataError, ImaeError
-from imae.prototxt.files import AnyPath, write_atomically
+from imae.files.atomic import write_atomically
+from imae.files.errors import DataError, ImaeError
+from imae.files.read import AnyPath
 from imae.train.paper.experiments import Run
 
 FORMAT = 2

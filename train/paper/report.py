@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from imae.prototxt.files import AnyPath, write_atomically
+from imae.files.atomic import write_atomically
+from imae.files.read import AnyPath
 from imae.train.paper import exact, figures, tables
 from imae.train.paper.claims import CLAIMS, HELD, NO_DATA, NOT_HELD, Claim, by_text, count
 from imae.train.paper.open_questions import OPEN_QUESTIONS

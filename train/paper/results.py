@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
-from imae.prototxt.errors import DataError
+from imae.files.errors import DataError
 from imae.train.paper.experiments import ITERATIONS, PROTOCOLS, Run
 from imae.train.paper.record import Point, Record
 

@@ -27,9 +27,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from imae.prototxt.errors import DataError
-from imae.prototxt.files import AnyPath
-from imae.train.paper.mat_file import read_mat
+from imae.files.errors import DataError
+from imae.files.mat_file import read_mat
+from imae.files.read import AnyPath
 
 Numbers = NDArray[np.int64]
 Features = NDArray[np.float32]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import groupby, product
 from pathlib import Path
 
-from imae.prototxt.errors import DataError, ImaeError
-from imae.prototxt.files import AnyPath
+from imae.files.errors import DataError, ImaeError
+from imae.files.read import AnyPath
 from imae.train.paper import exact
 from imae.train.paper.authors_logs import authors_runs, chosen, difference, read_curve
 from imae.train.paper.claims import CLAIMS, NO_DATA, by_text

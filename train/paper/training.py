@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from imae.files.atomic import write_atomically
+from imae.files.errors import ImaeError
 from imae.layers.net import Net
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
 from imae.prototxt.caffe_pb2 import DataOrderParameter
-from imae.prototxt.errors import ImaeError
-from imae.prototxt.files import write_atomically
 from imae.prototxt.net_parts import loss_layer
 from imae.prototxt.resnet import CIFAR10_MEAN_BGR, paper_solver, resnet
 from imae.prototxt.text import to_text

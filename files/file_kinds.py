@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from enum import Enum
 
-from imae.prototxt.files import AnyPath, open_to_read
+from imae.files.read import AnyPath, open_to_read
 
 
 class FileKind(Enum):

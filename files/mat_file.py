@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imae.prototxt.errors import DataError
-from imae.prototxt.files import AnyPath
+from imae.files.errors import DataError
+from imae.files.read import AnyPath
 
 HEADER = 128
 INT32, UINT32, MATRIX, COMPRESSED = 5, 6, 14, 15

@@ -21,9 +21,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from imae.layers.memory import SMALL_FILE, free_memory, most_unpacked
-from imae.prototxt.file_kinds import FileKind, mistaken_file
-from imae.prototxt.files import AnyPath, open_to_read
+from imae.files.file_kinds import FileKind, mistaken_file
+from imae.files.limits import SMALL_FILE, free_memory, most_unpacked
+from imae.files.read import AnyPath, open_to_read
 
 # zlib, HDF5's own compressor, makes at most 1032 bytes of one, and even that only of constant data.
 MEMORY_PER_BYTE = 1000

@@ -12,9 +12,9 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-from imae.layers.memory import SMALL_FILE, most_unpacked
-from imae.prototxt.errors import DataError
-from imae.prototxt.file_kinds import FileKind, mistaken_for
+from imae.files.errors import DataError
+from imae.files.file_kinds import FileKind, mistaken_for
+from imae.files.limits import SMALL_FILE, most_unpacked
 
 # Photographs take more than 1/32 byte a pixel. OpenCV takes up to 17 bytes of memory a pixel to decode one.
 PIXELS_PER_BYTE = 32

@@ -23,10 +23,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from imae.layers.memory import SMALL_FILE, most_unpacked
-from imae.prototxt.errors import DataError
-from imae.prototxt.file_kinds import ARCHIVES, mistaken_file
-from imae.prototxt.files import AnyPath, open_to_read
+from imae.files.errors import DataError
+from imae.files.file_kinds import ARCHIVES, mistaken_file
+from imae.files.limits import SMALL_FILE, most_unpacked
+from imae.files.read import AnyPath, open_to_read
 
 DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], io.BufferedIOBase]] = {  # by the archive's first bytes
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),

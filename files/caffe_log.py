@@ -20,8 +20,8 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from imae.prototxt.errors import DataError, printable
-from imae.prototxt.files import open_to_read
+from imae.files.errors import DataError, printable
+from imae.files.read import open_to_read
 
 if TYPE_CHECKING:
     import numpy as np

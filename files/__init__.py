@@ -1,0 +1,4 @@
+"""The ground floor: errors, atomic writing, limits, and readers of files that strangers made."""
+
+if __name__ != "imae.files":
+    raise ImportError(f"import this package as imae.files, not as {__name__}")
