@@ -42,8 +42,8 @@ from imae.converters.run_onnx import lmdb_batches
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.net import Net
 from imae.prototxt import TEST, TRAIN, NetParameter, Phase, TransformationParameter
-from imae.prototxt.net_parts import add, deploy
-from imae.prototxt.resnet import CIFAR10_MEAN_BGR, resnet
+from imae.prototxt.models.net_parts import add, deploy
+from imae.prototxt.models.resnet import CIFAR10_MEAN_BGR, resnet
 from imae.prototxt.text import to_text
 
 TOP = Path(__file__).parent.parent

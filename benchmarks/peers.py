@@ -31,7 +31,7 @@ class Block(nn.Module):
 
 
 def resnet(depth: int = 20) -> nn.Module:
-    """The net of prototxt/resnet.py, shortcut A."""
+    """The net of prototxt/models/resnet.py, shortcut A."""
     layers: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
     inputs = 16
     for width in WIDTHS:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.measure import in_turns, machine, table
 from benchmarks.training import write_images
-from imae.prototxt.resnet import paper_solver, resnet, with_cifar10_data
+from imae.prototxt.models.resnet import paper_solver, resnet, with_cifar10_data
 from imae.prototxt.text import to_text
 
 

@@ -26,7 +26,7 @@ from benchmarks.peers import operations, training_step
 from imae.converters.lmdb_writer import write_lmdb
 from imae.layers.data.datum import datum_from_array
 from imae.prototxt import SolverParameter
-from imae.prototxt.resnet import paper_solver, resnet, with_cifar10_data
+from imae.prototxt.models.resnet import paper_solver, resnet, with_cifar10_data
 from imae.train.device import keep_freed_memory
 from imae.train.solver import Solver
 

@@ -11,7 +11,7 @@ from google.protobuf import text_format
 from imae.converters.lmdb_writer import write_lmdb
 from imae.layers.data.datum import datum_from_array
 from imae.prototxt import NetParameter, SolverParameter
-from imae.prototxt.resnet import resnet, with_cifar10_data
+from imae.prototxt.models.resnet import resnet, with_cifar10_data
 from imae.train.solver import Solver
 
 IMAGES = 50

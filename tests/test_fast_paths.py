@@ -40,7 +40,7 @@ from imae.layers.data.datum import datum_from_array
 from imae.layers.fuse import FusedBatchNormScale, fuse_training
 from imae.layers.net import Net, Step
 from imae.prototxt import TEST, NetParameter, SolverParameter
-from imae.prototxt.resnet import paper_solver, resnet, with_cifar10_data
+from imae.prototxt.models.resnet import paper_solver, resnet, with_cifar10_data
 from imae.prototxt.state import filter_net
 from imae.prototxt.text import parse_net
 from imae.train.executor import NetExecutor

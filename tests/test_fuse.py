@@ -12,7 +12,7 @@ from imae.layers.fold_shortcut import fold_shortcuts
 from imae.layers.fuse import FusedBatchNormScale, fold_batch_norm, fuse_training
 from imae.layers.net import Net
 from imae.prototxt import TEST, TRAIN, NetParameter
-from imae.prototxt.resnet import resnet
+from imae.prototxt.models.resnet import resnet
 from imae.prototxt.text import parse_net
 
 INPUTS = """

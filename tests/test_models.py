@@ -27,11 +27,9 @@ from imae.prototxt import (
     NetParameter,
     Phase,
     SolverParameter,
-    inception,
-    resnet,
-    resnet50,
 )
-from imae.prototxt.make_models import MODELS, WIDTH, compact_text, model_files
+from imae.prototxt.models import inception, resnet, resnet50
+from imae.prototxt.models.make_models import MODELS, WIDTH, compact_text, model_files
 from imae.prototxt.text import parse_text, read_net, read_solver
 
 ROOT = MODELS.parents[1]
@@ -73,7 +71,7 @@ def test_committed_files_are_what_the_generators_make() -> None:
     made = model_files()
     assert set(made) == {path for path in COMMITTED if not path.startswith("digits/")}
     others = [path for path, text in made.items() if (MODELS / path).read_text(encoding="utf-8") != text]
-    assert not others, "run python -m imae.prototxt.make_models"
+    assert not others, "run python -m imae.prototxt.models.make_models"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import datum_from_array
 from imae.layers.net import Net
 from imae.prototxt import TEST
-from imae.prototxt.resnet import resnet
+from imae.prototxt.models.resnet import resnet
 from imae.prototxt.text import parse_net
 from imae.train.main import main
 

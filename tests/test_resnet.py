@@ -11,8 +11,8 @@ from imae.layers.caffe_random import CaffeRandom
 from imae.layers.net import Net
 from imae.prototxt import LayerParameter, NetParameter
 from imae.prototxt.caffe_pb2 import WeightedSoftmaxLossParameter, WeightNormalization
-from imae.prototxt.net_parts import loss_layer
-from imae.prototxt.resnet import authors_loss, authors_resnet, resnet
+from imae.prototxt.models.net_parts import loss_layer
+from imae.prototxt.models.resnet import authors_loss, authors_resnet, resnet
 
 IMAGE = (2, 3, 32, 32)
 # (loss, lambda, beta) of the logged runs.

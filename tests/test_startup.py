@@ -15,7 +15,7 @@ PROGRAM = """
 import sys
 import imae.train.main, imae.train.command_train
 from imae.layers.net import Net
-from imae.prototxt.resnet import resnet
+from imae.prototxt.models.resnet import resnet
 from fed_nets import fed, unfilled
 Net(unfilled(fed(resnet(20, loss="IMAELoss"), 2, 3, 32, 32)))
 print(*sys.modules)

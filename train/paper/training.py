@@ -29,8 +29,8 @@ from imae.files.errors import ImaeError
 from imae.layers.net import Net
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
 from imae.prototxt.caffe_pb2 import DataOrderParameter
-from imae.prototxt.net_parts import loss_layer
-from imae.prototxt.resnet import CIFAR10_MEAN_BGR, paper_solver, resnet
+from imae.prototxt.models.net_parts import loss_layer
+from imae.prototxt.models.resnet import CIFAR10_MEAN_BGR, paper_solver, resnet
 from imae.prototxt.text import to_text
 from imae.train.cuda_graph import GraphExecutor, Recorder
 from imae.train.device import set_precision

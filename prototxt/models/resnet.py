@@ -20,7 +20,7 @@ from google.protobuf.message import Message
 
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
 from imae.prototxt.caffe_pb2 import DataOrderParameter
-from imae.prototxt.net_parts import (
+from imae.prototxt.models.net_parts import (
     add,
     add_average,
     add_classifier,
@@ -212,7 +212,7 @@ AUTHORS_LOSSES = {
     **{f"imae-{beta}": authors_loss("DM", 1, beta) for beta in IMAE_BETAS},
     **{f"dm-0.5-{beta}": authors_loss("DM", 0.5, beta) for beta in DM_BETAS},
 }
-AUTHORS_HEADER = """ResNet-44 for CIFAR-100 as the IMAE authors ran it, made by prototxt/resnet.py; see there.
+AUTHORS_HEADER = """ResNet-44 for CIFAR-100 as the IMAE authors ran it, made by models/resnet.py; see there.
 Images: imae convert-cifar cifar-100-binary.tar.gz data/authors --bgr --resize 36 --interpolation bicubic"""
 
 
@@ -221,7 +221,7 @@ def models() -> Iterator[tuple[str, str, Message]]:
     for depth, (dataset, classes) in product(DEPTHS, (("cifar10", 10), ("cifar100", 100))):
         with_images = with_cifar10_data if classes == 10 else with_cifar100_data
         sources = (f"data/{dataset}_train_lmdb", f"data/{dataset}_test_lmdb")
-        header = f"ResNet-{depth} for CIFAR-{classes}, made by prototxt/resnet.py; see there."
+        header = f"ResNet-{depth} for CIFAR-{classes}, made by models/resnet.py; see there."
         for suffix, loss in LOSSES.items():
             name = f"resnet{depth}_{suffix}"
             net = with_images(resnet(depth, classes, loss), *sources)

@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from google.protobuf.message import Message
 
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
-from imae.prototxt.inception import LOSSES
-from imae.prototxt.net_parts import (
+from imae.prototxt.models.inception import LOSSES
+from imae.prototxt.models.net_parts import (
     add,
     add_average,
     add_classifier,
@@ -104,7 +104,7 @@ def clothing1m_solver(name: str) -> SolverParameter:
 
 def models() -> Iterator[tuple[str, str, Message]]:
     """(path below prototxt/models without suffix, header, message) of each file."""
-    header = f"{__doc__}\nMade by prototxt/resnet50.py."
+    header = f"{__doc__}\nMade by models/resnet50.py."
     for suffix, loss in LOSSES.items():
         name = f"resnet50_{suffix}"
         yield f"clothing1m/{name}_train_val", header, with_clothing1m_data(resnet50(loss=loss))

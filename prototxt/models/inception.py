@@ -31,7 +31,7 @@ from typing import NamedTuple
 from google.protobuf.message import Message
 
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
-from imae.prototxt.net_parts import (
+from imae.prototxt.models.net_parts import (
     add,
     add_average,
     add_classifier,
@@ -161,7 +161,7 @@ LOSSES = {
 
 def models() -> Iterator[tuple[str, str, Message]]:
     """(path below prototxt/models without suffix, header, message) of each file."""
-    header = f"{__doc__}\nMade by prototxt/inception.py."
+    header = f"{__doc__}\nMade by models/inception.py."
     for suffix, loss in LOSSES.items():
         name = f"googlenet_bn_{suffix}"
         yield f"mars/{name}_train_val", header, with_mars_data(googlenet_bn(loss=loss))

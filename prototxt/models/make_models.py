@@ -1,6 +1,6 @@
 """Write prototxt/models: the nets and solvers of the paper's experiments, from their generators.
 
-    python -m imae.prototxt.make_models
+    python -m imae.prototxt.models.make_models
 
 The files of models/digits are written by hand and not touched.
 """
@@ -14,10 +14,10 @@ from pathlib import Path
 from google.protobuf.message import Message
 
 from imae.files.atomic import write_atomically
-from imae.prototxt import inception, resnet, resnet50
+from imae.prototxt.models import inception, resnet, resnet50
 from imae.prototxt.text import to_text
 
-MODELS = Path(__file__).with_name("models")
+MODELS = Path(__file__).parent
 WIDTH = 120
 
 
