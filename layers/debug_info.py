@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from imae.layers.layer import blob_name
-from imae.layers.synced_memory import parameter_diff
+from imae.layers.utility.synced_memory import parameter_diff
 
 if TYPE_CHECKING:
     from imae.layers.net import Step

@@ -21,8 +21,8 @@ from torch import Tensor
 from imae.layers.debug_info import log_backward, log_forward, log_totals
 from imae.layers.layer import Shape
 from imae.layers.net import Memory, Net, Step
-from imae.layers.synced_memory import SyncedMemory, take_back
-from imae.layers.synced_memory import parameter_diff as parameter_diff
+from imae.layers.utility.synced_memory import SyncedMemory, take_back
+from imae.layers.utility.synced_memory import parameter_diff as parameter_diff
 
 CPU = torch.device("cpu")
 Callback = Callable[[int], object]

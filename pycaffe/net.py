@@ -1,7 +1,7 @@
 """pycaffe's Net and its blobs over imae's Net, run layer by layer.
 
 A net computes on the CPU or, if it was made in GPU mode, on the GPU; `data` and `diff` of its blobs are
-arrays in the CPU's memory all the same (see imae.layers.synced_memory for what that means on a GPU).
+arrays in the CPU's memory all the same (see imae.layers.utility.synced_memory for what that means on a GPU).
 
 Caffe: python/caffe/_caffe.cpp, pycaffe.py. Differs: the mode counts when a net is made, not at each pass.
 """

@@ -33,10 +33,11 @@ SHARED = {
         "record_order",
         "transformer",
         "base_data",
-        "picture_size",
         "resident",
     },
-    "recurrent": {"recurrent"},
+    "loss": {"loss_normalizer"},
+    "plugins": {"designed_loss", "example_weights"},
+    "utility": {"synced_memory"},
 }
 
 FILES = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]

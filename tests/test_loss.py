@@ -18,8 +18,8 @@ from imae.layers.blob import blob_from_array
 from imae.layers.labels import refuse_gradient
 from imae.layers.layer import LabelReader, Layer
 from imae.layers.loss.accuracy import Accuracy
+from imae.layers.loss.loss_normalizer import normalization, normalizer
 from imae.layers.loss.softmax_loss import SoftmaxWithLoss
-from imae.layers.loss_normalizer import normalization, normalizer
 from imae.layers.net import Net
 from imae.layers.stepwise import Stepwise
 from imae.prototxt import TEST, TRAIN

@@ -17,7 +17,7 @@ from reference import CASES
 from tolerances import tolerance
 
 from imae.files.errors import DataError, ImaeError
-from imae.layers import example_weights as weights
+from imae.layers.plugins import example_weights as weights
 from imae.train.paper import authors_logs, claims, exact, expected, figures, readme, report, tables
 from imae.train.paper.experiments import Run, Scale, arithmetic, runs, suspects, table_2, variants
 from imae.train.paper.open_questions import OPEN_QUESTIONS

@@ -15,7 +15,7 @@ from tolerances import tolerance
 
 import imae.pycaffe as caffe
 from imae.files.errors import CaffemodelError, DeviceError, ImaeError
-from imae.layers import synced_memory
+from imae.layers.utility import synced_memory
 from imae.pycaffe import mode
 
 INPUT = """

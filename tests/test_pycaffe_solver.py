@@ -13,7 +13,7 @@ from tolerances import tolerance
 
 import imae.pycaffe as caffe
 from imae.files.errors import PrototxtError
-from imae.layers import synced_memory
+from imae.layers.utility import synced_memory
 from imae.pycaffe.solver import SOLVERS, Solver
 
 NET = """

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 from imae.layers.blob import array_from_blob
 from imae.layers.labels import check_labels, ignored_label, place_labels, refuse_gradient
 from imae.layers.layer import LabelReader, LossLayer, Shape
-from imae.layers.loss_normalizer import LOSS_FIELDS, normalization, normalizer
+from imae.layers.loss.loss_normalizer import LOSS_FIELDS, normalization, normalizer
 from imae.layers.registry import register_layer
 from imae.prototxt import BlobProto, LayerParameter
 from imae.prototxt.text import read_binary

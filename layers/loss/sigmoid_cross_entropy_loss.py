@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from imae.layers.labels import ignored_label, refuse_gradient
 from imae.layers.layer import LossLayer, Shape
-from imae.layers.loss_normalizer import LOSS_FIELDS, normalization, normalizer
+from imae.layers.loss.loss_normalizer import LOSS_FIELDS, normalization, normalizer
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 from imae.prototxt.caffe_pb2 import LossParameter

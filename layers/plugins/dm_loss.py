@@ -10,8 +10,8 @@ from functools import partial
 
 from torch import Tensor
 
-from imae.layers import example_weights
-from imae.layers.designed_loss import DesignedLoss
+from imae.layers.plugins import example_weights
+from imae.layers.plugins.designed_loss import DesignedLoss
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 

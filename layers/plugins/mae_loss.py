@@ -5,8 +5,8 @@ Equations 3, 18 and 20, with the factor 2. Bottoms, top, gradient and `normalize
 
 from torch import Tensor
 
-from imae.layers import example_weights
-from imae.layers.designed_loss import DesignedLoss
+from imae.layers.plugins import example_weights
+from imae.layers.plugins.designed_loss import DesignedLoss
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 

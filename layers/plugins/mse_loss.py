@@ -5,8 +5,8 @@ Later version of the paper, table 2. Bottoms, top, gradient and `normalizer`: se
 
 from torch import Tensor
 
-from imae.layers import example_weights
-from imae.layers.designed_loss import DesignedLoss
+from imae.layers.plugins import example_weights
+from imae.layers.plugins.designed_loss import DesignedLoss
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 

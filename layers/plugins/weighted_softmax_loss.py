@@ -18,8 +18,8 @@ bottom[2]  optional: the examples' p (ExtractProb); not used
 import torch
 from torch import Tensor
 
-from imae.layers import example_weights
-from imae.layers.designed_loss import DesignedLoss
+from imae.layers.plugins import example_weights
+from imae.layers.plugins.designed_loss import DesignedLoss
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 from imae.prototxt.caffe_pb2 import WeightedSoftmaxLossParameter as Variant

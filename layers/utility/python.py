@@ -41,7 +41,7 @@ from torch.autograd.function import once_differentiable
 from imae.layers.blob import array_from_blob
 from imae.layers.layer import Layer, Shape
 from imae.layers.registry import register_layer
-from imae.layers.synced_memory import ParameterMemory, take_back
+from imae.layers.utility.synced_memory import ParameterMemory, take_back
 from imae.prototxt import LayerParameter
 from imae.prototxt.python_layers import check_python_layers
 

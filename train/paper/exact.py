@@ -10,8 +10,8 @@ import torch
 from google.protobuf import text_format
 from torch import Tensor
 
-from imae.layers import example_weights as weights
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.plugins import example_weights as weights
 from imae.layers.registry import layer_class
 from imae.prototxt import LayerParameter
 from imae.prototxt.caffe_pb2 import LossParameter

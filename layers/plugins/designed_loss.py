@@ -36,10 +36,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from imae.layers.example_weights import LARGEST_EXPONENT, largest_exponent
 from imae.layers.labels import check_labels, ignored_label, place_labels, refuse_gradient
 from imae.layers.layer import LabelReader, LossLayer, Shape
-from imae.layers.loss_normalizer import LOSS_FIELDS, normalization, normalizer
+from imae.layers.loss.loss_normalizer import LOSS_FIELDS, normalization, normalizer
+from imae.layers.plugins.example_weights import LARGEST_EXPONENT, largest_exponent
 from imae.prototxt import LayerParameter
 from imae.prototxt.caffe_pb2 import WeightNormalization
 
