@@ -5,7 +5,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-PARTS = ["files", "prototxt", "layers", "converters", "train", "pycaffe"]
+PARTS = ["files", "prototxt", "layers", "net", "converters", "train", "pycaffe"]
 FOLDERS = [name for part in PARTS for name in (part, *(f"{part}.{sub}" for sub in find_packages(part)))]
 
 # .ci/lowest tries the lower bounds, as .ci/lowest.txt has them. Those of torch and of the tools that check
@@ -21,9 +21,9 @@ HEADERS = ["common", "batch_norm", "conv", "conv_weight", "winograd"]
 
 # Optional: where it cannot be built, torch's operations take its place.
 KERNELS = Extension(
-    "imae.layers.native._kernels",
-    ["layers/native/kernels.c"],
-    depends=[f"layers/native/{name}.h" for name in HEADERS],
+    "imae.net.kernels._kernels",
+    ["net/kernels/kernels.c"],
+    depends=[f"net/kernels/{name}.h" for name in HEADERS],
     extra_compile_args=[
         "-O3",
         "-std=gnu11",

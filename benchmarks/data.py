@@ -35,9 +35,9 @@ from benchmarks.training import make_solver, write_images
 from imae.converters.lmdb_writer import write_lmdb
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data_resources import DataResources, usable_cores
-from imae.layers.net import Net
+from imae.net.device import keep_freed_memory
+from imae.net.net import Net
 from imae.prototxt import TRAIN, Datum, NetParameter
-from imae.train.device import keep_freed_memory
 from imae.train.solver import Solver
 
 BATCH = 128

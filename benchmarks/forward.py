@@ -45,10 +45,10 @@ def imae_net(folder: Path, device: str, fold: bool = False, fast: bool = False) 
     """imae's own net: plain, with BatchNorm and shortcuts folded, or as `imae test` runs it."""
     import torch
 
-    from imae.converters.caffemodel import load_caffemodel
-    from imae.layers.fold_shortcut import fold_shortcuts
-    from imae.layers.fuse import fold_batch_norm
-    from imae.layers.net import Net
+    from imae.net.fold import fold_shortcuts
+    from imae.net.fuse import fold_batch_norm
+    from imae.net.net import Net
+    from imae.net.weights import load_caffemodel
     from imae.prototxt import TEST
     from imae.prototxt.text import read_net
 
@@ -61,7 +61,7 @@ def imae_net(folder: Path, device: str, fold: bool = False, fast: bool = False) 
         net.plan = fold_shortcuts(net, fold_batch_norm(net))
     form = torch.channels_last if fast else torch.contiguous_format
     if fast:
-        from imae.train.executor import NetExecutor
+        from imae.net.executor import NetExecutor
 
         NetExecutor(net, torch.device(device))
 

@@ -24,7 +24,7 @@ import torch
 from benchmarks.measure import in_turns, machine
 from benchmarks.peers import operations, training_step
 from benchmarks.training import make_solver
-from imae.train.cuda_graph import CudaRecorder
+from imae.net.cuda_graph import CudaRecorder
 from imae.train.solver import Solver
 
 BATCH, ITERATIONS = 128, 50

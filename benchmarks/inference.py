@@ -35,12 +35,12 @@ from benchmarks.forward import WAYS, load_plain
 from benchmarks.measure import machine, matrix_product_rate
 from benchmarks.peers import operations
 from benchmarks.peers import resnet as plain_resnet
-from imae.converters.caffemodel import load_caffemodel, save_caffemodel
 from imae.converters.export_onnx import export_net
 from imae.converters.quantize_onnx import to_fp16, to_int8
 from imae.converters.run_onnx import lmdb_batches
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.net import Net
+from imae.net.net import Net
+from imae.net.weights import load_caffemodel, save_caffemodel
 from imae.prototxt import TEST, TRAIN, NetParameter, Phase, TransformationParameter
 from imae.prototxt.models.net_parts import add, deploy
 from imae.prototxt.models.resnet import CIFAR10_MEAN_BGR, resnet

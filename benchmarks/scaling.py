@@ -21,7 +21,7 @@ import torch
 from benchmarks.measure import in_turns, machine, peak_memory
 from benchmarks.peers import operations, training_step
 from benchmarks.training import make_solver
-from imae.train.device import keep_freed_memory
+from imae.net.device import keep_freed_memory
 
 BATCHES = (32, 128, 512, 1024)
 DEPTHS = (20, 56, 110)

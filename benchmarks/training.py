@@ -25,9 +25,9 @@ from benchmarks.measure import copy_rate, in_turns, machine, matrix_product, pea
 from benchmarks.peers import operations, training_step
 from imae.converters.lmdb_writer import write_lmdb
 from imae.layers.data.datum import datum_from_array
+from imae.net.device import keep_freed_memory
 from imae.prototxt import SolverParameter
 from imae.prototxt.models.resnet import paper_solver, resnet, with_cifar10_data
-from imae.train.device import keep_freed_memory
 from imae.train.solver import Solver
 
 # Seconds an iteration: Caffe's CPU build on 2 cores of AMD Zen 4; what matrix products reach there.

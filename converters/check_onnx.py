@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from imae.files.errors import ExportError, LayerError
 from imae.layers.layer import Shape
-from imae.layers.net import Net
+from imae.net.net import Net
 
 # Types whose tops hold values of their bottoms, moved: indices stay indices, probabilities probabilities.
 MOVING = ("Concat", "Crop", "Dropout", "Flatten", "Reshape", "Slice", "Split", "Tile")

@@ -24,19 +24,19 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from imae.converters.caffemodel import load_caffemodel
 from imae.converters.check_onnx import check_model, is_softmax
 from imae.converters.net_options import add_net_options, chosen_net
 from imae.files.atomic import write_atomically
 from imae.files.errors import ExportError, printable
 from imae.files.read import AnyPath
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.fold_shortcut import fold_shortcuts
-from imae.layers.fuse import fold_batch_norm
 from imae.layers.layer import Shape
-from imae.layers.net import Net
 from imae.layers.registry import layer_class
 from imae.layers.vision.pooling import PoolingMethod
+from imae.net.fold import fold_shortcuts
+from imae.net.fuse import fold_batch_norm
+from imae.net.net import Net
+from imae.net.weights import load_caffemodel
 from imae.prototxt import TEST, LayerParameter, NetParameter, NetState
 from imae.prototxt.state import filter_by_state, in_state
 from imae.prototxt.text import to_text

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Literal
 
-from imae.converters.caffemodel import add_dialect_option
 from imae.files.errors import ImaeError, check_utf8
 from imae.files.read import AnyPath
+from imae.net.weights import add_dialect_option
 from imae.prototxt import TEST, TRAIN, NetParameter, NetState
 from imae.prototxt.dialects import read_net_text
 from imae.prototxt.state import in_state

@@ -9,7 +9,7 @@ import torch
 
 from imae.files.caffe_log import GlogFormatter
 from imae.layers.caffe_random import CaffeRandom
-from imae.train.device import gpu
+from imae.net.device import gpu
 from imae.train.progress import StderrHandler
 
 logger = logging.getLogger(__name__)

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imae.converters.caffemodel import load_caffemodel, save_caffemodel
 from imae.files.errors import ImaeError
 from imae.files.read import AnyPath
 from imae.layers.layer import Layer, Shape, blob_name
-from imae.layers.net import Net as ModuleNet
-from imae.layers.stepwise import BlobMemory, Stepwise
 from imae.layers.utility.python import BlobVec, ParameterBlob, Python, PythonLayerBase, RawBlobVec
 from imae.layers.utility.python import PythonBlob as Blob
+from imae.net.net import Net as ModuleNet
+from imae.net.stepwise import BlobMemory, Stepwise
+from imae.net.weights import load_caffemodel, save_caffemodel
 from imae.prototxt import LayerParameter, NetState
 from imae.prototxt.dialects import read_net_text
 from imae.prototxt.leftovers import strict_fields

@@ -10,15 +10,15 @@ from typing import ClassVar
 
 from imae.files.errors import PrototxtError
 from imae.files.read import AnyPath
-from imae.layers.net import Net as ModuleNet
-from imae.layers.stepwise import Stepwise
+from imae.net.executor import StepwiseExecutor
+from imae.net.net import Net as ModuleNet
+from imae.net.stepwise import Stepwise
 from imae.prototxt import SolverParameter
 from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.text import read_solver
 from imae.pycaffe.mode import current_device, current_random
 from imae.pycaffe.net import Net
 from imae.pycaffe.vectors import NetVec
-from imae.train.executor import StepwiseExecutor
 from imae.train.solver import Solver as TrainSolver
 
 

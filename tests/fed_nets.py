@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from imae.layers.layer import DataLayer
-from imae.layers.net import Net
 from imae.layers.registry import layer_class
+from imae.net.net import Net
 from imae.prototxt import TRAIN, NetParameter, Phase
 
 

@@ -46,7 +46,7 @@ import h5py
 import numpy as np
 from digits_runs import lines
 
-from imae.converters import caffemodel
+from imae.net import weights
 from imae.train import snapshot, solver
 from imae.train.main import main
 from imae.train.snapshot import file_checksum, find_snapshots, read_state
@@ -316,7 +316,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> dict[str, float]:
         counts += training.counts
         shutil.rmtree(folder / "killed")
     for form in FORMATS:
-        for kind, module in (("caffemodel", caffemodel), ("solverstate", snapshot)):
+        for kind, module in (("caffemodel", weights), ("solverstate", snapshot)):
             write_inputs(folder / "killed", form)
             training = Training(folder / "killed", folder / form, chance, seconds[form])
             counts["writers in place noticed"] += is_noticed(training, kind, module)

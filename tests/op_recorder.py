@@ -21,7 +21,7 @@ ASKS_THE_HOST = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "maske
 
 
 class OpRecorder(TorchDispatchMode):
-    """A Recorder (imae.train.cuda_graph) of operations."""
+    """A Recorder (imae.net.cuda_graph) of operations."""
 
     def __init__(self) -> None:
         super().__init__()

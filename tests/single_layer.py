@@ -22,9 +22,9 @@ from imae.converters.export_onnx import Graph
 from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Layer, Shape
-from imae.layers.net import Net
 from imae.layers.registry import layer_class
-from imae.layers.stepwise import Stepwise
+from imae.net.net import Net
+from imae.net.stepwise import Stepwise
 from imae.prototxt import LayerParameter
 from imae.prototxt.text import parse_net
 

@@ -34,8 +34,8 @@ import lmdb
 import numpy as np
 from killed_runs import Plan, die, fork
 
-from imae.converters.caffemodel import save_caffemodel
-from imae.layers.net import Net
+from imae.net.net import Net
+from imae.net.weights import save_caffemodel
 from imae.prototxt import TEST
 from imae.prototxt.text import parse_net
 

@@ -23,7 +23,7 @@ from tolerances import tolerance
 from torch import Tensor
 
 from imae.layers.layer import Shape
-from imae.layers.net import Net
+from imae.net.net import Net
 from imae.prototxt.text import parse_net
 
 Formula = Callable[[Tensor], Tensor]

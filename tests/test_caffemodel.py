@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from reference import CASES
 from tolerances import tolerance
 
-from imae.converters.caffemodel import Report, load_caffemodel, net_to_proto, save_caffemodel
 from imae.files.errors import CaffemodelError, FileError
-from imae.layers.net import Net
+from imae.net.net import Net
+from imae.net.weights import Report, load_caffemodel, net_to_proto, save_caffemodel
 from imae.prototxt import TEST, NetParameter
 from imae.prototxt.text import parse_net, read_binary, read_net
 

@@ -19,17 +19,17 @@ from tolerances import tolerance
 from torch import Tensor
 
 import imae.pycaffe as caffe
-from imae.converters.caffemodel import save_caffemodel
 from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.fuse import fuse_training
 from imae.layers.layer import Shape
-from imae.layers.net import Net
 from imae.layers.registry import layer_types
-from imae.layers.stepwise import Stepwise
+from imae.net.executor import NetExecutor
+from imae.net.fuse import fuse_training
+from imae.net.net import Net
+from imae.net.stepwise import Stepwise
+from imae.net.weights import save_caffemodel
 from imae.prototxt import TRAIN, NetParameter
 from imae.prototxt.text import parse_net
-from imae.train.executor import NetExecutor
 from imae.train.main import main
 
 Values = list[Tensor]

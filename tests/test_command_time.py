@@ -10,7 +10,7 @@ import pytest
 import torch
 from digits_runs import RUNS, prepared, worded
 
-from imae.layers.net import Net
+from imae.net.net import Net
 from imae.prototxt.text import parse_net
 from imae.train import command_device_query
 from imae.train.command_time import LayerwisePasses, measure

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from small_resnet import net_on, numbers_of, solver_param, write_images
 from tolerances import tolerance
 
-from imae.layers.compiled_norm import normalize
-from imae.layers.fuse import FusedBatchNormScale
+from imae.net.fuse import FusedBatchNormScale
+from imae.net.kernels.compiled_norm import normalize
 from imae.prototxt import NetParameter
 from imae.prototxt.text import parse_net
 from imae.train.solver import Solver

@@ -22,19 +22,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from imae.files.errors import LayerError
-from imae.layers import native
 from imae.layers.blob import blob_from_array
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.common.dropout import Dropout
 from imae.layers.data.data import Data
 from imae.layers.layer import LabelReader
-from imae.layers.net import Net
+from imae.net.cuda_graph import WARM_UP
+from imae.net.executor import NetExecutor
+from imae.net.kernels import native
+from imae.net.net import Net
 from imae.prototxt import TEST, TRAIN, NetState, Phase, SolverParameter
 from imae.prototxt.dialects import read_net_text
 from imae.prototxt.state import in_state
 from imae.prototxt.text import parse_net
-from imae.train.cuda_graph import WARM_UP
-from imae.train.executor import NetExecutor
 from imae.train.solver import Solver
 
 STEPS = 9  # three calls are launched, the fourth is recorded

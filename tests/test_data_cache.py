@@ -28,9 +28,9 @@ from imae.layers.data.data import Data, RawForm
 from imae.layers.data.datum import array_from_datum, datum_from_array
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data_resources import DataResources, usable_cores
-from imae.layers.net import Net
 from imae.layers.ranks import ALONE
 from imae.layers.registry import layer_class
+from imae.net.net import Net
 from imae.prototxt import TEST, TRAIN, Datum, LayerParameter
 from imae.prototxt.text import parse_net, parse_text
 from imae.train.main import main

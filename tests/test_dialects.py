@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from tolerances import tolerance
 
 import imae.pycaffe as caffe
-from imae.converters.caffemodel import load_caffemodel, save_caffemodel
 from imae.files.errors import CaffemodelError, PrototxtError, SnapshotError
-from imae.layers.net import Net
+from imae.net.net import Net
+from imae.net.weights import load_caffemodel, save_caffemodel
 from imae.prototxt import TEST, BlobProto, LayerParameter, NetParameter, SolverState
 from imae.prototxt.dialects import DIALECTS, read_net_dialect, read_net_text, read_state_dialect
 from imae.prototxt.text import parse_net, read_binary, read_net, read_solver, to_text

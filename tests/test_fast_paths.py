@@ -32,18 +32,18 @@ from torch import Tensor
 
 from imae.converters.lmdb_writer import write_lmdb
 from imae.files.errors import LayerError
-from imae.layers import native
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.channels_last_conv import SubsampledConvolution
-from imae.layers.channels_last_norm import is_channels_last, normalize
 from imae.layers.data.datum import datum_from_array
-from imae.layers.fuse import FusedBatchNormScale, fuse_training
-from imae.layers.net import Net, Step
+from imae.net.executor import NetExecutor
+from imae.net.fuse import FusedBatchNormScale, fuse_training
+from imae.net.kernels import native
+from imae.net.kernels.conv import SubsampledConvolution
+from imae.net.kernels.norm import is_channels_last, normalize
+from imae.net.net import Net, Step
 from imae.prototxt import TEST, NetParameter, SolverParameter
 from imae.prototxt.models.resnet import paper_solver, resnet, with_cifar10_data
 from imae.prototxt.state import filter_net
 from imae.prototxt.text import parse_net
-from imae.train.executor import NetExecutor
 from imae.train.solver import Solver
 
 DATA = """

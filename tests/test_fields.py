@@ -25,15 +25,15 @@ from single_layer import build, normal, refused
 from torch import Tensor
 
 import imae.pycaffe as caffe
-from imae.converters.caffemodel import save_caffemodel
 from imae.files.errors import ImaeError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.base_data import PrefetchingLayer
 from imae.layers.data.memory_data import MemoryData
 from imae.layers.layer import FIRST_PARAMETER
-from imae.layers.net import Net
 from imae.layers.registry import layer_class, layer_types
 from imae.layers.vision.conv import Convolution
+from imae.net.net import Net
+from imae.net.weights import save_caffemodel
 from imae.prototxt import LayerParameter
 from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.text import parse_net

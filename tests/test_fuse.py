@@ -8,9 +8,9 @@ import torch
 from tolerances import tolerance
 
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.fold_shortcut import fold_shortcuts
-from imae.layers.fuse import FusedBatchNormScale, fold_batch_norm, fuse_training
-from imae.layers.net import Net
+from imae.net.fold import fold_shortcuts
+from imae.net.fuse import FusedBatchNormScale, fold_batch_norm, fuse_training
+from imae.net.net import Net
 from imae.prototxt import TEST, TRAIN, NetParameter
 from imae.prototxt.models.resnet import resnet
 from imae.prototxt.text import parse_net

@@ -17,7 +17,6 @@ import onnx
 import pytest
 import torch
 
-from imae.converters.caffemodel import load_caffemodel
 from imae.converters.compute_image_mean import compute_mean
 from imae.converters.run_onnx import open_session
 from imae.files.cifar_pickle import read_pickled_batch
@@ -30,7 +29,8 @@ from imae.layers.data.hdf5_data import read_data_sets
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.data.window_data import read_windows
-from imae.layers.net import Net
+from imae.net.net import Net
+from imae.net.weights import load_caffemodel
 from imae.prototxt import TRAIN, BlobProto, BlobShape, Datum, SolverState, TransformationParameter
 from imae.prototxt.text import parse_net, parse_solver
 from imae.train.main import main

@@ -13,10 +13,10 @@ from tolerances import tolerance
 
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.data import Data
-from imae.layers.net import Net
+from imae.net.cuda_graph import CudaRecorder
+from imae.net.net import Net
 from imae.prototxt import TRAIN, NetState
 from imae.prototxt.state import in_state
-from imae.train.cuda_graph import CudaRecorder
 from imae.train.main import main
 from imae.train.solver import Solver
 

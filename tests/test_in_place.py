@@ -14,9 +14,9 @@ from tolerances import tolerance
 from torch import Tensor
 
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.fuse import fuse_training
-from imae.layers.net import Net
-from imae.layers.stepwise import Stepwise
+from imae.net.fuse import fuse_training
+from imae.net.net import Net
+from imae.net.stepwise import Stepwise
 from imae.prototxt.text import parse_net
 
 RTOL, ATOL, _ = tolerance("same arithmetic")

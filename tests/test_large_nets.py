@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import pytest
 
 from imae.files.errors import LayerError
-from imae.layers.fuse import fuse_training
-from imae.layers.net import Net, Step
+from imae.net.fuse import fuse_training
+from imae.net.net import Net, Step
 from imae.prototxt.state import filter_by_state
 from imae.prototxt.text import parse_net
 

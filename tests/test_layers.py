@@ -8,7 +8,7 @@ import pytest
 import reference
 import torch
 
-from imae.layers.net import Net
+from imae.net.net import Net
 
 LAYERS = pytest.mark.parametrize(
     "path", reference.find("layers/*/*.npz"), ids=lambda path: f"{path.parent.name}-{path.stem}"

@@ -18,7 +18,7 @@ from imae.files.errors import DataError
 from imae.layers.data.datum import datum_from_array
 from imae.layers.data.leveldb_source import open_leveldb
 from imae.layers.data.lmdb_source import open_lmdb
-from imae.layers.net import Net
+from imae.net.net import Net
 from imae.prototxt.text import parse_net
 from imae.train.main import main
 

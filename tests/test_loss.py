@@ -20,12 +20,12 @@ from imae.layers.layer import LabelReader, Layer
 from imae.layers.loss.accuracy import Accuracy
 from imae.layers.loss.loss_normalizer import normalization, normalizer
 from imae.layers.loss.softmax_loss import SoftmaxWithLoss
-from imae.layers.net import Net
-from imae.layers.stepwise import Stepwise
+from imae.net.executor import NetExecutor
+from imae.net.net import Net
+from imae.net.stepwise import Stepwise
 from imae.prototxt import TEST, TRAIN
 from imae.prototxt.caffe_pb2 import LossParameter
 from imae.prototxt.text import parse_net
-from imae.train.executor import NetExecutor
 
 Array = NDArray[np.float64]
 

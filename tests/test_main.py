@@ -21,7 +21,7 @@ from tolerances import tolerance
 
 import imae.train.main as main_module
 from imae.files.errors import ImaeError
-from imae.layers import native
+from imae.net.kernels import native
 from imae.prototxt.text import read_solver
 from imae.train.main import COMMANDS, main
 from imae.train.solver import Solver

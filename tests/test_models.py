@@ -18,8 +18,8 @@ from imae.converters.lmdb_writer import write_lmdb
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import datum_from_array
 from imae.layers.layer import DataLayer
-from imae.layers.net import Net
 from imae.layers.registry import layer_class
+from imae.net.net import Net
 from imae.prototxt import (
     TEST,
     TRAIN,

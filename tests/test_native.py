@@ -19,12 +19,12 @@ from tolerances import UNIT, sum_rounding, tolerance
 from torch import Tensor
 
 from imae.files.errors import ImaeError
-from imae.layers import channels_last_conv, native
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.channels_last_conv import Convolve, gains
-from imae.layers.channels_last_norm import normalize, normalize_by
-from imae.layers.net import Net
 from imae.layers.vision.conv import Convolution
+from imae.net.kernels import native
+from imae.net.kernels.conv import Convolve, gains
+from imae.net.kernels.norm import normalize, normalize_by
+from imae.net.net import Net
 from imae.prototxt.text import parse_net
 
 built = pytest.mark.skipif(not native.available(), reason="the kernels in C were not built")
@@ -489,7 +489,7 @@ def test_a_layer_of_two_bottoms_and_a_bias_has_its_gradients(
 ) -> None:
     want_the_kernels(monkeypatch)
     for name, least in zip(("LEAST_TILES", "LEAST_TILES_OF_WEIGHTS"), tiles, strict=True):
-        monkeypatch.setattr(channels_last_conv, name, least)
+        monkeypatch.setattr(conv, name, least)
     used: list[str] = []
     for name in ("winograd", "winograd_bottom_gradient", "winograd_weight_gradient", "conv_weight_gradient"):
         monkeypatch.setattr(native, name, partial(_noted, used, name, getattr(native, name)))
@@ -530,7 +530,7 @@ def test_other_bottoms_than_the_layer_was_made_for_are_left_to_it(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want_the_kernels(monkeypatch)
-    monkeypatch.setattr(channels_last_conv, "LEAST_TILES", 1)
+    monkeypatch.setattr(conv, "LEAST_TILES", 1)
     layer = convolution(channels=16).steps[-1].layer
     assert isinstance(layer, Convolution)
     x = numbers(*shape).float()
@@ -561,7 +561,7 @@ def test_layers_of_many_weights_leave_their_gradient_to_torch(monkeypatch: pytes
     blobs, tops = exactly(layer, [x.double()])
     want = torch.autograd.grad(tops, blobs, [top_diff.double()])
     for name in ("MOST_WEIGHTS", "MOST_BY_WINOGRAD"):
-        monkeypatch.setattr(channels_last_conv, name, 100)
+        monkeypatch.setattr(conv, name, 100)
     assert gains(layer, (20, 16, 9, 9))  # forward, and for the bottom
     for name in ("winograd_weight_gradient", "conv_weight_gradient"):
         monkeypatch.setattr(native, name, None)

@@ -11,7 +11,6 @@ import onnx
 import pytest
 from tolerances import tolerance
 
-from imae.converters.caffemodel import save_caffemodel
 from imae.converters.export_onnx import (
     DEFAULT_OPSET,
     NEWEST_OPSET,
@@ -25,7 +24,8 @@ from imae.converters.run_onnx import open_session, run_batch, run_bound
 from imae.files.errors import DeviceError, ExportError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import datum_from_array
-from imae.layers.net import Net
+from imae.net.net import Net
+from imae.net.weights import save_caffemodel
 from imae.prototxt import TEST
 from imae.prototxt.models.resnet import resnet
 from imae.prototxt.text import parse_net

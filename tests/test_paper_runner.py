@@ -21,9 +21,9 @@ from tolerances import tolerance
 
 from imae.converters.convert_cifar import read_cifar
 from imae.files.errors import DataError, DeviceError, FileError, ImaeError
-from imae.layers import native
 from imae.layers.data.transformer import read_mean_file
 from imae.layers.layer import LabelReader
+from imae.net.kernels import native
 from imae.prototxt import TEST
 from imae.prototxt.text import to_text
 from imae.train import main

@@ -18,10 +18,10 @@ from torch import Tensor
 from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Layer
-from imae.layers.net import Net
 from imae.layers.plugins import example_weights as weights
 from imae.layers.plugins.designed_loss import DesignedLoss
 from imae.layers.registry import layer_class
+from imae.net.net import Net
 from imae.prototxt import TRAIN, LayerParameter
 from imae.prototxt.caffe_pb2 import WeightNormalization
 from imae.prototxt.text import parse_net

@@ -17,7 +17,7 @@ layer { name: "default" type: "Xyz" bottom: "y" top: "z" }
 
 BUILD = f"""
 import torch
-from imae.layers.net import Net
+from imae.net.net import Net
 from imae.prototxt import LayerParameter, parse_net, to_text
 net = Net(parse_net({NET!r}))
 x = torch.arange(30.0).reshape(2, 3, 5)

@@ -13,9 +13,9 @@ import torch
 import imae.pycaffe as caffe
 from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.net import Net as ModuleNet
-from imae.layers.stepwise import Stepwise
 from imae.layers.utility import synced_memory
+from imae.net.net import Net as ModuleNet
+from imae.net.stepwise import Stepwise
 from imae.prototxt.text import parse_net
 from imae.pycaffe.mode import current_device
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import imae.pycaffe as caffe
-from imae.converters.caffemodel import save_caffemodel
 from imae.files.errors import ImaeError, LayerError
-from imae.layers.net import Net
 from imae.layers.registry import layer_class
+from imae.net.net import Net
+from imae.net.weights import save_caffemodel
 from imae.prototxt import TEST, LayerParameter
 from imae.prototxt.python_layers import VARIABLE, no_python_layers
 from imae.prototxt.text import parse_net, parse_text, read_net

@@ -30,9 +30,10 @@ from imae.layers.data.datum import datum_from_array
 from imae.layers.layer import DataLayer
 from imae.layers.ranks import ALONE, Ranks
 from imae.layers.registry import layer_class
+from imae.net import device
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter
 from imae.prototxt.text import parse_text, read_binary
-from imae.train import command_train, device, ranks
+from imae.train import command_train, ranks
 from imae.train.main import main
 from imae.train.ranks import spawn
 from imae.train.snapshot import find_snapshots, read_state

@@ -20,7 +20,7 @@ from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.data import Data
 from imae.layers.data.datum import datum_from_array
 from imae.layers.data.record_order import draw
-from imae.layers.net import Net
+from imae.net.net import Net
 from imae.prototxt import TRAIN, LayerParameter
 from imae.prototxt.text import parse_net, parse_solver, parse_text
 from imae.train.solver import Solver

@@ -8,7 +8,7 @@ import pytest
 from fed_nets import fed, feed, learned, unfilled
 
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.net import Net
+from imae.net.net import Net
 from imae.prototxt import LayerParameter, NetParameter
 from imae.prototxt.caffe_pb2 import WeightedSoftmaxLossParameter, WeightNormalization
 from imae.prototxt.models.net_parts import loss_layer

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from reference import CASES
 from tolerances import tolerance
 
-from imae.converters.caffemodel import save_caffemodel
 from imae.files.errors import DataError
 from imae.files.mat_file import read_mat
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.lmdb_source import open_lmdb
-from imae.layers.net import Net
+from imae.net.net import Net
+from imae.net.weights import save_caffemodel
 from imae.prototxt.text import read_net
 from imae.train.main import main
 from imae.train.paper.mars import read_part, read_test_protocol

@@ -19,8 +19,8 @@ import pytest
 import torch
 from digits_runs import RUNS, prepared
 
-from imae.converters.caffemodel import load_caffemodel
 from imae.files.errors import CaffemodelError, FileError, SnapshotError
+from imae.net.weights import load_caffemodel
 from imae.prototxt import NetParameter, SolverParameter, SolverState
 from imae.prototxt.dialects import DIALECTS
 from imae.prototxt.text import parse_solver, read_binary, read_net, read_solver

@@ -14,7 +14,7 @@ from imae.layers.registry import layer_class, layer_types
 PROGRAM = """
 import sys
 import imae.train.main, imae.train.command_train
-from imae.layers.net import Net
+from imae.net.net import Net
 from imae.prototxt.models.resnet import resnet
 from fed_nets import fed, unfilled
 Net(unfilled(fed(resnet(20, loss="IMAELoss"), 2, 3, 32, 32)))

@@ -20,7 +20,7 @@ from imae.converters.draw_net import draw_net, get_layer_label, get_layer_lr_mul
 from imae.converters.extract_features import blob_datums, extract_features
 from imae.files.errors import DataError, LayerError
 from imae.layers.data.lmdb_source import open_lmdb
-from imae.layers.net import Net
+from imae.net.net import Net
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter
 from imae.prototxt.text import parse_net, read_binary, read_net_binary
 from imae.pycaffe import draw

@@ -29,7 +29,7 @@ from imae.files.limits import free_memory
 from imae.files.read import read_bytes
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data_resources import most_threads
-from imae.layers.net import Net
+from imae.net.net import Net
 from imae.prototxt import Datum
 from imae.prototxt.text import parse_net
 from imae.train.main import main

@@ -27,7 +27,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from imae.converters.caffemodel import load_caffemodel
 from imae.converters.convert_folder import LARGEST_PICTURE
 from imae.converters.images import encoded_datum
 from imae.converters.lmdb_writer import write_lmdb
@@ -40,7 +39,8 @@ from imae.files.read import read_bytes
 from imae.layers.blob import array_from_blob
 from imae.layers.data.datum import decode_image
 from imae.layers.data.hdf5_data import read_data_sets
-from imae.layers.net import Net
+from imae.net.net import Net
+from imae.net.weights import load_caffemodel
 from imae.prototxt import BlobProto, BlobShape
 from imae.prototxt.text import parse_net, read_net
 from imae.pycaffe import caffe_io

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from imae.files.errors import ExportError
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.net import Net
-from imae.layers.stepwise import Stepwise
 from imae.layers.utility import python
 from imae.layers.utility.python import Python, PythonBlob, PythonLayerBase
+from imae.net.net import Net
+from imae.net.stepwise import Stepwise
 from imae.prototxt import TRAIN, NetParameter
 from imae.prototxt.text import parse_net
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 import imae.pycaffe as caffe
 from imae.converters import convert_imageset
-from imae.converters.caffemodel import load_caffemodel, save_caffemodel
 from imae.converters.export_onnx import export_file
 from imae.converters.label_file import read_label_arrays, read_labels
 from imae.converters.lmdb_writer import write_lmdb
@@ -26,7 +25,8 @@ from imae.files.errors import ImaeError, LayerError, PrototxtError
 from imae.files.file_kinds import FileKind, file_kind, mistaken_file
 from imae.files.file_tree import open_tree
 from imae.layers.data.datum import datum_from_array
-from imae.layers.net import Net
+from imae.net.net import Net
+from imae.net.weights import load_caffemodel, save_caffemodel
 from imae.prototxt import caffe_pb2
 from imae.prototxt.forks import FORKS
 from imae.prototxt.text import parse_net, parse_solver, read_net, read_solver

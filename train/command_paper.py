@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 from imae.files.errors import ImaeError
-from imae.train.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
-from imae.train.device import add_precision_option, gpu, keep_freed_memory, set_threads
+from imae.net.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
+from imae.net.device import add_precision_option, gpu, keep_freed_memory, set_threads
 from imae.train.paper import figures, tables
 from imae.train.paper.data import Cifar10, make_folder
 from imae.train.paper.experiments import GRIDS, Run, Scale, runs

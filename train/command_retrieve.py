@@ -25,7 +25,6 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from imae.converters.caffemodel import add_dialect_option
 from imae.converters.convert_folder import LARGEST_PICTURE
 from imae.converters.images import decode_picture, pixel_count
 from imae.converters.net_options import add_strict_option
@@ -35,7 +34,8 @@ from imae.files.file_tree import open_tree
 from imae.files.read import AnyPath, open_to_read
 from imae.layers.data.datum import array_from_datum
 from imae.layers.data.lmdb_source import open_lmdb
-from imae.train.device import gpu
+from imae.net.device import gpu
+from imae.net.weights import add_dialect_option
 from imae.train.paper.embedding import Array, Images, Model, Preparation, features, net_model, onnx_model
 from imae.train.paper.expected import TABLE_3
 from imae.train.paper.mars import find_images, order_images, read_test_protocol

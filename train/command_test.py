@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imae.converters.caffemodel import load_to_use
 from imae.converters.net_options import add_net_options, chosen_net
 from imae.files.caffe_log import number, output_text
 from imae.files.errors import ImaeError
-from imae.layers.net import Net
-from imae.train.device import (
+from imae.net.device import (
     add_data_cache_option,
     add_double_option,
     chosen_data_resources,
@@ -25,7 +23,9 @@ from imae.train.device import (
     gpu,
     set_threads,
 )
-from imae.train.executor import NetExecutor
+from imae.net.executor import NetExecutor
+from imae.net.net import Net
+from imae.net.weights import load_to_use
 
 COMMAND = "test"
 HELP = "score a model: the mean outputs of its TEST net over some batches"

@@ -24,9 +24,9 @@ from imae.converters.net_options import add_net_options, chosen_net
 from imae.files.caffe_log import number
 from imae.files.errors import ImaeError
 from imae.layers.layer import DataLayer
-from imae.layers.net import Net
-from imae.layers.stepwise import Stepwise
-from imae.train.device import gpu, set_threads
+from imae.net.device import gpu, set_threads
+from imae.net.net import Net
+from imae.net.stepwise import Stepwise
 
 COMMAND = "time"
 HELP = "measure how long each layer of a net takes, forward and backward"

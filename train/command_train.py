@@ -11,15 +11,10 @@ from contextlib import nullcontext
 
 import torch
 
-from imae.converters.caffemodel import add_dialect_option
 from imae.converters.net_options import add_strict_option, level
 from imae.files.errors import DeviceError, ImaeError, PrototxtError, check_utf8
-from imae.layers import native
-from imae.prototxt import SolverParameter
-from imae.prototxt.leftovers import report_leftovers
-from imae.prototxt.text import read_solver
-from imae.train.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
-from imae.train.device import (
+from imae.net.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
+from imae.net.device import (
     add_data_cache_option,
     add_double_option,
     add_precision_option,
@@ -32,6 +27,11 @@ from imae.train.device import (
     set_threads,
     use_gpu,
 )
+from imae.net.kernels import native
+from imae.net.weights import add_dialect_option
+from imae.prototxt import SolverParameter
+from imae.prototxt.leftovers import report_leftovers
+from imae.prototxt.text import read_solver
 from imae.train.progress import training_bar
 from imae.train.ranks import Group, is_launched, joined, spawn
 from imae.train.signals import SignalRequests, action

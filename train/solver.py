@@ -28,7 +28,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imae.converters.caffemodel import load_caffemodel, save_caffemodel
 from imae.files.caffe_log import number, output_text
 from imae.files.errors import (
     CaffemodelError,
@@ -41,16 +40,18 @@ from imae.layers.caffe_random import CaffeRandom
 from imae.layers.common.dropout import Dropout
 from imae.layers.data_resources import DataResources
 from imae.layers.layer import shape_string
-from imae.layers.net import Net
 from imae.layers.ranks import ALONE
-from imae.layers.stepwise import Stepwise, parameter_diff
 from imae.layers.vision.pooling import PoolingMethod
+from imae.net.cuda_graph import GraphExecutor, Recorded, Recorder
+from imae.net.executor import Executor, NetExecutor, Result, StepwiseExecutor
+from imae.net.net import Net
+from imae.net.not_finite import Tracer, all_finite
+from imae.net.stepwise import Stepwise, parameter_diff
+from imae.net.streams import Streams
+from imae.net.weights import load_caffemodel, save_caffemodel
 from imae.prototxt import SolverParameter
 from imae.prototxt.text import to_text
-from imae.train.cuda_graph import GraphExecutor, Recorded, Recorder
-from imae.train.executor import Executor, NetExecutor, Result, StepwiseExecutor
 from imae.train.lr_policy import advance_step, learning_rate
-from imae.train.not_finite import Tracer, all_finite
 from imae.train.ranks import Group
 from imae.train.signals import Action
 from imae.train.smoothed_loss import SmoothedLoss
@@ -66,7 +67,6 @@ from imae.train.snapshot import (
     write_state,
 )
 from imae.train.solver_nets import build_test_nets, build_train_net
-from imae.train.streams import Streams
 from imae.train.unused_fields import warn_of_unused_fields
 from imae.train.update_rules import update_rule
 

@@ -9,12 +9,12 @@ import logging
 
 import torch
 
-from imae.converters.caffemodel import load_caffemodel
 from imae.files.errors import PrototxtError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data_resources import DataResources
-from imae.layers.net import Net
 from imae.layers.ranks import ALONE, Ranks
+from imae.net.net import Net
+from imae.net.weights import load_caffemodel
 from imae.prototxt import TEST, TRAIN, NetState, SolverParameter
 from imae.prototxt.dialects import read_net_text
 from imae.prototxt.state import in_state

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from imae.files.errors import ExportError
-from imae.layers.channels_last_norm import finished, is_channels_last, normalize, normalize_by
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
+from imae.net.kernels.norm import finished, is_channels_last, normalize, normalize_by
 from imae.prototxt import TEST, FillerParameter, LayerParameter, ParamSpec
 
 

@@ -190,7 +190,7 @@ def net(data: bytes) -> None:
     import torch
 
     from imae.layers.caffe_random import CaffeRandom
-    from imae.layers.net import Net
+    from imae.net.net import Net
     from imae.prototxt import TEST, TRAIN, NetParameter
     from imae.prototxt.text import parse_net, read_net, to_text
 
@@ -273,7 +273,7 @@ cache: dict[str, Any] = {}
 
 def weights_net() -> Any:
     from imae.layers.caffe_random import CaffeRandom
-    from imae.layers.net import Net
+    from imae.net.net import Net
     from imae.prototxt.text import parse_net
 
     if "net" not in cache:
@@ -282,7 +282,7 @@ def weights_net() -> Any:
 
 
 def caffemodels() -> Files:
-    from imae.converters.caffemodel import net_to_proto
+    from imae.net.weights import net_to_proto
     from imae.prototxt import NetParameter
 
     today = net_to_proto(weights_net(), diff=True)
@@ -303,7 +303,7 @@ def caffemodels() -> Files:
 
 @target(caffemodels)
 def caffemodel(data: bytes) -> None:
-    from imae.converters.caffemodel import load_caffemodel, save_caffemodel
+    from imae.net.weights import load_caffemodel, save_caffemodel
 
     load_caffemodel(weights_net(), write("w.caffemodel", data))
     save_caffemodel(weights_net(), "out")
@@ -462,7 +462,7 @@ def fill_caffemodel(file: Any) -> None:
     )
 )
 def caffemodel_h5(data: bytes) -> None:
-    from imae.converters.caffemodel import load_caffemodel
+    from imae.net.weights import load_caffemodel
 
     load_caffemodel(weights_net(), write("in.h5", data))
 
@@ -835,7 +835,7 @@ def mean(data: bytes) -> None:
     from imae.files.errors import ImaeError
     from imae.layers.caffe_random import CaffeRandom
     from imae.layers.data.transformer import DataTransformer
-    from imae.layers.net import Net
+    from imae.net.net import Net
     from imae.prototxt import TRAIN, TransformationParameter
     from imae.prototxt.text import parse_net
 
@@ -1196,7 +1196,7 @@ def log(data: bytes) -> None:
 def onnx_models() -> Files:
     from imae.converters.export_onnx import TRANSFORM_KEY, export_net
     from imae.layers.caffe_random import CaffeRandom
-    from imae.layers.net import Net
+    from imae.net.net import Net
     from imae.prototxt import TEST
     from imae.prototxt.text import parse_net
 

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from imae.converters.caffemodel import load_caffemodel
 from imae.converters.export_onnx import deploy_net
 from imae.converters.run_onnx import model_transform, open_session, output_name, run_batch
 from imae.files.errors import DataError, ExportError, LayerError
@@ -20,10 +19,11 @@ from imae.files.read import AnyPath
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import size_text
 from imae.layers.data.transformer import DataTransformer
-from imae.layers.fuse import fold_batch_norm
 from imae.layers.layer import Shape
-from imae.layers.net import Net
 from imae.layers.registry import layer_class
+from imae.net.fuse import fold_batch_norm
+from imae.net.net import Net
+from imae.net.weights import load_caffemodel
 from imae.prototxt import TEST, NetState, TransformationParameter
 from imae.prototxt.dialects import read_net_text
 from imae.prototxt.state import filter_by_state, in_state

@@ -26,15 +26,15 @@ from numpy.typing import NDArray
 
 from imae.files.atomic import write_atomically
 from imae.files.errors import ImaeError
-from imae.layers.net import Net
+from imae.net.cuda_graph import GraphExecutor, Recorder
+from imae.net.device import set_precision
+from imae.net.executor import Executor, NetExecutor, Result
+from imae.net.net import Net
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
 from imae.prototxt.caffe_pb2 import DataOrderParameter
 from imae.prototxt.models.net_parts import loss_layer
 from imae.prototxt.models.resnet import CIFAR10_MEAN_BGR, paper_solver, resnet
 from imae.prototxt.text import to_text
-from imae.train.cuda_graph import GraphExecutor, Recorder
-from imae.train.device import set_precision
-from imae.train.executor import Executor, NetExecutor, Result
 from imae.train.paper.data import Images, Labelled
 from imae.train.paper.experiments import ITERATIONS, Run
 from imae.train.paper.record import CERTAIN, Point, Record, read_record, write_record

@@ -6,7 +6,7 @@
 
 #include "common.h"
 
-/* layers/native/__init__.py has the same number: a library that was built from other sources is not used. */
+/* net/kernels/native.py has the same number: a library that was built from other sources is not used. */
 int imae_version(void)
 {
     return 4;

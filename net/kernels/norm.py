@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from imae.layers import native
+from imae.net.kernels import native
 
 aten = torch.ops.aten
 

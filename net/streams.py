@@ -13,7 +13,7 @@ from torch import Tensor
 from imae.files.errors import SnapshotError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Layer
-from imae.layers.net import Net
+from imae.net.net import Net
 
 Array = NDArray[np.generic]
 

@@ -16,7 +16,7 @@ from imae.layers.layer import blob_name
 from imae.layers.utility.synced_memory import parameter_diff
 
 if TYPE_CHECKING:
-    from imae.layers.net import Step
+    from imae.net.net import Step
 
 logger = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from imae.layers import native
 from imae.layers.layer import Shape
 from imae.layers.vision.conv import Convolution
+from imae.net.kernels import native
 
 # Where the kernels in C gain, beside oneDNN on two cores of AMD Zen 3. Each thread has a sum for each
 # weight, and by Winograd's algorithm 16 for 9 weights; that algorithm transforms the weights first.

@@ -29,7 +29,7 @@ from imae.files.hdf5_file import HDF5_ERRORS, hdf5_content, open_hdf5
 from imae.files.read import AnyPath
 from imae.layers.blob import blob_from_array, exact_array_from_blob, single_or_double
 from imae.layers.layer import Layer, LossLayer, Shape, shape_string
-from imae.layers.net import Net
+from imae.net.net import Net
 from imae.prototxt import LayerParameter, NetParameter, ParamSpec
 from imae.prototxt.dialects import DIALECTS, fork_hint, read_net_dialect
 from imae.prototxt.text import read_net_binary

@@ -22,21 +22,21 @@ from torch import Tensor, nn
 
 from imae.layers.activation.relu import ReLU
 from imae.layers.activation.scale import Scale
-from imae.layers.channels_last_conv import (
+from imae.layers.common.inner_product import InnerProduct
+from imae.layers.layer import Layer
+from imae.layers.normalization.batch_norm import BatchNorm
+from imae.layers.utility.eltwise import Eltwise
+from imae.layers.utility.split import Split
+from imae.layers.vision.conv import Convolution
+from imae.net.kernels.conv import (
     Convolve,
     SubsampledConvolution,
     gains,
     subsamples_few_channels,
 )
-from imae.layers.channels_last_norm import added_within
-from imae.layers.common.inner_product import InnerProduct
-from imae.layers.layer import Layer
-from imae.layers.net import Net, Step, mark_frees
-from imae.layers.normalization.batch_norm import BatchNorm
-from imae.layers.running_statistics import RunningStatistics, sole_owners
-from imae.layers.utility.eltwise import Eltwise
-from imae.layers.utility.split import Split
-from imae.layers.vision.conv import Convolution
+from imae.net.kernels.norm import added_within
+from imae.net.net import Net, Step, mark_frees
+from imae.net.running_statistics import RunningStatistics, sole_owners
 from imae.prototxt import LayerParameter
 
 

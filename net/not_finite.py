@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imae.layers.net import Net
-from imae.train.streams import Streams
+from imae.net.net import Net
+from imae.net.streams import Streams
 
 
 def all_finite(blobs: Iterable[Tensor]) -> bool:

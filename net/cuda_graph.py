@@ -18,9 +18,9 @@ from torch import Tensor
 
 from imae.files.errors import DeviceError, ImaeError
 from imae.layers.layer import DataLayer, shape_string
-from imae.layers.net import Net
-from imae.layers.stepwise import parameter_diff
-from imae.train.executor import NetExecutor, Result
+from imae.net.executor import NetExecutor, Result
+from imae.net.net import Net
+from imae.net.stepwise import parameter_diff
 
 T = TypeVar("T")
 

@@ -26,7 +26,7 @@ def normalize(
     relu: bool = False,
     shortcut: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As channels_last_norm's, for a blob of any order in memory and at least 2 values a channel."""
+    """As norm.py's, for a blob of any order in memory and at least 2 values a channel."""
     with torch._dynamo.config.patch(cache_size_limit=MOST_SHAPES, accumulated_cache_size_limit=MOST_SHAPES):
         return _compiled()(x, weight, bias, shortcut, eps, relu)
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data_resources import DataResources
-from imae.layers.debug_info import log_forward
 from imae.layers.layer import AUTOMATIC, DataLayer, LabelReader, Layer, Shape, shape_string
 from imae.layers.ranks import ALONE, Ranks
 from imae.layers.registry import layer_class
+from imae.net.debug_info import log_forward
 from imae.prototxt import TEST, LayerParameter, NetParameter, ParamSpec, Phase
 from imae.prototxt.insert_splits import insert_splits
 from imae.prototxt.leftovers import report_leftovers

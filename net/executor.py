@@ -16,11 +16,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from imae.layers.fuse import FusedBatchNormScale, fuse_training
 from imae.layers.layer import DataLayer
-from imae.layers.net import Net, Step
-from imae.layers.stepwise import Stepwise
-from imae.train.device import device_budget
+from imae.net.device import device_budget
+from imae.net.fuse import FusedBatchNormScale, fuse_training
+from imae.net.net import Net, Step
+from imae.net.stepwise import Stepwise
 
 Result = tuple[Tensor, dict[str, Tensor]]
 
@@ -147,7 +147,7 @@ def _reside(layer: DataLayer, device: torch.device) -> bool:
 
 def _compile_joined(plan: Sequence[Step]) -> None:
     """Let torch.compile make the kernels of the joined layers that go by the batch."""
-    from imae.layers.compiled_norm import normalize  # imports torch's compiler
+    from imae.net.kernels.compiled_norm import normalize  # imports torch's compiler
 
     for step in plan:
         if isinstance(step.run, FusedBatchNormScale):

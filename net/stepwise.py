@@ -18,11 +18,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from imae.layers.debug_info import log_backward, log_forward, log_totals
 from imae.layers.layer import Shape
-from imae.layers.net import Memory, Net, Step
 from imae.layers.utility.synced_memory import SyncedMemory, take_back
 from imae.layers.utility.synced_memory import parameter_diff as parameter_diff
+from imae.net.debug_info import log_backward, log_forward, log_totals
+from imae.net.net import Memory, Net, Step
 
 CPU = torch.device("cpu")
 Callback = Callable[[int], object]
