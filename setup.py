@@ -5,7 +5,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-PARTS = ["files", "prototxt", "layers", "net", "converters", "train", "pycaffe"]
+PARTS = ["files", "prototxt", "layers", "net", "converters", "train", "paper", "pycaffe"]
 FOLDERS = [name for part in PARTS for name in (part, *(f"{part}.{sub}" for sub in find_packages(part)))]
 
 # .ci/lowest tries the lower bounds, as .ci/lowest.txt has them. Those of torch and of the tools that check
@@ -48,7 +48,7 @@ setup(
     package_data={
         "imae.prototxt": ["*.proto", "*.pyi", "models/**/*.prototxt"],
         "imae.converters": ["data/*"],
-        "imae.train.paper": ["*.csv", "records/*.json", "records/nets/*.prototxt"],
+        "imae.paper": ["*.csv", "records/*.json", "records/nets/*.prototxt"],
     },
     ext_modules=[KERNELS] if sys.platform == "linux" else [],
     install_requires=[

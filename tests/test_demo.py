@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from imae.net.device import set_threads
+from imae.paper import demo
+from imae.paper.demo import Trained, best_run, print_results
 from imae.prototxt import SolverParameter
 from imae.prototxt.text import read_net, read_text
-from imae.train import demo
-from imae.train.demo import Trained, best_run, print_results
 from imae.train.main import main
 from imae.train.snapshot import writing_alone
 from imae.train.solver import Solver

@@ -11,7 +11,7 @@ import pytest
 from imae.layers.registry import DRAWERS, layer_class, layer_types
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("files", "prototxt", "layers", "net", "converters", "train", "pycaffe")
+PARTS = ("files", "prototxt", "layers", "net", "converters", "train", "paper", "pycaffe")
 DEPENDENCIES = {
     "torch",
     "onnx",

@@ -21,7 +21,7 @@ from torch import Tensor
 from imae.files.errors import ImaeError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.vision.conv import Convolution
-from imae.net.kernels import native
+from imae.net.kernels import conv, native
 from imae.net.kernels.conv import Convolve, gains
 from imae.net.kernels.norm import normalize, normalize_by
 from imae.net.net import Net

@@ -18,12 +18,21 @@ from tolerances import tolerance
 
 from imae.files.errors import DataError, ImaeError
 from imae.layers.plugins import example_weights as weights
-from imae.train.paper import authors_logs, claims, exact, expected, figures, readme, report, tables
-from imae.train.paper.experiments import Run, Scale, arithmetic, runs, suspects, table_2, variants
-from imae.train.paper.open_questions import OPEN_QUESTIONS
-from imae.train.paper.record import Point, Record, read_records
-from imae.train.paper.results import MEASURES, Results, Sample, gather
-from imae.train.paper.suspects import CHANGES, HYPOTHESES, STUDIES, WithSpreadOfBase, change_words
+from imae.paper import (
+    authors_logs,
+    claims,
+    exact,
+    expected,
+    figures,
+    readme,
+    report,
+    tables,
+)
+from imae.paper.experiments import Run, Scale, arithmetic, runs, suspects, table_2, variants
+from imae.paper.open_questions import OPEN_QUESTIONS
+from imae.paper.record import Point, Record, read_records
+from imae.paper.results import MEASURES, Results, Sample, gather
+from imae.paper.suspects import CHANGES, HYPOTHESES, STUDIES, WithSpreadOfBase, change_words
 
 README = Path(__file__).parents[1] / "README.md"
 JPEG = "CIFAR-10, images from JPEG files (recompressed)"
@@ -775,9 +784,7 @@ def test_the_mean_weights_of_the_first_open_question() -> None:
 def test_readme_is_up_to_date() -> None:
     text = README.read_text(encoding="utf-8")
     block = text.partition(f"{readme.BEGIN}\n")[2].partition(readme.END)[0]
-    assert block == readme.readme_table(read_records()), (
-        "update it with imae.train.paper.readme.update_readme"
-    )
+    assert block == readme.readme_table(read_records()), "update it with imae.paper.readme.update_readme"
 
 
 def test_update_readme(tmp_path: Path) -> None:

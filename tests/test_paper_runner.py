@@ -24,14 +24,14 @@ from imae.files.errors import DataError, DeviceError, FileError, ImaeError
 from imae.layers.data.transformer import read_mean_file
 from imae.layers.layer import LabelReader
 from imae.net.kernels import native
+from imae.paper import data, grid, training
+from imae.paper.data import CLASSES, OTHER_WORDS, Cifar10, Images, Labelled
+from imae.paper.experiments import GRIDS, VARYING, Run, Scale, runs
+from imae.paper.record import RECORDS, Point, Record, read_record, read_records, write_record
+from imae.paper.results import gather
 from imae.prototxt import TEST
 from imae.prototxt.text import to_text
 from imae.train import main
-from imae.train.paper import data, grid, training
-from imae.train.paper.data import CLASSES, OTHER_WORDS, Cifar10, Images, Labelled
-from imae.train.paper.experiments import GRIDS, VARYING, Run, Scale, runs
-from imae.train.paper.record import RECORDS, Point, Record, read_record, read_records, write_record
-from imae.train.paper.results import gather
 from imae.train.signals import Action
 from imae.train.snapshot import writing_alone
 

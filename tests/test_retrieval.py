@@ -29,10 +29,8 @@ from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.net.net import Net
 from imae.net.weights import save_caffemodel
-from imae.prototxt.text import read_net
-from imae.train.main import main
-from imae.train.paper.mars import read_part, read_test_protocol
-from imae.train.paper.retrieval import (
+from imae.paper.mars import read_part, read_test_protocol
+from imae.paper.retrieval import (
     Features,
     Retrieval,
     Tracklets,
@@ -41,7 +39,9 @@ from imae.train.paper.retrieval import (
     read_queries,
     read_tracklets,
 )
-from imae.train.paper.tables import mars_results
+from imae.paper.tables import mars_results
+from imae.prototxt.text import read_net
+from imae.train.main import main
 
 MATS = CASES / "mars"
 RTOL, ATOL, _ = tolerance("formula", "float64")

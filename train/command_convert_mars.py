@@ -18,7 +18,7 @@ from imae.converters.images import Picture, add_image_options, add_picture_optio
 from imae.converters.lmdb_writer import write_lmdb
 from imae.files.errors import DataError
 from imae.files.file_tree import open_tree
-from imae.train.paper.mars import find_images, order_images, read_part
+from imae.paper.mars import find_images, order_images, read_part
 
 COMMAND = "convert-mars"
 HELP = "the images of the MARS benchmark to an LMDB, labelled by person"

@@ -25,14 +25,14 @@ import torch
 from imae.files.errors import ImaeError
 from imae.net.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
 from imae.net.device import add_precision_option, gpu, keep_freed_memory, set_threads
-from imae.train.paper import figures, tables
-from imae.train.paper.data import Cifar10, make_folder
-from imae.train.paper.experiments import GRIDS, Run, Scale, runs
-from imae.train.paper.grid import run_folder, train_all
-from imae.train.paper.readme import update_readme
-from imae.train.paper.record import RECORDS, Record, read_records
-from imae.train.paper.report import write_report
-from imae.train.paper.training import train
+from imae.paper import figures, tables
+from imae.paper.data import Cifar10, make_folder
+from imae.paper.experiments import GRIDS, Run, Scale, runs
+from imae.paper.grid import run_folder, train_all
+from imae.paper.readme import update_readme
+from imae.paper.record import RECORDS, Record, read_records
+from imae.paper.report import write_report
+from imae.paper.training import train
 
 COMMAND = "paper"
 HELP = "the tables and figures of the IMAE paper: trained, measured, set beside the paper's"

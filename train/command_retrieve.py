@@ -5,7 +5,7 @@
     imae retrieve info --lmdb test_lmdb --onnx net.onnx
     imae retrieve info --features features.npz --ap step
 
-The model computes a feature of each test image; train/paper/retrieval.py says what becomes of them. Images
+The model computes a feature of each test image; paper/retrieval.py says what becomes of them. Images
 are resized, then transformed as the transform_param of the model's TEST data layer says, or that in the
 metadata of an ONNX model; the options overrule it. Nothing is mirrored.
 """
@@ -36,11 +36,11 @@ from imae.layers.data.datum import array_from_datum
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.net.device import gpu
 from imae.net.weights import add_dialect_option
-from imae.train.paper.embedding import Array, Images, Model, Preparation, features, net_model, onnx_model
-from imae.train.paper.expected import TABLE_3
-from imae.train.paper.mars import find_images, order_images, read_test_protocol
-from imae.train.paper.retrieval import Features, Tracklets, average_tracklets, evaluate
-from imae.train.paper.tables import mars_results
+from imae.paper.embedding import Array, Images, Model, Preparation, features, net_model, onnx_model
+from imae.paper.expected import TABLE_3
+from imae.paper.mars import find_images, order_images, read_test_protocol
+from imae.paper.retrieval import Features, Tracklets, average_tracklets, evaluate
+from imae.paper.tables import mars_results
 
 COMMAND = "retrieve"
 HELP = "mAP and CMC of a model's features by the rules of the MARS benchmark"

@@ -60,7 +60,7 @@ COMMANDS = {
     "run": "imae.converters.run_onnx",
     "retrieve": "imae.train.command_retrieve",
     "quantize": "imae.converters.quantize_onnx",
-    "demo": "imae.train.demo",
+    "demo": "imae.paper.demo",
     "paper": "imae.train.command_paper",
 }
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from imae.files.errors import DataError, ImaeError
 from imae.files.read import AnyPath
-from imae.train.paper import exact
-from imae.train.paper.authors_logs import authors_runs, chosen, difference, read_curve
-from imae.train.paper.claims import CLAIMS, NO_DATA, by_text
-from imae.train.paper.expected import (
+from imae.paper import exact
+from imae.paper.authors_logs import authors_runs, chosen, difference, read_curve
+from imae.paper.claims import CLAIMS, NO_DATA, by_text
+from imae.paper.expected import (
     CIFAR100_NOISE,
     LATER_TABLE_5,
     LATER_TABLES_3_4,
@@ -26,7 +26,7 @@ from imae.train.paper.expected import (
     paper_later_table_6,
     paper_tables_1_2,
 )
-from imae.train.paper.experiments import (
+from imae.paper.experiments import (
     ITERATIONS,
     Run,
     arithmetic,
@@ -38,8 +38,8 @@ from imae.train.paper.experiments import (
     table_2,
     variants,
 )
-from imae.train.paper.record import Record
-from imae.train.paper.results import (
+from imae.paper.record import Record
+from imae.paper.results import (
     IMAGES,
     MEASURES,
     TEST_IMAGES,
@@ -51,7 +51,7 @@ from imae.train.paper.results import (
     noise_words,
     provenance,
 )
-from imae.train.paper.suspects import STUDIES, WithSpreadOfBase, change_words
+from imae.paper.suspects import STUDIES, WithSpreadOfBase, change_words
 
 NOTHING = "–"
 NO_RUNS_YET = "no runs yet"

@@ -33,7 +33,7 @@ from imae.files.read import AnyPath
 from imae.layers.data.datum import array_from_datum
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data.transformer import read_mean_file
-from imae.train.paper.experiments import Run
+from imae.paper.experiments import Run
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOW_TO_GET = (

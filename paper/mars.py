@@ -20,7 +20,7 @@ import numpy as np
 
 from imae.files.errors import DataError
 from imae.files.read import AnyPath
-from imae.train.paper.retrieval import JUNK, Numbers, Tracklets, read_queries, read_tracklets
+from imae.paper.retrieval import JUNK, Numbers, Tracklets, read_queries, read_tracklets
 
 Part = Literal["train", "test"]
 

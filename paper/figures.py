@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 
 from imae.files.errors import DataError, ImaeError
 from imae.files.read import AnyPath
-from imae.train.command_plot_log import new_figure, write_picture
-from imae.train.paper import exact
-from imae.train.paper.authors_logs import NOISE, authors_runs, chosen, read_curve
-from imae.train.paper.experiments import (
+from imae.paper import exact
+from imae.paper.authors_logs import NOISE, authors_runs, chosen, read_curve
+from imae.paper.experiments import (
     HUMAN,
     RATES,
     Run,
@@ -32,10 +31,11 @@ from imae.train.paper.experiments import (
     table_2,
     variants,
 )
-from imae.train.paper.experiments import figure_8 as figure_8_runs
-from imae.train.paper.record import Point, Record
-from imae.train.paper.results import Results, gather, net_words, noise_words, seed_words
-from imae.train.paper.suspects import CHANGES, change_words
+from imae.paper.experiments import figure_8 as figure_8_runs
+from imae.paper.record import Point, Record
+from imae.paper.results import Results, gather, net_words, noise_words, seed_words
+from imae.paper.suspects import CHANGES, change_words
+from imae.train.command_plot_log import new_figure, write_picture
 
 # Colours that the colour-blind tell apart, on light and on dark ground; each with its own dash.
 DASHES = {"solid": "", "dashed": "5 2.5", "dotted": "1.2 1.8", "dash-dot": "7 2 1.5 2"}

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 from imae.files.errors import DataError
-from imae.train.paper.experiments import ITERATIONS, PROTOCOLS, Run
-from imae.train.paper.record import Point, Record
+from imae.paper.experiments import ITERATIONS, PROTOCOLS, Run
+from imae.paper.record import Point, Record
 
 IMAGES, TEST_IMAGES = 50000, 10000
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from imae.files.atomic import write_atomically
 from imae.files.errors import DataError
 from imae.files.read import AnyPath
-from imae.train.paper import exact
-from imae.train.paper.claims import CLAIMS, HELD, NO_DATA, NOT_HELD, by_text
-from imae.train.paper.expected import paper_tables_1_2
-from imae.train.paper.experiments import Run, arithmetic, human_noise, table_1, table_2, variants
-from imae.train.paper.record import Record
-from imae.train.paper.results import Results, gather, net_words, noise_words, provenance
-from imae.train.paper.suspects import SPREAD_NOTE, STUDIES, WithSpreadOfBase, change_words
-from imae.train.paper.tables import NOTHING, Table, arithmetic_table, markdown, number, ours
+from imae.paper import exact
+from imae.paper.claims import CLAIMS, HELD, NO_DATA, NOT_HELD, by_text
+from imae.paper.expected import paper_tables_1_2
+from imae.paper.experiments import Run, arithmetic, human_noise, table_1, table_2, variants
+from imae.paper.record import Record
+from imae.paper.results import Results, gather, net_words, noise_words, provenance
+from imae.paper.suspects import SPREAD_NOTE, STUDIES, WithSpreadOfBase, change_words
+from imae.paper.tables import NOTHING, Table, arithmetic_table, markdown, number, ours
 
 BEGIN, END = "<!-- paper:begin -->", "<!-- paper:end -->"
 MEASURES = {"best": "test best", "final": "test final", "corrupted": "train, corrupted labels"}

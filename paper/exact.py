@@ -13,10 +13,10 @@ from torch import Tensor
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.plugins import example_weights as weights
 from imae.layers.registry import layer_class
+from imae.paper.expected import LATER_TABLE_2, TABLE_4, VARIANCES, Formula
+from imae.paper.experiments import TEMPERATURES
 from imae.prototxt import LayerParameter
 from imae.prototxt.caffe_pb2 import LossParameter
-from imae.train.paper.expected import LATER_TABLE_2, TABLE_4, VARIANCES, Formula
-from imae.train.paper.experiments import TEMPERATURES
 
 Curves = dict[str, tuple[Tensor, Tensor]]  # (p, w) by name
 CLASSES = 10

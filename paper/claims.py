@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import NamedTuple, Protocol
 
-from imae.train.paper.expected import paper_later_table_6, paper_tables_1_2
-from imae.train.paper.experiments import (
+from imae.paper.expected import paper_later_table_6, paper_tables_1_2
+from imae.paper.experiments import (
     HUMAN,
     RATES,
     TEMPERATURES,
@@ -28,7 +28,7 @@ from imae.train.paper.experiments import (
     table_1,
     table_2,
 )
-from imae.train.paper.results import Results, Sample, net_words, noise_words
+from imae.paper.results import Results, Sample, net_words, noise_words
 
 HELD, NOT_HELD, NO_DATA = "held", "not held", "no data"
 

@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from imae.files.atomic import write_atomically
 from imae.files.read import AnyPath
-from imae.train.paper import exact, figures, tables
-from imae.train.paper.claims import CLAIMS, HELD, NO_DATA, NOT_HELD, Claim, by_text, count
-from imae.train.paper.open_questions import OPEN_QUESTIONS
-from imae.train.paper.record import Record
-from imae.train.paper.results import Results, gather, provenance
-from imae.train.paper.suspects import SPREAD_NOTE, STUDIES
-from imae.train.paper.tables import Table, html_table, number
+from imae.paper import exact, figures, tables
+from imae.paper.claims import CLAIMS, HELD, NO_DATA, NOT_HELD, Claim, by_text, count
+from imae.paper.open_questions import OPEN_QUESTIONS
+from imae.paper.record import Record
+from imae.paper.results import Results, gather, provenance
+from imae.paper.suspects import SPREAD_NOTE, STUDIES
+from imae.paper.tables import Table, html_table, number
 
 TITLE = "Improving MAE against CCE under Label Noise: the paper, reproduced"
 PAPER = "https://arxiv.org/abs/1903.12141"

@@ -17,9 +17,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from imae.files.errors import DataError, ImaeError
-from imae.train.paper.data import Cifar10, make_folder
-from imae.train.paper.experiments import Run
-from imae.train.paper.record import read_record
+from imae.paper.data import Cifar10, make_folder
+from imae.paper.experiments import Run
+from imae.paper.record import read_record
 from imae.train.signals import terminated_as_interrupted
 
 LOOK = 1.0  # seconds between two looks at the processes

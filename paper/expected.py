@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from imae.train.paper.experiments import Run, later_table_6, table_1, table_2
+from imae.paper.experiments import Run, later_table_6, table_1, table_2
 
 # Table 1: test accuracy with clean labels; which one, best or final, the paper does not say.
 _TABLE_1 = {

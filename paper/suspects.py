@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from imae.train.paper.claims import ALIKE, Claim, Comparison, Quantity, measured
-from imae.train.paper.experiments import (
+from imae.paper.claims import ALIKE, Claim, Comparison, Quantity, measured
+from imae.paper.experiments import (
     BASE_LR,
     CLEAN_T,
     EPSILON,
@@ -22,7 +22,7 @@ from imae.train.paper.experiments import (
     Run,
     arithmetic,
 )
-from imae.train.paper.results import Results, Sample, net_words, noise_words
+from imae.paper.results import Results, Sample, net_words, noise_words
 
 SPREAD_NOTE = (
     "Each hypothesis was written down before its variants had run; that about the authors' layer on noisy "

@@ -15,7 +15,7 @@ from typing import Any
 from imae.files.atomic import write_atomically
 from imae.files.errors import DataError, ImaeError
 from imae.files.read import AnyPath
-from imae.train.paper.experiments import Run
+from imae.paper.experiments import Run
 
 FORMAT = 2
 # Format 1 is of runs of protocol 1, with the net in a file beside instead of its digest, and no commit.

@@ -30,14 +30,14 @@ from imae.net.cuda_graph import GraphExecutor, Recorder
 from imae.net.device import set_precision
 from imae.net.executor import Executor, NetExecutor, Result
 from imae.net.net import Net
+from imae.paper.data import Images, Labelled
+from imae.paper.experiments import ITERATIONS, Run
+from imae.paper.record import CERTAIN, Point, Record, read_record, write_record
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
 from imae.prototxt.caffe_pb2 import DataOrderParameter
 from imae.prototxt.models.net_parts import loss_layer
 from imae.prototxt.models.resnet import CIFAR10_MEAN_BGR, paper_solver, resnet
 from imae.prototxt.text import to_text
-from imae.train.paper.data import Images, Labelled
-from imae.train.paper.experiments import ITERATIONS, Run
-from imae.train.paper.record import CERTAIN, Point, Record, read_record, write_record
 from imae.train.progress import training_bar
 from imae.train.signals import SignalRequests
 from imae.train.snapshot import writing_alone
