@@ -5,7 +5,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-PARTS = ["files", "prototxt", "layers", "net", "converters", "train", "paper", "pycaffe"]
+PARTS = ["files", "prototxt", "layers", "net", "converters", "train", "paper", "cli", "pycaffe"]
 FOLDERS = [name for part in PARTS for name in (part, *(f"{part}.{sub}" for sub in find_packages(part)))]
 
 # .ci/lowest tries the lower bounds, as .ci/lowest.txt has them. Those of torch and of the tools that check
@@ -80,5 +80,5 @@ setup(
             "setuptools>=77.0.3",
         ],
     },
-    entry_points={"console_scripts": ["imae = imae.train.main:main"]},
+    entry_points={"console_scripts": ["imae = imae.cli.main:main"]},
 )

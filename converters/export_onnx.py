@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
+from imae.cli.options import add_net_options, chosen_net
 from imae.converters.check_onnx import check_model, is_softmax
-from imae.converters.net_options import add_net_options, chosen_net
 from imae.files.atomic import write_atomically
 from imae.files.errors import ExportError, printable
 from imae.files.read import AnyPath

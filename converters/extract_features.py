@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from imae.cli.options import add_strict_option
 from imae.converters.lmdb_writer import BATCH, Record, open_new_lmdb, put_records
-from imae.converters.net_options import add_strict_option
 from imae.files.atomic import atomic_folder
 from imae.files.errors import DataError, DeviceError
 from imae.files.read import AnyPath

@@ -273,7 +273,7 @@ def _step(command: str, *arguments: str | Path) -> None:
     words = [command, *(str(argument) for argument in arguments)]
     print("$ imae", shlex.join(words), flush=True)
     done = subprocess.run(
-        [sys.executable, "-m", "imae.train.main", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "imae.cli.main", *words], capture_output=True, text=True, check=False
     )
     if done.returncode:
         last: Iterable[str] = done.stderr.strip().splitlines()[-1:]

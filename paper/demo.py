@@ -187,7 +187,7 @@ def _mean(values: Sequence[float]) -> str:
 
 def draw(runs: Sequence[Trained], path: Path) -> None:
     """The accuracies along the training: means over the seeds, in a band from the lowest to the highest."""
-    from imae.train.command_plot_log import write_picture  # matplotlib takes a while
+    from imae.train.plot_log import write_picture  # matplotlib takes a while
 
     def both(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
@@ -245,7 +245,7 @@ def _export(best: Trained) -> None:
 def _program(command: str) -> list[str]:
     """The words of a command, for this Python."""
     _, *words = shlex.split(command)
-    return [sys.executable, "-m", "imae.train.main", *words]
+    return [sys.executable, "-m", "imae.cli.main", *words]
 
 
 def _step(command: str, show: str = "") -> str:

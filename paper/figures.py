@@ -35,7 +35,7 @@ from imae.paper.experiments import figure_8 as figure_8_runs
 from imae.paper.record import Point, Record
 from imae.paper.results import Results, gather, net_words, noise_words, seed_words
 from imae.paper.suspects import CHANGES, change_words
-from imae.train.command_plot_log import new_figure, write_picture
+from imae.train.plot_log import new_figure, write_picture
 
 # Colours that the colour-blind tell apart, on light and on dark ground; each with its own dash.
 DASHES = {"solid": "", "dashed": "5 2.5", "dotted": "1.2 1.8", "dash-dot": "7 2 1.5 2"}

@@ -85,7 +85,7 @@ def run_folder(work: Path, name: str) -> Path:
 def _start(run: Run, cifar10: Cifar10, records: Path, options: Sequence[str]) -> subprocess.Popen[bytes]:
     folder = run_folder(cifar10.work, run.name)
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "imae.train.main", "paper", "run", "--run", json.dumps(asdict(run))]
+    command = [sys.executable, "-m", "imae.cli.main", "paper", "run", "--run", json.dumps(asdict(run))]
     command += ["--work", str(cifar10.work), "--records", str(records), *options]
     with open(folder / "log", "ab") as log:
         # In a session of its own: Ctrl-C reaches it once, through `train_all`.

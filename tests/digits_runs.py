@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reference import CASES
 
-from imae.train.main import main
+from imae.cli.main import main
 
 RUNS = CASES / "runs"
 # Some lines are a matter of timing in Caffe; layers that it makes inside of others have a line, too.

@@ -46,9 +46,9 @@ import h5py
 import numpy as np
 from digits_runs import lines
 
+from imae.cli.main import main
 from imae.net import weights
 from imae.train import snapshot, solver
-from imae.train.main import main
 from imae.train.snapshot import file_checksum, find_snapshots, read_state
 
 NET = """

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is made in C++
 
+from imae.cli.main import main
 from imae.files.errors import ImaeError
-from imae.train.main import main
 from imae.train.ranks import joined
 
 PATIENCE = 120  # seconds after which a rank counts as hung
@@ -28,7 +28,7 @@ class Job:
 
     def __init__(self, folder: Path, count: int, work: Callable[..., int], *arguments: list[str]) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["imae.train.command_train", "rank_runs"])
+        context.set_forkserver_preload(["imae.cli.command_train", "rank_runs"])
         # The ranks meet here, as under torchrun.
         self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.logs = [folder / f"rank_{rank}.log" for rank in range(count)]

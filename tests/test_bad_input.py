@@ -11,11 +11,11 @@ from typing import cast
 import numpy as np
 import pytest
 
+from imae.cli.main import main
 from imae.converters.lmdb_writer import write_lmdb
 from imae.layers.data.datum import datum_from_array
 from imae.prototxt import Datum, NetParameter
 from imae.prototxt.text import read_binary
-from imae.train.main import main
 
 DATA = """
 layer { name: "data" type: "Data" top: "data" top: "label"

@@ -19,6 +19,7 @@ from tolerances import tolerance
 from torch import Tensor
 
 import imae.pycaffe as caffe
+from imae.cli.main import main
 from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Shape
@@ -30,7 +31,6 @@ from imae.net.stepwise import Stepwise
 from imae.net.weights import save_caffemodel
 from imae.prototxt import TRAIN, NetParameter
 from imae.prototxt.text import parse_net
-from imae.train.main import main
 
 Values = list[Tensor]
 WITH_BOTTOMS = [name for name in layer_types() if CASES[name].bottoms]

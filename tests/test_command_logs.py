@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from reference import CASES
 
+from imae.cli.main import main
 from imae.files.caffe_log import LogNumber, compare, read_log
-from imae.train.command_plot_log import Chart, curves
-from imae.train.main import main
+from imae.train.plot_log import Chart, curves
 
 RUNS = CASES / "runs"
 TABLES = sorted(RUNS.glob("*/*.log.train")) + sorted(RUNS.glob("*/*.log.test"))
@@ -346,7 +346,7 @@ def test_the_iteration_where_logs_part() -> None:
 
 def test_nobody_reads_the_output() -> None:
     """As under `imae compare-logs ... | head -1`."""
-    command = [sys.executable, "-m", "imae.train.main", "compare-logs", DIGITS, NAN, "--numbers"]
+    command = [sys.executable, "-m", "imae.cli.main", "compare-logs", DIGITS, NAN, "--numbers"]
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)

@@ -10,11 +10,11 @@ import pytest
 import torch
 from digits_runs import RUNS, prepared, worded
 
+from imae.cli import command_device_query
+from imae.cli.command_time import LayerwisePasses, measure
+from imae.cli.main import main
 from imae.net.net import Net
 from imae.prototxt.text import parse_net
-from imae.train import command_device_query
-from imae.train.command_time import LayerwisePasses, measure
-from imae.train.main import main
 
 NET = """
 name: "tiny"

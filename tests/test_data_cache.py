@@ -16,6 +16,7 @@ import rank_runs
 import torch
 from numpy.typing import NDArray
 
+from imae.cli.main import main
 from imae.converters.lmdb_writer import write_lmdb
 from imae.files.caffe_log import parse_log, read_log
 from imae.files.errors import DataError
@@ -33,7 +34,6 @@ from imae.layers.registry import layer_class
 from imae.net.net import Net
 from imae.prototxt import TEST, TRAIN, Datum, LayerParameter
 from imae.prototxt.text import parse_net, parse_text
-from imae.train.main import main
 
 RECORDS, BATCH = 11, 6
 ORDERS = {

@@ -15,11 +15,11 @@ import torch
 from tolerances import tolerance
 
 import imae.pycaffe as caffe
+from imae.cli.main import main
 from imae.layers.caffe_random import CaffeRandom
 from imae.net.net import Net
 from imae.net.stepwise import Stepwise
 from imae.prototxt.text import parse_net, parse_solver
-from imae.train.main import main
 from imae.train.solver import Solver
 
 LAYERS = """

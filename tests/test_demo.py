@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from imae.cli.main import main
 from imae.net.device import set_threads
 from imae.paper import demo
 from imae.paper.demo import Trained, best_run, print_results
 from imae.prototxt import SolverParameter
 from imae.prototxt.text import read_net, read_text
-from imae.train.main import main
 from imae.train.snapshot import writing_alone
 from imae.train.solver import Solver
 
@@ -106,7 +106,7 @@ def test_a_second_demo_in_the_folder_is_refused_and_overwrites_nothing(
 
 def test_a_demo_that_is_ended_ends_its_trainings(tmp_path: Path) -> None:
     """By SIGTERM, as a job is cancelled."""
-    command = [sys.executable, "-m", "imae.train.main", "demo"]
+    command = [sys.executable, "-m", "imae.cli.main", "demo"]
     demo = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     log = tmp_path / "data" / "demo" / "cce_seed1.log"
     while not (log.exists() and b"Iteration 100" in log.read_bytes()):

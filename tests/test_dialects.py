@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from tolerances import tolerance
 
 import imae.pycaffe as caffe
+from imae.cli.main import main
 from imae.files.errors import CaffemodelError, PrototxtError, SnapshotError
 from imae.net.net import Net
 from imae.net.weights import load_caffemodel, save_caffemodel
 from imae.prototxt import TEST, BlobProto, LayerParameter, NetParameter, SolverState
 from imae.prototxt.dialects import DIALECTS, read_net_dialect, read_net_text, read_state_dialect
 from imae.prototxt.text import parse_net, read_binary, read_net, read_solver, to_text
-from imae.train.main import main
 from imae.train.snapshot import read_state
 from imae.train.solver import Solver
 

@@ -25,6 +25,7 @@ from single_layer import build, normal, refused
 from torch import Tensor
 
 import imae.pycaffe as caffe
+from imae.cli.main import main
 from imae.files.errors import ImaeError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.base_data import PrefetchingLayer
@@ -37,7 +38,6 @@ from imae.net.weights import save_caffemodel
 from imae.prototxt import LayerParameter
 from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.text import parse_net
-from imae.train.main import main
 
 SEED = 7  # with it, mirror and rand_skip do something at once
 

@@ -15,11 +15,11 @@ import h5py
 import numpy as np
 import pytest
 
+from imae.cli.main import main
 from imae.files.errors import SnapshotError
 from imae.layers.blob import single_or_double
 from imae.prototxt import SolverState
 from imae.prototxt.text import parse_solver
-from imae.train.main import main
 from imae.train.snapshot import SEAL_SIZE, read_state
 from imae.train.solver import Solver
 

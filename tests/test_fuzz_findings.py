@@ -17,6 +17,7 @@ import onnx
 import pytest
 import torch
 
+from imae.cli.main import main
 from imae.converters.compute_image_mean import compute_mean
 from imae.converters.run_onnx import open_session
 from imae.files.cifar_pickle import read_pickled_batch
@@ -33,7 +34,6 @@ from imae.net.net import Net
 from imae.net.weights import load_caffemodel
 from imae.prototxt import TRAIN, BlobProto, BlobShape, Datum, SolverState, TransformationParameter
 from imae.prototxt.text import parse_net, parse_solver
-from imae.train.main import main
 from imae.train.snapshot import read_state, seal
 from imae.train.solver import Solver
 

@@ -11,13 +11,13 @@ import torch
 from small_resnet import IMAGES_BYTES, net_on, numbers_of, solver_param, write_images
 from tolerances import tolerance
 
+from imae.cli.main import main
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.data import Data
 from imae.net.cuda_graph import CudaRecorder
 from imae.net.net import Net
 from imae.prototxt import TRAIN, NetState
 from imae.prototxt.state import in_state
-from imae.train.main import main
 from imae.train.solver import Solver
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -14,13 +14,13 @@ import lmdb
 import numpy as np
 import pytest
 
+from imae.cli.main import main
 from imae.files.errors import DataError
 from imae.layers.data.datum import datum_from_array
 from imae.layers.data.leveldb_source import open_leveldb
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.net.net import Net
 from imae.prototxt.text import parse_net
-from imae.train.main import main
 
 COUNT = 23
 KEYS = [b"%d" % i for i in range(COUNT)]  # byte order is 0, 1, 10, 11 ...

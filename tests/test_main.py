@@ -19,11 +19,11 @@ import torch
 from digits_runs import RUNS, numbers, prepared, worded
 from tolerances import tolerance
 
-import imae.train.main as main_module
+import imae.cli.main as main_module
+from imae.cli.main import COMMANDS, main
 from imae.files.errors import ImaeError
 from imae.net.kernels import native
 from imae.prototxt.text import read_solver
-from imae.train.main import COMMANDS, main
 from imae.train.solver import Solver
 
 NET = """
@@ -339,7 +339,7 @@ def test_a_terminal_gets_a_progress_bar_below_whole_lines(
 
 def test_the_script_runs_from_anywhere(here: Path) -> None:
     """`train/` on the path would hide modules; the script takes it away before it imports anything."""
-    script = Path(main_module.__file__).with_name("solve.py")
+    script = Path(main_module.__file__).parents[1] / "train" / "solve.py"
     result = subprocess.run(
         [sys.executable, script, "solver.prototxt"], capture_output=True, text=True, check=False
     )
@@ -349,7 +349,7 @@ def test_the_script_runs_from_anywhere(here: Path) -> None:
 
 
 def test_other_commands_do_not_wait_for_torch() -> None:
-    code = "import sys, imae.train.main; print(sorted({'torch', 'onnx', 'h5py', 'cv2'} & set(sys.modules)))"
+    code = "import sys, imae.cli.main; print(sorted({'torch', 'onnx', 'h5py', 'cv2'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
 

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from tolerances import tolerance
 
+from imae.cli.main import main
 from imae.converters.export_onnx import (
     DEFAULT_OPSET,
     NEWEST_OPSET,
@@ -29,7 +30,6 @@ from imae.net.weights import save_caffemodel
 from imae.prototxt import TEST
 from imae.prototxt.models.resnet import resnet
 from imae.prototxt.text import parse_net
-from imae.train.main import main
 
 # In-place layers, a group, windows that are clipped when rounding up, two branches that come together again.
 NET = """

@@ -19,6 +19,7 @@ import torch
 from op_recorder import OpRecorder
 from tolerances import tolerance
 
+from imae.cli import main
 from imae.converters.convert_cifar import read_cifar
 from imae.files.errors import DataError, DeviceError, FileError, ImaeError
 from imae.layers.data.transformer import read_mean_file
@@ -31,7 +32,6 @@ from imae.paper.record import RECORDS, Point, Record, read_record, read_records,
 from imae.paper.results import gather
 from imae.prototxt import TEST
 from imae.prototxt.text import to_text
-from imae.train import main
 from imae.train.signals import Action
 from imae.train.snapshot import writing_alone
 
@@ -295,7 +295,7 @@ def test_a_run_that_is_killed_goes_on_in_a_copy_of_its_folder(tmp_path: Path) ->
     def command(work: str, records: str) -> list[str]:
         run = ["paper", "run", "--run", json.dumps(asdict(TINY)), "--threads", "1"]
         place = ["--work", str(tmp_path / work), "--records", str(tmp_path / records)]
-        return [sys.executable, "-m", "imae.train.main", *run, *place]
+        return [sys.executable, "-m", "imae.cli.main", *run, *place]
 
     shutil.copytree(tmp_path / "first", tmp_path / "whole")
     subprocess.run(command("whole", "records"), check=True, capture_output=True, cwd=tmp_path)

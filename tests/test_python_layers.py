@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import imae.pycaffe as caffe
+from imae.cli.main import COMMANDS, main
 from imae.files.errors import ImaeError, LayerError
 from imae.layers.registry import layer_class
 from imae.net.net import Net
@@ -19,7 +20,6 @@ from imae.net.weights import save_caffemodel
 from imae.prototxt import TEST, LayerParameter
 from imae.prototxt.python_layers import VARIABLE, no_python_layers
 from imae.prototxt.text import parse_net, parse_text, read_net
-from imae.train.main import COMMANDS, main
 
 MODULE = """
 import sys

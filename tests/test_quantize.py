@@ -9,10 +9,10 @@ import onnx
 import pytest
 from tolerances import tolerance
 
+from imae.cli import main
 from imae.converters.lmdb_writer import write_lmdb
 from imae.converters.run_onnx import open_session
 from imae.layers.data.datum import datum_from_array
-from imae.train import main
 
 NET = """
 name: "small"

@@ -23,6 +23,8 @@ import torch
 from rank_runs import PATIENCE, Job, ending, fail_beside_one_that_waits, job, train
 from tolerances import tolerance
 
+from imae.cli import command_train
+from imae.cli.main import main
 from imae.converters.lmdb_writer import write_lmdb
 from imae.files.errors import DeviceError, ImaeError, LayerError
 from imae.layers.caffe_random import CaffeRandom
@@ -33,8 +35,7 @@ from imae.layers.registry import layer_class
 from imae.net import device
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter
 from imae.prototxt.text import parse_text, read_binary
-from imae.train import command_train, ranks
-from imae.train.main import main
+from imae.train import ranks
 from imae.train.ranks import spawn
 from imae.train.snapshot import find_snapshots, read_state
 

@@ -18,8 +18,8 @@ import torch
 from digits_runs import RUNS, numbers, prepared
 from tolerances import tolerance
 
+from imae.cli.main import main
 from imae.files.caffe_log import parse_log, read_log
-from imae.train.main import main
 
 CIFAR = RUNS / "cifar_crop_mirror_dropout"
 

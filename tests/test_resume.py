@@ -18,9 +18,9 @@ import killed_runs
 import pytest
 import torch
 
+from imae.cli.main import main
 from imae.files.errors import FileError, NotFiniteError, SnapshotError
 from imae.prototxt.text import parse_solver
-from imae.train.main import main
 from imae.train.signals import Action, SignalRequests
 from imae.train.snapshot import find_snapshots, read_state
 from imae.train.solver import Solver
@@ -424,7 +424,7 @@ def test_a_test_that_is_not_finite_is_warned_of_once(here: Path, caplog: pytest.
 
 def started(*arguments: str) -> subprocess.Popen[str]:
     """`imae train solver.prototxt ...` in a process of its own, which has begun to train."""
-    code = "import sys; from imae.train.main import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from imae.cli.main import main; sys.exit(main(sys.argv[1:]))"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "train", "solver.prototxt", *arguments],
         stderr=subprocess.PIPE,

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from reference import CASES
 from tolerances import tolerance
 
+from imae.cli.main import main
 from imae.files.errors import DataError
 from imae.files.mat_file import read_mat
 from imae.layers.caffe_random import CaffeRandom
@@ -41,7 +42,6 @@ from imae.paper.retrieval import (
 )
 from imae.paper.tables import mars_results
 from imae.prototxt.text import read_net
-from imae.train.main import main
 
 MATS = CASES / "mars"
 RTOL, ATOL, _ = tolerance("formula", "float64")

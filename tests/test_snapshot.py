@@ -397,7 +397,7 @@ def test_snapshot_diff(here: Path) -> None:
 def test_killed_at_any_moment_the_last_snapshot_is_whole(here: Path) -> None:
     """kill -9 while snapshots are written all the time; the training goes on from the last state."""
     Path("solver.prototxt").write_text(SOLVER + " max_iter: 1000000 snapshot: 1")
-    command = [sys.executable, "-c", "from imae.train.main import main; main(['train', 'solver.prototxt'])"]
+    command = [sys.executable, "-c", "from imae.cli.main import main; main(['train', 'solver.prototxt'])"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from tolerances import tolerance
 from torch import Tensor
 
+from imae.cli.main import main
 from imae.files.errors import FileError, ImaeError, LayerError, PrototxtError
 from imae.net.executor import Result, StepwiseExecutor
 from imae.net.net import Net
 from imae.net.stepwise import Stepwise, parameter_diff
 from imae.prototxt import BlobProto, NetParameter, SolverParameter, SolverState
 from imae.prototxt.text import parse_solver, read_binary
-from imae.train.main import main
 from imae.train.signals import Action, SignalRequests, action
 from imae.train.smoothed_loss import SmoothedLoss
 from imae.train.solver import Solver

@@ -13,7 +13,7 @@ from imae.layers.registry import layer_class, layer_types
 
 PROGRAM = """
 import sys
-import imae.train.main, imae.train.command_train
+import imae.cli.main, imae.cli.command_train
 from imae.net.net import Net
 from imae.prototxt.models.resnet import resnet
 from fed_nets import fed, unfilled

@@ -16,6 +16,7 @@ from google.protobuf import text_format
 from reference import CASES
 from tolerances import tolerance
 
+from imae.cli.main import COMMANDS, main
 from imae.converters.draw_net import draw_net, get_layer_label, get_layer_lr_mult, get_pydot_graph
 from imae.converters.extract_features import blob_datums, extract_features
 from imae.files.errors import DataError, LayerError
@@ -24,7 +25,6 @@ from imae.net.net import Net
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter
 from imae.prototxt.text import parse_net, read_binary, read_net_binary
 from imae.pycaffe import draw
-from imae.train.main import COMMANDS, main
 
 FEATURES = CASES / "extract_features"
 UPGRADES = sorted((CASES / "upgrade").glob("*.in.prototxt"))

@@ -21,6 +21,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from imae.cli.main import main
 from imae.converters.lmdb_writer import write_lmdb
 from imae.files.atomic import atomic_file, atomic_folder, write_atomically
 from imae.files.caffe_log import GlogFormatter, read_log
@@ -32,7 +33,6 @@ from imae.layers.data_resources import most_threads
 from imae.net.net import Net
 from imae.prototxt import Datum
 from imae.prototxt.text import parse_net
-from imae.train.main import main
 from imae.train.ranks import Group
 from imae.train.snapshot import find_snapshots, read_state, writing_alone
 
@@ -48,7 +48,7 @@ SOLVER = """
 net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" momentum: 0.9 random_seed: 1 snapshot_prefix: "s"
 display: 1 snapshot: 2 max_iter: 4
 """
-IMAE = [sys.executable, "-m", "imae.train.main"]
+IMAE = [sys.executable, "-m", "imae.cli.main"]
 FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
 
 
@@ -104,7 +104,7 @@ def test_closed_streams(here: Path, closed: tuple[int, ...]) -> None:
     redirections = "".join(f" {number}>&-" for number in closed)
     for command in ("--version", "train solver.prototxt"):
         done = subprocess.run(
-            ["sh", "-c", f'exec "$0" -m imae.train.main {command}{redirections}', sys.executable],
+            ["sh", "-c", f'exec "$0" -m imae.cli.main {command}{redirections}', sys.executable],
             capture_output=True,
             text=True,
         )
@@ -231,7 +231,7 @@ def test_databases_on_a_full_disk(here: Path, command: str, pages: int) -> None:
     Path("t").mkdir()
     script = (
         "mount -t tmpfs -o size=256k tmpfs t || exit 99; cat /dev/zero >t/filler 2>/dev/null; "
-        f'truncate -s -{4096 * pages} t/filler; "$0" -m imae.train.main {command}; status=$?; ls -A t; '
+        f'truncate -s -{4096 * pages} t/filler; "$0" -m imae.cli.main {command}; status=$?; ls -A t; '
         "exit $status"
     )
     done = subprocess.run(
@@ -359,7 +359,7 @@ def test_pipes_that_a_process_is_started_with(here: Path) -> None:
         "parse-log <(cat log) out",
     ):
         done = subprocess.run(
-            ["bash", "-c", f'"$0" -m imae.train.main {command}', sys.executable],
+            ["bash", "-c", f'"$0" -m imae.cli.main {command}', sys.executable],
             capture_output=True,
             text=True,
         )
@@ -376,7 +376,7 @@ import os, shutil, sys
 from contextlib import redirect_stderr
 from io import StringIO
 from imae.layers.data.lmdb_source import open_lmdb
-from imae.train.main import main
+from imae.cli.main import main
 
 latin = os.fsdecode(b"\xfc")
 

@@ -27,6 +27,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from imae.cli.main import main
 from imae.converters.convert_folder import LARGEST_PICTURE
 from imae.converters.images import encoded_datum
 from imae.converters.lmdb_writer import write_lmdb
@@ -44,7 +45,6 @@ from imae.net.weights import load_caffemodel
 from imae.prototxt import BlobProto, BlobShape
 from imae.prototxt.text import parse_net, read_net
 from imae.pycaffe import caffe_io
-from imae.train.main import main
 from imae.train.snapshot import State, read_state, write_state
 
 MIB = 1 << 20
@@ -799,7 +799,7 @@ def test_an_onnx_model_gets_the_memory_that_is_free(here: Path) -> None:
     script = """
 import resource, sys
 from imae.files import limits
-from imae.train.main import main
+from imae.cli.main import main
 limits.free_memory = lambda: int(sys.argv[1])
 limits = resource.getrlimit(resource.RLIMIT_AS)
 status = main(["run", "net.onnx", "--images", "a.png", "--threads", "1"])

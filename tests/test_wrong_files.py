@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 import imae.pycaffe as caffe
+from imae.cli.main import main
 from imae.converters import convert_imageset
 from imae.converters.export_onnx import export_file
 from imae.converters.label_file import read_label_arrays, read_labels
@@ -30,7 +31,6 @@ from imae.net.weights import load_caffemodel, save_caffemodel
 from imae.prototxt import caffe_pb2
 from imae.prototxt.forks import FORKS
 from imae.prototxt.text import parse_net, parse_solver, read_net, read_solver
-from imae.train.main import main
 from imae.train.snapshot import State, read_state, write_state
 
 NET = """

@@ -222,7 +222,7 @@ def spawn(count: int, arguments: Sequence[str]) -> int:
     found = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     found |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     found |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}  # the store is here
-    command = [sys.executable, "-P", "-m", "imae.train.main", *arguments]
+    command = [sys.executable, "-P", "-m", "imae.cli.main", *arguments]
     processes: list[subprocess.Popen[bytes]] = []
     before = {number: signal.getsignal(number) for number in FORWARDED}
 

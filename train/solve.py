@@ -9,7 +9,7 @@ from pathlib import Path
 # Python has put this folder in front of the path; nothing in it may be found under a bare name.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
-from imae.train.main import main  # noqa: E402
+from imae.cli.main import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

@@ -60,8 +60,8 @@ class Finding(Exception):
 
 
 def main() -> int:
+    from imae.cli.main import COMMANDS
     from imae.layers.registry import layer_types
-    from imae.train.main import COMMANDS
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -56,7 +56,7 @@ def target(prepare: Callable[[], Files]) -> Callable[[Callable[[bytes], object]]
 
 def command(name: str, *arguments: str) -> None:
     """Run a command of the command line, but for the end, where main prints an ImaeError."""
-    main = importlib.import_module("imae.train.main")
+    main = importlib.import_module("imae.cli.main")
     module: ModuleType = importlib.import_module(main.COMMANDS[name])
     parser = main.Parser(prog=f"imae {name}", allow_abbrev=False)
     module.add_arguments(parser)  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from imae.converters.net_options import add_net_options, chosen_net
+from imae.cli.options import add_net_options, chosen_net
 from imae.files.caffe_log import number, output_text
 from imae.files.errors import ImaeError
 from imae.net.device import (

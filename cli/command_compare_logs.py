@@ -23,7 +23,7 @@ from imae.files.caffe_log import (
     relative_difference,
 )
 from imae.files.errors import DataError, ImaeError, printable
-from imae.train.command_plot_log import KINDS, Chart, draw_curves, finish_axes, log_names, write_picture
+from imae.train.plot_log import KINDS, Chart, draw_curves, finish_axes, log_names, write_picture
 
 COMMAND = "compare-logs"
 HELP = "two training logs side by side: where they part, and by how much"

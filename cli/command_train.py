@@ -11,7 +11,7 @@ from contextlib import nullcontext
 
 import torch
 
-from imae.converters.net_options import add_strict_option, level
+from imae.cli.options import add_strict_option, level
 from imae.files.errors import DeviceError, ImaeError, PrototxtError, check_utf8
 from imae.net.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
 from imae.net.device import (

@@ -20,7 +20,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from imae.converters.net_options import add_net_options, chosen_net
+from imae.cli.options import add_net_options, chosen_net
 from imae.files.caffe_log import number
 from imae.files.errors import ImaeError
 from imae.layers.layer import DataLayer

@@ -25,9 +25,9 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
+from imae.cli.options import add_strict_option
 from imae.converters.convert_folder import LARGEST_PICTURE
 from imae.converters.images import decode_picture, pixel_count
-from imae.converters.net_options import add_strict_option
 from imae.files.atomic import atomic_file, write_atomically
 from imae.files.errors import DataError, ImaeError
 from imae.files.file_tree import open_tree
