@@ -12,5 +12,5 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).with_name("support")))
 torch.set_num_threads(int(os.environ.get("IMAE_TEST_THREADS", "1")))

@@ -34,7 +34,7 @@ from imae.paper.record import Point, Record, read_records
 from imae.paper.results import MEASURES, Results, Sample, gather
 from imae.paper.suspects import CHANGES, HYPOTHESES, STUDIES, WithSpreadOfBase, change_words
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 JPEG = "CIFAR-10, images from JPEG files (recompressed)"
 DIGITS_LOG = CASES / "runs" / "digits_lenet" / "train.log"
 NOISY = Run("resnet20", "CCE", None, "symmetric", 0.5)

@@ -77,7 +77,7 @@ def test_every_fact_is_caffes() -> None:
     lines += [line for enum in CAFFE.enum_type for line in described_enum(enum)]
     ours = [line for line in lines if line.split(".")[0] in OURS or line.split(" ")[0] in OURS]
     assert {name for name in OURS if any(line.startswith(name) for line in ours)} == OURS
-    path = Path(__file__).with_name("cases") / "schema" / "caffe.txt"
+    path = Path(__file__).parents[1] / "cases" / "schema" / "caffe.txt"
     caffes = path.read_text(encoding="utf-8").splitlines()
     assert len(caffes) > 500
     assert sorted(set(lines) - set(ours)) == caffes

@@ -40,7 +40,7 @@ from imae.layers.registry import layer_class
 from imae.prototxt import TEST, TRAIN, Datum, LayerParameter
 from imae.prototxt.text import parse_text
 
-CASES = Path(__file__).parent / "cases" / "data"
+CASES = Path(__file__).parents[1] / "cases" / "data"
 
 
 # -- tools ---------------------------------------------------------------------------------------------------

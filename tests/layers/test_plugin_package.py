@@ -43,7 +43,7 @@ except ImaeError as error:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder into which pip has installed the package."""
     folder = tmp_path_factory.mktemp("plugin")
-    shutil.copytree(Path(__file__).with_name("plugin_xyz"), folder / "source")
+    shutil.copytree(Path(__file__).parents[1] / "plugin_xyz", folder / "source")
     command = [
         "install",
         "--quiet",

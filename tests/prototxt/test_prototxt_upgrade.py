@@ -22,7 +22,7 @@ from imae.prototxt import (
 from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.upgrade import V0_FIELDS, V0_TRANSFORM, V0_TYPES, upgrade_v1
 
-CASES = sorted(Path(__file__).with_name("cases").glob("upgrade/*.in.prototxt"))
+CASES = sorted((Path(__file__).parents[1] / "cases").glob("upgrade/*.in.prototxt"))
 
 V1_TYPES = {
     "NONE": "", "ABSVAL": "AbsVal", "ACCURACY": "Accuracy", "ARGMAX": "ArgMax", "BNLL": "BNLL",

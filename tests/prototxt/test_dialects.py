@@ -510,7 +510,7 @@ def test_other_forks_fields_are_not_looked_at(tmp_path: Path) -> None:
 
 
 def test_other_reads_old_nets(tmp_path: Path) -> None:
-    path = Path(__file__).parent / "cases" / "weights" / "weights_v1_legacy_dims" / "v1.caffemodel"
+    path = Path(__file__).parents[1] / "cases" / "weights" / "weights_v1_legacy_dims" / "v1.caffemodel"
     want = read_binary(path, NetParameter)
     got = read_net_dialect(path, "other")
     assert [layer.name for layer in got.layers] == [layer.name for layer in want.layers]

@@ -1,6 +1,6 @@
 """Converters that are stopped half-way and started again.
 
-    python tests/stopped_converters.py FOLDER
+    python tests/support/stopped_converters.py FOLDER
 
 Each command is a fork of this process. It is ended by SIGKILL before each of the calls that put its output on
 the disk, by the system when a file of the output has a certain length, and by Ctrl-C. Of each is checked

@@ -71,7 +71,7 @@ def train(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="trainings are forks of one process")
 def test_killed_twenty_times_and_resumed_it_is_the_run_that_was_left_alone(tmp_path: Path) -> None:
     """See killed_runs.py, which does it."""
-    script, seed = Path(__file__).with_name("killed_runs.py"), random.randrange(10**6)
+    script, seed = Path(__file__).parents[1] / "support" / "killed_runs.py", random.randrange(10**6)
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script), str(tmp_path), "--kills", "20", "--seed", str(seed)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},

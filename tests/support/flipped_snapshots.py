@@ -1,6 +1,6 @@
 """Snapshots in which one bit is flipped, and a training that goes on with `--resume auto`.
 
-    python tests/flipped_snapshots.py FOLDER [--flips 500] [--seed 1]
+    python tests/support/flipped_snapshots.py FOLDER [--flips 500] [--seed 1]
 
 A training of shuffled, cropped, mirrored records with Dropout, which tests in between, writes snapshots after
 4, 8 and 12 iterations, binary in one run and HDF5 in another. Of the second snapshot the model, then the

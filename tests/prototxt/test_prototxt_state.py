@@ -21,7 +21,7 @@ from imae.prototxt import (
 )
 from imae.prototxt.insert_splits import insert_splits
 
-CASES = sorted(Path(__file__).with_name("cases").glob("state/*.json"))
+CASES = sorted((Path(__file__).parents[1] / "cases").glob("state/*.json"))
 NETS = [(path, net) for path in CASES for net in json.loads(path.read_text(encoding="utf-8"))]
 
 

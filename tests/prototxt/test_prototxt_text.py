@@ -25,7 +25,7 @@ from imae.prototxt import (
     write_text,
 )
 
-CASES = Path(__file__).with_name("cases")
+CASES = Path(__file__).parents[1] / "cases"
 INVALID = sorted((CASES / "invalid").glob("*.prototxt"))
 VALID = sorted(path for path in CASES.rglob("*.prototxt") if path not in INVALID)
 

@@ -14,7 +14,7 @@ import pytest
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the commands are forks of one process")
 def test_stopped_and_started_again_it_gives_what_it_would_have_given(tmp_path: Path) -> None:
     """See stopped_converters.py, which does it."""
-    script = Path(__file__).with_name("stopped_converters.py")
+    script = Path(__file__).parents[1] / "support" / "stopped_converters.py"
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script), str(tmp_path)],
         env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},

@@ -19,7 +19,7 @@ from imae.layers import caffe_random
 from imae.layers.caffe_random import CaffeRandom, multiply_add
 from imae.prototxt import NetParameter
 
-CASES = Path(__file__).parent / "cases" / "random"
+CASES = Path(__file__).parents[1] / "cases" / "random"
 f32 = np.float32
 
 

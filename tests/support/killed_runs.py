@@ -1,6 +1,6 @@
 """Trainings that are killed and resumed over and over, compared with one that is left alone.
 
-    python tests/killed_runs.py FOLDER [--kills 100] [--seed 1]
+    python tests/support/killed_runs.py FOLDER [--kills 100] [--seed 1]
 
 The libraries are loaded once; each training is a fork of this process, which itself computes nothing. A
 training is killed, up to DEATHS times, and resumed with --resume auto until it gets to its end; then the next

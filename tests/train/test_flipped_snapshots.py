@@ -45,14 +45,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="trainings are forks of one process")
 def test_a_flipped_bit_anywhere_is_passed_over(tmp_path: Path) -> None:
-    """A few of each kind; `python tests/flipped_snapshots.py` by hand does as many as wanted."""
+    """A few of each kind; `python tests/support/flipped_snapshots.py` by hand does as many as wanted."""
     script = (
         "import json, sys; from pathlib import Path; from flipped_snapshots import flip_and_resume; "
         "print(json.dumps(flip_and_resume(Path(sys.argv[1]), 5, 7, 500)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
-        capture_output=True, text=True, cwd=Path(__file__).parent, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, cwd=Path(__file__).parents[1] / "support",
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {

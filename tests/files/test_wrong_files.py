@@ -238,7 +238,7 @@ def test_what_is_told_is_of_the_files_that_caffe_wrote() -> None:
         ".mdb": FileKind.LMDB,
         ".h5": FileKind.HDF5,
     }
-    found = [path for path in (Path(__file__).parent / "cases").rglob("*") if path.suffix in kinds]
+    found = [path for path in (Path(__file__).parents[1] / "cases").rglob("*") if path.suffix in kinds]
     assert len({path.suffix for path in found}) > 3
     for path in found:
         assert file_kind(path.read_bytes()) is kinds[path.suffix], path

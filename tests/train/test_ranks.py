@@ -39,7 +39,7 @@ from imae.train import ranks
 from imae.train.ranks import spawn
 from imae.train.snapshot import find_snapshots, read_state
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BATCH, CLASSES = 4, 3
 NET = """
 layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TRAIN }

@@ -1,6 +1,6 @@
 """debug_info of a net and of a solver: the lines of Caffe, wherever a net runs.
 
-tests/test_solver.py compares a whole training with the log that Caffe wrote.
+tests/train/test_solver.py compares a whole training with the log that Caffe wrote.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import imae.pycaffe as caffe
 
-CASES = Path(__file__).with_name("cases")
+CASES = Path(__file__).parents[1] / "cases"
 
 
 @dataclass

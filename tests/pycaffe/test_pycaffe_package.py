@@ -52,7 +52,9 @@ def test_import_caffe_finds_this_package(tmp_path: Path) -> None:
     ], done.stderr
 
 
-NAMES = Path(__file__).with_name("pycaffe_names.txt")  # what Caffe 1.0's modules and classes have; names only
+NAMES = (
+    Path(__file__).parents[1] / "support" / "pycaffe_names.txt"
+)  # what Caffe 1.0's modules and classes have; names only
 # Packages that Caffe's modules import and this one does without: found there if they are installed.
 OTHER_PACKAGES = {
     "caffe.io": {"resize", "skimage", "zoom"},

@@ -16,7 +16,7 @@ from imae.layers.caffe_random import CaffeRandom
 from imae.layers.filler import FILLERS, fill
 from imae.prototxt import FillerParameter, LayerParameter, NetParameter
 
-CASES = Path(__file__).parent / "cases"
+CASES = Path(__file__).parents[1] / "cases"
 FILLED = sorted(path.stem for path in (CASES / "fillers").glob("*.npz"))
 
 

@@ -39,7 +39,7 @@ from imae.layers.data.datum import array_from_datum
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.prototxt import BlobProto, Datum
 
-CASES = Path(__file__).with_name("cases")
+CASES = Path(__file__).parents[1] / "cases"
 CONVERTERS = [
     compute_image_mean,
     convert_cifar,
