@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from imae.files.caffe_log import log_line
 from imae.files.errors import DeviceError
 
 COMMAND = "device-query"
 HELP = "show what GPUs there are"
 
-logger = logging.getLogger(__name__)
 
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
@@ -53,13 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Log what Caffe logs of each GPU."""
-    _log("caffe.cpp:138", f"Querying GPUs {args.gpu}")
+    log_line("caffe.cpp:138", f"Querying GPUs {args.gpu}")
     if not args.gpu:
         return
     driver = CudaDriver(args.gpu)
     for index in _indices(args.gpu, driver.count()):
         for line, what, text in driver.properties(index):
-            _log(f"common.cpp:{line}", f"{what:<31}{text}")
+            log_line(f"common.cpp:{line}", f"{what:<31}{text}")
 
 
 def _indices(given: str, count: int) -> Sequence[int]:
@@ -116,7 +115,3 @@ class CudaDriver:
         status = getattr(self._library, function)(*arguments)
         if status:
             raise DeviceError(f"--gpu {self._asked_by}: CUDA's driver answers {function} with error {status}")
-
-
-def _log(place: str, message: str) -> None:
-    logger.info("%s", message, extra={"caffe": place})

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from imae.files.errors import ImaeError
 COMMAND = "parse-log"
 HELP = "the numbers of a training log as CSV files"
 
-logger = logging.getLogger(__name__)
 
 Table = Sequence[Mapping[str, float]]
 

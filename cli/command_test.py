@@ -6,14 +6,13 @@ Caffe: tools/caffe.cpp, test().
 from __future__ import annotations
 
 import argparse
-import logging
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from imae.cli.options import add_net_options, chosen_net
-from imae.files.caffe_log import number, output_text
+from imae.files.caffe_log import log_line, number, output_text
 from imae.files.errors import ImaeError
 from imae.net.device import (
     add_data_cache_option,
@@ -30,7 +29,6 @@ from imae.net.weights import load_to_use
 COMMAND = "test"
 HELP = "score a model: the mean outputs of its TEST net over some batches"
 
-logger = logging.getLogger(__name__)
 
 Array = NDArray[np.float32]
 f32 = np.float32
@@ -64,11 +62,11 @@ def run(args: argparse.Namespace) -> None:
     set_threads(args.threads)
     device = torch.device("cpu")
     if args.gpu is None:
-        _log(275, "Use CPU.")
+        log_line("caffe.cpp:275", "Use CPU.")
     else:
         device = gpu(args.gpu, f"--gpu {args.gpu}", "leave --gpu out")
-        _log(266, f"Use GPU with device ID {device.index}")
-        _log(270, f"GPU device name: {torch.cuda.get_device_name(device)}")
+        log_line("caffe.cpp:266", f"Use GPU with device ID {device.index}")
+        log_line("caffe.cpp:270", f"GPU device name: {torch.cuda.get_device_name(device)}")
     resources = chosen_data_resources(args)
     net = Net(chosen_net(args.model, args), dtype=chosen_dtype(args), data_resources=resources)
     load_to_use(net, args.weights, args.dialect)
@@ -78,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
 def score(net: Net, device: torch.device, iterations: int) -> dict[str, Array]:
     """Run so many batches, log what `caffe test` logs, return the means of the output blobs."""
     run_net = NetExecutor(net, device)
-    _log(281, f"Running for {iterations} iterations.")
+    log_line("caffe.cpp:281", f"Running for {iterations} iterations.")
     total = f32(0)
     sums: dict[str, Array] = {}
     for batch in range(iterations):
@@ -89,14 +87,10 @@ def score(net: Net, device: torch.device, iterations: int) -> dict[str, Array]:
             values = blob.cpu().numpy()
             sums[name] = sums[name] + values if batch else values
             for value in values.ravel():
-                _log(304, f"Batch {batch}, {name} = {number(value)}")
-    _log(309, f"Loss: {number(total / f32(iterations))}")
+                log_line("caffe.cpp:304", f"Batch {batch}, {name} = {number(value)}")
+    log_line("caffe.cpp:309", f"Loss: {number(total / f32(iterations))}")
     means = {name: values / f32(iterations) for name, values in sums.items()}
     for name, values in means.items():
         for value in values.ravel():
-            _log(321, output_text(name, value, f32(net.loss_weights.get(name, 0))))
+            log_line("caffe.cpp:321", output_text(name, value, f32(net.loss_weights.get(name, 0))))
     return means
-
-
-def _log(line: int, message: str) -> None:
-    logger.info(message, extra={"caffe": f"caffe.cpp:{line}"})

@@ -12,7 +12,6 @@ cuts those of iterations and the total to whole ones.
 from __future__ import annotations
 
 import argparse
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from imae.cli.options import add_net_options, chosen_net
-from imae.files.caffe_log import number
+from imae.files.caffe_log import log_line, number
 from imae.files.errors import ImaeError
 from imae.layers.layer import DataLayer
 from imae.net.device import gpu, set_threads
@@ -30,8 +29,6 @@ from imae.net.stepwise import Stepwise
 
 COMMAND = "time"
 HELP = "measure how long each layer of a net takes, forward and backward"
-
-logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,10 +49,10 @@ def run(args: argparse.Namespace) -> None:
     set_threads(args.threads)
     device = torch.device("cpu")
     if args.gpu is None:
-        _log(343, "Use CPU.")
+        log_line("caffe.cpp:343", "Use CPU.")
     else:
         device = gpu(args.gpu, f"--gpu {args.gpu}", "leave --gpu out")
-        _log(339, f"Use GPU with device ID {device.index}")
+        log_line("caffe.cpp:339", f"Use GPU with device ID {device.index}")
     measure(Net(chosen_net(args.model, args)), device, args.iterations)
 
 
@@ -70,36 +67,36 @@ class Times:
 def measure(net: Net, device: torch.device, iterations: int) -> tuple[list[float], list[float]]:
     """Log the times of the layers; returns their means, forward and backward, in milliseconds."""
     first = Stepwise(net, device)  # logs what debug_info asks for
-    _log(351, "Performing Forward")
-    _log(356, f"Initial loss: {number(first.forward())}")
-    _log(357, "Performing Backward")
+    log_line("caffe.cpp:351", "Performing Forward")
+    log_line("caffe.cpp:356", f"Initial loss: {number(first.forward())}")
+    log_line("caffe.cpp:357", "Performing Backward")
     first.backward()
     del first  # and its blobs
     passes = LayerwisePasses(net, device)
-    _log(365, "*** Benchmark begins ***")
-    _log(366, f"Testing for {iterations} iterations.")
+    log_line("caffe.cpp:365", "*** Benchmark begins ***")
+    log_line("caffe.cpp:366", f"Testing for {iterations} iterations.")
     forwards, backwards = [], []
     start = perf_counter()
     for iteration in range(1, iterations + 1):
         forwards.append(passes.forward())
         backwards.append(passes.backward())
         both = forwards[-1].total + backwards[-1].total
-        _log(394, f"Iteration: {iteration} forward-backward time: {number(both)} ms.")
+        log_line("caffe.cpp:394", f"Iteration: {iteration} forward-backward time: {number(both)} ms.")
     total = 1e3 * (perf_counter() - start)
     means = [
         [sum(times) / iterations for times in zip(*(one.layers for one in direction), strict=True)]
         for direction in (forwards, backwards)
     ]
-    _log(397, "Average time per layer: ")
+    log_line("caffe.cpp:397", "Average time per layer: ")
     for name, forward, backward in zip(net.layer_names, *means, strict=True):
-        _log(400, f"{name:>10}\tforward: {number(forward)} ms.")
-        _log(403, f"{name:>10}\tbackward: {number(backward)} ms.")
+        log_line("caffe.cpp:400", f"{name:>10}\tforward: {number(forward)} ms.")
+        log_line("caffe.cpp:403", f"{name:>10}\tbackward: {number(backward)} ms.")
     forward, backward = (sum(one.total for one in direction) for direction in (forwards, backwards))
-    _log(408, f"Average Forward pass: {number(forward / iterations)} ms.")
-    _log(410, f"Average Backward pass: {number(backward / iterations)} ms.")
-    _log(412, f"Average Forward-Backward: {number(total / iterations)} ms.")
-    _log(414, f"Total Time: {number(total)} ms.")
-    _log(415, "*** Benchmark ends ***")
+    log_line("caffe.cpp:408", f"Average Forward pass: {number(forward / iterations)} ms.")
+    log_line("caffe.cpp:410", f"Average Backward pass: {number(backward / iterations)} ms.")
+    log_line("caffe.cpp:412", f"Average Forward-Backward: {number(total / iterations)} ms.")
+    log_line("caffe.cpp:414", f"Total Time: {number(total)} ms.")
+    log_line("caffe.cpp:415", "*** Benchmark ends ***")
     return means[0], means[1]
 
 
@@ -177,7 +174,3 @@ class LayerwisePasses:
             (name, torch.zeros_like(bottom) if grad is None else grad)
             for (name, bottom), grad in zip(starts, grads, strict=False)
         )
-
-
-def _log(line: int, message: str) -> None:
-    logger.info("%s", message, extra={"caffe": f"caffe.cpp:{line}"})

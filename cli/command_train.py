@@ -12,6 +12,7 @@ from contextlib import nullcontext
 import torch
 
 from imae.cli.options import add_strict_option, level
+from imae.files.caffe_log import log_line
 from imae.files.errors import DeviceError, ImaeError, PrototxtError, check_utf8
 from imae.net.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
 from imae.net.device import (
@@ -179,14 +180,14 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
         )
         solver.request = requests
         if args.snapshot:
-            _log(235, f"Resuming from {args.snapshot}")
+            log_line("caffe.cpp:235", f"Resuming from {args.snapshot}")
             solver.restore(args.snapshot, as_caffe=args.resume_as_caffe, dialect=args.dialect)
         elif args.resume:
             solver.restore_newest(as_caffe=args.resume_as_caffe)
-        _log(239, "Starting Optimization")
+        log_line("caffe.cpp:239", "Starting Optimization")
         with training_bar(solver) if ranks is None or ranks.rank == 0 else nullcontext():
             solver.solve()
-    _log(250, "Optimization Done.")
+    log_line("caffe.cpp:250", "Optimization Done.")
 
 
 def _set_train_state(param: SolverParameter, args: argparse.Namespace, path: str) -> None:
@@ -206,7 +207,7 @@ def _device(param: SolverParameter, flag: str | None, ranks: Group | None) -> to
     elif param.HasField("solver_mode") and param.solver_mode == SolverParameter.GPU:
         wanted, asked_by, instead = str(param.device_id), "solver_mode: GPU", "write solver_mode: CPU"
     else:
-        _log(197, "Use CPU.")
+        log_line("caffe.cpp:197", "Use CPU.")
         return torch.device("cpu")
     if ranks is None:
         device = gpu(wanted, asked_by, instead)
@@ -215,9 +216,9 @@ def _device(param: SolverParameter, flag: str | None, ranks: Group | None) -> to
         ids = _gpus_of_ranks(wanted, asked_by, instead, ranks.local_size)
         device = use_gpu(ids[ranks.local_rank])
     param.device_id = device.index
-    _log(204, f"Using GPUs {', '.join(map(str, ids))}")
+    log_line("caffe.cpp:204", f"Using GPUs {', '.join(map(str, ids))}")
     for index in ids:
-        _log(209, f"GPU {index}: {torch.cuda.get_device_name(index)}")
+        log_line("caffe.cpp:209", f"GPU {index}: {torch.cuda.get_device_name(index)}")
     return device
 
 
@@ -228,7 +229,3 @@ def _gpus_of_ranks(wanted: str, asked_by: str, instead: str, count: int) -> list
     if len(ids) < count or (len(ids) > count and not from_first):
         raise DeviceError(f"{asked_by}: one GPU is needed for each of {count} ranks here; got {len(ids)}")
     return ids[:count]
-
-
-def _log(line: int, message: str) -> None:
-    logger.info(message, extra={"caffe": f"caffe.cpp:{line}"})

@@ -25,6 +25,7 @@ from tqdm import tqdm
 from imae.cli.options import add_strict_option
 from imae.converters.lmdb_writer import BATCH, Record, open_new_lmdb, put_records
 from imae.files.atomic import atomic_folder
+from imae.files.caffe_log import log_line
 from imae.files.errors import DataError, DeviceError
 from imae.files.read import AnyPath
 from imae.net.net import Net
@@ -35,8 +36,6 @@ from imae.prototxt.state import in_state
 
 COMMAND = "extract-features"
 HELP = "blobs of a net, for each record of its data layer, to LMDBs"
-
-logger = logging.getLogger(__name__)
 
 
 def extract_features(
@@ -59,11 +58,11 @@ def extract_features(
     with ExitStack() as stack:
         environments = {}
         for name, path in zip(names, paths, strict=True):
-            _log(125, f"Opening dataset {path}", logging.INFO)
+            log_line("extract_features.cpp:125", f"Opening dataset {path}")
             environments[name] = stack.enter_context(
                 open_new_lmdb(stack.enter_context(atomic_folder(path)), path)
             )
-        _log(133, "Extracting Features")
+        log_line("extract_features.cpp:133", "Extracting Features", logging.ERROR)
         for _ in tqdm(range(batches), unit=" batches", disable=None):
             with torch.no_grad():
                 inputs = {name: blob.to(device) for name, blob in net.next_batch().items()}
@@ -75,11 +74,11 @@ def extract_features(
                     if len(waiting[name]) == BATCH:
                         put_records(environments[name], waiting[name], path)
                         waiting[name] = []
-                        _log(165, _progress(name, counts[name]))
+                        log_line("extract_features.cpp:165", _progress(name, counts[name]), logging.ERROR)
         for name, path in zip(names, paths, strict=True):
             put_records(environments[name], waiting[name], path)
-            _log(176, _progress(name, counts[name]))
-    _log(181, "Successfully extracted the features!")
+            log_line("extract_features.cpp:176", _progress(name, counts[name]), logging.ERROR)
+    log_line("extract_features.cpp:181", "Successfully extracted the features!", logging.ERROR)
     return max(counts.values())
 
 
@@ -142,17 +141,13 @@ def _device(mode: str, given: str) -> torch.device:
     if not found:
         raise DeviceError(f"DEVICE_ID must be the number of a GPU, got '{given}'")
     if mode == "CPU":
-        _log(62, "Using CPU")
+        log_line("extract_features.cpp:62", "Using CPU", logging.ERROR)
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(found[1]) >= count:
         raise DeviceError(
             f"GPU {found[1]}: {count} CUDA devices are available here; say CPU to compute there"
         )
-    _log(52, "Using GPU")
-    _log(58, f"Using Device_id={found[1]}")
+    log_line("extract_features.cpp:52", "Using GPU", logging.ERROR)
+    log_line("extract_features.cpp:58", f"Using Device_id={found[1]}", logging.ERROR)
     return torch.device("cuda", int(found[1]))
-
-
-def _log(line: int, message: str, level: int = logging.ERROR) -> None:  # Caffe: most at level ERROR
-    logger.log(level, "%s", message, extra={"caffe": f"extract_features.cpp:{line}"})

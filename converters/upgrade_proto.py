@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from google.protobuf.message import Message
 
 from imae.files.atomic import write_atomically
+from imae.files.caffe_log import log_line
 from imae.prototxt.text import write_text
-
-logger = logging.getLogger(__name__)
 
 
 def add_file_arguments(parser: argparse.ArgumentParser, what: str) -> None:
@@ -41,19 +40,15 @@ def write_upgraded(
     """
     source = f"{command.replace('-', '_')}.cpp"
     if problems:
-        _log(
+        log_line(
             f"{source}:39", "Encountered error(s) while upgrading prototxt; see details above.", logging.ERROR
         )
     elif not changed:
-        _log(f"{source}:43", f"File already in latest proto format: {args.input}", logging.ERROR)
+        log_line(f"{source}:43", f"File already in latest proto format: {args.input}", logging.ERROR)
     if binary:
         write_atomically(args.output, new.SerializeToString())
     else:
         write_text(new, args.output)
     line, form = (48, "binary") if binary else (49, "text")
-    _log(f"{source}:{line}", f"Wrote upgraded {new.DESCRIPTOR.name} {form} proto to {args.output}")
+    log_line(f"{source}:{line}", f"Wrote upgraded {new.DESCRIPTOR.name} {form} proto to {args.output}")
     return 1 if problems else 0
-
-
-def _log(place: str, message: str, level: int = logging.INFO) -> None:
-    logger.log(level, "%s", message, extra={"caffe": place})

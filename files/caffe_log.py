@@ -35,6 +35,14 @@ SEVERITIES = {
 }
 
 
+logger = logging.getLogger("imae.caffe")
+
+
+def log_line(place: str, message: str, level: int = logging.INFO, lines: bool = False) -> None:
+    """Log a line of Caffe's (or several `lines`) as if from the place where Caffe does, "solver.cpp:239"."""
+    logger.log(level, "%s", message, extra={"caffe": place, "lines": lines})
+
+
 class GlogFormatter(logging.Formatter):
     """Log records as glog 0.3 writes them; `extra={"caffe": "solver.cpp:239"}` names the place.
 

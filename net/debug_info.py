@@ -12,22 +12,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from imae.files.caffe_log import log_line
 from imae.layers.layer import blob_name
 from imae.layers.utility.synced_memory import parameter_diff
 
 if TYPE_CHECKING:
     from imae.net.net import Step
 
-logger = logging.getLogger(__name__)
-
 
 def log_forward(step: Step, blobs: Mapping[str, Tensor]) -> None:
     """The tops and parameters of a layer that has just run."""
     where = f"[Forward] Layer {step.layer.name}"
     for top in step.tops:
-        _log(593, f"{where}, top blob {blob_name(top)} data: {_mean(blobs[top])}")
+        log_line("net.cpp:593", f"    {where}, top blob {blob_name(top)} data: {_mean(blobs[top])}")
     for place, (blob, spec) in enumerate(zip(step.layer.blobs, step.layer.param_specs(), strict=True)):
-        _log(605, f"{where}, param blob {spec.name or place} data: {_mean(blob)}")
+        log_line("net.cpp:605", f"    {where}, param blob {spec.name or place} data: {_mean(blob)}")
 
 
 def log_backward(step: Step, diffs: Mapping[str, Tensor]) -> None:
@@ -37,10 +36,10 @@ def log_backward(step: Step, diffs: Mapping[str, Tensor]) -> None:
     where = f"[Backward] Layer {step.layer.name}"
     for bottom, need in zip(step.bottoms, step.bottom_need_backward, strict=True):
         if need:
-            _log(621, f"{where}, bottom blob {bottom} diff: {_mean(diffs[bottom])}")
+            log_line("net.cpp:621", f"    {where}, bottom blob {bottom} diff: {_mean(diffs[bottom])}")
     for place, blob in enumerate(step.layer.blobs):
         if blob.requires_grad:
-            _log(632, f"{where}, param blob {place} diff: {_mean(parameter_diff(blob))}")
+            log_line("net.cpp:632", f"    {where}, param blob {place} diff: {_mean(parameter_diff(blob))}")
 
 
 def log_totals(learnable: Sequence[torch.nn.Parameter]) -> None:
@@ -48,7 +47,9 @@ def log_totals(learnable: Sequence[torch.nn.Parameter]) -> None:
     datas, diffs = [p.detach() for p in learnable], [parameter_diff(p) for p in learnable]
     l1, l2 = ([_norm(blobs, order) for blobs in (datas, diffs)] for order in (1, 2))
     norms = f"L1 norm = ({l1[0]}, {l1[1]}); L2 norm = ({l2[0]}, {l2[1]})"
-    _log(721, f"[Backward] All net params (data, diff): {norms}", logging.ERROR)  # Caffe: at level ERROR
+    log_line(
+        "net.cpp:721", f"    [Backward] All net params (data, diff): {norms}", logging.ERROR
+    )  # Caffe: at level ERROR
 
 
 def _mean(blob: Tensor) -> str:
@@ -64,7 +65,3 @@ def _norm(blobs: Iterable[Tensor], order: int) -> str:
 
 def _number(value: Tensor) -> str:
     return f"{value.item():.6g}"
-
-
-def _log(line: int, message: str, level: int = logging.INFO) -> None:
-    logger.log(level, "    %s", message, extra={"caffe": f"net.cpp:{line}"})

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from imae.files.caffe_log import log_line
 from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data_resources import DataResources
@@ -138,7 +139,7 @@ class Net(nn.Module):
         filtered = filter_by_state(param, param.state)
         if logger.isEnabledFor(logging.INFO):
             text = f"Initializing net from parameters: \n{to_text(filtered)}".rstrip("\n")
-            _log("net.cpp:53", text, lines=True)
+            log_line("net.cpp:53", text, lines=True)
         # The message that is built, rules applied and splits inserted; a snapshot's NetParameter comes from
         # it.
         self.param = insert_splits(filtered)
@@ -165,7 +166,7 @@ class Net(nn.Module):
         self._prune_backward()
         self.outputs = sorted(self._available, key=lambda name: name.encode())
         for name in self.outputs:
-            _log("net.cpp:244", f"This network produces output {name}")
+            log_line("net.cpp:244", f"This network produces output {name}")
         for parameter, lr_mult in zip(self.learnable, self.lr_mults, strict=True):
             parameter.requires_grad_(lr_mult != 0 or self.force_backward)
         self.to(dtype)
@@ -174,7 +175,7 @@ class Net(nn.Module):
         self._finish_steps()
         self.plan = self.steps
         self._label_readers = [m for m in self.modules() if isinstance(m, LabelReader)]
-        _log("net.cpp:257", "Network initialization done.")
+        log_line("net.cpp:257", "Network initialization done.")
 
     @property
     def layer_names(self) -> list[str]:
@@ -200,9 +201,9 @@ class Net(nn.Module):
                 "propagate_down param must be specified either 0 or bottom_size times; "
                 f"got {len(param.propagate_down)} for {len(param.bottom)} bottoms",
             )
-        _log("layer_factory.hpp:77", f"Creating layer {param.name}")
+        log_line("layer_factory.hpp:77", f"Creating layer {param.name}")
         layer = layer_class(param.type)(param)
-        _log("net.cpp:86", f"Creating Layer {param.name}")
+        log_line("net.cpp:86", f"Creating Layer {param.name}")
         bottom_need_backward = [self._append_bottom(param, index) for index in range(len(param.bottom))]
         need_backward = any(self._blob_need_backward[bottom] for bottom in param.bottom)
         tops = self._append_tops(param, layer)
@@ -210,14 +211,14 @@ class Net(nn.Module):
         shapes = layer.build(bottom_shapes, self.random, self.ranks, self.data_resources)
         if len(shapes) != len(tops):
             raise LayerError(param, f"{len(shapes)} tops are made, {len(tops)} are named: {', '.join(tops)}")
-        _log("net.cpp:124", f"Setting up {param.name}")
+        log_line("net.cpp:124", f"Setting up {param.name}")
         weights = self._loss_weights(layer, len(tops))
         for top, shape, weight in zip(tops, shapes, weights, strict=True):
             self.blob_shapes[top] = shape
             if weight:
                 self.loss_weights[top] = weight
             self._log_top(shape, weight)
-        _log("net.cpp:139", f"Memory required for data: {self._memory * self.dtype.itemsize}")
+        log_line("net.cpp:139", f"Memory required for data: {self._memory * self.dtype.itemsize}")
         need_backward |= self._append_params(param, layer)
         if need_backward:
             self._blob_need_backward.update(dict.fromkeys(tops, True))
@@ -246,7 +247,7 @@ class Net(nn.Module):
         bottom = param.bottom[index]
         if bottom not in self._available:
             raise LayerError(f"Unknown bottom blob '{bottom}' (layer '{param.name}', bottom index {index})")
-        _log("net.cpp:408", f"{param.name} <- {bottom}")
+        log_line("net.cpp:408", f"{param.name} <- {bottom}")
         self._available.discard(bottom)
         if param.propagate_down:
             return param.propagate_down[index]
@@ -256,11 +257,11 @@ class Net(nn.Module):
         seen: set[str] = set()
         for index, top in enumerate(param.top):
             if index < len(param.bottom) and param.bottom[index] == top:
-                _log("net.cpp:369", f"{param.name} -> {top} (in-place)")
+                log_line("net.cpp:369", f"{param.name} -> {top} (in-place)")
             elif top in self.blob_shapes or top in seen:
                 raise LayerError(param, f"Top blob '{top}' produced by multiple sources.")
             else:
-                _log("net.cpp:382", f"{param.name} -> {top}")
+                log_line("net.cpp:382", f"{param.name} -> {top}")
                 self._blob_need_backward[top] = False
             self._available.add(top)
             seen.add(top)
@@ -269,7 +270,7 @@ class Net(nn.Module):
         tops = list(param.top)
         if layer.auto_tops:
             while len(tops) < max(layer.min_tops, layer.num_tops or 0):
-                _log("net.cpp:382", f"{param.name} -> {AUTOMATIC}")
+                log_line("net.cpp:382", f"{param.name} -> {AUTOMATIC}")
                 # Caffe calls every such blob so; a name each keeps them apart here (see blob_name).
                 tops.append(f"{AUTOMATIC}{param.name}:{len(tops)}")
                 self._blob_need_backward[tops[-1]] = False
@@ -319,7 +320,7 @@ class Net(nn.Module):
 
     def _share(self, layer: Layer, index: int, spec: ParamSpec, owner: tuple[int, Layer, int]) -> None:
         learnable_id, owner_layer, owner_index = owner
-        _log(
+        log_line(
             "net.cpp:485",
             f"Sharing parameters '{spec.name}' owned by layer '{owner_layer.name}', param index "
             f"{owner_index}",
@@ -366,9 +367,9 @@ class Net(nn.Module):
                 b for b, need in zip(step.bottoms, step.bottom_need_backward, strict=True) if not need
             )
             if step.need_backward:
-                _log("net.cpp:200", f"{step.layer.name} needs backward computation.")
+                log_line("net.cpp:200", f"{step.layer.name} needs backward computation.")
             else:
-                _log("net.cpp:202", f"{step.layer.name} does not need backward computation.")
+                log_line("net.cpp:202", f"{step.layer.name} does not need backward computation.")
         if self.force_backward:
             for step in self.steps:
                 step.need_backward = True
@@ -436,9 +437,9 @@ class Net(nn.Module):
         for d in shape:
             count *= d
         self._memory += count
-        _log("net.cpp:131", f"Top shape: {shape_string(shape)}")
+        log_line("net.cpp:131", f"Top shape: {shape_string(shape)}")
         if weight:
-            _log("net.cpp:134", f"    with loss weight {weight:g}")
+            log_line("net.cpp:134", f"    with loss weight {weight:g}")
 
     def share_with(self, other: Net) -> None:
         """Use the other net's parameters where layer names agree (Caffe's ShareTrainedLayersWith)."""
@@ -573,7 +574,3 @@ def mark_frees(steps: list[Step]) -> None:
     last_reader = {bottom: index for index, step in enumerate(steps) for bottom in step.bottoms}
     for index, step in enumerate(steps):
         step.frees = tuple(b for b in {*step.bottoms}.difference(step.tops) if last_reader[b] == index)
-
-
-def _log(source: str, message: str, lines: bool = False) -> None:
-    logger.info(message, extra={"caffe": source, "lines": lines})

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from imae.files.atomic import write_atomically
+from imae.files.caffe_log import log_line
 from imae.files.errors import CaffemodelError, PrototxtError
 from imae.files.hdf5_file import HDF5_ERRORS, hdf5_content, open_hdf5
 from imae.files.read import AnyPath
@@ -80,9 +81,7 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
         layer = layers.get(name)
         if layer is None:
             # Caffe names layers without blobs here, too.
-            logger.info(
-                "Ignoring source layer %s", name, extra={"caffe": "net.cpp:801" if hdf5 else "net.cpp:746"}
-            )
+            log_line("net.cpp:801" if hdf5 else "net.cpp:746", f"Ignoring source layer {name}")
             if blobs:
                 report.ignored.append(name)
             continue

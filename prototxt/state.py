@@ -6,14 +6,12 @@ with include rules is in if any of them is met, one with exclude rules unless an
 Caffe: net.cpp, FilterNet and StateMeetsRule.
 """
 
-import logging
 from collections.abc import Iterable, Set
 
+from imae.files.caffe_log import log_line
 from imae.files.errors import LayerError, PrototxtError
 from imae.prototxt.caffe_pb2 import NetParameter, NetState, NetStateRule, Phase
 from imae.prototxt.python_layers import check_python_layers
-
-log = logging.getLogger(__name__)
 
 
 def filter_net(param: NetParameter, phase: Phase, level: int = 0, stages: Iterable[str] = ()) -> NetParameter:
@@ -66,10 +64,8 @@ def meets_rule(state: NetState, stages: Set[str], rule: NetStateRule, layer: str
     if rule.HasField("phase") and rule.phase != state.phase:
         line, broken = 296, f"phase ({state.phase}) differed from the phase ({rule.phase})"
     elif rule.HasField("min_level") and state.level < rule.min_level:
-        line, broken = (
-            306,
-            f"level ({state.level}) is above the min_level ({rule.min_level})",
-        )  # Caffe's words
+        # Caffe's words.
+        line, broken = 306, f"level ({state.level}) is above the min_level ({rule.min_level})"
     elif rule.HasField("max_level") and state.level > rule.max_level:
         line, broken = 316, f"level ({state.level}) is above the max_level ({rule.max_level})"
     elif absent := [stage for stage in rule.stage if stage not in stages]:
@@ -79,5 +75,5 @@ def meets_rule(state: NetState, stages: Set[str], rule: NetStateRule, layer: str
     else:
         return True
     message = f"The NetState {broken} specified by a rule in layer {layer}"
-    log.info("%s", message, extra={"caffe": f"net.cpp:{line}"})
+    log_line(f"net.cpp:{line}", message)
     return False

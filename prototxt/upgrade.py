@@ -18,6 +18,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from imae.files.caffe_log import log_line
 from imae.files.errors import PrototxtError, check_utf8
 from imae.prototxt.caffe_pb2 import (
     BlobShape,
@@ -29,7 +30,7 @@ from imae.prototxt.caffe_pb2 import (
 )
 from imae.prototxt.leftovers import report_leftovers
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 # The V1 type of each V0 type, and where V1 keeps the parameters of that type.
 V0_TYPES = {
@@ -132,7 +133,7 @@ def upgrade_net(param: NetParameter, path: str = "<net>", problems: list[str] | 
     except PrototxtError as error:
         raise PrototxtError(f"{path}: {error}") from None
     if problems is None:
-        report_leftovers(log, path, dropped, PrototxtError)
+        report_leftovers(logger, path, dropped, PrototxtError)
     else:
         problems += dropped
     return upgraded
@@ -143,51 +144,53 @@ def _upgrade_net(param: NetParameter, path: str, dropped: list[str], log_each: b
     attempt = "Attempting to upgrade input file specified using deprecated"
     success = "Successfully upgraded file specified using deprecated"
     if any(layer.HasField("layer") for layer in param.layers):
-        _log(28, f"{attempt} V0LayerParameter: {path}")
+        log_line("upgrade_proto.cpp:28", f"{attempt} V0LayerParameter: {path}")
         param, found = upgrade_v0(param)
         dropped += found
         if found and log_each:
             for problem in found:
-                log.error("%s", problem)
-            _log(
-                33,
+                logger.error("%s", problem)
+            log_line(
+                "upgrade_proto.cpp:33",
                 "Warning: had one or more problems upgrading V0NetParameter to NetParameter (see above); "
                 "continuing anyway.",
                 logging.ERROR,
             )
         elif not found:
-            _log(36, f"{success} V0LayerParameter")
-        _log(
-            39,
+            log_line("upgrade_proto.cpp:36", f"{success} V0LayerParameter")
+        log_line(
+            "upgrade_proto.cpp:39",
             "Note that future Caffe releases will not support V0NetParameter; use "
             "./build/tools/upgrade_net_proto_text for prototxt and ./build/tools/upgrade_net_proto_binary "
             "for model weights upgrade this and any other net protos to the new format.",
             logging.WARNING,
         )
     if any(_old_transform_fields(layer) for layer in param.layers):
-        _log(46, f"{attempt} transformation parameters: {path}")
+        log_line("upgrade_proto.cpp:46", f"{attempt} transformation parameters: {path}")
         param = upgrade_data_transform(param)
-        _log(49, f"{success} data transformation parameters.")
-        _log(
-            51,
+        log_line("upgrade_proto.cpp:49", f"{success} data transformation parameters.")
+        log_line(
+            "upgrade_proto.cpp:51",
             "Note that future Caffe releases will only support transform_param messages "
             "for transformation fields.",
             logging.WARNING,
         )
     if param.layers:
-        _log(55, f"{attempt} V1LayerParameter: {path}")
+        log_line("upgrade_proto.cpp:55", f"{attempt} V1LayerParameter: {path}")
         param = upgrade_v1(param)
-        _log(63, f"{success} V1LayerParameter")
+        log_line("upgrade_proto.cpp:63", f"{success} V1LayerParameter")
     if param.input or param.input_shape or param.input_dim:
-        _log(69, f"{attempt} input fields: {path}")
+        log_line("upgrade_proto.cpp:69", f"{attempt} input fields: {path}")
         param = upgrade_input(param)
-        _log(72, f"{success} input fields.")
+        log_line("upgrade_proto.cpp:72", f"{success} input fields.")
         note = "Note that future Caffe releases will only support input layers and not input fields."
-        _log(74, note, logging.WARNING)
+        log_line("upgrade_proto.cpp:74", note, logging.WARNING)
     if any(_is_old_batch_norm(layer) for layer in param.layer):
-        _log(79, f"Attempting to upgrade batch norm layers using deprecated params: {path}")
+        log_line(
+            "upgrade_proto.cpp:79", f"Attempting to upgrade batch norm layers using deprecated params: {path}"
+        )
         param = upgrade_batch_norm(param)
-        _log(82, "Successfully upgraded batch norm layers using deprecated params.")
+        log_line("upgrade_proto.cpp:82", "Successfully upgraded batch norm layers using deprecated params.")
     return param
 
 
@@ -352,16 +355,22 @@ def upgrade_solver(param: SolverParameter, path: str = "<solver>") -> SolverPara
     upgraded.CopyFrom(param)
     if param.HasField("solver_type"):
         old = "'solver_type' field (enum)"
-        _log(1084, f"Attempting to upgrade input file specified using deprecated {old}': {path}")
+        log_line(
+            "upgrade_proto.cpp:1084",
+            f"Attempting to upgrade input file specified using deprecated {old}': {path}",
+        )
         if param.HasField("type"):
             raise PrototxtError(
                 f"{path}: old solver_type field (enum) and new type field (string) cannot be both specified"
             )
         upgraded.type = SOLVER_TYPES[param.solver_type]
         upgraded.ClearField("solver_type")
-        _log(1091, f"Successfully upgraded file specified using deprecated {old} to 'type' field (string).")
+        log_line(
+            "upgrade_proto.cpp:1091",
+            f"Successfully upgraded file specified using deprecated {old} to 'type' field (string).",
+        )
         note = "Note that future Caffe releases will only support 'type' field (string) for a solver's type."
-        _log(1093, note, logging.WARNING)
+        log_line("upgrade_proto.cpp:1093", note, logging.WARNING)
     for field in ("net_param", "train_net_param"):
         if param.HasField(field):
             getattr(upgraded, field).CopyFrom(upgrade_net(getattr(param, field), path))
@@ -378,16 +387,17 @@ def complete_snapshot_prefix(param: SolverParameter, path: str) -> SolverParamet
         check_utf8(path, f"{path}: no snapshot_prefix can be made of this path; write one")
     if not param.HasField("snapshot_prefix"):
         completed.snapshot_prefix = os.path.splitext(path)[0]
-        _log(1108, f"snapshot_prefix was not specified and is set to {completed.snapshot_prefix}")
+        log_line(
+            "upgrade_proto.cpp:1108",
+            f"snapshot_prefix was not specified and is set to {completed.snapshot_prefix}",
+        )
     elif os.path.isdir(param.snapshot_prefix):
         completed.snapshot_prefix = os.path.join(param.snapshot_prefix, PurePath(path).stem)
-        _log(1113, f"snapshot_prefix was a directory and is replaced to {completed.snapshot_prefix}")
+        log_line(
+            "upgrade_proto.cpp:1113",
+            f"snapshot_prefix was a directory and is replaced to {completed.snapshot_prefix}",
+        )
     return completed
-
-
-def _log(line: int, message: str, level: int = logging.INFO) -> None:
-    """Log what Caffe logs in this line."""
-    log.log(level, "%s", message, extra={"caffe": f"upgrade_proto.cpp:{line}"})
 
 
 def _fields(message: Message) -> list[tuple[str, Any]]:

@@ -28,7 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imae.files.caffe_log import number, output_text
+from imae.files.caffe_log import log_line, number, output_text
 from imae.files.errors import (
     CaffemodelError,
     FileError,
@@ -165,7 +165,7 @@ class Solver:
         self._norms: list[Tensor] = []
         self._before_tests: dict[str, Any] | None = None
         text = f"Initializing solver from parameters: \n{to_text(param)}".rstrip("\n")
-        logger.info(text, extra={"caffe": "solver.cpp:45", "lines": True})
+        log_line("solver.cpp:45", text, lines=True)
         self._check_param()
         self.random = random if random is not None else CaffeRandom(None)
         if param.random_seed >= 0:
@@ -755,7 +755,7 @@ class Solver:
 
     def _say(self, place: str, message: str) -> None:
         self._say_clipped()
-        _log(place, message)
+        log_line(place, message)
 
     def _say_clipped(self) -> None:
         """The lines about clipped gradients that are still to be written."""
@@ -765,7 +765,7 @@ class Solver:
         limit = f32(self.param.clip_gradients)
         for norm in norms:
             if norm > limit:
-                _log(
+                log_line(
                     "sgd_solver.cpp:99",
                     f"Gradient clipping: scaling down gradients (L2 norm {number(norm)} > {number(limit)}) "
                     f"by scale factor {number(limit / f32(norm))}",
@@ -803,7 +803,3 @@ def _same_shape(values: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 def _array(blob: Tensor) -> Array:
     array: Array = blob.detach().cpu().contiguous().numpy()
     return array
-
-
-def _log(place: str, message: str) -> None:
-    logger.info(message, extra={"caffe": place})

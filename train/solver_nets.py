@@ -5,10 +5,9 @@ Caffe: solver.cpp, InitTrainNet, InitTestNets.
 
 from __future__ import annotations
 
-import logging
-
 import torch
 
+from imae.files.caffe_log import log_line
 from imae.files.errors import PrototxtError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data_resources import DataResources
@@ -18,8 +17,6 @@ from imae.net.weights import load_caffemodel
 from imae.prototxt import TEST, TRAIN, NetState, SolverParameter
 from imae.prototxt.dialects import read_net_text
 from imae.prototxt.state import in_state
-
-logger = logging.getLogger(__name__)
 
 TRAIN_FIELDS = ("net", "net_param", "train_net", "train_net_param")
 
@@ -48,16 +45,16 @@ def build_train_net(
             f"{fields}; got {', '.join(given)}"
         )
     if param.HasField("train_net_param"):
-        _log(88, "Creating training net specified in train_net_param.")
+        log_line("solver.cpp:88", "Creating training net specified in train_net_param.")
         net_param = param.train_net_param
     elif param.HasField("train_net"):
-        _log(92, f"Creating training net from train_net file: {param.train_net}")
+        log_line("solver.cpp:92", f"Creating training net from train_net file: {param.train_net}")
         net_param = read_net_text(param.train_net, dialect, _weights(param))
     elif param.HasField("net_param"):
-        _log(97, "Creating training net specified in net_param.")
+        log_line("solver.cpp:97", "Creating training net specified in net_param.")
         net_param = param.net_param
     else:
-        _log(102, f"Creating training net from net file: {param.net}")
+        log_line("solver.cpp:102", f"Creating training net from net file: {param.net}")
         net_param = read_net_text(param.net, dialect, _weights(param))
     state = in_state(net_param, TRAIN, param.train_state)
     net = Net(state, random, dtype=dtype, ranks=ranks, data_resources=data_resources)
@@ -96,7 +93,7 @@ def build_test_nets(
     nets = []
     for index, (source, net_param) in enumerate(sources):
         state = param.test_state[index] if param.test_state else NetState()
-        _log(190, f"Creating test net (#{index}) specified by {source}")
+        log_line("solver.cpp:190", f"Creating test net (#{index}) specified by {source}")
         net_state, shared = in_state(net_param, TEST, state), train_net.data_resources
         nets.append(Net(net_state, random, train_net, train_net.dtype, data_resources=shared))
         _load_weights(nets[-1], param, dialect)
@@ -110,9 +107,5 @@ def _weights(param: SolverParameter) -> list[str]:
 
 def _load_weights(net: Net, param: SolverParameter, dialect: str | None) -> None:
     for name in _weights(param):
-        _log(72, f"Finetuning from {name}")
+        log_line("solver.cpp:72", f"Finetuning from {name}")
         load_caffemodel(net, name, dialect)
-
-
-def _log(line: int, message: str) -> None:
-    logger.info(message, extra={"caffe": f"solver.cpp:{line}"})

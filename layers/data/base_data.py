@@ -5,7 +5,6 @@ Caffe: base_data_layer.cpp.
 
 from __future__ import annotations
 
-import logging
 import math
 import weakref
 from collections import deque
@@ -233,11 +232,6 @@ def checked_batch_size(param: LayerParameter, batch_size: int) -> int:
     if batch_size == 0:
         raise LayerError(param, "Positive batch size required; set batch_size")
     return batch_size
-
-
-def log(logger: logging.Logger, source: str, message: str, lines: bool = False) -> None:
-    """Log a line of Caffe's, or several `lines`, under the place that Caffe logs it from."""
-    logger.info(message, extra={"caffe": source, "lines": lines})
 
 
 def output_data_size(shape: Shape) -> str:

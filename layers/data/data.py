@@ -30,6 +30,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imae.files.caffe_log import log_line
 from imae.files.errors import DataError, SnapshotError
 from imae.files.limits import bytes_text
 from imae.layers.data.base_data import (
@@ -37,7 +38,6 @@ from imae.layers.data.base_data import (
     PrefetchingLayer,
     State,
     checked_batch_size,
-    log,
     output_data_size,
     pass_over_moved_fields,
 )
@@ -79,10 +79,10 @@ class Data(PrefetchingLayer):
         self.source: Source
         if data.backend == data.LMDB:
             self.source = open_lmdb(data.source)
-            log(logger, "db_lmdb.cpp:35", f"Opened lmdb {data.source}")
+            log_line("db_lmdb.cpp:35", f"Opened lmdb {data.source}")
         else:
             self.source = open_leveldb(data.source)
-            log(logger, "db_leveldb.cpp:18", f"Opened leveldb {data.source}")
+            log_line("db_leveldb.cpp:18", f"Opened leveldb {data.source}")
 
     def data_setup(self) -> None:
         transform = self.param.transform_param
@@ -93,9 +93,8 @@ class Data(PrefetchingLayer):
         if self.reader.first_is_encoded:
             self.transformer.what = "img"
         elif transform.force_color or transform.force_gray:
-            logger.error(
-                "force_color and force_gray only for encoded datum",
-                extra={"caffe": "data_transformer.cpp:152"},
+            log_line(
+                "data_transformer.cpp:152", "force_color and force_gray only for encoded datum", logging.ERROR
             )
         size = self.transformer.output_size(self.reader.first_size, self.reader.first_name)
         self.shapes = [(self.batch_size, *size), (self.batch_size,)]
@@ -103,7 +102,7 @@ class Data(PrefetchingLayer):
             self.param, len(self.source), self.reader.read_labels, self.random, self.ranks
         )
         self.resident: ResidentRecords | None = None
-        log(logger, "data_layer.cpp:45", output_data_size(self.shapes[0]))
+        log_line("data_layer.cpp:45", output_data_size(self.shapes[0]))
 
     def load_batch(self) -> Batch:
         rows = self.order.next_rows(self.batch_size)

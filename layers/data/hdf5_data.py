@@ -14,7 +14,6 @@ Caffe: hdf5_data_layer.cpp. Differs: in Caffe all shuffling HDF5Data layers of a
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Sequence
 
@@ -24,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imae.files.caffe_log import log_line
 from imae.files.errors import DataError, SnapshotError
 from imae.files.file_kinds import FileKind, mistaken_file, mistaken_for
 from imae.files.hdf5_file import HDF5_ERRORS, DataSets, open_hdf5
@@ -34,12 +34,9 @@ from imae.layers.data.base_data import (
     check_place,
     check_state,
     checked_batch_size,
-    log,
 )
 from imae.layers.layer import DataLayer, Shape
 from imae.layers.registry import register_layer
-
-logger = logging.getLogger(__name__)
 
 UNSUPPORTED = {
     getattr(h5py.h5t, name): name
@@ -57,9 +54,9 @@ class HDF5Data(DataLayer):
         if self.param.HasField("transform_param"):
             raise self.error("HDF5Data does not transform data.; leave transform_param out")
         self.batch_size = checked_batch_size(self.param, hdf5.batch_size)
-        log(logger, "hdf5_data_layer.cpp:81", f"Loading list of HDF5 filenames from: {hdf5.source}")
+        log_line("hdf5_data_layer.cpp:81", f"Loading list of HDF5 filenames from: {hdf5.source}")
         self.files = read_file_list(hdf5.source)
-        log(logger, "hdf5_data_layer.cpp:95", f"Number of HDF5 files: {len(self.files)}")
+        log_line("hdf5_data_layer.cpp:95", f"Number of HDF5 files: {len(self.files)}")
         self.rand = GlibcRand(1)
         self.values: list[NDArray[np.float32]] = []
         self.row_order = np.zeros(0, np.int64)

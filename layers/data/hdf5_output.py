@@ -12,7 +12,6 @@ a prototxt can come from anybody.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 
@@ -20,11 +19,9 @@ import h5py
 from torch import Tensor
 
 from imae.files.atomic import atomic_file
-from imae.layers.data.base_data import log
+from imae.files.caffe_log import log_line
 from imae.layers.layer import Layer, Shape
 from imae.layers.registry import register_layer
-
-logger = logging.getLogger(__name__)
 
 
 @register_layer("HDF5Output")
@@ -67,10 +64,10 @@ class HDF5Output(Layer):
             raise self.error(
                 f"data blob and label blob must have the same batch size; got {len(data)} and {len(label)}"
             )
-        log(logger, "hdf5_output_layer.cpp:33", f"Saving HDF5 file {self.file_name}")
+        log_line("hdf5_output_layer.cpp:33", f"Saving HDF5 file {self.file_name}")
         self._write({"data": data, "label": label})
         self.written = True
-        log(logger, "hdf5_output_layer.cpp:38", f"Successfully saved {len(data)} rows")
+        log_line("hdf5_output_layer.cpp:38", f"Successfully saved {len(data)} rows")
         return ()
 
     def _write(self, blobs: dict[str, Tensor]) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from imae.files.caffe_log import log_line
 from imae.files.errors import DataError, SnapshotError
 from imae.files.file_kinds import mistaken_for
 from imae.files.limits import blob_problem
@@ -40,15 +41,12 @@ from imae.layers.data.base_data import (
     check_permutation,
     check_place,
     checked_batch_size,
-    log,
     output_data_size,
     pass_over_moved_fields,
 )
 from imae.layers.data.datum import decode_image, read_file
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
-
-logger = logging.getLogger(__name__)
 
 
 @register_layer("ImageData")
@@ -76,23 +74,24 @@ class ImageData(PrefetchingLayer):
 
     def data_setup(self) -> None:
         image = self.param.image_data_param
-        log(logger, "image_data_layer.cpp:38", f"Opening file {image.source}")
+        log_line("image_data_layer.cpp:38", f"Opening file {image.source}")
         self.paths, self.labels = read_list(image.source, image.root_folder)
         self.order = np.arange(len(self.paths))
         if image.shuffle:
-            log(logger, "image_data_layer.cpp:53", "Shuffling data")
+            log_line("image_data_layer.cpp:53", "Shuffling data")
             self.shuffler = self.random.fork()
             self.order = self.shuffler.shuffle(len(self.paths))
         elif self.ranks.size > 1 and not image.rand_skip:
-            logger.warning(
+            log_line(
+                "image_data_layer.cpp:60",
                 "Shuffling or skipping recommended for multi-GPU: all ranks read the same images",
-                extra={"caffe": "image_data_layer.cpp:60"},
+                logging.WARNING,
             )
-        log(logger, "image_data_layer.cpp:63", f"A total of {len(self.paths)} images.")
+        log_line("image_data_layer.cpp:63", f"A total of {len(self.paths)} images.")
         self.index = 0
         if image.rand_skip:
             self.index = self.random.modulo(image.rand_skip)
-            log(logger, "image_data_layer.cpp:70", f"Skipping first {self.index} data points.")
+            log_line("image_data_layer.cpp:70", f"Skipping first {self.index} data points.")
             if self.index >= len(self.paths):
                 raise self.error(
                     f"Not enough points to skip: {self.index} of {len(self.paths)}; lower rand_skip"
@@ -100,7 +99,7 @@ class ImageData(PrefetchingLayer):
         line = int(self.order[self.index])
         size = self.transformer.output_size(self._read(line).shape, self.paths[line])
         self.shapes = [(self.batch_size, *size), (self.batch_size,)]
-        log(logger, "image_data_layer.cpp:90", output_data_size(self.shapes[0]))
+        log_line("image_data_layer.cpp:90", output_data_size(self.shapes[0]))
 
     def load_batch(self) -> Batch:
         lines: list[int] = []

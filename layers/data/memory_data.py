@@ -20,13 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imae.files.caffe_log import log_line
 from imae.files.errors import SnapshotError
 from imae.layers.data.base_data import State, check_state
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.layer import DataLayer, Shape
 from imae.layers.registry import register_layer
-
-logger = logging.getLogger(__name__)
 
 
 @register_layer("MemoryData")
@@ -63,9 +62,10 @@ class MemoryData(DataLayer):
         N is a multiple of batch_size; both float32 and C-contiguous.
         """
         if self.param.HasField("transform_param"):
-            logger.warning(
+            log_line(
+                "memory_data_layer.cpp:90",
                 "MemoryData does not transform array data on Reset()",
-                extra={"caffe": "memory_data_layer.cpp:90"},
+                logging.WARNING,
             )
         self._take(data, labels)
 

@@ -17,20 +17,18 @@ stream of its own, started with one word of the run's between the two of the tra
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from imae.files.caffe_log import log_line
 from imae.files.errors import LayerError, SnapshotError
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.data.base_data import State, check_place, log
+from imae.layers.data.base_data import State, check_place
 from imae.layers.ranks import ALONE, Ranks
 from imae.prototxt import LayerParameter
-
-logger = logging.getLogger(__name__)
 
 Rows = NDArray[np.int64]
 FIELDS = ("classes_per_batch", "images_per_class")
@@ -219,4 +217,4 @@ def members_of_classes(param: LayerParameter, labels: Rows) -> list[Rows]:
 
 
 def _log_restart() -> None:
-    log(logger, "data_layer.cpp:73", "Restarting data prefetching from start.")
+    log_line("data_layer.cpp:73", "Restarting data prefetching from start.")

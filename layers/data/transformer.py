@@ -20,7 +20,6 @@ Caffe: data_transformer.cpp. force_color and force_gray act where pictures are d
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,6 +28,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from imae.files.caffe_log import log_line
 from imae.files.errors import DataError, ImaeError, LayerError
 from imae.layers.blob import array_from_blob
 from imae.layers.caffe_random import CaffeRandom
@@ -36,8 +36,6 @@ from imae.layers.data.datum import planes, size_text
 from imae.layers.data_resources import Each, in_turn
 from imae.prototxt import TRAIN, BlobProto, TransformationParameter
 from imae.prototxt.text import read_binary
-
-logger = logging.getLogger(__name__)
 
 Size = tuple[int, ...]
 LARGE = 64 * 64  # pixels; from such images on, one at a time is faster than a whole batch
@@ -310,7 +308,7 @@ class DataTransformer:
 
 def read_mean_file(path: str, name: str) -> NDArray[np.float32]:
     """The mean image (C, H, W) of a BlobProto file (1, C, H, W), as compute_image_mean writes it."""
-    logger.info("Loading mean file from: %s", path, extra={"caffe": "data_transformer.cpp:25"})
+    log_line("data_transformer.cpp:25", f"Loading mean file from: {path}")
     try:
         mean = array_from_blob(read_binary(path, BlobProto))
     except ImaeError as error:

@@ -22,7 +22,6 @@ indices must count the pictures.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -34,6 +33,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from imae.files.caffe_log import log_line
 from imae.files.errors import DataError, SnapshotError, printable
 from imae.files.file_kinds import mistaken_for
 from imae.files.read import read_bytes
@@ -42,15 +42,12 @@ from imae.layers.data.base_data import (
     PrefetchingLayer,
     State,
     checked_batch_size,
-    log,
     output_data_size,
     pass_over_moved_fields,
 )
 from imae.layers.data.datum import decode_image, read_file
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
-
-logger = logging.getLogger(__name__)
 
 f32 = np.float32
 Number = TypeVar("Number", int, float)
@@ -113,8 +110,7 @@ class WindowData(PrefetchingLayer):
 
     def data_setup(self) -> None:
         window = self.param.window_data_param
-        log(
-            logger,
+        log_line(
             "window_data_layer.cpp:53",
             "Window data layer:\n"
             f"  foreground (object) overlap threshold: {window.fg_threshold:g}\n"
@@ -134,13 +130,13 @@ class WindowData(PrefetchingLayer):
         self._check_windows()
         self.files = [read_file(path) for path in self.paths] if window.cache_images else None
         self.shapes = [(self.batch_size, 3, self.crop_size, self.crop_size), (self.batch_size,)]
-        log(logger, "window_data_layer.cpp:157", f"Number of images: {len(self.paths)}")
+        log_line("window_data_layer.cpp:157", f"Number of images: {len(self.paths)}")
         samples = Counter({0: len(self.background)}) + Counter(w.label for w in self.foreground)
         for label in sorted(samples):
-            log(logger, "window_data_layer.cpp:161", f"class {label} has {samples[label]} samples")
-        log(logger, "window_data_layer.cpp:165", f"Amount of context padding: {window.context_pad}")
-        log(logger, "window_data_layer.cpp:168", f"Crop mode: {window.crop_mode}")
-        log(logger, "window_data_layer.cpp:180", output_data_size(self.shapes[0]))
+            log_line("window_data_layer.cpp:161", f"class {label} has {samples[label]} samples")
+        log_line("window_data_layer.cpp:165", f"Amount of context padding: {window.context_pad}")
+        log_line("window_data_layer.cpp:168", f"Crop mode: {window.crop_mode}")
+        log_line("window_data_layer.cpp:180", output_data_size(self.shapes[0]))
         self.mean = self._mean()
 
     def load_batch(self) -> Batch:
