@@ -15,7 +15,7 @@ Left open by the sources, and chosen here:
 - Whether training starts from ImageNet's weights: give --weights for that; without them, `xavier`.
 - Which means are subtracted: 104, 117, 123 (BGR), those of ImageNet.
 - How batches are composed: pictures shuffled anew in each pass.
-- What the embedding is: the 1024 averages `pool5`, right before the classifier.
+- What the embedding is: the 1024 averages `pool5`, right before the classifier; `imae retrieve --blob pool5`.
 - Whether anything is tested while training: nothing, for the test persons are others. Phase TEST, for
   `imae test`, has the training persons, cropped in the middle.
 

@@ -92,8 +92,8 @@ A solver chooses by train_state and, for its test nets, test_state; a command by
     imae train prototxt/models/{model}_solver.prototxt
     imae test --model {file} --weights W --stage {last}
     imae time --model {file} --stage {last}
-Without a stage there is no loss: a test shows the accuracy alone, and a training learns nothing, as in Caffe;
-imae warns. In stage {DEPLOY} the input is one image, without label, and the output its class probabilities."""
+Without a stage there is no loss: a test shows the accuracy alone; a training learns nothing, as in Caffe,
+but imae warns. In stage {DEPLOY} the input is one image without label, the output its class probabilities."""
 
 
 def _solver_header(model: str, about: str, losses: Mapping[str, LayerParameter]) -> str:
