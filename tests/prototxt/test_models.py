@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import subprocess
 from functools import cache
 from itertools import product, takewhile
 from pathlib import Path
@@ -239,6 +241,37 @@ def test_the_header_of_a_net_names_its_stages(path: str) -> None:
     rules = [rule for layer in net_of(path).layer for rule in (*layer.include, *layer.exclude)]
     named = {stage for rule in rules for stage in (*rule.stage, *rule.not_stage)}
     assert named == {*LOSSES[path], DEPLOY}
+
+
+def test_the_readme_lists_the_nets_and_their_stages() -> None:
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (MODELS / "README.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `")
+    ]
+    listed = {}
+    for nets, _, _, stages, maker in rows:
+        first, *depths = nets.replace("`", "").split(", ")
+        for path in (first, *(first.removesuffix("20") + depth for depth in depths)):
+            listed[path] = stages
+        assert maker == "by hand" or (MODELS / maker.strip("`")).is_file()
+    assert listed.pop("digits/train_val") == ", ".join(resnet.LOSSES)
+    assert listed.pop("cifar100/authors_resnet44_inputs") == "the same"
+    assert listed == {path: ", ".join(stages) for path, stages in LOSSES.items()}
+
+
+def test_what_is_made_is_marked_as_generated() -> None:
+    """On GitHub, by .gitattributes; what is written by hand is not."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("git alone knows what .gitattributes means, and it needs a checkout")
+    made = [f"prototxt/models/{path}" for path in model_files()]
+    made += ["prototxt/caffe_pb2.py", "prototxt/caffe_pb2.pyi", "paper/records/a.json"]
+    by_hand = [f"prototxt/models/{path}" for path in COMMITTED if path not in model_files()]
+    by_hand += ["prototxt/caffe.proto", "prototxt/models/resnet.py", "prototxt/models/README.md"]
+    command = ["git", "-C", str(ROOT), "check-attr", "linguist-generated", *made, *by_hand]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    marked = {line.partition(": ")[0] for line in lines if line.endswith(": linguist-generated: set")}
+    assert len(lines) == len(made) + len(by_hand) and marked == set(made)
 
 
 # -- settings ------------------------------------------------------------------------------------------------
