@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from imae.files.errors import ImaeError
+from imae.files.errors import ImaeError, printable
 from imae.net.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
 from imae.net.device import add_precision_option, gpu, keep_freed_memory, set_threads
 from imae.paper import figures, tables
@@ -137,8 +137,9 @@ def _print_net(wanted: str, records: Path) -> None:
         )
     record = read_record(path)
     net = recorded_net(record)
-    note = f"# {record.run.name}: {net.note}.\n" if net.note else ""
-    sys.stdout.write(note + net.text)
+    if net.note:
+        print("#", printable(f"{record.run.name}: {net.note}."))
+    sys.stdout.write(net.text)
 
 
 def _train(args: argparse.Namespace, wanted: list[Run], cifar10: Cifar10, records: Path) -> None:

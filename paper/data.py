@@ -272,17 +272,17 @@ def _noisy_lmdb(train: Path, run: Run) -> Path:
     if run.noise == "none":
         return train
     seed = "" if run.noise == "human" else f"_seed{run.seed + NOISE_SEED}"
-    return train.with_name(f"train_{run.noise_name}{seed}")
+    return train.parent / f"train_{run.noise_name}{seed}"
 
 
 def _split_lmdbs(train: Path, run: Run) -> tuple[Path, Path]:
     """What remains for training, and what is held out."""
     share = f"{100 * run.held_out:g}"
-    return train.with_name(f"{train.name}_without{share}"), train.with_name(f"{train.name}_heldout{share}")
+    return train.parent / f"{train.name}_without{share}", train.parent / f"{train.name}_heldout{share}"
 
 
 def _subset_lmdb(lmdb: Path, images: int) -> Path:
-    return lmdb.with_name(f"{lmdb.name}_n{images}")
+    return lmdb.parent / f"{lmdb.name}_n{images}"
 
 
 def make_folder(path: AnyPath) -> None:

@@ -45,26 +45,29 @@ def with_deploy(net: NetParameter, *shape: int) -> NetParameter:
 
     deployed = deploy(net, *shape).layer
     shared = {key(layer) for layer in net.layer} & {key(layer) for layer in deployed}
-    added = [LayerParameter(include=[{"stage": [DEPLOY]}]) for layer in deployed if key(layer) not in shared]
-    for layer, source in zip(added, (one for one in deployed if key(one) not in shared), strict=True):
-        layer.MergeFrom(source)
-    result = NetParameter(name=net.name)
-    data = [layer for layer in net.layer if not layer.bottom]
-    for layer in (*data, added[0], *net.layer[len(data) :], *added[1:]):  # the Input is first; then Softmax
-        result.layer.append(layer)
-    for layer in result.layer:
-        if key(layer) not in shared and layer not in added:
-            _leave_out_of_deploy(layer)
+    input_layer, *tail = (_only_in_deploy(layer) for layer in deployed if key(layer) not in shared)
+    layers = [layer if key(layer) in shared else _not_in_deploy(layer) for layer in net.layer]
+    data = [layer for layer in layers if not layer.bottom]
+    layers[len(data) : len(data)] = [input_layer]
+    return NetParameter(name=net.name, layer=[*layers, *tail])
+
+
+def _only_in_deploy(layer: LayerParameter) -> LayerParameter:
+    result = LayerParameter(include=[{"stage": [DEPLOY]}])
+    result.MergeFrom(layer)
     return result
 
 
-def _leave_out_of_deploy(layer: LayerParameter) -> None:
-    """Add to a layer's rules. A loss has its own stage, which leaves it out already."""
-    for rule in layer.include:
+def _not_in_deploy(layer: LayerParameter) -> LayerParameter:
+    """A copy with another rule. A loss keeps its own stage, which leaves it out already."""
+    result = LayerParameter()
+    result.CopyFrom(layer)
+    for rule in result.include:
         if not rule.stage:
             rule.not_stage.append(DEPLOY)
-    if not layer.include:
-        layer.exclude.add(stage=[DEPLOY])
+    if not result.include:
+        result.exclude.add(stage=[DEPLOY])
+    return result
 
 
 def choose_stage(param: SolverParameter, stage: str) -> SolverParameter:

@@ -581,6 +581,9 @@ def test_a_record_whose_net_cannot_be_made_again_says_so(
     assert (
         "resnet9_imae-8_symmetric50" in (error := capsys.readouterr().err) and "depth must be 6n + 2" in error
     )
+    write_record(replace(record, run=replace(TINY, noise="a/../\n", precision="\0")), path)
+    assert main.main(["paper", "net", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == 'name: "ResNet8"'
     write_record(replace(record, net_sha256=""), path)
     assert main.main(["paper", "net", str(path)]) == 0
     assert "no digest of its net" in capsys.readouterr().out.splitlines()[0]
