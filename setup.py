@@ -48,7 +48,7 @@ setup(
     package_data={
         "imae.prototxt": ["*.proto", "*.pyi", "models/**/*.prototxt"],
         "imae.converters": ["data/*"],
-        "imae.paper": ["*.csv", "records/*.json", "records/nets/*.prototxt"],
+        "imae.paper": ["*.csv", "records/*.json"],
     },
     ext_modules=[KERNELS] if sys.platform == "linux" else [],
     install_requires=[

@@ -6,11 +6,12 @@
     imae paper figure4 --show --output figure4.svg
     imae paper later-tables --log cifar100.log --noise 0.4 --loss IMAE-8
     imae paper report --output report.html --readme README.md
+    imae paper net resnet20_cce_clean_seed1_640x1000
 
 Trains what has no record yet, then prints the table, or draws the figure, from the records; --show trains
 nothing. --scale makes runs of fewer iterations on fewer images, --precision bf16 runs in less precision; they
 have records and tables of their own, and say so. A grid that is stopped goes on with the same command, also
-from a copy of --work on another machine.
+from a copy of --work on another machine. `net` prints the train_val net of a record.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 import torch
 
-from imae.files.errors import ImaeError
+from imae.files.errors import ImaeError, printable
 from imae.net.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
 from imae.net.device import add_precision_option, gpu, keep_freed_memory, set_threads
 from imae.paper import figures, tables
@@ -30,7 +32,8 @@ from imae.paper.data import Cifar10, make_folder
 from imae.paper.experiments import GRIDS, Run, Scale, runs
 from imae.paper.grid import run_folder, train_all
 from imae.paper.readme import update_readme
-from imae.paper.record import RECORDS, Record, read_records
+from imae.paper.record import RECORDS, Record, read_record, read_records
+from imae.paper.recorded_net import recorded_net
 from imae.paper.report import write_report
 from imae.paper.training import train
 
@@ -43,7 +46,12 @@ OUTPUT = "data/paper"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
-    parser.add_argument("what", choices=[*GRIDS, *WITHOUT_TRAINING, "all", "run"], help="what to reproduce")
+    parser.add_argument(
+        "what", choices=[*GRIDS, *WITHOUT_TRAINING, "all", "run", "net"], help="what to reproduce"
+    )
+    parser.add_argument(
+        "record", nargs="?", default="", help="for net: a record's file, or the name of a run in --records"
+    )
     parser.add_argument("--cifar10", default="", metavar="PATH", help="CIFAR-10: archive or folder")
     parser.add_argument("--human-labels", default="", metavar="NPZ", help="labels of CIFAR-10N")
     parser.add_argument(
@@ -91,6 +99,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train what is missing, then show it."""
     records = Path(args.records)
+    if args.record and args.what != "net":
+        raise ImaeError(f"imae paper {args.what} takes no record; got {args.record!r}")
+    if args.what == "net":
+        _print_net(args.record, records)
+        return
     if args.what == "run":
         _train_one(args, records)
         return
@@ -112,6 +125,21 @@ def run(args: argparse.Namespace) -> None:
         _report(args, found)
     else:
         _show(args, found)
+
+
+def _print_net(wanted: str, records: Path) -> None:
+    """Print the train_val net of a record; a comment on top says how it differs from the run's own file."""
+    path = Path(wanted) if wanted.endswith(".json") else records / f"{wanted}.json"
+    if not wanted or not path.exists():
+        raise ImaeError(
+            f"imae paper net needs a record: its file, or the name of a run that has one in '{records}'; "
+            f"got {wanted!r}"
+        )
+    record = read_record(path)
+    net = recorded_net(record)
+    if net.note:
+        print("#", printable(f"{record.run.name}: {net.note}."))
+    sys.stdout.write(net.text)
 
 
 def _train(args: argparse.Namespace, wanted: list[Run], cifar10: Cifar10, records: Path) -> None:

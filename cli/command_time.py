@@ -12,6 +12,7 @@ cuts those of iterations and the total to whole ones.
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -25,10 +26,13 @@ from imae.files.errors import ImaeError
 from imae.layers.layer import DataLayer
 from imae.net.device import gpu, set_threads
 from imae.net.net import Net
+from imae.net.no_loss import no_loss_words, stages_of_losses
 from imae.net.stepwise import Stepwise
 
 COMMAND = "time"
 HELP = "measure how long each layer of a net takes, forward and backward"
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +57,11 @@ def run(args: argparse.Namespace) -> None:
     else:
         device = gpu(args.gpu, f"--gpu {args.gpu}", "leave --gpu out")
         log_line("caffe.cpp:339", f"Use GPU with device ID {device.index}")
-    measure(Net(chosen_net(args.model, args)), device, args.iterations)
+    param = chosen_net(args.model, args)
+    net = Net(param)
+    if (words := no_loss_words(net, param)) and stages_of_losses(param):  # a deploy net has none, rightly
+        logger.warning("%s, and the times of the backward pass are of nothing, as in Caffe", words)
+    measure(net, device, args.iterations)
 
 
 @dataclass

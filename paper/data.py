@@ -46,6 +46,7 @@ HOW_TO_GET_HUMAN = (
     "each the labels of the 50,000 training images in CIFAR-10's order (CIFAR-10N, http://noisylabels.com)"
 )
 NOISE_SEED = 122  # added to a run's seed
+TRAIN_IMAGES, TEST_IMAGES = 50000, 10000  # of CIFAR-10
 PAD = 4  # black pixels on each side of a training image
 # pixels_sha256 of CIFAR-10, from lossless PNGs whose mean and standard deviation are the published ones in
 # all 8 digits: mean / 255 0.49139968 0.48215841 0.44653091, deviation 0.24703223 0.24348513 0.26158784 (RGB).
@@ -124,7 +125,7 @@ class Cifar10:
         )
 
     def _originals(self) -> tuple[Path, Path]:
-        train, test = self.work / "cifar10_train_lmdb", self.work / "cifar10_test_lmdb"
+        train, test = _original_lmdbs(self.work)
         if train.exists() and test.exists():
             return train, test
         if not self.source:
@@ -178,7 +179,7 @@ class Cifar10:
 
     def _means(self, train: Path) -> tuple[Path, Path]:
         """The mean image of the clean training images, as they are and without their padding."""
-        padded, unpadded = self.work / "cifar10_mean.binaryproto", self.work / "cifar10_mean_32.binaryproto"
+        padded, unpadded = _mean_files(self.work)
         if not padded.exists():
             _step("compute-image-mean", train, padded)
         if not unpadded.exists():
@@ -187,17 +188,16 @@ class Cifar10:
         return padded, unpadded
 
     def _noisy(self, train: Path, run: Run) -> Path:
+        noisy = _noisy_lmdb(train, run)
         if run.noise == "none":
             return train
         if run.noise == "human":
-            noisy = self.work / f"train_{run.noise_name}"
             labels = f"{self.human_labels}:human_{run.human}"
             how = ["--noise", "file", "--labels", labels, "--classes", "10"]
             if not noisy.exists():
                 self._check_order(train, run)
         else:
             seed = str(run.seed + NOISE_SEED)
-            noisy = self.work / f"train_{run.noise_name}_seed{seed}"
             how = ["--noise", run.noise, "--rate", f"{run.rate:g}", "--seed", seed, "--classes", "10"]
         if not noisy.exists():
             _step("corrupt-labels", train, noisy, *how)
@@ -216,9 +216,7 @@ class Cifar10:
             )
 
     def _split(self, train: Path, run: Run) -> tuple[Path, Path]:
-        part, held_out = (
-            self.work / f"{train.name}_{kind}{100 * run.held_out:g}" for kind in ("without", "heldout")
-        )
+        part, held_out = _split_lmdbs(train, run)
         if not (part.exists() and held_out.exists()):
             share = f"{1 - run.held_out:g}"
             _step("split-lmdb", train, part, held_out, "--share", share, "--seed", str(NOISE_SEED + run.seed))
@@ -229,10 +227,62 @@ class Cifar10:
             there = len(source)
         if there <= images:
             return lmdb
-        subset = self.work / f"{lmdb.name}_n{images}"
+        subset = _subset_lmdb(lmdb, images)
         if not subset.exists():
             subset_lmdb(lmdb, subset, images // len(CLASSES))
         return subset
+
+
+def named_images(run: Run, work: Path) -> Images:
+    """What `Cifar10(work).images(run)` gives for CIFAR-10 itself, by names alone.
+
+    No file is read, so there are no labels, and no words and digest of the images.
+    """
+    train, test = _original_lmdbs(work)
+    padded, unpadded = _mean_files(work)
+    train, held_out = _noisy_lmdb(train, run), None
+    sizes = TRAIN_IMAGES, 0
+    if run.held_out:
+        train, held_out = _split_lmdbs(train, run)
+        sizes = round(TRAIN_IMAGES * (1 - run.held_out)), round(TRAIN_IMAGES * run.held_out)
+
+    def named(lmdb: Path, there: int, images: int, mean: Path) -> Labelled:
+        none = np.zeros(0, np.int64)
+        return Labelled(lmdb if there <= images else _subset_lmdb(lmdb, images), none, none, mean)
+
+    return Images(
+        named(train, sizes[0], run.images, padded),
+        named(test, TEST_IMAGES, run.test_images, unpadded),
+        named(held_out, sizes[1], run.test_images, padded) if held_out else None,
+        "",
+    )
+
+
+def _original_lmdbs(work: Path) -> tuple[Path, Path]:
+    return work / "cifar10_train_lmdb", work / "cifar10_test_lmdb"
+
+
+def _mean_files(work: Path) -> tuple[Path, Path]:
+    """Of the padded images, and of the others."""
+    return work / "cifar10_mean.binaryproto", work / "cifar10_mean_32.binaryproto"
+
+
+def _noisy_lmdb(train: Path, run: Run) -> Path:
+    """Human labels are there once; others are drawn for each seed."""
+    if run.noise == "none":
+        return train
+    seed = "" if run.noise == "human" else f"_seed{run.seed + NOISE_SEED}"
+    return train.parent / f"train_{run.noise_name}{seed}"
+
+
+def _split_lmdbs(train: Path, run: Run) -> tuple[Path, Path]:
+    """What remains for training, and what is held out."""
+    share = f"{100 * run.held_out:g}"
+    return train.parent / f"{train.name}_without{share}", train.parent / f"{train.name}_heldout{share}"
+
+
+def _subset_lmdb(lmdb: Path, images: int) -> Path:
+    return lmdb.parent / f"{lmdb.name}_n{images}"
 
 
 def make_folder(path: AnyPath) -> None:

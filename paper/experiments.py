@@ -117,6 +117,10 @@ class Run:
                 raise ImaeError(f"{field.name} of a run must be {words}, got {value!r}")
         if not re.fullmatch(r"resnet[0-9]{1,4}", self.net):
             raise ImaeError(f"net of a run must be resnet20 or the like, got {self.net!r}")
+        if not 1 <= self.iterations < 2**31:
+            raise ImaeError(f"iterations of a run must be from 1 to {2**31 - 1}, got {self.iterations}")
+        if not 0 <= self.held_out < 1:
+            raise ImaeError(f"held_out of a run must be a share below 1, got {self.held_out}")
         if self.loss not in LOSSES:
             raise ImaeError(f"loss of a run must be {', '.join(LOSSES)}, got {self.loss!r}")
         if self.protocol not in PROTOCOLS:

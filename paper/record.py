@@ -18,7 +18,8 @@ from imae.files.read import AnyPath
 from imae.paper.experiments import Run
 
 FORMAT = 2
-# Format 1 is of runs of protocol 1, with the net in a file beside instead of its digest, and no commit.
+# Format 1 is of runs of protocol 1, without a commit. Instead of the net's digest it had the net in a file
+# (`net_file`); the digest was made of that file, and added, later.
 CERTAIN = 1e-6
 RECORDS = Path(__file__).with_name("records")
 
@@ -62,8 +63,9 @@ class Record:
     data           what the images are, in words
     images_sha256  pixels_sha256 of them (data.py); "" in format 1
     wrong_labels   how many of the `train_images` labels are wrong
-    net_file       format 1: the train_val prototxt, under `nets/` beside the record; named by its contents
-    net_sha256     of the train_val prototxt, whose paths are relative to the folder of --work
+    net_sha256     of the train_val prototxt, whose paths are relative to the folder of --work, in format 1 to
+                   that of the command; recorded_net.py makes the text again. "" in a record of format 1 to
+                   which it was not added
     solver         the solver prototxt, with paths like that
     commit         of the code that the run was started with, "-dirty" after it if files were changed; ""
                    where that is not known. A run that went on with another one has both: "A, then B"
@@ -83,7 +85,6 @@ class Record:
     began: str
     seconds: float
     points: tuple[Point, ...]
-    net_file: str = ""
     net_sha256: str = ""
     images_sha256: str = ""
     commit: str = ""
@@ -123,6 +124,7 @@ def read_record(path: AnyPath) -> Record:
         content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
         if (form := content.pop("format")) not in (1, FORMAT):
             raise ValueError(f"its format is {form}, not 1 or {FORMAT}")
+        content.pop("net_file", "")
         if form == 1:
             content["run"]["protocol"] = 1
         points = tuple(Point(**point) for point in content.pop("points"))

@@ -305,9 +305,10 @@ def _runs(settings: Sequence[Results]) -> str:
         parts.append(html_table(Table("", columns, tuple(rows))))
         for record in results.records:
             versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+            net = f"SHA-256 of the net: {record.net_sha256}"
             parts.append(
                 f"<details><summary>{html.escape(record.run.name)}: solver</summary>"
-                f'<p class="note">{html.escape(f"{record.device}; {versions}; net: {record.net_file}")}</p>'
+                f'<p class="note">{html.escape(f"{record.device}; {versions}; {net}")}</p>'
                 f"<pre>{html.escape(record.solver)}</pre></details>"
             )
     return "\n".join(parts)

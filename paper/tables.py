@@ -72,8 +72,8 @@ SUSPECT_MEASURES = ("final", "corrupted")
 MARS_FORMAT = '{"IMAE": {"mAP": 0.709, "CMC-1": 0.835}, ...}, of CCE, MAE, GCE and IMAE those that there are'
 HOW_TO_GET_MARS = (
     "MARS (Zheng et al., ECCV 2016; bbox_train, bbox_test and info, from its authors) is not at hand. With "
-    "it where prototxt/models/mars says: imae train its solvers, imae retrieve --results FILE, and that file "
-    f"with --mars FILE: {MARS_FORMAT}"
+    "it where prototxt/models/mars says: imae train its solver with each loss, imae retrieve --results FILE, "
+    f"and that file with --mars FILE: {MARS_FORMAT}"
 )
 
 
@@ -414,7 +414,7 @@ def cifar100_table() -> Table:
         (
             "Test accuracy in %: what the authors print, and their own logs. CIFAR-100 is not at hand. With "
             "cifar-100-binary.tar.gz (https://www.cs.toronto.edu/~kriz/cifar.html): imae convert-cifar it to "
-            "where prototxt/models/cifar100 says and imae train a solver there; imae paper later-tables "
+            "where prototxt/models/cifar100 says and imae train its solver; imae paper later-tables "
             "--log FILE sets its log beside theirs.",
         ),
         keys=2,
@@ -429,7 +429,7 @@ def clothing_table() -> Table:
         tuple((loss, number(value), NOTHING) for loss, value in LATER_TABLE_5.items()),
         (
             "Clothing1M (Xiao et al., CVPR 2015) is not at hand; its authors give it on request. "
-            "prototxt/models/clothing1m says where it belongs, and has the solvers.",
+            "prototxt/models/clothing1m says where it belongs, and has the solver.",
         ),
     )
 

@@ -74,7 +74,11 @@ def train_val(run: Run, images: Images) -> NetParameter:
     A run of fewer iterations forgets its BatchNorm statistics faster in proportion: Caffe's average over
     about 1,000 iterations of 64,000 is one over the same share of it.
     """
-    body = resnet(int(run.net.removeprefix("resnet")), loss=_loss(run))
+    loss = _loss(run)
+    try:
+        body = resnet(int(run.net.removeprefix("resnet")), loss=loss)
+    except ValueError as error:
+        raise ImaeError(f"{run.name}: {error}") from None
     net = NetParameter(name=body.name)
     if run.padding not in PADDINGS:
         raise ImaeError(f"padding must be {' or '.join(PADDINGS)}, got {run.padding!r}")

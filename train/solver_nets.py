@@ -5,6 +5,8 @@ Caffe: solver.cpp, InitTrainNet, InitTestNets.
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from imae.files.caffe_log import log_line
@@ -13,10 +15,13 @@ from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data_resources import DataResources
 from imae.layers.ranks import ALONE, Ranks
 from imae.net.net import Net
+from imae.net.no_loss import no_loss_words
 from imae.net.weights import load_caffemodel
 from imae.prototxt import TEST, TRAIN, NetState, SolverParameter
 from imae.prototxt.dialects import read_net_text
 from imae.prototxt.state import in_state
+
+logger = logging.getLogger(__name__)
 
 TRAIN_FIELDS = ("net", "net_param", "train_net", "train_net_param")
 
@@ -58,6 +63,8 @@ def build_train_net(
         net_param = read_net_text(param.net, dialect, _weights(param))
     state = in_state(net_param, TRAIN, param.train_state)
     net = Net(state, random, dtype=dtype, ranks=ranks, data_resources=data_resources)
+    if ranks.rank == 0 and (words := no_loss_words(net, net_param)):
+        logger.warning("%s, and the training learns nothing, as in Caffe", words)
     _load_weights(net, param, dialect)
     return net
 

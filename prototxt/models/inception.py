@@ -15,7 +15,7 @@ Left open by the sources, and chosen here:
 - Whether training starts from ImageNet's weights: give --weights for that; without them, `xavier`.
 - Which means are subtracted: 104, 117, 123 (BGR), those of ImageNet.
 - How batches are composed: pictures shuffled anew in each pass.
-- What the embedding is: the 1024 averages `pool5`, right before the classifier.
+- What the embedding is: the 1024 averages `pool5`, right before the classifier; `imae retrieve --blob pool5`.
 - Whether anything is tested while training: nothing, for the test persons are others. Phase TEST, for
   `imae test`, has the training persons, cropped in the middle.
 
@@ -30,19 +30,20 @@ from typing import NamedTuple
 
 from google.protobuf.message import Message
 
-from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
+from imae.prototxt import TEST, TRAIN, NetParameter, SolverParameter
 from imae.prototxt.models.net_parts import (
+    Losses,
     add,
     add_average,
     add_classifier,
     add_conv,
-    add_loss,
-    deploy,
+    add_losses,
     loss_layer,
     picture_data,
     solver,
     with_data,
 )
+from imae.prototxt.models.stages import net_and_solver
 
 MARS_PERSONS = 625
 
@@ -78,7 +79,7 @@ MODULES = {
 
 def googlenet_bn(
     classes: int = MARS_PERSONS,
-    loss: str | LayerParameter = "SoftmaxWithLoss",
+    loss: Losses = "SoftmaxWithLoss",
     modules: dict[str, Module] = MODULES,
 ) -> NetParameter:
     """The net without data layers: blobs `data` (N, 3, 224, 224) and `label`, the tail as in `resnet`.
@@ -94,7 +95,7 @@ def googlenet_bn(
     for name, module in modules.items():
         top = _module(net, f"inception_{name}", top, module)
     add_classifier(net, add_average(net, "pool5", top), classes, filler="xavier")
-    add_loss(net, loss, "fc", "label")
+    add_losses(net, loss, "fc", "label")
     return net
 
 
@@ -161,10 +162,6 @@ LOSSES = {
 
 def models() -> Iterator[tuple[str, str, Message]]:
     """(path below prototxt/models without suffix, header, message) of each file."""
-    header = f"{__doc__}\nMade by models/inception.py."
-    for suffix, loss in LOSSES.items():
-        name = f"googlenet_bn_{suffix}"
-        yield f"mars/{name}_train_val", header, with_mars_data(googlenet_bn(loss=loss))
-        yield f"mars/{name}_solver", header, mars_solver(name)
-    yield "mars/googlenet_bn_deploy", header, deploy(googlenet_bn(), 3, 224, 224)
-    yield "mars/googlenet_bn_embedding", header, deploy(googlenet_bn(), 3, 224, 224, until="pool5")
+    about = f"{__doc__}\nMade by models/inception.py."
+    net, param = with_mars_data(googlenet_bn(loss=LOSSES)), mars_solver("googlenet_bn")
+    yield from net_and_solver("mars/googlenet_bn", about, net, param, LOSSES, (3, 224, 224))

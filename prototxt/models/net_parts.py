@@ -7,12 +7,15 @@ Fields are given as protobuf takes them: dicts for messages, names for enum valu
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, Phase, SolverParameter
 
 FROZEN = [{"lr_mult": 0, "decay_mult": 0}] * 3  # the three statistics of a BatchNorm
 WEIGHT_AND_BIAS = [{"lr_mult": 1, "decay_mult": 1}, {"lr_mult": 2, "decay_mult": 0}]
+# One loss: a type, or a layer to copy (`loss_layer`). Or several by stage, each in the net in its stage.
+Losses = str | LayerParameter | Mapping[str, LayerParameter]
 
 
 def add(
@@ -86,12 +89,26 @@ def loss_layer(type_name: str, **params: Any) -> LayerParameter:
     return LayerParameter(type=type_name, **given)
 
 
-def add_loss(net: NetParameter, loss: str | LayerParameter, *bottoms: str, **fields: Any) -> None:
-    """Layer `loss`, of a type or copied from a prototype, and in TEST the accuracy of its first bottoms."""
-    layer = net.layer.add()
-    layer.CopyFrom(loss_layer(loss) if isinstance(loss, str) else loss)
-    layer.MergeFrom(LayerParameter(name="loss", bottom=bottoms, top=["loss"], **fields))
-    add(net, "Accuracy", "accuracy", *bottoms[:2], include=[{"phase": TEST}])
+def loss_layers(losses: Losses) -> Iterator[LayerParameter]:
+    """The layers `loss`, without bottoms; each with a rule for its stage where the losses have stages."""
+    by_stage = losses if isinstance(losses, Mapping) else {"": losses}
+    for stage, loss in by_stage.items():
+        layer = LayerParameter(name="loss", top=["loss"], include=[{"stage": [stage]}] if stage else [])
+        layer.MergeFrom(loss_layer(loss) if isinstance(loss, str) else loss)
+        yield layer
+
+
+def add_losses(net: NetParameter, losses: Losses, *bottoms: str) -> None:
+    """The layers `loss` of these bottoms, and in TEST the accuracy."""
+    for layer in loss_layers(losses):
+        layer.bottom.extend(bottoms)
+        net.layer.append(layer)
+    add_accuracy(net, *bottoms)
+
+
+def add_accuracy(net: NetParameter, *bottoms: str) -> None:
+    """In TEST, the share of (logits, label) that is right."""
+    add(net, "Accuracy", "accuracy", *bottoms, include=[{"phase": TEST}])
 
 
 def lmdb_data(phase: Phase, source: str, batch_size: int, **transform: Any) -> LayerParameter:
@@ -125,30 +142,25 @@ def with_data(net: NetParameter, *data: LayerParameter) -> NetParameter:
     return result
 
 
-def deploy(net: NetParameter, *shape: int, until: str | None = None) -> NetParameter:
-    """What of a net follows from `data` alone, of shape (1, *shape), ending in the class probabilities.
-
-    until   the layer to end with instead
-    """
+def deploy(net: NetParameter, *shape: int) -> NetParameter:
+    """What of a net follows from `data` alone, of shape (1, *shape), ending in the class probabilities."""
     result = NetParameter(name=net.name)
     result.layer.add(name="data", type="Input", top=["data"], input_param={"shape": [{"dim": (1, *shape)}]})
     unknown = {"label"}
     for layer in net.layer:
         if unknown.intersection(layer.bottom):
             unknown.update(layer.top)
-            continue
-        result.layer.append(layer)
-        if layer.name == until:
-            return result
+        elif layer.bottom:  # no data layer
+            result.layer.append(layer)
     if result.layer[-1].type != "Softmax":
         add(result, "Softmax", "prob", result.layer[-1].top[0])
     return result
 
 
 def solver(model: str, **fields: Any) -> SolverParameter:
-    """The solver of prototxt/models/MODEL_train_val.prototxt: momentum 0.9 and these fields."""
+    """The solver of prototxt/models/MODEL.prototxt: momentum 0.9 and these fields."""
     result = SolverParameter(
-        net=f"prototxt/models/{model}_train_val.prototxt",
+        net=f"prototxt/models/{model}.prototxt",
         snapshot_prefix=f"snapshots/{model.replace('/', '_')}",
         display=100,
         average_loss=100,

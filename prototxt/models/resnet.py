@@ -21,17 +21,20 @@ from google.protobuf.message import Message
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
 from imae.prototxt.caffe_pb2 import DataOrderParameter
 from imae.prototxt.models.net_parts import (
+    Losses,
     add,
+    add_accuracy,
     add_average,
     add_classifier,
     add_conv,
-    add_loss,
-    deploy,
+    add_losses,
     lmdb_data,
     loss_layer,
+    loss_layers,
     solver,
     with_data,
 )
+from imae.prototxt.models.stages import net_and_solver
 
 DEPTHS = (20, 32, 44, 56, 110)
 WIDTHS = (16, 32, 64)
@@ -48,20 +51,20 @@ DM_BETAS = (6, 8)  # with lambda 0.5
 
 
 def resnet(
-    depth: int, classes: int = 10, loss: str | LayerParameter = "SoftmaxWithLoss", shortcut: str = "A"
+    depth: int, classes: int = 10, loss: Losses = "SoftmaxWithLoss", shortcut: str = "A"
 ) -> NetParameter:
     """ResNet of `depth` layers without data layers: blobs `data` (N, 3, 32, 32) and `label` to the tail.
 
-    The tail is the loss of (fc, label), and an Accuracy in TEST. `loss` is a type or, with parameters, a
-    layer to copy (`loss_layer`). ValueError for a depth that is not 6n + 2, or a shortcut not A or B.
+    The tail is the loss of (fc, label), or several by stage, and an Accuracy in TEST. ValueError for a depth
+    that is not 6n + 2, or a shortcut not A or B.
     """
     net = NetParameter(name=f"ResNet{depth}")
     add_classifier(net, _trunk(net, depth, shortcut, bias=False), classes)
-    add_loss(net, loss, "fc", "label")
+    add_losses(net, loss, "fc", "label")
     return net
 
 
-def authors_resnet(loss: LayerParameter, depth: int = 44, classes: int = 100) -> NetParameter:
+def authors_resnet(loss: Losses, depth: int = 44, classes: int = 100) -> NetParameter:
     """The net that the IMAE authors trained on CIFAR-100: shortcut B, convolutions with bias, their tail.
 
     The tail is Softmax `probs`, ExtractProb `prob_groundtruth` and `loss`, see `authors_loss`; losses of
@@ -72,11 +75,14 @@ def authors_resnet(loss: LayerParameter, depth: int = 44, classes: int = 100) ->
     add_classifier(net, _trunk(net, depth, "B", bias=True), classes, param=specs)
     add(net, "Softmax", "probs", "fc")
     add(net, "ExtractProb", "prob_groundtruth", "probs", "label", propagate_down=[False, False])
-    if loss.type in TYPES_WITH_P:
-        down = [True, False, False]
-        add_loss(net, loss, "fc", "label", "prob_groundtruth", loss_weight=[1], propagate_down=down)
-    else:
-        add_loss(net, loss, "fc", "label", loss_weight=[1])
+    for layer in loss_layers(loss):
+        layer.loss_weight.append(1)
+        layer.bottom.extend(("fc", "label"))
+        if layer.type in TYPES_WITH_P:
+            layer.bottom.append("prob_groundtruth")
+            layer.propagate_down.extend((True, False, False))
+        net.layer.append(layer)
+    add_accuracy(net, "fc", "label")
     return net
 
 
@@ -209,10 +215,11 @@ LOSSES = {
 }
 AUTHORS_LOSSES = {
     **{loss.lower(): authors_loss(loss) for loss in ("CCE", "MAE", "GCE")},
-    **{f"imae-{beta}": authors_loss("DM", 1, beta) for beta in IMAE_BETAS},
     **{f"dm-0.5-{beta}": authors_loss("DM", 0.5, beta) for beta in DM_BETAS},
+    **{f"imae-{beta}": authors_loss("DM", 1, beta) for beta in IMAE_BETAS},
 }
-AUTHORS_HEADER = """ResNet-44 for CIFAR-100 as the IMAE authors ran it, made by models/resnet.py; see there.
+IMAGE = (3, 32, 32)
+AUTHORS_ABOUT = """ResNet-44 for CIFAR-100 as the IMAE authors ran it, made by models/resnet.py; see there.
 Images: imae convert-cifar cifar-100-binary.tar.gz data/authors --bgr --resize 36 --interpolation bicubic"""
 
 
@@ -220,20 +227,15 @@ def models() -> Iterator[tuple[str, str, Message]]:
     """(path below prototxt/models without suffix, header, message) of each file."""
     for depth, (dataset, classes) in product(DEPTHS, (("cifar10", 10), ("cifar100", 100))):
         with_images = with_cifar10_data if classes == 10 else with_cifar100_data
-        sources = (f"data/{dataset}_train_lmdb", f"data/{dataset}_test_lmdb")
-        header = f"ResNet-{depth} for CIFAR-{classes}, made by models/resnet.py; see there."
-        for suffix, loss in LOSSES.items():
-            name = f"resnet{depth}_{suffix}"
-            net = with_images(resnet(depth, classes, loss), *sources)
-            yield f"{dataset}/{name}_train_val", header, net
-            yield f"{dataset}/{name}_solver", header, paper_solver(name, dataset)
-        yield f"{dataset}/resnet{depth}_deploy", header, deploy(resnet(depth, classes), 3, 32, 32)
-    sources = ("data/authors/cifar100_train_lmdb", "data/authors/cifar100_test_lmdb")
-    for suffix, loss in AUTHORS_LOSSES.items():
-        name = f"authors_resnet44_{suffix}"
-        net = with_authors_data(authors_resnet(loss), *sources)
-        yield f"cifar100/{name}_train_val", AUTHORS_HEADER, net
-        yield f"cifar100/{name}_solver", AUTHORS_HEADER, authors_solver(name)
-    net = authors_resnet(AUTHORS_LOSSES["imae-8"])
-    yield "cifar100/authors_resnet44_imae-8_inputs", AUTHORS_HEADER, with_inputs(net)
-    yield "cifar100/authors_resnet44_deploy", AUTHORS_HEADER, deploy(net, 3, 32, 32)
+        net = resnet(depth, classes, LOSSES)
+        net = with_images(net, f"data/{dataset}_train_lmdb", f"data/{dataset}_test_lmdb")
+        name = f"resnet{depth}"
+        about = f"ResNet-{depth} for CIFAR-{classes}, made by models/resnet.py; see there."
+        param = paper_solver(name, dataset)
+        yield from net_and_solver(f"{dataset}/{name}", about, net, param, LOSSES, IMAGE)
+    net, name = authors_resnet(AUTHORS_LOSSES), "authors_resnet44"
+    images = with_authors_data(net, "data/authors/cifar100_train_lmdb", "data/authors/cifar100_test_lmdb")
+    model, param = f"cifar100/{name}", authors_solver(name)
+    yield from net_and_solver(model, AUTHORS_ABOUT, images, param, AUTHORS_LOSSES, IMAGE)
+    inputs = "The header of their own files. Stages choose the loss, as in authors_resnet44.prototxt."
+    yield f"{model}_inputs", f"{AUTHORS_ABOUT}\n{inputs}", with_inputs(net)

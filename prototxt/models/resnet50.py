@@ -22,25 +22,26 @@ from collections.abc import Iterator
 
 from google.protobuf.message import Message
 
-from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
+from imae.prototxt import TEST, TRAIN, NetParameter, SolverParameter
 from imae.prototxt.models.inception import LOSSES
 from imae.prototxt.models.net_parts import (
+    Losses,
     add,
     add_average,
     add_classifier,
     add_conv,
-    add_loss,
-    deploy,
+    add_losses,
     picture_data,
     solver,
     with_data,
 )
+from imae.prototxt.models.stages import net_and_solver
 
 STAGES = ((2, 3), (3, 4), (4, 6), (5, 3))  # He's number of a stage, and its blocks
 CLOTHES = 14
 
 
-def resnet50(classes: int = CLOTHES, loss: str | LayerParameter = "SoftmaxWithLoss") -> NetParameter:
+def resnet50(classes: int = CLOTHES, loss: Losses = "SoftmaxWithLoss") -> NetParameter:
     """The net without data layers: blobs `data` (N, 3, 224, 224) and `label`, the tail as in `resnet`."""
     net = NetParameter(name="ResNet-50")
     names = ("bn_conv1", "scale_conv1", "conv1_relu")
@@ -51,7 +52,7 @@ def resnet50(classes: int = CLOTHES, loss: str | LayerParameter = "SoftmaxWithLo
         for block in range(blocks):
             top = _block(net, f"{stage}{'abcdef'[block]}", top, 16 << stage, first=block == 0)
     add_classifier(net, add_average(net, "pool5", top), classes)
-    add_loss(net, loss, "fc", "label")
+    add_losses(net, loss, "fc", "label")
     return net
 
 
@@ -104,9 +105,6 @@ def clothing1m_solver(name: str) -> SolverParameter:
 
 def models() -> Iterator[tuple[str, str, Message]]:
     """(path below prototxt/models without suffix, header, message) of each file."""
-    header = f"{__doc__}\nMade by models/resnet50.py."
-    for suffix, loss in LOSSES.items():
-        name = f"resnet50_{suffix}"
-        yield f"clothing1m/{name}_train_val", header, with_clothing1m_data(resnet50(loss=loss))
-        yield f"clothing1m/{name}_solver", header, clothing1m_solver(name)
-    yield "clothing1m/resnet50_deploy", header, deploy(resnet50(), 3, 224, 224)
+    about = f"{__doc__}\nMade by models/resnet50.py."
+    net, param = with_clothing1m_data(resnet50(loss=LOSSES)), clothing1m_solver("resnet50")
+    yield from net_and_solver("clothing1m/resnet50", about, net, param, LOSSES, (3, 224, 224))

@@ -51,6 +51,50 @@ def test_phase_level_and_stage_choose_the_net(tmp_path: Path, capsys: pytest.Cap
     assert 'state {\n  phase: TEST\n  level: 3\n  stage: "a"\n  stage: "b"\n}' in capsys.readouterr().err
 
 
+STAGES = """
+name: "tiny"
+layer { name: "data" type: "DummyData" top: "data" top: "label"
+        dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 } } }
+layer { name: "fc" type: "InnerProduct" bottom: "data" top: "fc" inner_product_param { num_output: 5 } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss"
+        include { stage: "cce" } }
+layer { name: "norm" type: "Reduction" bottom: "fc" top: "norm" loss_weight: 1 include { stage: "l1" } }
+layer { name: "fork" type: "Unheard" bottom: "fc" top: "x" include { stage: "x" } }
+"""
+
+
+def test_without_the_stage_of_a_loss_a_warning_says_which_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "net.prototxt"
+    path.write_text(STAGES)
+    words = (
+        "net 'tiny' has no loss, since its losses are in the stages cce, l1 and none of these is chosen "
+        '(choose one: --stage l1, or in a solver train_state { stage: "l1" }), and '
+    )
+    time = ["time", "--model", str(path), "--iterations", "1"]
+    assert main(time) == 0
+    assert f"{words}the times of the backward pass are of nothing, as in Caffe" in capsys.readouterr().err
+    for stage in ("cce", "l1"):
+        assert main([*time, "--stage", stage]) == 0
+        assert "has no loss" not in capsys.readouterr().err
+    solver = tmp_path / "solver.prototxt"
+    for state, warned in (
+        ("", True),
+        ('train_state { stage: "CCE" }', True),
+        ('train_state { stage: "cce" }', False),
+    ):
+        fields = f'base_lr: 1 lr_policy: "fixed" max_iter: 1 snapshot_prefix: "{tmp_path}/s" {state}'
+        solver.write_text(f'net: "{path}" {fields}')
+        assert main(["train", str(solver)]) == 0
+        assert (f"{words}the training learns nothing" in capsys.readouterr().err) == warned
+    path.write_text(STAGES.split('layer { name: "loss"')[0])
+    assert main(time) == 0
+    assert "has no loss" not in capsys.readouterr().err
+    assert main(["train", str(solver)]) == 0
+    assert "net 'tiny' has no loss, and the training learns nothing, as in Caffe" in capsys.readouterr().err
+
+
 def test_times_add_up(capsys: pytest.CaptureFixture[str]) -> None:
     forward, backward = measure(Net(parse_net(NET)), torch.device("cpu"), 3)
     names = ["data", "frozen", "b", "b_relu_0_split", "relu", "loss", "norm"]

@@ -71,7 +71,7 @@ def made(
         train_images=run.images,
         test_images=run.test_images,
         wrong_labels=wrong,
-        net_file="nets/net.prototxt",
+        net_sha256="0123456789abcdef" * 4,
         solver='net: "<net>"\nbase_lr: 0.1\n',
         device="CPU, 2 of 2 cores of <Made-up> & Sons",
         versions={"imae": "0.1.0", "torch": "2.13.0"},

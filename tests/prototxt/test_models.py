@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+import subprocess
 from functools import cache
-from itertools import takewhile
+from itertools import product, takewhile
 from pathlib import Path
 
 import cv2
@@ -30,14 +33,34 @@ from imae.prototxt import (
 )
 from imae.prototxt.models import inception, resnet, resnet50
 from imae.prototxt.models.make_models import MODELS, WIDTH, compact_text, model_files
-from imae.prototxt.text import parse_text, read_net, read_solver
+from imae.prototxt.models.net_parts import deploy
+from imae.prototxt.models.stages import DEPLOY
+from imae.prototxt.state import filter_net
+from imae.prototxt.text import parse_net, parse_solver, parse_text, read_net, read_solver
 
 ROOT = MODELS.parents[1]
 COMMITTED = sorted(path.relative_to(MODELS).as_posix() for path in MODELS.rglob("*.prototxt"))
-NETS = [path for path in COMMITTED if path.endswith("_train_val.prototxt") and not path.startswith("digits")]
 SOLVERS = [path for path in COMMITTED if path.endswith("_solver.prototxt")]
-assert NETS
 assert SOLVERS
+LOSSES = {
+    **{
+        f"{folder}/resnet{depth}": [*resnet.LOSSES]
+        for folder in ("cifar10", "cifar100")
+        for depth in resnet.DEPTHS
+    },
+    "cifar100/authors_resnet44": [*resnet.AUTHORS_LOSSES],
+    "mars/googlenet_bn": [*inception.LOSSES],
+    "clothing1m/resnet50": [*inception.LOSSES],
+}
+NETS = [(path, stage) for path, stages in LOSSES.items() for stage in stages]
+# Of the 107 files that there were instead, one for each loss and for deployment: SHA-256 without comments.
+BEFORE = {
+    path: digest
+    for digest, path in map(
+        str.split, (ROOT / "tests/cases/models/before_stages.sha256").read_text("ascii").splitlines()
+    )
+}
+assert len(BEFORE) == 107
 
 
 @cache
@@ -47,15 +70,20 @@ def messages() -> dict[str, Message]:
     return {f"{path}.prototxt": message for g in generators for path, _, message in g.models()}
 
 
+@cache
 def net_of(path: str) -> NetParameter:
-    message = messages()[path]
-    assert isinstance(message, NetParameter)
-    return message
+    """A net's file, with all of its stages."""
+    return read_net(MODELS / f"{path}.prototxt")
 
 
-def deploy_of(path: str) -> str:
-    """The deploy net of a train_val net: cifar10/resnet20_deploy of cifar10/resnet20_cce_train_val."""
-    return path.removesuffix("_train_val.prototxt").rpartition("_")[0] + "_deploy.prototxt"
+def in_stage(net: NetParameter, stage: str, phase: Phase) -> NetParameter:
+    """The net's layers in a stage and phase, without the rules by which they are there."""
+    result = filter_net(net, phase, stages=[stage])
+    result.ClearField("state")
+    for layer in result.layer:
+        layer.ClearField("include")
+        layer.ClearField("exclude")
+    return result
 
 
 def body(net: NetParameter) -> list[LayerParameter]:
@@ -77,11 +105,11 @@ def test_committed_files_are_what_the_generators_make() -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "cifar10/resnet20_imae_train_val.prototxt",
-        "cifar100/authors_resnet44_dm-0.5-6_train_val.prototxt",
-        "cifar100/authors_resnet44_imae-8_inputs.prototxt",
-        "mars/googlenet_bn_gce_solver.prototxt",
-        "clothing1m/resnet50_deploy.prototxt",
+        "cifar10/resnet20.prototxt",
+        "cifar100/authors_resnet44.prototxt",
+        "cifar100/authors_resnet44_inputs.prototxt",
+        "mars/googlenet_bn_solver.prototxt",
+        "clothing1m/resnet50.prototxt",
     ],
 )
 def test_compact_text_is_complete(path: str) -> None:
@@ -110,12 +138,140 @@ def test_what_does_not_fit_a_line_is_folded() -> None:
 
 @pytest.mark.parametrize("path", SOLVERS)
 def test_solver_names_its_net(path: str) -> None:
-    """From the root of the repository. The digits have one net, whose losses are stages."""
-    name = (
-        "digits/train_val.prototxt" if path.startswith("digits/") else path.replace("_solver", "_train_val")
-    )
+    """From the root of the repository."""
+    name = "digits/train_val.prototxt" if path.startswith("digits/") else path.replace("_solver", "")
     assert read_solver(MODELS / path).net == f"prototxt/models/{name}"
     assert (ROOT / read_solver(MODELS / path).net).is_file()
+
+
+# -- stages: what there was in files of its own before -------------------------------------------------------
+
+
+def plain_nets() -> dict[str, tuple[NetParameter, str, str]]:
+    """By the path that it had: a net of one loss, or for deployment, the net it is in now, and its stage."""
+    found: dict[str, tuple[NetParameter, str, str]] = {}
+
+    def put(path: str, suffix: str, net: NetParameter, stage: str, now: str = "") -> None:
+        found[f"{path}_{suffix}.prototxt"] = net, now or path, stage
+
+    for depth, (dataset, classes) in product(resnet.DEPTHS, (("cifar10", 10), ("cifar100", 100))):
+        path, sources = (
+            f"{dataset}/resnet{depth}",
+            (f"data/{dataset}_train_lmdb", f"data/{dataset}_test_lmdb"),
+        )
+        with_data = resnet.with_cifar10_data if classes == 10 else resnet.with_cifar100_data
+        for stage, loss in resnet.LOSSES.items():
+            put(path, f"{stage}_train_val", with_data(resnet.resnet(depth, classes, loss), *sources), stage)
+        put(path, "deploy", deploy(resnet.resnet(depth, classes), 3, 32, 32), DEPLOY)
+    path, lmdb = "cifar100/authors_resnet44", "data/authors/cifar100_{}_lmdb"
+    for stage, loss in resnet.AUTHORS_LOSSES.items():
+        net = resnet.authors_resnet(loss)
+        with_images = resnet.with_authors_data(net, lmdb.format("train"), lmdb.format("test"))
+        put(path, f"{stage}_train_val", with_images, stage)
+        if stage == "imae-8":
+            put(path, "deploy", deploy(net, 3, 32, 32), DEPLOY)
+            put(path, "imae-8_inputs", resnet.with_inputs(net), stage, f"{path}_inputs")
+    for stage, loss in inception.LOSSES.items():
+        mars = inception.with_mars_data(inception.googlenet_bn(loss=loss))
+        put("mars/googlenet_bn", f"{stage}_train_val", mars, stage)
+        clothes = resnet50.with_clothing1m_data(resnet50.resnet50(loss=loss))
+        put("clothing1m/resnet50", f"{stage}_train_val", clothes, stage)
+    put("mars/googlenet_bn", "deploy", deploy(inception.googlenet_bn(), 3, 224, 224), DEPLOY)
+    put("clothing1m/resnet50", "deploy", deploy(resnet50.resnet50(), 3, 224, 224), DEPLOY)
+    return found
+
+
+PLAIN_NETS = plain_nets()
+# What is not a stage: the features for retrieval, the deploy net up to pool5; `imae retrieve --blob pool5`.
+EMBEDDING = "mars/googlenet_bn_embedding.prototxt"
+
+
+def sha256(message: Message) -> str:
+    return hashlib.sha256(compact_text(message).encode()).hexdigest()
+
+
+def test_every_file_that_there_was_is_in_a_stage_of_one_that_there_is() -> None:
+    solvers = {f"{path}_{stage}_solver.prototxt" for path, stage in NETS}
+    assert set(BEFORE) == {*PLAIN_NETS, *solvers, EMBEDDING}
+    assert 3 * len(COMMITTED) <= len(BEFORE) + len([p for p in COMMITTED if p.startswith("digits/")])
+
+
+@pytest.mark.parametrize("phase", [TRAIN, TEST], ids=["TRAIN", "TEST"])
+@pytest.mark.parametrize("path", PLAIN_NETS)
+def test_a_net_in_its_stage_is_the_net_that_had_a_file_of_its_own(path: str, phase: Phase) -> None:
+    """First, that the net compared with is what that file said; then layer by layer, message by message."""
+    plain, now, stage = PLAIN_NETS[path]
+    assert sha256(plain) == BEFORE[path]
+    expected = in_stage(parse_net(compact_text(plain)), "", phase)
+    assert in_stage(net_of(now), stage, phase) == expected
+    assert in_stage(net_of(now), "", phase) != expected
+
+
+def test_the_embedding_that_had_a_file_of_its_own_is_the_deploy_net_up_to_pool5() -> None:
+    net = in_stage(net_of("mars/googlenet_bn"), DEPLOY, TEST)
+    del net.layer[-2:]
+    assert net.layer[-1].name == "pool5"
+    assert sha256(net) == BEFORE[EMBEDDING]
+
+
+@pytest.mark.parametrize(("path", "stage"), NETS)
+def test_a_solver_with_another_stage_is_the_solver_that_had_a_file_of_its_own(path: str, stage: str) -> None:
+    """As its header says: by one `sed`. Its own stage is the last."""
+    text = (MODELS / f"{path}_solver.prototxt").read_text(encoding="utf-8")
+    own = LOSSES[path][-1]
+    others = [other for other in LOSSES[path] if other != own]
+    assert f"#     {', '.join(others)}\n" in text
+    assert (
+        f"#     sed 's/{own}\"/{others[0]}\"/' prototxt/models/{path}_solver.prototxt > solver.prototxt\n"
+        in text
+    )
+    solver = parse_solver("\n".join(line.replace(f'{own}"', f'{stage}"', 1) for line in text.splitlines()))
+    assert list(solver.train_state.stage) == [stage]
+    assert [list(state.stage) for state in solver.test_state] == [[stage]] * len(solver.test_iter)
+    solver.ClearField("train_state")
+    solver.ClearField("test_state")
+    solver.net = f"prototxt/models/{path}_{stage}_train_val.prototxt"
+    assert sha256(solver) == BEFORE[f"{path}_{stage}_solver.prototxt"]
+
+
+@pytest.mark.parametrize("path", LOSSES)
+def test_the_header_of_a_net_names_its_stages(path: str) -> None:
+    text = (MODELS / f"{path}.prototxt").read_text(encoding="utf-8")
+    assert f"#     {', '.join(LOSSES[path])}\n" in text and f"In stage {DEPLOY} " in text
+    rules = [rule for layer in net_of(path).layer for rule in (*layer.include, *layer.exclude)]
+    named = {stage for rule in rules for stage in (*rule.stage, *rule.not_stage)}
+    assert named == {*LOSSES[path], DEPLOY}
+
+
+def test_the_readme_lists_the_nets_and_their_stages() -> None:
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (MODELS / "README.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `")
+    ]
+    listed = {}
+    for nets, _, _, stages, maker in rows:
+        first, *depths = nets.replace("`", "").split(", ")
+        for path in (first, *(first.removesuffix("20") + depth for depth in depths)):
+            listed[path] = stages
+        assert maker == "by hand" or (MODELS / maker.strip("`")).is_file()
+    assert listed.pop("digits/train_val") == ", ".join(resnet.LOSSES)
+    assert listed.pop("cifar100/authors_resnet44_inputs") == "the same"
+    assert listed == {path: ", ".join(stages) for path, stages in LOSSES.items()}
+
+
+def test_what_is_made_is_marked_as_generated() -> None:
+    """On GitHub, by .gitattributes; what is written by hand is not."""
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("git alone knows what .gitattributes means, and it needs a checkout")
+    made = [f"prototxt/models/{path}" for path in model_files()]
+    made += ["prototxt/caffe_pb2.py", "prototxt/caffe_pb2.pyi", "paper/records/a.json"]
+    by_hand = [f"prototxt/models/{path}" for path in COMMITTED if path not in model_files()]
+    by_hand += ["prototxt/caffe.proto", "prototxt/models/resnet.py", "prototxt/models/README.md"]
+    command = ["git", "-C", str(ROOT), "check-attr", "linguist-generated", *made, *by_hand]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    marked = {line.partition(": ")[0] for line in lines if line.endswith(": linguist-generated: set")}
+    assert len(lines) == len(made) + len(by_hand) and marked == set(made)
 
 
 # -- settings ------------------------------------------------------------------------------------------------
@@ -163,7 +319,7 @@ def data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_data_layers_give_the_batches_of_the_papers() -> None:
     batches = {"cifar10": 128, "cifar100": 128, "authors": 256, "mars": 180, "clothing1m": 32}
     seen: dict[bytes, str] = {}
-    for path in NETS:
+    for path in LOSSES:
         for param in net_of(path).layer[:2]:
             seen.setdefault(param.SerializeToString(deterministic=True), path)
     assert len(seen) == 2 * len(batches)
@@ -192,7 +348,7 @@ def test_data_layers_give_the_batches_of_the_papers() -> None:
 @cache
 def built(path: str) -> Net:
     """A deploy net."""
-    return Net(unfilled(net_of(f"{path}_deploy.prototxt")), CaffeRandom(1))
+    return Net(unfilled(in_stage(net_of(path), DEPLOY, TEST)), CaffeRandom(1))
 
 
 def weighted(net: Net) -> int:
@@ -213,10 +369,10 @@ def test_resnet_has_the_published_size(depth: int, millions: float) -> None:
 @pytest.mark.parametrize("depth", resnet.DEPTHS)
 def test_resnet_for_cifar100_has_more_classes(depth: int) -> None:
     expected = NetParameter()
-    expected.CopyFrom(net_of(f"cifar10/resnet{depth}_deploy.prototxt"))
+    expected.CopyFrom(in_stage(net_of(f"cifar10/resnet{depth}"), DEPLOY, TEST))
     (fc,) = (layer for layer in expected.layer if layer.name == "fc")
     fc.inner_product_param.num_output = 100
-    assert net_of(f"cifar100/resnet{depth}_deploy.prototxt") == expected
+    assert in_stage(net_of(f"cifar100/resnet{depth}"), DEPLOY, TEST) == expected
 
 
 def test_authors_net_is_built() -> None:
@@ -245,11 +401,8 @@ def test_googlenet_bn_has_the_published_shapes() -> None:
 
 
 def test_embedding_is_what_the_classifier_of_googlenet_bn_gets() -> None:
-    embedding, whole = (
-        net_of(f"mars/googlenet_bn_{kind}.prototxt").layer for kind in ("embedding", "deploy")
-    )
-    assert embedding == whole[:-2]
-    assert list(embedding[-1].top) == list(whole[-2].bottom) == ["pool5"]
+    whole = in_stage(net_of("mars/googlenet_bn"), DEPLOY, TEST).layer
+    assert list(whole[-3].top) == list(whole[-2].bottom) == ["pool5"]
 
 
 def test_googlenet_bn_has_the_published_size() -> None:
@@ -283,13 +436,13 @@ def test_resnet50_has_the_published_size_and_shapes() -> None:
 
 
 @pytest.mark.parametrize("phase", [TRAIN, TEST], ids=["TRAIN", "TEST"])
-@pytest.mark.parametrize("path", NETS)
-def test_train_val_net_is_built(path: str, phase: Phase) -> None:
+@pytest.mark.parametrize(("path", "stage"), NETS)
+def test_train_val_net_is_built(path: str, stage: str, phase: Phase) -> None:
     """Up to the classifier it is its deploy net, for which see above; from there on it is built here."""
-    param = net_of(path)
+    param = in_stage(net_of(path), stage, phase)
     layers = body(param)
-    assert layers == body(net_of(deploy_of(path)))
-    tail = NetParameter(layer=param.layer[len(layers) + 2 :])
+    assert layers == body(in_stage(net_of(path), DEPLOY, phase))
+    tail = NetParameter(layer=param.layer[len(layers) + 1 :])
     tail = fed(tail, 2, 5, 1, 1, phase=phase)
     tail.layer[0].top[0] = layers[-1].top[0]
     net = Net(tail, CaffeRandom(1))
@@ -298,8 +451,9 @@ def test_train_val_net_is_built(path: str, phase: Phase) -> None:
 
 
 def test_authors_net_with_the_old_header_is_the_same() -> None:
-    param = read_net(MODELS / "cifar100/authors_resnet44_imae-8_inputs.prototxt")
-    assert param.layer[1:] == net_of("cifar100/authors_resnet44_imae-8_train_val.prototxt").layer[2:]
+    inputs, with_data = (net_of(f"cifar100/authors_resnet44{suffix}") for suffix in ("_inputs", ""))
+    param = in_stage(inputs, "imae-8", TRAIN)
+    assert param.layer[1:] == in_stage(with_data, "imae-8", TRAIN).layer[1:]
     net = Net(unfilled(param), CaffeRandom(1))
     assert net.inputs == ["data", "label"]
     assert (net.blob_shapes["data"], net.blob_shapes["label"]) == ((256, 3, 32, 32), (256, 1, 1, 1))
@@ -307,12 +461,12 @@ def test_authors_net_with_the_old_header_is_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "path",
-    [f"cifar10/resnet20_{loss}_train_val.prototxt" for loss in ("cce", "mae", "imae")]
-    + ["cifar100/authors_resnet44_imae-8_train_val.prototxt"],
+    ("path", "stage"),
+    [("cifar10/resnet20", stage) for stage in ("cce", "mae", "imae")]
+    + [("cifar100/authors_resnet44", "imae-8")],
 )
-def test_loss_and_gradients_are_finite(path: str) -> None:
-    net = Net(fed(net_of(path), 4, 3, 32, 32), CaffeRandom(1))
+def test_loss_and_gradients_are_finite(path: str, stage: str) -> None:
+    net = Net(fed(in_stage(net_of(path), stage, TRAIN), 4, 3, 32, 32), CaffeRandom(1))
     loss = net.loss(net(feed(4, 3, 32, 32, classes=10)))
     loss.backward()
     assert loss.isfinite()
@@ -323,12 +477,9 @@ def test_loss_and_gradients_are_finite(path: str) -> None:
         assert gradient.any()
 
 
-@pytest.mark.parametrize(
-    "path", ["cifar10/resnet20_deploy.prototxt", "cifar100/authors_resnet44_deploy.prototxt"]
-)
+@pytest.mark.parametrize("path", ["cifar10/resnet20", "cifar100/authors_resnet44"])
 def test_deploy_net_is_exported(path: str) -> None:
-    param = NetParameter()
-    param.CopyFrom(net_of(path))
+    param = in_stage(net_of(path), DEPLOY, TEST)
     param.state.phase = TRAIN
     train = Net(param, CaffeRandom(4))
     train({"data": feed(4, 3, 32, 32, classes=10)["data"]})  # for BatchNorm's statistics

@@ -1,0 +1,43 @@
+"""The words for a net without a loss: often its losses are in stages, and none of these was chosen.
+
+Caffe says nothing of it: a training shows the loss 0 and learns nothing; weight decay alone changes weights.
+"""
+
+from __future__ import annotations
+
+from imae.layers.layer import LossLayer
+from imae.layers.registry import layer_class, layer_types
+from imae.net.net import Net
+from imae.prototxt import LayerParameter, NetParameter
+
+
+def no_loss_words(net: Net, param: NetParameter) -> str:
+    """What is missing and how to choose it; "" where the net has a loss.
+
+    param   the net before its layers were filtered by its state
+    """
+    if any(net.loss_weights.values()):
+        return ""
+    stages = stages_of_losses(param)
+    if not stages:
+        return f"net '{net.name}' has no loss"
+    choose = f'--stage {stages[-1]}, or in a solver train_state {{ stage: "{stages[-1]}" }}'
+    return (
+        f"net '{net.name}' has no loss, since its losses are in the stages {', '.join(stages)} and none of "
+        f"these is chosen (choose one: {choose})"
+    )
+
+
+def stages_of_losses(param: NetParameter) -> list[str]:
+    """The stages that the losses of an unfiltered net ask for, in their order."""
+    found = [
+        stage for layer in param.layer if _is_loss(layer) for rule in layer.include for stage in rule.stage
+    ]
+    return list(dict.fromkeys(found))
+
+
+def _is_loss(layer: LayerParameter) -> bool:
+    """Whether it adds to the loss; one of an unknown type, which may be filtered out, is taken to be none."""
+    if layer.loss_weight:
+        return any(layer.loss_weight)
+    return layer.type in layer_types() and issubclass(layer_class(layer.type), LossLayer)
