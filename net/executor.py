@@ -18,7 +18,7 @@ from torch import Tensor
 
 from imae.layers.layer import DataLayer
 from imae.net.device import device_budget
-from imae.net.fuse import FusedBatchNormScale, fuse_training
+from imae.net.fuse import fuse_training
 from imae.net.net import Net, Step
 from imae.net.stepwise import Stepwise
 
@@ -87,9 +87,7 @@ class NetExecutor:
         self.keep, self.kept = keep, dict[str, Tensor]()
         self.channels_last = fast and (device.type == "cpu" or reduced is not None) if last is None else last
         if fast and not net.debug_info:  # which names the layers' blobs one by one
-            net.plan = fuse_training(net, keep)
-            if compiled:
-                _compile_joined(net.plan)
+            net.plan = fuse_training(net, keep, compiled)
         if reduced is not None:
             net.plan = _with_single_losses(net.plan)
         if self.channels_last:
@@ -143,15 +141,6 @@ class NetExecutor:
 def _reside(layer: DataLayer, device: torch.device) -> bool:
     """Let a data layer keep its records on the device, if it can and there is room."""
     return layer.reside(device, device_budget(device))
-
-
-def _compile_joined(plan: Sequence[Step]) -> None:
-    """Let torch.compile make the kernels of the joined layers that go by the batch."""
-    from imae.net.kernels.compiled_norm import normalize  # imports torch's compiler
-
-    for step in plan:
-        if isinstance(step.run, FusedBatchNormScale):
-            step.run.norm.kernel = normalize
 
 
 def _with_single_losses(plan: Sequence[Step]) -> list[Step]:

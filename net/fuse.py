@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -28,24 +28,30 @@ from imae.layers.normalization.batch_norm import BatchNorm
 from imae.layers.utility.eltwise import Eltwise
 from imae.layers.utility.split import Split
 from imae.layers.vision.conv import Convolution
+from imae.net.kernels.compiled_norm import normalize_compiled
 from imae.net.kernels.conv import (
     Convolve,
     SubsampledConvolution,
     gains,
     subsamples_few_channels,
 )
-from imae.net.kernels.norm import added_within
+from imae.net.kernels.norm import add_in_place, normalize_by_batch, normalize_by_statistics
+from imae.net.kernels.norm_call import NormCall
 from imae.net.net import Net, Step, mark_frees
 from imae.net.running_statistics import RunningStatistics, sole_owners
 from imae.prototxt import LayerParameter
 
 
-def fuse_training(net: Net, keep: Collection[str] = ()) -> list[Step]:
-    """BatchNorm + Scale (+ sum) (+ ReLU) as one step, their running statistics renewed together, other sums
-    and ReLUs within the memory of a bottom where nobody needs that, splits that hand their bottom on as it
-    is, convolutions whose weights' gradient is a kernel's of ours where it is faster.
+def fuse_training(net: Net, keep: Collection[str] = (), compiled: bool = False) -> list[Step]:
+    """A plan for training on which
 
-    keep   names of blobs that somebody wants to have after a pass
+    - BatchNorm + Scale (+ sum) (+ ReLU) are one step, and update their running statistics together;
+    - other BatchNorms and, where they are faster, convolutions use the kernels of net/kernels;
+    - other sums and ReLUs are in-place where nobody needs the bottom any more;
+    - splits pass on their bottom as it is.
+
+    keep       names of blobs that somebody wants to have after a pass
+    compiled   let torch.compile make the kernels of the fused steps that go by the batch
     """
     plan, joinable = _Plan(net), _Joinable(net, keep)
     fused: list[tuple[int, FusedBatchNormScale]] = []
@@ -65,6 +71,7 @@ def fuse_training(net: Net, keep: Collection[str] = ()) -> list[Step]:
             scale,
             relu=any(isinstance(layer, ReLU) for layer in later),
             adds=any(isinstance(layer, Eltwise) for layer in later),
+            by_batch=normalize_compiled if compiled else normalize_by_batch,
         )
         plan.join(members, run)
         fused.append((members[-1], run))
@@ -72,7 +79,9 @@ def fuse_training(net: Net, keep: Collection[str] = ()) -> list[Step]:
     for index, step in enumerate(net.steps):
         if plan.gone(index):
             continue
-        if isinstance(step.layer, Convolution):
+        if isinstance(step.layer, BatchNorm):
+            plan.replace(index, FastBatchNorm(step.layer))
+        elif isinstance(step.layer, Convolution):
             shape = net.blob_shapes[step.bottoms[0]]
             if gains(step.layer, shape):
                 plan.replace(index, Convolve(step.layer))
@@ -116,24 +125,58 @@ def _joined_with(net: Net, plan: _Plan, index: int) -> list[int]:
     return members
 
 
-class FusedBatchNormScale:
-    """BatchNorm, then Scale, perhaps a sum with another blob, perhaps ReLU, by one kernel forward and one
-    backward.
+Normalize = Callable[[NormCall, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
-    adds       whether there is a second bottom, to be added
-    together   renews the running statistics of several such, this one being number `place` of them
+
+class FastBatchNorm:
+    """A BatchNorm by the kernels of net/kernels.
+
+    by_batch   the kernel where the batch's own statistics are used
+    together   updates the running statistics of several such; this one is number `place` of them
     """
 
-    def __init__(self, norm: BatchNorm, scale: Scale, relu: bool, adds: bool = False) -> None:
-        self.norm, self.scale, self.relu, self.adds = norm, scale, relu, adds
+    def __init__(self, norm: BatchNorm, by_batch: Normalize = normalize_by_batch) -> None:
+        self.norm, self.by_batch = norm, by_batch
         self.together: RunningStatistics | None = None
         self.place = 0
 
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._normalize(NormCall(x, eps=self.norm.eps)) if x.dim() > 1 else self.norm.forward(x)
+
+    def _normalize(self, call: NormCall) -> Tensor:
+        norm = self.norm
+        if norm.use_global_stats:
+            return normalize_by_statistics(call, *norm.statistics())
+        if self.together is not None:
+            top, mean, variance = self.by_batch(call, *self.together.zeros(self.place))
+            self.together.add(self.place, mean, variance)
+        else:
+            zeros = torch.zeros_like(norm.blob(0)), torch.zeros_like(norm.blob(1))
+            top, mean, variance = self.by_batch(call, *zeros)
+            norm.update(mean, variance)
+        return top
+
+
+class FusedBatchNormScale(FastBatchNorm):
+    """BatchNorm, Scale, perhaps a sum with another blob, perhaps ReLU, by one kernel in each direction.
+
+    adds   whether there is a second bottom, to be added
+    """
+
+    def __init__(
+        self,
+        norm: BatchNorm,
+        scale: Scale,
+        relu: bool,
+        adds: bool = False,
+        by_batch: Normalize = normalize_by_batch,
+    ) -> None:
+        super().__init__(norm, by_batch)
+        self.scale, self.relu, self.adds = scale, relu, adds
+
     def __call__(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         weight, bias = self.scale.blob(0), self.scale.blob(1) if len(self.scale.blobs) > 1 else None
-        if self.together is None:
-            return self.norm.normalize(x, weight, bias, self.relu, shortcut)
-        return self.together.normalize(self.place, x, weight, bias, self.relu, shortcut)
+        return self._normalize(NormCall(x, weight, bias, self.norm.eps, self.relu, shortcut))
 
 
 def _renew_together(net: Net, fused: list[FusedBatchNormScale]) -> None:
@@ -178,7 +221,7 @@ def _is_plain_sum(step: Step) -> bool:
 
 def _sum_within(place: int, *bottoms: Tensor) -> Tensor:
     """The sum of the bottoms in the memory of one of the first two, if it has the sum's type."""
-    top = added_within(bottoms[place], bottoms[1 - place])
+    top = add_in_place(bottoms[place], bottoms[1 - place])
     for bottom in bottoms[2:]:
         top = top + bottom
     return top

@@ -177,7 +177,7 @@ static void NAME(transform_all)(const REAL *x, int64_t count, int64_t span, int6
 
 /* The same by a given mean and variance, factor being 1 / sqrt(variance + eps).
    Returns 0, or 1 where there is no memory. */
-int NAME(batch_norm_given)(const REAL *x, int64_t rows, int64_t channels, const REAL *weight, const REAL *bias,
+int NAME(batch_norm_by_statistics)(const REAL *x, int64_t rows, int64_t channels, const REAL *weight, const REAL *bias,
                            const REAL *shortcut, const REAL *mean, const REAL *variance, double eps, int relu,
                            int threads, REAL *top)
 {

@@ -121,7 +121,7 @@ class Convolve:
         ):
             return self._plain(x)
         tiles = self._tiles(x.shape) if self.is_winograds else 0
-        if not (tiles or native.learns(x, weight, bias)):
+        if not (tiles or native.requires_grad_any(x, weight, bias)):
             return self._plain(x)
         convolved: Tensor = _Convolve.apply(  # type: ignore[no-untyped-call]  # torch's
             x, weight, bias, stride, pad, tiles, self.has_weights_gradient

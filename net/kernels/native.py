@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from imae.files.errors import DeviceError
+from imae.net.kernels.norm_call import NormCall
 
 VERSION = 4  # of kernels.c
 AT_ONCE = 8  # outputs, and for `winograd` channels, come in multiples of it
@@ -32,12 +33,12 @@ ISAS = ("default", "avx2", "avx512f")  # of IMAE_KERNELS_ISA, besides auto; from
 
 _ADDRESS, _SIZE, _NUMBER, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
 _FORWARD = [*[_ADDRESS, _SIZE, _SIZE], *[_ADDRESS] * 3, _NUMBER, _INT, _INT, *[_ADDRESS] * 4]
-_GIVEN = [*[_ADDRESS, _SIZE, _SIZE], *[_ADDRESS] * 5, _NUMBER, _INT, _INT, _ADDRESS]
+_BY_STATISTICS = [*[_ADDRESS, _SIZE, _SIZE], *[_ADDRESS] * 5, _NUMBER, _INT, _INT, _ADDRESS]
 _BACKWARD = [*[_ADDRESS] * 3, _SIZE, _SIZE, *[_ADDRESS] * 4, _INT, _INT, *[_ADDRESS] * 4]
 _CONV = [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS]
 _ARGUMENTS: dict[str, list[Any]] = {
     "batch_norm": _FORWARD,
-    "batch_norm_given": _GIVEN,
+    "batch_norm_by_statistics": _BY_STATISTICS,
     "batch_norm_gradients": _BACKWARD,
     "conv_weight": _CONV,
     "winograd": [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT, _ADDRESS],
@@ -146,7 +147,7 @@ def description(dtype: torch.dtype) -> str:
     return f"Kernels in C: {', '.join(names) or 'none'}"
 
 
-def takes(*tensors: Tensor | None) -> bool:
+def batch_norm_supports(*tensors: Tensor | None) -> bool:
     """Whether BatchNorm's kernels are used, for these tensors: on the CPU, of one type, float or double."""
     return _are_alike(*tensors) and available() and chosen().batch_norm
 
@@ -162,20 +163,19 @@ def _are_alike(*tensors: Tensor | None) -> bool:
     return dtype in _TYPES
 
 
-def learns(*tensors: Tensor | None) -> bool:
+def requires_grad_any(*tensors: Tensor | None) -> bool:
     """Whether a gradient is to come back to one of these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def batch_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, shortcut: Tensor | None, eps: float, relu: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The top, (N, C, H, W) as x is, and of the batch mean, unbiased variance and factor, (C) each.
+def batch_norm(call: NormCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The top of NormCall's formula, and of the batch mean, unbiased variance and factor, (C) each.
 
-    top = relu((x - mean) factor weight + bias + shortcut), factor = 1 / sqrt(biased variance + eps)
+        factor = 1 / sqrt(biased variance + eps)
 
-    x, shortcut   with the channels last in memory; weight, bias: (C); what is None is left out
+    x, shortcut   (N, C, H, W) with the channels last in memory, as the top is
     """
+    x, weight, bias, eps, relu, shortcut = call
     channels, top = x.shape[1], torch.empty_like(x)
     _check(x, x if shortcut is None else shortcut, x.shape, weight, bias)
     mean, variance, factor = (x.new_empty(channels) for _ in range(3))
@@ -188,20 +188,12 @@ def batch_norm(
     return top, mean, variance, factor
 
 
-def batch_norm_given(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    shortcut: Tensor | None,
-    mean: Tensor,
-    variance: Tensor,
-    eps: float,
-    relu: bool,
-) -> Tensor:
+def batch_norm_by_statistics(call: NormCall, mean: Tensor, variance: Tensor) -> Tensor:
     """The top as `batch_norm` has it, by a given mean and variance, (C) each."""
+    x, weight, bias, eps, relu, shortcut = call
     channels, top = x.shape[1], torch.empty_like(x)
     _check(x, x if shortcut is None else shortcut, x.shape, weight, bias, mean, variance)
-    failed = _function("batch_norm_given", x.dtype)(
+    failed = _function("batch_norm_by_statistics", x.dtype)(
         x.data_ptr(), x.numel() // channels, channels,
         *map(_address, (weight, bias, shortcut, mean, variance)),
         eps, relu, torch.get_num_threads(), top.data_ptr(),
@@ -212,19 +204,14 @@ def batch_norm_given(
 
 
 def batch_norm_gradients(
-    x: Tensor,
-    top: Tensor | None,
-    top_diff: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    factor: Tensor,
-    relu: bool,
+    call: NormCall, top: Tensor | None, top_diff: Tensor, mean: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, weight, bias and shortcut from that of the top, as x is in memory.
+    """The gradients of x, weight, bias and shortcut, of a call of `batch_norm`; its shortcut is not needed.
 
-    top   where there was a shortcut before a ReLU
+    top             what the call gave, if it had a shortcut and a ReLU; else None
+    mean, factor    what it gave
     """
+    x, weight, bias, _, relu, _ = call
     channels, diff = x.shape[1], torch.empty_like(x)
     for blob in (top_diff, x if top is None else top):
         _check(x, blob, x.shape, weight, bias, mean, factor)

@@ -23,7 +23,8 @@ from imae.layers.caffe_random import CaffeRandom
 from imae.layers.vision.conv import Convolution
 from imae.net.kernels import conv, native
 from imae.net.kernels.conv import Convolve, gains
-from imae.net.kernels.norm import normalize, normalize_by
+from imae.net.kernels.norm import normalize_by_statistics, normalize_channels_last
+from imae.net.kernels.norm_call import NormCall
 from imae.net.net import Net
 from imae.prototxt.text import parse_net
 
@@ -95,8 +96,9 @@ def test_batch_norm_has_the_values_and_the_gradients(shape: tuple[int, ...], dty
             ]
             factors = leaves[1:3] if affine else [None, None]
             if own:
-                assert native.takes(*leaves)
-                top, *statistics = normalize(leaves[0], *factors, 1e-5, relu, leaves[-1] if adds else None)
+                assert native.batch_norm_supports(*leaves)
+                call = NormCall(leaves[0], *factors, 1e-5, relu, leaves[-1] if adds else None)
+                top, *statistics = normalize_channels_last(call)
             else:
                 statistics = [x.mean((0, 2, 3)), x.var((0, 2, 3))]
                 top = F.batch_norm(leaves[0], None, None, *factors, True, 0, 1e-5)
@@ -119,16 +121,16 @@ def test_batch_norm_by_given_statistics(
     weight, bias, mean = (numbers(shape[1], seed=seed) for seed in (3, 4, 5))
     variance = numbers(shape[1], seed=6) ** 2
     calls: list[str] = []
-    given = partial(_noted, calls, "batch_norm_given", native.batch_norm_given)
-    monkeypatch.setattr(native, "batch_norm_given", given)
+    name = "batch_norm_by_statistics"
+    monkeypatch.setattr(native, name, partial(_noted, calls, name, native.batch_norm_by_statistics))
     for count, (affine, relu, adds) in enumerate(itertools.product((True, False), repeat=3)):
         factors = (weight, bias) if affine else (None, None)
         want = F.batch_norm(x, mean, variance, *factors, False, 0, 1e-5)
         want = want + shortcut if adds else want
         want = want.relu() if relu else want
-        values = (mean, variance, x, *factors, shortcut if adds else None)
-        own = [None if value is None else value.to(dtype) for value in values]
-        got = normalize_by(*own[:5], 1e-5, relu, own[5])  # type: ignore[arg-type]
+        own = [None if value is None else value.to(dtype) for value in (*factors, shortcut if adds else None)]
+        call = NormCall(x.to(dtype), own[0], own[1], 1e-5, relu, own[2])
+        got = normalize_by_statistics(call, mean.to(dtype), variance.to(dtype))
         assert distance(got, want) <= tolerance("kernel", str(dtype).removeprefix("torch.")).atol
         assert len(calls) == count + 1
 
@@ -140,7 +142,7 @@ def test_the_variance_of_numbers_far_from_0_is_right() -> None:
     )
     x[0] += 1e4  # an image unlike the others
     x = x.float()
-    _, mean, variance, _ = native.batch_norm(x, None, None, None, 1e-5, False)
+    _, mean, variance, _ = native.batch_norm(NormCall(x))
     exact = x.double()
     rtol, atol, _ = tolerance("formula")
     assert torch.allclose(mean.double(), exact.mean((0, 2, 3)), rtol, atol)
@@ -152,11 +154,11 @@ def test_both_ways_to_find_the_gradient_of_a_relu_are_the_same_bit_for_bit() -> 
     """By its top, as with a shortcut, or computed again. Many of its bottoms lie near 0."""
     x, top_diff = last(torch.randint(-2, 3, (8, 6, 33, 7)).float()), last(numbers(8, 6, 33, 7).float())
     weight, bias = numbers(6).float(), torch.zeros(6)
-    nothing = torch.zeros_like(x)
-    top, mean, _, factor = native.batch_norm(x, weight, bias, None, 1e-5, True)
-    assert torch.equal(top, native.batch_norm(x, weight, bias, nothing, 1e-5, True)[0])
-    again = native.batch_norm_gradients(x, None, top_diff, weight, bias, mean, factor, True)
-    by_top = native.batch_norm_gradients(x, top, top_diff, weight, bias, mean, factor, True)
+    call, nothing = NormCall(x, weight, bias, relu=True), torch.zeros_like(x)
+    top, mean, _, factor = native.batch_norm(call)
+    assert torch.equal(top, native.batch_norm(call._replace(shortcut=nothing))[0])
+    again = native.batch_norm_gradients(call, None, top_diff, mean, factor)
+    by_top = native.batch_norm_gradients(call, top, top_diff, mean, factor)
     for one, other in zip(again[:3], by_top[:3], strict=True):
         assert torch.equal(one, other)
 
@@ -165,7 +167,7 @@ def test_both_ways_to_find_the_gradient_of_a_relu_are_the_same_bit_for_bit() -> 
 def test_what_is_not_a_number_goes_through_the_relu() -> None:
     x = last(numbers(2, 3, 4, 4).float())
     x[1, 1, 2, 2] = torch.nan
-    top, *_ = native.batch_norm(x, None, None, None, 1e-5, True)
+    top, *_ = native.batch_norm(NormCall(x, relu=True))
     assert [bool(top[:, c].isnan().all()) for c in range(3)] == [False, True, False]
     assert not top[:, ::2].isnan().any()
 
@@ -177,8 +179,8 @@ def test_batch_norm_does_not_depend_on_the_number_of_threads() -> None:
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            top, mean, variance, factor = native.batch_norm(x, None, None, None, 1e-5, True)
-            gradients = native.batch_norm_gradients(x, None, top_diff, None, None, mean, factor, True)
+            top, mean, variance, factor = native.batch_norm(NormCall(x, relu=True))
+            gradients = native.batch_norm_gradients(NormCall(x, relu=True), None, top_diff, mean, factor)
             found.append([top, mean, variance, factor, *gradients])
     finally:
         torch.set_num_threads(threads)
@@ -189,10 +191,10 @@ def test_batch_norm_does_not_depend_on_the_number_of_threads() -> None:
 def test_values_that_do_not_lie_side_by_side_are_left_to_torch() -> None:
     x, weight, bias, mean = last(numbers(2, 6, 5, 5)), *(numbers(6, 2, seed=seed)[:, 0] for seed in (2, 3, 4))
     variance = numbers(6, 2, seed=5)[:, 0] ** 2
-    top = normalize_by(mean, variance, x, weight, bias, 1e-5)
+    top = normalize_by_statistics(NormCall(x, weight, bias), mean, variance)
     want = F.batch_norm(x, mean, variance, weight, bias, False, 0, 1e-5)
     assert distance(top, want) <= tolerance("kernel", "float64").atol
-    top, *_ = normalize(x, weight, bias, 1e-5)
+    top, *_ = normalize_channels_last(NormCall(x, weight, bias))
     want = F.batch_norm(x, None, None, weight, bias, True, 0, 1e-5)
     assert distance(top, want) <= tolerance("kernel", "float64").atol
 
@@ -200,7 +202,7 @@ def test_values_that_do_not_lie_side_by_side_are_left_to_torch() -> None:
 def test_a_step_without_weights_that_learn_takes_a_shortcut_of_another_order() -> None:
     """torch's operations take over."""
     x, shortcut = last(numbers(4, 6, 5, 5)), numbers(4, 6, 5, 5, seed=2)
-    top, *_ = normalize(x, None, None, 1e-5, True, shortcut)
+    top, *_ = normalize_channels_last(NormCall(x, relu=True, shortcut=shortcut))
     want = F.relu(F.batch_norm(x, None, None, None, None, True, 0, 1e-5) + shortcut)
     assert distance(top, want) <= tolerance("kernel", "float64").atol
 
@@ -239,14 +241,13 @@ def test_batch_norm_of_small_integers_is_exact(dtype: torch.dtype, threads: int)
     want = [top, mean, torch.full_like(mean, m / (m - 1)), torch.full_like(mean, 0.5)]
     want += [weight.view(of_each) / 2 * inner, weight_diff, bias_diff, masked]
     own = [leaf.to(dtype) for leaf in (x, weight, bias, shortcut)]
+    call = NormCall(*own[:3], eps, True, own[3])
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        got = [*native.batch_norm(*own, eps, True)]
-        by_given = native.batch_norm_given(*own, got[1], torch.ones_like(got[1]), eps, True)
-        got += native.batch_norm_gradients(
-            own[0], got[0], top_diff.to(dtype), own[1], own[2], got[1], got[3], True
-        )
+        got = [*native.batch_norm(call)]
+        by_given = native.batch_norm_by_statistics(call, got[1], torch.ones_like(got[1]))
+        got += native.batch_norm_gradients(call, got[0], top_diff.to(dtype), got[1], got[3])
     finally:
         torch.set_num_threads(before)
     assert torch.equal(by_given, got[0])
@@ -265,7 +266,7 @@ def test_another_eps_changes_batch_norm_of_small_integers(
     x = exact_batch(16).float()
     exact = (x.double() - x.double().mean((0, 2, 3), keepdim=True)) / 2
     for eps, right in ((3.0, True), (6.0, False), (3 * (1 + 1e-5), False), (0.0, False)):
-        top, *_ = normalize(x, None, None, eps)
+        top, *_ = normalize_channels_last(NormCall(x, eps=eps))
         assert (distance(top, exact) <= tolerance("kernel").atol) == right
 
 
@@ -596,16 +597,16 @@ def test_the_kernel_is_for_plain_convolutions(
 def test_foreign_memory_is_not_read() -> None:
     """Other types, shapes and orders are refused where the kernels are called."""
     x, weight = last(numbers(2, 16, 6, 6).float()), numbers(16).float()
-    top, mean, _, factor = native.batch_norm(x, weight, None, None, 1e-5, True)
+    top, mean, _, factor = native.batch_norm(NormCall(x, weight, relu=True))
     for shortcut in (x.double(), x[:, :, :3], x.contiguous()):
         with pytest.raises(ValueError, match=r"got|strides"):
-            native.batch_norm(x, weight, None, shortcut, 1e-5, True)
+            native.batch_norm(NormCall(x, weight, relu=True, shortcut=shortcut))
     with pytest.raises(ValueError, match="16 channels"):
-        native.batch_norm(x, weight[:8], None, None, 1e-5, True)
+        native.batch_norm(NormCall(x, weight[:8], relu=True))
     with pytest.raises(ValueError, match="16 channels"):
-        native.batch_norm_given(x, None, None, None, mean, factor[:8], 1e-5, True)
+        native.batch_norm_by_statistics(NormCall(x, relu=True), mean, factor[:8])
     with pytest.raises(ValueError, match="bfloat16"):
-        native.batch_norm_gradients(x, None, x.bfloat16(), weight, None, mean, factor, True)
+        native.batch_norm_gradients(NormCall(x, weight, relu=True), None, x.bfloat16(), mean, factor)
     for top_diff in (top.bfloat16(), top[:, :8], top[:1], top.contiguous()):
         with pytest.raises(ValueError, match=r"got|strides"):
             native.conv_weight_gradient(x, top_diff, (16, 16, 3, 3), (1, 1), (1, 1))
@@ -688,7 +689,7 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     for kernels in native.KERNELS if native.conv_possible() else native.KERNELS[:-1]:
         monkeypatch.setenv("IMAE_KERNELS", kernels)
         use = native.chosen()
-        assert use.batch_norm == (kernels != "none") == native.takes(torch.zeros(2))
+        assert use.batch_norm == (kernels != "none") == native.batch_norm_supports(torch.zeros(2))
         assert native.conv_weight_wanted() == use.conv_weight
         assert native.winograd_wanted() == use.winograd
         if kernels != "auto":
@@ -716,6 +717,6 @@ def test_each_form_of_batch_norm_is_called(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(native, "_exported", note)
     for isa in native.isas_here():
         monkeypatch.setenv("IMAE_KERNELS_ISA", isa)
-        native.batch_norm(x, None, None, None, 1e-5, True)
+        native.batch_norm(NormCall(x, relu=True))
     assert called == [f"imae_batch_norm_{isa}_float" for isa in native.isas_here()]
     assert called[0] == "imae_batch_norm_default_float"
