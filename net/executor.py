@@ -8,7 +8,7 @@ Nothing here waits for the device.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,6 +20,7 @@ from imae.layers.layer import DataLayer
 from imae.net.device import device_budget
 from imae.net.fuse import fuse_training
 from imae.net.net import Net, Step
+from imae.net.plan import StepFunction
 from imae.net.stepwise import Stepwise
 
 Result = tuple[Tensor, dict[str, Tensor]]
@@ -146,14 +147,14 @@ def _reside(layer: DataLayer, device: torch.device) -> bool:
 def _with_single_losses(plan: Sequence[Step]) -> list[Step]:
     """The plan, with losses and measures that get single precision whatever the blobs before them have."""
 
-    def in_single(run: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[..., object]:
+    def in_single(run: StepFunction) -> StepFunction:
         return lambda *bottoms: run(*(bottom.float() for bottom in bottoms))
 
     changed = []
     for step in plan:
         step = copy.copy(step)
         if not step.layer.deployed:
-            step.run = in_single(step.run)  # type: ignore[assignment]  # as in fuse.py
+            step.run = in_single(step.run)
         changed.append(step)
     return changed
 

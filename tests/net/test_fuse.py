@@ -8,8 +8,8 @@ import torch
 from tolerances import tolerance
 
 from imae.layers.caffe_random import CaffeRandom
-from imae.net.fold import fold_shortcuts
-from imae.net.fuse import FusedBatchNormScale, fold_batch_norm, fuse_training
+from imae.net.fold import fold_batch_norm, fold_shortcuts
+from imae.net.fuse import FusedBatchNormScale, fuse_training
 from imae.net.kernels import native
 from imae.net.net import Net
 from imae.prototxt import TEST, TRAIN, NetParameter
