@@ -25,15 +25,15 @@ from imae.layers.normalization.batch_norm import BatchNorm
 from imae.layers.utility.eltwise import Eltwise
 from imae.layers.utility.split import Split
 from imae.layers.vision.conv import Convolution
-from imae.net.kernels.compiled_norm import normalize_compiled
-from imae.net.kernels.conv import (
-    Convolve,
+from imae.net.kernels import (
+    FastConvolution,
+    NormCall,
     SubsampledConvolution,
-    gains,
-    subsamples_few_channels,
+    add_in_place,
+    normalize_by_batch,
+    normalize_by_statistics,
+    normalize_compiled,
 )
-from imae.net.kernels.norm import add_in_place, normalize_by_batch, normalize_by_statistics
-from imae.net.kernels.norm_call import NormCall
 from imae.net.net import Net, Step
 from imae.net.plan import Plan, scales_channels
 from imae.net.running_statistics import RunningStatistics, sole_owners
@@ -80,9 +80,9 @@ def fuse_training(net: Net, keep: Collection[str] = (), compiled: bool = False) 
             plan.replace(index, FastBatchNorm(step.layer))
         elif isinstance(step.layer, Convolution):
             shape = net.blob_shapes[step.bottoms[0]]
-            if gains(step.layer, shape):
-                plan.replace(index, Convolve(step.layer))
-            elif subsamples_few_channels(step.layer, shape):
+            if FastConvolution.is_faster(step.layer, shape):
+                plan.replace(index, FastConvolution(step.layer))
+            elif SubsampledConvolution.is_needed(step.layer, shape):
                 plan.replace(index, SubsampledConvolution(step.layer))
         elif isinstance(step.layer, Split):
             plan.replace(index, partial(_split_tops, len(step.tops)))

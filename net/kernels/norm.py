@@ -3,10 +3,10 @@
 Of blobs whose memory is in the order N, H, W, C, on the CPU: by kernels in C, or by torch's kernels on the
 same memory seen otherwise. Of all other blobs: by `torch.batch_norm`.
 
-torch's own kernels for that order add all N H W values of a channel up one after another, in single
-precision: of 131,072 values the variance is wrong by 1e-5 of itself, and so are the top and the gradients.
-Seen as N H rows of W C numbers, the same memory has W columns for each channel; their sums, put together, are
-wrong by 2e-7, and torch's kernels are faster with long rows.
+torch's own kernels for that order add all N H W values of a channel one after another in single precision:
+the variance of 131,072 values is wrong by 1e-5 of itself, and so are the top and the gradients. Seen as N H
+rows of W C numbers, the same memory has W columns for each channel. The statistics of the columns, merged,
+are wrong by 2e-7, and torch's kernels are faster with long rows.
 
     forward   mean = mean_w means[w]      variance = mean_w variances[w] + mean_w (means[w] - mean)^2
     backward  with x' = (x - mean) factor, factor = 1 / sqrt(variance + eps), m = N H W, sums over all but C:
@@ -194,7 +194,7 @@ class _Normalize(torch.autograd.Function):
 
 
 def _repeat_for_columns(w: int, *values: Tensor) -> tuple[Tensor, ...]:
-    """For each of `w` columns the values (C) of all channels, (w C); at once, as small copies take long."""
+    """Each of the values (C) repeated for `w` columns, (w C). In one copy, as many small ones take long."""
     return torch.stack(values)[:, None].expand(-1, w, -1).reshape(len(values), -1).unbind()
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from c_kernels import conv_supported
 from tolerances import UNIT, sum_rounding, tolerance
 from torch import Tensor
 
@@ -170,7 +171,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     kernels: str = request.param
     if kernels != "none" and not native.available():
         pytest.skip("the kernels in C were not built")
-    if kernels == "all" and not native.conv_possible():
+    if kernels == "all" and not conv_supported():
         pytest.skip("no AVX2, or not chosen")
     monkeypatch.setenv("IMAE_KERNELS", kernels)
     return kernels

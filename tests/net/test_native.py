@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from c_kernels import conv_supported
 from tolerances import UNIT, sum_rounding, tolerance
 from torch import Tensor
 
@@ -22,14 +23,14 @@ from imae.files.errors import ImaeError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.vision.conv import Convolution
 from imae.net.kernels import conv, native
-from imae.net.kernels.conv import Convolve, gains
+from imae.net.kernels.conv import FastConvolution
 from imae.net.kernels.norm import normalize_by_statistics, normalize_channels_last
 from imae.net.kernels.norm_call import NormCall
 from imae.net.net import Net
 from imae.prototxt.text import parse_net
 
 built = pytest.mark.skipif(not native.available(), reason="the kernels in C were not built")
-multiplies = pytest.mark.skipif(not native.conv_possible(), reason="no AVX2, or no kernels in C")
+multiplies = pytest.mark.skipif(not conv_supported(), reason="no AVX2, or no kernels in C")
 
 
 @pytest.fixture(autouse=True)
@@ -46,11 +47,11 @@ def test_the_kernels_are_built_where_there_is_a_compiler() -> None:
 
 @built
 def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "VERSION", native.VERSION + 1)
+    monkeypatch.setattr(native, "sources_hash", lambda: "0" * 64)
     native._library.cache_clear()
     try:
         assert not native.available()
-        assert not (native.conv_weight_wanted() or native.winograd_wanted())
+        assert not (native.uses_conv_weight() or native.uses_winograd())
     finally:
         native._library.cache_clear()
 
@@ -489,21 +490,21 @@ def test_a_layer_of_two_bottoms_and_a_bias_has_its_gradients(
     channels: int, tiles: tuple[int, int], learning: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want_the_kernels(monkeypatch)
-    for name, least in zip(("LEAST_TILES", "LEAST_TILES_OF_WEIGHTS"), tiles, strict=True):
+    for name, least in zip(("MIN_TILES", "MIN_TILES_FOR_WEIGHTS"), tiles, strict=True):
         monkeypatch.setattr(conv, name, least)
     used: list[str] = []
     for name in ("winograd", "winograd_bottom_gradient", "winograd_weight_gradient", "conv_weight_gradient"):
         monkeypatch.setattr(native, name, partial(_noted, used, name, getattr(native, name)))
     layer = convolution(channels=channels).steps[-1].layer
     assert isinstance(layer, Convolution)
-    assert gains(layer, (2, channels, 9, 9))
+    assert FastConvolution.is_faster(layer, (2, channels, 9, 9))
     bottoms = [last(numbers(2, channels, 9, 9, seed=seed).float()) for seed in (1, 2)]
     leaves = {"bottoms": bottoms, "weights": [layer.blobs[0]], "bias": [layer.blobs[1]], "nothing": []}
     wanted = [*bottoms, *layer.blobs] if learning == "all" else leaves[learning]
     for leaf in (*bottoms, *layer.blobs):
         leaf.requires_grad_(any(leaf is one for one in wanted))
     diffs = [last(numbers(2, 16, 9, 9, seed=seed).float()) for seed in (3, 4)]
-    tops = Convolve(layer)(*bottoms)
+    tops = FastConvolution(layer)(*bottoms)
     got = [*tops, *(torch.autograd.grad(tops, wanted, diffs) if wanted else ())]
     exact_bottoms = [x.detach().double().requires_grad_(x.requires_grad) for x in bottoms]
     blobs, exact_tops = exactly(layer, exact_bottoms)
@@ -531,7 +532,7 @@ def test_other_bottoms_than_the_layer_was_made_for_are_left_to_it(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want_the_kernels(monkeypatch)
-    monkeypatch.setattr(conv, "LEAST_TILES", 1)
+    monkeypatch.setattr(conv, "MIN_TILES", 1)
     layer = convolution(channels=16).steps[-1].layer
     assert isinstance(layer, Convolution)
     x = numbers(*shape).float()
@@ -544,7 +545,7 @@ def test_other_bottoms_than_the_layer_was_made_for_are_left_to_it(
         except RuntimeError as error:
             return str(error)
 
-    got, want = top(Convolve(layer)), top(layer)
+    got, want = top(FastConvolution(layer)), top(layer)
     if isinstance(want, str):
         assert got == want
     else:
@@ -561,12 +562,12 @@ def test_layers_of_many_weights_leave_their_gradient_to_torch(monkeypatch: pytes
     x, top_diff = last(numbers(20, 16, 9, 9).float()), last(numbers(20, 16, 9, 9, seed=2).float())
     blobs, tops = exactly(layer, [x.double()])
     want = torch.autograd.grad(tops, blobs, [top_diff.double()])
-    for name in ("MOST_WEIGHTS", "MOST_BY_WINOGRAD"):
+    for name in ("MAX_WEIGHTS", "MAX_WINOGRAD_WEIGHTS"):
         monkeypatch.setattr(conv, name, 100)
-    assert gains(layer, (20, 16, 9, 9))  # forward, and for the bottom
+    assert FastConvolution.is_faster(layer, (20, 16, 9, 9))  # forward, and for the bottom
     for name in ("winograd_weight_gradient", "conv_weight_gradient"):
         monkeypatch.setattr(native, name, None)
-    got = torch.autograd.grad(Convolve(layer)(x), list(layer.blobs), top_diff)
+    got = torch.autograd.grad(FastConvolution(layer)(x), list(layer.blobs), top_diff)
     for one, other in zip(got, want, strict=True):
         assert distance(one, other) <= sum_rounding(20 * 81)  # torch's own, of 20 images of 9x9 pixels
 
@@ -590,7 +591,7 @@ def test_the_kernel_is_for_plain_convolutions(
 ) -> None:
     want_the_kernels(monkeypatch)
     layer = convolution(outputs, more).steps[-1].layer
-    assert gains(layer, (2, 3, 9, 9)) == wanted  # type: ignore[arg-type]
+    assert FastConvolution.is_faster(layer, (2, 3, 9, 9)) == wanted  # type: ignore[arg-type]
 
 
 @multiplies
@@ -664,7 +665,7 @@ def test_kernels_that_are_not_there_are_one_line(monkeypatch: pytest.MonkeyPatch
 
 @built
 def test_instructions_that_the_processor_lacks_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "isas_here", lambda: ["default"])
+    monkeypatch.setattr(native, "supported_isas", lambda: ["default"])
     native._choose.cache_clear()
     monkeypatch.delenv("IMAE_KERNELS", raising=False)
     monkeypatch.setenv("IMAE_KERNELS_ISA", "avx512f")
@@ -685,13 +686,13 @@ def test_instructions_that_the_processor_lacks_are_one_line(monkeypatch: pytest.
 @built
 def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IMAE_KERNELS_ISA", raising=False)
-    newest = native.isas_here()[-1]
-    for kernels in native.KERNELS if native.conv_possible() else native.KERNELS[:-1]:
+    newest = native.supported_isas()[-1]
+    for kernels in native.KERNELS if conv_supported() else native.KERNELS[:-1]:
         monkeypatch.setenv("IMAE_KERNELS", kernels)
         use = native.chosen()
         assert use.batch_norm == (kernels != "none") == native.batch_norm_supports(torch.zeros(2))
-        assert native.conv_weight_wanted() == use.conv_weight
-        assert native.winograd_wanted() == use.winograd
+        assert native.uses_conv_weight() == use.conv_weight
+        assert native.uses_winograd() == use.winograd
         if kernels != "auto":
             assert use.conv_weight == use.winograd == (kernels == "all")
         if kernels != "none":
@@ -715,8 +716,8 @@ def test_each_form_of_batch_norm_is_called(monkeypatch: pytest.MonkeyPatch) -> N
         return exported(name, function)
 
     monkeypatch.setattr(native, "_exported", note)
-    for isa in native.isas_here():
+    for isa in native.supported_isas():
         monkeypatch.setenv("IMAE_KERNELS_ISA", isa)
         native.batch_norm(NormCall(x, relu=True))
-    assert called == [f"imae_batch_norm_{isa}_float" for isa in native.isas_here()]
+    assert called == [f"imae_batch_norm_{isa}_float" for isa in native.supported_isas()]
     assert called[0] == "imae_batch_norm_default_float"
