@@ -28,7 +28,7 @@ from imae.net.plan import Plan, scales_channels
 from imae.prototxt import LayerParameter
 
 # Of the top. The products grow with the square of the channels, what they save only with their number.
-MOST_CHANNELS = 1024
+MAX_CHANNELS = 1024
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _convolution(net: Net, step: Step, parts: dict[str, _Part], writes: Counter[
         return None
     if any(replace(part, zero=first.zero) != first for part in found):
         return None
-    if writes[first.source] != first.version or shape[1] > MOST_CHANNELS:
+    if writes[first.source] != first.version or shape[1] > MAX_CHANNELS:
         return None
     one = torch.eye(channels[0][0])
     weight = torch.cat([torch.zeros_like(one) if part.zero else one for part in found])
