@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +56,17 @@ def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch)
         assert not (native.uses_conv_weight() or native.uses_winograd())
     finally:
         native._library.cache_clear()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize("name", ["common", "conv", "conv_weight", "winograd"])
+def test_a_header_includes_what_it_needs(name: str) -> None:
+    """batch_norm.h is a template: it says so where kernels.c does not include it."""
+    folder = Path(native.__file__).parent
+    command = ["cc", "-std=gnu11", "-fopenmp", "-fsyntax-only", "-x", "c"]
+    subprocess.run([*command, folder / f"{name}.h"], check=True)
+    template = subprocess.run([*command, folder / "batch_norm.h"], capture_output=True, text=True)
+    assert template.returncode and "a template: see kernels.c" in template.stderr
 
 
 def last(x: Tensor) -> Tensor:
