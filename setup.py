@@ -1,5 +1,6 @@
 """The package is `imae`; its parts lie at the top of the repository and are mapped onto it here."""
 
+import runpy
 import sys
 from pathlib import Path
 
@@ -17,13 +18,16 @@ HAS_NONE = "(sys_platform != 'linux' or platform_machine != 'x86_64') and sys_pl
 # Where plyvel is published with LevelDB inside; elsewhere LevelDB's own library must be installed.
 HAS_LEVELDB_WHEEL = "sys_platform == 'linux' and platform_machine == 'x86_64' and python_version < '3.13'"
 
-HEADERS = ["common", "batch_norm", "conv", "conv_weight", "winograd"]
+# The library carries the hash of its sources, which is compared when it is loaded. The package cannot be
+# imported yet, so the file that computes the hash is run by itself.
+SOURCES_HASH = runpy.run_path("net/kernels/sources.py")["sources_hash"]()
 
 # Optional: where it cannot be built, torch's operations take its place.
 KERNELS = Extension(
     "imae.net.kernels._kernels",
     ["net/kernels/kernels.c"],
-    depends=[f"net/kernels/{name}.h" for name in HEADERS],
+    depends=[str(path) for path in sorted(Path("net/kernels").glob("*.h"))],
+    define_macros=[("SOURCES_HASH", SOURCES_HASH)],
     extra_compile_args=[
         "-O3",
         "-std=gnu11",
@@ -46,6 +50,7 @@ setup(
     packages=[f"imae.{name}" for name in FOLDERS],
     package_dir={f"imae.{part}": part for part in PARTS},
     package_data={
+        "imae.net.kernels": ["*.c", "*.h"],  # for their hash
         "imae.prototxt": ["*.proto", "*.pyi", "models/**/*.prototxt"],
         "imae.converters": ["data/*"],
         "imae.paper": ["*.csv", "records/*.json"],

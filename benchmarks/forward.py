@@ -45,8 +45,7 @@ def imae_net(folder: Path, device: str, fold: bool = False, fast: bool = False) 
     """imae's own net: plain, with BatchNorm and shortcuts folded, or as `imae test` runs it."""
     import torch
 
-    from imae.net.fold import fold_shortcuts
-    from imae.net.fuse import fold_batch_norm
+    from imae.net.fold import fold_batch_norm, fold_shortcuts
     from imae.net.net import Net
     from imae.net.weights import load_caffemodel
     from imae.prototxt import TEST

@@ -14,6 +14,7 @@ import torch
 from imae.cli.options import add_strict_option, level
 from imae.files.caffe_log import log_line
 from imae.files.errors import DeviceError, ImaeError, PrototxtError, check_utf8
+from imae.net import kernels
 from imae.net.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
 from imae.net.device import (
     add_data_cache_option,
@@ -28,7 +29,6 @@ from imae.net.device import (
     set_threads,
     use_gpu,
 )
-from imae.net.kernels import native
 from imae.net.weights import add_dialect_option
 from imae.prototxt import SolverParameter
 from imae.prototxt.leftovers import report_leftovers
@@ -146,9 +146,9 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
     param = read_solver(path)
     _set_train_state(param, args, path)
     device = _device(param, args.gpu, ranks)
-    native.chosen()  # an error where the environment asks for what is not there, used or not
+    kernels.chosen()  # an error where the environment asks for what is not there, used or not
     if device.type == "cpu" and not args.plain:
-        logger.info(native.description(torch.bfloat16 if args.precision == "bf16" else chosen_dtype(args)))
+        logger.info(kernels.description(torch.bfloat16 if args.precision == "bf16" else chosen_dtype(args)))
     if ranks is not None:
         ranks.connect(device)
         logger.info("%d ranks train together, each on batches of its own", ranks.size)

@@ -33,8 +33,7 @@ from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Shape
 from imae.layers.registry import layer_class
 from imae.layers.vision.pooling import PoolingMethod
-from imae.net.fold import fold_shortcuts
-from imae.net.fuse import fold_batch_norm
+from imae.net.fold import fold_batch_norm, fold_shortcuts
 from imae.net.net import Net
 from imae.net.weights import load_caffemodel
 from imae.prototxt import TEST, LayerParameter, NetParameter, NetState

@@ -8,7 +8,7 @@ Nothing here waits for the device.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from imae.layers.layer import DataLayer
 from imae.net.device import device_budget
-from imae.net.fuse import FusedBatchNormScale, fuse_training
+from imae.net.fuse import fuse_training
 from imae.net.net import Net, Step
+from imae.net.plan import StepFunction
 from imae.net.stepwise import Stepwise
 
 Result = tuple[Tensor, dict[str, Tensor]]
@@ -87,9 +88,7 @@ class NetExecutor:
         self.keep, self.kept = keep, dict[str, Tensor]()
         self.channels_last = fast and (device.type == "cpu" or reduced is not None) if last is None else last
         if fast and not net.debug_info:  # which names the layers' blobs one by one
-            net.plan = fuse_training(net, keep)
-            if compiled:
-                _compile_joined(net.plan)
+            net.plan = fuse_training(net, keep, compiled)
         if reduced is not None:
             net.plan = _with_single_losses(net.plan)
         if self.channels_last:
@@ -145,26 +144,17 @@ def _reside(layer: DataLayer, device: torch.device) -> bool:
     return layer.reside(device, device_budget(device))
 
 
-def _compile_joined(plan: Sequence[Step]) -> None:
-    """Let torch.compile make the kernels of the joined layers that go by the batch."""
-    from imae.net.kernels.compiled_norm import normalize  # imports torch's compiler
-
-    for step in plan:
-        if isinstance(step.run, FusedBatchNormScale):
-            step.run.norm.kernel = normalize
-
-
 def _with_single_losses(plan: Sequence[Step]) -> list[Step]:
     """The plan, with losses and measures that get single precision whatever the blobs before them have."""
 
-    def in_single(run: Callable[..., Tensor | tuple[Tensor, ...]]) -> Callable[..., object]:
+    def in_single(run: StepFunction) -> StepFunction:
         return lambda *bottoms: run(*(bottom.float() for bottom in bottoms))
 
     changed = []
     for step in plan:
         step = copy.copy(step)
         if not step.layer.deployed:
-            step.run = in_single(step.run)  # type: ignore[assignment]  # as in fuse.py
+            step.run = in_single(step.run)
         changed.append(step)
     return changed
 

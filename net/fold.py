@@ -1,9 +1,9 @@
-"""The identity shortcut that appends channels of zeros, as one convolution.
+"""Plans for TEST nets with fewer layers: BatchNorms and Scales as weights, shortcuts as one convolution.
 
-He et al.'s shortcut A is Pooling with kernel 1 (every second pixel), Power with scale 0 (zeros) and Concat.
-Each value of its top is one of its bottom's, or 0: a 1x1 convolution whose weights are 1 and 0, and exact for
-finite values. ONNX Runtime keeps convolutions in a layout of its own and adds, rectifies and convolves there
-in one go; the three layers made it leave that layout in every block behind them.
+He et al.'s shortcut A, which appends channels of zeros, is Pooling with kernel 1 (every second pixel), Power
+with scale 0 (zeros) and Concat. Each value of its top is one of its bottom's, or 0: a 1x1 convolution whose
+weights are 1 and 0, and exact for finite values. ONNX Runtime keeps convolutions in a layout of its own and
+adds, rectifies and convolves there at once; the three layers made it leave that layout after every block.
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from imae.layers.activation.power import Power
+from imae.layers.common.inner_product import InnerProduct
+from imae.layers.layer import Layer
+from imae.layers.normalization.batch_norm import BatchNorm
 from imae.layers.utility.concat import Concat
 from imae.layers.utility.split import Split
 from imae.layers.vision.conv import Convolution
 from imae.layers.vision.pooling import Pooling
 from imae.net.net import Net, Step, mark_frees
+from imae.net.plan import Plan, scales_channels
 from imae.prototxt import LayerParameter
 
 # Of the top. The products grow with the square of the channels, what they save only with their number.
-MOST_CHANNELS = 1024
+MAX_CHANNELS = 1024
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def _convolution(net: Net, step: Step, parts: dict[str, _Part], writes: Counter[
         return None
     if any(replace(part, zero=first.zero) != first for part in found):
         return None
-    if writes[first.source] != first.version or shape[1] > MOST_CHANNELS:
+    if writes[first.source] != first.version or shape[1] > MAX_CHANNELS:
         return None
     one = torch.eye(channels[0][0])
     weight = torch.cat([torch.zeros_like(one) if part.zero else one for part in found])
@@ -113,3 +117,67 @@ def _one_by_one(concat: Concat, weight: Tensor, stride: tuple[int, int]) -> Conv
     layer.blobs.append(nn.Parameter(weight[:, :, None, None], requires_grad=False))
     layer.blob_shapes.append((*weight.shape, 1, 1))
     return layer
+
+
+def fold_batch_norm(net: Net) -> list[Step]:
+    """A plan for a TEST net: BatchNorm and Scale become part of the weights of the layer before them.
+
+    That layer is a convolution or an inner product. The new weights are computed in float64 and stored in
+    layers of their own; the net's parameters stay as they are.
+    """
+    plan = Plan(net)
+    for index, step in enumerate(net.steps):
+        source = step.layer
+        if not isinstance(source, Convolution | InnerProduct) or len(step.tops) != 1:
+            continue
+        if _channel_axis(source, len(net.blob_shapes[step.bottoms[0]])) != 1:
+            continue
+        members, layers, at = [index], [], plan.only_reader(index)
+        while at is not None and _is_affine(net.steps[at].layer):
+            members.append(at)
+            layers.append(net.steps[at].layer)
+            at = plan.only_reader(at)
+        if layers:
+            folded = _folded(source, layers)
+            plan.fuse(members, folded, folded)
+    return plan.steps()
+
+
+def _folded(source: Layer, affine: Sequence[Layer]) -> Layer:
+    weight = source.blob(0).detach().double()
+    transposed = isinstance(source, InnerProduct) and source.param.inner_product_param.transpose
+    channels = weight.shape[1] if transposed else weight.shape[0]
+    factor = weight.new_ones(channels)
+    offset = source.blob(1).detach().double() if len(source.blobs) > 1 else weight.new_zeros(channels)
+    for layer in affine:
+        if isinstance(layer, BatchNorm):
+            mean, variance = (t.detach().double() for t in layer.statistics())
+            times, plus = (variance + layer.eps).rsqrt(), -mean * (variance + layer.eps).rsqrt()
+        else:
+            times = layer.blob(0).detach().double()
+            plus = layer.blob(1).detach().double() if len(layer.blobs) > 1 else torch.zeros_like(times)
+        factor, offset = factor * times, offset * times + plus
+    shape = [1] * weight.ndim
+    shape[1 if transposed else 0] = channels
+    param = LayerParameter()
+    param.CopyFrom(source.param)
+    kind = param.convolution_param if isinstance(source, Convolution) else param.inner_product_param
+    kind.bias_term = True
+    folded: Layer = type(source)(param)
+    dtype = source.blob(0).dtype
+    for values in (weight * factor.view(shape), offset):
+        folded.blobs.append(nn.Parameter(values.to(dtype), requires_grad=False))
+        folded.blob_shapes.append(tuple(values.shape))
+    return folded
+
+
+def _channel_axis(layer: Convolution | InnerProduct, num_axes: int) -> int:
+    """The axis of the top that the outputs stand on."""
+    param = layer.param
+    kind = param.convolution_param if isinstance(layer, Convolution) else param.inner_product_param
+    return layer.canonical_axis(kind.axis, num_axes)
+
+
+def _is_affine(layer: Layer) -> bool:
+    """A BatchNorm by its own statistics, not the batch's, or a Scale of channels."""
+    return layer.use_global_stats if isinstance(layer, BatchNorm) else scales_channels(layer)

@@ -18,7 +18,7 @@ from imae.layers.normalization.batch_norm import BatchNorm
 
 
 class RunningStatistics:
-    """Normalises for BatchNorms that go by the batch; the last of them in a pass brings all up to date.
+    """Collects the statistics of a pass; with those of the last BatchNorm, all blobs are brought up to date.
 
     norms   in the order in which a pass runs them, each once; nobody else may use their blobs
     """
@@ -28,25 +28,18 @@ class RunningStatistics:
         self._sizes = [norm.blob_shapes[0][0] for norm in norms for _ in range(2)]
         self._found: list[Tensor] = []
 
-    def normalize(
-        self,
-        place: int,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        relu: bool = False,
-        shortcut: Tensor | None = None,
-    ) -> Tensor:
-        """What `norms[place].normalize` gives."""
-        norm = self._norms[place]
+    def zeros(self, place: int) -> tuple[Tensor, Tensor]:
+        """Memory for mean and variance of `norms[place]`, (C) each; all norms share one buffer."""
         if place == 0:  # a pass that was broken off has left some
-            self._found = list(torch.split(norm.blob(0).new_zeros(sum(self._sizes)), self._sizes))
-        pair = slice(2 * place, 2 * place + 2)
-        mean, variance = self._found[pair]
-        top, *self._found[pair] = norm.normalize_batch(x, weight, bias, mean, variance, relu, shortcut)
+            blob = self._norms[0].blob(0)
+            self._found = list(torch.split(blob.new_zeros(sum(self._sizes)), self._sizes))
+        return self._found[2 * place], self._found[2 * place + 1]
+
+    def add(self, place: int, mean: Tensor, variance: Tensor) -> None:
+        """What `norms[place].update` does, once the last one of a pass has been added."""
+        self._found[2 * place : 2 * place + 2] = mean, variance
         if place == len(self._norms) - 1:
             self._update()
-        return top
 
     @torch.no_grad()
     def _update(self) -> None:

@@ -21,7 +21,7 @@ from imae.layers.data.datum import size_text
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.layer import Shape
 from imae.layers.registry import layer_class
-from imae.net.fuse import fold_batch_norm
+from imae.net.fold import fold_batch_norm
 from imae.net.net import Net
 from imae.net.weights import load_caffemodel
 from imae.prototxt import TEST, NetState, TransformationParameter

@@ -45,7 +45,6 @@ assert FILES
 
 
 TO_BE_MOVED = {
-    "layers/normalization/batch_norm.py",
     "converters/export_onnx.py",
     "converters/extract_features.py",
 }
@@ -71,6 +70,13 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def imported_names(path: Path) -> set[str]:
+    """What `from module import name` imports: module.name, which may be a module."""
+    tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    imports_from = [node for node in tree if isinstance(node, ast.ImportFrom)]
+    return {f"{node.module}.{alias.name}" for node in imports_from for alias in node.names}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_folders_import_upwards_only(path: Path) -> None:
     name = str(path.relative_to(ROOT))
@@ -85,6 +91,15 @@ def test_folders_import_upwards_only(path: Path) -> None:
             assert module.split(".")[1] in allowed, f"{path} imports {module}"
         else:
             assert module.split(".")[0] not in PARTS, f"{path} imports {module} under a second name"
+
+
+def test_the_kernels_are_imported_through_their_package() -> None:
+    kernels = ROOT / "net" / "kernels"
+    modules = {f"imae.net.kernels.{path.stem}" for path in kernels.glob("*.py")}
+    assert "imae.net.kernels.native" in modules
+    for path in FILES:
+        if kernels not in path.parents:
+            assert not modules.intersection(imports(path) | imported_names(path)), path
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -17,7 +17,7 @@ blobs      blob0 (C), blob1 (C), blob2 (1), all from 0 on; not learned, their lr
 Caffe: batch_norm_layer.cpp. Differs: Caffe means to take a bottom of one axis, and aborts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ from imae.files.errors import ExportError
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
-from imae.net.kernels.norm import finished, is_channels_last, normalize, normalize_by
 from imae.prototxt import TEST, FillerParameter, LayerParameter, ParamSpec
 
 
@@ -37,7 +36,6 @@ class BatchNorm(Layer):
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         norm = param.batch_norm_param
-        self.kernel: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None  # for `normalize_batch`
         self.eps, self.fraction = norm.eps, norm.moving_average_fraction
         given = norm.HasField("use_global_stats")
         self.use_global_stats = norm.use_global_stats if given else self.phase == TEST
@@ -84,51 +82,20 @@ class BatchNorm(Layer):
     def forward(self, x: Tensor) -> Tensor:
         # No reshape where none is needed: it gives a single image a stride with which torch takes a wrong
         # gradient of the weights of a grouped convolution.
-        return self.normalize(x) if x.dim() > 1 else self.normalize(x.unsqueeze(1)).squeeze(1)
+        return self._normalize(x) if x.dim() > 1 else self._normalize(x.unsqueeze(1)).squeeze(1)
 
-    def normalize(
-        self,
-        x: Tensor,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        relu: bool = False,
-        shortcut: Tensor | None = None,
-    ) -> Tensor:
-        """The top for a bottom (N, C, ...), times `weight` and plus `bias`, (C) each, by the same kernel.
-
-        Then a shortcut of the same shape is added, and of that the ReLU taken.
-        """
+    def _normalize(self, x: Tensor) -> Tensor:
+        """The top of a bottom (N, C, ...)."""
         if self.use_global_stats:
-            return normalize_by(*self.statistics(), x, weight, bias, self.eps, relu, shortcut)
+            return torch.batch_norm(x, None, None, *self.statistics(), False, 0, self.eps, True)
+        # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.
         mean, variance = torch.zeros_like(self.blob(0)), torch.zeros_like(self.blob(1))
-        top, mean, variance = self.normalize_batch(x, weight, bias, mean, variance, relu, shortcut)
+        # In any other order of memory, torch's sums on the CPU are less exact.
+        top = torch.batch_norm(x.contiguous(), None, None, mean, variance, True, 1, self.eps, True)
+        if x.numel() == x.shape[1]:  # m is 1 and the variance 0, where torch divides it by 0
+            variance = torch.zeros_like(variance)
         self.update(mean, variance)
         return top
-
-    def normalize_batch(
-        self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        variance: Tensor,
-        relu: bool = False,
-        shortcut: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """What `normalize` gives by the batch's own statistics, its mean and its unbiased variance.
-
-        mean, variance   zeros, (C) each, of the blobs' dtype; the result may lie there
-        """
-        m = x.numel() // x.shape[1] if x.shape[1] else 0
-        if self.kernel is not None and m > 1:
-            return self.kernel(x, weight, bias, self.eps, relu, shortcut)
-        if is_channels_last(x):
-            return normalize(x, weight, bias, self.eps, relu, shortcut)
-        # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.
-        top = torch.batch_norm(x, weight, bias, mean, variance, True, 1, self.eps, True)
-        if m == 1:  # the variance is 0, where torch divides it by 0
-            variance = torch.zeros_like(variance)
-        return finished(top, relu, shortcut), mean, variance
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         if not self.use_global_stats:

@@ -1,1 +1,34 @@
-"""Fast ways to compute what a few layers compute: kernels in C, and what torch.compile makes."""
+"""Faster implementations of a few layers: kernels in C, and kernels that torch.compile makes.
+
+This is the one door: code outside of this folder imports from here, not from its modules.
+
+    NormCall                   the arguments of BatchNorm, Scale, a sum and ReLU as one operation
+    normalize_by_batch         that operation by the statistics of the batch
+    normalize_compiled         the same by torch.compile
+    normalize_by_statistics    the same by a given mean and variance
+    add_in_place               a sum of two blobs
+    FastConvolution            a convolution where the kernels are faster
+    SubsampledConvolution      a convolution where oneDNN writes past the end of its memory
+    available, supported_isas  whether the kernels in C were built, and which instructions they can use here
+    chosen, description        which of them this process uses, in values and in words
+"""
+
+from imae.net.kernels.compiled_norm import normalize_compiled
+from imae.net.kernels.conv import FastConvolution, SubsampledConvolution
+from imae.net.kernels.native import available, chosen, description, supported_isas
+from imae.net.kernels.norm import add_in_place, normalize_by_batch, normalize_by_statistics
+from imae.net.kernels.norm_call import NormCall
+
+__all__ = [
+    "FastConvolution",
+    "NormCall",
+    "SubsampledConvolution",
+    "add_in_place",
+    "available",
+    "chosen",
+    "description",
+    "normalize_by_batch",
+    "normalize_by_statistics",
+    "normalize_compiled",
+    "supported_isas",
+]

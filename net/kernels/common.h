@@ -1,12 +1,15 @@
+/* What all kernels include. */
+
 #ifndef COMMON_H
 #define COMMON_H
 
+#include <math.h>
 #include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-static inline int64_t least(int64_t a, int64_t b)
+static inline int64_t minimum(int64_t a, int64_t b)
 {
     return a < b ? a : b;
 }

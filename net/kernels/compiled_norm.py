@@ -15,20 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MOST_SHAPES = 1024  # torch.compile gives up beyond 8; a deep net has more
+from imae.net.kernels.norm import normalize_by_batch
+from imae.net.kernels.norm_call import NormCall
+
+MAX_SHAPES = 1024  # torch.compile gives up beyond 8; a deep net has more
 
 
-def normalize(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    relu: bool = False,
-    shortcut: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As norm.py's, for a blob of any order in memory and at least 2 values a channel."""
-    with torch._dynamo.config.patch(cache_size_limit=MOST_SHAPES, accumulated_cache_size_limit=MOST_SHAPES):
-        return _compiled()(x, weight, bias, shortcut, eps, relu)
+def normalize_compiled(call: NormCall, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """As `normalize_by_batch`, which does it where there is one number a channel."""
+    if call.x.numel() <= call.x.shape[1]:
+        return normalize_by_batch(call, mean, variance)
+    with torch._dynamo.config.patch(cache_size_limit=MAX_SHAPES, accumulated_cache_size_limit=MAX_SHAPES):
+        return _compiled()(*call)
 
 
 @cache
@@ -39,7 +37,7 @@ def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 
 
 def _normalize(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, shortcut: Tensor | None, eps: float, relu: bool
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, relu: bool, shortcut: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     top = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)[0]
     if shortcut is not None:

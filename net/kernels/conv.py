@@ -1,15 +1,15 @@
 """Convolutions of blobs whose memory is in the order N, H, W, C, by kernels in C where these are faster.
 
-Windows of 3x3 with a stride of 1 go by Winograd's algorithm, forward and backward: in half to three quarters
-of the time of oneDNN's kernels for processors without AVX-512. The rounding errors are half of oneDNN's in
-the median, and rarely larger; what is infinite or not a number reaches some pixels more.
+Windows of 3x3 with a stride of 1 use Winograd's algorithm, forward and backward. It takes half to three
+quarters of the time of oneDNN's kernels for processors without AVX-512. The median of its rounding errors is
+half of oneDNN's, and they are rarely larger. Infinities and NaN reach a few pixels more.
 
-Of other windows, the weights' gradient: oneDNN's takes half as long again as it takes for the top, and adds
-all N H W products of a weight up one after another in single precision. In ResNet-20 with a batch of 128 its
-gradients are wrong by 1e-5 of the largest; ours by 3e-7.
+For other windows, a kernel computes the gradient of the weights. oneDNN takes 1.5 times as long for it as for
+the top, and adds all N H W products of a weight one after another in single precision. In ResNet-20 with a
+batch of 128 its gradients are wrong by 1e-5 of the largest; ours by 3e-7.
 
-The rest is torch's, and so is all where oneDNN's kernels are faster: windows of one pixel, of which they make
-a product of two matrices, layers of many weights, and few pixels.
+torch computes all the rest, and where oneDNN's kernels are faster: windows of one pixel, which they compute
+as a product of two matrices; layers of many weights; few pixels.
 """
 
 from __future__ import annotations
@@ -26,43 +26,43 @@ from imae.layers.layer import Shape
 from imae.layers.vision.conv import Convolution
 from imae.net.kernels import native
 
-# Where the kernels in C gain, beside oneDNN on two cores of AMD Zen 3. Each thread has a sum for each
-# weight, and by Winograd's algorithm 16 for 9 weights; that algorithm transforms the weights first.
-MOST_WEIGHTS, MOST_BY_WINOGRAD = 200_000, 600_000
-LEAST_TILES, LEAST_TILES_OF_WEIGHTS = 64, 256  # of 2x2 pixels, for each thread
+# Where the kernels in C are faster than oneDNN, measured on two cores of AMD Zen 3. Each thread has a sum for
+# each weight, with Winograd's algorithm 16 sums for 9 weights; that algorithm transforms the weights first.
+MAX_WEIGHTS, MAX_WINOGRAD_WEIGHTS = 200_000, 600_000
+MIN_TILES, MIN_TILES_FOR_WEIGHTS = 64, 256  # of 2x2 pixels, for each thread
 FEW_CHANNELS = 8
 
 
 class SubsampledConvolution:
-    """A convolution of single pixels, only some of which it looks at: of those alone.
+    """A strided 1x1 convolution, computed on the subsampled bottom.
 
-    For few channels, and such a bottom, oneDNN's kernel for the weights' gradient writes past the end of its
+    For such a layer with few channels oneDNN's kernel for the weights' gradient writes past the end of its
     memory (seen with 3 and 4 channels and stride 2, torch 2.13).
     """
 
     def __init__(self, layer: Convolution) -> None:
         self.layer = layer
 
+    @staticmethod
+    def is_needed(layer: Convolution, bottom: Shape) -> bool:
+        """Whether this is for the layer, with a bottom of this shape."""
+        windows = layer.windows
+        return (
+            _is_2d(layer, bottom)
+            and windows.kernel == (1, 1)
+            and windows.stride != (1, 1)
+            and windows.pad == (0, 0)
+            and layer.blob_shapes[0][1] < FEW_CHANNELS
+        )
+
     def __call__(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
         layer = self.layer
         rows, columns = layer.windows.stride
         weight, bias = layer.blob(0), layer.blob(1) if layer.bias_term else None
         order = torch.channels_last
-        seen = (x[:, :, ::rows, ::columns].contiguous(memory_format=order) for x in bottoms)
-        tops = tuple(F.conv2d(x, weight, bias, groups=layer.group) for x in seen)
+        subsampled = (x[:, :, ::rows, ::columns].contiguous(memory_format=order) for x in bottoms)
+        tops = tuple(F.conv2d(x, weight, bias, groups=layer.group) for x in subsampled)
         return tops[0] if len(tops) == 1 else tops
-
-
-def subsamples_few_channels(layer: Convolution, bottom: Shape) -> bool:
-    """Whether `SubsampledConvolution` is for this layer with such a bottom."""
-    windows = layer.windows
-    return (
-        _is_2d(layer, bottom)
-        and windows.kernel == (1, 1)
-        and windows.stride != (1, 1)
-        and windows.pad == (0, 0)
-        and layer.blob_shapes[0][1] < FEW_CHANNELS
-    )
 
 
 def _is_2d(layer: Convolution, bottom: Shape) -> bool:
@@ -70,76 +70,76 @@ def _is_2d(layer: Convolution, bottom: Shape) -> bool:
     return len(layer.windows.kernel) == 2 and axis == 1
 
 
-def gains(layer: Convolution, bottom: Shape) -> bool:
-    """Whether `Convolve` is for this layer with such a bottom, and this processor is one for the kernels."""
+def _uses_weight_kernel(layer: Convolution) -> bool:
+    return native.uses_conv_weight() and math.prod(layer.blob_shapes[0]) <= MAX_WEIGHTS
+
+
+def _uses_winograd(layer: Convolution) -> bool:
     windows = layer.windows
     return (
-        _is_2d(layer, bottom)
-        and layer.group == 1
-        and set(windows.dilation) == {1}
-        and math.prod(windows.kernel) > 1
-        and layer.num_output % native.AT_ONCE == 0
-        and (_is_winograds(layer) or _has_its_weights_gradient(layer))
-    )
-
-
-def _has_its_weights_gradient(layer: Convolution) -> bool:
-    return native.conv_weight_wanted() and math.prod(layer.blob_shapes[0]) <= MOST_WEIGHTS
-
-
-def _is_winograds(layer: Convolution) -> bool:
-    windows = layer.windows
-    return (
-        native.winograd_wanted()
+        native.uses_winograd()
         and windows.kernel == (3, 3)
         and windows.stride == (1, 1)
         and max(windows.pad) <= 2
-        and layer.blob_shapes[0][1] % native.AT_ONCE == 0
+        and layer.blob_shapes[0][1] % native.CHANNELS_AT_ONCE == 0
     )
 
 
-class Convolve:
-    """A convolution's tops, as its `forward` makes them."""
+class FastConvolution:
+    """A convolution by the kernels in C; its tops are those of the layer's `forward`."""
 
     def __init__(self, layer: Convolution) -> None:
-        self.layer, self.is_winograds = layer, _is_winograds(layer)
-        self.has_weights_gradient = _has_its_weights_gradient(layer)
+        self.layer, self.uses_winograd = layer, _uses_winograd(layer)
+        self.uses_weight_kernel = _uses_weight_kernel(layer)
+
+    @staticmethod
+    def is_faster(layer: Convolution, bottom: Shape) -> bool:
+        """Whether this is faster than the layer on this processor, with a bottom of this shape."""
+        windows = layer.windows
+        return (
+            _is_2d(layer, bottom)
+            and layer.group == 1
+            and set(windows.dilation) == {1}
+            and math.prod(windows.kernel) > 1
+            and layer.num_output % native.CHANNELS_AT_ONCE == 0
+            and (_uses_winograd(layer) or _uses_weight_kernel(layer))
+        )
 
     def __call__(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
-        tops = tuple(map(self._one, bottoms))
+        tops = tuple(map(self._top, bottoms))
         return tops[0] if len(tops) == 1 else tops
 
-    def _one(self, x: Tensor) -> Tensor:
+    def _top(self, x: Tensor) -> Tensor:
         layer = self.layer
         weight, bias = layer.blob(0), layer.blob(1) if layer.bias_term else None
         stride, pad = layer.windows.stride, layer.windows.pad
         if (
-            not native.takes_conv(x, weight)
+            not native.conv_supports(x, weight)
             or x.shape[1] != weight.shape[1]
             or torch.is_autocast_enabled("cpu")
             or any(layer.windows.beyond(x.shape[2:]))
         ):
-            return self._plain(x)
-        tiles = self._tiles(x.shape) if self.is_winograds else 0
-        if not (tiles or native.learns(x, weight, bias)):
-            return self._plain(x)
+            return self._by_torch(x)
+        tiles = self._tiles(x.shape) if self.uses_winograd else 0
+        if not (tiles or native.requires_grad_any(x, weight, bias)):
+            return self._by_torch(x)
         convolved: Tensor = _Convolve.apply(  # type: ignore[no-untyped-call]  # torch's
-            x, weight, bias, stride, pad, tiles, self.has_weights_gradient
+            x, weight, bias, stride, pad, tiles, self.uses_weight_kernel
         )
         return convolved
 
-    def _plain(self, x: Tensor) -> Tensor:
+    def _by_torch(self, x: Tensor) -> Tensor:
         top = self.layer.forward(x)
         assert isinstance(top, Tensor)
         return top
 
     def _tiles(self, bottom: Shape) -> int:
-        """Of the tops, for each thread; 0 where they are too few for Winograd's algorithm."""
+        """How many tiles of the top each thread has; 0 if they are too few for Winograd's algorithm."""
         height, width = (
             (size + 2 * pad - 1) // 2 for size, pad in zip(bottom[2:], self.layer.windows.pad, strict=True)
         )
         tiles = bottom[0] * height * width // torch.get_num_threads()
-        return tiles if tiles >= LEAST_TILES else 0
+        return tiles if tiles >= MIN_TILES else 0
 
 
 class _Convolve(torch.autograd.Function):
@@ -152,10 +152,10 @@ class _Convolve(torch.autograd.Function):
         stride: Shape,
         pad: Shape,
         tiles: int,
-        has_weights_gradient: bool,
+        uses_weight_kernel: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.pad, ctx.tiles, ctx.has_weights_gradient = stride, pad, tiles, has_weights_gradient
+        ctx.stride, ctx.pad, ctx.tiles, ctx.uses_weight_kernel = stride, pad, tiles, uses_weight_kernel
         if tiles:
             return native.winograd(x, weight, bias, pad)
         return F.conv2d(x, weight, bias, stride, pad)
@@ -169,9 +169,9 @@ class _Convolve(torch.autograd.Function):
         diff = weight_diff = bias_diff = None
         if wanted[0] and ctx.tiles:
             diff = native.winograd_bottom_gradient(top_diff, weight, pad)
-        if wanted[1] and ctx.tiles >= LEAST_TILES_OF_WEIGHTS and weight.numel() <= MOST_BY_WINOGRAD:
+        if wanted[1] and ctx.tiles >= MIN_TILES_FOR_WEIGHTS and weight.numel() <= MAX_WINOGRAD_WEIGHTS:
             weight_diff = native.winograd_weight_gradient(x, top_diff, weight.shape, pad)
-        elif wanted[1] and ctx.has_weights_gradient:
+        elif wanted[1] and ctx.uses_weight_kernel:
             weight_diff = native.conv_weight_gradient(x, top_diff, weight.shape, ctx.stride, pad)
         missing = [want and got is None for want, got in zip(wanted, (diff, weight_diff), strict=False)]
         if any(missing):

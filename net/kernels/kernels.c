@@ -2,14 +2,20 @@
 
    A sum over many numbers is made of short sums in REAL that are added up in double. */
 
-#include <math.h>
-
 #include "common.h"
+#include "conv_weight.h"
+#include "winograd.h"
 
-/* net/kernels/native.py has the same number: a library that was built from other sources is not used. */
-int imae_version(void)
+/* setup.py defines the hash of all files here; native.py does not use a library with the hash of others. */
+#ifndef SOURCES_HASH
+#define SOURCES_HASH unknown
+#endif
+#define STRING(x) #x
+#define STRING_OF_VALUE(x) STRING(x)
+
+const char *imae_sources_hash(void)
 {
-    return 4;
+    return STRING_OF_VALUE(SOURCES_HASH);
 }
 
 #define JOIN(name, isa, type) imae_##name##_##isa##_##type
@@ -28,7 +34,7 @@ int imae_version(void)
 #undef ISA
 #undef TARGET
 
-/* For those with further instructions; Python asks which there are, and chooses. */
+/* For processors with further instructions: Python asks which this one has, and chooses a form. */
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #define ISA avx2
@@ -77,4 +83,48 @@ int imae_has_avx512f(void)
 
 #endif
 
-#include "conv.h"
+#if HAS_CONV_KERNELS
+
+int imae_conv_supported(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+/* Without AVX-512, for which oneDNN's own kernels are fast. */
+int imae_conv_weight_is_faster(void)
+{
+    return imae_conv_supported() && !__builtin_cpu_supports("avx512f");
+}
+
+/* AMD's Zen 3 and 4. The latter has AVX-512, but multiplies no more numbers at once with it than with AVX2. */
+static int is_zen_3_or_4(void)
+{
+    unsigned a, b, c, d, vendor[3];
+    if (!__get_cpuid(0, &a, &vendor[0], &vendor[2], &vendor[1]) || memcmp(vendor, "AuthenticAMD", 12))
+        return 0;
+    return __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) == 15 && (a >> 20 & 255) == 0x19 - 15;
+}
+
+int imae_winograd_is_faster(void)
+{
+    return imae_conv_weight_is_faster() || (imae_conv_supported() && is_zen_3_or_4());
+}
+
+#else
+
+int imae_conv_supported(void)
+{
+    return 0;
+}
+
+int imae_conv_weight_is_faster(void)
+{
+    return 0;
+}
+
+int imae_winograd_is_faster(void)
+{
+    return 0;
+}
+
+#endif

@@ -1,8 +1,8 @@
-"""Kernels in C for the CPU (kernels.c), built when the package is installed where there is a C compiler.
+"""Kernels in C for the CPU (kernels.c), built when the package is installed and there is a C compiler.
 
-Without them torch's operations do the same work: slower, and less exactly where it is a convolution's
-weights. `available` says whether they are there, `chosen` which of them this process uses. Two variables of
-the environment overrule what is the fastest for this processor, to try on one what another would use:
+Without them torch's operations do the same work: slower, and less exactly for the gradient of a convolution's
+weights. `available` says whether they were built, `chosen` which of them this process uses. By default these
+are the fastest on this processor. Two environment variables choose others, to try what another would use:
 
     IMAE_KERNELS       auto (the fastest), none, batch_norm (convolutions are torch's, as on Intel's
                        processors with AVX-512), all (also where torch has faster ones)
@@ -24,24 +24,25 @@ import torch
 from torch import Tensor
 
 from imae.files.errors import DeviceError
+from imae.net.kernels.norm_call import NormCall
+from imae.net.kernels.sources import sources_hash
 
-VERSION = 4  # of kernels.c
-AT_ONCE = 8  # outputs, and for `winograd` channels, come in multiples of it
+CHANNELS_AT_ONCE = 8  # outputs, and for `winograd` channels, come in multiples of it
 KERNELS = ("auto", "none", "batch_norm", "all")  # values of IMAE_KERNELS
 ISAS = ("default", "avx2", "avx512f")  # of IMAE_KERNELS_ISA, besides auto; from the oldest to the newest
 
 _ADDRESS, _SIZE, _NUMBER, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
 _FORWARD = [*[_ADDRESS, _SIZE, _SIZE], *[_ADDRESS] * 3, _NUMBER, _INT, _INT, *[_ADDRESS] * 4]
-_GIVEN = [*[_ADDRESS, _SIZE, _SIZE], *[_ADDRESS] * 5, _NUMBER, _INT, _INT, _ADDRESS]
+_BY_STATISTICS = [*[_ADDRESS, _SIZE, _SIZE], *[_ADDRESS] * 5, _NUMBER, _INT, _INT, _ADDRESS]
 _BACKWARD = [*[_ADDRESS] * 3, _SIZE, _SIZE, *[_ADDRESS] * 4, _INT, _INT, *[_ADDRESS] * 4]
-_CONV = [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS]
+_WEIGHT_GRADIENT = [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS]
 _ARGUMENTS: dict[str, list[Any]] = {
     "batch_norm": _FORWARD,
-    "batch_norm_given": _GIVEN,
+    "batch_norm_by_statistics": _BY_STATISTICS,
     "batch_norm_gradients": _BACKWARD,
-    "conv_weight": _CONV,
+    "conv_weight": _WEIGHT_GRADIENT,
     "winograd": [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT, _ADDRESS],
-    "winograd_weight": _CONV,
+    "winograd_weight": _WEIGHT_GRADIENT,
 }
 _TYPES = {torch.float32: "float", torch.float64: "double"}
 
@@ -53,14 +54,15 @@ def _library() -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(spec.origin)
-        version = library.imae_version()
-    except (OSError, AttributeError):  # built for another machine
+        library.imae_sources_hash.restype = ctypes.c_char_p
+        built_from: bytes = library.imae_sources_hash()
+    except (OSError, AttributeError):  # built for another machine, or before there was a hash
         return None
-    return library if version == VERSION else None
+    return library if built_from.decode() == sources_hash() else None
 
 
 def available() -> bool:
-    """Whether the kernels were built, from these sources."""
+    """Whether the kernels were built, from the sources that lie here now."""
     return _library() is not None
 
 
@@ -70,7 +72,7 @@ class Chosen(NamedTuple):
     batch_norm: bool
     conv_weight: bool
     winograd: bool
-    isa: str  # the instructions of BatchNorm's
+    isa: str  # the instructions of BatchNorm's kernels
 
 
 def chosen() -> Chosen:
@@ -100,13 +102,13 @@ def _choose(kernels: str, isa: str, library: ctypes.CDLL | None) -> Chosen:
                 f"compiler, or use auto"
             )
         return Chosen(False, False, False, "default")
-    isas = isas_here()
+    isas = supported_isas()
     if isa not in ("auto", *isas):
         raise DeviceError(
             f"IMAE_KERNELS_ISA={isa}: this processor has none of it; use auto, {', '.join(isas)}"
         )
     isa = isas[-1] if isa == "auto" else isa
-    conv = isa != "default" and bool(library.imae_conv_possible())
+    conv = isa != "default" and bool(library.imae_conv_supported())
     if kernels == "all" and not conv:
         raise DeviceError(
             f"IMAE_KERNELS=all: the convolutions' kernels need AVX2 and FMA, and IMAE_KERNELS_ISA is {isa}; "
@@ -115,13 +117,13 @@ def _choose(kernels: str, isa: str, library: ctypes.CDLL | None) -> Chosen:
     every = kernels == "all"
     return Chosen(
         True,
-        conv and (every or (kernels == "auto" and bool(library.imae_conv_weight_wanted()))),
-        conv and (every or (kernels == "auto" and bool(library.imae_winograd_wanted()))),
+        conv and (every or (kernels == "auto" and bool(library.imae_conv_weight_is_faster()))),
+        conv and (every or (kernels == "auto" and bool(library.imae_winograd_is_faster()))),
         isa,
     )
 
 
-def isas_here() -> list[str]:
+def supported_isas() -> list[str]:
     """The values of IMAE_KERNELS_ISA, besides auto, with which this processor can run the kernels."""
     library = _library()
     if library is None:
@@ -146,13 +148,13 @@ def description(dtype: torch.dtype) -> str:
     return f"Kernels in C: {', '.join(names) or 'none'}"
 
 
-def takes(*tensors: Tensor | None) -> bool:
-    """Whether BatchNorm's kernels are used, for these tensors: on the CPU, of one type, float or double."""
-    return _are_alike(*tensors) and available() and chosen().batch_norm
+def batch_norm_supports(*tensors: Tensor | None) -> bool:
+    """Whether BatchNorm's kernels are used, and support these tensors: on the CPU, all of one type."""
+    return _same_float_type_on_cpu(*tensors) and available() and chosen().batch_norm
 
 
-def _are_alike(*tensors: Tensor | None) -> bool:
-    """On the CPU, of one type, float or double."""
+def _same_float_type_on_cpu(*tensors: Tensor | None) -> bool:
+    """Whether the tensors are on the CPU, and all float or all double."""
     dtype = None
     for tensor in tensors:
         if tensor is not None:
@@ -162,24 +164,23 @@ def _are_alike(*tensors: Tensor | None) -> bool:
     return dtype in _TYPES
 
 
-def learns(*tensors: Tensor | None) -> bool:
-    """Whether a gradient is to come back to one of these tensors."""
+def requires_grad_any(*tensors: Tensor | None) -> bool:
+    """Whether autograd is to compute a gradient for one of these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def batch_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, shortcut: Tensor | None, eps: float, relu: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The top, (N, C, H, W) as x is, and of the batch mean, unbiased variance and factor, (C) each.
+def batch_norm(call: NormCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The top of NormCall's formula, and of the batch mean, unbiased variance and factor, (C) each.
 
-    top = relu((x - mean) factor weight + bias + shortcut), factor = 1 / sqrt(biased variance + eps)
+        factor = 1 / sqrt(biased variance + eps)
 
-    x, shortcut   with the channels last in memory; weight, bias: (C); what is None is left out
+    x, shortcut   (N, C, H, W) with the channels last in memory, as the top is
     """
+    x, weight, bias, eps, relu, shortcut = call
     channels, top = x.shape[1], torch.empty_like(x)
-    _check(x, x if shortcut is None else shortcut, x.shape, weight, bias)
+    _check_layout(x, x if shortcut is None else shortcut, x.shape, weight, bias)
     mean, variance, factor = (x.new_empty(channels) for _ in range(3))
-    failed = _function("batch_norm", x.dtype)(
+    failed = _kernel("batch_norm", x.dtype)(
         x.data_ptr(), x.numel() // channels, channels, *map(_address, (weight, bias, shortcut)),
         eps, relu, torch.get_num_threads(), *map(_address, (top, mean, variance, factor)),
     )  # fmt: skip
@@ -188,20 +189,12 @@ def batch_norm(
     return top, mean, variance, factor
 
 
-def batch_norm_given(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    shortcut: Tensor | None,
-    mean: Tensor,
-    variance: Tensor,
-    eps: float,
-    relu: bool,
-) -> Tensor:
+def batch_norm_by_statistics(call: NormCall, mean: Tensor, variance: Tensor) -> Tensor:
     """The top as `batch_norm` has it, by a given mean and variance, (C) each."""
+    x, weight, bias, eps, relu, shortcut = call
     channels, top = x.shape[1], torch.empty_like(x)
-    _check(x, x if shortcut is None else shortcut, x.shape, weight, bias, mean, variance)
-    failed = _function("batch_norm_given", x.dtype)(
+    _check_layout(x, x if shortcut is None else shortcut, x.shape, weight, bias, mean, variance)
+    failed = _kernel("batch_norm_by_statistics", x.dtype)(
         x.data_ptr(), x.numel() // channels, channels,
         *map(_address, (weight, bias, shortcut, mean, variance)),
         eps, relu, torch.get_num_threads(), top.data_ptr(),
@@ -212,25 +205,20 @@ def batch_norm_given(
 
 
 def batch_norm_gradients(
-    x: Tensor,
-    top: Tensor | None,
-    top_diff: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    factor: Tensor,
-    relu: bool,
+    call: NormCall, top: Tensor | None, top_diff: Tensor, mean: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, weight, bias and shortcut from that of the top, as x is in memory.
+    """The gradients of x, weight, bias and shortcut, of a call of `batch_norm`; its shortcut is not needed.
 
-    top   where there was a shortcut before a ReLU
+    top             what the call gave, if it had a shortcut and a ReLU; else None
+    mean, factor    what it gave
     """
+    x, weight, bias, _, relu, _ = call
     channels, diff = x.shape[1], torch.empty_like(x)
     for blob in (top_diff, x if top is None else top):
-        _check(x, blob, x.shape, weight, bias, mean, factor)
+        _check_layout(x, blob, x.shape, weight, bias, mean, factor)
     masked = None if top is None else torch.empty_like(x)
     weight_diff, bias_diff = x.new_empty(channels), x.new_empty(channels)
-    failed = _function("batch_norm_gradients", x.dtype)(
+    failed = _kernel("batch_norm_gradients", x.dtype)(
         *map(_address, (x, top, top_diff)), x.numel() // channels, channels,
         *map(_address, (weight, bias, mean, factor)), relu, torch.get_num_threads(),
         *map(_address, (masked, diff, weight_diff, bias_diff)),
@@ -240,26 +228,20 @@ def batch_norm_gradients(
     return diff, weight_diff, bias_diff, top_diff if masked is None else masked
 
 
-def conv_possible() -> bool:
-    """Whether the convolutions' kernels were built, and run on this processor with the chosen ISA."""
-    library = _library()
-    return available() and library is not None and _isa() != "default" and bool(library.imae_conv_possible())
-
-
-def conv_weight_wanted() -> bool:
-    """Whether `conv_weight_gradient` is used: torch has nothing better here, or it is asked for."""
+def uses_conv_weight() -> bool:
+    """Whether `conv_weight_gradient` is used: it is faster than torch on this processor, or asked for."""
     return available() and chosen().conv_weight
 
 
-def winograd_wanted() -> bool:
-    """The same for `winograd` and its gradients."""
+def uses_winograd() -> bool:
+    """Whether `winograd` and its gradients are used, likewise."""
     return available() and chosen().winograd
 
 
-def takes_conv(x: Tensor, weight: Tensor) -> bool:
-    """Whether the convolutions' kernels are for this bottom: on the CPU, float, channels last in memory."""
+def conv_supports(x: Tensor, weight: Tensor) -> bool:
+    """Whether the convolutions' kernels support this bottom: on the CPU, float, channels last in memory."""
     return (
-        _are_alike(x, weight)
+        _same_float_type_on_cpu(x, weight)
         and available()
         and x.dtype == torch.float32
         and x.numel() > 0
@@ -273,13 +255,13 @@ def conv_weight_gradient(
     """The gradient of a convolution's weights, (outputs, channels, kernel_h, kernel_w), channels last.
 
     x         the bottom, (N, C, H, W); top_diff: (N, outputs, H', W'); both with the channels last in memory
-    outputs   a multiple of AT_ONCE
+    outputs   a multiple of CHANNELS_AT_ONCE
     """
     return _weight_gradient("conv_weight", x, top_diff, shape, stride, pad)
 
 
 def winograd_weight_gradient(x: Tensor, top_diff: Tensor, shape: Sequence[int], pad: Sequence[int]) -> Tensor:
-    """The same for windows of 3x3 and a stride of 1, faster; the channels are a multiple of AT_ONCE, too."""
+    """The same for windows of 3x3 and a stride of 1, faster; channels are a multiple of CHANNELS_AT_ONCE."""
     _check_winograd(shape)
     return _weight_gradient("winograd_weight", x, top_diff, shape, (1, 1), pad)
 
@@ -288,11 +270,11 @@ def _weight_gradient(
     name: str, x: Tensor, top_diff: Tensor, shape: Sequence[int], stride: Sequence[int], pad: Sequence[int]
 ) -> Tensor:
     diff = torch.empty(*shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    _check(x, top_diff, _top_shape(x, shape, stride, pad))
-    if shape[0] % AT_ONCE:
+    _check_layout(x, top_diff, _top_shape(x, shape, stride, pad))
+    if shape[0] % CHANNELS_AT_ONCE:
         raise ValueError(f"no kernel for {shape[0]} outputs")
-    conv = _conv(x, top_diff.shape, shape[2:], stride, pad)
-    failed = _function(name)(
+    conv = _conv_sizes(x, top_diff.shape, shape[2:], stride, pad)
+    failed = _kernel(name)(
         x.data_ptr(), top_diff.data_ptr(), ctypes.addressof(conv), torch.get_num_threads(), diff.data_ptr()
     )
     if failed:
@@ -301,23 +283,23 @@ def _weight_gradient(
 
 
 def winograd(
-    x: Tensor, weight: Tensor, bias: Tensor | None, pad: Sequence[int], turned: bool = False
+    x: Tensor, weight: Tensor, bias: Tensor | None, pad: Sequence[int], rotated: bool = False
 ) -> Tensor:
     """A convolution with windows of 3x3 and a stride of 1: (N, outputs, H', W'), channels last.
 
     x        (N, C, H, W) with the channels last in memory; weight: (outputs, C, 3, 3); bias: (outputs)
-    turned   with the weights turned by 180 degrees
+    rotated  whether the windows are rotated by 180 degrees
     """
     _check_winograd(weight.shape)
     shape = _top_shape(x, weight.shape, (1, 1), pad)
     top = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    _check(x, top, shape)
+    _check_layout(x, top, shape)
     if weight.dtype != x.dtype or (bias is not None and (bias.dtype != x.dtype or bias.shape != shape[1:2])):
         raise ValueError(f"no kernel for {x.dtype} and weights {weight.dtype}")
-    conv, strides = _conv(x, shape, (3, 3), (1, 1), pad), _integers(weight.stride())
-    bias = None if bias is None else bias.contiguous()  # by name: the kernel reads its memory
-    failed = _function("winograd")(
-        x.data_ptr(), weight.data_ptr(), ctypes.addressof(strides), turned,
+    conv, strides = _conv_sizes(x, shape, (3, 3), (1, 1), pad), _int64_array(weight.stride())
+    bias = None if bias is None else bias.contiguous()  # with a name, so that the memory stays
+    failed = _kernel("winograd")(
+        x.data_ptr(), weight.data_ptr(), ctypes.addressof(strides), rotated,
         _address(bias),
         ctypes.addressof(conv), torch.get_num_threads(), top.data_ptr(),
     )  # fmt: skip
@@ -328,11 +310,11 @@ def winograd(
 
 def winograd_bottom_gradient(top_diff: Tensor, weight: Tensor, pad: Sequence[int]) -> Tensor:
     """The gradient of the bottom of such a convolution, padded by at most 2."""
-    return winograd(top_diff, weight.transpose(0, 1), None, [2 - p for p in pad], turned=True)
+    return winograd(top_diff, weight.transpose(0, 1), None, [2 - p for p in pad], rotated=True)
 
 
 def _top_shape(x: Tensor, shape: Sequence[int], stride: Sequence[int], pad: Sequence[int]) -> tuple[int, ...]:
-    """Of the convolution of x with weights of this shape."""
+    """The shape of the convolution of x with weights of this shape."""
     outputs, channels, *kernel = shape
     counts = [
         (size + 2 * p - k) // s + 1 for size, p, k, s in zip(x.shape[2:], pad, kernel, stride, strict=True)
@@ -349,28 +331,30 @@ def _top_shape(x: Tensor, shape: Sequence[int], stride: Sequence[int], pad: Sequ
 
 def _check_winograd(shape: Sequence[int]) -> None:
     outputs, channels, *kernel = shape
-    if kernel != [3, 3] or outputs % AT_ONCE or channels % AT_ONCE:
+    if kernel != [3, 3] or outputs % CHANNELS_AT_ONCE or channels % CHANNELS_AT_ONCE:
         raise ValueError(f"no kernel for weights {tuple(shape)}")
 
 
-def _conv(
+def _conv_sizes(
     x: Tensor, top: Sequence[int], kernel: Sequence[int], stride: Sequence[int], pad: Sequence[int]
 ) -> ctypes.Array[ctypes.c_int64]:
     num, channels, height, width = x.shape
     _, outputs, top_height, top_width = top
-    return _integers((num, height, width, channels, top_height, top_width, outputs, *kernel, *stride, *pad))
+    return _int64_array(
+        (num, height, width, channels, top_height, top_width, outputs, *kernel, *stride, *pad)
+    )
 
 
-def _integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+def _int64_array(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
     return (ctypes.c_int64 * len(values))(*values)
 
 
-def _check(x: Tensor, blob: Tensor, shape: Sequence[int], *values: Tensor | None) -> None:
-    """ValueError where the kernels would read foreign memory, or numbers of another type."""
+def _check_layout(x: Tensor, blob: Tensor, shape: Sequence[int], *values: Tensor | None) -> None:
+    """ValueError if the kernels would read memory of others, or numbers of another type."""
     order = torch.channels_last
-    for each in (x, blob):
-        if not each.is_contiguous(memory_format=order):
-            raise ValueError(f"strides {each.stride()} are not those of channels last")
+    for tensor in (x, blob):
+        if not tensor.is_contiguous(memory_format=order):
+            raise ValueError(f"strides {tensor.stride()} are not those of channels last")
     if tuple(blob.shape) != tuple(shape) or blob.dtype != x.dtype:
         raise ValueError(f"got {blob.dtype} {tuple(blob.shape)}, expected {x.dtype} {tuple(shape)}")
     for value in values:
@@ -380,13 +364,15 @@ def _check(x: Tensor, blob: Tensor, shape: Sequence[int], *values: Tensor | None
             raise ValueError(f"got {value.dtype} {tuple(value.shape)} for {x.shape[1]} channels of {x.dtype}")
 
 
-def _function(name: str, dtype: torch.dtype | None = None) -> Callable[..., int]:
-    """A convolution's kernel, or BatchNorm's for numbers of this type, in the chosen instructions."""
-    return _exported(name, f"imae_{name}" if dtype is None else f"imae_{name}_{_isa()}_{_TYPES[dtype]}")
+def _kernel(name: str, dtype: torch.dtype | None = None) -> Callable[..., int]:
+    """A convolution's kernel; with a dtype, BatchNorm's kernel for it in the chosen instructions."""
+    return _exported(
+        name, f"imae_{name}" if dtype is None else f"imae_{name}_{_batch_norm_isa()}_{_TYPES[dtype]}"
+    )
 
 
-def _isa() -> str:
-    """Of BatchNorm's kernels, also where they are called though the environment says that none is used."""
+def _batch_norm_isa() -> str:
+    """The form of BatchNorm's kernels; tests call them also where the environment says that none is used."""
     isa = os.environ.get("IMAE_KERNELS_ISA") or "auto"
     return _choose("batch_norm", isa, _library()).isa
 

@@ -1,9 +1,12 @@
-"""Batch normalisation of blobs whose memory is in the order N, H, W, C: by kernels in C, or by torch's.
+"""Batch normalisation, then Scale, a sum with another blob and ReLU, for the fast plan.
 
-torch's own kernels for that order add all N H W values of a channel up one after another, in single
-precision: of 131,072 values the variance is wrong by 1e-5 of itself, and so are the top and the gradients.
-Seen as N H rows of W C numbers, the same memory has W columns for each channel; their sums, put together, are
-wrong by 2e-7, and torch's kernels are faster with long rows.
+Of blobs whose memory is in the order N, H, W, C, on the CPU: by kernels in C, or by torch's kernels on the
+same memory seen otherwise. Of all other blobs: by `torch.batch_norm`.
+
+torch's own kernels for that order add all N H W values of a channel one after another in single precision:
+the variance of 131,072 values is wrong by 1e-5 of itself, and so are the top and the gradients. Seen as N H
+rows of W C numbers, the same memory has W columns for each channel. The statistics of the columns, merged,
+are wrong by 2e-7, and torch's kernels are faster with long rows.
 
     forward   mean = mean_w means[w]      variance = mean_w variances[w] + mean_w (means[w] - mean)^2
     backward  with x' = (x - mean) factor, factor = 1 / sqrt(variance + eps), m = N H W, sums over all but C:
@@ -21,12 +24,41 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from imae.net.kernels import native
+from imae.net.kernels.norm_call import NormCall
 
 aten = torch.ops.aten
 
 
+def normalize_by_batch(call: NormCall, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The top by the batch's own statistics, its mean and its unbiased variance, (C) each.
+
+    mean, variance   zeros, (C) each, of the type that is wanted; the result may lie in their memory
+    """
+    x = call.x
+    if is_channels_last(x):
+        return normalize_channels_last(call)
+    # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.
+    top = torch.batch_norm(x, call.weight, call.bias, mean, variance, True, 1, call.eps, True)
+    if x.numel() == x.shape[1]:  # one number a channel: the variance is 0, where torch divides it by 0
+        variance = torch.zeros_like(variance)
+    return add_and_relu(top, call), mean, variance
+
+
+def normalize_by_statistics(call: NormCall, mean: Tensor, variance: Tensor) -> Tensor:
+    """The top by a given mean and variance, (C) each."""
+    x, weight, bias, eps, _, shortcut = call
+    if (
+        not native.requires_grad_any(x, weight, bias, shortcut)
+        and is_channels_last(x)
+        and _kernels_support(call, mean, variance)
+    ):
+        return native.batch_norm_by_statistics(call, mean, variance)
+    top = torch.batch_norm(x, weight, bias, mean, variance, False, 0, eps, True)
+    return add_and_relu(top, call)
+
+
 def is_channels_last(x: Tensor) -> bool:
-    """Whether `normalize` takes this blob: on the CPU, (N, C, H, W) with the channels last in memory."""
+    """Whether `normalize_channels_last` supports this blob: on the CPU, (N, C, H, W), order N, H, W, C."""
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
@@ -37,64 +69,35 @@ def is_channels_last(x: Tensor) -> bool:
     )
 
 
-def normalize(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    relu: bool = False,
-    shortcut: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """x by its own statistics, times weight, plus bias, plus a shortcut of x's shape, and of that the ReLU.
-
-    With its mean and its unbiased variance, (C) each.
-    """
+def normalize_channels_last(call: NormCall) -> tuple[Tensor, Tensor, Tensor]:
+    """As `normalize_by_batch`, of a blob for which `is_channels_last` holds."""
     found: tuple[Tensor, Tensor, Tensor]
-    if _native_takes(x, shortcut, weight, bias):
-        found = _Native.apply(x, weight, bias, shortcut, eps, relu)  # type: ignore[no-untyped-call]  # torch's
+    if _kernels_support(call):
+        found = _Native.apply(*call)  # type: ignore[no-untyped-call]  # torch's
         return found
-    found = _Normalize.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
-    return finished(found[0], relu, shortcut), *found[1:]
+    found = _Normalize.apply(*call[:4])  # type: ignore[no-untyped-call]
+    return add_and_relu(found[0], call), *found[1:]
 
 
-def normalize_by(
-    mean: Tensor,
-    variance: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    relu: bool = False,
-    shortcut: Tensor | None = None,
-) -> Tensor:
-    """The same by a given mean and variance, (C) each; x in any order of memory."""
-    if (
-        not native.learns(x, weight, bias, shortcut)
-        and is_channels_last(x)
-        and _native_takes(x, shortcut, weight, bias, mean, variance)
-    ):
-        return native.batch_norm_given(x, weight, bias, shortcut, mean, variance, eps, relu)
-    top = torch.batch_norm(x, weight, bias, mean, variance, False, 0, eps, True)
-    return finished(top, relu, shortcut)
-
-
-def _native_takes(x: Tensor, shortcut: Tensor | None, *values: Tensor | None) -> bool:
+def _kernels_support(call: NormCall, *statistics: Tensor) -> bool:
+    x, weight, bias, _, _, shortcut = call
+    values = (weight, bias, *statistics)
     return (
-        native.takes(x, *values, shortcut)
-        and all(len(each) == x.shape[1] and each.is_contiguous() for each in values if each is not None)
+        native.batch_norm_supports(x, *values, shortcut)
+        and all(len(value) == x.shape[1] and value.is_contiguous() for value in values if value is not None)
         and (shortcut is None or (shortcut.shape == x.shape and is_channels_last(shortcut)))
     )
 
 
-def finished(top: Tensor, relu: bool, shortcut: Tensor | None) -> Tensor:
-    """The top plus the shortcut, and of that the ReLU, in the top's memory if it can be."""
-    if shortcut is not None:
-        top = added_within(top, shortcut)
-    return F.relu_(top) if relu else top
+def add_and_relu(top: Tensor, call: NormCall) -> Tensor:
+    """The top plus the call's shortcut, then its ReLU, in-place where possible."""
+    if call.shortcut is not None:
+        top = add_in_place(top, call.shortcut)
+    return F.relu_(top) if call.relu else top
 
 
-def added_within(first: Tensor, second: Tensor) -> Tensor:
-    """The sum of two blobs in the memory of the first, if it has the sum's type."""
+def add_in_place(first: Tensor, second: Tensor) -> Tensor:
+    """The sum of two blobs, in the memory of the first if it has the sum's type."""
     return first.add_(second) if first.dtype == second.dtype else first + second
 
 
@@ -107,14 +110,14 @@ class _Native(torch.autograd.Function):
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
-        shortcut: Tensor | None,
         eps: float,
         relu: bool,
+        shortcut: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        top, mean, variance, factor = native.batch_norm(x, weight, bias, shortcut, eps, relu)
-        needed = relu and shortcut is not None
-        ctx.save_for_backward(x, top if needed else None, weight, bias, mean, factor)
-        ctx.relu = relu
+        top, mean, variance, factor = native.batch_norm(NormCall(x, weight, bias, eps, relu, shortcut))
+        needs_top = relu and shortcut is not None
+        ctx.save_for_backward(x, top if needs_top else None, weight, bias, mean, factor)
+        ctx.eps, ctx.relu = eps, relu
         ctx.mark_non_differentiable(mean, variance)
         ctx.set_materialize_grads(False)
         return top, mean, variance
@@ -127,8 +130,12 @@ class _Native(torch.autograd.Function):
             return (None,) * len(wanted)
         x, top, weight, bias, mean, factor = ctx.saved_tensors
         top_diff = top_diff.contiguous(memory_format=torch.channels_last)
-        diffs = native.batch_norm_gradients(x, top, top_diff, weight, bias, mean, factor, ctx.relu)
-        return *(diff if want else None for diff, want in zip(diffs, wanted, strict=False)), None, None
+        call = NormCall(x, weight, bias, ctx.eps, ctx.relu)
+        diffs = native.batch_norm_gradients(call, top, top_diff, mean, factor)
+        diff, weight_diff, bias_diff, shortcut_diff = (
+            found if want else None for found, want in zip(diffs, (*wanted[:3], wanted[5]), strict=True)
+        )
+        return diff, weight_diff, bias_diff, None, None, shortcut_diff
 
 
 class _Normalize(torch.autograd.Function):
@@ -142,11 +149,11 @@ class _Normalize(torch.autograd.Function):
         mean = means.mean(0)
         variance = variances.mean(0) + (means - mean).square_().mean(0)
         values = (weight, bias, mean, variance)
-        spread = iter(_of_each(w, *(value for value in values if value is not None)))
-        each = [None if value is None else next(spread) for value in values]
+        repeated = iter(_repeat_for_columns(w, *(value for value in values if value is not None)))
+        factors = [None if value is None else next(repeated) for value in values]
         top, nothing = torch.empty_like(x), x.new_empty(0)  # no view, so that a ReLU may overwrite it
         aten.native_batch_norm.out(
-            columns, *each, False, 0.0, eps,
+            columns, *factors, False, 0.0, eps,
             out=_columns(top), save_mean=nothing, save_invstd=nothing,
         )  # fmt: skip
         ctx.save_for_backward(x, weight, mean, variance)
@@ -167,14 +174,14 @@ class _Normalize(torch.autograd.Function):
         factor = (variance + ctx.eps).rsqrt_()
         # By given statistics, this kernel gives the two sums of each column.
         _, weight_diffs, bias_diffs = aten.native_batch_norm_backward(
-            _columns(top_diff), _columns(x), *_of_each(w, factor, mean, variance), None, None,
+            _columns(top_diff), _columns(x), *_repeat_for_columns(w, factor, mean, variance), None, None,
             False, ctx.eps, [False, True, True],
         )  # fmt: skip
         weight_diff, bias_diff = weight_diffs.view(w, c).sum(0), bias_diffs.view(w, c).sum(0)
         slope = factor if weight is None else weight * factor
         by_x = slope * factor * weight_diff / (-n * h * w)
         offset = slope * bias_diff / (-n * h * w) - by_x * mean
-        offset, by_x, slope = _of_each(w, offset, by_x, slope)
+        offset, by_x, slope = _repeat_for_columns(w, offset, by_x, slope)
         diff = torch.addcmul(offset, _rows(x), by_x)
         diff.addcmul_(_rows(top_diff), slope)
         wanted = ctx.needs_input_grad
@@ -186,8 +193,8 @@ class _Normalize(torch.autograd.Function):
         )
 
 
-def _of_each(w: int, *values: Tensor) -> tuple[Tensor, ...]:
-    """For each of `w` columns the values (C) of all channels, (w C); at once, as small copies take long."""
+def _repeat_for_columns(w: int, *values: Tensor) -> tuple[Tensor, ...]:
+    """Each of the values (C) repeated for `w` columns, (w C). In one copy, as many small ones take long."""
     return torch.stack(values)[:, None].expand(-1, w, -1).reshape(len(values), -1).unbind()
 
 

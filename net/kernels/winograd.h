@@ -5,7 +5,7 @@
    A tile is 2x2 pixels of the top; it sees 4x4 pixels of the bottom.
 
        top          = A^T [sum over channels of (G weight G^T) . (B^T bottom B)] A
-       bottom diff  = the same of top_diff, the weights turned by 180 degrees
+       bottom diff  = the same of top_diff, with the weights rotated by 180 degrees
        weights diff = G^T [sum over tiles of (B^T bottom B) . (A top_diff A^T)] G
 
              1  0 -1  0         1    0    0            1  0
@@ -13,12 +13,21 @@
              0 -1  1  0         1/2 -1/2  1/2          1 -1
              0  1  0 -1         0    0    1            0 -1
 
-   The sums are shorter than a plain convolution's, and B and A only add: the values are not less exact. Each of
-   the 16 places of a transformed tile is a product of two matrices. */
+   The sums are shorter than a plain convolution's, and B and A only add: the values are not less exact. For
+   each of the 16 places of a transformed tile, the sum is a product of two matrices. */
+
+#ifndef WINOGRAD_H
+#define WINOGRAD_H
+
+#include "conv.h"
+#include "conv_weight.h"
+
+#if HAS_CONV_KERNELS
 
 enum { PLACES = 16, TILES = 24, WIDE = 2 * VECTOR };
 
-/* From one place's numbers to the next's, of so many tiles: no multiple of what a cache's ways are apart. */
+/* The step in memory from the numbers of one place to those of the next. The 16 more keep the places from
+   competing for the same lines of the cache. */
 static int64_t place_step(int64_t tiles, int64_t channels)
 {
     return tiles * channels + 16;
@@ -29,18 +38,18 @@ typedef struct {
     int64_t n, y, x;
 } Tile;
 
-static inline int64_t tiles_of(const Conv *c)
+static inline int64_t tile_count(const Conv *c)
 {
     return c->num * ((c->top_height + 1) / 2) * ((c->top_width + 1) / 2);
 }
 
-static inline Tile tile_of(const Conv *c, int64_t number)
+static inline Tile tile_at(const Conv *c, int64_t number)
 {
     int64_t rows = (c->top_height + 1) / 2, columns = (c->top_width + 1) / 2;
     return (Tile){number / columns / rows, number / columns % rows * 2, number % columns * 2};
 }
 
-static inline void to_next(const Conv *c, Tile *t)
+static inline void advance(const Conv *c, Tile *t)
 {
     if ((t->x += 2) < c->top_width)
         return;
@@ -51,42 +60,42 @@ static inline void to_next(const Conv *c, Tile *t)
     t->n++;
 }
 
-/* B^T of a column of four pixels. */
-INLINE_AVX2 void transform_column(const float *const rows[4], int64_t at, int inside, Vector out[4])
+/* B^T times a column of four pixels; zeros for a column outside of the image. */
+INLINE_AVX2 void apply_b_transposed(const float *const rows[4], int64_t at, int inside, Vector out[4])
 {
     if (!inside) {
         out[0] = out[1] = out[2] = out[3] = (Vector){0};
         return;
     }
-    Vector a = get(rows[0] + at), b = get(rows[1] + at), c = get(rows[2] + at), d = get(rows[3] + at);
+    Vector a = load(rows[0] + at), b = load(rows[1] + at), c = load(rows[2] + at), d = load(rows[3] + at);
     out[0] = a - c;
     out[1] = b + c;
     out[2] = c - b;
     out[3] = b - d;
 }
 
-/* B^T bottom B of tiles side by side, the first of which sees column x and on: out[place][tile][channel]. */
+/* B^T bottom B of adjacent tiles, the first of which begins at column x: out[place][tile][channel]. */
 INLINE_AVX2 void transform_run(const float *const rows[4], int64_t width, int64_t channels, int64_t x,
                                int64_t tiles, float *out, int64_t step)
 {
     for (int64_t c = 0; c < channels; c += VECTOR) {
         Vector t[4], u[4], v[4], w[4];
-        const float *next = rows[3] + width * channels + c; /* the next tiles' rows */
-        float *to = out + c;
-        transform_column(rows, x * channels + c, x >= 0 && x < width, t);
-        transform_column(rows, (x + 1) * channels + c, x + 1 >= 0 && x + 1 < width, u);
-        for (int64_t i = 0, at = x + 2; i < tiles; i++, at += 2, to += channels) {
-            transform_column(rows, at * channels + c, at >= 0 && at < width, v);
-            transform_column(rows, (at + 1) * channels + c, at + 1 >= 0 && at + 1 < width, w);
+        const float *next = rows[3] + width * channels + c; /* of the tiles below */
+        float *dest = out + c;
+        apply_b_transposed(rows, x * channels + c, x >= 0 && x < width, t);
+        apply_b_transposed(rows, (x + 1) * channels + c, x + 1 >= 0 && x + 1 < width, u);
+        for (int64_t i = 0, at = x + 2; i < tiles; i++, at += 2, dest += channels) {
+            apply_b_transposed(rows, at * channels + c, at >= 0 && at < width, v);
+            apply_b_transposed(rows, (at + 1) * channels + c, at + 1 >= 0 && at + 1 < width, w);
             if (c % WIDE == 0)
                 for (int p = 0; p < 4; p++)
                     __builtin_prefetch(next + (at + p % 2 + p / 2 * width) * channels);
 #pragma GCC unroll 4
             for (int k = 0; k < 4; k++) {
-                put(to + (4 * k + 0) * step, t[k] - v[k]);
-                put(to + (4 * k + 1) * step, u[k] + v[k]);
-                put(to + (4 * k + 2) * step, v[k] - u[k]);
-                put(to + (4 * k + 3) * step, u[k] - w[k]);
+                store(dest + (4 * k + 0) * step, t[k] - v[k]);
+                store(dest + (4 * k + 1) * step, u[k] + v[k]);
+                store(dest + (4 * k + 2) * step, v[k] - u[k]);
+                store(dest + (4 * k + 3) * step, u[k] - w[k]);
                 t[k] = v[k];
                 u[k] = w[k];
             }
@@ -94,18 +103,18 @@ INLINE_AVX2 void transform_run(const float *const rows[4], int64_t width, int64_
     }
 }
 
-/* The same of tiles from number `first` of all images on; `zeros` is a row outside of an image. */
+/* The same for tiles of all images, from number `first` on; `zeros` replaces rows outside of an image. */
 AVX2 static void transform_bottom(const Conv *c, const float *bottom, const float *zeros, int64_t first,
                                   int64_t tiles, float *out, int64_t step)
 {
     int64_t row = c->width * c->channels;
     for (int64_t run; tiles > 0; first += run, tiles -= run, out += run * c->channels) {
-        Tile t = tile_of(c, first);
-        const float *of[4];
+        Tile t = tile_at(c, first);
+        const float *rows[4];
         for (int64_t i = 0, y = t.y - c->pad_h; i < 4; i++, y++)
-            of[i] = y < 0 || y >= c->height ? zeros : bottom + (t.n * c->height + y) * row;
-        run = least(tiles, (c->top_width + 1 - t.x) / 2);
-        transform_run(of, c->width, c->channels, t.x - c->pad_w, run, out, step);
+            rows[i] = y < 0 || y >= c->height ? zeros : bottom + (t.n * c->height + y) * row;
+        run = minimum(tiles, (c->top_width + 1 - t.x) / 2);
+        transform_run(rows, c->width, c->channels, t.x - c->pad_w, run, out, step);
     }
 }
 
@@ -113,14 +122,14 @@ AVX2 static void transform_bottom(const Conv *c, const float *bottom, const floa
 INLINE_AVX2 void multiply(const int side, const int vectors, const float *x, int64_t channels,
                           const float *weight, float *out)
 {
-    Vector sums[SIDE][2] = {0};
+    Vector sums[MAX_SIDE][2] = {0};
     for (int64_t c = 0; c < channels; c++, weight += vectors * VECTOR)
         add_outer(side, vectors, x + c, channels, weight, sums);
 #pragma GCC unroll 6
     for (int t = 0; t < side; t++)
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++)
-            put(out + t * WIDE + VECTOR * v, sums[t][v]);
+            store(out + t * WIDE + VECTOR * v, sums[t][v]);
 }
 
 typedef void Multiply(const float *, int64_t, const float *, float *);
@@ -132,55 +141,56 @@ typedef void Multiply(const float *, int64_t, const float *, float *);
         multiply(side, vectors, x, channels, weight, out);                                                     \
     }
 
-EACH_SIZE(MULTIPLY)
+FOR_EACH_SIZE(MULTIPLY)
 
-static Multiply *const MULTIPLY_OF[2][SIDE] = TABLE_OF(multiply);
+static Multiply *const MULTIPLY_TABLE[2][MAX_SIDE] = SIZE_TABLE(multiply);
 
-/* A^T of a column of four. */
-INLINE_AVX2 void gather_column(Vector a, Vector b, Vector c, Vector d, Vector out[2])
+/* A^T times a column of four. */
+INLINE_AVX2 void apply_a_transposed(Vector a, Vector b, Vector c, Vector d, Vector out[2])
 {
     out[0] = a + b + c;
     out[1] = b - c - d;
 }
 
-/* The tiles' pixels of `vectors` * VECTOR outputs, from products[place][tile][output]. */
+/* Writes the pixels of tiles, for `vectors` * VECTOR outputs, from products[place][tile][output]. */
 AVX2 static void write_top(const Conv *c, const float *products, int64_t step, int64_t first, int64_t tiles,
                            int vectors, const float *bias, float *top)
 {
     int64_t row = c->top_width * c->outputs;
-    Tile t = tile_of(c, first);
-    for (; tiles > 0; tiles--, to_next(c, &t), products += WIDE) {
-        float *to = top + (t.n * c->top_height + t.y) * row + t.x * c->outputs;
+    Tile t = tile_at(c, first);
+    for (; tiles > 0; tiles--, advance(c, &t), products += WIDE) {
+        float *dest = top + (t.n * c->top_height + t.y) * row + t.x * c->outputs;
         int right = t.x + 1 < c->top_width, below = t.y + 1 < c->top_height;
         for (int p = 0; p < 4; p++)
-            __builtin_prefetch(to + (12 + p % 2) * c->outputs + p / 2 * row, 1);
-        for (int v = 0; v < vectors; v++, to += VECTOR) {
-            Vector half[4][2], whole[2][2], b = bias ? get(bias + VECTOR * v) : (Vector){0};
+            __builtin_prefetch(dest + (12 + p % 2) * c->outputs + p / 2 * row, 1);
+        for (int v = 0; v < vectors; v++, dest += VECTOR) {
+            Vector half[4][2], whole[2][2], b = bias ? load(bias + VECTOR * v) : (Vector){0};
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++) {
-                const float *of = products + 4 * i * step + VECTOR * v;
-                gather_column(get(of), get(of + step), get(of + 2 * step), get(of + 3 * step), half[i]);
+                const float *place = products + 4 * i * step + VECTOR * v;
+                apply_a_transposed(load(place), load(place + step), load(place + 2 * step),
+                                   load(place + 3 * step), half[i]);
             }
 #pragma GCC unroll 2
             for (int j = 0; j < 2; j++) {
                 Vector column[2];
-                gather_column(half[0][j], half[1][j], half[2][j], half[3][j], column);
+                apply_a_transposed(half[0][j], half[1][j], half[2][j], half[3][j], column);
                 whole[0][j] = column[0] + b;
                 whole[1][j] = column[1] + b;
             }
-            put(to, whole[0][0]);
+            store(dest, whole[0][0]);
             if (right)
-                put(to + c->outputs, whole[0][1]);
+                store(dest + c->outputs, whole[0][1]);
             if (below)
-                put(to + row, whole[1][0]);
+                store(dest + row, whole[1][0]);
             if (right && below)
-                put(to + row + c->outputs, whole[1][1]);
+                store(dest + row + c->outputs, whole[1][1]);
         }
     }
 }
 
-/* G of three. */
-INLINE_AVX2 void transform_three(Vector a, Vector b, Vector c, Vector out[4])
+/* G times three. */
+INLINE_AVX2 void apply_g(Vector a, Vector b, Vector c, Vector out[4])
 {
     out[0] = a;
     out[1] = (a + b + c) * 0.5f;
@@ -189,76 +199,78 @@ INLINE_AVX2 void transform_three(Vector a, Vector b, Vector c, Vector out[4])
 }
 
 /* G weight G^T of VECTOR outputs: out[place][channel][wide]. */
-AVX2 static void transform_weights(const float *weight, const int64_t *strides, int turned, int64_t channels,
+AVX2 static void transform_weights(const float *weight, const int64_t *strides, int rotated, int64_t channels,
                                    int64_t wide, float *out)
 {
     for (int64_t c = 0; c < channels; c++, weight += strides[1], out += wide) {
         Vector g[3][3], half[3][4];
         for (int i = 0; i < 3; i++)
             for (int j = 0; j < 3; j++) {
-                int64_t at = (turned ? 2 - i : i) * strides[2] + (turned ? 2 - j : j) * strides[3];
+                int64_t at = (rotated ? 2 - i : i) * strides[2] + (rotated ? 2 - j : j) * strides[3];
                 for (int o = 0; o < VECTOR; o++)
                     g[i][j][o] = weight[at + o * strides[0]];
             }
         for (int i = 0; i < 3; i++)
-            transform_three(g[i][0], g[i][1], g[i][2], half[i]);
+            apply_g(g[i][0], g[i][1], g[i][2], half[i]);
         for (int j = 0; j < 4; j++) {
             Vector column[4];
-            transform_three(half[0][j], half[1][j], half[2][j], column);
+            apply_g(half[0][j], half[1][j], half[2][j], column);
             for (int i = 0; i < 4; i++)
-                put(out + (4 * i + j) * channels * wide, column[i]);
+                store(out + (4 * i + j) * channels * wide, column[i]);
         }
     }
 }
 
-/* top = bottom convolved with weight[o][c][i][j], which are strides[0], ... numbers apart, or with the weights
-   turned by 180 degrees; plus bias, which may be missing. Channels and outputs are multiples of VECTOR.
-   Returns 0, or 1 where there is no memory. */
-int imae_winograd(const float *bottom, const float *weight, const int64_t *strides, int turned,
+/* top = bottom convolved with weight[o][c][i][j], plus bias, which may be NULL. `strides` are the four steps in
+   the memory of the weights; `rotated`: each window rotated by 180 degrees. Channels and outputs are multiples
+   of VECTOR. Returns 0, or 1 if memory cannot be allocated. */
+int imae_winograd(const float *bottom, const float *weight, const int64_t *strides, int rotated,
                   const float *bias, const Conv *c, int threads, float *top)
 {
-    int64_t tiles = tiles_of(c);
+    int64_t tiles = tile_count(c);
     int64_t step = place_step(TILES, c->channels), product_step = place_step(TILES, WIDE);
-    int64_t own_size = PLACES * (step + product_step), row = c->width * c->channels;
-    /* of[output / WIDE][place][channel][output % WIDE] */
-    float *of = malloc(PLACES * c->channels * c->outputs * sizeof(float));
-    float *zeros = calloc(row, sizeof(float)), *room = malloc(threads * own_size * sizeof(float));
-    int failed = !of || !zeros || !room;
+    int64_t scratch_size = PLACES * (step + product_step), row = c->width * c->channels;
+    /* transformed[output / WIDE][place][channel][output % WIDE] */
+    float *transformed = malloc(PLACES * c->channels * c->outputs * sizeof(float));
+    float *zeros = calloc(row, sizeof(float)), *scratch = malloc(threads * scratch_size * sizeof(float));
+    int failed = !transformed || !zeros || !scratch;
     if (!failed) {
 #pragma omp parallel num_threads(threads)
         {
 #pragma omp for schedule(static)
             for (int64_t o = 0; o < c->outputs; o += VECTOR) {
-                int64_t block = o / WIDE * WIDE, wide = least(WIDE, c->outputs - block);
-                transform_weights(weight + o * strides[0], strides, turned, c->channels, wide,
-                                  of + block * PLACES * c->channels + o - block);
+                int64_t block = o / WIDE * WIDE, wide = minimum(WIDE, c->outputs - block);
+                transform_weights(weight + o * strides[0], strides, rotated, c->channels, wide,
+                                  transformed + block * PLACES * c->channels + o - block);
             }
-            float *own = room + omp_get_thread_num() * own_size, *products = own + PLACES * step;
+            float *bottom_tiles = scratch + omp_get_thread_num() * scratch_size;
+            float *products = bottom_tiles + PLACES * step;
 #pragma omp for schedule(static)
             for (int64_t first = 0; first < tiles; first += TILES) {
-                int64_t here = least(TILES, tiles - first);
-                transform_bottom(c, bottom, zeros, first, here, own, step);
+                int64_t count = minimum(TILES, tiles - first);
+                transform_bottom(c, bottom, zeros, first, count, bottom_tiles, step);
                 for (int64_t o = 0; o < c->outputs; o += WIDE) {
                     int vectors = c->outputs - o >= WIDE ? 2 : 1;
-                    const float *factor = of + o * PLACES * c->channels;
+                    const float *factor = transformed + o * PLACES * c->channels;
                     for (int p = 0; p < PLACES; p++, factor += c->channels * vectors * VECTOR)
-                        for (int64_t t = 0; t < here; t += SIDE)
-                            MULTIPLY_OF[vectors - 1][least(SIDE, here - t) - 1](
-                                own + p * step + t * c->channels, c->channels, factor,
+                        for (int64_t t = 0; t < count; t += MAX_SIDE)
+                            MULTIPLY_TABLE[vectors - 1][minimum(MAX_SIDE, count - t) - 1](
+                                bottom_tiles + p * step + t * c->channels, c->channels, factor,
                                 products + p * product_step + t * WIDE);
-                    write_top(c, products, product_step, first, here, vectors, bias ? bias + o : NULL, top + o);
+                    write_top(c, products, product_step, first, count, vectors, bias ? bias + o : NULL,
+                              top + o);
                 }
             }
         }
     }
-    free(of);
+    free(transformed);
     free(zeros);
-    free(room);
+    free(scratch);
     return failed;
 }
 
-/* A of two. */
-INLINE_AVX2 void spread_two(Vector a, Vector b, Vector out[4])
+/* A times two. */
+INLINE_AVX2 void apply_a(Vector a, Vector b, Vector out[4])
 {
     out[0] = a;
     out[1] = a + b;
@@ -266,77 +278,78 @@ INLINE_AVX2 void spread_two(Vector a, Vector b, Vector out[4])
     out[3] = -b;
 }
 
-/* A top_diff A^T of tiles from number `first` of all images on: out[place][tile][output]. */
+/* A top_diff A^T for tiles of all images, from number `first` on: out[place][tile][output]. */
 AVX2 static void transform_top_diff(const Conv *c, const float *top_diff, int64_t first, int64_t tiles,
                                     float *out, int64_t step)
 {
     int64_t row = c->top_width * c->outputs;
-    Tile t = tile_of(c, first);
-    for (; tiles > 0; tiles--, to_next(c, &t), out += c->outputs) {
-        const float *of = top_diff + (t.n * c->top_height + t.y) * row + t.x * c->outputs;
+    Tile t = tile_at(c, first);
+    for (; tiles > 0; tiles--, advance(c, &t), out += c->outputs) {
+        const float *diff = top_diff + (t.n * c->top_height + t.y) * row + t.x * c->outputs;
         int right = t.x + 1 < c->top_width, below = t.y + 1 < c->top_height;
-        for (int64_t o = 0; o < c->outputs; o += VECTOR, of += VECTOR) {
+        for (int64_t o = 0; o < c->outputs; o += VECTOR, diff += VECTOR) {
             if (o % WIDE == 0)
                 for (int p = 0; p < 4; p++)
-                    __builtin_prefetch(of + (2 + p / 2) * row + p % 2 * c->outputs);
+                    __builtin_prefetch(diff + (2 + p / 2) * row + p % 2 * c->outputs);
             Vector none = {0}, half[2][4];
-            spread_two(get(of), right ? get(of + c->outputs) : none, half[0]);
-            spread_two(below ? get(of + row) : none, right && below ? get(of + row + c->outputs) : none,
-                       half[1]);
+            apply_a(load(diff), right ? load(diff + c->outputs) : none, half[0]);
+            apply_a(below ? load(diff + row) : none, right && below ? load(diff + row + c->outputs) : none,
+                    half[1]);
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++) {
                 Vector column[4];
-                spread_two(half[0][j], half[1][j], column);
+                apply_a(half[0][j], half[1][j], column);
 #pragma GCC unroll 4
                 for (int i = 0; i < 4; i++)
-                    put(out + o + (4 * i + j) * step, column[i]);
+                    store(out + o + (4 * i + j) * step, column[i]);
             }
         }
     }
 }
 
-/* G^T of four. */
-static inline void gather_three(double a, double b, double c, double d, double out[3])
+/* G^T times four. */
+static inline void apply_g_transposed(double a, double b, double c, double d, double out[3])
 {
     out[0] = a + 0.5 * (b + c);
     out[1] = 0.5 * (b - c);
     out[2] = 0.5 * (b + c) + d;
 }
 
-/* diff[o][i][j][c]. Channels and outputs are multiples of VECTOR. Returns 0, or 1 where there is no memory. */
+/* diff[o][i][j][c]. Channels and outputs are multiples of VECTOR.
+   Returns 0, or 1 if memory cannot be allocated. */
 int imae_winograd_weight(const float *bottom, const float *top_diff, const Conv *c, int threads, float *diff)
 {
-    int64_t tiles = tiles_of(c);
-    int64_t group = c->channels + c->outputs > 128 ? 64 : 96; /* tiles, whose numbers are to stay in the cache */
+    int64_t tiles = tile_count(c);
+    int64_t group = c->channels + c->outputs > 128 ? 64 : 96; /* tiles that fit into the cache */
     int64_t step = place_step(group, c->channels), top_step = place_step(group, c->outputs);
-    int64_t own_size = PLACES * (step + top_step), size = PLACES * c->channels * c->outputs;
+    int64_t scratch_size = PLACES * (step + top_step), size = PLACES * c->channels * c->outputs;
     int64_t row = c->width * c->channels;
-    double *all = calloc(threads * size, sizeof(double)); /* [thread][place][channel][output] */
+    double *total = calloc(threads * size, sizeof(double)); /* [thread][place][channel][output] */
     float *recent = calloc(threads * size, sizeof(float));
-    float *zeros = calloc(row, sizeof(float)), *room = malloc(threads * own_size * sizeof(float));
-    int failed = !all || !recent || !zeros || !room;
+    float *zeros = calloc(row, sizeof(float)), *scratch = malloc(threads * scratch_size * sizeof(float));
+    int failed = !total || !recent || !zeros || !scratch;
     if (!failed) {
 #pragma omp parallel num_threads(threads)
         {
             int64_t thread = omp_get_thread_num();
-            Sums sums = {.size = size, .recent = recent + thread * size, .all = all + thread * size};
-            float *own = room + thread * own_size, *of_top = own + PLACES * step;
+            Sums sums = {.size = size, .recent = recent + thread * size, .total = total + thread * size};
+            float *bottom_tiles = scratch + thread * scratch_size, *top_tiles = bottom_tiles + PLACES * step;
 #pragma omp for schedule(static)
             for (int64_t first = 0; first < tiles; first += group) {
                 Pixels p = {.images = 1,
                             .rows = 1,
-                            .width = least(group, tiles - first),
-                            .x_pixel = c->channels,
-                            .top_pixel = c->outputs};
-                transform_bottom(c, bottom, zeros, first, p.width, own, step);
-                transform_top_diff(c, top_diff, first, p.width, of_top, top_step);
+                            .width = minimum(group, tiles - first),
+                            .x_pixel_step = c->channels,
+                            .top_pixel_step = c->outputs};
+                transform_bottom(c, bottom, zeros, first, p.width, bottom_tiles, step);
+                transform_top_diff(c, top_diff, first, p.width, top_tiles, top_step);
                 for (int64_t place = 0; place < PLACES; place++)
                     for (int64_t o = 0; o < c->outputs; o += WIDE)
-                        for (int64_t i = 0; i < c->channels; i += SIDE)
-                            ADD_PRODUCTS_OF[c->outputs - o >= WIDE][least(SIDE, c->channels - i) - 1](
-                                own + place * step + i, of_top + place * top_step + o, &p,
+                        for (int64_t i = 0; i < c->channels; i += MAX_SIDE)
+                            ADD_PRODUCTS_TABLE[c->outputs - o >= WIDE][minimum(MAX_SIDE, c->channels - i) - 1](
+                                bottom_tiles + place * step + i, top_tiles + place * top_step + o, &p,
                                 sums.recent + (place * c->channels + i) * c->outputs + o, c->outputs);
-                job_done(&sums);
+                count_job(&sums);
             }
             add_recent(&sums);
 #pragma omp barrier
@@ -346,20 +359,24 @@ int imae_winograd_weight(const float *bottom, const float *top_diff, const Conv 
                     double sum[PLACES] = {0}, half[4][3], column[3];
                     for (int t = 0; t < threads; t++)
                         for (int p = 0; p < PLACES; p++)
-                            sum[p] += all[t * size + (p * c->channels + i) * c->outputs + o];
+                            sum[p] += total[t * size + (p * c->channels + i) * c->outputs + o];
                     for (int k = 0; k < 4; k++)
-                        gather_three(sum[4 * k], sum[4 * k + 1], sum[4 * k + 2], sum[4 * k + 3], half[k]);
+                        apply_g_transposed(sum[4 * k], sum[4 * k + 1], sum[4 * k + 2], sum[4 * k + 3], half[k]);
                     for (int j = 0; j < 3; j++) {
-                        gather_three(half[0][j], half[1][j], half[2][j], half[3][j], column);
+                        apply_g_transposed(half[0][j], half[1][j], half[2][j], half[3][j], column);
                         for (int k = 0; k < 3; k++)
                             diff[((o * 3 + k) * 3 + j) * c->channels + i] = (float)column[k];
                     }
                 }
         }
     }
-    free(all);
+    free(total);
     free(recent);
     free(zeros);
-    free(room);
+    free(scratch);
     return failed;
 }
+
+#endif
+
+#endif

@@ -12,7 +12,8 @@ from small_resnet import net_on, numbers_of, solver_param, write_images
 from tolerances import tolerance
 
 from imae.net.fuse import FusedBatchNormScale
-from imae.net.kernels.compiled_norm import normalize
+from imae.net.kernels.compiled_norm import normalize_compiled
+from imae.net.kernels.norm_call import NormCall
 from imae.prototxt import NetParameter
 from imae.prototxt.text import parse_net
 from imae.train.solver import Solver
@@ -37,7 +38,8 @@ def test_values_and_gradients() -> None:
     for compiled in (True, False):
         leaves = [leaf.clone().requires_grad_() for leaf in (x, weight, bias, shortcut)]
         if compiled:
-            top, *statistics = normalize(leaves[0], leaves[1], leaves[2], 1e-5, True, leaves[3])
+            call = NormCall(leaves[0], leaves[1], leaves[2], 1e-5, True, leaves[3])
+            top, *statistics = normalize_compiled(call, *torch.zeros(2, 8, dtype=torch.float64))
         else:
             top = F.relu(F.batch_norm(leaves[0], None, None, *leaves[1:3], True, 0, 1e-5) + leaves[3])
             statistics = [x.mean((0, 2, 3)), x.var((0, 2, 3))]
@@ -72,7 +74,7 @@ def test_a_solver_trains_with_them(tmp_path: Path) -> None:
         solver.step(2)
         trained.append(solver)
     (run,) = (step.run for step in trained[0].net.plan if isinstance(step.run, FusedBatchNormScale))
-    assert run.relu and run.norm.kernel is normalize
+    assert run.relu and run.by_batch is normalize_compiled
     for got, want in zip(*map(numbers_of, trained), strict=True):
         error = float((got - want).abs().max()) / (float(want.abs().max()) or 1.0)
         assert error <= tolerance("fast way", "float64").atol

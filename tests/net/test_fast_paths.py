@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from c_kernels import conv_supported
 from tolerances import UNIT, sum_rounding, tolerance
 from torch import Tensor
 
@@ -38,7 +39,8 @@ from imae.net.executor import NetExecutor
 from imae.net.fuse import FusedBatchNormScale, fuse_training
 from imae.net.kernels import native
 from imae.net.kernels.conv import SubsampledConvolution
-from imae.net.kernels.norm import is_channels_last, normalize
+from imae.net.kernels.norm import is_channels_last, normalize_channels_last
+from imae.net.kernels.norm_call import NormCall
 from imae.net.net import Net, Step
 from imae.prototxt import TEST, NetParameter, SolverParameter
 from imae.prototxt.models.resnet import paper_solver, resnet, with_cifar10_data
@@ -169,7 +171,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     kernels: str = request.param
     if kernels != "none" and not native.available():
         pytest.skip("the kernels in C were not built")
-    if kernels == "all" and not native.conv_possible():
+    if kernels == "all" and not conv_supported():
         pytest.skip("no AVX2, or not chosen")
     monkeypatch.setenv("IMAE_KERNELS", kernels)
     return kernels
@@ -541,7 +543,7 @@ def test_channels_last_batch_norm_has_the_values_and_the_gradients(
         statistics = torch.zeros(2, shape[1], dtype=torch.float64)
         if last:
             assert is_channels_last(leaves[0])
-            top, *statistics = normalize(leaves[0], *(leaves[1:] or (None, None)), 1e-5)
+            top, *statistics = normalize_channels_last(NormCall(leaves[0], *leaves[1:], eps=1e-5))
         else:
             given = leaves[1:] or (None, None)
             top = torch.batch_norm(leaves[0], *given, *statistics, True, 1, 1e-5, False)

@@ -8,8 +8,9 @@ import torch
 from tolerances import tolerance
 
 from imae.layers.caffe_random import CaffeRandom
-from imae.net.fold import fold_shortcuts
-from imae.net.fuse import FusedBatchNormScale, fold_batch_norm, fuse_training
+from imae.net.fold import fold_batch_norm, fold_shortcuts
+from imae.net.fuse import FusedBatchNormScale, fuse_training
+from imae.net.kernels import native
 from imae.net.net import Net
 from imae.prototxt import TEST, TRAIN, NetParameter
 from imae.prototxt.models.resnet import resnet
@@ -171,3 +172,29 @@ def test_layers_that_gradients_are_cut_between_are_not_joined() -> None:
     )
     net = Net(param, CaffeRandom(1))
     assert [step.layer.type for step in fuse_training(net)] == ["Input", "BatchNorm", "Scale"]
+
+
+@pytest.mark.parametrize("phase", [TRAIN, TEST], ids=["TRAIN", "TEST"])
+def test_a_batch_norm_without_a_scale_uses_the_kernels(phase: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native.available():
+        pytest.skip("the kernels in C were not built")
+    monkeypatch.setenv("IMAE_KERNELS", "batch_norm")
+    param = parse_net(INPUTS + 'layer { name: "bn" type: "BatchNorm" bottom: "data" top: "bn" }')
+    param.state.phase = phase  # type: ignore[assignment]  # an int, checked by protobuf
+    net, used = Net(param, CaffeRandom(1)), list[str]()
+    plans = [net.steps, fuse_training(net)]
+    kernel = "batch_norm" if phase == TRAIN else "batch_norm_by_statistics"
+    original = getattr(native, kernel)
+
+    def note(*args: object) -> object:
+        used.append(kernel)
+        return original(*args)
+
+    monkeypatch.setattr(native, kernel, note)
+    blobs = inputs()
+    blobs["data"] = blobs["data"].contiguous(memory_format=torch.channels_last)
+    tops = []
+    for count, net.plan in enumerate(plans):
+        tops.append(net(blobs)["bn"])
+        assert len(used) == count, "the plain plan uses torch's own operation"
+    assert_close(tops[1], tops[0], "bn")

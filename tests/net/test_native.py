@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from c_kernels import conv_supported
 from tolerances import UNIT, sum_rounding, tolerance
 from torch import Tensor
 
@@ -22,13 +25,14 @@ from imae.files.errors import ImaeError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.vision.conv import Convolution
 from imae.net.kernels import conv, native
-from imae.net.kernels.conv import Convolve, gains
-from imae.net.kernels.norm import normalize, normalize_by
+from imae.net.kernels.conv import FastConvolution
+from imae.net.kernels.norm import normalize_by_statistics, normalize_channels_last
+from imae.net.kernels.norm_call import NormCall
 from imae.net.net import Net
 from imae.prototxt.text import parse_net
 
 built = pytest.mark.skipif(not native.available(), reason="the kernels in C were not built")
-multiplies = pytest.mark.skipif(not native.conv_possible(), reason="no AVX2, or no kernels in C")
+multiplies = pytest.mark.skipif(not conv_supported(), reason="no AVX2, or no kernels in C")
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +49,24 @@ def test_the_kernels_are_built_where_there_is_a_compiler() -> None:
 
 @built
 def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "VERSION", native.VERSION + 1)
+    monkeypatch.setattr(native, "sources_hash", lambda: "0" * 64)
     native._library.cache_clear()
     try:
         assert not native.available()
-        assert not (native.conv_weight_wanted() or native.winograd_wanted())
+        assert not (native.uses_conv_weight() or native.uses_winograd())
     finally:
         native._library.cache_clear()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize("name", ["common", "conv", "conv_weight", "winograd"])
+def test_a_header_includes_what_it_needs(name: str) -> None:
+    """batch_norm.h is a template: it says so where kernels.c does not include it."""
+    folder = Path(native.__file__).parent
+    command = ["cc", "-std=gnu11", "-fopenmp", "-fsyntax-only", "-x", "c"]
+    subprocess.run([*command, folder / f"{name}.h"], check=True)
+    template = subprocess.run([*command, folder / "batch_norm.h"], capture_output=True, text=True)
+    assert template.returncode and "a template: see kernels.c" in template.stderr
 
 
 def last(x: Tensor) -> Tensor:
@@ -95,8 +110,9 @@ def test_batch_norm_has_the_values_and_the_gradients(shape: tuple[int, ...], dty
             ]
             factors = leaves[1:3] if affine else [None, None]
             if own:
-                assert native.takes(*leaves)
-                top, *statistics = normalize(leaves[0], *factors, 1e-5, relu, leaves[-1] if adds else None)
+                assert native.batch_norm_supports(*leaves)
+                call = NormCall(leaves[0], *factors, 1e-5, relu, leaves[-1] if adds else None)
+                top, *statistics = normalize_channels_last(call)
             else:
                 statistics = [x.mean((0, 2, 3)), x.var((0, 2, 3))]
                 top = F.batch_norm(leaves[0], None, None, *factors, True, 0, 1e-5)
@@ -119,16 +135,16 @@ def test_batch_norm_by_given_statistics(
     weight, bias, mean = (numbers(shape[1], seed=seed) for seed in (3, 4, 5))
     variance = numbers(shape[1], seed=6) ** 2
     calls: list[str] = []
-    given = partial(_noted, calls, "batch_norm_given", native.batch_norm_given)
-    monkeypatch.setattr(native, "batch_norm_given", given)
+    name = "batch_norm_by_statistics"
+    monkeypatch.setattr(native, name, partial(_noted, calls, name, native.batch_norm_by_statistics))
     for count, (affine, relu, adds) in enumerate(itertools.product((True, False), repeat=3)):
         factors = (weight, bias) if affine else (None, None)
         want = F.batch_norm(x, mean, variance, *factors, False, 0, 1e-5)
         want = want + shortcut if adds else want
         want = want.relu() if relu else want
-        values = (mean, variance, x, *factors, shortcut if adds else None)
-        own = [None if value is None else value.to(dtype) for value in values]
-        got = normalize_by(*own[:5], 1e-5, relu, own[5])  # type: ignore[arg-type]
+        own = [None if value is None else value.to(dtype) for value in (*factors, shortcut if adds else None)]
+        call = NormCall(x.to(dtype), own[0], own[1], 1e-5, relu, own[2])
+        got = normalize_by_statistics(call, mean.to(dtype), variance.to(dtype))
         assert distance(got, want) <= tolerance("kernel", str(dtype).removeprefix("torch.")).atol
         assert len(calls) == count + 1
 
@@ -140,7 +156,7 @@ def test_the_variance_of_numbers_far_from_0_is_right() -> None:
     )
     x[0] += 1e4  # an image unlike the others
     x = x.float()
-    _, mean, variance, _ = native.batch_norm(x, None, None, None, 1e-5, False)
+    _, mean, variance, _ = native.batch_norm(NormCall(x))
     exact = x.double()
     rtol, atol, _ = tolerance("formula")
     assert torch.allclose(mean.double(), exact.mean((0, 2, 3)), rtol, atol)
@@ -152,11 +168,11 @@ def test_both_ways_to_find_the_gradient_of_a_relu_are_the_same_bit_for_bit() -> 
     """By its top, as with a shortcut, or computed again. Many of its bottoms lie near 0."""
     x, top_diff = last(torch.randint(-2, 3, (8, 6, 33, 7)).float()), last(numbers(8, 6, 33, 7).float())
     weight, bias = numbers(6).float(), torch.zeros(6)
-    nothing = torch.zeros_like(x)
-    top, mean, _, factor = native.batch_norm(x, weight, bias, None, 1e-5, True)
-    assert torch.equal(top, native.batch_norm(x, weight, bias, nothing, 1e-5, True)[0])
-    again = native.batch_norm_gradients(x, None, top_diff, weight, bias, mean, factor, True)
-    by_top = native.batch_norm_gradients(x, top, top_diff, weight, bias, mean, factor, True)
+    call, nothing = NormCall(x, weight, bias, relu=True), torch.zeros_like(x)
+    top, mean, _, factor = native.batch_norm(call)
+    assert torch.equal(top, native.batch_norm(call._replace(shortcut=nothing))[0])
+    again = native.batch_norm_gradients(call, None, top_diff, mean, factor)
+    by_top = native.batch_norm_gradients(call, top, top_diff, mean, factor)
     for one, other in zip(again[:3], by_top[:3], strict=True):
         assert torch.equal(one, other)
 
@@ -165,7 +181,7 @@ def test_both_ways_to_find_the_gradient_of_a_relu_are_the_same_bit_for_bit() -> 
 def test_what_is_not_a_number_goes_through_the_relu() -> None:
     x = last(numbers(2, 3, 4, 4).float())
     x[1, 1, 2, 2] = torch.nan
-    top, *_ = native.batch_norm(x, None, None, None, 1e-5, True)
+    top, *_ = native.batch_norm(NormCall(x, relu=True))
     assert [bool(top[:, c].isnan().all()) for c in range(3)] == [False, True, False]
     assert not top[:, ::2].isnan().any()
 
@@ -177,8 +193,8 @@ def test_batch_norm_does_not_depend_on_the_number_of_threads() -> None:
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            top, mean, variance, factor = native.batch_norm(x, None, None, None, 1e-5, True)
-            gradients = native.batch_norm_gradients(x, None, top_diff, None, None, mean, factor, True)
+            top, mean, variance, factor = native.batch_norm(NormCall(x, relu=True))
+            gradients = native.batch_norm_gradients(NormCall(x, relu=True), None, top_diff, mean, factor)
             found.append([top, mean, variance, factor, *gradients])
     finally:
         torch.set_num_threads(threads)
@@ -189,10 +205,10 @@ def test_batch_norm_does_not_depend_on_the_number_of_threads() -> None:
 def test_values_that_do_not_lie_side_by_side_are_left_to_torch() -> None:
     x, weight, bias, mean = last(numbers(2, 6, 5, 5)), *(numbers(6, 2, seed=seed)[:, 0] for seed in (2, 3, 4))
     variance = numbers(6, 2, seed=5)[:, 0] ** 2
-    top = normalize_by(mean, variance, x, weight, bias, 1e-5)
+    top = normalize_by_statistics(NormCall(x, weight, bias), mean, variance)
     want = F.batch_norm(x, mean, variance, weight, bias, False, 0, 1e-5)
     assert distance(top, want) <= tolerance("kernel", "float64").atol
-    top, *_ = normalize(x, weight, bias, 1e-5)
+    top, *_ = normalize_channels_last(NormCall(x, weight, bias))
     want = F.batch_norm(x, None, None, weight, bias, True, 0, 1e-5)
     assert distance(top, want) <= tolerance("kernel", "float64").atol
 
@@ -200,7 +216,7 @@ def test_values_that_do_not_lie_side_by_side_are_left_to_torch() -> None:
 def test_a_step_without_weights_that_learn_takes_a_shortcut_of_another_order() -> None:
     """torch's operations take over."""
     x, shortcut = last(numbers(4, 6, 5, 5)), numbers(4, 6, 5, 5, seed=2)
-    top, *_ = normalize(x, None, None, 1e-5, True, shortcut)
+    top, *_ = normalize_channels_last(NormCall(x, relu=True, shortcut=shortcut))
     want = F.relu(F.batch_norm(x, None, None, None, None, True, 0, 1e-5) + shortcut)
     assert distance(top, want) <= tolerance("kernel", "float64").atol
 
@@ -239,14 +255,13 @@ def test_batch_norm_of_small_integers_is_exact(dtype: torch.dtype, threads: int)
     want = [top, mean, torch.full_like(mean, m / (m - 1)), torch.full_like(mean, 0.5)]
     want += [weight.view(of_each) / 2 * inner, weight_diff, bias_diff, masked]
     own = [leaf.to(dtype) for leaf in (x, weight, bias, shortcut)]
+    call = NormCall(*own[:3], eps, True, own[3])
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        got = [*native.batch_norm(*own, eps, True)]
-        by_given = native.batch_norm_given(*own, got[1], torch.ones_like(got[1]), eps, True)
-        got += native.batch_norm_gradients(
-            own[0], got[0], top_diff.to(dtype), own[1], own[2], got[1], got[3], True
-        )
+        got = [*native.batch_norm(call)]
+        by_given = native.batch_norm_by_statistics(call, got[1], torch.ones_like(got[1]))
+        got += native.batch_norm_gradients(call, got[0], top_diff.to(dtype), got[1], got[3])
     finally:
         torch.set_num_threads(before)
     assert torch.equal(by_given, got[0])
@@ -265,7 +280,7 @@ def test_another_eps_changes_batch_norm_of_small_integers(
     x = exact_batch(16).float()
     exact = (x.double() - x.double().mean((0, 2, 3), keepdim=True)) / 2
     for eps, right in ((3.0, True), (6.0, False), (3 * (1 + 1e-5), False), (0.0, False)):
-        top, *_ = normalize(x, None, None, eps)
+        top, *_ = normalize_channels_last(NormCall(x, eps=eps))
         assert (distance(top, exact) <= tolerance("kernel").atol) == right
 
 
@@ -488,21 +503,21 @@ def test_a_layer_of_two_bottoms_and_a_bias_has_its_gradients(
     channels: int, tiles: tuple[int, int], learning: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want_the_kernels(monkeypatch)
-    for name, least in zip(("LEAST_TILES", "LEAST_TILES_OF_WEIGHTS"), tiles, strict=True):
+    for name, least in zip(("MIN_TILES", "MIN_TILES_FOR_WEIGHTS"), tiles, strict=True):
         monkeypatch.setattr(conv, name, least)
     used: list[str] = []
     for name in ("winograd", "winograd_bottom_gradient", "winograd_weight_gradient", "conv_weight_gradient"):
         monkeypatch.setattr(native, name, partial(_noted, used, name, getattr(native, name)))
     layer = convolution(channels=channels).steps[-1].layer
     assert isinstance(layer, Convolution)
-    assert gains(layer, (2, channels, 9, 9))
+    assert FastConvolution.is_faster(layer, (2, channels, 9, 9))
     bottoms = [last(numbers(2, channels, 9, 9, seed=seed).float()) for seed in (1, 2)]
     leaves = {"bottoms": bottoms, "weights": [layer.blobs[0]], "bias": [layer.blobs[1]], "nothing": []}
     wanted = [*bottoms, *layer.blobs] if learning == "all" else leaves[learning]
     for leaf in (*bottoms, *layer.blobs):
         leaf.requires_grad_(any(leaf is one for one in wanted))
     diffs = [last(numbers(2, 16, 9, 9, seed=seed).float()) for seed in (3, 4)]
-    tops = Convolve(layer)(*bottoms)
+    tops = FastConvolution(layer)(*bottoms)
     got = [*tops, *(torch.autograd.grad(tops, wanted, diffs) if wanted else ())]
     exact_bottoms = [x.detach().double().requires_grad_(x.requires_grad) for x in bottoms]
     blobs, exact_tops = exactly(layer, exact_bottoms)
@@ -530,7 +545,7 @@ def test_other_bottoms_than_the_layer_was_made_for_are_left_to_it(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want_the_kernels(monkeypatch)
-    monkeypatch.setattr(conv, "LEAST_TILES", 1)
+    monkeypatch.setattr(conv, "MIN_TILES", 1)
     layer = convolution(channels=16).steps[-1].layer
     assert isinstance(layer, Convolution)
     x = numbers(*shape).float()
@@ -543,7 +558,7 @@ def test_other_bottoms_than_the_layer_was_made_for_are_left_to_it(
         except RuntimeError as error:
             return str(error)
 
-    got, want = top(Convolve(layer)), top(layer)
+    got, want = top(FastConvolution(layer)), top(layer)
     if isinstance(want, str):
         assert got == want
     else:
@@ -560,12 +575,12 @@ def test_layers_of_many_weights_leave_their_gradient_to_torch(monkeypatch: pytes
     x, top_diff = last(numbers(20, 16, 9, 9).float()), last(numbers(20, 16, 9, 9, seed=2).float())
     blobs, tops = exactly(layer, [x.double()])
     want = torch.autograd.grad(tops, blobs, [top_diff.double()])
-    for name in ("MOST_WEIGHTS", "MOST_BY_WINOGRAD"):
+    for name in ("MAX_WEIGHTS", "MAX_WINOGRAD_WEIGHTS"):
         monkeypatch.setattr(conv, name, 100)
-    assert gains(layer, (20, 16, 9, 9))  # forward, and for the bottom
+    assert FastConvolution.is_faster(layer, (20, 16, 9, 9))  # forward, and for the bottom
     for name in ("winograd_weight_gradient", "conv_weight_gradient"):
         monkeypatch.setattr(native, name, None)
-    got = torch.autograd.grad(Convolve(layer)(x), list(layer.blobs), top_diff)
+    got = torch.autograd.grad(FastConvolution(layer)(x), list(layer.blobs), top_diff)
     for one, other in zip(got, want, strict=True):
         assert distance(one, other) <= sum_rounding(20 * 81)  # torch's own, of 20 images of 9x9 pixels
 
@@ -589,23 +604,23 @@ def test_the_kernel_is_for_plain_convolutions(
 ) -> None:
     want_the_kernels(monkeypatch)
     layer = convolution(outputs, more).steps[-1].layer
-    assert gains(layer, (2, 3, 9, 9)) == wanted  # type: ignore[arg-type]
+    assert FastConvolution.is_faster(layer, (2, 3, 9, 9)) == wanted  # type: ignore[arg-type]
 
 
 @multiplies
 def test_foreign_memory_is_not_read() -> None:
     """Other types, shapes and orders are refused where the kernels are called."""
     x, weight = last(numbers(2, 16, 6, 6).float()), numbers(16).float()
-    top, mean, _, factor = native.batch_norm(x, weight, None, None, 1e-5, True)
+    top, mean, _, factor = native.batch_norm(NormCall(x, weight, relu=True))
     for shortcut in (x.double(), x[:, :, :3], x.contiguous()):
         with pytest.raises(ValueError, match=r"got|strides"):
-            native.batch_norm(x, weight, None, shortcut, 1e-5, True)
+            native.batch_norm(NormCall(x, weight, relu=True, shortcut=shortcut))
     with pytest.raises(ValueError, match="16 channels"):
-        native.batch_norm(x, weight[:8], None, None, 1e-5, True)
+        native.batch_norm(NormCall(x, weight[:8], relu=True))
     with pytest.raises(ValueError, match="16 channels"):
-        native.batch_norm_given(x, None, None, None, mean, factor[:8], 1e-5, True)
+        native.batch_norm_by_statistics(NormCall(x, relu=True), mean, factor[:8])
     with pytest.raises(ValueError, match="bfloat16"):
-        native.batch_norm_gradients(x, None, x.bfloat16(), weight, None, mean, factor, True)
+        native.batch_norm_gradients(NormCall(x, weight, relu=True), None, x.bfloat16(), mean, factor)
     for top_diff in (top.bfloat16(), top[:, :8], top[:1], top.contiguous()):
         with pytest.raises(ValueError, match=r"got|strides"):
             native.conv_weight_gradient(x, top_diff, (16, 16, 3, 3), (1, 1), (1, 1))
@@ -663,7 +678,7 @@ def test_kernels_that_are_not_there_are_one_line(monkeypatch: pytest.MonkeyPatch
 
 @built
 def test_instructions_that_the_processor_lacks_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "isas_here", lambda: ["default"])
+    monkeypatch.setattr(native, "supported_isas", lambda: ["default"])
     native._choose.cache_clear()
     monkeypatch.delenv("IMAE_KERNELS", raising=False)
     monkeypatch.setenv("IMAE_KERNELS_ISA", "avx512f")
@@ -684,13 +699,13 @@ def test_instructions_that_the_processor_lacks_are_one_line(monkeypatch: pytest.
 @built
 def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IMAE_KERNELS_ISA", raising=False)
-    newest = native.isas_here()[-1]
-    for kernels in native.KERNELS if native.conv_possible() else native.KERNELS[:-1]:
+    newest = native.supported_isas()[-1]
+    for kernels in native.KERNELS if conv_supported() else native.KERNELS[:-1]:
         monkeypatch.setenv("IMAE_KERNELS", kernels)
         use = native.chosen()
-        assert use.batch_norm == (kernels != "none") == native.takes(torch.zeros(2))
-        assert native.conv_weight_wanted() == use.conv_weight
-        assert native.winograd_wanted() == use.winograd
+        assert use.batch_norm == (kernels != "none") == native.batch_norm_supports(torch.zeros(2))
+        assert native.uses_conv_weight() == use.conv_weight
+        assert native.uses_winograd() == use.winograd
         if kernels != "auto":
             assert use.conv_weight == use.winograd == (kernels == "all")
         if kernels != "none":
@@ -714,8 +729,8 @@ def test_each_form_of_batch_norm_is_called(monkeypatch: pytest.MonkeyPatch) -> N
         return exported(name, function)
 
     monkeypatch.setattr(native, "_exported", note)
-    for isa in native.isas_here():
+    for isa in native.supported_isas():
         monkeypatch.setenv("IMAE_KERNELS_ISA", isa)
-        native.batch_norm(x, None, None, None, 1e-5, True)
-    assert called == [f"imae_batch_norm_{isa}_float" for isa in native.isas_here()]
+        native.batch_norm(NormCall(x, relu=True))
+    assert called == [f"imae_batch_norm_{isa}_float" for isa in native.supported_isas()]
     assert called[0] == "imae_batch_norm_default_float"
