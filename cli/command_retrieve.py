@@ -23,9 +23,9 @@ from tokenize import TokenError
 from typing import BinaryIO
 
 import numpy as np
-import torch
 
-from imae.cli.options import add_strict_option
+from imae.cli.device_options import add_gpu_option, requested_gpu
+from imae.cli.options import add_dialect_option, add_strict_option
 from imae.converters.convert_folder import LARGEST_PICTURE
 from imae.converters.images import decode_picture, pixel_count
 from imae.files.atomic import atomic_file, write_atomically
@@ -34,8 +34,7 @@ from imae.files.file_tree import open_tree
 from imae.files.read import AnyPath, open_to_read
 from imae.layers.data.datum import array_from_datum
 from imae.layers.data.lmdb_source import open_lmdb
-from imae.net.device import gpu
-from imae.net.weights import add_dialect_option
+from imae.net.device import choose_device
 from imae.paper.embedding import Array, Images, Model, Preparation, features, net_model, onnx_model
 from imae.paper.expected import TABLE_3
 from imae.paper.mars import find_images, order_images, read_test_protocol
@@ -92,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--scale", type=float, metavar="S", help="then multiply by S")
     parser.add_argument("--batch-size", type=int, metavar="N", help=f"images at a time ({BATCH_SIZE})")
-    parser.add_argument("--gpu", nargs="?", const="0", metavar="ID", help="compute on this GPU")
+    add_gpu_option(parser)
     parser.add_argument(
         "--results", metavar="FILE", help="JSON to keep mAP and CMC-1 in, for imae paper table3"
     )
@@ -155,9 +154,7 @@ def _compute(args: argparse.Namespace, tracklets: Tracklets) -> Features:
 
 
 def _model(args: argparse.Namespace) -> Model:
-    device = torch.device("cpu")
-    if args.gpu is not None:
-        device = gpu(args.gpu, f"--gpu {args.gpu}", "leave --gpu out")
+    device = choose_device(requested_gpu(args.gpu))
     if args.onnx is not None:
         if args.model or args.weights or args.dialect:
             raise ImaeError("--onnx has its weights inside; leave out --model, --weights and --dialect")

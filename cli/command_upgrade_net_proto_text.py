@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import argparse
 
+from imae.cli.options import add_dialect_option
 from imae.converters.upgrade_proto import add_file_arguments, write_upgraded
-from imae.net.weights import add_dialect_option
 from imae.prototxt.dialects import TEXT_DIALECTS, read_net_text_dialect
 from imae.prototxt.upgrade import upgrade_net
 

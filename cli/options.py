@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Literal
 
 from imae.files.errors import ImaeError, check_utf8
 from imae.files.read import AnyPath
-from imae.net.weights import add_dialect_option
 from imae.prototxt import TEST, TRAIN, NetParameter, NetState
-from imae.prototxt.dialects import read_net_text
+from imae.prototxt.dialects import DIALECTS, read_net_text
 from imae.prototxt.state import in_state
 
 
@@ -25,6 +25,13 @@ def add_net_options(
     parser.add_argument("--stage", default="", metavar="S[,S]", help="the net's stages")
     add_dialect_option(parser)
     add_strict_option(parser)
+
+
+def add_dialect_option(parser: argparse.ArgumentParser, known: Sequence[str] = DIALECTS) -> None:
+    """--dialect, for commands that read caffemodels, solver states and nets."""
+    parser.add_argument(
+        "--dialect", choices=known, help="the fork that the given files are of, where they are not Caffe's"
+    )
 
 
 def add_strict_option(parser: argparse.ArgumentParser) -> None:

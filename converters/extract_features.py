@@ -22,14 +22,14 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from imae.cli.options import add_strict_option
+from imae.cli.options import add_dialect_option, add_strict_option
 from imae.converters.lmdb_writer import BATCH, Record, open_new_lmdb, put_records
 from imae.files.atomic import atomic_folder
 from imae.files.caffe_log import log_line
 from imae.files.errors import DataError, DeviceError
 from imae.files.read import AnyPath
 from imae.net.net import Net
-from imae.net.weights import add_dialect_option, load_to_use
+from imae.net.weights import load_to_use
 from imae.prototxt import TEST, Datum, NetState
 from imae.prototxt.dialects import read_net_text
 from imae.prototxt.state import in_state
