@@ -46,8 +46,6 @@ assert FILES
 
 TO_BE_MOVED = {
     "layers/normalization/batch_norm.py",
-    "converters/export_onnx.py",
-    "converters/extract_features.py",
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from imae.cli import command_test, command_time, command_train
+from imae.cli import command_extract_features, command_test, command_time, command_train
 from imae.net.device import DeviceLog, GpuRequest, choose_device
 
 USE_CPU = "Use CPU."
@@ -41,6 +41,11 @@ def lines(records: Sequence[logging.LogRecord]) -> list[tuple[str, str]]:
             command_test.DEVICE_LOG,
             ("caffe.cpp:275", USE_CPU),
             [("caffe.cpp:266", "Use GPU with device ID 1"), ("caffe.cpp:270", "GPU device name: card 1")],
+        ),
+        (
+            command_extract_features.DEVICE_LOG,
+            ("extract_features.cpp:62", "Using CPU"),
+            [("extract_features.cpp:52", "Using GPU"), ("extract_features.cpp:58", "Using Device_id=1")],
         ),
         (
             command_time.DEVICE_LOG,
