@@ -26,8 +26,9 @@ import numpy as np
 
 from imae.cli.device_options import add_gpu_option, requested_gpu
 from imae.cli.options import add_dialect_option, add_strict_option
+from imae.cli.picture_options import pixel_count
 from imae.converters.convert_folder import LARGEST_PICTURE
-from imae.converters.images import decode_picture, pixel_count
+from imae.converters.images import decode_picture
 from imae.files.atomic import atomic_file, write_atomically
 from imae.files.errors import DataError, ImaeError
 from imae.files.file_tree import open_tree

@@ -44,11 +44,25 @@ def add_strict_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_file_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """The file to read and the one to write, for commands that upgrade files; `what` is to be upgraded."""
+    parser.add_argument("input", metavar="IN", help=f"{what} of an old form")
+    parser.add_argument("output", metavar="OUT", help="the file to write, in today's form")
+
+
 def level(text: str) -> int:
     """The level of a NetState, an int32, for argparse."""
     number = int(text)
     if not -(2**31) <= number < 2**31:
         raise argparse.ArgumentTypeError(f"a level must be from {-(2**31)} to {2**31 - 1}, got {text}")
+    return number
+
+
+def whole_number(text: str) -> int:
+    """An argument that is 0 or more."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {number}")
     return number
 
 
