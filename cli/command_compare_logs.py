@@ -25,9 +25,6 @@ from imae.files.caffe_log import (
 from imae.files.errors import DataError, ImaeError, printable
 from imae.train.plot_log import KINDS, Chart, draw_curves, finish_axes, log_names, write_picture
 
-COMMAND = "compare-logs"
-HELP = "two training logs side by side: where they part, and by how much"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""

@@ -14,8 +14,6 @@ import argparse
 
 from imae.converters.compute_image_mean import compute_image_mean
 
-HELP = "the mean image of an LMDB or LevelDB, for transform_param's mean_file"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""

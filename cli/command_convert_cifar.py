@@ -18,8 +18,6 @@ import argparse
 from imae.cli.picture_options import add_image_options, add_interpolation_option, pixel_count
 from imae.converters.convert_cifar import convert_cifar
 
-HELP = "CIFAR-10 or CIFAR-100 (binary or Python version, folder or .tar.gz) to LMDBs"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""

@@ -13,8 +13,6 @@ import argparse
 from imae.cli.picture_options import add_image_options
 from imae.converters.convert_digits import convert_digits
 
-HELP = "the UCI handwritten digits, which come with this package, to LMDBs"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""

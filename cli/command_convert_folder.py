@@ -22,8 +22,6 @@ from imae.converters.label_file import FORMS
 from imae.files.errors import DataError
 from imae.files.read import read_bytes
 
-HELP = "a folder (or .tar archive) of class folders with pictures to an LMDB"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""

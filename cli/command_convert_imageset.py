@@ -16,8 +16,6 @@ import argparse
 from imae.cli.picture_options import add_image_options, add_picture_options, chosen_form
 from imae.converters.convert_imageset import convert_imageset
 
-HELP = "the pictures of a list file to an LMDB, as Caffe's convert_imageset"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""

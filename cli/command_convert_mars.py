@@ -14,9 +14,6 @@ import argparse
 from imae.cli.picture_options import add_image_options, add_picture_options, chosen_form
 from imae.paper.convert_mars import convert_mars
 
-COMMAND = "convert-mars"
-HELP = "the images of the MARS benchmark to an LMDB, labelled by person"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""

@@ -29,8 +29,6 @@ from imae.cli.options import whole_number
 from imae.converters.corrupt_labels import DEFAULT_SEED, NOISES, corrupt_labels
 from imae.converters.label_file import FORMS
 
-HELP = "an LMDB with wrong labels: symmetric, asymmetric, pair-flip, or from a file"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""

@@ -15,8 +15,6 @@ import argparse
 
 from imae.paper.demo import demo
 
-HELP = "label noise on handwritten digits: CCE, MAE and IMAE trained, tested, drawn, exported to ONNX"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""

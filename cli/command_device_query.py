@@ -18,10 +18,6 @@ from typing import Any
 from imae.files.caffe_log import log_line
 from imae.files.errors import DeviceError
 
-COMMAND = "device-query"
-HELP = "show what GPUs there are"
-
-
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 # What a line of common.cpp says, and the driver's numbers of it (CUdevice_attribute in cuda.h).

@@ -19,8 +19,6 @@ from imae.converters.draw_net import RANKDIRS, draw_net_to_file
 from imae.prototxt import TEST, TRAIN
 from imae.prototxt.text import read_net
 
-HELP = "draw a net with Graphviz"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""

@@ -16,8 +16,6 @@ from imae.converters.export_onnx import DEFAULT_OPSET, InputShape, export_file
 from imae.files.errors import ExportError, printable
 from imae.layers.layer import Shape
 
-HELP = "write a net and its weights as an ONNX model, checked in ONNX Runtime"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""

@@ -25,8 +25,6 @@ from imae.prototxt import TEST, NetState
 from imae.prototxt.dialects import read_net_text
 from imae.prototxt.state import in_state
 
-HELP = "blobs of a net, for each record of its data layer, to LMDBs"
-
 DEVICE_LOG = DeviceLog(
     cpu=("extract_features.cpp:62", "Using CPU"),
     gpus=[("extract_features.cpp:52", "Using GPU"), ("extract_features.cpp:58", "Using Device_id={ids}")],

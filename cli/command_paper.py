@@ -40,9 +40,6 @@ from imae.paper.record import RECORDS, Record, read_records
 from imae.paper.report import write_report
 from imae.paper.training import train
 
-COMMAND = "paper"
-HELP = "the tables and figures of the IMAE paper: trained, measured, set beside the paper's"
-
 WITHOUT_TRAINING = ("table3", "table4", "figure1", "figure5", "report")
 OUTPUT = "data/paper"
 

@@ -23,10 +23,6 @@ from imae.files.atomic import write_atomically
 from imae.files.caffe_log import LogNumber, caffe_rows, read_log, rows
 from imae.files.errors import ImaeError
 
-COMMAND = "parse-log"
-HELP = "the numbers of a training log as CSV files"
-
-
 Table = Sequence[Mapping[str, float]]
 
 

@@ -26,9 +26,6 @@ from imae.files.caffe_log import read_log
 from imae.files.errors import DataError
 from imae.train.plot_log import chart_of, draw_curves, log_names, write_picture
 
-COMMAND = "plot-log"
-HELP = "curves of training logs in one picture"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""

@@ -21,8 +21,6 @@ import os
 from imae.converters.quantize_onnx import BATCH, quantize_file
 from imae.converters.run_onnx import run_file
 
-HELP = "an ONNX model in fp16 or int8, calibrated on an LMDB, with its accuracy before and after"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""

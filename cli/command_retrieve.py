@@ -42,9 +42,6 @@ from imae.paper.mars import find_images, order_images, read_test_protocol
 from imae.paper.retrieval import Features, Tracklets, average_tracklets, evaluate
 from imae.paper.tables import mars_results
 
-COMMAND = "retrieve"
-HELP = "mAP and CMC of a model's features by the rules of the MARS benchmark"
-
 RANKS = (1, 5, 10, 20)
 BATCH_SIZE = 128
 # Options that say nothing where features are only evaluated.

@@ -21,8 +21,6 @@ from contextlib import contextmanager
 
 from imae.converters.run_onnx import run_file
 
-HELP = "run an ONNX model on an LMDB or on images: accuracy and images per second"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""

@@ -23,8 +23,6 @@ from imae.cli.options import whole_number
 from imae.converters.split_lmdb import DEFAULT_SEED, split_lmdb, subset_lmdb
 from imae.files.errors import DataError
 
-HELP = "part of an LMDB: a random share or the first of each class; the rest into another"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""

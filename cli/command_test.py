@@ -28,9 +28,6 @@ from imae.net.executor import NetExecutor
 from imae.net.net import Net
 from imae.net.weights import load_to_use
 
-COMMAND = "test"
-HELP = "score a model: the mean outputs of its TEST net over some batches"
-
 DEVICE_LOG = DeviceLog(
     cpu=("caffe.cpp:275", "Use CPU."),
     gpu=[

@@ -28,9 +28,6 @@ from imae.net.device import DeviceLog, choose_device, set_threads
 from imae.net.net import Net
 from imae.net.stepwise import Stepwise
 
-COMMAND = "time"
-HELP = "measure how long each layer of a net takes, forward and backward"
-
 DEVICE_LOG = DeviceLog(
     cpu=("caffe.cpp:343", "Use CPU."), gpu=[("caffe.cpp:339", "Use GPU with device ID {id}")]
 )

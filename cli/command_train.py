@@ -45,9 +45,6 @@ from imae.train.signals import SignalRequests, action
 from imae.train.snapshot import writing_alone
 from imae.train.solver import Solver
 
-COMMAND = "train"
-HELP = "train a solver: from scratch, from weights, or on from a snapshot"
-
 logger = logging.getLogger(__name__)
 
 DEVICE_LOG = DeviceLog(

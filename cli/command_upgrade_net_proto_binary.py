@@ -16,8 +16,6 @@ import argparse
 from imae.cli.options import add_dialect_option, add_file_arguments
 from imae.converters.upgrade_proto import upgrade_net_binary
 
-HELP = "a .caffemodel of an old form or of a fork, written in today's form"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""

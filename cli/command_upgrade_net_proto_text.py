@@ -17,8 +17,6 @@ from imae.cli.options import add_dialect_option, add_file_arguments
 from imae.converters.upgrade_proto import upgrade_net_text
 from imae.prototxt.dialects import TEXT_DIALECTS
 
-HELP = "a net's prototxt of an old form or of a fork, written in today's form"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""

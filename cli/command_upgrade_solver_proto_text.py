@@ -12,8 +12,6 @@ import argparse
 from imae.cli.options import add_file_arguments
 from imae.converters.upgrade_proto import upgrade_solver_text
 
-HELP = "a solver's prototxt of an old form, written in today's"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""

@@ -1,4 +1,4 @@
-"""The options with which a command builds a net: --phase, --level, --stage, --dialect, --strict."""
+"""The options that commands share which read nets: --phase, --level, --stage, --dialect, --strict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from imae.prototxt.state import in_state
 def add_net_options(
     parser: argparse.ArgumentParser, phase: Literal["TRAIN", "TEST"], changeable: bool = True
 ) -> None:
-    """Declare them. `phase` is the default, or the only one if it is not `changeable`."""
+    """All of them. `phase` is the default, or the only one if it is not `changeable`."""
     if changeable:
         parser.add_argument("--phase", default=phase, help=f"TRAIN or TEST ({phase})")
     else:

@@ -29,6 +29,7 @@ from imae.cli import command_convert_digits as convert_digits
 from imae.cli import command_convert_folder as convert_folder
 from imae.cli import command_convert_imageset as convert_imageset
 from imae.cli import command_corrupt_labels as corrupt_labels
+from imae.cli.main import COMMANDS
 from imae.converters.convert_cifar import read_cifar
 from imae.converters.convert_digits import read_digits
 from imae.converters.convert_imageset import read_list
@@ -112,7 +113,8 @@ def largest_file(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("module", CONVERTERS, ids=lambda module: module.__name__)
 def test_every_converter_can_be_mounted(module: ModuleType) -> None:
-    assert module.HELP
+    name = module.__name__.removeprefix("imae.cli.command_").replace("_", "-")
+    assert COMMANDS[name]
 
 
 # -- writing an LMDB ---------------------------------------------------------------------------------------
