@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import argparse
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from imae.cli.device_options import (
     add_data_cache_option,
     add_double_option,
@@ -21,11 +17,10 @@ from imae.cli.device_options import (
     requested_gpu,
 )
 from imae.cli.options import add_net_options, chosen_net
-from imae.files.caffe_log import log_line, number, output_text
 from imae.files.errors import ImaeError
 from imae.net.device import DeviceLog, choose_device, set_threads
-from imae.net.executor import NetExecutor
 from imae.net.net import Net
+from imae.net.score import score
 from imae.net.weights import load_to_use
 
 DEVICE_LOG = DeviceLog(
@@ -35,9 +30,6 @@ DEVICE_LOG = DeviceLog(
         ("caffe.cpp:270", "GPU device name: {name}"),
     ],
 )
-
-Array = NDArray[np.float32]
-f32 = np.float32
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,26 +58,3 @@ def run(args: argparse.Namespace) -> None:
     net = Net(chosen_net(args.model, args), dtype=chosen_dtype(args), data_resources=resources)
     load_to_use(net, args.weights, args.dialect)
     score(net, device, args.iterations)
-
-
-def score(net: Net, device: torch.device, iterations: int) -> dict[str, Array]:
-    """Run so many batches, log what `caffe test` logs, return the means of the output blobs."""
-    run_net = NetExecutor(net, device)
-    log_line("caffe.cpp:281", f"Running for {iterations} iterations.")
-    total = f32(0)
-    sums: dict[str, Array] = {}
-    for batch in range(iterations):
-        loss, outputs = run_net.forward()
-        net.check_labels()
-        total += f32(loss.item())
-        for name, blob in outputs.items():
-            values = blob.cpu().numpy()
-            sums[name] = sums[name] + values if batch else values
-            for value in values.ravel():
-                log_line("caffe.cpp:304", f"Batch {batch}, {name} = {number(value)}")
-    log_line("caffe.cpp:309", f"Loss: {number(total / f32(iterations))}")
-    means = {name: values / f32(iterations) for name, values in sums.items()}
-    for name, values in means.items():
-        for value in values.ravel():
-            log_line("caffe.cpp:321", output_text(name, value, f32(net.loss_weights.get(name, 0))))
-    return means

@@ -86,6 +86,12 @@ def test_folders_import_upwards_only(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_commands_know_of_the_command_line(path: Path) -> None:
+    if path.relative_to(ROOT).parts[0] != "cli":
+        assert "argparse" not in imports(path), f"{path} is a library, and declares options"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_file_bears_the_name_of_another_module(path: Path) -> None:
     if path.parent == ROOT / "train" or path.parent in {ROOT / part for part in PARTS}:
         assert path.stem not in sys.stdlib_module_names | DEPENDENCIES, path
