@@ -61,6 +61,8 @@ def convert_cifar(
     interpolation   for resizing, one of INTERPOLATIONS; bilinear if it is empty
     pad             put so many zeros on each side of the training images
     shuffle         seed of the order of the training images; None: as they are
+
+    DataError for files that are not CIFAR's; FileError where the LMDBs cannot be written.
     """
     if interpolation and not resize:
         raise DataError("--interpolation is for --resize N, which is missing")

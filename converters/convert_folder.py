@@ -64,6 +64,9 @@ def convert_folder(
     labels           label file: other labels, in the order of the unshuffled records; the clean ones are
                      then kept beside the LMDB
     shuffle          seed of the order of the records; None: as they are
+
+    DataError for what is no picture, for classes, orders or labels that are not those of the pictures, and
+    for a form that contradicts itself.
     """
     check_stored_form(form)
     with open_tree(source, subfolder) as tree:

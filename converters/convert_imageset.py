@@ -47,6 +47,9 @@ def convert_imageset(
     encode_type   store the pictures encoded so: png, jpg ...; they need not be `encoded` in `form` then
     check_size    DataError where a picture has another size than the first
     shuffle       seed of the order of the records; None: as in the list
+
+    DataError where the list cannot be read, where none of its pictures can, and for options that contradict
+    each other.
     """
     if (form.encoded or encode_type) and (form.pad or check_size):
         raise DataError("--pad and --check_size are for raw pixels; leave out --encoded and --encode_type")

@@ -109,6 +109,8 @@ def corrupt_labels(
     classes   how many; None: as many as the noise is for, or the largest label + 1
     labels    for "file": a label file
     order     for "file": a label file that says which of the labels each record has
+
+    DataError for arguments that do not go with the noise, and for labels that are not those of the classes.
     """
     from_file = noise == "file"
     if from_file and (not labels or rate is not None or seed is not None):

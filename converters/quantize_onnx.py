@@ -139,6 +139,8 @@ def quantize_file(
     """Write a model again with fewer bits; the file is written atomically.
 
     calibrate   for int8: an LMDB of records like those that will come, of which the first `records` are read
+
+    ExportError for a model that cannot be read or quantized, DataError for records that do not fit it.
     """
     if (to == "int8") != bool(calibrate):
         raise DataError("--to int8 needs --calibrate LMDB, and --to fp16 takes none")

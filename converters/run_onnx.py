@@ -267,6 +267,9 @@ def run_file(
     batch_size   images at a time, where the model does not say
     threads      of the CPU provider; 0: all cores
     transform    transform_param in prototxt text; None: as the model's metadata say
+
+    ExportError for a model that cannot be run on images, DeviceError for a provider that is not there,
+    DataError for images that do not fit the model.
     """
     if batch_size < 1:
         raise DataError(f"--batch-size must be at least 1, got {batch_size}")

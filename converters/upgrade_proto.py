@@ -1,6 +1,7 @@
 """Nets and solvers of an old form, or of a fork, written in today's form, as Caffe's three upgrade tools do.
 
-What a V0 net says and no newer form has is logged and left out; the functions return a line for each.
+What a V0 net says and no newer form has is logged and left out; the functions of nets return these lines.
+PrototxtError for a file that cannot be read.
 
 Caffe: tools/upgrade_net_proto_text.cpp, upgrade_net_proto_binary.cpp, upgrade_solver_proto_text.cpp. Differs:
 nets inside a solver are upgraded as well.

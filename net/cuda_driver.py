@@ -39,7 +39,10 @@ YES_OR_NO = (15, 17)
 
 
 def log_gpus(wanted: str) -> None:
-    """Log what Caffe logs of the GPUs in a list `0,1` or of `all`; of none if the text is empty."""
+    """Log what Caffe logs of the GPUs in a list `0,1` or of `all`; of none if the text is empty.
+
+    DeviceError where there is no driver, or not this GPU.
+    """
     log_line("caffe.cpp:138", f"Querying GPUs {wanted}")
     if not wanted:
         return

@@ -32,6 +32,8 @@ def convert_mars(
     images     folder bbox_train (bbox_test), or a .tar archive of what is in it
     form       what becomes of the images
     shuffle    seed of the order of the records; None: that of the protocol
+
+    DataError for images that are not the protocol's, and for a form that contradicts itself.
     """
     check_stored_form(form)
     tracklets = read_part(protocol, part)

@@ -41,6 +41,8 @@ def tracklet_features(
 
     preparation   of the images, the model's own or another one
     batch_size    images at a time; None: as many as the model was made for, or BATCH_SIZE
+
+    ImaeError for a batch size that is not the model's; DataError for images that it cannot take.
     """
     size = model.batch_size
     if batch_size is not None and (batch_size < 1 or size not in (None, batch_size)):

@@ -29,6 +29,8 @@ def write_tables(
 
     delimiter   one character, between the columns
     per_net     a table of its own for each test net
+
+    DataError for a log that cannot be read.
     """
     if len(delimiter) != 1 or delimiter in '\r\n"':
         raise ImaeError(f"--delimiter must be one character, got {delimiter!r}")

@@ -132,6 +132,8 @@ def plot_logs(what: str, output: AnyPath, paths: Sequence[str], seconds: bool = 
 
     what      the chart, as `imae plot-log --help` lists them: 0 to 7, loss, test:accuracy ...
     seconds   over the seconds since the training began, not over the iterations
+
+    ImaeError for an unknown chart or ending; DataError for one of which the logs have no numbers.
     """
     chart, over_seconds = chart_of(what)
     logs = list(zip(log_names(paths), map(read_log, paths), strict=True))
