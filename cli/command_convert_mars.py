@@ -11,17 +11,8 @@ from __future__ import annotations
 
 import argparse
 
-import numpy as np
-
-from imae.converters.convert_folder import folder_records, record_form
-from imae.converters.images import Picture, add_image_options, add_picture_options, shuffled_order
-from imae.converters.lmdb_writer import write_lmdb
-from imae.files.errors import DataError
-from imae.files.file_tree import open_tree
-from imae.paper.mars import find_images, order_images, read_part
-
-COMMAND = "convert-mars"
-HELP = "the images of the MARS benchmark to an LMDB, labelled by person"
+from imae.cli.picture_options import add_image_options, add_picture_options, chosen_form
+from imae.paper.convert_mars import convert_mars
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,19 +29,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the LMDB."""
-    form = record_form(args)
-    tracklets = read_part(args.protocol, args.part)
-    labels = tracklets.person
-    if args.part == "train":
-        if labels.min() < 1:
-            raise DataError(
-                f"'{args.protocol}': the persons to train with must be 1 or more, got {labels.min()}"
-            )
-        labels = np.unique(labels, return_inverse=True)[1]
-    labels = np.repeat(labels, tracklets.end - tracklets.begin)
-    with open_tree(args.images) as tree:
-        found = find_images(tree.names)
-        names = order_images(found, args.protocol, args.part, tracklets, f"'{args.images}'")
-        order = shuffled_order(len(names), args.shuffle)
-        pictures = [Picture(found[names[i]], int(labels[i])) for i in order]
-        write_lmdb(args.output, folder_records(tree, pictures, form), len(pictures))
+    convert_mars(args.protocol, args.images, args.output, args.part, chosen_form(args), shuffle=args.shuffle)

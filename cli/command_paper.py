@@ -22,11 +22,17 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-
+from imae.cli.device_options import (
+    add_gpu_option,
+    add_launch_options,
+    add_precision_option,
+    add_threads_option,
+    chosen_compiled,
+    chosen_recorder,
+    requested_gpu,
+)
 from imae.files.errors import ImaeError, printable
-from imae.net.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
-from imae.net.device import add_precision_option, gpu, keep_freed_memory, set_threads
+from imae.net.device import choose_device, keep_freed_memory, set_threads
 from imae.paper import figures, tables
 from imae.paper.data import Cifar10, make_folder
 from imae.paper.experiments import GRIDS, Run, Scale, runs
@@ -36,9 +42,6 @@ from imae.paper.record import RECORDS, Record, read_record, read_records
 from imae.paper.recorded_net import recorded_net
 from imae.paper.report import write_report
 from imae.paper.training import train
-
-COMMAND = "paper"
-HELP = "the tables and figures of the IMAE paper: trained, measured, set beside the paper's"
 
 WITHOUT_TRAINING = ("table3", "table4", "figure1", "figure5", "report")
 OUTPUT = "data/paper"
@@ -71,10 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--only", action="append", default=[], metavar="WORD", help="only runs with this in their names"
     )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (1)")
-    parser.add_argument("--gpu", nargs="?", const="0", metavar="ID", help="compute on this GPU")
+    add_gpu_option(parser)
     add_launch_options(parser)
     add_precision_option(parser)
-    parser.add_argument("--threads", type=int, metavar="N", help="of each run, on the CPU")
+    add_threads_option(parser, "of each run, on the CPU")
     parser.add_argument(
         "--work", default="data/paper", metavar="DIR", help="for LMDBs, snapshots, logs (data/paper)"
     )
@@ -144,7 +147,7 @@ def _print_net(wanted: str, records: Path) -> None:
 
 def _train(args: argparse.Namespace, wanted: list[Run], cifar10: Cifar10, records: Path) -> None:
     threads, options = args.threads, []
-    device = _device(args)
+    device = choose_device(requested_gpu(args.gpu))
     if chosen_recorder(args, device):
         options.append("--cuda-graph")
     if chosen_compiled(args, device):
@@ -155,12 +158,6 @@ def _train(args: argparse.Namespace, wanted: list[Run], cifar10: Cifar10, record
         threads = max(1, (os.cpu_count() or 1) // args.jobs)
     options += ["--threads", str(threads)] if threads is not None else []
     train_all(wanted, cifar10, records, args.jobs, options)
-
-
-def _device(args: argparse.Namespace) -> torch.device:
-    if args.gpu is None:
-        return torch.device("cpu")
-    return gpu(args.gpu, f"--gpu {args.gpu}", "leave --gpu out")
 
 
 def _show(args: argparse.Namespace, found: list[Record]) -> None:
@@ -196,7 +193,7 @@ def _train_one(args: argparse.Namespace, records: Path) -> None:
         ) from error
     set_threads(args.threads)
     keep_freed_memory()
-    device = _device(args)
+    device = choose_device(requested_gpu(args.gpu))
     records = records.absolute()
     given = (args.cifar10, args.human_labels, args.within_class)
     sources = [os.path.abspath(path) if path else "" for path in given]  # before the folder changes

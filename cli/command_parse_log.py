@@ -14,20 +14,8 @@ kept.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from imae.files.atomic import write_atomically
-from imae.files.caffe_log import LogNumber, caffe_rows, read_log, rows
-from imae.files.errors import ImaeError
-
-COMMAND = "parse-log"
-HELP = "the numbers of a training log as CSV files"
-
-
-Table = Sequence[Mapping[str, float]]
+from imae.train.log_tables import write_tables
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,30 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the tables that have rows."""
-    if len(args.delimiter) != 1 or args.delimiter in '\r\n"':
-        raise ImaeError(f"--delimiter must be one character, got {args.delimiter!r}")
-    tables = _tables(read_log(args.log), args.per_net)
-    for ending, table in tables.items():
-        path = Path(args.folder, f"{Path(args.log).name}.{ending}")
-        if table:
-            write_atomically(path, csv_text(table, args.delimiter).encode())
-        if args.verbose:
-            print(f"Wrote {path}" if table else f"Not writing {path}; no lines to write")
-
-
-def csv_text(table: Table, delimiter: str = ",") -> str:
-    """A table as CSV, with the columns of all rows in the order in which they first occur."""
-    text = io.StringIO(newline="")
-    columns = dict.fromkeys(column for row in table for column in row)
-    writer = csv.DictWriter(text, list(columns), delimiter=delimiter)
-    writer.writeheader()
-    writer.writerows(table)
-    return text.getvalue()
-
-
-def _tables(numbers: Sequence[LogNumber], per_net: bool) -> dict[str, Table]:
-    """The tables by the ending of their file."""
-    if not per_net:
-        return {what: caffe_rows(numbers, what) for what in ("train", "test")}
-    nets = sorted({number.net for number in numbers if number.what == "test"})
-    return {"train": rows(numbers), **{f"test.{net}": rows(numbers, "test", net) for net in nets}}
+    written = write_tables(args.log, args.folder, args.delimiter, args.per_net)
+    for path, has_rows in written.items() if args.verbose else ():
+        print(f"Wrote {path}" if has_rows else f"Not writing {path}; no lines to write")

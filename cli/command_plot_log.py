@@ -22,12 +22,7 @@ from __future__ import annotations
 
 import argparse
 
-from imae.files.caffe_log import read_log
-from imae.files.errors import DataError
-from imae.train.plot_log import chart_of, draw_curves, log_names, write_picture
-
-COMMAND = "plot-log"
-HELP = "curves of training logs in one picture"
+from imae.train.plot_log import plot_logs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,15 +37,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the picture."""
-    chart, seconds = chart_of(args.chart)
-    logs = list(zip(log_names(args.logs), map(read_log, args.logs), strict=True))
-    if not any(chart.shows(number) for _, numbers in logs for number in numbers):
-        known = {
-            n.what if n.what not in ("train", "test") else f"{n.what}:{n.name}"
-            for _, log in logs
-            for n in log
-        }
-        raise DataError(f"there is no {chart} in these logs; there is {', '.join(sorted(known))}")
-    write_picture(
-        args.output, lambda figure: draw_curves(figure.subplots(), logs, chart, seconds or args.seconds)
-    )
+    plot_logs(args.chart, args.output, args.logs, args.seconds)

@@ -14,48 +14,34 @@ from __future__ import annotations
 
 import argparse
 import json
-import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from tokenize import TokenError
-from typing import BinaryIO
 
-import numpy as np
-import torch
-
-from imae.cli.options import add_strict_option
-from imae.converters.convert_folder import LARGEST_PICTURE
-from imae.converters.images import decode_picture, pixel_count
+from imae.cli.device_options import add_gpu_option, requested_gpu
+from imae.cli.options import add_dialect_option, add_strict_option
+from imae.cli.picture_options import pixel_count
 from imae.files.atomic import atomic_file, write_atomically
-from imae.files.errors import DataError, ImaeError
-from imae.files.file_tree import open_tree
-from imae.files.read import AnyPath, open_to_read
-from imae.layers.data.datum import array_from_datum
-from imae.layers.data.lmdb_source import open_lmdb
-from imae.net.device import gpu
-from imae.net.weights import add_dialect_option
-from imae.paper.embedding import Array, Images, Model, Preparation, features, net_model, onnx_model
+from imae.files.errors import ImaeError
+from imae.net.device import choose_device
+from imae.paper.embedding import Model, Preparation, net_model, onnx_model
 from imae.paper.expected import TABLE_3
-from imae.paper.mars import find_images, order_images, read_test_protocol
-from imae.paper.retrieval import Features, Tracklets, average_tracklets, evaluate
+from imae.paper.mars import read_test_protocol
+from imae.paper.retrieval import evaluate
 from imae.paper.tables import mars_results
-
-COMMAND = "retrieve"
-HELP = "mAP and CMC of a model's features by the rules of the MARS benchmark"
+from imae.paper.tracklet_features import (
+    BATCH_SIZE,
+    folder_images,
+    lmdb_images,
+    read_features,
+    tracklet_features,
+    write_features,
+)
 
 RANKS = (1, 5, 10, 20)
-BATCH_SIZE = 128
 # Options that say nothing where features are only evaluated.
 OF_MODELS = (
     "model", "weights", "dialect", "strict", "onnx", "blob", "resize", "crop", "mean_value", "scale",
     "batch_size", "gpu",
-)  # fmt: skip
-# What numpy raises for a file that is none of its archives, or a damaged one.
-NPZ_ERRORS = (
-    OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, MemoryError, NotImplementedError,
-    RuntimeError, SyntaxError, TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 
@@ -92,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--scale", type=float, metavar="S", help="then multiply by S")
     parser.add_argument("--batch-size", type=int, metavar="N", help=f"images at a time ({BATCH_SIZE})")
-    parser.add_argument("--gpu", nargs="?", const="0", metavar="ID", help="compute on this GPU")
+    add_gpu_option(parser)
     parser.add_argument(
         "--results", metavar="FILE", help="JSON to keep mAP and CMC-1 in, for imae paper table3"
     )
@@ -120,7 +106,12 @@ def run(args: argparse.Namespace) -> None:
     if args.images is not None or args.lmdb is not None:
         # The file is begun before the work, which may take hours: rather fail now than then.
         with atomic_file(args.features) if args.features is not None else nullcontext() as file:
-            means = _compute(args, tracklets)
+            model = _model(args)
+            preparation = _preparation(args, model.preparation)
+            open_images = folder_images if args.lmdb is None else lmdb_images
+            place = args.images if args.lmdb is None else args.lmdb
+            with open_images(place, args.protocol, tracklets, preparation) as images:
+                means = tracklet_features(model, images, tracklets, preparation, args.batch_size)
             if file is not None:
                 write_features(file, means, tracklets)
     else:
@@ -143,21 +134,8 @@ def run(args: argparse.Namespace) -> None:
         write_atomically(args.results, (json.dumps(found, indent=1) + "\n").encode())
 
 
-def _compute(args: argparse.Namespace, tracklets: Tracklets) -> Features:
-    model = _model(args)
-    size, given = model.batch_size, args.batch_size
-    if given is not None and (given < 1 or size not in (None, given)):
-        raise ImaeError(f"--batch-size must be {size or '1 or more'}, got {given}")
-    preparation = _preparation(args, model.preparation)
-    with _images(args, tracklets, preparation) as images:
-        found = features(model, images, preparation, size or given or BATCH_SIZE)
-        return average_tracklets(found, tracklets)
-
-
 def _model(args: argparse.Namespace) -> Model:
-    device = torch.device("cpu")
-    if args.gpu is not None:
-        device = gpu(args.gpu, f"--gpu {args.gpu}", "leave --gpu out")
+    device = choose_device(requested_gpu(args.gpu))
     if args.onnx is not None:
         if args.model or args.weights or args.dialect:
             raise ImaeError("--onnx has its weights inside; leave out --model, --weights and --dialect")
@@ -178,57 +156,6 @@ def _preparation(args: argparse.Namespace, own: Preparation) -> Preparation:
     if args.scale is not None:
         transform.scale = args.scale
     return own._replace(size=args.resize or own.size)
-
-
-@contextmanager
-def _images(args: argparse.Namespace, tracklets: Tracklets, preparation: Preparation) -> Iterator[Images]:
-    if args.lmdb is not None:
-        where = f"lmdb '{args.lmdb}'"
-        with open_lmdb(args.lmdb) as source:
-            keys = [source.key(row).decode(errors="backslashreplace") for row in range(len(source))]
-            found = find_images(keys)
-            names = order_images(found, args.protocol, "test", tracklets, where)
-            row_of = {key: row for row, key in enumerate(keys)}
-            rows = [row_of[found[name]] for name in names]
-            force_color, force_gray = preparation.transform.force_color, preparation.transform.force_gray
-
-            def read_record(i: int) -> Array:
-                name = f"{where}, image '{names[i]}'"
-                return array_from_datum(source.datum(rows[i]), name, force_color, force_gray)
-
-            yield Images(names, read_record)
-        return
-    with open_tree(args.images) as tree:
-        found = find_images(tree.names)
-        names = order_images(found, args.protocol, "test", tracklets, f"'{args.images}'")
-
-        def read_picture(i: int) -> Array:
-            path = found[names[i]]
-            return decode_picture(tree.read(path, LARGEST_PICTURE), path, preparation.gray).transpose(2, 0, 1)
-
-        yield Images(names, read_picture)
-
-
-def write_features(file: BinaryIO, means: Features, tracklets: Tracklets) -> None:
-    """Keep the tracklets' features (T, D), and the rows of the protocol that they belong to."""
-    np.savez(file, features=means, tracklets=np.stack(tracklets, 1))
-
-
-def read_features(path: AnyPath, tracklets: Tracklets) -> Features:
-    """Features that `write_features` kept; DataError where they cannot be read, or are another protocol's."""
-    try:
-        with open_to_read(path) as file, np.load(file, allow_pickle=False) as archive:
-            means: Features = archive["features"]
-            kept = archive["tracklets"]
-    except NPZ_ERRORS as error:
-        raise DataError(f"cannot read the features '{path}': {error}") from None
-    if not np.array_equal(kept, np.stack(tracklets, 1)):
-        raise DataError(f"the features '{path}' are of another protocol's tracklets; compute them again")
-    if means.dtype != np.float32 or means.ndim != 2:
-        raise DataError(
-            f"the features '{path}' must be float32 of two axes, got {means.dtype} of shape {means.shape}"
-        )
-    return means
 
 
 def sides(text: str) -> tuple[int, int]:

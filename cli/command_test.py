@@ -7,31 +7,29 @@ from __future__ import annotations
 
 import argparse
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from imae.cli.options import add_net_options, chosen_net
-from imae.files.caffe_log import log_line, number, output_text
-from imae.files.errors import ImaeError
-from imae.net.device import (
+from imae.cli.device_options import (
     add_data_cache_option,
     add_double_option,
+    add_gpu_option,
+    add_threads_option,
     chosen_data_resources,
     chosen_dtype,
-    gpu,
-    set_threads,
+    requested_gpu,
 )
-from imae.net.executor import NetExecutor
+from imae.cli.options import add_net_options, chosen_net
+from imae.files.errors import ImaeError
+from imae.net.device import DeviceLog, choose_device, set_threads
 from imae.net.net import Net
+from imae.net.score import score
 from imae.net.weights import load_to_use
 
-COMMAND = "test"
-HELP = "score a model: the mean outputs of its TEST net over some batches"
-
-
-Array = NDArray[np.float32]
-f32 = np.float32
+DEVICE_LOG = DeviceLog(
+    cpu=("caffe.cpp:275", "Use CPU."),
+    gpu=[
+        ("caffe.cpp:266", "Use GPU with device ID {id}"),
+        ("caffe.cpp:270", "GPU device name: {name}"),
+    ],
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,16 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NET", help="the net's prototxt")
     parser.add_argument("--weights", metavar="W", help="its .caffemodel")
     parser.add_argument("--iterations", type=int, default=50, metavar="N", help="batches to run (50)")
-    parser.add_argument("--gpu", nargs="?", const="0", metavar="ID", help="compute on this GPU")
+    add_gpu_option(parser)
     add_net_options(parser, "TEST")
     add_double_option(parser)
     add_data_cache_option(parser)
-    parser.add_argument(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="threads to compute with on the CPU, and to decode pictures with",
-    )
+    add_threads_option(parser, "threads to compute with on the CPU, and to decode pictures with")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -60,37 +53,8 @@ def run(args: argparse.Namespace) -> None:
     if args.iterations < 1:
         raise ImaeError(f"--iterations must be at least 1, got {args.iterations}")
     set_threads(args.threads)
-    device = torch.device("cpu")
-    if args.gpu is None:
-        log_line("caffe.cpp:275", "Use CPU.")
-    else:
-        device = gpu(args.gpu, f"--gpu {args.gpu}", "leave --gpu out")
-        log_line("caffe.cpp:266", f"Use GPU with device ID {device.index}")
-        log_line("caffe.cpp:270", f"GPU device name: {torch.cuda.get_device_name(device)}")
+    device = choose_device(requested_gpu(args.gpu), DEVICE_LOG)
     resources = chosen_data_resources(args)
     net = Net(chosen_net(args.model, args), dtype=chosen_dtype(args), data_resources=resources)
     load_to_use(net, args.weights, args.dialect)
     score(net, device, args.iterations)
-
-
-def score(net: Net, device: torch.device, iterations: int) -> dict[str, Array]:
-    """Run so many batches, log what `caffe test` logs, return the means of the output blobs."""
-    run_net = NetExecutor(net, device)
-    log_line("caffe.cpp:281", f"Running for {iterations} iterations.")
-    total = f32(0)
-    sums: dict[str, Array] = {}
-    for batch in range(iterations):
-        loss, outputs = run_net.forward()
-        net.check_labels()
-        total += f32(loss.item())
-        for name, blob in outputs.items():
-            values = blob.cpu().numpy()
-            sums[name] = sums[name] + values if batch else values
-            for value in values.ravel():
-                log_line("caffe.cpp:304", f"Batch {batch}, {name} = {number(value)}")
-    log_line("caffe.cpp:309", f"Loss: {number(total / f32(iterations))}")
-    means = {name: values / f32(iterations) for name, values in sums.items()}
-    for name, values in means.items():
-        for value in values.ravel():
-            log_line("caffe.cpp:321", output_text(name, value, f32(net.loss_weights.get(name, 0))))
-    return means

@@ -20,17 +20,19 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from imae.cli.device_options import add_gpu_option, add_threads_option, requested_gpu
 from imae.cli.options import add_net_options, chosen_net
 from imae.files.caffe_log import log_line, number
 from imae.files.errors import ImaeError
 from imae.layers.layer import DataLayer
-from imae.net.device import gpu, set_threads
+from imae.net.device import DeviceLog, choose_device, set_threads
 from imae.net.net import Net
 from imae.net.no_loss import no_loss_words, stages_of_losses
 from imae.net.stepwise import Stepwise
 
-COMMAND = "time"
-HELP = "measure how long each layer of a net takes, forward and backward"
+DEVICE_LOG = DeviceLog(
+    cpu=("caffe.cpp:343", "Use CPU."), gpu=[("caffe.cpp:339", "Use GPU with device ID {id}")]
+)
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     parser.add_argument("--model", metavar="NET", help="the net's prototxt")
     parser.add_argument("--iterations", type=int, default=50, metavar="N", help="passes to measure (50)")
-    parser.add_argument("--gpu", nargs="?", const="0", metavar="ID", help="compute on this GPU")
+    add_gpu_option(parser)
     add_net_options(parser, "TRAIN")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with on the CPU")
+    add_threads_option(parser, "threads to compute with on the CPU")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -51,12 +53,7 @@ def run(args: argparse.Namespace) -> None:
     if args.iterations < 1:
         raise ImaeError(f"--iterations must be at least 1, got {args.iterations}")
     set_threads(args.threads)
-    device = torch.device("cpu")
-    if args.gpu is None:
-        log_line("caffe.cpp:343", "Use CPU.")
-    else:
-        device = gpu(args.gpu, f"--gpu {args.gpu}", "leave --gpu out")
-        log_line("caffe.cpp:339", f"Use GPU with device ID {device.index}")
+    device = choose_device(requested_gpu(args.gpu), DEVICE_LOG)
     param = chosen_net(args.model, args)
     net = Net(param)
     if (words := no_loss_words(net, param)) and stages_of_losses(param):  # a deploy net has none, rightly

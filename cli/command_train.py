@@ -11,25 +11,31 @@ from contextlib import nullcontext
 
 import torch
 
-from imae.cli.options import add_strict_option, level
-from imae.files.caffe_log import log_line
-from imae.files.errors import DeviceError, ImaeError, PrototxtError, check_utf8
-from imae.net import kernels
-from imae.net.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
-from imae.net.device import (
+from imae.cli.device_options import (
     add_data_cache_option,
     add_double_option,
+    add_launch_options,
     add_precision_option,
+    add_threads_option,
+    chosen_compiled,
     chosen_data_resources,
     chosen_dtype,
-    gpu,
+    chosen_recorder,
+    requested_gpu,
+)
+from imae.cli.options import add_dialect_option, add_strict_option, level
+from imae.files.caffe_log import log_line
+from imae.files.errors import ImaeError, PrototxtError, check_utf8
+from imae.net import kernels
+from imae.net.device import (
+    DeviceLog,
+    GpuRequest,
+    choose_device,
     gpus,
     keep_freed_memory,
     set_precision,
     set_threads,
-    use_gpu,
 )
-from imae.net.weights import add_dialect_option
 from imae.prototxt import SolverParameter
 from imae.prototxt.leftovers import report_leftovers
 from imae.prototxt.text import read_solver
@@ -39,10 +45,13 @@ from imae.train.signals import SignalRequests, action
 from imae.train.snapshot import writing_alone
 from imae.train.solver import Solver
 
-COMMAND = "train"
-HELP = "train a solver: from scratch, from weights, or on from a snapshot"
-
 logger = logging.getLogger(__name__)
+
+DEVICE_LOG = DeviceLog(
+    cpu=("caffe.cpp:197", "Use CPU."),
+    gpus=[("caffe.cpp:204", "Using GPUs {ids}")],
+    gpu=[("caffe.cpp:209", "GPU {id}: {name}")],
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,11 +116,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_precision_option(parser)
     add_launch_options(parser)
     add_data_cache_option(parser)
-    parser.add_argument(
-        "--threads",
-        type=int,
-        metavar="N",
-        help="threads to compute with on the CPU (all cores; each of several ranks takes its share), and to "
+    add_threads_option(
+        parser,
+        "threads to compute with on the CPU (all cores; each of several ranks takes its share), and to "
         "decode pictures with",
     )
 
@@ -202,30 +209,11 @@ def _set_train_state(param: SolverParameter, args: argparse.Namespace, path: str
 
 def _device(param: SolverParameter, flag: str | None, ranks: Group | None) -> torch.device:
     """--gpu, or else solver_mode where it is written: the field's default GPU does not count."""
-    if flag is not None:
-        wanted, asked_by, instead = flag, f"--gpu {flag}", "leave --gpu out"
-    elif param.HasField("solver_mode") and param.solver_mode == SolverParameter.GPU:
-        wanted, asked_by, instead = str(param.device_id), "solver_mode: GPU", "write solver_mode: CPU"
-    else:
-        log_line("caffe.cpp:197", "Use CPU.")
-        return torch.device("cpu")
-    if ranks is None:
-        device = gpu(wanted, asked_by, instead)
-        ids = [device.index]
-    else:
-        ids = _gpus_of_ranks(wanted, asked_by, instead, ranks.local_size)
-        device = use_gpu(ids[ranks.local_rank])
-    param.device_id = device.index
-    log_line("caffe.cpp:204", f"Using GPUs {', '.join(map(str, ids))}")
-    for index in ids:
-        log_line("caffe.cpp:209", f"GPU {index}: {torch.cuda.get_device_name(index)}")
+    request = requested_gpu(flag)
+    if request is None and param.HasField("solver_mode") and param.solver_mode == SolverParameter.GPU:
+        request = GpuRequest(str(param.device_id), "solver_mode: GPU", "write solver_mode: CPU")
+    local = None if ranks is None else (ranks.local_rank, ranks.local_size)
+    device = choose_device(request, DEVICE_LOG, local)
+    if request is not None:
+        param.device_id = device.index
     return device
-
-
-def _gpus_of_ranks(wanted: str, asked_by: str, instead: str, count: int) -> list[int]:
-    """The GPUs of the `count` ranks on this machine: those of a list, or the first ones for `0` and `all`."""
-    from_first = wanted in ("0", "all")
-    ids = gpus("all" if from_first else wanted, asked_by, instead)
-    if len(ids) < count or (len(ids) > count and not from_first):
-        raise DeviceError(f"{asked_by}: one GPU is needed for each of {count} ranks here; got {len(ids)}")
-    return ids[:count]

@@ -13,23 +13,18 @@ from __future__ import annotations
 
 import argparse
 
-from imae.converters.upgrade_proto import add_file_arguments, write_upgraded
-from imae.net.weights import add_dialect_option
-from imae.prototxt.dialects import TEXT_DIALECTS, read_net_text_dialect
-from imae.prototxt.upgrade import upgrade_net
-
-COMMAND = "upgrade-net-proto-text"
-HELP = "a net's prototxt of an old form or of a fork, written in today's form"
+from imae.cli.options import add_dialect_option, add_file_arguments
+from imae.converters.upgrade_proto import upgrade_net_text
+from imae.prototxt.dialects import TEXT_DIALECTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
     add_file_arguments(parser, "a net's prototxt")
     add_dialect_option(parser, TEXT_DIALECTS)
 
 
 def run(args: argparse.Namespace) -> int:
-    old = read_net_text_dialect(args.input, args.dialect)
-    problems: list[str] = []
-    new = upgrade_net(old, args.input, problems)
-    changed = new is not old or bool(args.dialect)
-    return write_upgraded(COMMAND, args, new, changed=changed, problems=problems)
+    """Write the file; returns 1 where something was left out, else 0."""
+    problems = upgrade_net_text(args.input, args.output, args.dialect)
+    return 1 if problems else 0

@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import argparse
 
-from imae.converters.upgrade_proto import add_file_arguments, write_upgraded
-from imae.prototxt import SolverParameter
-from imae.prototxt.text import read_text
-from imae.prototxt.upgrade import upgrade_solver
-
-COMMAND = "upgrade-solver-proto-text"
-HELP = "a solver's prototxt of an old form, written in today's"
+from imae.cli.options import add_file_arguments
+from imae.converters.upgrade_proto import upgrade_solver_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
     add_file_arguments(parser, "a solver's prototxt")
 
 
-def run(args: argparse.Namespace) -> int:
-    old = read_text(args.input, SolverParameter)
-    new = upgrade_solver(old, args.input)
-    return write_upgraded(COMMAND, args, new, changed=new != old)
+def run(args: argparse.Namespace) -> None:
+    """Write the file."""
+    upgrade_solver_text(args.input, args.output)

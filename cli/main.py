@@ -17,59 +17,56 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
-import importlib.util
 import logging
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from difflib import get_close_matches
 from importlib.metadata import version
 from typing import NoReturn, Protocol, cast
 
 from imae.files.caffe_log import GlogFormatter
 from imae.files.errors import ImaeError
+from imae.files.nearest import did_you_mean
 from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.python_layers import no_python_layers
 from imae.train.progress import StderrHandler
 
-# A module is imported when its command is used, so that no command waits for another's libraries.
+# What each command does. Its module, cli/command_NAME.py, is imported when it is used, so that no command
+# waits for another's libraries, and `imae --help` for none.
 COMMANDS = {
-    "train": "imae.cli.command_train",
-    "test": "imae.cli.command_test",
-    "time": "imae.cli.command_time",
-    "device-query": "imae.cli.command_device_query",
-    "convert-cifar": "imae.converters.convert_cifar",
-    "convert-imageset": "imae.converters.convert_imageset",
-    "convert-folder": "imae.converters.convert_folder",
-    "convert-digits": "imae.converters.convert_digits",
-    "convert-mars": "imae.cli.command_convert_mars",
-    "corrupt-labels": "imae.converters.corrupt_labels",
-    "split-lmdb": "imae.converters.split_lmdb",
-    "compute-image-mean": "imae.converters.compute_image_mean",
-    "extract-features": "imae.converters.extract_features",
-    "upgrade-net-proto-text": "imae.cli.command_upgrade_net_proto_text",
-    "upgrade-net-proto-binary": "imae.cli.command_upgrade_net_proto_binary",
-    "upgrade-solver-proto-text": "imae.cli.command_upgrade_solver_proto_text",
-    "draw-net": "imae.converters.draw_net",
-    "parse-log": "imae.cli.command_parse_log",
-    "plot-log": "imae.cli.command_plot_log",
-    "compare-logs": "imae.cli.command_compare_logs",
-    "export": "imae.converters.export_onnx",
-    "run": "imae.converters.run_onnx",
-    "retrieve": "imae.cli.command_retrieve",
-    "quantize": "imae.converters.quantize_onnx",
-    "demo": "imae.paper.demo",
-    "paper": "imae.cli.command_paper",
+    "train": "train a solver: from scratch, from weights, or on from a snapshot",
+    "test": "score a model: the mean outputs of its TEST net over some batches",
+    "time": "measure how long each layer of a net takes, forward and backward",
+    "device-query": "show what GPUs there are",
+    "convert-cifar": "CIFAR-10 or CIFAR-100 (binary or Python version, folder or .tar.gz) to LMDBs",
+    "convert-imageset": "the pictures of a list file to an LMDB, as Caffe's convert_imageset",
+    "convert-folder": "a folder (or .tar archive) of class folders with pictures to an LMDB",
+    "convert-digits": "the UCI handwritten digits, which come with this package, to LMDBs",
+    "convert-mars": "the images of the MARS benchmark to an LMDB, labelled by person",
+    "corrupt-labels": "an LMDB with wrong labels: symmetric, asymmetric, pair-flip, or from a file",
+    "split-lmdb": "part of an LMDB: a random share or the first of each class; the rest into another",
+    "compute-image-mean": "the mean image of an LMDB or LevelDB, for transform_param's mean_file",
+    "extract-features": "blobs of a net, for each record of its data layer, to LMDBs",
+    "upgrade-net-proto-text": "a net's prototxt of an old form or of a fork, written in today's form",
+    "upgrade-net-proto-binary": "a .caffemodel of an old form or of a fork, written in today's form",
+    "upgrade-solver-proto-text": "a solver's prototxt of an old form, written in today's",
+    "draw-net": "draw a net with Graphviz",
+    "parse-log": "the numbers of a training log as CSV files",
+    "plot-log": "curves of training logs in one picture",
+    "compare-logs": "two training logs side by side: where they part, and by how much",
+    "export": "write a net and its weights as an ONNX model, checked in ONNX Runtime",
+    "run": "run an ONNX model on an LMDB or on images: accuracy and images per second",
+    "retrieve": "mAP and CMC of a model's features by the rules of the MARS benchmark",
+    "quantize": "an ONNX model in fp16 or int8, calibrated on an LMDB, with its accuracy before and after",
+    "demo": "label noise on handwritten digits: CCE, MAE and IMAE trained, tested, drawn, exported to ONNX",
+    "paper": "the tables and figures of the IMAE paper: trained, measured, set beside the paper's",
 }
 
 
 class Command(Protocol):
     """What the module of a command offers."""
-
-    COMMAND: str
-    HELP: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command's arguments."""
@@ -91,7 +88,7 @@ class Parser(argparse.ArgumentParser):
         for argument in arguments:
             flag = argument.partition("=")[0]
             if re.match(r"--[A-Za-z]", flag) and flag not in flags:
-                self.error(f"unknown flag {flag}{_hint(flag, flags)}")
+                self.error(f"unknown flag {flag}{did_you_mean(flag, flags)}")
         return self.parse_args(arguments)
 
 
@@ -173,17 +170,17 @@ def _run(arguments: Sequence[str]) -> int:
     name = name.replace("_", "-")  # Caffe's tools
     if name in ("--help", "-help", "-h", "help"):
         print("usage: imae COMMAND ...    (imae COMMAND --help says more)\n\ncommands:")
-        for known in _available():
-            print(f"  {known:27}{_command(known).HELP}")
+        for known, description in COMMANDS.items():
+            print(f"  {known:27}{description}")
     elif name in ("--version", "-version"):
         print(f"imae {version('imae')}")
-    elif name not in _available():
+    elif name not in COMMANDS:
         raise ImaeError(
-            f"Unknown action: {name}{_hint(name, _available())} (known: {', '.join(_available())})"
+            f"Unknown action: {name}{did_you_mean(name, COMMANDS)} (known: {', '.join(COMMANDS)})"
         )
     else:
-        command = _command(name)
-        parser = Parser(prog=f"imae {name}", description=command.HELP, allow_abbrev=False)
+        command = command_module(name)
+        parser = Parser(prog=f"imae {name}", description=COMMANDS[name], allow_abbrev=False)
         command.add_arguments(parser)
         parser.add_argument(
             "--no-python-layers",
@@ -199,17 +196,9 @@ def _run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _available() -> list[str]:
-    return [name for name, module in COMMANDS.items() if importlib.util.find_spec(module) is not None]
-
-
-def _command(name: str) -> Command:
-    return cast(Command, importlib.import_module(COMMANDS[name]))
-
-
-def _hint(word: str, known: Sequence[str] | set[str]) -> str:
-    near = get_close_matches(word, known, 1)
-    return f"; did you mean {near[0]}?" if near else ""
+def command_module(name: str) -> Command:
+    """The module of one of COMMANDS."""
+    return cast(Command, importlib.import_module(f"imae.cli.command_{name.replace('-', '_')}"))
 
 
 @contextmanager

@@ -1,22 +1,22 @@
-"""The options with which a command builds a net: --phase, --level, --stage, --dialect, --strict."""
+"""The options that commands share which read nets: --phase, --level, --stage, --dialect, --strict."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Literal
 
 from imae.files.errors import ImaeError, check_utf8
 from imae.files.read import AnyPath
-from imae.net.weights import add_dialect_option
 from imae.prototxt import TEST, TRAIN, NetParameter, NetState
-from imae.prototxt.dialects import read_net_text
+from imae.prototxt.dialects import DIALECTS, read_net_text
 from imae.prototxt.state import in_state
 
 
 def add_net_options(
     parser: argparse.ArgumentParser, phase: Literal["TRAIN", "TEST"], changeable: bool = True
 ) -> None:
-    """Declare them. `phase` is the default, or the only one if it is not `changeable`."""
+    """All of them. `phase` is the default, or the only one if it is not `changeable`."""
     if changeable:
         parser.add_argument("--phase", default=phase, help=f"TRAIN or TEST ({phase})")
     else:
@@ -25,6 +25,13 @@ def add_net_options(
     parser.add_argument("--stage", default="", metavar="S[,S]", help="the net's stages")
     add_dialect_option(parser)
     add_strict_option(parser)
+
+
+def add_dialect_option(parser: argparse.ArgumentParser, known: Sequence[str] = DIALECTS) -> None:
+    """--dialect, for commands that read caffemodels, solver states and nets."""
+    parser.add_argument(
+        "--dialect", choices=known, help="the fork that the given files are of, where they are not Caffe's"
+    )
 
 
 def add_strict_option(parser: argparse.ArgumentParser) -> None:
@@ -37,11 +44,25 @@ def add_strict_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_file_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """The file to read and the one to write, for commands that upgrade files; `what` is to be upgraded."""
+    parser.add_argument("input", metavar="IN", help=f"{what} of an old form")
+    parser.add_argument("output", metavar="OUT", help="the file to write, in today's form")
+
+
 def level(text: str) -> int:
     """The level of a NetState, an int32, for argparse."""
     number = int(text)
     if not -(2**31) <= number < 2**31:
         raise argparse.ArgumentTypeError(f"a level must be from {-(2**31)} to {2**31 - 1}, got {text}")
+    return number
+
+
+def whole_number(text: str) -> int:
+    """An argument that is 0 or more."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {number}")
     return number
 
 

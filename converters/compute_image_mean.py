@@ -1,15 +1,13 @@
 """Caffe's compute_image_mean: the mean image of a database as a .binaryproto, and the means of its channels.
 
-    imae compute-image-mean train_lmdb mean.binaryproto
-
 The mean is a BlobProto with num 1, channels, height and width. It is summed up in single precision in the
 order of the records, and so it is Caffe's to the last bit.
 
 Caffe: tools/compute_image_mean.cpp. Differs: images of equal count and different shapes are refused, too.
 """
 
-import argparse
 import logging
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +15,11 @@ from tqdm import tqdm
 
 from imae.files.atomic import write_atomically
 from imae.files.errors import DataError
+from imae.files.read import AnyPath
 from imae.layers.data.datum import array_from_datum
 from imae.layers.data.leveldb_source import LeveldbSource, open_leveldb
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
 from imae.prototxt import BlobProto
-
-COMMAND = "compute-image-mean"
-HELP = "the mean image of an LMDB or LevelDB, for transform_param's mean_file"
 
 logger = logging.getLogger(__name__)
 
@@ -62,20 +58,21 @@ def mean_blob(mean: Mean) -> BlobProto:
     return BlobProto(num=1, channels=channels, height=height, width=width, data=mean.ravel())
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", metavar="INPUT_DB", help="LMDB or LevelDB")
-    parser.add_argument("output", metavar="OUTPUT_FILE", nargs="?", help=".binaryproto to write")
-    parser.add_argument("--backend", choices=["lmdb", "leveldb"], default="lmdb")
+def compute_image_mean(
+    source: AnyPath, output: AnyPath | None = None, backend: Literal["lmdb", "leveldb"] = "lmdb"
+) -> Mean:
+    """Mean (C, H, W) of a database; written into the .binaryproto `output` if that is given.
 
-
-def run(args: argparse.Namespace) -> None:
-    with open_lmdb(args.input) if args.backend == "lmdb" else open_leveldb(args.input) as source:
-        logger.info("Opened %s %s", args.backend, args.input)
-        mean = compute_mean(source)
-        logger.info("Processed %d files.", len(source))
-    if args.output:
-        logger.info("Write to %s", args.output)
-        write_atomically(args.output, mean_blob(mean).SerializeToString())
+    What Caffe's tool logs is logged, the means of the channels among it.
+    """
+    with open_lmdb(source) if backend == "lmdb" else open_leveldb(source) as records:
+        logger.info("Opened %s %s", backend, source)
+        mean = compute_mean(records)
+        logger.info("Processed %d files.", len(records))
+    if output:
+        logger.info("Write to %s", output)
+        write_atomically(output, mean_blob(mean).SerializeToString())
     logger.info("Number of channels: %d", len(mean))
     for channel, value in enumerate(channel_means(mean)):
         logger.info("mean_value channel [%d]: %s", channel, format(float(value), "g"))
+    return mean

@@ -1,39 +1,22 @@
 """CIFAR-10 and CIFAR-100, as their authors distribute them, into LMDBs for training and test.
 
-    imae convert-cifar cifar-10-binary.tar.gz data     # data/cifar10_train_lmdb, data/cifar10_test_lmdb
-
-Reads the binary and the Python version, from the folder or straight from the .tar.gz archive. Keys have 5
-digits, as in Caffe's convert_cifar_data. As there, the channels stay in the file's order, red first, although
-all other pictures in Caffe have blue first: --bgr swaps them. --resize 36 --interpolation bicubic --bgr makes
-what the authors of IMAE cropped their images from (see exclude_last_crop in imae.layers.data.transformer).
+The binary and the Python version are read, from the folder or straight from the .tar.gz archive.
 
 Binary: records of a label (CIFAR-100: coarse, then fine label), then the red, green and blue plane of 32x32.
 Python: a pickled dict, see cifar_pickle.py.  (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html)
 """
 
-import argparse
 import posixpath
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imae.converters.images import (
-    Image,
-    ImageSet,
-    add_image_options,
-    add_interpolation_option,
-    pixel_count,
-    resize_all,
-    write_train_test,
-)
+from imae.converters.images import Image, ImageSet, resize_all, write_train_test
 from imae.files.cifar_pickle import read_pickled_batch
 from imae.files.errors import DataError
 from imae.files.file_tree import FileTree, open_tree
 from imae.files.read import AnyPath
-
-COMMAND = "convert-cifar"
-HELP = "CIFAR-10 or CIFAR-100 (binary or Python version, folder or .tar.gz) to LMDBs"
 
 PIXELS = 3 * 32 * 32
 KEY_DIGITS = 5
@@ -57,6 +40,40 @@ VERSIONS = [
     Version("cifar100", ["train.bin"], ["test.bin"], ["coarse_labels", "fine_labels"], False),
     Version("cifar100", ["train"], ["test"], ["coarse_labels", "fine_labels"], True),
 ]
+
+
+def convert_cifar(
+    source: AnyPath,
+    output: AnyPath,
+    *,
+    label: str | None = None,
+    bgr: bool = False,
+    resize: int = 0,
+    interpolation: str = "",
+    pad: int = 0,
+    shuffle: int | None = None,
+) -> None:
+    """Write cifar10_train_lmdb and cifar10_test_lmdb (or cifar100_...) into the folder `output`.
+
+    label           CIFAR-100: "fine" (also None) or "coarse" labels
+    bgr             blue first, as other pictures in Caffe; else red first, as in the files
+    resize          make all images of this side, before they are padded; 0: leave them
+    interpolation   for resizing, one of INTERPOLATIONS; bilinear if it is empty
+    pad             put so many zeros on each side of the training images
+    shuffle         seed of the order of the training images; None: as they are
+
+    DataError for files that are not CIFAR's; FileError where the LMDBs cannot be written.
+    """
+    if interpolation and not resize:
+        raise DataError("--interpolation is for --resize N, which is missing")
+    name, train, test = read_cifar(source, label)
+    if bgr:
+        train, test = (ImageSet(images[:, ::-1], labels) for images, labels in (train, test))
+    if resize:
+        train, test = (
+            ImageSet(resize_all(images, resize, interpolation), labels) for images, labels in (train, test)
+        )
+    write_train_test(output, name, train, test, KEY_DIGITS, pad, shuffle)
 
 
 def read_cifar(path: AnyPath, label: str | None = None) -> tuple[str, ImageSet, ImageSet]:
@@ -136,33 +153,3 @@ def _read_pickled(version: Version, kind: str, file: str, data: bytes) -> tuple[
     if not isinstance(images, np.ndarray) or images.shape != (len(labels), PIXELS):
         raise DataError(f"'{file}' is damaged: its 'data' are no {len(labels)} rows of {PIXELS} bytes")
     return images, np.array(labels, np.int64)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="the folder or the .tar.gz archive as downloaded")
-    parser.add_argument(
-        "output", help="folder for cifar10_train_lmdb and cifar10_test_lmdb (or cifar100_...)"
-    )
-    parser.add_argument("--label", choices=("fine", "coarse"), help="CIFAR-100: which labels (default: fine)")
-    parser.add_argument(
-        "--bgr", action="store_true", help="blue first, as other pictures in Caffe; default: red"
-    )
-    parser.add_argument(
-        "--resize", type=pixel_count, default=0, metavar="N", help="make all images N x N, before --pad"
-    )
-    add_interpolation_option(parser)
-    add_image_options(parser)
-
-
-def run(args: argparse.Namespace) -> None:
-    if args.interpolation and not args.resize:
-        raise DataError("--interpolation is for --resize N, which is missing")
-    name, train, test = read_cifar(args.source, args.label)
-    if args.bgr:
-        train, test = (ImageSet(images[:, ::-1], labels) for images, labels in (train, test))
-    if args.resize:
-        train, test = (
-            ImageSet(resize_all(images, args.resize, args.interpolation), labels)
-            for images, labels in (train, test)
-        )
-    write_train_test(args.output, name, train, test, KEY_DIGITS, args.pad, args.shuffle)

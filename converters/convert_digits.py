@@ -1,21 +1,16 @@
 """The UCI handwritten digits (see data/README.md), which come with this package, into LMDBs.
 
-    imae convert-digits data             # data/digits_train_lmdb, data/digits_test_lmdb
-
 1797 images of 8x8 pixels with grey values 0 to 16, stretched to 0 to 255. The first 1500 are for training,
 the last 297 for test; keys have 8 digits.
 """
 
-import argparse
 import gzip
 from pathlib import Path
 
 import numpy as np
 
-from imae.converters.images import ImageSet, add_image_options, write_train_test
-
-COMMAND = "convert-digits"
-HELP = "the UCI handwritten digits, which come with this package, to LMDBs"
+from imae.converters.images import ImageSet, write_train_test
+from imae.files.read import AnyPath
 
 FILE = Path(__file__).with_name("data") / "digits.csv.gz"
 TRAINING = 1500
@@ -32,11 +27,11 @@ def read_digits() -> tuple[ImageSet, ImageSet]:
     return ImageSet(images[:TRAINING], labels[:TRAINING]), ImageSet(images[TRAINING:], labels[TRAINING:])
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("output", help="folder for digits_train_lmdb and digits_test_lmdb")
-    add_image_options(parser)
+def convert_digits(output: AnyPath, *, pad: int = 0, shuffle: int | None = None) -> None:
+    """Write digits_train_lmdb and digits_test_lmdb into the folder `output`.
 
-
-def run(args: argparse.Namespace) -> None:
+    pad       put so many zeros on each side of the training images
+    shuffle   seed of the order of the training images; None: as they are
+    """
     train, test = read_digits()
-    write_train_test(args.output, "digits", train, test, KEY_DIGITS, args.pad, args.shuffle)
+    write_train_test(output, "digits", train, test, KEY_DIGITS, pad, shuffle)

@@ -1,17 +1,14 @@
 """A folder of class folders, or a .tar archive of one, into an LMDB.
 
-    imae convert-folder cifar10.tar.xz train_lmdb --subfolder train --pad 4 --shuffle 1
-
-Pictures are SOURCE/CLASS/PICTURE. Classes are labelled in the order of their names, or as --classes says; the
+Pictures are SOURCE/CLASS/PICTURE. Classes are labelled in the order of their names, or in a given one; the
 records follow by class, then by name, under the keys %08d_CLASS/PICTURE. Channels are BGR.
 
 Labels that were collected for the pictures in another order, human ones for instance, need that order again:
---class-sequence gives the class of each record, and the pictures of a class are taken by name. Where names do
-not have that order, --within-class gives it: an .npz with an array for each class, whose number k is the
-place, among the sorted names of the class, of the picture that comes k-th.
+a class sequence gives the class of each record, and the pictures of a class are taken by name. Where names do
+not have that order, an .npz gives it with an array for each class, whose number k is the place, among the
+sorted names of the class, of the picture that comes k-th.
 """
 
-import argparse
 import logging
 import os
 from collections import Counter, deque
@@ -23,14 +20,11 @@ import numpy as np
 from imae.converters.images import (
     Picture,
     PictureForm,
-    add_image_options,
-    add_picture_options,
     encoded_datum,
     raw_datum,
     shuffled_order,
 )
 from imae.converters.label_file import (
-    FORMS,
     Labels,
     check_range,
     clean_labels_file,
@@ -40,15 +34,57 @@ from imae.converters.label_file import (
 from imae.converters.lmdb_writer import Record, write_lmdb
 from imae.files.errors import DataError
 from imae.files.file_tree import FileTree, open_tree
-from imae.files.read import read_bytes
-
-COMMAND = "convert-folder"
-HELP = "a folder (or .tar archive) of class folders with pictures to an LMDB"
+from imae.files.read import AnyPath
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp")
 LARGEST_PICTURE = 256 << 20  # bytes of a file
 
 logger = logging.getLogger(__name__)
+
+
+def convert_folder(
+    source: AnyPath,
+    output: AnyPath,
+    form: PictureForm = PictureForm(),  # noqa: B008  # a tuple
+    *,
+    subfolder: str = "",
+    classes: Sequence[str] = (),
+    class_sequence: str = "",
+    within_class: str = "",
+    labels: str = "",
+    shuffle: int | None = None,
+) -> None:
+    """Write the pictures of a folder or archive into an LMDB.
+
+    form             what becomes of the pictures
+    subfolder        where in the source the class folders are
+    classes          the class folders in the order of their labels; by name if there are none
+    class_sequence   label file: order the pictures by the class of each record
+    within_class     .npz with the order of the pictures of each class
+    labels           label file: other labels, in the order of the unshuffled records; the clean ones are
+                     then kept beside the LMDB
+    shuffle          seed of the order of the records; None: as they are
+
+    DataError for what is no picture, for classes, orders or labels that are not those of the pictures, and
+    for a form that contradicts itself.
+    """
+    check_stored_form(form)
+    with open_tree(source, subfolder) as tree:
+        pictures = find_pictures(tree.names, classes)
+        if within_class:
+            pictures = arrange_within(pictures, read_label_arrays(within_class))
+        if class_sequence:
+            pictures = arrange(pictures, read_labels(class_sequence).labels)
+        clean = np.array([picture.label for picture in pictures])
+        given = _other_labels(labels, clean) if labels else clean
+        order = shuffled_order(len(pictures), shuffle)
+        chosen = [Picture(pictures[i].name, int(given[i])) for i in order]
+        keep_clean: AbstractContextManager[None] = nullcontext()
+        if labels:
+            keys = [record_key(place, picture) for place, picture in enumerate(chosen)]
+            keep_clean = clean_labels_file(output, keys, clean[order], given[order], {"labels": labels})
+        with keep_clean:
+            write_lmdb(output, folder_records(tree, chosen, form), len(chosen))
 
 
 def find_pictures(names: Iterable[str], classes: Sequence[str] = ()) -> list[Picture]:
@@ -130,76 +166,17 @@ def folder_records(tree: FileTree, pictures: Sequence[Picture], form: PictureFor
         yield record_key(place, picture), datum
 
 
-def record_form(args: argparse.Namespace) -> PictureForm:
-    """The form of `folder_records`; DataError where the options contradict each other."""
-    form = PictureForm.chosen(args)
+def check_stored_form(form: PictureForm) -> None:
+    """DataError where the form contradicts itself for `folder_records`."""
+    form.check()
     if form.encoded and any(form._replace(encoded=False)):
         raise DataError("--encoded stores the files as they are; leave out --gray, --resize-... and --pad")
     if bool(form.height) != bool(form.width):
         raise DataError("resizing needs both --resize-height and --resize-width")
-    return form
 
 
 def record_key(place: int, picture: Picture) -> bytes:
     return b"%08d_%s" % (place, os.fsencode(picture.name))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="folder, or .tar, .tar.gz, .tar.bz2, .tar.xz archive")
-    parser.add_argument("output", help="LMDB to write")
-    parser.add_argument(
-        "--subfolder", default="", metavar="PATH", help="where in SOURCE the class folders are"
-    )
-    parser.add_argument(
-        "--classes",
-        default="",
-        metavar="A,B,..|FILE",
-        help="class folders in the order of their labels, or a file of it",
-    )
-    parser.add_argument(
-        "--class-sequence", metavar="FILE", help=f"order by the class of each record: {FORMS}"
-    )
-    parser.add_argument(
-        "--within-class", metavar="FILE.npz", help="order of the pictures of each class, an array for each"
-    )
-    parser.add_argument(
-        "--labels", metavar="FILE", help=f"other labels, in the order of the unshuffled records: {FORMS}"
-    )
-    add_picture_options(parser)
-    add_image_options(parser, "the images")
-
-
-def run(args: argparse.Namespace) -> None:
-    form = record_form(args)
-    with open_tree(args.source, args.subfolder) as tree:
-        pictures = find_pictures(tree.names, read_classes(args.classes))
-        if args.within_class:
-            pictures = arrange_within(pictures, read_label_arrays(args.within_class))
-        if args.class_sequence:
-            pictures = arrange(pictures, read_labels(args.class_sequence).labels)
-        clean = np.array([picture.label for picture in pictures])
-        labels = _other_labels(args.labels, clean) if args.labels else clean
-        order = shuffled_order(len(pictures), args.shuffle)
-        chosen = [Picture(pictures[i].name, int(labels[i])) for i in order]
-        keep_clean: AbstractContextManager[None] = nullcontext()
-        if args.labels:
-            keys = [record_key(place, picture) for place, picture in enumerate(chosen)]
-            keep_clean = clean_labels_file(
-                args.output, keys, clean[order], labels[order], {"labels": args.labels}
-            )
-        with keep_clean:
-            write_lmdb(args.output, folder_records(tree, chosen, form), len(chosen))
-
-
-def read_classes(text: str) -> list[str]:
-    """The classes in a text A,B,.. or, if that names a file, in its lines."""
-    if not os.path.isfile(text):
-        return [name for name in text.split(",") if name]
-    try:
-        lines = read_bytes(text).decode().replace("\r", "\n").split("\n")
-        return [line.strip() for line in lines if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the classes '{text}': {error}") from error
 
 
 def _other_labels(source: str, clean: Labels) -> Labels:

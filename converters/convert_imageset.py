@@ -1,7 +1,5 @@
 """Caffe's convert_imageset: the pictures of a list, a line being "FILE LABEL", into an LMDB.
 
-    imae convert-imageset --resize_height=256 --resize_width=256 ./ list.txt train_lmdb
-
 Keys are %08d_FILE with the place in the list. A picture that cannot be read is reported and left out, and the
 places of the others stay. Raw Datums are BGR.
 
@@ -9,7 +7,6 @@ Caffe: tools/convert_imageset.cpp, io.cpp. Differs: --shuffle takes a seed; --pa
 without records is refused.
 """
 
-import argparse
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -20,8 +17,6 @@ from imae.converters.images import (
     Image,
     Picture,
     PictureForm,
-    add_image_options,
-    add_picture_options,
     encoded_datum,
     raw_datum,
     shuffled_order,
@@ -29,13 +24,45 @@ from imae.converters.images import (
 from imae.converters.lmdb_writer import Record, write_lmdb
 from imae.files.errors import DataError
 from imae.files.file_kinds import mistaken_file
-from imae.files.read import read_bytes
+from imae.files.read import AnyPath, read_bytes
 from imae.layers.data.datum import read_file
 
-COMMAND = "convert-imageset"
-HELP = "the pictures of a list file to an LMDB, as Caffe's convert_imageset"
-
 logger = logging.getLogger(__name__)
+
+
+def convert_imageset(
+    root: str,
+    list_file: str,
+    output: AnyPath,
+    form: PictureForm = PictureForm(),  # noqa: B008  # a tuple
+    *,
+    encode_type: str = "",
+    check_size: bool = False,
+    shuffle: int | None = None,
+) -> None:
+    """Write the pictures of a list into an LMDB.
+
+    root          put before each name as it is
+    form          what becomes of the pictures
+    encode_type   store the pictures encoded so: png, jpg ...; they need not be `encoded` in `form` then
+    check_size    DataError where a picture has another size than the first
+    shuffle       seed of the order of the records; None: as in the list
+
+    DataError where the list cannot be read, where none of its pictures can, and for options that contradict
+    each other.
+    """
+    if (form.encoded or encode_type) and (form.pad or check_size):
+        raise DataError("--pad and --check_size are for raw pixels; leave out --encoded and --encode_type")
+    form.check()
+    if bool(form.height) != bool(form.width):
+        logger.warning("Not resizing: that needs both resize_height and resize_width.")
+    if encode_type and not form.encoded:
+        logger.info("encode_type specified, assuming encoded=true.")
+    lines = read_list(list_file)
+    lines = [lines[i] for i in shuffled_order(len(lines), shuffle)]
+    logger.info("A total of %d images.", len(lines))
+    records = imageset_records(root, lines, form, encode_type, check_size)
+    write_lmdb(output, records, len(lines))
 
 
 def read_list(path: str) -> list[Picture]:
@@ -113,43 +140,3 @@ def _encode(file: str, pixels: Image, encoding: str) -> bytes:
     if not done:
         raise DataError(f"'{file}' cannot be encoded as '{encoding}'; give --encode_type png or jpg")
     return data.tobytes()
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "root", metavar="ROOTFOLDER/", help="put before each name as it is: mind the final slash"
-    )
-    parser.add_argument("list", metavar="LISTFILE", help='lines "FILE LABEL"')
-    parser.add_argument("output", metavar="DB_NAME", help="LMDB to write")
-    add_picture_options(parser)
-    parser.add_argument(
-        "--encode-type",
-        "--encode_type",
-        default="",
-        metavar="TYPE",
-        help="store pictures encoded so: png, jpg, ...",
-    )
-    parser.add_argument(
-        "--check-size",
-        "--check_size",
-        action="store_true",
-        help="stop where a picture has another size than the first",
-    )
-    parser.add_argument("--backend", choices=["lmdb"], default="lmdb")
-    add_image_options(parser, "the images")
-
-
-def run(args: argparse.Namespace) -> None:
-    encoded = args.encoded or bool(args.encode_type)
-    if encoded and (args.pad or args.check_size):
-        raise DataError("--pad and --check_size are for raw pixels; leave out --encoded and --encode_type")
-    form = PictureForm.chosen(args)
-    if bool(args.resize_height) != bool(args.resize_width):
-        logger.warning("Not resizing: that needs both resize_height and resize_width.")
-    if args.encode_type and not args.encoded:
-        logger.info("encode_type specified, assuming encoded=true.")
-    lines = read_list(args.list)
-    lines = [lines[i] for i in shuffled_order(len(lines), args.shuffle)]
-    logger.info("A total of %d images.", len(lines))
-    records = imageset_records(args.root, lines, form, args.encode_type, args.check_size)
-    write_lmdb(args.output, records, len(lines))

@@ -1,35 +1,21 @@
-"""An LMDB again, with part of its labels made wrong on purpose.
-
-    imae corrupt-labels train_lmdb train_noisy40_lmdb --noise symmetric --rate 0.4 --seed 123
+"""An LMDB again, with part of its labels made wrong on purpose, by one of NOISES or from a file.
 
 The images, the keys and the order stay. Beside the new LMDB lies NAME.clean_labels.npz with the keys, the
 clean and the noisy labels, so that the noisy and the clean part of the training set can be told apart later.
 
-Kinds of noise, with rate r and C classes:
-
-    symmetric            with probability r, any of the C classes, the own included (the paper, section 5.1):
-                         about r (C - 1) / C of the labels are wrong
-    symmetric-exclusive  with probability r, one of the C - 1 other classes (the paper's later version)
-    asymmetric-cifar10   with probability r: truck -> automobile, bird -> airplane, deer -> horse, cat <-> dog
-    asymmetric-cifar100  in each of the 20 superclasses two classes A and B are drawn; the share r of A's
-                         images gets B's label, and the share r of B's gets A's
-    pair-flip            with probability r, the next class: c -> (c + 1) mod C
-    file                 the labels of a file, e.g. those that people gave
-
 The random numbers are those of numpy's RandomState(seed) (mt19937), whose streams are frozen: a seed means
-the same labels with every version of numpy. They are drawn alike whatever r is: at a higher rate the same
-labels are wrong, and more.
+the same labels with every version of numpy. They are drawn alike whatever the rate is: at a higher rate the
+same labels are wrong, and more.
 """
 
-import argparse
 import logging
+import os
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
-from imae.converters.images import whole_number
 from imae.converters.label_file import (
-    FORMS,
     Labels,
     check_range,
     clean_labels_file,
@@ -38,10 +24,8 @@ from imae.converters.label_file import (
 )
 from imae.converters.lmdb_writer import Record, write_lmdb
 from imae.files.errors import DataError
+from imae.files.read import AnyPath
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
-
-COMMAND = "corrupt-labels"
-HELP = "an LMDB with wrong labels: symmetric, asymmetric, pair-flip, or from a file"
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +92,54 @@ NOISES: dict[str, Callable[[Labels, int, float, Random], Labels]] = {
 CLASSES = {"asymmetric-cifar10": 10, "asymmetric-cifar100": 100}
 
 
+def corrupt_labels(
+    source: AnyPath,
+    output: AnyPath,
+    noise: str,
+    *,
+    rate: float | None = None,
+    seed: int | None = None,
+    classes: int | None = None,
+    labels: str | None = None,
+    order: str | None = None,
+) -> None:
+    """Write the records of the LMDB `source` with other labels into `output`; log what became of which.
+
+    noise     one of NOISES, with `rate` and `seed` (DEFAULT_SEED if it is None), or "file", with `labels`
+    classes   how many; None: as many as the noise is for, or the largest label + 1
+    labels    for "file": a label file
+    order     for "file": a label file that says which of the labels each record has
+
+    DataError for arguments that do not go with the noise, and for labels that are not those of the classes.
+    """
+    from_file = noise == "file"
+    if from_file and (not labels or rate is not None or seed is not None):
+        raise DataError("--noise file takes --labels FILE, and no --rate and no --seed")
+    if not from_file and (rate is None or labels or order):
+        raise DataError(f"--noise {noise} takes --rate R, and no --labels and no --order")
+    with open_lmdb(source) as lmdb:
+        keys = lmdb.keys()
+        clean = np.array([lmdb.datum(i).label for i in range(len(lmdb))])
+        noisy = labels_from_file(keys, labels, order) if labels else clean
+        if classes is None:
+            classes = CLASSES.get(noise, int(max(clean.max(), noisy.max())) + 1)
+        check_range(clean, classes, f"the labels of lmdb '{source}'")
+        how: dict[str, Any]
+        if rate is None:
+            check_range(noisy, classes, f"the labels of '{labels}'")
+            how = {"labels": labels, "order": order}
+        else:
+            seed = DEFAULT_SEED if seed is None else seed
+            noisy = corrupt(clean, noise, rate, seed, classes)
+            how = {"rate": rate, "seed": seed}
+        settings = {"input": os.fspath(source), "noise": noise, "classes": classes, **how}
+        with clean_labels_file(output, keys, clean, noisy, settings):
+            write_lmdb(output, relabelled(lmdb, noisy), len(keys))
+    for line in summary(clean, noisy, classes):
+        logger.info("%s", line)
+    logger.info("The clean labels are in %s", clean_labels_path(output))
+
+
 def corrupt(labels: Labels, noise: str, rate: float, seed: int, classes: int) -> Labels:
     """Noisy labels by one of NOISES; DataError where rate, classes or labels do not allow it."""
     if not 0 <= rate <= 1:
@@ -169,47 +201,3 @@ def summary(clean: Labels, noisy: Labels, classes: int) -> list[str]:
     confused = sorted((-count, c, n) for c, n, count in zip(*pairs, counts, strict=True) if c != n)
     lines.append(f"The most frequent of {len(confused)} confusions, clean -> noisy: records")
     return lines + [f"{c} -> {n}: {-count}" for count, c, n in confused[:LARGEST_TABLE]]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", help="LMDB to read")
-    parser.add_argument("output", help="LMDB to write")
-    parser.add_argument("--noise", required=True, choices=[*NOISES, "file"])
-    parser.add_argument("--rate", type=float, metavar="R", help="0 to 1; not for --noise file")
-    parser.add_argument("--seed", type=whole_number, help=f"of the random numbers (default: {DEFAULT_SEED})")
-    parser.add_argument("--classes", type=whole_number, metavar="N", help="default: the largest label + 1")
-    parser.add_argument("--labels", metavar="FILE", help=f"for --noise file: {FORMS}")
-    parser.add_argument(
-        "--order",
-        metavar="FILE",
-        help="for --noise file: which of its labels each record has, if not its own place's",
-    )
-
-
-def run(args: argparse.Namespace) -> None:
-    from_file = args.noise == "file"
-    if from_file and (not args.labels or args.rate is not None or args.seed is not None):
-        raise DataError("--noise file takes --labels FILE, and no --rate and no --seed")
-    if not from_file and (args.rate is None or args.labels or args.order):
-        raise DataError(f"--noise {args.noise} takes --rate R, and no --labels and no --order")
-    seed = DEFAULT_SEED if args.seed is None else args.seed
-    with open_lmdb(args.input) as source:
-        keys = source.keys()
-        clean = np.array([source.datum(i).label for i in range(len(source))])
-        noisy = labels_from_file(keys, args.labels, args.order) if from_file else clean
-        classes = args.classes
-        if classes is None:
-            classes = CLASSES.get(args.noise, int(max(clean.max(), noisy.max())) + 1)
-        check_range(clean, classes, f"the labels of lmdb '{args.input}'")
-        if from_file:
-            check_range(noisy, classes, f"the labels of '{args.labels}'")
-            how = {"labels": args.labels, "order": args.order}
-        else:
-            noisy = corrupt(clean, args.noise, args.rate, seed, classes)
-            how = {"rate": args.rate, "seed": seed}
-        settings = {"input": args.input, "noise": args.noise, "classes": classes, **how}
-        with clean_labels_file(args.output, keys, clean, noisy, settings):
-            write_lmdb(args.output, relabelled(source, noisy), len(keys))
-    for line in summary(clean, noisy, classes):
-        logger.info("%s", line)
-    logger.info("The clean labels are in %s", clean_labels_path(args.output))

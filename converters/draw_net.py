@@ -1,19 +1,14 @@
 """A net as a Graphviz drawing: layers as boxes, blobs as octagons.
 
-    imae draw-net train_val.prototxt net.png --rankdir TB --phase TRAIN
+The functions have the names that scripts know from caffe.draw. They need the package pydot (`imae[draw]`),
+and for formats other than Graphviz's own text (dot, gv, raw) Graphviz's program `dot`.
 
-Needs the package pydot (`imae[draw]`). A file NAME.dot, NAME.gv or NAME.raw gets Graphviz's own text; for any
-other ending, a format such as png, svg or pdf, Graphviz's program `dot` must be installed.
-
-The functions have the names that scripts know from caffe.draw.
-
-Caffe: python/draw_net.py, python/caffe/draw.py. Differs: nets of old forms are upgraded first; a rule without
-a phase holds in both phases; names may have any characters; both sides of an oblong window are told.
+Caffe: python/caffe/draw.py. Differs: a rule without a phase holds in both phases; names may have any
+characters; both sides of an oblong window are told.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import re
@@ -25,11 +20,7 @@ from google.protobuf.message import Message
 from imae.files.atomic import write_atomically
 from imae.files.errors import ExportError, LayerError
 from imae.files.read import AnyPath
-from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, PoolingParameter
-from imae.prototxt.text import read_net
-
-COMMAND = "draw-net"
-HELP = "draw a net with Graphviz"
+from imae.prototxt import LayerParameter, NetParameter, PoolingParameter
 
 LAYER_STYLE_DEFAULT = {"shape": "record", "fillcolor": "#6495ED", "style": "filled"}
 NEURON_LAYER_STYLE = {"shape": "record", "fillcolor": "#90EE90", "style": "filled"}  # of layers in place
@@ -225,21 +216,3 @@ def _pydot() -> Any:
         return importlib.import_module("pydot")
     except ModuleNotFoundError:
         raise ExportError("drawing needs the package pydot: pip install 'imae[draw]'") from None
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("net", metavar="NET", help="the net's prototxt")
-    parser.add_argument("output", metavar="OUTPUT", help="the drawing: .png, .svg, .pdf, .dot ...")
-    parser.add_argument("--rankdir", choices=RANKDIRS, default="LR", help="where the net runs to (LR)")
-    parser.add_argument(
-        "--phase", choices=["TRAIN", "TEST", "ALL"], default="ALL", help="draw the layers of one phase (ALL)"
-    )
-    parser.add_argument(
-        "--display-lrm", "--display_lrm", action="store_true", help="show the lr_mults of learning layers"
-    )
-
-
-def run(args: argparse.Namespace) -> None:
-    print(f"Drawing net to {args.output}")
-    phase = {"TRAIN": TRAIN, "TEST": TEST}.get(args.phase)
-    draw_net_to_file(read_net(args.net), args.output, args.rankdir, phase, args.display_lrm)

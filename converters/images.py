@@ -1,8 +1,7 @@
-"""What the image converters have in common: sets of images, decoding, padding, order, and their options."""
+"""What the image converters have in common: sets of images, decoding, padding, order."""
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -23,7 +22,6 @@ from imae.layers.data.datum import datum_from_array, decode_image
 from imae.prototxt import Datum
 
 Image = NDArray[np.uint8]
-LONGEST_SIDE = 10000  # pixels that an option may ask for
 
 
 class ImageSet(NamedTuple):
@@ -121,22 +119,26 @@ class Picture(NamedTuple):
 
 
 class PictureForm(NamedTuple):
-    """What becomes of picture files: what add_picture_options and --pad say."""
+    """What becomes of picture files.
 
-    gray: bool
-    height: int
-    width: int
-    interpolation: str
-    pad: int
-    encoded: bool
+    gray             one channel instead of three
+    height, width    the size to resize to; 0: not resized
+    interpolation    one of INTERPOLATIONS, for resizing; bilinear if it is empty
+    pad              so many zeros on each side
+    encoded          the files are stored as they are
+    """
 
-    @classmethod
-    def chosen(cls, args: argparse.Namespace) -> PictureForm:
-        """As the arguments say; DataError for --interpolation without a size to resize to."""
-        check_interpolation(args)
-        return cls(
-            args.gray, args.resize_height, args.resize_width, args.interpolation, args.pad, args.encoded
-        )
+    gray: bool = False
+    height: int = 0
+    width: int = 0
+    interpolation: str = ""
+    pad: int = 0
+    encoded: bool = False
+
+    def check(self) -> None:
+        """DataError for an interpolation without a size to resize to."""
+        if self.interpolation and not (self.height and self.width):
+            raise DataError("--interpolation is for resizing; it needs --resize-height and --resize-width")
 
     def pixels(self, data: bytes, name: str) -> Image:
         """Those of a file's bytes, not yet padded; DataError if it is no picture."""
@@ -153,57 +155,3 @@ def raw_datum(pixels: Image, label: int, pad: int = 0) -> Datum:
 def encoded_datum(data: bytes, label: int) -> Datum:
     """A picture file's bytes as they are. As in Caffe without channels, height and width."""
     return Datum(data=data, label=label, encoded=True)
-
-
-def add_image_options(parser: argparse.ArgumentParser, what: str = "the training images") -> None:
-    """--pad and --shuffle."""
-    parser.add_argument(
-        "--pad", type=pixel_count, default=0, metavar="N", help=f"put N zeros on each side of {what}"
-    )
-    parser.add_argument(
-        "--shuffle", type=int, metavar="SEED", help=f"write {what} in an order that depends on SEED alone"
-    )
-
-
-def add_interpolation_option(parser: argparse.ArgumentParser) -> None:
-    """--interpolation, empty if it is not given."""
-    parser.add_argument(
-        "--interpolation",
-        choices=INTERPOLATIONS,
-        default="",
-        help=f"for resizing (default: {BILINEAR}, as Caffe; bicubic is MATLAB's imresize)",
-    )
-
-
-def add_picture_options(parser: argparse.ArgumentParser) -> None:
-    """--gray, --resize_height, --resize_width, --interpolation, --encoded; spelt with hyphens, too."""
-    parser.add_argument("--gray", action="store_true", help="one channel instead of three")
-    for side in ("height", "width"):
-        names = (f"--resize-{side}", f"--resize_{side}")
-        parser.add_argument(*names, type=pixel_count, default=0, metavar="N", help=f"{side} to resize to")
-    add_interpolation_option(parser)
-    parser.add_argument(
-        "--encoded", action="store_true", help="store the picture files as they are, undecoded"
-    )
-
-
-def check_interpolation(args: argparse.Namespace) -> None:
-    """DataError for --interpolation without a size to resize to."""
-    if args.interpolation and not (args.resize_height and args.resize_width):
-        raise DataError("--interpolation is for resizing; it needs --resize-height and --resize-width")
-
-
-def whole_number(text: str) -> int:
-    """An argument that is 0 or more."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, got {number}")
-    return number
-
-
-def pixel_count(text: str) -> int:
-    """An argument that is a number of pixels, within reason."""
-    number = whole_number(text)
-    if number > LONGEST_SIDE:
-        raise argparse.ArgumentTypeError(f"must be at most {LONGEST_SIDE}, got {number}")
-    return number

@@ -1,19 +1,15 @@
 """An ONNX model in half precision, or in 8-bit integers whose ranges an LMDB gives.
 
-    imae quantize net.onnx net_fp16.onnx --to fp16 --lmdb test_lmdb
-    imae quantize net.onnx net_int8.onnx --to int8 --calibrate train_lmdb --lmdb test_lmdb
-
-With --lmdb the accuracy before and after is printed. int8: weights per channel, symmetric, in 7 of the 8
-bits; activations per blob, between the least and the largest value that the calibration records give. Inputs
-and outputs stay float32, so whatever runs the model goes on as before; so does Softmax, as 8 bits are too few
-for its exponentials. Both by ONNX Runtime's own tools.
+int8: weights per channel, symmetric, in 7 of the 8 bits; activations per blob, between the least and the
+largest value that the calibration records give. Inputs and outputs stay float32, so whatever runs the model
+goes on as before; so does Softmax, as 8 bits are too few for its exponentials. Both by ONNX Runtime's own
+tools.
 
 Seven bits, because processors without VNNI add two products of 8 bits in 16, which overflow: of a ResNet-20's
 scores one was wrong by 5.3 instead of 0.7. int8 is for CPUs. fp16 is for GPUs; a CPU computes such a model in
 float32, as fast as before.
 """
 
-import argparse
 import itertools
 import os
 import tempfile
@@ -21,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 from google.protobuf.message import DecodeError
@@ -34,15 +30,11 @@ from imae.converters.run_onnx import (
     lmdb_batches,
     model_transform,
     open_session,
-    run_model,
 )
 from imae.files.atomic import write_atomically
 from imae.files.errors import DataError, ExportError
 from imae.files.read import AnyPath
 from imae.prototxt import TransformationParameter
-
-COMMAND = "quantize"
-HELP = "an ONNX model in fp16 or int8, calibrated on an LMDB, with its accuracy before and after"
 
 BATCH = 100
 IN_FLOAT32 = ("Softmax", "LogSoftmax")
@@ -113,7 +105,9 @@ def to_int8(model: onnx.ModelProto, batches: Iterator[Batch]) -> onnx.ModelProto
         return onnx.load(paths[2])
 
 
-def calibration(path: str, transform: TransformationParameter, records: int, feed: Any) -> Iterator[Batch]:
+def calibration(
+    path: AnyPath, transform: TransformationParameter, records: int, feed: Any
+) -> Iterator[Batch]:
     """The first `records` records of an LMDB in batches that the model's input `feed` takes."""
     fixed = feed.shape[0] if isinstance(feed.shape[0], int) else None
     size = fixed or min(BATCH, records)
@@ -135,41 +129,36 @@ def read_model(path: AnyPath) -> onnx.ModelProto:
     return model
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="the .onnx file")
-    parser.add_argument("output", help="the .onnx file to write")
-    parser.add_argument("--to", required=True, choices=["fp16", "int8"])
-    parser.add_argument("--calibrate", metavar="LMDB", help="for int8: records like those that will come")
-    parser.add_argument("--records", type=int, default=1000, metavar="N", help="how many of them (1000)")
-    parser.add_argument("--lmdb", help="records with labels, for the accuracy before and after")
-    parser.add_argument("--provider", default="CPU", help="that computes the accuracy: CPU, CUDA, ... (CPU)")
+def quantize_file(
+    model: AnyPath,
+    output: AnyPath,
+    to: Literal["fp16", "int8"],
+    calibrate: AnyPath | None = None,
+    records: int = 1000,
+) -> None:
+    """Write a model again with fewer bits; the file is written atomically.
 
+    calibrate   for int8: an LMDB of records like those that will come, of which the first `records` are read
 
-def run(args: argparse.Namespace) -> None:
-    if (args.to == "int8") != bool(args.calibrate):
+    ExportError for a model that cannot be read or quantized, DataError for records that do not fit it.
+    """
+    if (to == "int8") != bool(calibrate):
         raise DataError("--to int8 needs --calibrate LMDB, and --to fp16 takes none")
-    if args.records < 1:
-        raise DataError(f"--records must be at least 1, got {args.records}")
-    session = open_session(args.model)
+    if records < 1:
+        raise DataError(f"--records must be at least 1, got {records}")
+    session = open_session(model)
     transform = model_transform(session, None)
     if len(session.get_inputs()) != 1:
-        raise ExportError(f"{args.model}: a model with one input is needed, got {len(session.get_inputs())}")
-    model = read_model(args.model)
+        raise ExportError(f"{model}: a model with one input is needed, got {len(session.get_inputs())}")
+    given = read_model(model)
     try:
-        if args.to == "fp16":
-            result = to_fp16(model)
+        if calibrate:
+            feed = session.get_inputs()[0]
+            result = to_int8(given, calibration(calibrate, transform, records, feed))
         else:
-            result = to_int8(
-                model, calibration(args.calibrate, transform, args.records, session.get_inputs()[0])
-            )
+            result = to_fp16(given)
     except session_errors() as error:
-        raise ExportError(f"{args.model}: {str(error).strip().splitlines()[0]}") from error
+        raise ExportError(f"{model}: {str(error).strip().splitlines()[0]}") from error
     del result.metadata_props[:]  # protobuf before 5.28 has no clear() for messages
-    result.metadata_props.extend(model.metadata_props)
-    write_atomically(args.output, result.SerializeToString())
-    print(f"wrote {args.output}: {os.path.getsize(args.model)} -> {os.path.getsize(args.output)} bytes")
-    for path in (args.model, args.output) if args.lmdb else ():
-        session = open_session(path, args.provider)
-        measured = run_model(session, lmdb_batches(args.lmdb, transform, BATCH))
-        accuracy = f"accuracy = {measured.accuracy:.6g} on {len(measured.classes)} images"
-        print(f"{path}: {accuracy}, {measured.speed()}, on {args.provider}")
+    result.metadata_props.extend(given.metadata_props)
+    write_atomically(output, result.SerializeToString())

@@ -1,10 +1,7 @@
 """Run an ONNX model in ONNX Runtime on an LMDB or on image files: accuracy, classes, images per second.
 
-    imae run net.onnx --lmdb test_lmdb --provider CPU
-    imae run net.onnx --images cat.png dog.png --provider CUDA
-
-Images are prepared (mean, scale, crop) as the TEST net's transform_param says, which `imae export` stores
-in the model's metadata; `--transform` gives another one in prototxt text. Nothing is mirrored.
+Images are prepared (mean, scale, crop) as the TEST net's transform_param says, which `export_file` stores in
+the model's metadata, or by another one. Nothing is mirrored.
 
 On CUDA and TensorRT a batch is put on the device once, and the scores alone come back; CUDA computes float32
 models in float32, not TF32. On the CPU ONNX Runtime reads a batch where it lies, and its defaults are kept:
@@ -13,14 +10,11 @@ binding, threads, spinning, arena, memory patterns and denormals were tried, and
 
 from __future__ import annotations
 
-import argparse
 import os
-import signal
 import statistics
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +29,7 @@ from imae.converters.images import decode_picture
 from imae.files.errors import DataError, DeviceError, ExportError, check_utf8
 from imae.files.file_kinds import FileKind, mistaken_file
 from imae.files.limits import blob_problem, within_free_memory
+from imae.files.read import AnyPath
 from imae.layers.data.data import DatumReader
 from imae.layers.data.datum import read_file
 from imae.layers.data.lmdb_source import open_lmdb
@@ -46,9 +41,6 @@ from imae.prototxt.text import parse_text
 if TYPE_CHECKING:
     import onnxruntime
 
-COMMAND = "run"
-HELP = "run an ONNX model on an LMDB or on images: accuracy and images per second"
-
 Array = NDArray[Any]
 # Images (N, C, H, W) float32, prepared, and their labels where these are known.
 Batch = tuple[NDArray[np.float32], NDArray[np.int64] | None]
@@ -59,11 +51,18 @@ DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(do
 
 @dataclass
 class Result:
-    """accuracy in [0, 1] (None without labels), best class of each image, seconds of each batch."""
+    """What a model gave for images.
+
+    accuracy     in [0, 1]; None without labels
+    classes      the best class of each image
+    seconds      of each batch, of the model alone
+    batch_size   images of a batch, but perhaps of the last one; None where batches of any size were given
+    """
 
     accuracy: float | None
     classes: list[int]
     seconds: list[float]
+    batch_size: int | None = None
 
     def speed(self) -> str:
         """Images per second and the median time of a batch, both of the model alone, without reading data."""
@@ -250,7 +249,47 @@ def check_shape(feed: Any, shape: tuple[int, ...]) -> None:
         )
 
 
-def lmdb_batches(path: str, transform: TransformationParameter, size: int) -> Iterator[Batch]:
+def run_file(
+    model: AnyPath,
+    *,
+    lmdb: AnyPath | None = None,
+    images: Sequence[str] = (),
+    output: str | None = None,
+    provider: str = "CPU",
+    batch_size: int = 128,
+    threads: int = 0,
+    transform: str | None = None,
+) -> Result:
+    """Run a model on the records of an LMDB, or on image files.
+
+    output       the output with the scores, if there are several
+    provider     CPU, CUDA, TensorRT, ...
+    batch_size   images at a time, where the model does not say
+    threads      of the CPU provider; 0: all cores
+    transform    transform_param in prototxt text; None: as the model's metadata say
+
+    ExportError for a model that cannot be run on images, DeviceError for a provider that is not there,
+    DataError for images that do not fit the model.
+    """
+    if batch_size < 1:
+        raise DataError(f"--batch-size must be at least 1, got {batch_size}")
+    most = most_threads()
+    if not 0 <= threads <= most:
+        raise DeviceError(f"--threads must be 0 to {most} on this machine, got {threads}")
+    session = open_session(model, provider, threads)
+    param = model_transform(session, transform)
+    shape = _image_shape(session)
+    size = shape[0] if isinstance(shape[0], int) else batch_size
+    if lmdb is not None:
+        batches = lmdb_batches(lmdb, param, size)
+    else:
+        batches = image_batches(images, param, size, shape)
+    result = run_model(session, batches, output)
+    result.batch_size = size
+    return result
+
+
+def lmdb_batches(path: AnyPath, transform: TransformationParameter, size: int) -> Iterator[Batch]:
     """The records of a database in order, in batches of `size`; the last one may be shorter."""
     with open_lmdb(path) as source:
         resources = DataResources(budget=0)  # each record is needed once
@@ -290,59 +329,3 @@ def model_transform(session: onnxruntime.InferenceSession, text: str | None) -> 
     transform = parse_text(text, TransformationParameter, where)
     transform.mirror = False
     return transform
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="the .onnx file")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--lmdb", help="LMDB of Datums; their labels give the accuracy")
-    what.add_argument("--images", nargs="+", metavar="FILE", help="image files")
-    parser.add_argument("--output", metavar="NAME", help="the output with the scores, if there are several")
-    parser.add_argument("--provider", default="CPU", help="CPU, CUDA, TensorRT, ... (CPU)")
-    parser.add_argument("--batch-size", type=int, default=128, help="images per run (128)")
-    parser.add_argument("--threads", type=int, default=0, help="threads of the CPU provider (all cores)")
-    parser.add_argument(
-        "--transform", metavar="TEXT", help="transform_param in prototxt text, e.g. 'scale: 0.0039'"
-    )
-
-
-def run(args: argparse.Namespace) -> None:
-    if args.batch_size < 1:
-        raise DataError(f"--batch-size must be at least 1, got {args.batch_size}")
-    most = most_threads()
-    if not 0 <= args.threads <= most:
-        raise DeviceError(f"--threads must be 0 to {most} on this machine, got {args.threads}")
-    with _ended_by_ctrl_c():
-        _run(args)
-
-
-@contextmanager
-def _ended_by_ctrl_c() -> Iterator[None]:
-    """Let Ctrl-C end the process at once: a model is a program, which may never end, and Python would wait.
-
-    Nothing is written meanwhile that could be left half done.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _run(args: argparse.Namespace) -> None:
-    session = open_session(args.model, args.provider, args.threads)
-    transform = model_transform(session, args.transform)
-    shape = _image_shape(session)
-    size = shape[0] if isinstance(shape[0], int) else args.batch_size
-    if args.lmdb is not None:
-        result = run_model(session, lmdb_batches(args.lmdb, transform, size), args.output)
-    else:
-        result = run_model(session, image_batches(args.images, transform, size, shape), args.output)
-        for path, best in zip(args.images, result.classes, strict=True):
-            print(f"{path}: class {best}")
-    if result.accuracy is not None:
-        print(f"accuracy = {result.accuracy:.6g} on {len(result.classes)} images")
-    print(f"{result.speed()}, on {args.provider}, batch size {size}")

@@ -1,21 +1,10 @@
 """Part of an LMDB as an LMDB of its own, and the rest as another.
 
-    imae split-lmdb train_lmdb fit_lmdb validation_lmdb --share 0.8 --seed 123
-    imae split-lmdb train_lmdb small_lmdb --per-class 500
-
-    --share S       round(S N) of the N records, drawn at random; with --stratified round(S N_c) of the N_c
-                    records of each class c
-    --per-class K   the first K records of each class
-
 The records stay in order and keep their keys. Where the clean labels of noisy ones are kept beside the LMDB,
 the class of a record is its clean label, and each part gets its clean labels as well. The random numbers are
 those of numpy's RandomState(seed), whose streams are frozen.
-
-The authors of IMAE want intact labels in a validation set: split first, then give wrong labels to the larger
-part alone.
 """
 
-import argparse
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -24,16 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from imae.converters.images import whole_number
 from imae.converters.label_file import Labels, clean_labels_file, read_clean_labels
 from imae.converters.lmdb_writer import Record, fill_lmdb
 from imae.files.atomic import atomic_folder
 from imae.files.errors import DataError
 from imae.files.read import AnyPath
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
-
-COMMAND = "split-lmdb"
-HELP = "part of an LMDB: a random share or the first of each class; the rest into another"
 
 DEFAULT_SEED = 123
 
@@ -143,29 +128,3 @@ def _write_parts(
 def _records(source: LmdbSource, rows: NDArray[np.int64]) -> Iterator[Record]:
     for row in rows.tolist():
         yield source.key(row), source.datum(row)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", help="LMDB to read")
-    parser.add_argument("output", help="LMDB to write")
-    parser.add_argument(
-        "rest", nargs="?", help="LMDB to write the other records into; without it they are left out"
-    )
-    parser.add_argument("--share", type=float, metavar="S", help="of the records, drawn at random")
-    parser.add_argument("--seed", type=whole_number, help=f"for --share (default: {DEFAULT_SEED})")
-    parser.add_argument("--stratified", action="store_true", help="for --share: the same share of each class")
-    parser.add_argument(
-        "--per-class", type=whole_number, metavar="K", help="the first K records of each class"
-    )
-
-
-def run(args: argparse.Namespace) -> None:
-    if (args.share is None) == (args.per_class is None):
-        raise DataError("split-lmdb takes --share S or --per-class K, one of the two")
-    if args.share is not None:
-        seed = DEFAULT_SEED if args.seed is None else args.seed
-        split_lmdb(args.input, args.output, args.rest, args.share, seed, args.stratified)
-    elif args.seed is not None or args.stratified:
-        raise DataError("--per-class takes no --seed and no --stratified: nothing is drawn")
-    else:
-        subset_lmdb(args.input, args.output, args.per_class, args.rest)

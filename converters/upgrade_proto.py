@@ -1,54 +1,82 @@
-"""What Caffe's three upgrade tools have in common: their arguments, and what they write and log.
+"""Nets and solvers of an old form, or of a fork, written in today's form, as Caffe's three upgrade tools do.
 
-imae upgrade-net-proto-text     old.prototxt    new.prototxt
-imae upgrade-net-proto-binary   old.caffemodel  new.caffemodel
-imae upgrade-solver-proto-text  old.prototxt    new.prototxt
+What a V0 net says and no newer form has is logged and left out; the functions of nets return these lines.
+PrototxtError for a file that cannot be read.
+
+Caffe: tools/upgrade_net_proto_text.cpp, upgrade_net_proto_binary.cpp, upgrade_solver_proto_text.cpp. Differs:
+nets inside a solver are upgraded as well.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
+import os
 from collections.abc import Sequence
 
 from google.protobuf.message import Message
 
 from imae.files.atomic import write_atomically
 from imae.files.caffe_log import log_line
-from imae.prototxt.text import write_text
+from imae.files.read import AnyPath
+from imae.prototxt import NetParameter, SolverParameter
+from imae.prototxt.dialects import read_net_dialect, read_net_text_dialect
+from imae.prototxt.text import read_binary, read_text, write_text
+from imae.prototxt.upgrade import upgrade_net, upgrade_solver
 
 
-def add_file_arguments(parser: argparse.ArgumentParser, what: str) -> None:
-    """The file to read and the one to write."""
-    parser.add_argument("input", metavar="IN", help=f"{what} of an old form")
-    parser.add_argument("output", metavar="OUT", help="the file to write, in today's form")
+def upgrade_net_text(source: AnyPath, output: AnyPath, dialect: str | None = None) -> list[str]:
+    """A net's prototxt in today's form; `dialect` is the fork that it is of, one of TEXT_DIALECTS."""
+    old = read_net_text_dialect(source, dialect)
+    problems: list[str] = []
+    new = upgrade_net(old, os.fspath(source), problems)
+    changed = new is not old or bool(dialect)
+    _write("upgrade_net_proto_text", source, output, new, changed=changed, problems=problems)
+    return problems
 
 
-def write_upgraded(
-    command: str,
-    args: argparse.Namespace,
+def upgrade_net_binary(source: AnyPath, output: AnyPath, dialect: str | None = None) -> list[str]:
+    """A .caffemodel, or another binary net, in today's form; `dialect` is the fork that it is of."""
+    old = read_net_dialect(source, dialect) if dialect else read_binary(source, NetParameter)
+    problems: list[str] = []
+    new = upgrade_net(old, os.fspath(source), problems)
+    changed = new is not old or bool(dialect)
+    _write("upgrade_net_proto_binary", source, output, new, changed=changed, problems=problems, binary=True)
+    return problems
+
+
+def upgrade_solver_text(source: AnyPath, output: AnyPath) -> None:
+    """A solver's prototxt in today's form."""
+    old = read_text(source, SolverParameter)
+    new = upgrade_solver(old, os.fspath(source))
+    _write("upgrade_solver_proto_text", source, output, new, changed=new != old)
+
+
+def _write(
+    tool: str,
+    source: AnyPath,
+    output: AnyPath,
     new: Message,
     *,
     changed: bool,
     problems: Sequence[str] = (),
     binary: bool = False,
-) -> int:
-    """Write the new message, as text unless it is to be `binary`; the exit status: 1 where problems are.
+) -> None:
+    """Write the new message, as text unless it is to be `binary`, and log what Caffe's tool logs.
 
     changed    whether it is another than the old one
     problems   what was left out; upgrade_net has logged each
     """
-    source = f"{command.replace('-', '_')}.cpp"
     if problems:
         log_line(
-            f"{source}:39", "Encountered error(s) while upgrading prototxt; see details above.", logging.ERROR
+            f"{tool}.cpp:39",
+            "Encountered error(s) while upgrading prototxt; see details above.",
+            logging.ERROR,
         )
     elif not changed:
-        log_line(f"{source}:43", f"File already in latest proto format: {args.input}", logging.ERROR)
+        log_line(f"{tool}.cpp:43", f"File already in latest proto format: {source}", logging.ERROR)
     if binary:
-        write_atomically(args.output, new.SerializeToString())
+        write_atomically(output, new.SerializeToString())
     else:
-        write_text(new, args.output)
+        write_text(new, output)
     line, form = (48, "binary") if binary else (49, "text")
-    log_line(f"{source}:{line}", f"Wrote upgraded {new.DESCRIPTOR.name} {form} proto to {args.output}")
-    return 1 if problems else 0
+    log_line(f"{tool}.cpp:{line}", f"Wrote upgraded {new.DESCRIPTOR.name} {form} proto to {output}")

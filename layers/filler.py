@@ -17,7 +17,6 @@ Caffe: filler.hpp. Differs: Caffe lets bilinear fill a blob of no values.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from imae.files.errors import LayerError
 from imae.files.limits import blob_problem
+from imae.files.nearest import did_you_mean
 from imae.layers.caffe_random import CaffeRandom
 from imae.prototxt import FillerParameter
 
@@ -37,8 +37,7 @@ Values = NDArray[np.float32]
 def fill(shape: Shape, filler: FillerParameter, random: CaffeRandom) -> Values:
     """A new array of `shape`, filled with draws of `random`; LayerError for a filler that Caffe refuses."""
     if filler.type not in FILLERS:
-        near = difflib.get_close_matches(filler.type, FILLERS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(filler.type, FILLERS, "'")
         raise LayerError(f"Unknown filler name: {filler.type}{hint} (known names: {', '.join(FILLERS)})")
     if math.prod(shape) == 0:
         raise _refusal(filler, f"the blob of shape {shape} has no values to fill")

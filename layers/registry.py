@@ -9,7 +9,6 @@ which `register_layer` is called:
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, TypeVar
 
 from imae.files.errors import LayerError
+from imae.files.nearest import did_you_mean
 from imae.prototxt.forks import fork_of_type
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ def layer_class(type_name: str) -> type[Layer]:
     if type_name not in _classes or _plugins():
         _load_all()  # all, so that a plugin's type that is ours too is an error
     if type_name not in _classes:
-        near = difflib.get_close_matches(type_name, _classes, 1)
-        hint = fork_of_type(type_name) or (f"; did you mean {near[0]!r}?" if near else "")
+        hint = fork_of_type(type_name) or did_you_mean(type_name, _classes, "'")
         raise LayerError(f"Unknown layer type: {type_name}{hint} (known types: {', '.join(layer_types())})")
     return _classes[type_name]
 

@@ -8,7 +8,6 @@ the next (the batch, the learning rate) is written to the device before the repl
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -16,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from imae.files.errors import DeviceError, ImaeError
+from imae.files.errors import DeviceError
 from imae.layers.layer import DataLayer, shape_string
 from imae.net.executor import NetExecutor, Result
 from imae.net.net import Net
@@ -156,41 +155,3 @@ class GraphExecutor(NetExecutor):
                     f"a CUDA graph cannot hold a layer of type {step.layer.type} as it is set up here, since "
                     "it needs the host in each pass; leave --cuda-graph out"
                 )
-
-
-def add_launch_options(parser: argparse.ArgumentParser) -> None:
-    """--cuda-graph and --compile, for commands that train."""
-    parser.add_argument(
-        "--cuda-graph",
-        action="store_true",
-        help="on a GPU: record the passes and the update as CUDA graphs and replay them, which spares the "
-        "host the launching of each kernel",
-    )
-    parser.add_argument(
-        "--compile",
-        action="store_true",
-        help="on a GPU: let torch.compile make one kernel of BatchNorm, Scale, a sum and ReLU, which takes "
-        "some seconds before the first iteration",
-    )
-
-
-def chosen_recorder(
-    args: argparse.Namespace, device: torch.device, plain: bool = False
-) -> Callable[[], Recorder] | None:
-    """What --cuda-graph asks for; `plain`: whether --plain is given, too."""
-    if not args.cuda_graph:
-        return None
-    if device.type == "cpu":
-        raise DeviceError("--cuda-graph is of GPUs; give --gpu, too, or leave it out")
-    if plain:
-        raise ImaeError("--plain runs the layers one by one, --cuda-graph all at once; give one")
-    return partial(CudaRecorder, device)
-
-
-def chosen_compiled(args: argparse.Namespace, device: torch.device, plain: bool = False) -> bool:
-    """Whether --compile asks for it."""
-    if args.compile and device.type == "cpu":
-        raise DeviceError("--compile is of GPUs; give --gpu, too, or leave it out")
-    if args.compile and plain:
-        raise ImaeError("--plain runs the layers one by one, --compile joins some; give one")
-    return bool(args.compile)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import ctypes
+import logging
 import os
 import sys
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
+from imae.files.caffe_log import log_line
 from imae.files.errors import DeviceError, ImaeError
-from imae.files.limits import memory_size
-from imae.layers.data_resources import DataResources, most_threads, usable_cores
+from imae.layers.data_resources import most_threads, usable_cores
 
 
 def gpu(wanted: str, asked_by: str, instead: str) -> torch.device:
@@ -41,38 +43,79 @@ def gpus(wanted: str, asked_by: str, instead: str) -> list[int]:
     return ids
 
 
+def gpus_of_ranks(wanted: str, asked_by: str, instead: str, count: int) -> list[int]:
+    """The GPUs of the `count` ranks on this machine: those of a list, or the first ones for `0` and `all`."""
+    from_first = wanted in ("0", "all")
+    ids = gpus("all" if from_first else wanted, asked_by, instead)
+    if len(ids) < count or (len(ids) > count and not from_first):
+        raise DeviceError(f"{asked_by}: one GPU is needed for each of {count} ranks here; got {len(ids)}")
+    return ids[:count]
+
+
+class GpuRequest(NamedTuple):
+    """A GPU that is asked for: `0`, `0,1` or `all`; what asks for it, and what to do without one."""
+
+    wanted: str
+    asked_by: str
+    instead: str
+
+
+class DeviceLog(NamedTuple):
+    """How one of Caffe's tools logs what it computes on: (place in the tool's source, text).
+
+    In a text {ids} stands for the ids of all GPUs, {id} and {name} for those of one.
+
+    cpu      the line for the CPU
+    gpus     the lines for all GPUs together
+    gpu      the lines for each GPU
+    """
+
+    cpu: tuple[str, str]
+    gpus: Sequence[tuple[str, str]] = ()
+    gpu: Sequence[tuple[str, str]] = ()
+    level: int = logging.INFO
+
+    def write(self, ids: Sequence[int]) -> None:
+        """Log that these GPUs compute, or the CPU if there are none."""
+        if not ids:
+            log_line(*self.cpu, self.level)
+        for place, text in self.gpus if ids else ():
+            log_line(place, text.format(ids=", ".join(map(str, ids))), self.level)
+        for index in ids:
+            for place, text in self.gpu:
+                name = torch.cuda.get_device_name(index) if "{name}" in text else ""
+                log_line(place, text.format(id=index, name=name), self.level)
+
+
+def choose_device(
+    request: GpuRequest | None, log: DeviceLog | None = None, ranks: tuple[int, int] | None = None
+) -> torch.device:
+    """The GPU that is asked for, or the CPU if None is; DeviceError where the GPU is not there.
+
+    log     says in the log which it is
+    ranks   this process's number among the processes on this machine that compute together, and how many
+            these are; each takes a GPU of its own
+    """
+    if request is None:
+        device, ids = torch.device("cpu"), list[int]()
+    elif ranks is None:
+        device = gpu(*request)
+        ids = [device.index]
+    else:
+        rank, count = ranks
+        ids = gpus_of_ranks(*request, count)
+        device = use_gpu(ids[rank])
+    if log is not None:
+        log.write(ids)
+    return device
+
+
 def use_gpu(index: int) -> torch.device:
     """Make this GPU CUDA's current one; what it computes twice is the same twice."""
     torch.backends.cudnn.deterministic = True  # or a resumed run would not be the one that was not stopped
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
-
-
-def add_double_option(parser: argparse.ArgumentParser) -> None:
-    """--double, for commands that run nets."""
-    parser.add_argument(
-        "--double",
-        action="store_true",
-        help="compute in double precision: slower, a reference where single precision decides near-ties",
-    )
-
-
-def chosen_dtype(args: argparse.Namespace) -> torch.dtype:
-    """What --double asks for."""
-    return torch.float64 if args.double else torch.float32
-
-
-def add_precision_option(parser: argparse.ArgumentParser) -> None:
-    """--precision, for commands that train nets."""
-    parser.add_argument(
-        "--precision",
-        choices=["fp32", "tf32", "bf16"],
-        default="fp32",
-        help="what convolutions and matrix products compute in: fp32 (default); tf32, on a GPU only: inputs "
-        "rounded to 10 bits behind the point; bf16: blobs between layers are in bfloat16, too. Parameters, "
-        "diffs, losses and the update stay in single precision",
-    )
 
 
 def set_precision(wanted: str, device: torch.device) -> torch.dtype | None:
@@ -102,29 +145,6 @@ def keep_freed_memory() -> None:
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         library.mallopt(trim_threshold, 2**31 - 1)
         library.mallopt(mmap_threshold, 2**30)
-
-
-def add_data_cache_option(parser: argparse.ArgumentParser) -> None:
-    """--data-cache, for commands whose nets read databases."""
-    parser.add_argument(
-        "--data-cache",
-        type=_memory,
-        metavar="SIZE",
-        help="memory for decoded records, of all Data layers and all ranks of a machine together: 4G, 512M, "
-        "a share of it such as 25%% (default), or 0; what does not fit is read and decoded anew each time",
-    )
-
-
-def chosen_data_resources(args: argparse.Namespace, ranks: int = 1) -> DataResources:
-    """What --data-cache and --threads leave each of so many ranks on this machine."""
-    return DataResources(args.data_cache, args.threads, ranks)
-
-
-def _memory(text: str) -> int:
-    try:
-        return memory_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def set_threads(count: int | None, processes: int = 1) -> None:

@@ -8,12 +8,11 @@ Caffe: net.cpp, CopyTrainedLayersFrom, ToProto, ToHDF5. Differs: a file with not
 
 from __future__ import annotations
 
-import argparse
 import io
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +31,7 @@ from imae.layers.blob import blob_from_array, exact_array_from_blob, single_or_d
 from imae.layers.layer import Layer, LossLayer, Shape, shape_string
 from imae.net.net import Net
 from imae.prototxt import LayerParameter, NetParameter, ParamSpec
-from imae.prototxt.dialects import DIALECTS, fork_hint, read_net_dialect
+from imae.prototxt.dialects import fork_hint, read_net_dialect
 from imae.prototxt.text import read_net_binary
 from imae.prototxt.upgrade import upgrade_net
 
@@ -171,13 +170,6 @@ class _Source:
 
     values: Array
     legacy: bool = False
-
-
-def add_dialect_option(parser: argparse.ArgumentParser, known: Sequence[str] = DIALECTS) -> None:
-    """--dialect, for commands that read caffemodels, solver states and nets."""
-    parser.add_argument(
-        "--dialect", choices=known, help="the fork that the given files are of, where they are not Caffe's"
-    )
 
 
 def _scales_behind_batch_norms(net: Net) -> dict[str, str | None]:

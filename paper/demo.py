@@ -1,17 +1,13 @@
-"""`imae demo`: label noise on handwritten digits, each step as the command that a user would type.
+"""The demo: label noise on handwritten digits, each step as the command that a user would type.
 
 60 % of the training labels are made wrong. The same net is trained with CCE, with MAE and with IMAE, with
-three seeds each. The test digits have right labels. The training digits are tested with the labels that they
-are trained with: a net that knew every digit, and none of the wrong labels, would have 0.40 there. More means
-that it has memorised wrong labels, less that it has not fitted the right ones.
-
-The best run of the best loss is exported to ONNX and run in ONNX Runtime; the net's accuracy and the model's
-must agree to four digits. All files are written into data/; prototxts, logs and the picture into data/demo/.
+several seeds each. The test digits have right labels. The training digits are tested with the labels that
+they are trained with: a net that knew every digit, and none of the wrong labels, would have 0.40 there. More
+means that it has memorised wrong labels, less that it has not fitted the right ones.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 import shutil
@@ -31,9 +27,6 @@ from imae.prototxt import SolverParameter
 from imae.prototxt.text import read_text, to_text
 from imae.train.signals import terminated_as_interrupted
 from imae.train.snapshot import writing_alone
-
-COMMAND = "demo"
-HELP = "label noise on handwritten digits: CCE, MAE and IMAE trained, tested, drawn, exported to ONNX"
 
 MODELS = Path(imae.prototxt.__path__[0], "models", "digits")
 FOLDER = Path("data", "demo")
@@ -63,16 +56,14 @@ class Trained(NamedTuple):
     weights: Path
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of the command."""
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each loss (3)")
-    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time (2)")
+def demo(seeds: int = 3, jobs: int = 2) -> None:
+    """Run all steps in this folder; ImaeError where one fails or the exported net's two accuracies differ.
 
-
-def run(args: argparse.Namespace) -> None:
-    """Run all steps; ImaeError where one fails or the two accuracies of the exported net disagree."""
-    for option in ("seeds", "jobs"):
-        if (value := getattr(args, option)) < 1:
+    seeds   runs of each loss
+    jobs    runs at a time
+    """
+    for option, value in (("seeds", seeds), ("jobs", jobs)):
+        if value < 1:
             raise ImaeError(f"--{option} must be at least 1, got {value}")
     try:
         FOLDER.mkdir(parents=True, exist_ok=True)
@@ -83,9 +74,9 @@ def run(args: argparse.Namespace) -> None:
         for made, command in DATA.items():
             if not Path(made).exists():
                 _step(command)
-        wanted = [(loss, seed) for loss in LOSSES for seed in range(1, args.seeds + 1)]
+        wanted = [(loss, seed) for loss in LOSSES for seed in range(1, seeds + 1)]
         with terminated_as_interrupted():
-            runs = _train_all(wanted, args.jobs)
+            runs = _train_all(wanted, jobs)
         print_results(runs)
         draw(runs, FOLDER / "curves.png")
         print(f"wrote {FOLDER / 'curves.png'}")

@@ -9,8 +9,6 @@ An error says where and what, with line and column counted from 1:
 import os
 import re
 import warnings
-from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import TypeVar
 
 from google.protobuf import text_format
@@ -20,6 +18,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from imae.files.atomic import write_atomically
 from imae.files.errors import PrototxtError
 from imae.files.file_kinds import FileKind, file_kind, mistaken_for
+from imae.files.nearest import did_you_mean
 from imae.files.read import AnyPath, read_bytes
 from imae.prototxt.caffe_pb2 import NetParameter, SolverParameter
 from imae.prototxt.forks import fork_of_field, fork_of_value
@@ -210,13 +209,13 @@ def _explain(reason: str, text: str, start: int, kind: type[Message]) -> tuple[i
     if match := re.search('Message type "(.*?)" has no field named "(.*?)"', reason):
         fields = pool.FindMessageTypeByName(match[1]).fields_by_name
         near = _other_root(match[1], match[2]) or fork_of_field(match[1].rpartition(".")[2], match[2])
-        near = near or _nearest(match[2], fields, quote='"')
+        near = near or did_you_mean(match[2], fields, '"', any_case=True)
         return start, f'message "{match[1]}" has no field "{match[2][:60]}"{near}'
     if match := re.search('Message type "(.*?)" should not have multiple "(.*?)" fields', reason):
         return text.rfind(match[2], 0, start), f'field "{match[2]}" of message "{match[1]}" is given twice'
     if match := re.search('Enum type "(.*?)" has no value', reason):
         names = pool.FindEnumTypeByName(match[1]).values_by_name
-        near = fork_of_value(match[1], got) or _nearest(got, names)
+        near = fork_of_value(match[1], got) or did_you_mean(got, names, any_case=True)
         return start, f'enum "{match[1]}" has no value {got}; known: {", ".join(names)}{near}'
     if match := re.match('Expected "(.)"', reason):
         return start, f'expected "{match[1]}" before the end of the file'
@@ -262,10 +261,3 @@ def _token(text: str, start: int) -> str:
     if not match:
         return "the end of the file"
     return match[1][:60] if match[1].isprintable() else ascii(match[1][:60])
-
-
-def _nearest(word: str, names: Iterable[str], quote: str = "") -> str:
-    """A suggestion for a misspelt word, or nothing."""
-    lower = {name.lower(): name for name in names}
-    found = get_close_matches(word.strip("\"'").lower(), lower, n=1, cutoff=0.5)
-    return f"; did you mean {quote}{lower[found[0]]}{quote}?" if found else ""

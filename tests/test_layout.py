@@ -44,12 +44,6 @@ FILES = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]
 assert FILES
 
 
-TO_BE_MOVED = {
-    "converters/export_onnx.py",
-    "converters/extract_features.py",
-}
-
-
 def imports(path: Path) -> set[str]:
     """The modules that a file imports, as written; `if TYPE_CHECKING` blocks do not count."""
     found: set[str] = set()
@@ -80,8 +74,6 @@ def imported_names(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_folders_import_upwards_only(path: Path) -> None:
     name = str(path.relative_to(ROOT))
-    if name in TO_BE_MOVED:
-        pytest.skip("it is still to be taken apart")
     if name == "train/solve.py":
         return  # the script that Caffe users look for there; the command line without its first word
     part = path.relative_to(ROOT).parts[0]
@@ -100,6 +92,12 @@ def test_the_kernels_are_imported_through_their_package() -> None:
     for path in FILES:
         if kernels not in path.parents:
             assert not modules.intersection(imports(path) | imported_names(path)), path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_commands_know_of_the_command_line(path: Path) -> None:
+    if path.relative_to(ROOT).parts[0] != "cli":
+        assert "argparse" not in imports(path), f"{path} is a library, and declares options"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -16,11 +16,11 @@ Caffe: sgd_solver.cpp, GetLearningRate.
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 
 import numpy as np
 
 from imae.files.errors import PrototxtError
+from imae.files.nearest import did_you_mean
 from imae.prototxt import SolverParameter
 
 f32, f64 = np.float32, np.float64
@@ -31,8 +31,7 @@ def learning_rate(param: SolverParameter, iteration: int, current_step: int) -> 
     """The rate of the update made at `iteration`; PrototxtError: the policy is unknown or lacks a field."""
     name = param.lr_policy
     if name not in POLICIES:
-        near = get_close_matches(name, POLICIES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(name, POLICIES, "'")
         raise PrototxtError(
             f"Unknown learning rate policy: {name}{hint} (known policies: {', '.join(POLICIES)})"
         )

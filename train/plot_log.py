@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from imae.files.atomic import write_atomically
-from imae.files.caffe_log import LogNumber
-from imae.files.errors import ImaeError
+from imae.files.caffe_log import LogNumber, read_log
+from imae.files.errors import DataError, ImaeError
 from imae.files.read import AnyPath
 
 STYLES = ("-", "--", ":", "-.")  # of the first log, the second, ...: seen where they lie upon each other
@@ -125,3 +125,23 @@ def chart_of(text: str) -> tuple[Chart, bool]:
     if kind not in KINDS or (colon and (not name or kind not in ("train", "test"))):
         raise ImaeError(f"cannot draw '{text}'; expected 0 to 7, {', '.join(KINDS)}, train:NAME or test:NAME")
     return Chart(kind, name), False
+
+
+def plot_logs(what: str, output: AnyPath, paths: Sequence[str], seconds: bool = False) -> None:
+    """Draw the curves of some logs into the picture `output`, whose ending is its format.
+
+    what      the chart, as `imae plot-log --help` lists them: 0 to 7, loss, test:accuracy ...
+    seconds   over the seconds since the training began, not over the iterations
+
+    ImaeError for an unknown chart or ending; DataError for one of which the logs have no numbers.
+    """
+    chart, over_seconds = chart_of(what)
+    logs = list(zip(log_names(paths), map(read_log, paths), strict=True))
+    if not any(chart.shows(number) for _, numbers in logs for number in numbers):
+        known = {
+            n.what if n.what not in ("train", "test") else f"{n.what}:{n.name}"
+            for _, log in logs
+            for n in log
+        }
+        raise DataError(f"there is no {chart} in these logs; there is {', '.join(sorted(known))}")
+    write_picture(output, lambda figure: draw_curves(figure.subplots(), logs, chart, over_seconds or seconds))

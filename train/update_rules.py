@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from imae.files.errors import PrototxtError
+from imae.files.nearest import did_you_mean
 from imae.prototxt import SolverParameter
 
 Tensors = list[Tensor]
@@ -168,7 +169,8 @@ RULES: dict[str, type[UpdateRule]] = {
 def update_rule(param: SolverParameter) -> UpdateRule:
     """The rule that `type` names; PrototxtError for an unknown one or a field that does not go with it."""
     if param.type not in RULES:
-        raise PrototxtError(f"Unknown solver type: {param.type} (known types: {', '.join(RULES)})")
+        hint = did_you_mean(param.type, RULES, "'")
+        raise PrototxtError(f"Unknown solver type: {param.type} (known types: {', '.join(RULES)}){hint}")
     return RULES[param.type](param)
 
 

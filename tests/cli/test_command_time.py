@@ -10,9 +10,9 @@ import pytest
 import torch
 from digits_runs import RUNS, prepared, worded
 
-from imae.cli import command_device_query
 from imae.cli.command_time import LayerwisePasses, measure
 from imae.cli.main import main
+from imae.net import cuda_driver
 from imae.net.net import Net
 from imae.prototxt.text import parse_net
 
@@ -208,7 +208,7 @@ common.cpp:200] Kernel execution timeout:      No
 
 
 def use_driver(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> None:
-    monkeypatch.setattr(command_device_query.ctypes, "CDLL", lambda name: driver)
+    monkeypatch.setattr(cuda_driver.ctypes, "CDLL", lambda name: driver)
 
 
 def test_a_gpu_is_described_as_caffe_does(
@@ -253,7 +253,7 @@ def test_a_gpu_that_is_not_there(
 
 
 def test_no_driver(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(command_device_query, "DRIVER", "libnothing.so.1")
+    monkeypatch.setattr(cuda_driver, "DRIVER", "libnothing.so.1")
     assert main(["device-query", "--gpu", "0"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "imae: --gpu 0: CUDA's driver (libnothing.so.1) is not installed here"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import io
 import logging
 import re
@@ -20,7 +18,7 @@ from digits_runs import RUNS, numbers, prepared, worded
 from tolerances import tolerance
 
 import imae.cli.main as main_module
-from imae.cli.main import COMMANDS, main
+from imae.cli.main import COMMANDS, command_module, main
 from imae.files.errors import ImaeError
 from imae.net.kernels import native
 from imae.prototxt.text import read_solver
@@ -298,14 +296,22 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_what_the_table_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert importlib.util.find_spec(COMMANDS[name]) is not None, f"{COMMANDS[name]} is missing"
-    module = importlib.import_module(COMMANDS[name])
-    assert name == module.COMMAND
-    assert module.HELP.strip()
+    """Its module is there, and `imae --help` and `imae NAME --help` say the same of it, from the table."""
+    module = command_module(name)
+    assert module.__name__ == f"imae.cli.command_{name.replace('-', '_')}"
+    assert COMMANDS[name].strip()
+    assert not hasattr(module, "HELP")  # no second copy
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])
     assert stop.value.code == 0
-    assert f"usage: imae {name}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"usage: imae {name}" in out
+    assert COMMANDS[name] in " ".join(out.split())
+
+
+def test_every_module_of_a_command_is_in_the_table() -> None:
+    modules = Path(main_module.__file__).parent.glob("command_*.py")
+    assert {path.stem.removeprefix("command_").replace("_", "-") for path in modules} == set(COMMANDS)
 
 
 def test_ctrl_c_outside_of_training(
@@ -352,6 +358,47 @@ def test_other_commands_do_not_wait_for_torch() -> None:
     code = "import sys, imae.cli.main; print(sorted({'torch', 'onnx', 'h5py', 'cv2'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--help",
+        "--version",
+        "parse-log --help",
+        "plot-log --help",
+        "compare-logs --help",
+        "device-query --help",
+        "draw-net --help",
+        "convert-cifar --help",
+        "convert-digits --help",
+        "convert-folder --help",
+        "convert-imageset --help",
+        "convert-mars --help",
+        "corrupt-labels --help",
+        "split-lmdb --help",
+        "compute-image-mean --help",
+        "upgrade-net-proto-text --help",
+        "upgrade-net-proto-binary --help",
+        "upgrade-solver-proto-text --help",
+        "demo --help",
+    ],
+)
+def test_help_waits_for_no_library_that_it_does_not_need(command: str) -> None:
+    """Not for torch; and that of all commands for no command's module and nothing but the command line."""
+    code = """
+import atexit, sys
+from imae.cli.main import main
+atexit.register(lambda: print(*sys.modules, file=sys.stderr))
+main(sys.argv[1:])
+"""
+    words = [sys.executable, "-c", code, *command.split()]
+    result = subprocess.run(words, capture_output=True, text=True, check=True)
+    loaded = set(result.stderr.split())
+    assert "torch" not in loaded
+    if command.startswith("--"):
+        assert not loaded & {"numpy", "google.protobuf", "onnx", "h5py", "cv2", "matplotlib"}
+        assert not [name for name in loaded if name.startswith("imae.cli.command_")]
 
 
 class Slow(io.StringIO):

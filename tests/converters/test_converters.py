@@ -23,14 +23,16 @@ import lmdb
 import numpy as np
 import pytest
 
-from imae.converters import (
-    compute_image_mean,
-    convert_cifar,
-    convert_digits,
-    convert_folder,
-    convert_imageset,
-    corrupt_labels,
-)
+from imae.cli import command_compute_image_mean as compute_image_mean
+from imae.cli import command_convert_cifar as convert_cifar
+from imae.cli import command_convert_digits as convert_digits
+from imae.cli import command_convert_folder as convert_folder
+from imae.cli import command_convert_imageset as convert_imageset
+from imae.cli import command_corrupt_labels as corrupt_labels
+from imae.cli.main import COMMANDS
+from imae.converters.convert_cifar import read_cifar
+from imae.converters.convert_digits import read_digits
+from imae.converters.convert_imageset import read_list
 from imae.converters.images import pad_image, shuffled_order
 from imae.converters.lmdb_writer import Record, write_lmdb
 from imae.files.cifar_pickle import read_pickled_batch
@@ -109,10 +111,10 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize("module", CONVERTERS, ids=lambda module: module.COMMAND)
+@pytest.mark.parametrize("module", CONVERTERS, ids=lambda module: module.__name__)
 def test_every_converter_can_be_mounted(module: ModuleType) -> None:
-    assert module.COMMAND.replace("-", "_") == module.__name__.rpartition(".")[2]
-    assert module.HELP
+    name = module.__name__.removeprefix("imae.cli.command_").replace("_", "-")
+    assert COMMANDS[name]
 
 
 # -- writing an LMDB ---------------------------------------------------------------------------------------
@@ -364,7 +366,7 @@ def test_cifar10(tmp_path: Path, form: str, source: str) -> None:
 def test_cifar100(tmp_path: Path, form: str, label: str | None, kind: int) -> None:
     batches = cifar_batches(100)
     path = put_folder(FORMATS[form](batches), tmp_path / "in")
-    name, train, test = convert_cifar.read_cifar(path, label)
+    name, train, test = read_cifar(path, label)
     assert name == "cifar100"
     for images, (rows, kinds) in zip((train, test), batches.values(), strict=True):
         assert np.array_equal(images.images, rows.reshape(-1, 3, 32, 32))
@@ -449,7 +451,7 @@ def test_cifar10_has_labels_of_one_kind(tmp_path: Path) -> None:
 
 
 def test_sizes_are_checked_before_a_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert_cifar, "LARGEST_FILE", 9000)
+    monkeypatch.setattr("imae.converters.convert_cifar.LARGEST_FILE", 9000)
     files = binary_files(cifar_batches(10))
     for path in (put_folder(files, tmp_path / "in"), put_tar(files, tmp_path / "in.tar.gz")):
         refused(
@@ -553,7 +555,7 @@ def test_digits_are_those_of_the_recorded_runs(tmp_path: Path) -> None:
 def test_digits_padded_and_shuffled(tmp_path: Path) -> None:
     run(convert_digits, tmp_path / "a", "--pad", 2, "--shuffle", 3)
     train, test = read(tmp_path / "a/digits_train_lmdb"), read(tmp_path / "a/digits_test_lmdb")
-    images, _ = convert_digits.read_digits()
+    images, _ = read_digits()
     order = shuffled_order(1500, 3)
     assert labels(train) == images.labels[order].tolist()
     assert arrays(train)[0].shape == (1, 12, 12)
@@ -809,7 +811,7 @@ def test_imageset_encodes_anew_only_where_it_must(tmp_path: Path) -> None:
 def test_imageset_list_is_read_as_caffe_reads_it(tmp_path: Path) -> None:
     lines = ["a b.png 3", "c.png  -2x", "d.png x", "e.png", "7", "f.png 12abc\r", " 5", ""]
     (tmp_path / "list").write_text("\n".join(lines) + "\n\xe9.png 2147483647", encoding="latin-1")
-    assert convert_imageset.read_list(str(tmp_path / "list")) == [
+    assert read_list(str(tmp_path / "list")) == [
         ("a b.png", 3), ("c.png ", -2), ("d.png", 0), ("e.png", 0), ("7", 7), ("f.png", 12), ("", 5), ("", 0),
         ("\udce9.png", 2147483647),
     ]  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from imae.cli import command_corrupt_labels as command
 from imae.converters import corrupt_labels
 from imae.converters.corrupt_labels import (
     CIFAR10_PAIRS,
@@ -40,8 +41,8 @@ def check_share(hits: int, trials: int, probability: float) -> None:
 
 def run(*arguments: object) -> None:
     parser = argparse.ArgumentParser()
-    corrupt_labels.add_arguments(parser)
-    corrupt_labels.run(parser.parse_args([str(argument) for argument in arguments]))
+    command.add_arguments(parser)
+    command.run(parser.parse_args([str(argument) for argument in arguments]))
 
 
 def make_lmdb(path: Path, labels: list[int]) -> list[tuple[bytes, Datum]]:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imae.converters import corrupt_labels, split_lmdb
+from imae.cli import command_corrupt_labels as corrupt_labels
+from imae.cli import command_split_lmdb as split_lmdb
 from imae.converters.lmdb_writer import write_lmdb
 from imae.converters.split_lmdb import random_share, read_lmdb_labels, subset_lmdb
 from imae.files.errors import DataError, FileError

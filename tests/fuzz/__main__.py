@@ -60,7 +60,7 @@ class Finding(Exception):
 
 
 def main() -> int:
-    from imae.cli.main import COMMANDS
+    from imae.cli.main import COMMANDS, command_module
     from imae.layers.registry import layer_types
 
     parser = argparse.ArgumentParser(
@@ -77,8 +77,10 @@ def main() -> int:
     if unknown:
         parser.error(f"unknown target {', '.join(unknown)}")
     chosen = [TARGETS[name] for name in args.targets or TARGETS]
-    for module in ("onnx", "onnxruntime", "imae.train.solver", *COMMANDS.values()):
+    for module in ("onnx", "onnxruntime", "imae.train.solver"):
         importlib.import_module(module)  # once, for all processes
+    for name in COMMANDS:
+        command_module(name)
     layer_types()
     totals = {target.name: Totals() for target in chosen}
     end = time.monotonic() + 60 * args.minutes if args.minutes else None

@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from re import fullmatch
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -57,10 +56,10 @@ def target(prepare: Callable[[], Files]) -> Callable[[Callable[[bytes], object]]
 def command(name: str, *arguments: str) -> None:
     """Run a command of the command line, but for the end, where main prints an ImaeError."""
     main = importlib.import_module("imae.cli.main")
-    module: ModuleType = importlib.import_module(main.COMMANDS[name])
+    module = main.command_module(name)
     parser = main.Parser(prog=f"imae {name}", allow_abbrev=False)
-    module.add_arguments(parser)  # type: ignore[attr-defined]
-    module.run(parser.parse(arguments))  # type: ignore[attr-defined]
+    module.add_arguments(parser)
+    module.run(parser.parse(arguments))
 
 
 def write(name: str, data: bytes) -> str:

@@ -15,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 from tolerances import tolerance
 
-from imae.converters import convert_cifar, convert_folder, convert_imageset
+from imae.cli import command_convert_cifar as convert_cifar
+from imae.cli import command_convert_folder as convert_folder
+from imae.cli import command_convert_imageset as convert_imageset
 from imae.converters.resize import cubic_weights, resize_bicubic, resize_bilinear
 from imae.files.errors import DataError, LayerError
 from imae.layers.blob import blob_from_array

@@ -500,10 +500,10 @@ def test_each_rank_has_a_gpu(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     arguments = wanted, f"--gpu {wanted}", "leave --gpu out", count
     if isinstance(ids, list):
-        assert command_train._gpus_of_ranks(*arguments) == ids
+        assert device.gpus_of_ranks(*arguments) == ids
     else:
         with pytest.raises(DeviceError, match=re.escape(ids)):
-            command_train._gpus_of_ranks(*arguments)
+            device.gpus_of_ranks(*arguments)
 
 
 @pytest.mark.parametrize("wanted", ["0,1", "all"])

@@ -1,0 +1,27 @@
+"""Caffe's compute_image_mean: the mean image of a database as a .binaryproto, and the means of its channels.
+
+    imae compute-image-mean train_lmdb mean.binaryproto
+
+The mean is a BlobProto with num 1, channels, height and width. It is summed up in single precision in the
+order of the records, and so it is Caffe's to the last bit.
+
+Caffe: tools/compute_image_mean.cpp. Differs: images of equal count and different shapes are refused, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from imae.converters.compute_image_mean import compute_image_mean
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
+    parser.add_argument("input", metavar="INPUT_DB", help="LMDB or LevelDB")
+    parser.add_argument("output", metavar="OUTPUT_FILE", nargs="?", help=".binaryproto to write")
+    parser.add_argument("--backend", choices=["lmdb", "leveldb"], default="lmdb")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compute the mean, and write it if a file is named."""
+    compute_image_mean(args.input, args.output, args.backend)

@@ -1,0 +1,55 @@
+"""Caffe's convert_imageset: the pictures of a list, a line being "FILE LABEL", into an LMDB.
+
+    imae convert-imageset --resize_height=256 --resize_width=256 ./ list.txt train_lmdb
+
+Keys are %08d_FILE with the place in the list. A picture that cannot be read is reported and left out, and the
+places of the others stay. Raw Datums are BGR.
+
+Caffe: tools/convert_imageset.cpp, io.cpp. Differs: --shuffle takes a seed; --pad, --interpolation; an LMDB
+without records is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from imae.cli.picture_options import add_image_options, add_picture_options, chosen_form
+from imae.converters.convert_imageset import convert_imageset
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
+    parser.add_argument(
+        "root", metavar="ROOTFOLDER/", help="put before each name as it is: mind the final slash"
+    )
+    parser.add_argument("list", metavar="LISTFILE", help='lines "FILE LABEL"')
+    parser.add_argument("output", metavar="DB_NAME", help="LMDB to write")
+    add_picture_options(parser)
+    parser.add_argument(
+        "--encode-type",
+        "--encode_type",
+        default="",
+        metavar="TYPE",
+        help="store pictures encoded so: png, jpg, ...",
+    )
+    parser.add_argument(
+        "--check-size",
+        "--check_size",
+        action="store_true",
+        help="stop where a picture has another size than the first",
+    )
+    parser.add_argument("--backend", choices=["lmdb"], default="lmdb")
+    add_image_options(parser, "the images")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the LMDB."""
+    convert_imageset(
+        args.root,
+        args.list,
+        args.output,
+        chosen_form(args),
+        encode_type=args.encode_type,
+        check_size=args.check_size,
+        shuffle=args.shuffle,
+    )

@@ -1,0 +1,40 @@
+"""A net as a Graphviz drawing: layers as boxes, blobs as octagons.
+
+    imae draw-net train_val.prototxt net.png --rankdir TB --phase TRAIN
+
+Needs the package pydot (`imae[draw]`). A file NAME.dot, NAME.gv or NAME.raw gets Graphviz's own text; for any
+other ending, a format such as png, svg or pdf, Graphviz's program `dot` must be installed.
+
+The functions have the names that scripts know from caffe.draw.
+
+Caffe: python/draw_net.py, python/caffe/draw.py. Differs: nets of old forms are upgraded first; a rule without
+a phase holds in both phases; names may have any characters; both sides of an oblong window are told.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from imae.converters.draw_net import RANKDIRS, draw_net_to_file
+from imae.prototxt import TEST, TRAIN
+from imae.prototxt.text import read_net
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
+    parser.add_argument("net", metavar="NET", help="the net's prototxt")
+    parser.add_argument("output", metavar="OUTPUT", help="the drawing: .png, .svg, .pdf, .dot ...")
+    parser.add_argument("--rankdir", choices=RANKDIRS, default="LR", help="where the net runs to (LR)")
+    parser.add_argument(
+        "--phase", choices=["TRAIN", "TEST", "ALL"], default="ALL", help="draw the layers of one phase (ALL)"
+    )
+    parser.add_argument(
+        "--display-lrm", "--display_lrm", action="store_true", help="show the lr_mults of learning layers"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draw the net."""
+    print(f"Drawing net to {args.output}")
+    phase = {"TRAIN": TRAIN, "TEST": TEST}.get(args.phase)
+    draw_net_to_file(read_net(args.net), args.output, args.rankdir, phase, args.display_lrm)

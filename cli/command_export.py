@@ -1,0 +1,101 @@
+"""A net and its weights as an ONNX model that computes what the net computes in phase TEST.
+
+    imae export --model train_val.prototxt --weights w.caffemodel --output net.onnx --fold
+
+Data layers become inputs; losses, accuracies and whatever hangs on labels are left out. Each layer adds its
+own nodes (`Layer.to_onnx`). The model is checked in ONNX Runtime against the net before it is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from imae.cli.options import add_net_options, chosen_net
+from imae.converters.export_onnx import DEFAULT_OPSET, InputShape, export_file
+from imae.files.errors import ExportError, printable
+from imae.layers.layer import Shape
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
+    parser.add_argument("--model", required=True, help="train_val or deploy prototxt")
+    parser.add_argument("--weights", help=".caffemodel or .caffemodel.h5; without it the fillers' values")
+    parser.add_argument("--output", required=True, help="the .onnx file to write")
+    parser.add_argument(
+        "--input-shape",
+        action="append",
+        default=[],
+        metavar="[NAME:]SHAPE",
+        help="C,H,W or N,C,H,W of the only input, or NAME:N,C,H,W, the whole shape, for each of several; "
+        "where no data source tells",
+    )
+    parser.add_argument(
+        "--opset", type=int, default=DEFAULT_OPSET, help=f"ONNX operator set ({DEFAULT_OPSET})"
+    )
+    parser.add_argument(
+        "--fold",
+        action="store_true",
+        help="fold BatchNorm and Scale into the layer before, and a shortcut that appends zeros into one "
+        "convolution",
+    )
+    parser.add_argument("--fixed-batch", action="store_true", help="keep the batch size of the prototxt")
+    parser.add_argument(
+        "--softmax",
+        action="store_true",
+        help="end with the softmax of the outputs, except of those that a Softmax layer has made",
+    )
+    parser.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="export layers that the weights lack with their fillers' values",
+    )
+    add_net_options(parser, "TEST", changeable=False)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export, and say what was written and compared."""
+    result = export_file(
+        chosen_net(args.model, args),
+        args.weights,
+        args.output,
+        input_shape=read_shapes(args.input_shape),
+        opset=args.opset,
+        fold=args.fold,
+        dynamic_batch=not args.fixed_batch,
+        softmax=args.softmax,
+        dialect=args.dialect,
+        allow_missing=args.allow_missing,
+    )
+    print(
+        f"wrote {args.output}: opset {args.opset}, inputs {printable(', '.join(result.inputs))}, "
+        f"outputs {printable(', '.join(result.outputs))}, {len(result.model.graph.node)} nodes"
+    )
+    sizes = f"batch sizes {', '.join(map(str, result.batch_sizes))}"
+    if len(result.not_compared) < len(result.outputs):
+        print(
+            f"largest difference from the net, {sizes}: {result.difference:.3g} (values up to "
+            f"{result.largest:.3g})"
+        )
+    for name, why in result.not_compared.items():
+        print(f"NOTHING WAS COMPARED of output {printable(name)}, {sizes}: {why}")
+
+
+def read_shapes(texts: Sequence[str]) -> InputShape | None:
+    """The shapes of --input-shape: one without a name, or any number with a name each; None of none."""
+    named: dict[str, Shape] = {}
+    for text in texts:
+        name, _, numbers = text.rpartition(":")
+        shape = tuple(int(d) if d.isdecimal() else 0 for d in numbers.split(","))
+        if min(shape) < 1 or len(shape) < (1 if name else 2):
+            raise ExportError(
+                f"--input-shape must be C,H,W or N,C,H,W of positive numbers, or NAME:N,C,H,W; got {text!r}"
+            )
+        if name in named:
+            raise ExportError(
+                f"--input-shape: {name or 'the input'} has a shape already, got {text!r} as well"
+            )
+        named[name] = shape
+    if "" in named and len(named) > 1:
+        raise ExportError("--input-shape: with several shapes each needs a name, NAME:N,C,H,W")
+    return named.get("", named) or None

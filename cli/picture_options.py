@@ -1,0 +1,58 @@
+"""The options of the commands that make databases of pictures: --pad, --gray, --encoded and others."""
+
+from __future__ import annotations
+
+import argparse
+
+from imae.cli.options import whole_number
+from imae.converters.images import PictureForm
+from imae.converters.resize import BILINEAR, INTERPOLATIONS
+
+LONGEST_SIDE = 10000  # pixels that an option may ask for
+
+
+def add_image_options(parser: argparse.ArgumentParser, what: str = "the training images") -> None:
+    """--pad and --shuffle."""
+    parser.add_argument(
+        "--pad", type=pixel_count, default=0, metavar="N", help=f"put N zeros on each side of {what}"
+    )
+    parser.add_argument(
+        "--shuffle", type=int, metavar="SEED", help=f"write {what} in an order that depends on SEED alone"
+    )
+
+
+def add_interpolation_option(parser: argparse.ArgumentParser) -> None:
+    """--interpolation, empty if it is not given."""
+    parser.add_argument(
+        "--interpolation",
+        choices=INTERPOLATIONS,
+        default="",
+        help=f"for resizing (default: {BILINEAR}, as Caffe; bicubic is MATLAB's imresize)",
+    )
+
+
+def add_picture_options(parser: argparse.ArgumentParser) -> None:
+    """--gray, --resize_height, --resize_width, --interpolation, --encoded; spelt with hyphens, too."""
+    parser.add_argument("--gray", action="store_true", help="one channel instead of three")
+    for side in ("height", "width"):
+        names = (f"--resize-{side}", f"--resize_{side}")
+        parser.add_argument(*names, type=pixel_count, default=0, metavar="N", help=f"{side} to resize to")
+    add_interpolation_option(parser)
+    parser.add_argument(
+        "--encoded", action="store_true", help="store the picture files as they are, undecoded"
+    )
+
+
+def chosen_form(args: argparse.Namespace) -> PictureForm:
+    """What add_picture_options and --pad say becomes of the pictures."""
+    return PictureForm(
+        args.gray, args.resize_height, args.resize_width, args.interpolation, args.pad, args.encoded
+    )
+
+
+def pixel_count(text: str) -> int:
+    """An argument that is a number of pixels, within reason."""
+    number = whole_number(text)
+    if number > LONGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"must be at most {LONGEST_SIDE}, got {number}")
+    return number

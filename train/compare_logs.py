@@ -1,0 +1,70 @@
+"""Two training logs side by side: where they part, and by how much.
+
+Numbers belong together that are of one kind (loss: the smoothed one, lr, train and test outputs), iteration,
+test net and output. A relative difference is relative to the first log's number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from imae.files.caffe_log import LogDifference, LogNumber, number, relative_difference
+from imae.files.errors import printable
+from imae.files.read import AnyPath
+from imae.train.plot_log import KINDS, Chart, draw_curves, finish_axes, write_picture
+
+
+def summary(differences: Sequence[LogDifference]) -> str:
+    """The differences as a table, a kind of numbers a line.
+
+    both, missing, extra   how many numbers are in both logs, only in the first, only in the second
+    parts at               the first iteration beyond the tolerance
+    worst                  where the largest absolute difference is
+    """
+    lines = [["what", "both", "missing", "extra", "max abs", "max rel", "parts at", "worst"]]
+    for d in differences:
+        values = ["-"] * 4
+        if d.common:
+            parted = "-" if d.parted is None else str(d.parted)
+            values = [number(d.absolute), number(d.relative), parted, f"{d.iteration} {d.name}"]
+        lines.append([d.what, str(d.common), str(d.missing), str(d.extra), *values])
+    return _aligned(lines)
+
+
+def side_by_side(first: Iterable[LogNumber], second: Iterable[LogNumber]) -> str:
+    """All numbers of both logs, those that belong together in one line; - where one is missing."""
+    a, b = ({n[:5]: number(n.value) for n in log} for log in (first, second))
+    keys = sorted({**a, **b}, key=lambda key: key[1])
+    rows = [(str(key[1]), key[0], key[4], str(key[2]), a.get(key, "-"), b.get(key, "-")) for key in keys]
+    return _aligned([("iteration", "what", "name", "net", "first", "second"), *rows])
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    lines = [[printable(cell) for cell in line] for line in lines]  # a name may act on a terminal
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    cells = ([cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "\n".join(map("  ".join, cells))
+
+
+def draw_comparison(path: AnyPath, logs: Sequence[tuple[str, list[LogNumber]]]) -> None:
+    """A chart for each kind of numbers, one below the other, and one of the relative differences."""
+    first, second = ({n[:5]: n.value for n in numbers} for _, numbers in logs)
+    kinds = [kind for kind in KINDS if any(key[0] == kind for key in (*first, *second))]
+
+    def draw(figure: Any) -> None:
+        *charts, last = figure.subplots(len(kinds) + 1, squeeze=False)[:, 0]
+        for kind, axes in zip(kinds, charts, strict=True):
+            draw_curves(axes, logs, Chart(kind), seconds=False)
+            apart = [
+                (key[1], difference)
+                for key in sorted(first.keys() & second.keys())
+                if key[0] == kind
+                and 0 < (difference := relative_difference(first[key], second[key])) < math.inf
+            ]
+            if apart:
+                last.semilogy(*zip(*apart, strict=True), ".", label=kind)
+        finish_axes(last, f"difference of {logs[1][0]}, relative to {logs[0][0]}", "iterations")
+
+    write_picture(path, draw, height=3.5 * (len(kinds) + 1))
