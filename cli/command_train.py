@@ -14,6 +14,7 @@ import torch
 from imae.cli.options import add_strict_option, level
 from imae.files.caffe_log import log_line
 from imae.files.errors import DeviceError, ImaeError, PrototxtError, check_utf8
+from imae.layers.ranks import Ranks
 from imae.net.cuda_graph import add_launch_options, chosen_compiled, chosen_recorder
 from imae.net.device import (
     add_data_cache_option,
@@ -34,7 +35,7 @@ from imae.prototxt import SolverParameter
 from imae.prototxt.leftovers import report_leftovers
 from imae.prototxt.text import read_solver
 from imae.train.progress import training_bar
-from imae.train.ranks import Group, is_launched, joined, spawn
+from imae.train.ranks import is_launched, joined, spawn
 from imae.train.signals import SignalRequests, action
 from imae.train.snapshot import writing_alone
 from imae.train.solver import Solver
@@ -127,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _train(args: argparse.Namespace, ranks: Group | None) -> None:
+def _train(args: argparse.Namespace, ranks: Ranks) -> None:
     if args.file and args.solver and args.file != args.solver:
         raise ImaeError(f"Two solvers are given: {args.file} and --solver {args.solver}; give one")
     path = args.file or args.solver
@@ -139,7 +140,7 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
         raise ImaeError("--snapshot names the state to resume from, --resume auto looks for it; give one")
     if args.keep < 0:
         raise ImaeError(f"--keep must be at least 0 (keep all), got {args.keep}")
-    set_threads(args.threads, 1 if ranks is None else ranks.local_size)
+    set_threads(args.threads, ranks.local_size)
     keep_freed_memory()
     check_utf8(args.weights or "", "--weights cannot be put into the solver; rename the file or folder")
     check_utf8(args.stage, "--stage names a stage of a prototxt")
@@ -149,10 +150,10 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
     native.chosen()  # an error where the environment asks for what is not there, used or not
     if device.type == "cpu" and not args.plain:
         logger.info(native.description(torch.bfloat16 if args.precision == "bf16" else chosen_dtype(args)))
-    if ranks is not None:
-        ranks.connect(device)
+    ranks.connect(device)
+    if ranks.size > 1:
         logger.info("%d ranks train together, each on batches of its own", ranks.size)
-    writes = (param.snapshot or param.snapshot_after_train) and (ranks is None or ranks.rank == 0)
+    writes = (param.snapshot or param.snapshot_after_train) and ranks.rank == 0
     with (
         writing_alone(param.snapshot_prefix) if writes else nullcontext(),
         SignalRequests(action(args.sigint_effect), action(args.sighup_effect)) as requests,
@@ -176,7 +177,7 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
             dtype=chosen_dtype(args),
             dialect=args.dialect,
             ranks=ranks,
-            data_resources=chosen_data_resources(args, 1 if ranks is None else ranks.local_size),
+            data_resources=chosen_data_resources(args, ranks.local_size),
         )
         solver.request = requests
         if args.snapshot:
@@ -185,7 +186,7 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
         elif args.resume:
             solver.restore_newest(as_caffe=args.resume_as_caffe)
         log_line("caffe.cpp:239", "Starting Optimization")
-        with training_bar(solver) if ranks is None or ranks.rank == 0 else nullcontext():
+        with training_bar(solver) if ranks.rank == 0 else nullcontext():
             solver.solve()
     log_line("caffe.cpp:250", "Optimization Done.")
 
@@ -200,7 +201,7 @@ def _set_train_state(param: SolverParameter, args: argparse.Namespace, path: str
     param.train_state.stage.extend(args.stage.split(","))  # Caffe: without --stage this adds the stage ""
 
 
-def _device(param: SolverParameter, flag: str | None, ranks: Group | None) -> torch.device:
+def _device(param: SolverParameter, flag: str | None, ranks: Ranks) -> torch.device:
     """--gpu, or else solver_mode where it is written: the field's default GPU does not count."""
     if flag is not None:
         wanted, asked_by, instead = flag, f"--gpu {flag}", "leave --gpu out"
@@ -209,7 +210,7 @@ def _device(param: SolverParameter, flag: str | None, ranks: Group | None) -> to
     else:
         log_line("caffe.cpp:197", "Use CPU.")
         return torch.device("cpu")
-    if ranks is None:
+    if ranks.size == 1:
         device = gpu(wanted, asked_by, instead)
         ids = [device.index]
     else:

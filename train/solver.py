@@ -40,7 +40,7 @@ from imae.layers.caffe_random import CaffeRandom
 from imae.layers.common.dropout import Dropout
 from imae.layers.data_resources import DataResources
 from imae.layers.layer import shape_string
-from imae.layers.ranks import ALONE
+from imae.layers.ranks import ALONE, Flags, Ranks
 from imae.layers.vision.pooling import PoolingMethod
 from imae.net.cuda_graph import GraphExecutor, Recorded, Recorder
 from imae.net.executor import Executor, NetExecutor, Result, StepwiseExecutor
@@ -52,7 +52,6 @@ from imae.net.weights import load_caffemodel, save_caffemodel
 from imae.prototxt import SolverParameter
 from imae.prototxt.text import to_text
 from imae.train.lr_policy import advance_step, learning_rate
-from imae.train.ranks import Group
 from imae.train.signals import Action
 from imae.train.smoothed_loss import SmoothedLoss
 from imae.train.snapshot import (
@@ -114,7 +113,7 @@ class Solver:
     dtype           of all that the nets and the update compute with; learning rates and the smoothed loss are
                     float32 as Caffe's
     dialect         the fork that the files of nets and weights are of; None: Caffe's own
-    ranks           the processes that train this net together; None: this one alone (see ranks.py)
+    ranks           the processes that train this net together (see ranks.py)
     data_resources  memory and threads for the data layers of all nets
 
     iteration       updates made so far
@@ -145,11 +144,10 @@ class Solver:
         recorder: Callable[[], Recorder] | None = None,
         dtype: torch.dtype = torch.float32,
         dialect: str | None = None,
-        ranks: Group | None = None,
+        ranks: Ranks = ALONE,
         data_resources: DataResources | None = None,
     ) -> None:
         self.param, self.ranks = param, ranks
-        self._rank = ranks.rank if ranks is not None else 0
         self.device, self.dtype = torch.device(device), dtype
         self.on_nan, self.keep = on_nan, keep
         self.last_good = self._last_finite = ""
@@ -169,15 +167,14 @@ class Solver:
         self._check_param()
         self.random = random if random is not None else CaffeRandom(None)
         if param.random_seed >= 0:
-            self.random.reseed(param.random_seed + self._rank)
+            self.random.reseed(param.random_seed + ranks.rank)
         elif random is None:
-            if ranks is not None:
-                self.random.reseed(ranks.of_first(self.random.seed) + self._rank)
+            self.random.reseed(ranks.broadcast_int(self.random.seed) + ranks.rank)
             logger.info("random_seed was not specified; this run's seed is %d", self.random.seed)
         make = executor or self._executor_maker(fast, recorder, reduced=reduced, compiled=compiled, last=last)
-        self.net = build_train_net(param, self.random, dtype, dialect, ranks or ALONE, data_resources)
+        self.net = build_train_net(param, self.random, dtype, dialect, ranks, data_resources)
         self._run = make(self.net)
-        self.test_nets = [] if self._rank else build_test_nets(param, self.random, self.net, dialect)
+        self.test_nets = [] if ranks.rank else build_test_nets(param, self.random, self.net, dialect)
         self._run_test = [make(net) for net in self.test_nets]
         masks = gpu_dropout == "device" and self._let_device_draw_masks()
         self._streams = Streams(self.random, [self.net, *self.test_nets], self.device, masks)
@@ -231,7 +228,7 @@ class Solver:
             if not param.HasField("snapshot_prefix"):
                 raise PrototxtError("In solver params, snapshot is specified but snapshot_prefix is not")
             self._check_prefix()
-        if self.keep and self._rank == 0:
+        if self.keep and self.ranks.rank == 0:
             check_removable(param.snapshot_prefix)
         warn_of_unused_fields(param, self.device.type)
 
@@ -273,7 +270,7 @@ class Solver:
 
     def _check_prefix(self) -> None:
         """Raise FileError where snapshots could not be written."""
-        if self._rank:
+        if self.ranks.rank:
             return
         prefix = self.param.snapshot_prefix
         try:
@@ -326,8 +323,7 @@ class Solver:
         if resume_file is not None:
             self._say("solver.cpp:296", f"Restoring previous solver status from {resume_file}")
             self.restore(resume_file)
-        if self.ranks is not None:
-            self.ranks.broadcast([p.detach() for p in self.net.learnable])
+        self.ranks.broadcast([p.detach() for p in self.net.learnable])
         self.step(param.max_iter - self.iteration)
         due = not param.snapshot or self.iteration % param.snapshot
         if param.snapshot_after_train and due and not self._is_just_resumed():
@@ -336,7 +332,7 @@ class Solver:
             self._say_waited(begun, waited)
             self._say("solver.cpp:311", "Optimization stopped early.")
             return
-        if self._due(param.display) and self._rank == 0:
+        if self._due(param.display) and self.ranks.rank == 0:
             self._before_display()
             loss, _ = (self._run_debug if self.net.debug_info else self._run).forward()
             self._loss.add(loss)
@@ -379,22 +375,20 @@ class Solver:
                 self._watch()
             for callback in self.on_gradients_ready:
                 callback()
-            if self.ranks is not None:
-                diffs = [parameter_diff(p) for p in self.net.learnable]
-                wanted = self.ranks.average(diffs, self.request())
+            self.ranks.average([parameter_diff(p) for p in self.net.learnable], self._requested)
             self.apply_update()
-            if self.ranks is None:
-                wanted = {self.request()}
-            if self._due(param.snapshot) or Action.SNAPSHOT in wanted:
+            to_snapshot, to_stop = self.ranks.any_rank(self._requested)
+            if self._due(param.snapshot) or to_snapshot:
                 self.snapshot()
-            if Action.STOP in wanted:
+            if to_stop:
                 self._stopped = True
                 break
         self._say_clipped()
 
-    def _said(self, text: str) -> str:
-        """What rank 0 says; all ranks must ask."""
-        return text if self.ranks is None else self.ranks.said(text)
+    def _requested(self) -> Flags:
+        """Whether a signal asks for a snapshot, and whether one asks to stop."""
+        wanted = self.request()
+        return wanted is Action.SNAPSHOT, wanted is Action.STOP
 
     def _due(self, interval: int) -> bool:
         return interval != 0 and self.iteration % interval == 0
@@ -510,7 +504,7 @@ class Solver:
             if not self._stopped:
                 self.test(index)
         mine = Action.STOP if self._stopped else Action.NONE
-        while (wanted := Action(self._said(mine.value))) is Action.SNAPSHOT:
+        while (wanted := Action(self.ranks.broadcast_str(mine.value))) is Action.SNAPSHOT:
             self.snapshot()
         self._stopped = wanted is Action.STOP
         if not self._stopped:
@@ -529,7 +523,7 @@ class Solver:
         for _ in range(param.test_iter[index]):
             while (wanted := self.request()) is not Action.NONE:
                 if wanted is Action.SNAPSHOT:
-                    self._said(wanted.value)
+                    self.ranks.broadcast_str(wanted.value)
                     self.snapshot()
                 else:
                     self._stopped = True
@@ -573,9 +567,9 @@ class Solver:
         # A test that a signal broke off, or looked into, is made again from its beginning.
         run = self._before_tests or self._run_state()
         finite = all_finite([*(p.detach() for p in self.net.learnable), *self.history])
-        if self.ranks is not None:
-            run = {**run, "ranks": [unpack(data, path) for data in self.ranks.gather(pack(run))[1:]]}
-        if self._rank:
+        if others := self.ranks.gather(pack(run))[1:]:
+            run = {**run, "ranks": [unpack(data, path) for data in others]}
+        if self.ranks.rank:
             self._last_finite = path if finite else self._last_finite
             return path
         self._say("solver.cpp:474" if hdf5 else "solver.cpp:464", f"Snapshotting to {kind} {model}")
@@ -593,7 +587,7 @@ class Solver:
 
     def _remove_older(self) -> None:
         """Remove what `keep` has too many; a run that goes bad leaves what it can be resumed from."""
-        if self.keep and self._rank == 0:
+        if self.keep and self.ranks.rank == 0:
             spared = (self._spared, self._last_finite)
             remove_older(self.param.snapshot_prefix, self.iteration, self.keep, spared)
 
@@ -607,7 +601,11 @@ class Solver:
         """Whether the run goes on exactly from the snapshot that it would write now; Caffe rewrites it."""
         model, path = self._snapshot_paths()
         its_own = os.path.realpath(path) == self._exact_from
-        return bool(self._said("yes" if its_own and os.path.isfile(path) and os.path.isfile(model) else ""))
+        return bool(
+            self.ranks.broadcast_str(
+                "yes" if its_own and os.path.isfile(path) and os.path.isfile(model) else ""
+            )
+        )
 
     def restore(
         self, path: str | os.PathLike[str], *, as_caffe: bool = False, dialect: str | None = None
@@ -628,8 +626,8 @@ class Solver:
         One of an earlier version may also be damaged then: it is passed over, too, if there is another one.
         """
         prefix = self.param.snapshot_prefix
-        if self._rank:
-            path, _, model = self._said("").partition("\0")
+        if self.ranks.rank:
+            path, _, model = self.ranks.broadcast_str("").partition("\0")
             if path:
                 self._go_on(path, self._load(path, model, as_caffe=as_caffe), as_caffe)
             return path
@@ -644,11 +642,11 @@ class Solver:
                 logger.warning("Passing over a snapshot: %s", error)
                 continue
             self._say("caffe.cpp:235", f"Resuming from {snapshot.state}")
-            self._said(f"{snapshot.state}\0{snapshot.model}")
+            self.ranks.broadcast_str(f"{snapshot.state}\0{snapshot.model}")
             try:
                 self._go_on(snapshot.state, state, as_caffe)
             except SnapshotError as error:
-                if state.sealed or self.ranks is not None:
+                if state.sealed or self.ranks.size > 1:
                     raise
                 logger.warning("Passing over a snapshot: %s", error)
                 failed = error
@@ -656,7 +654,7 @@ class Solver:
             return snapshot.state
         if failed is not None:  # some of it has been taken already: there is no start from scratch any more
             raise failed
-        self._said("")
+        self.ranks.broadcast_str("")
         which = "whole snapshot" if snapshots else "snapshot"
         logger.info("There is no %s %s_iter_*: the training starts from scratch", which, prefix)
         return ""
@@ -732,13 +730,13 @@ class Solver:
         return {**self._streams.get_state(), "loss": self._loss.get_state(), "double": double}
 
     def _set_run_state(self, run: dict[str, Any]) -> None:
-        ranks, size = [run, *run.get("ranks", ())], self.ranks.size if self.ranks is not None else 1
+        ranks, size = [run, *run.get("ranks", ())], self.ranks.size
         if len(ranks) != size:
             raise SnapshotError(
                 f"it was written by {len(ranks)} rank(s), and {size} would go on; start {len(ranks)}, with "
                 f"torchrun --nproc-per-node {len(ranks)}"
             )
-        run = ranks[self._rank]
+        run = ranks[self.ranks.rank]
         double = bool(run.get("double"))
         if double != (self.dtype == torch.float64):
             raise SnapshotError(
