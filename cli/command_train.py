@@ -34,10 +34,11 @@ from imae.net.weights import add_dialect_option
 from imae.prototxt import SolverParameter
 from imae.prototxt.leftovers import report_leftovers
 from imae.prototxt.text import read_solver
+from imae.train.options import Options
 from imae.train.progress import training_bar
 from imae.train.ranks import is_launched, joined, spawn
 from imae.train.signals import SignalRequests, action
-from imae.train.snapshot import writing_alone
+from imae.train.snapshot_lock import writing_alone
 from imae.train.solver import Solver
 
 COMMAND = "train"
@@ -166,16 +167,18 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> None:
             raise ImaeError(f"--double and --precision {args.precision} contradict each other; give one")
         solver = Solver(
             param,
-            device=device,
-            fast=not args.plain,
-            on_nan=args.on_nan,
-            keep=args.keep,
-            gpu_dropout=args.gpu_dropout,
-            reduced=set_precision(args.precision, device),
-            compiled=chosen_compiled(args, device, args.plain),
-            recorder=chosen_recorder(args, device, args.plain),
+            Options(
+                device=device,
+                fast=not args.plain,
+                on_nan=args.on_nan,
+                keep=args.keep,
+                gpu_dropout=args.gpu_dropout,
+                reduced=set_precision(args.precision, device),
+                compiled=chosen_compiled(args, device, args.plain),
+                recorder=chosen_recorder(args, device, args.plain),
+                dialect=args.dialect,
+            ),
             dtype=chosen_dtype(args),
-            dialect=args.dialect,
             ranks=ranks,
             data_resources=chosen_data_resources(args, ranks.local_size),
         )

@@ -30,7 +30,7 @@ from imae.files.errors import FileError, ImaeError
 from imae.prototxt import SolverParameter
 from imae.prototxt.text import read_text, to_text
 from imae.train.signals import terminated_as_interrupted
-from imae.train.snapshot import writing_alone
+from imae.train.snapshot_lock import writing_alone
 
 COMMAND = "demo"
 HELP = "label noise on handwritten digits: CCE, MAE and IMAE trained, tested, drawn, exported to ONNX"

@@ -37,7 +37,8 @@ from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter
 from imae.prototxt.text import parse_text, read_binary
 from imae.train import ranks
 from imae.train.ranks import spawn
-from imae.train.snapshot import find_snapshots, read_state
+from imae.train.snapshots import find_snapshots
+from imae.train.solverstate import read_state
 
 ROOT = Path(__file__).parents[2]
 BATCH, CLASSES = 4, 3
@@ -298,6 +299,24 @@ def seeds(run: dict[str, Any]) -> list[int]:
 def said(line: str, log: str) -> list[str]:
     """What the lines that contain `line` say from there on, speed apart."""
     return [re.sub(r"\(.*?s/", "(", found) for found in re.findall(f"{re.escape(line)}.*", log)]
+
+
+def test_one_rank_alone_hears_itself() -> None:
+    """The solver asks it what it asks several; what it wants is asked for only after the update."""
+    blob, asked = torch.ones(3), list[str]()
+
+    def flags() -> list[bool]:
+        asked.append("flags")
+        return [True, False]
+
+    ALONE.connect(torch.device("cpu"))
+    ALONE.broadcast([blob])
+    ALONE.average([blob], flags)
+    assert not asked and blob.tolist() == [1, 1, 1]
+    assert ALONE.any_rank(flags) == [True, False] and asked == ["flags"]
+    assert (ALONE.broadcast_str("a\0b"), ALONE.broadcast_int(-7)) == ("a\0b", -7)
+    assert ALONE.gather(b"state") == [b"state"]
+    assert (ALONE.rank, ALONE.size, ALONE.local_rank, ALONE.local_size) == (0, 1, 0, 1)
 
 
 def test_another_number_of_ranks_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

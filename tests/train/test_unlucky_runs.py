@@ -34,7 +34,9 @@ from imae.net.net import Net
 from imae.prototxt import Datum
 from imae.prototxt.text import parse_net
 from imae.train.ranks import LaunchedRanks
-from imae.train.snapshot import find_snapshots, read_state, writing_alone
+from imae.train.snapshot_lock import writing_alone
+from imae.train.snapshots import find_snapshots
+from imae.train.solverstate import read_state
 
 NET = """
 layer { name: "data" type: "DummyData" top: "data" top: "label"
