@@ -34,9 +34,9 @@ from imae.net.weights import add_dialect_option
 from imae.prototxt import SolverParameter
 from imae.prototxt.leftovers import report_leftovers
 from imae.prototxt.text import read_solver
+from imae.train.launched_ranks import is_launched, joined, spawn
 from imae.train.options import Options
 from imae.train.progress import training_bar
-from imae.train.ranks import is_launched, joined, spawn
 from imae.train.signals import SignalRequests, action
 from imae.train.snapshot_lock import writing_alone
 from imae.train.solver import Solver

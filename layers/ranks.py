@@ -20,7 +20,7 @@ class Ranks:
     size   how many there are
     local_rank, local_size   the same among those on this machine
 
-    All ranks call the same methods in the same order, `connect` first. train/ranks.py has those of several.
+    All ranks call the same methods in the same order, `connect` first. train/launched_ranks.py: several.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1) -> None:

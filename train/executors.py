@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 import torch
 
 from imae.net.cuda_graph import GraphExecutor
@@ -9,6 +12,8 @@ from imae.net.executor import Executor, NetExecutor, Result, StepwiseExecutor
 from imae.net.net import Net
 from imae.net.stepwise import Stepwise
 from imae.train.options import Options
+
+logger = logging.getLogger(__name__)
 
 
 def make_executor(net: Net, options: Options, passes: int) -> Executor:
@@ -47,6 +52,21 @@ class DebugInfoExecutor:
         return self._chosen().forward()
 
 
-def with_debug_info(run: Executor, net: Net, device: torch.device) -> Executor:
-    """What runs a net whose debug_info may be set at some passes."""
-    return run if isinstance(run, StepwiseExecutor) else DebugInfoExecutor(run, net, device)
+def with_debug_info(
+    runs: Sequence[Executor], nets: Sequence[Net], wanted: bool, device: torch.device
+) -> list[Executor]:
+    """What runs the nets, also where `debug_info` is to log. Caffe: the solver's replaces the nets' own.
+
+    nets     the train net, whose own counts up to the first iteration; then the test nets
+    wanted   the solver's debug_info
+    """
+    if not wanted and any(net.debug_info for net in nets):
+        logger.warning("debug_info of a net has no effect here: the solver's counts, which is false")
+    for net in nets[1:]:
+        net.debug_info = wanted
+    return [
+        DebugInfoExecutor(run, net, device)
+        if (wanted or net.debug_info) and not isinstance(run, StepwiseExecutor)
+        else run
+        for run, net in zip(runs, nets, strict=True)
+    ]

@@ -107,13 +107,14 @@ class Solver:
         self._before_tests: dict[str, Any] | None = None
         self.random = self._seeded(random)
         self.net = build_train_net(param, self.random, dtype, options.dialect, ranks, data_resources)
-        self._run = make_executor(self.net, options, param.iter_size)
+        run = make_executor(self.net, options, param.iter_size)
         self.test_nets = build_test_nets(param, self.random, self.net, options.dialect) if first else []
-        self._run_test = [make_executor(net, options, param.iter_size) for net in self.test_nets]
+        nets = [self.net, *self.test_nets]
+        runs = [run, *(make_executor(net, options, param.iter_size) for net in self.test_nets)]
         masks = options.gpu_dropout == "device" and draw_on_device(self.net, device, self.random.seed)
-        streams = Streams(self.random, [self.net, *self.test_nets], device, masks)
+        streams = Streams(self.random, nets, device, masks)
         self._loss_watch = LossWatch(self.net, streams, param.iter_size, options.on_nan)
-        self._prepare_debug_info(device)
+        self._run, *self._run_test = with_debug_info(runs, nets, param.debug_info, device)
         self.update = Update(param, rule, self.net, device, options.recorder)
         self._loss = SmoothedLoss(param.average_loss)
         self._position = RunPosition(streams, self._loss, dtype, ranks)
@@ -130,18 +131,6 @@ class Solver:
             made.reseed(self.ranks.broadcast_int(made.seed) + self.ranks.rank)
             logger.info("random_seed was not specified; this run's seed is %d", made.seed)
         return made
-
-    def _prepare_debug_info(self, device: torch.device) -> None:
-        """Executors for what `debug_info` is to log. Caffe: the solver's takes the place of the nets' own."""
-        wanted = self.param.debug_info
-        if not wanted and any(net.debug_info for net in (self.net, *self.test_nets)):
-            logger.warning("debug_info of a net has no effect here: the solver's counts, which is false")
-        if wanted or self.net.debug_info:  # the train net's own counts up to the first iteration
-            self._run = with_debug_info(self._run, self.net, device)
-        for index, net in enumerate(self.test_nets):
-            net.debug_info = wanted
-            if wanted:
-                self._run_test[index] = with_debug_info(self._run_test[index], net, device)
 
     # -- what others may ask for ----------------------------------------------------------------------------
 

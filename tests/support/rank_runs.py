@@ -15,7 +15,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is ma
 
 from imae.cli.main import main
 from imae.files.errors import ImaeError
-from imae.train.ranks import joined
+from imae.train.launched_ranks import joined
 
 PATIENCE = 120  # seconds after which a rank counts as hung
 

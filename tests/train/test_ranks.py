@@ -35,8 +35,8 @@ from imae.layers.registry import layer_class
 from imae.net import device
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter
 from imae.prototxt.text import parse_text, read_binary
-from imae.train import ranks
-from imae.train.ranks import spawn
+from imae.train import launched_ranks
+from imae.train.launched_ranks import spawn
 from imae.train.snapshots import find_snapshots
 from imae.train.solverstate import read_state
 
@@ -484,14 +484,14 @@ def test_spawn_starts_ranks_and_passes_signals_on(here: Path, capfd: pytest.Capt
 def test_the_first_rank_to_fail_gives_the_status(
     monkeypatch: pytest.MonkeyPatch, codes: list[str], status: int | str
 ) -> None:
-    monkeypatch.setattr(ranks, "GRACE", 0.1)
+    monkeypatch.setattr(launched_ranks, "GRACE", 0.1)
     processes = [subprocess.Popen([sys.executable, "-c", f"import os, sys, time; {code}"]) for code in codes]
     try:
         if isinstance(status, int):
-            assert ranks.exit_status(processes) == status
+            assert launched_ranks.exit_status(processes) == status
         else:
             with pytest.raises(ImaeError, match=status):
-                ranks.exit_status(processes)
+                launched_ranks.exit_status(processes)
     finally:
         for process in processes:
             process.kill()

@@ -33,7 +33,7 @@ from imae.layers.data_resources import most_threads
 from imae.net.net import Net
 from imae.prototxt import Datum
 from imae.prototxt.text import parse_net
-from imae.train.ranks import LaunchedRanks
+from imae.train.launched_ranks import LaunchedRanks
 from imae.train.snapshot_lock import writing_alone
 from imae.train.snapshots import find_snapshots
 from imae.train.solverstate import read_state
