@@ -69,7 +69,7 @@ def _solver(
         device=device,
         reduced=torch.bfloat16 if precision == "bf16" else None,
         compiled=compiled,
-        last=last,
+        channels_last=last,
         recorder=(lambda: CudaRecorder(device)) if recorded else None,
     )
 

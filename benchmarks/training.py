@@ -28,6 +28,7 @@ from imae.layers.data.datum import datum_from_array
 from imae.net.device import keep_freed_memory
 from imae.prototxt import SolverParameter
 from imae.prototxt.models.resnet import paper_solver, resnet, with_cifar10_data
+from imae.train.options import Options
 from imae.train.solver import Solver
 
 # Seconds an iteration: Caffe's CPU build on 2 cores of AMD Zen 4; what matrix products reach there.
@@ -58,7 +59,7 @@ def write_images(path: Path, count: int = 2000, side: int = 40) -> Path:
 def make_solver(
     folder: Path, batch: int, depth: int, loss: str = "IMAELoss", count: int = 2000, **arguments: Any
 ) -> Solver:
-    """The paper's solver on random images, without tests, logs and snapshots; `arguments` are Solver's."""
+    """The paper's solver on random images, without tests, logs and snapshots; `arguments` are Options'."""
     source = folder / f"train_lmdb_{count}"
     if not source.exists():
         write_images(source, count)
@@ -69,7 +70,7 @@ def make_solver(
         param.ClearField(name)
     param.snapshot_after_train = False
     param.solver_mode = SolverParameter.CPU
-    return Solver(param, **arguments)
+    return Solver(param, Options(**arguments))
 
 
 def main(arguments: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ from imae.cli.device_options import (
 from imae.cli.options import add_dialect_option, add_strict_option, level
 from imae.files.caffe_log import log_line
 from imae.files.errors import ImaeError, PrototxtError, check_utf8
+from imae.layers.ranks import Ranks
 from imae.net import kernels
 from imae.net.device import (
     DeviceLog,
@@ -39,10 +40,11 @@ from imae.net.device import (
 from imae.prototxt import SolverParameter
 from imae.prototxt.leftovers import report_leftovers
 from imae.prototxt.text import read_solver
+from imae.train.launched_ranks import is_launched, joined, spawn
+from imae.train.options import Options
 from imae.train.progress import training_bar
-from imae.train.ranks import Group, is_launched, joined, spawn
 from imae.train.signals import SignalRequests, action
-from imae.train.snapshot import writing_alone
+from imae.train.snapshot_lock import writing_alone
 from imae.train.solver import Solver
 
 logger = logging.getLogger(__name__)
@@ -134,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _train(args: argparse.Namespace, ranks: Group | None) -> None:
+def _train(args: argparse.Namespace, ranks: Ranks) -> None:
     if args.file and args.solver and args.file != args.solver:
         raise ImaeError(f"Two solvers are given: {args.file} and --solver {args.solver}; give one")
     path = args.file or args.solver
@@ -146,7 +148,7 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
         raise ImaeError("--snapshot names the state to resume from, --resume auto looks for it; give one")
     if args.keep < 0:
         raise ImaeError(f"--keep must be at least 0 (keep all), got {args.keep}")
-    set_threads(args.threads, 1 if ranks is None else ranks.local_size)
+    set_threads(args.threads, ranks.local_size)
     keep_freed_memory()
     check_utf8(args.weights or "", "--weights cannot be put into the solver; rename the file or folder")
     check_utf8(args.stage, "--stage names a stage of a prototxt")
@@ -156,10 +158,10 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
     kernels.chosen()  # an error where the environment asks for what is not there, used or not
     if device.type == "cpu" and not args.plain:
         logger.info(kernels.description(torch.bfloat16 if args.precision == "bf16" else chosen_dtype(args)))
-    if ranks is not None:
-        ranks.connect(device)
+    ranks.connect(device)
+    if ranks.size > 1:
         logger.info("%d ranks train together, each on batches of its own", ranks.size)
-    writes = (param.snapshot or param.snapshot_after_train) and (ranks is None or ranks.rank == 0)
+    writes = (param.snapshot or param.snapshot_after_train) and ranks.rank == 0
     with (
         writing_alone(param.snapshot_prefix) if writes else nullcontext(),
         SignalRequests(action(args.sigint_effect), action(args.sighup_effect)) as requests,
@@ -172,18 +174,20 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
             raise ImaeError(f"--double and --precision {args.precision} contradict each other; give one")
         solver = Solver(
             param,
-            device=device,
-            fast=not args.plain,
-            on_nan=args.on_nan,
-            keep=args.keep,
-            gpu_dropout=args.gpu_dropout,
-            reduced=set_precision(args.precision, device),
-            compiled=chosen_compiled(args, device, args.plain),
-            recorder=chosen_recorder(args, device, args.plain),
+            Options(
+                device=device,
+                fast=not args.plain,
+                on_nan=args.on_nan,
+                keep=args.keep,
+                gpu_dropout=args.gpu_dropout,
+                reduced=set_precision(args.precision, device),
+                compiled=chosen_compiled(args, device, args.plain),
+                recorder=chosen_recorder(args, device, args.plain),
+                dialect=args.dialect,
+            ),
             dtype=chosen_dtype(args),
-            dialect=args.dialect,
             ranks=ranks,
-            data_resources=chosen_data_resources(args, 1 if ranks is None else ranks.local_size),
+            data_resources=chosen_data_resources(args, ranks.local_size),
         )
         solver.request = requests
         if args.snapshot:
@@ -192,7 +196,7 @@ def _train(args: argparse.Namespace, ranks: Group | None) -> None:
         elif args.resume:
             solver.restore_newest(as_caffe=args.resume_as_caffe)
         log_line("caffe.cpp:239", "Starting Optimization")
-        with training_bar(solver) if ranks is None or ranks.rank == 0 else nullcontext():
+        with training_bar(solver) if ranks.rank == 0 else nullcontext():
             solver.solve()
     log_line("caffe.cpp:250", "Optimization Done.")
 
@@ -207,12 +211,12 @@ def _set_train_state(param: SolverParameter, args: argparse.Namespace, path: str
     param.train_state.stage.extend(args.stage.split(","))  # Caffe: without --stage this adds the stage ""
 
 
-def _device(param: SolverParameter, flag: str | None, ranks: Group | None) -> torch.device:
+def _device(param: SolverParameter, flag: str | None, ranks: Ranks) -> torch.device:
     """--gpu, or else solver_mode where it is written: the field's default GPU does not count."""
     request = requested_gpu(flag)
     if request is None and param.HasField("solver_mode") and param.solver_mode == SolverParameter.GPU:
         request = GpuRequest(str(param.device_id), "solver_mode: GPU", "write solver_mode: CPU")
-    local = None if ranks is None else (ranks.local_rank, ranks.local_size)
+    local = None if ranks.size == 1 else (ranks.local_rank, ranks.local_size)
     device = choose_device(request, DEVICE_LOG, local)
     if request is not None:
         param.device_id = device.index

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +13,12 @@ from torch import Tensor
 
 from imae.files.errors import SnapshotError
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.common.dropout import Dropout
 from imae.layers.layer import Layer
+from imae.layers.vision.pooling import PoolingMethod
 from imae.net.net import Net
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[np.generic]
 
@@ -88,3 +93,27 @@ def _kept_buffers(net: Net) -> dict[str, Tensor]:
         for step in net.steps
         for name, buffer in step.layer.named_buffers(recurse=False)
     }
+
+
+def draw_on_device(net: Net, device: torch.device, seed: int) -> bool:
+    """Let a GPU draw dropout masks and the like, from a stream of its own, which begins at `seed`.
+
+    Whether it does: not the CPU, nor where no layer of the net draws in each pass.
+    """
+    drawing = [
+        layer
+        for layer in net.layers
+        if isinstance(layer, Dropout) or (isinstance(layer, PoolingMethod) and layer.draws)
+    ]
+    if device.type == "cpu" or not drawing:
+        return False
+    for layer in drawing:
+        layer.device_masks = True
+    with torch.cuda.device(device):
+        torch.cuda.manual_seed(seed)
+    logger.info(
+        "The random numbers of %s layers are drawn by the GPU, so they are not those of the CPU; "
+        "--gpu-dropout caffe draws those, more slowly",
+        " and ".join(sorted({layer.type for layer in drawing})),
+    )
+    return True

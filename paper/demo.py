@@ -26,7 +26,7 @@ from imae.files.errors import FileError, ImaeError
 from imae.prototxt import SolverParameter
 from imae.prototxt.text import read_text, to_text
 from imae.train.signals import terminated_as_interrupted
-from imae.train.snapshot import writing_alone
+from imae.train.snapshot_lock import writing_alone
 
 MODELS = Path(imae.prototxt.__path__[0], "models", "digits")
 FOLDER = Path("data", "demo")

@@ -38,9 +38,10 @@ from imae.prototxt.caffe_pb2 import DataOrderParameter
 from imae.prototxt.models.net_parts import loss_layer
 from imae.prototxt.models.resnet import CIFAR10_MEAN_BGR, paper_solver, resnet
 from imae.prototxt.text import to_text
+from imae.train.options import Options
 from imae.train.progress import training_bar
 from imae.train.signals import SignalRequests
-from imae.train.snapshot import writing_alone
+from imae.train.snapshot_lock import writing_alone
 from imae.train.solver import Solver
 
 LOSS_TYPES = {"CCE": "SoftmaxWithLoss", "MAE": "MAELoss", "IMAE": "IMAELoss"}
@@ -198,8 +199,11 @@ class _RecordedPredicting(_Predicting, GraphExecutor):
     """The same by recorded passes."""
 
 
-class _Training(Solver):
-    """A Solver that measures at each test and keeps the record."""
+class _Training:
+    """A solver; at each of its tests, accuracies are measured and the record is kept.
+
+    record   with the points so far
+    """
 
     def __init__(
         self,
@@ -213,29 +217,35 @@ class _Training(Solver):
     ) -> None:
         self._images, self.record, self._path = images, record, path
         self._began = time.monotonic()
+        self._tested: list[_Predicting] = []
         # Of the training; tests are in single precision.
         reduced = set_precision(record.run.precision, device)
 
         def executor(net: Net) -> Executor:
-            if recorder is None:
-                if net.phase == TEST:
-                    return _Predicting(net, device, keep=PREDICTED)
-                return NetExecutor(net, device, compiled=compiled, reduced=reduced)
             if net.phase == TEST:
-                return _RecordedPredicting(net, device, recorder, replaces=True, keep=PREDICTED)
+                self._tested.append(
+                    _Predicting(net, device, keep=PREDICTED)
+                    if recorder is None
+                    else _RecordedPredicting(net, device, recorder, replaces=True, keep=PREDICTED)
+                )
+                return self._tested[-1]
+            if recorder is None:
+                return NetExecutor(net, device, compiled=compiled, reduced=reduced)
             return GraphExecutor(net, device, recorder, replaces=True, compiled=compiled, reduced=reduced)
 
-        super().__init__(
-            param, device=device, executor=executor, recorder=recorder, keep=1, on_nan="continue"
-        )
+        options = Options(device=device, executor=executor, recorder=recorder, keep=1, on_nan="continue")
+        self.solver = Solver(param, options)
+        self.solver.on_test.append(self._note)
 
-    def test_all(self) -> None:
-        """Test, and note the accuracies unless a signal broke the test off."""
-        super().test_all()
-        found = [run.read() for run in self._run_test if isinstance(run, _Predicting) and run.predicted]
-        if self._before_tests is None:
-            loss = float(self._loss.read())
-            point = measure(self.iteration, loss if math.isfinite(loss) else None, self._images, found)
+    def _note(self, index: int, means: dict[str, Any]) -> None:
+        """Note the accuracies after the last test net, unless a signal broke the test off."""
+        if not means:
+            for run in self._tested:
+                run.predicted.clear()
+        elif index == len(self._tested) - 1:
+            predicted, loss = [run.read() for run in self._tested], self.solver.smoothed_loss
+            finite = loss if math.isfinite(loss) else None
+            point = measure(self.solver.iteration, finite, self._images, predicted)
             self.record = self.record.with_point(point, self.record.seconds + self._lap_seconds())
             write_record(self.record, self._path)
 
@@ -289,7 +299,7 @@ def train(
 ) -> Record:
     """Train a run in `folder`, from where it stands there; the record, in `records` if the run has ended.
 
-    recorder, compiled   as of Solver
+    recorder, compiled   as of Options (train/options.py)
 
     FileError where another process trains it there now.
     """
@@ -325,15 +335,16 @@ def train(
             seconds=0.0,
             points=(),
         )
-        solver = _Training(param, device, images, record, path, recorder, compiled)
+        training = _Training(param, device, images, record, path, recorder, compiled)
+        solver = training.solver
         if solver.restore_newest() and path.exists():
-            solver.record = _earlier(record, read_record(path), solver.iteration)
+            training.record = _earlier(record, read_record(path), solver.iteration)
         with SignalRequests() as requests, training_bar(solver):
             solver.request = requests
             solver.solve()
-        if solver.record.complete:
-            write_record(solver.record, records / f"{run.name}.json")
-        return solver.record
+        if training.record.complete:
+            write_record(training.record, records / f"{run.name}.json")
+        return training.record
 
 
 def _earlier(record: Record, earlier: Record, iteration: int) -> Record:

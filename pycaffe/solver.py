@@ -19,6 +19,7 @@ from imae.prototxt.text import read_solver
 from imae.pycaffe.mode import current_device, current_random
 from imae.pycaffe.net import Net
 from imae.pycaffe.vectors import NetVec
+from imae.train.options import Options
 from imae.train.solver import Solver as TrainSolver
 
 
@@ -48,12 +49,13 @@ class Solver:
             made.append(Stepwise(net, device))
             return StepwiseExecutor(made[-1])
 
-        self.solver = TrainSolver(param, device=device, random=current_random(), executor=executor)
+        options = Options(device=device, executor=executor)
+        self.solver = TrainSolver(param, options, random=current_random())
         self.param = param
         self.net, *test_nets = [Net.around(stepwise) for stepwise in made]
         self.test_nets = NetVec(test_nets)
-        # The last one to be called before an update, so that what scripts write into diffs counts.
-        self.solver.on_gradients_ready.append(self._take_back)
+        self._on_gradients_ready: list[Callable[[], object]] = []
+        self.solver.on_gradients_ready.append(self._gradients_ready)
 
     @property
     def iter(self) -> int:
@@ -106,8 +108,13 @@ class Solver:
     def add_callback(self, on_start: Callable[[], object], on_gradients_ready: Callable[[], object]) -> None:
         """Call these before each forward pass and before each update."""
         self.solver.on_start.append(on_start)
-        ready = self.solver.on_gradients_ready
-        ready.insert(ready.index(self._take_back), on_gradients_ready)
+        self._on_gradients_ready.append(on_gradients_ready)
+
+    def _gradients_ready(self) -> None:
+        """Call the scripts' callbacks; what they write into diffs counts in the update."""
+        for callback in self._on_gradients_ready:
+            callback()
+        self._take_back()
 
     def _take_back(self) -> None:
         """Take the parameter blobs back from scripts."""

@@ -34,8 +34,8 @@ from imae.net.net import Net
 from imae.net.weights import load_caffemodel
 from imae.prototxt import TRAIN, BlobProto, BlobShape, Datum, SolverState, TransformationParameter
 from imae.prototxt.text import parse_net, parse_solver
-from imae.train.snapshot import read_state, seal
 from imae.train.solver import Solver
+from imae.train.solverstate import read_state, seal
 
 # -- HDF5 ----------------------------------------------------------------------------------------------------
 

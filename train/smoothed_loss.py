@@ -8,17 +8,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from imae.train.from_device import DeviceScalars
+
 f32 = np.float32
-MAX_PENDING = 1000  # losses that may wait on the device
 
 
 class SmoothedLoss:
     """The mean of the last `size` losses, kept as Caffe keeps it: in float32, renewed term by term.
 
-    Losses stay on their device until `read` (or until MAX_PENDING of them wait).
+    Losses stay on their device until `read`, or until there are from_device.MAX_PENDING of them.
     """
 
     def __init__(self, size: int) -> None:
@@ -29,20 +29,18 @@ class SmoothedLoss:
         """Start a new window."""
         self._window: list[np.float32] = []
         self._value, self._count = f32(0), 0
-        self._pending: list[Tensor] = []
+        self._pending = DeviceScalars()
 
     def add(self, loss: Tensor) -> None:
         """Take the loss of a further iteration."""
-        self._pending.append(loss)
-        if len(self._pending) == MAX_PENDING:
+        self._pending.add(loss)
+        if self._pending.full:
             self.read()
 
     def read(self) -> np.float32:
         """The mean; waits for the device."""
-        losses = torch.stack(self._pending).tolist() if self._pending else []
-        self._pending = []
         with np.errstate(all="ignore"):  # NaN and infinity are to be shown
-            for loss in losses:
+            for loss in self._pending.read():
                 self._update(f32(loss))
         return self._value
 

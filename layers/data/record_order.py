@@ -191,7 +191,7 @@ def make_order(
     """
     order = param.data_order_param
     if order.order == order.SHUFFLED:
-        return Shuffled(records, CaffeRandom(ranks.of_first(random.word())), ranks)
+        return Shuffled(records, CaffeRandom(ranks.broadcast_int(random.word())), ranks)
     if order.order == order.CLASS_BALANCED:
         members = members_of_classes(param, read_labels())
         return ClassBalanced(members, order.classes_per_batch, order.images_per_class, random.fork())

@@ -45,7 +45,7 @@ from imae.net.weights import load_caffemodel
 from imae.prototxt import BlobProto, BlobShape
 from imae.prototxt.text import parse_net, read_net
 from imae.pycaffe import caffe_io
-from imae.train.snapshot import State, read_state, write_state
+from imae.train.solverstate import State, read_state, write_state
 
 MIB = 1 << 20
 SIDE = 60000

@@ -31,7 +31,7 @@ from imae.net.weights import load_caffemodel, save_caffemodel
 from imae.prototxt import caffe_pb2
 from imae.prototxt.forks import FORKS
 from imae.prototxt.text import parse_net, parse_solver, read_net, read_solver
-from imae.train.snapshot import State, read_state, write_state
+from imae.train.solverstate import State, read_state, write_state
 
 NET = """
 layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }

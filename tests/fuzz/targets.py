@@ -529,7 +529,7 @@ def binary_states() -> Files:
 @choosing
 def sealed(draw: Draw, files: Files) -> bytes:
     """Solver states, mostly with a checksum that is right, as of somebody who means harm."""
-    from imae.train.snapshot import SEAL, SEAL_SIZE, seal
+    from imae.train.solverstate import SEAL, SEAL_SIZE, seal
 
     data = draw(files)
     if draw.number(0, 3) == 0:

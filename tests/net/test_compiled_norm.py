@@ -16,6 +16,7 @@ from imae.net.kernels.compiled_norm import normalize_compiled
 from imae.net.kernels.norm_call import NormCall
 from imae.prototxt import NetParameter
 from imae.prototxt.text import parse_net
+from imae.train.options import Options
 from imae.train.solver import Solver
 
 pytestmark = [
@@ -69,7 +70,9 @@ def test_a_solver_trains_with_them(tmp_path: Path) -> None:
     trained = []
     for compiled in (True, False):
         solver = Solver(
-            solver_param(net, 2, "momentum: 0.9"), compiled=compiled, fast=compiled, dtype=torch.float64
+            solver_param(net, 2, "momentum: 0.9"),
+            Options(compiled=compiled, fast=compiled),
+            dtype=torch.float64,
         )
         solver.step(2)
         trained.append(solver)

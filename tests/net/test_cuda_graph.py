@@ -35,6 +35,7 @@ from imae.prototxt import TEST, TRAIN, NetState, Phase, SolverParameter
 from imae.prototxt.dialects import read_net_text
 from imae.prototxt.state import in_state
 from imae.prototxt.text import parse_net
+from imae.train.options import Options
 from imae.train.solver import Solver
 
 STEPS = 9  # three calls are launched, the fourth is recorded
@@ -79,7 +80,7 @@ def solver(
     param = solver_param(net_on(database, loss), STEPS, fields)
     if arguments.pop("recorded", True):
         arguments["recorder"] = recorder
-    return Solver(param, **arguments), made
+    return Solver(param, Options(**arguments)), made
 
 
 @pytest.mark.parametrize("fields", RULES.values(), ids=RULES.keys())
@@ -136,7 +137,7 @@ def test_layers_that_need_the_host_are_refused(database: str, kind: str) -> None
     net = net_on(database)
     net.MergeFrom(parse_net(f'layer {{ name: "it" {LAYERS[kind]} }}'))
     param = SolverParameter(base_lr=0.1, lr_policy="fixed", net_param=unfilled(net))
-    trained = Solver(param, recorder=OpRecorder)
+    trained = Solver(param, Options(recorder=OpRecorder))
     with pytest.raises(LayerError, match=f"CUDA graph cannot hold a layer of type {kind}.*--cuda-graph"):
         trained.step(1)
 
@@ -300,11 +301,11 @@ def test_an_iteration_needs_nothing_of_the_host(database: str, fields: str) -> N
     trained, _ = solver(database, fields, recorded=False, device="meta")
     # torch makes new parameters for this device, unlike for a GPU.
     trained.net.learnable = [blob for step in trained.net.steps for blob in step.layer.blobs]
-    trained.history = [blob.to("meta") for blob in trained.history]
+    trained.update.history = [blob.to("meta") for blob in trained.history]
     run = trained._run
     assert isinstance(run, NetExecutor)
     given = run._placed(run._fetch())
     with NothingOfTheHost():
         run._pass(given, backward=True)
-        trained._update_weights()
+        trained.update.launch()
         run._pass(given, backward=False)

@@ -20,6 +20,7 @@ from imae.layers.caffe_random import CaffeRandom
 from imae.net.net import Net
 from imae.net.stepwise import Stepwise
 from imae.prototxt.text import parse_net, parse_solver
+from imae.train.options import Options
 from imae.train.solver import Solver
 
 LAYERS = """
@@ -157,13 +158,15 @@ def test_the_solvers_debug_info_takes_the_place_of_the_nets(
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("there is no GPU")
     test = "test_iter: 1 test_interval: 3"
-    quiet = Solver(parse_solver(f"{COMMON} {test} net_param {{ {NET} }}"), device=device)
+    quiet = Solver(parse_solver(f"{COMMON} {test} net_param {{ {NET} }}"), Options(device=device))
     warning = "debug_info of a net has no effect here: the solver's counts, which is false"
     assert warning in log.messages
     log.clear()
     quiet.step(4)
     assert said(log) == []
-    loud = Solver(parse_solver(f"{COMMON} {test} debug_info: true net_param {{ {LAYERS} }}"), device=device)
+    loud = Solver(
+        parse_solver(f"{COMMON} {test} debug_info: true net_param {{ {LAYERS} }}"), Options(device=device)
+    )
     assert warning not in log.messages
     log.clear()
     loud.step(4)

@@ -46,6 +46,7 @@ from imae.prototxt import TEST, NetParameter, SolverParameter
 from imae.prototxt.models.resnet import paper_solver, resnet, with_cifar10_data
 from imae.prototxt.state import filter_net
 from imae.prototxt.text import parse_net
+from imae.train.options import Options
 from imae.train.solver import Solver
 
 DATA = """
@@ -225,7 +226,9 @@ def solver(
     result.random_seed, result.solver_mode = seed, SolverParameter.CPU
     relus = sorted({each.top[0] for each in param.layer if keep and each.type == "ReLU"})
     return Solver(
-        result, dtype=dtype, executor=lambda net: NetExecutor(net, torch.device("cpu"), fast, keep=relus)
+        result,
+        Options(executor=lambda net: NetExecutor(net, torch.device("cpu"), fast, keep=relus)),
+        dtype=dtype,
     )
 
 
@@ -672,7 +675,7 @@ def test_reduced_precision_is_not_for_the_kernels(tmp_path: Path) -> None:
         each = solver(param, False, keep=False)
         run = Solver(
             each.param,
-            executor=partial(NetExecutor, device=torch.device("cpu"), fast=fast, reduced=reduced),
+            Options(executor=partial(NetExecutor, device=torch.device("cpu"), fast=fast, reduced=reduced)),
         )
         run.step(1)
         history.append(torch.cat([blob.flatten() for blob in run.history]))

@@ -18,6 +18,7 @@ from imae.net.cuda_graph import CudaRecorder
 from imae.net.net import Net
 from imae.prototxt import TRAIN, NetState
 from imae.prototxt.state import in_state
+from imae.train.options import Options
 from imae.train.solver import Solver
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -43,7 +44,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> str:
 def trained(database: str, iterations: int, fields: str = "momentum: 0.9", **arguments: Any) -> Solver:
     """A solver after so many iterations of ResNet-20 with batches of 32."""
     param = solver_param(net_on(database, depth=20, batch=32), iterations, f"{fields} weight_decay: 0.0001")
-    solver = Solver(param, **{"device": GPU, **arguments})
+    solver = Solver(param, Options(**{"device": GPU, **arguments}))
     solver.solve()
     return solver
 
@@ -64,7 +65,7 @@ def test_one_iteration_gives_the_numbers_of_the_cpu(
     database: str, recorded: bool, compiled: bool, last: bool
 ) -> None:
     recorder = (lambda: CudaRecorder(GPU)) if recorded else None
-    got = trained(database, 1, recorder=recorder, compiled=compiled, last=last)
+    got = trained(database, 1, recorder=recorder, compiled=compiled, channels_last=last)
     check_close(got, trained(database, 1, device="cpu", fast=False), "on a GPU")
 
 

@@ -17,7 +17,7 @@ from imae.paper import demo
 from imae.paper.demo import Trained, best_run, print_results
 from imae.prototxt import SolverParameter
 from imae.prototxt.text import read_net, read_text
-from imae.train.snapshot import writing_alone
+from imae.train.snapshot_lock import writing_alone
 from imae.train.solver import Solver
 
 

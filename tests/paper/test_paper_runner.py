@@ -34,7 +34,7 @@ from imae.paper.results import gather
 from imae.prototxt import TEST
 from imae.prototxt.text import to_text
 from imae.train.signals import Action
-from imae.train.snapshot import writing_alone
+from imae.train.snapshot_lock import writing_alone
 
 TINY = Run("resnet8", "IMAE", 8.0, "symmetric", 0.5, iterations=80, images=100, test_images=100)
 

@@ -22,8 +22,9 @@ from imae.net.weights import load_caffemodel, save_caffemodel
 from imae.prototxt import TEST, BlobProto, LayerParameter, NetParameter, SolverState
 from imae.prototxt.dialects import DIALECTS, read_net_dialect, read_net_text, read_state_dialect
 from imae.prototxt.text import parse_net, read_binary, read_net, read_solver, to_text
-from imae.train.snapshot import read_state
+from imae.train.options import Options
 from imae.train.solver import Solver
+from imae.train.solverstate import read_state
 
 CHANNELS = 5
 NET = f"""
@@ -308,7 +309,7 @@ def test_commands_look_at_the_weights_before_they_build_the_net(training: Path) 
     files = ["--model", "net.prototxt", "--weights", "w.caffemodel", "--dialect", "nvidia"]
     assert main(["export", *files, "--output", "x.onnx"]) == 0
     Path("solver.prototxt").write_text(SOLVER + ' weights: "w.caffemodel"')
-    solver = Solver(read_solver("solver.prototxt"), dialect="nvidia")
+    solver = Solver(read_solver("solver.prototxt"), Options(dialect="nvidia"))
     assert solver.net.layer_names[-1] == "bn_scale"
     check_outputs_of(solver.net)
 
@@ -383,7 +384,7 @@ def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_training_goes_on_from_nvidias_files(training: Path) -> None:
-    solver = Solver(read_solver("solver.prototxt"), dialect="nvidia")
+    solver = Solver(read_solver("solver.prototxt"), Options(dialect="nvidia"))
     solver.restore("s.solverstate", dialect="nvidia")
     assert (solver.iteration, solver.current_step) == (12, 2)
     check_outputs_of(solver.net)
@@ -421,7 +422,7 @@ def test_train_reads_dialects(flags: list[str], training: Path) -> None:
 
 def test_other_solver_states(training: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Fields of another fork whose bytes make no sense, and numbers where Caffe has them."""
-    solver = Solver(read_solver("solver.prototxt"), dialect="nvidia")
+    solver = Solver(read_solver("solver.prototxt"), Options(dialect="nvidia"))
     state = SolverState(iter=7, history=[BlobProto.FromString(plain_blob(blob)) for blob in HISTORY])
     Path("other").write_bytes(with_fields(state, field(2000, b"\xff"), field(4, 3)))
     solver.restore("other", dialect="other")
@@ -430,7 +431,7 @@ def test_other_solver_states(training: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_solver_states_that_are_refused(training: Path) -> None:
-    solver = Solver(read_solver("solver.prototxt"), dialect="nvidia")
+    solver = Solver(read_solver("solver.prototxt"), Options(dialect="nvidia"))
     Path("damaged").write_bytes(field(3, field(7, field(1, b"\x03")) + field(10, 1) + field(12, b"12345678")))
     with pytest.raises(SnapshotError, match="damaged: history blob 0: its raw data is not 3 doubles, floats"):
         solver.restore("damaged", dialect="nvidia")

@@ -48,8 +48,9 @@ from digits_runs import lines
 
 from imae.cli.main import main
 from imae.net import weights
-from imae.train import snapshot, solver
-from imae.train.snapshot import file_checksum, find_snapshots, read_state
+from imae.train import snapshots, solverstate
+from imae.train.snapshots import find_snapshots
+from imae.train.solverstate import file_checksum, read_state
 
 NET = """
 layer { name: "data" type: "Data" top: "data" top: "label" include { phase: TRAIN }
@@ -82,7 +83,7 @@ ORDERS = {
 FORMATS = tuple(ORDERS)
 DEATHS = 10
 KINDS = ("killed at a byte", "killed at a call", "killed at some time")
-WRITERS = {"caffemodel": "save_caffemodel", "solverstate": "write_state"}  # what a solver calls for them
+WRITERS = {"caffemodel": "save_caffemodel", "solverstate": "write_state"}  # what snapshots.py calls for them
 ENDED = "solver.cpp:332] Optimization Done."
 
 Plan = Callable[[], object]
@@ -115,7 +116,7 @@ def die() -> None:
 def die_at_a_byte(chance: random.Random, kind: str, size: int) -> None:
     """Let this process die when one of its next files of a kind, of `size` bytes, is being written."""
     name, count, length = WRITERS[kind], chance.randint(1, 3), chance.randrange(size)
-    write = getattr(solver, name)
+    write = getattr(snapshots, name)
 
     def deadly(*arguments: Any, **options: Any) -> Any:
         nonlocal count
@@ -126,7 +127,7 @@ def die_at_a_byte(chance: random.Random, kind: str, size: int) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (length, resource.RLIM_INFINITY))
         return write(*arguments, **options)
 
-    setattr(solver, name, deadly)
+    setattr(snapshots, name, deadly)
 
 
 def die_at_a_call(chance: random.Random) -> None:
@@ -316,7 +317,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> dict[str, float]:
         counts += training.counts
         shutil.rmtree(folder / "killed")
     for form in FORMATS:
-        for kind, module in (("caffemodel", weights), ("solverstate", snapshot)):
+        for kind, module in (("caffemodel", weights), ("solverstate", solverstate)):
             write_inputs(folder / "killed", form)
             training = Training(folder / "killed", folder / form, chance, seconds[form])
             counts["writers in place noticed"] += is_noticed(training, kind, module)

@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 
 from imae.cli.main import main
+from imae.files.caffe_log import log_line
 from imae.files.errors import SnapshotError
 from imae.layers.blob import single_or_double
 from imae.prototxt import SolverState
 from imae.prototxt.text import parse_solver
-from imae.train.snapshot import SEAL_SIZE, read_state
+from imae.train import snapshots
 from imae.train.solver import Solver
+from imae.train.solverstate import SEAL_SIZE, read_state
 
 NET = """
 layer { name: "data" type: "DummyData" top: "data" top: "label"
@@ -210,13 +212,12 @@ def test_a_model_that_goes_away_while_the_snapshot_is_written(
     """Its checksum is of what was written; another training, or a clean-up, may have removed the file."""
     solver = Solver(parse_solver(SOLVER))
     solver.step(1)
-    real = Solver._say
 
-    def remove(self: Solver, place: str, message: str) -> None:
-        real(self, place, message)
+    def remove(place: str, message: str) -> None:
+        log_line(place, message)
         if "Snapshotting solver state" in message:
             os.unlink("s_iter_1.caffemodel")
 
-    monkeypatch.setattr(Solver, "_say", remove)
+    monkeypatch.setattr(snapshots, "log_line", remove)
     path = solver.snapshot()
     assert read_state(path).iteration == 1

@@ -35,9 +35,10 @@ from imae.layers.registry import layer_class
 from imae.net import device
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter
 from imae.prototxt.text import parse_text, read_binary
-from imae.train import ranks
-from imae.train.ranks import spawn
-from imae.train.snapshot import find_snapshots, read_state
+from imae.train import launched_ranks
+from imae.train.launched_ranks import spawn
+from imae.train.snapshots import find_snapshots
+from imae.train.solverstate import read_state
 
 ROOT = Path(__file__).parents[2]
 BATCH, CLASSES = 4, 3
@@ -300,6 +301,24 @@ def said(line: str, log: str) -> list[str]:
     return [re.sub(r"\(.*?s/", "(", found) for found in re.findall(f"{re.escape(line)}.*", log)]
 
 
+def test_one_rank_alone_hears_itself() -> None:
+    """The solver asks it what it asks several; what it wants is asked for only after the update."""
+    blob, asked = torch.ones(3), list[str]()
+
+    def flags() -> list[bool]:
+        asked.append("flags")
+        return [True, False]
+
+    ALONE.connect(torch.device("cpu"))
+    ALONE.broadcast([blob])
+    ALONE.average([blob], flags)
+    assert not asked and blob.tolist() == [1, 1, 1]
+    assert ALONE.any_rank(flags) == [True, False] and asked == ["flags"]
+    assert (ALONE.broadcast_str("a\0b"), ALONE.broadcast_int(-7)) == ("a\0b", -7)
+    assert ALONE.gather(b"state") == [b"state"]
+    assert (ALONE.rank, ALONE.size, ALONE.local_rank, ALONE.local_size) == (0, 1, 0, 1)
+
+
 def test_another_number_of_ranks_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_solver("max_iter: 2")
     train(here, 2, "solver.prototxt")
@@ -465,14 +484,14 @@ def test_spawn_starts_ranks_and_passes_signals_on(here: Path, capfd: pytest.Capt
 def test_the_first_rank_to_fail_gives_the_status(
     monkeypatch: pytest.MonkeyPatch, codes: list[str], status: int | str
 ) -> None:
-    monkeypatch.setattr(ranks, "GRACE", 0.1)
+    monkeypatch.setattr(launched_ranks, "GRACE", 0.1)
     processes = [subprocess.Popen([sys.executable, "-c", f"import os, sys, time; {code}"]) for code in codes]
     try:
         if isinstance(status, int):
-            assert ranks.exit_status(processes) == status
+            assert launched_ranks.exit_status(processes) == status
         else:
             with pytest.raises(ImaeError, match=status):
-                ranks.exit_status(processes)
+                launched_ranks.exit_status(processes)
     finally:
         for process in processes:
             process.kill()

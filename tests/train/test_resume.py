@@ -21,9 +21,11 @@ import torch
 from imae.cli.main import main
 from imae.files.errors import FileError, NotFiniteError, SnapshotError
 from imae.prototxt.text import parse_solver
+from imae.train.options import Options
 from imae.train.signals import Action, SignalRequests
-from imae.train.snapshot import find_snapshots, read_state
+from imae.train.snapshots import find_snapshots
 from imae.train.solver import Solver
+from imae.train.solverstate import read_state
 
 NET = """
 layer { name: "data" type: "DummyData" top: "data" top: "label"
@@ -234,7 +236,7 @@ def test_nothing_is_removed_before_the_newer_one_is_whole(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At each call that could be the last one, there is a whole snapshot."""
-    solver = Solver(parse_solver(SOLVER), keep=1)
+    solver = Solver(parse_solver(SOLVER), Options(keep=1))
     solver.step(2)
     unlink, removed = os.unlink, []
 
@@ -254,7 +256,7 @@ def test_nothing_is_removed_before_the_newer_one_is_whole(
 def test_later_snapshots_are_of_another_run_and_stay(here: Path) -> None:
     first = Solver(parse_solver(SOLVER))
     first.step(6)
-    second = Solver(parse_solver(SOLVER), keep=1)
+    second = Solver(parse_solver(SOLVER), Options(keep=1))
     second.step(5)
     assert names(here) == snapshots(4, 6)
 
@@ -275,9 +277,9 @@ def test_keep_does_not_reach_out_of_the_working_directory(
     train(capsys)  # written they may be
     assert names(here) == {"inside", *snapshots(2, 4, 6, 8, 10)}
     monkeypatch.chdir(here)
-    Solver(parse_solver(SOLVER), keep=1).step(0)
+    Solver(parse_solver(SOLVER), Options(keep=1)).step(0)
     with pytest.raises(FileError, match="leads to"):
-        Solver(parse_solver(SOLVER.replace('"s"', '"../s"')), keep=1)
+        Solver(parse_solver(SOLVER.replace('"s"', '"../s"')), Options(keep=1))
 
 
 def test_keep_takes_no_negative_number(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -313,7 +315,7 @@ def test_the_layer_that_makes_the_first_infinity_is_named(here: Path) -> None:
         'type: "Power" bottom: "a" top: "b"', 'type: "Exp" bottom: "a" top: "b" exp_param { scale: 1e4 }'
     )
     Path("net.prototxt").write_text(net)
-    solver = Solver(parse_solver(SOLVER + "iter_size: 2"), on_nan="stop")
+    solver = Solver(parse_solver(SOLVER + "iter_size: 2"), Options(on_nan="stop"))
     before = [p.detach().clone() for p in solver.net.learnable]
     with pytest.raises(
         NotFiniteError,
@@ -327,7 +329,9 @@ def test_the_layer_that_makes_the_first_infinity_is_named(here: Path) -> None:
 
 def test_a_loss_of_an_iteration_before_counts_too(here: Path) -> None:
     """An infinity that came and went between two displays."""
-    solver = Solver(parse_solver(SOLVER.replace("display: 1", "display: 3 average_loss: 5")), on_nan="stop")
+    solver = Solver(
+        parse_solver(SOLVER.replace("display: 1", "display: 3 average_loss: 5")), Options(on_nan="stop")
+    )
     solver.step(2)
     solver._loss.add(torch.tensor(torch.inf))
     solver._keep_loss = True
@@ -366,7 +370,7 @@ def test_a_snapshot_of_finite_weights_is_not_good_before_a_finite_loss_was_shown
     here: Path, keep: int, left: Iterable[int]
 ) -> None:
     """Number 8 has weights that make an infinite loss; it must not cost the one that is known to be good."""
-    solver = Solver(parse_solver(BLOWS_UP), on_nan="stop", keep=keep)
+    solver = Solver(parse_solver(BLOWS_UP), Options(on_nan="stop", keep=keep))
     with pytest.raises(
         NotFiniteError,
         match=r"Iteration 8: the loss is inf; top 'loss' .* last good snapshot: s_iter_4\.solverstate;",
@@ -374,13 +378,15 @@ def test_a_snapshot_of_finite_weights_is_not_good_before_a_finite_loss_was_shown
         solver.solve()
     assert names(here) == snapshots(*left)
     assert read_state("s_iter_8.solverstate").run["finite"]
-    again = Solver(parse_solver(BLOWS_UP.replace("gamma: 1e11", "gamma: 0.1")), on_nan="stop", keep=keep)
+    again = Solver(
+        parse_solver(BLOWS_UP.replace("gamma: 1e11", "gamma: 0.1")), Options(on_nan="stop", keep=keep)
+    )
     again.restore("s_iter_4.solverstate")
     again.solve()
 
 
 def test_a_run_that_goes_on_with_an_infinite_loss_leaves_the_last_good_snapshot(here: Path) -> None:
-    solver = Solver(parse_solver(BLOWS_UP), on_nan="continue", keep=1)
+    solver = Solver(parse_solver(BLOWS_UP), Options(on_nan="continue", keep=1))
     solver.solve()
     left = [n for n in range(1, 21) if Path(f"s_iter_{n}.solverstate").exists()]
     assert solver.last_good == "s_iter_4.solverstate"
@@ -392,7 +398,9 @@ def test_a_run_that_goes_on_with_an_infinite_loss_leaves_the_last_good_snapshot(
 def test_what_a_run_was_resumed_from_stays_until_a_later_one_is_good(here: Path) -> None:
     first = Solver(parse_solver(BLOWS_UP))
     first.step(5)
-    resumed = Solver(parse_solver(BLOWS_UP.replace("display: 4", "display: 7")), on_nan="stop", keep=1)
+    resumed = Solver(
+        parse_solver(BLOWS_UP.replace("display: 4", "display: 7")), Options(on_nan="stop", keep=1)
+    )
     resumed.restore("s_iter_5.solverstate")
     resumed.step(2)
     assert names(here) == snapshots(5, 7)
@@ -408,10 +416,7 @@ def test_a_test_that_is_not_finite_is_warned_of_once(here: Path, caplog: pytest.
     for on_nan, warnings in (("stop", 1), ("continue", 0)):
         caplog.clear()
         with caplog.at_level(logging.WARNING, "imae"):
-            solver = Solver(
-                parse_solver(SOLVER + "test_iter: 1 test_interval: 1"),
-                on_nan=on_nan,  # type: ignore[arg-type]  # the two words
-            )
+            solver = Solver(parse_solver(SOLVER + "test_iter: 1 test_interval: 1"), Options(on_nan=on_nan))  # type: ignore[arg-type]  # the two words
             solver.step(3)
         said = [record.getMessage() for record in caplog.records]
         assert (

@@ -24,8 +24,8 @@ from imae.net.weights import load_caffemodel
 from imae.prototxt import NetParameter, SolverParameter, SolverState
 from imae.prototxt.dialects import DIALECTS
 from imae.prototxt.text import parse_solver, read_binary, read_net, read_solver
-from imae.train.snapshot import State, read_state, seal, write_state
 from imae.train.solver import Solver
+from imae.train.solverstate import State, read_state, seal, write_state
 
 CAFFES = RUNS / "digits_lenet" / "lenet_iter_500.solverstate"
 

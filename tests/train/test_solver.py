@@ -25,6 +25,7 @@ from imae.net.net import Net
 from imae.net.stepwise import Stepwise, parameter_diff
 from imae.prototxt import BlobProto, NetParameter, SolverParameter, SolverState
 from imae.prototxt.text import parse_solver, read_binary
+from imae.train.options import Options
 from imae.train.signals import Action, SignalRequests, action
 from imae.train.smoothed_loss import SmoothedLoss
 from imae.train.solver import Solver
@@ -223,7 +224,7 @@ def test_update_rules_follow_their_formulas(rule: str, fields: str, common: str)
     """With lr_mult, decay_mult and a rate that drops on the way."""
     policy = 'base_lr: 0.1 lr_policy: "step" stepsize: 3 gamma: 0.1'
     param = solver_param(f'type: "{rule}" {policy} {fields} {common}')
-    solver = Solver(param, executor=Scripted)
+    solver = Solver(param, Options(executor=Scripted))
     weights, history = by_formula(param, solver.net, 7)
     solver.step(7)
     rtol, atol, _ = tolerance("trajectory")
@@ -239,7 +240,7 @@ def test_every_rule_has_a_trajectory() -> None:
 
 
 def test_diffs_hold_the_update_afterwards() -> None:
-    solver = Solver(solver_param('base_lr: 0.1 lr_policy: "fixed" momentum: 0.9'), executor=Scripted)
+    solver = Solver(solver_param('base_lr: 0.1 lr_policy: "fixed" momentum: 0.9'), Options(executor=Scripted))
     before = [p.detach().clone() for p in solver.net.learnable]
     solver.step(1)
     for old, parameter in zip(before, solver.net.learnable, strict=True):
@@ -276,8 +277,8 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "a" bottom: "label" top: "l
 
 def test_executors_agree() -> None:
     param = solver_param('base_lr: 0.1 lr_policy: "fixed" momentum: 0.9', CONVNET)
-    plain, fast = Solver(param, fast=False), Solver(param)
-    stepwise = Solver(param, executor=lambda net: StepwiseExecutor(Stepwise(net)))
+    plain, fast = Solver(param, Options(fast=False)), Solver(param)
+    stepwise = Solver(param, Options(executor=lambda net: StepwiseExecutor(Stepwise(net))))
     rtol, atol, _ = tolerance("same arithmetic")
     for solver in (plain, fast, stepwise):
         solver.step(4)
@@ -305,7 +306,7 @@ def said(log: pytest.LogCaptureFixture, *places: str) -> list[str]:
 
 def test_smoothed_loss_starts_anew_with_each_step_call(log: pytest.LogCaptureFixture) -> None:
     param = solver_param('base_lr: 0 lr_policy: "fixed" display: 2 average_loss: 3')
-    solver = Solver(param, executor=Scripted)  # its losses are 1, 2, 3 ...
+    solver = Solver(param, Options(executor=Scripted))  # its losses are 1, 2, 3 ...
     said(log, "solver.cpp")
     solver.step(5)
     solver.step(2)
@@ -326,7 +327,7 @@ def test_smoothed_loss_starts_anew_with_each_step_call(log: pytest.LogCaptureFix
 
 
 def test_loss_with_iter_size_is_the_mean_of_its_passes(log: pytest.LogCaptureFixture) -> None:
-    solver = Solver(solver_param('lr_policy: "fixed" display: 1 iter_size: 3'), executor=Scripted)
+    solver = Solver(solver_param('lr_policy: "fixed" display: 1 iter_size: 3'), Options(executor=Scripted))
     said(log, "solver.cpp")
     solver.step(2)
     assert [line for line in said(log, "solver.cpp") if "Iteration" in line] == [
@@ -344,7 +345,7 @@ def test_after_the_last_iteration(
         'lr_policy: "fixed" display: 2 max_iter: 4 test_iter: 2 test_interval: 4 snapshot_prefix: "s"'
     )
     param.snapshot_after_train = True
-    solver = Solver(param, executor=Scripted)
+    solver = Solver(param, Options(executor=Scripted))
     said(log, "solver.cpp")
     solver.solve()
     assert said(log, "solver.cpp", "sgd_solver.cpp") == [
@@ -380,7 +381,7 @@ def test_no_display_no_loss_lines(log: pytest.LogCaptureFixture) -> None:
 
 def test_multistep_is_logged(log: pytest.LogCaptureFixture) -> None:
     param = solver_param('base_lr: 1 lr_policy: "multistep" gamma: 0.5 stepvalue: 1 stepvalue: 3 display: 1')
-    solver = Solver(param, executor=Scripted)
+    solver = Solver(param, Options(executor=Scripted))
     solver.step(4)
     assert said(log, "sgd_solver.cpp") == [
         "Iteration 0, lr = 1",
@@ -398,8 +399,8 @@ def test_clipped_gradients_are_logged_in_order_also_where_the_log_must_not_wait(
     param = solver_param('lr_policy: "fixed" display: 3 clip_gradients: 2')
     logs = []
     for device in ("cpu", "cuda"):
-        solver = Solver(param, executor=Scripted)
-        solver.device = torch.device(device)  # as if the norms lay on a device
+        solver = Solver(param, Options(executor=Scripted))
+        solver._log.norms_wait = device == "cuda"  # as if they lay on a device
         said(log, "solver.cpp")
         solver.step(7)
         logs.append(said(log, "solver.cpp", "sgd_solver.cpp"))
@@ -551,6 +552,40 @@ def test_a_signal_during_a_test_ends_it(log: pytest.LogCaptureFixture) -> None:
     assert said(log, "solver.cpp")[-2:] == ["Test interrupted.", "Optimization stopped early."]
 
 
+def test_who_watches_is_told_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each start, of gradients before their update, of each test's means, and of each snapshot."""
+    monkeypatch.chdir(tmp_path)
+    param = solver_param(
+        'lr_policy: "fixed" base_lr: 0.1 max_iter: 2 test_iter: 2 test_interval: 2 display: 1'
+    )
+    param.snapshot, param.snapshot_prefix = 2, "s"
+    solver = Solver(param)
+    told: list[object] = []
+    solver.on_start.append(lambda: told.append(("start", solver.iteration)))
+    solver.on_gradients_ready.append(lambda: told.append(("gradients", solver.smoothed_loss > 0)))
+    solver.on_test.append(lambda index, means: told.append(("test", index, means["loss"].shape)))
+    solver.on_snapshot.append(lambda path: told.append(("snapshot", path, Path(path).is_file())))
+    solver.solve()
+    assert told == [
+        ("test", 0, ()),
+        ("start", 0),
+        ("gradients", True),
+        ("start", 1),
+        ("gradients", True),
+        ("snapshot", "s_iter_2.solverstate", True),
+        ("test", 0, ()),
+    ]
+
+
+def test_who_watches_is_told_that_a_signal_stopped_a_test() -> None:
+    solver = Solver(solver_param('lr_policy: "fixed" max_iter: 5 test_iter: 3 test_interval: 1'))
+    solver.request = lambda: Action.STOP
+    told: list[object] = []
+    solver.on_test.append(lambda index, means: told.append((index, means)))
+    solver.solve()
+    assert told == [(0, {})]
+
+
 def test_effects_of_signals() -> None:
     assert [action(name) for name in ("stop", "snapshot", "none")] == [
         Action.STOP,
@@ -636,7 +671,7 @@ def test_messages(text: str, message: str, tmp_path: Path, monkeypatch: pytest.M
 def test_what_caffe_runs_is_not_refused(field: str) -> None:
     """Nothing is clipped; a test runs no batch."""
     common = 'base_lr: 0.1 lr_policy: "fixed" momentum: 0.5'
-    solvers = [Solver(solver_param(f"{common} {more}"), executor=Scripted) for more in (field, "")]
+    solvers = [Solver(solver_param(f"{common} {more}"), Options(executor=Scripted)) for more in (field, "")]
     for solver in solvers:
         solver.step(3)
     pairs = zip(*(solver.net.learnable for solver in solvers), strict=True)
@@ -644,7 +679,7 @@ def test_what_caffe_runs_is_not_refused(field: str) -> None:
 
 
 def test_an_unknown_policy_is_refused_before_the_first_pass() -> None:
-    solver = Solver(solver_param('lr_policy: "cosine"'), executor=Scripted)
+    solver = Solver(solver_param('lr_policy: "cosine"'), Options(executor=Scripted))
     with pytest.raises(PrototxtError, match="Unknown learning rate policy: cosine"):
         solver.step(1)
     solver.step(0)

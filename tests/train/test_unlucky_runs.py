@@ -33,8 +33,10 @@ from imae.layers.data_resources import most_threads
 from imae.net.net import Net
 from imae.prototxt import Datum
 from imae.prototxt.text import parse_net
-from imae.train.ranks import Group
-from imae.train.snapshot import find_snapshots, read_state, writing_alone
+from imae.train.launched_ranks import LaunchedRanks
+from imae.train.snapshot_lock import writing_alone
+from imae.train.snapshots import find_snapshots
+from imae.train.solverstate import read_state
 
 NET = """
 layer { name: "data" type: "DummyData" top: "data" top: "label"
@@ -458,7 +460,7 @@ def test_a_rank_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ValueError, match="RANK 5 is none of WORLD_SIZE 2, counted from 0; start them with torchrun"
     ):
-        Group()
+        LaunchedRanks()
 
 
 def test_no_further_thread(

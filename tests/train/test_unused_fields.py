@@ -13,7 +13,7 @@ from imae.prototxt import SolverParameter
 from imae.prototxt.text import parse_solver
 from imae.train.lr_policy import POLICIES
 from imae.train.solver import Solver
-from imae.train.unused_fields import unused_fields
+from imae.train.solver_check import unused_fields
 from imae.train.update_rules import RULES
 
 NET = """

@@ -38,25 +38,20 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is ma
 from torch.distributed.rendezvous import rendezvous
 
 from imae.files.errors import DeviceError, ImaeError
-from imae.layers.ranks import Ranks
-from imae.train.signals import Action
+from imae.layers.ranks import ALONE, Flags, Ranks
 
 FAILED = "imae/failed"  # the key of the store under which failures are counted
 LOOK = 0.5  # seconds between two looks at it
 PAUSE = 1  # seconds that the first rank to fail has to say why, before torchrun sees others end and ends it
 PATIENCE = timedelta(days=7)  # others wait for as long as rank 0 tests
 GRACE = 10  # seconds that ranks have to end after one of them has failed
-ASKED = (Action.SNAPSHOT, Action.STOP)
 FORWARDED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
-class Group(Ranks):
+class LaunchedRanks(Ranks):
     """The ranks that the environment names, as torchrun sets it.
 
-    local_rank, local_size   the same among those on this machine
-
-    All ranks call the same methods in the same order, `connect` first. DeviceError where the others cannot be
-    reached.
+    DeviceError where the others cannot be reached.
     """
 
     def __init__(self) -> None:
@@ -69,20 +64,20 @@ class Group(Ranks):
         try:
             store, rank, size = next(rendezvous("env://"))
             self._watched, _, _ = next(rendezvous("env://"))  # for the thread: a store answers one at a time
-            self.local_rank = int(os.environ.get("LOCAL_RANK", rank))
-            self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+            local_rank = int(os.environ.get("LOCAL_RANK", rank))
+            local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
         except (ValueError, RuntimeError) as error:
             reason = _first_line(error)
             raise DeviceError(f"The ranks cannot meet: {reason}; start them with torchrun") from None
-        super().__init__(rank, size)
+        super().__init__(rank, size, local_rank, local_size)
         self._store = store
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch the ranks", daemon=True)
         self._thread.start()
-        self._asked: tuple[Tensor, torch.cuda.Event] | None = None
+        self._any_rank: Flags = ()
+        self._counts: tuple[Tensor, torch.cuda.Event] | None = None
 
     def connect(self, device: torch.device) -> None:
-        """Make what the collective operations go through; `device` is where this rank computes."""
         _together(
             dist.init_process_group,
             "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
@@ -96,41 +91,12 @@ class Group(Ranks):
 
     @torch.no_grad()
     def broadcast(self, blobs: Sequence[Tensor]) -> None:
-        """Let all ranks have the values of rank 0."""
         if blobs:
             flat = torch.cat([blob.reshape(-1) for blob in blobs])
             _together(dist.broadcast, flat, 0)
             _spread(flat, blobs)
 
-    @torch.no_grad()
-    def average(self, diffs: Sequence[Tensor], wanted: Action) -> set[Action]:
-        """Replace the diffs by their means over the ranks; what any of the ranks wants.
-
-        On a GPU the answer is the one to the call before: the host need not wait for this one's sums.
-        """
-        like = diffs[0] if diffs else torch.zeros(0)
-        asked = like.new_zeros(len(ASKED))
-        if wanted in ASKED:
-            asked[ASKED.index(wanted)].fill_(1)
-        flat = torch.cat([*(diff.reshape(-1) for diff in diffs), asked])
-        _together(dist.all_reduce, flat)
-        flat *= 1 / self.size
-        _spread(flat, diffs)
-        asked = flat[-len(ASKED) :]
-        if flat.is_cuda:
-            before = self._asked
-            copy = torch.empty(len(ASKED), dtype=flat.dtype, pin_memory=True).copy_(asked, non_blocking=True)
-            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            copied.record()
-            self._asked = copy, copied
-            if before is None:
-                return set()
-            asked = before[0]
-            before[1].synchronize()
-        return {action for action, count in zip(ASKED, asked.tolist(), strict=True) if count}
-
-    def said(self, text: str) -> str:
-        """What rank 0 says, in all ranks."""
+    def broadcast_str(self, text: str) -> str:
         data = text.encode(errors="surrogateescape")
         length = torch.tensor([len(data)])
         _together(dist.broadcast, length, 0)
@@ -139,11 +105,7 @@ class Group(Ranks):
             _together(dist.broadcast, values, 0)
         return values.numpy().tobytes().decode(errors="surrogateescape")
 
-    def of_first(self, number: int) -> int:
-        return int(self.said(str(number)))
-
     def gather(self, data: bytes) -> list[bytes]:
-        """What each rank gives (not nothing), in rank 0; an empty list in the others."""
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         _together(dist.all_gather, lengths, torch.tensor([len(data)]))
         values = torch.zeros(int(max(lengths)), dtype=torch.uint8)
@@ -151,6 +113,39 @@ class Group(Ranks):
         parts = [torch.zeros_like(values) for _ in range(self.size)] if self.rank == 0 else None
         _together(dist.gather, values, parts)
         return [part[: int(n)].numpy().tobytes() for part, n in zip(parts or [], lengths, strict=False)]
+
+    @torch.no_grad()
+    def average(self, diffs: Sequence[Tensor], flags: Callable[[], Flags]) -> None:
+        """One operation for diffs and flags.
+
+        On a GPU `any_rank` tells the flags of the call before: the host need not wait for this one's sums.
+        """
+        raised = flags()
+        like = diffs[0] if diffs else torch.zeros(0)
+        counts = like.new_zeros(len(raised))
+        for place, flag in enumerate(raised):
+            if flag:
+                counts[place].fill_(1)
+        flat = torch.cat([*(diff.reshape(-1) for diff in diffs), counts])
+        _together(dist.all_reduce, flat)
+        flat *= 1 / self.size
+        _spread(flat, diffs)
+        counts = flat[-len(raised) :]
+        if flat.is_cuda:
+            before = self._counts
+            copy = torch.empty_like(counts, device="cpu", pin_memory=True).copy_(counts, non_blocking=True)
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            copied.record()
+            self._counts = copy, copied
+            if before is None:
+                self._any_rank = [False] * len(raised)
+                return
+            counts = before[0]
+            before[1].synchronize()
+        self._any_rank = [count > 0 for count in counts.tolist()]
+
+    def any_rank(self, flags: Callable[[], Flags]) -> Flags:
+        return self._any_rank
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -190,26 +185,26 @@ def is_launched() -> bool:
 
 
 @contextmanager
-def joined() -> Iterator[Group | None]:
+def joined() -> Iterator[Ranks]:
     """Be one of the ranks, if there are several, while the block runs.
 
     An error ends all of them; the first rank that has one raises it, the others just exit.
     """
     if not is_launched():
-        yield None
+        yield ALONE
         return
-    group = Group()
-    if group.rank:
+    ranks = LaunchedRanks()
+    if ranks.rank:
         logging.getLogger("imae").setLevel(logging.CRITICAL)  # until the command ends
     try:
-        yield group
-        group.leave()
+        yield ranks
+        ranks.leave()
     except BaseException as error:
-        if not group.is_first_to_fail():
+        if not ranks.is_first_to_fail():
             time.sleep(PAUSE)
             raise SystemExit(130 if isinstance(error, KeyboardInterrupt) else 2) from None
         if isinstance(error, ImaeError):
-            raise ImaeError(f"rank {group.rank}: {error}") from error
+            raise ImaeError(f"rank {ranks.rank}: {error}") from error
         raise
 
 

@@ -25,29 +25,25 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from operator import index
 from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from imae.files.atomic import write_atomically
-from imae.files.errors import CaffemodelError, FileError, PrototxtError, SnapshotError
+from imae.files.errors import CaffemodelError, PrototxtError, SnapshotError
 from imae.files.hdf5_file import HDF5_ERRORS, TEXT, hdf5_content, open_hdf5
-from imae.files.read import open_to_read
+from imae.files.read import AnyPath, open_to_read
 from imae.layers.blob import blob_from_array, exact_array_from_blob, single_or_double
 from imae.prototxt import SolverState
 from imae.prototxt.dialects import fork_hint, read_state_dialect
 from imae.prototxt.text import parse_binary, read_content
+from imae.train.from_device import Array
 
 logger = logging.getLogger(__name__)
 
-Array = NDArray[np.floating[Any]]
-AnyPath = str | os.PathLike[str]
 RUN = "imae_run"  # the dataset of `run`
 SEALED = "sealed"  # in `run`: the file has a seal
 CHECKSUM = "checksum"  # in `run`, of earlier versions: the CRC-32 of all the rest
@@ -121,129 +117,6 @@ def file_checksum(path: AnyPath) -> int:
         while chunk := file.read(1 << 20):
             checksum = zlib.crc32(chunk, checksum)
     return checksum
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The files of a prefix's snapshot in one format; "" for one that is not there."""
-
-    iteration: int
-    model: str
-    state: str
-
-
-def find_snapshots(prefix: str) -> list[Snapshot]:
-    """The snapshots that lie under a snapshot_prefix, whole or not, in both formats, newest first."""
-    folder, base = os.path.split(prefix)
-    named = re.compile(re.escape(base) + r"_iter_(0|[1-9]\d*)\.(caffemodel|solverstate)(\.h5)?", re.ASCII)
-    found: dict[tuple[int, str], dict[str, str]] = {}
-    try:
-        with os.scandir(folder or ".") as entries:
-            for entry in entries:
-                match = named.fullmatch(entry.name)
-                if match and entry.is_file():
-                    iteration, kind, end = match.groups()
-                    found.setdefault((int(iteration), end or ""), {})[kind] = os.path.join(folder, entry.name)
-    except OSError as error:
-        raise FileError(f"cannot look for snapshots of '{prefix}': {error.strerror}") from None
-    return [
-        Snapshot(iteration, files.get("caffemodel", ""), files.get("solverstate", ""))
-        for (iteration, _), files in sorted(found.items(), reverse=True)
-    ]
-
-
-def remove_older(prefix: str, iteration: int, keep: int, spared: Collection[str] = ()) -> None:
-    """Remove what lies before the newest `keep` snapshots up to `iteration`, except the `spared` states.
-
-    Later ones, which are of another run, stay; so do links. A file that cannot be removed is logged.
-    """
-    check_removable(prefix)
-    keep_places = {os.path.realpath(path) for path in spared if path}
-    snapshots = [found for found in find_snapshots(prefix) if found.iteration <= iteration]
-    whole = sorted({found.iteration for found in snapshots if found.model and found.state}, reverse=True)
-    if len(whole) <= keep:
-        return
-    for found in reversed(snapshots):
-        if os.path.realpath(found.state) in keep_places:
-            continue
-        # The state goes first: a model alone is nothing that a run could be resumed from.
-        for path in (found.state, found.model):
-            if path and found.iteration < whole[keep - 1] and not os.path.islink(path):
-                try:
-                    os.unlink(path)
-                except OSError as error:
-                    logger.warning("cannot remove '%s': %s", path, error.strerror)
-
-
-@contextmanager
-def writing_alone(prefix: str, refusal: str = "") -> Iterator[None]:
-    """Keep other trainings from writing snapshots under a prefix while the block runs.
-
-    FileError where one does already: each would overwrite the other's, and `keep` would remove them. What
-    says so is a lock on a file `.PREFIX.lock`, which the system takes off whatever ends the process. Where
-    files cannot be locked, the block just runs.
-
-    refusal   the error's text, where another one says more
-    """
-    handle = _lock(prefix, refusal)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            with suppress(OSError):
-                os.unlink(_lock_path(prefix))  # while locked: whoever gets it looks whether it is there
-            os.close(handle)
-
-
-def _lock(prefix: str, refusal: str) -> int | None:
-    """The open file that is locked; None where that cannot be done."""
-    try:
-        import fcntl  # not on all systems
-    except ModuleNotFoundError:
-        return None
-    path = _lock_path(prefix)
-    while True:
-        try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            handle = os.open(path, flags, 0o666)
-        except (OSError, ValueError):  # no such folder, not writable, a zero byte: the solver says so
-            return None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.stat(path), os.fstat(handle)):
-                return handle
-            os.close(handle)  # it was another training's, which has just ended
-        except FileNotFoundError:
-            os.close(handle)
-        except BlockingIOError:
-            os.close(handle)
-            raise FileError(
-                refusal
-                or f"another training writes its snapshots under snapshot_prefix '{prefix}' now; wait for "
-                "its end, or choose another snapshot_prefix"
-            ) from None
-        except OSError:
-            os.close(handle)
-            return None
-
-
-def _lock_path(prefix: str) -> str:
-    folder, base = os.path.split(prefix)
-    name = base if len(base.encode()) <= 200 else f"{base[:50]}.{zlib.crc32(base.encode()):08x}"
-    return os.path.join(folder, f".{name}.lock")
-
-
-def check_removable(prefix: str) -> None:
-    """FileError for a prefix under which nothing may be removed, since it leads out of the working directory.
-
-    A prototxt can come from anybody; it must not name files elsewhere to be removed.
-    """
-    folder, here = (os.path.realpath(path) for path in (os.path.dirname(prefix) or ".", "."))
-    if os.path.commonpath([folder, here]) != here:
-        raise FileError(
-            f"--keep removes snapshots in the working directory only, and snapshot_prefix '{prefix}' leads "
-            f"to '{folder}'; start in a folder above that, or leave --keep out"
-        )
 
 
 def _is_hdf5(path: AnyPath) -> bool:

@@ -1,0 +1,41 @@
+"""Numbers that are read from the device: single ones later and together, blobs at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.floating[Any]]
+MAX_PENDING = 1000  # scalars that may stay on the device unread
+
+
+class DeviceScalars:
+    """Scalars that stay on their device until they are read together, so that nothing waits in between."""
+
+    def __init__(self) -> None:
+        self._pending: list[Tensor] = []
+
+    def add(self, scalar: Tensor) -> None:
+        """Keep one more."""
+        self._pending.append(scalar)
+
+    @property
+    def full(self) -> bool:
+        """Whether they are MAX_PENDING; then they are to be read."""
+        return len(self._pending) >= MAX_PENDING
+
+    def read(self) -> list[float]:
+        """Those that were added since the last call; waits for the device."""
+        values: list[float] = torch.stack(self._pending).tolist() if self._pending else []
+        self._pending = []
+        return values
+
+
+def host_array(blob: Tensor) -> Array:
+    """The values of a blob; waits for the device."""
+    array: Array = blob.detach().cpu().contiguous().numpy()
+    return array

@@ -1,0 +1,345 @@
+"""The snapshots of a training: written, found, removed, and gone on from.
+
+A snapshot is a model and a solver state (solverstate.py): PREFIX_iter_N.caffemodel and
+PREFIX_iter_N.solverstate, with .h5 after that in HDF5. The state is written last: where both are, both are
+whole.
+
+Caffe: solver.cpp, Snapshot, Restore.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from imae.files.caffe_log import log_line
+from imae.files.errors import CaffemodelError, FileError, SnapshotError
+from imae.layers.layer import shape_string
+from imae.layers.ranks import Ranks
+from imae.net.net import Net
+from imae.net.not_finite import all_finite
+from imae.net.weights import load_caffemodel, save_caffemodel
+from imae.prototxt import SolverParameter
+from imae.train.from_device import host_array
+from imae.train.options import Options
+from imae.train.run_position import RunPosition
+from imae.train.solverstate import State, file_checksum, read_state, write_state
+from imae.train.update import Update
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Marks:
+    """Which snapshots of a run matter, by the paths of their states; "" where there is none.
+
+    last_finite   the last one, written or gone on from, whose weights are finite
+    last_good     the last one after which a finite loss was shown
+    spared        last_good; before there is one, that from which this run goes on
+    exact_from    the one from which this run goes on exactly, as a real path
+    """
+
+    last_finite: str = ""
+    last_good: str = ""
+    spared: str = ""
+    exact_from: str = ""
+
+    def written(self, path: str, finite: bool) -> None:
+        """A snapshot was written."""
+        if finite:
+            self.last_finite = path
+
+    def restored(self, path: str, finite: bool) -> None:
+        """The run goes on from a snapshot, perhaps not exactly."""
+        self.exact_from = ""
+        if finite:
+            self.last_finite = self.spared = path
+
+    def finite_loss(self) -> bool:
+        """A finite loss was shown; whether another snapshot is the last good one from now on."""
+        if self.last_good == self.last_finite:
+            return False
+        self.last_good = self.spared = self.last_finite
+        return True
+
+
+class Restored(NamedTuple):
+    """Where a run goes on.
+
+    exact   whether data, random numbers and smoothed loss go on there, too
+    """
+
+    path: str
+    iteration: int
+    current_step: int
+    exact: bool
+
+
+class Snapshots:
+    """Those of one solver.
+
+    options    `keep` and `on_nan` count
+    ranks      all of them call `save`, `is_current` and what restores; rank 0 writes
+    net, update, position   what is saved and restored; with iteration and current_step, all that a run is
+    """
+
+    def __init__(
+        self,
+        param: SolverParameter,
+        options: Options,
+        ranks: Ranks,
+        net: Net,
+        update: Update,
+        position: RunPosition,
+    ) -> None:
+        self.prefix, self.diff = param.snapshot_prefix, param.snapshot_diff
+        self.hdf5 = param.snapshot_format == SolverParameter.HDF5
+        self.keep, self.on_nan = options.keep, options.on_nan
+        self.solver_type = param.type
+        self.marks = Marks()
+        self._ranks, self._net, self._update, self._position = ranks, net, update, position
+
+    def paths(self, iteration: int) -> tuple[str, str]:
+        """The model and the solver state of an iteration's snapshot."""
+        stem, end = f"{self.prefix}_iter_{iteration}", ".h5" if self.hdf5 else ""
+        return f"{stem}.caffemodel{end}", f"{stem}.solverstate{end}"
+
+    def is_current(self, iteration: int) -> bool:
+        """Whether the run goes on exactly from the snapshot that it would write now; Caffe rewrites it."""
+        model, path = self.paths(iteration)
+        its_own = os.path.realpath(path) == self.marks.exact_from
+        there = its_own and os.path.isfile(path) and os.path.isfile(model)
+        return bool(self._ranks.broadcast_int(int(there)))
+
+    # -- writing --------------------------------------------------------------------------------------------
+
+    def save(self, iteration: int, current_step: int, run: dict[str, Any]) -> str:
+        """Write the model, then the solver state, remove what `keep` has too many; the path of the state.
+
+        run   this rank's RunPosition.get_state
+        """
+        model, path = self.paths(iteration)
+        finite = all_finite([*(p.detach() for p in self._net.learnable), *self._update.history])
+        run = self._position.of_all_ranks(run, path)
+        if self._ranks.rank == 0:
+            kind = "HDF5 file" if self.hdf5 else "binary proto file"
+            log_line("solver.cpp:474" if self.hdf5 else "solver.cpp:464", f"Snapshotting to {kind} {model}")
+            # Not of the file read again: another program may have removed or replaced it.
+            checksum = save_caffemodel(self._net, model, hdf5=self.hdf5, diff=self.diff)
+            place = "sgd_solver.cpp:296" if self.hdf5 else "sgd_solver.cpp:284"
+            log_line(place, f"Snapshotting solver state to {kind} {path}")
+            history = [host_array(blob) for blob in self._update.history]
+            run = {**run, "model": checksum, "finite": finite}
+            write_state(State(iteration, model, current_step, history, run), path)
+        self.marks.written(path, finite)
+        self._remove_older(iteration)
+        return path
+
+    def finite_loss(self, iteration: int) -> None:
+        """Note that a finite loss was shown: the last snapshot of finite weights is a good one."""
+        if self.marks.finite_loss():
+            self._remove_older(iteration)
+
+    def _remove_older(self, iteration: int) -> None:
+        """Remove what `keep` has too many; a run that goes bad leaves what it can be resumed from."""
+        if self.keep and self._ranks.rank == 0:
+            remove_older(self.prefix, iteration, self.keep, (self.marks.spared, self.marks.last_finite))
+
+    # -- going on -------------------------------------------------------------------------------------------
+
+    def restore(self, path: str, *, as_caffe: bool, dialect: str | None) -> Restored:
+        """Go on from a solver state; see Solver.restore."""
+        return self._go_on(path, self._load(path, as_caffe=as_caffe, dialect=dialect), as_caffe)
+
+    def restore_newest(self, *, as_caffe: bool) -> Restored | None:
+        """Go on from the newest whole snapshot; see Solver.restore_newest."""
+        if self._ranks.rank:
+            path, _, model = self._ranks.broadcast_str("").partition("\0")
+            return self._go_on(path, self._load(path, model, as_caffe=as_caffe), as_caffe) if path else None
+        snapshots, failed = find_snapshots(self.prefix), None
+        for snapshot in snapshots:
+            try:
+                if not snapshot.state or not snapshot.model:
+                    there, lacks = ("model", "state") if snapshot.model else ("state", "model")
+                    raise SnapshotError(f"{snapshot.model or snapshot.state}: a {there} without a {lacks}")
+                state = self._load(snapshot.state, snapshot.model, as_caffe=as_caffe)
+            except SnapshotError as error:
+                logger.warning("Passing over a snapshot: %s", error)
+                continue
+            log_line("caffe.cpp:235", f"Resuming from {snapshot.state}")
+            self._ranks.broadcast_str(f"{snapshot.state}\0{snapshot.model}")
+            try:
+                return self._go_on(snapshot.state, state, as_caffe)
+            except SnapshotError as error:
+                if state.sealed or self._ranks.size > 1:
+                    raise
+                logger.warning("Passing over a snapshot: %s", error)
+                failed = error
+        if failed is not None:  # some of it has been taken already: there is no start from scratch any more
+            raise failed
+        self._ranks.broadcast_str("")
+        which = "whole snapshot" if snapshots else "snapshot"
+        logger.info("There is no %s %s_iter_*: the training starts from scratch", which, self.prefix)
+        return None
+
+    def _load(self, path: str, model: str = "", *, as_caffe: bool, dialect: str | None = None) -> State:
+        """Read a state and load its model, `model` or the one that it names, into the net.
+
+        SnapshotError, and a solver as it was, where one of them is missing, damaged or foreign.
+        """
+        state = read_state(path, dialect)
+        self._check_history(path, state)
+        if self.on_nan == "stop" and not state.run.get("finite", True):
+            raise SnapshotError(
+                f"{path}: its weights are not finite; take an earlier one, or --on-nan continue"
+            )
+        if model := model or state.learned_net:
+            self._load_model(path, model, None if as_caffe else state.run.get("model"), dialect)
+        return state
+
+    def _check_history(self, path: str, state: State) -> None:
+        """SnapshotError for the history of another net or type of solver."""
+        history = self._update.history
+        if len(state.history) != len(history):
+            raise SnapshotError(
+                f"{path}: Incorrect length of history blobs: it has {len(state.history)}, a solver of type "
+                f"{self.solver_type} has {len(history)} for this net; it was written by another type of "
+                f"solver or for another net"
+            )
+        for index, (values, blob) in enumerate(zip(state.history, history, strict=True)):
+            if not _same_shape(values.shape, tuple(blob.shape)):
+                raise SnapshotError(
+                    f"{path}: history blob {index} has shape {shape_string(values.shape)}, this net needs "
+                    f"{shape_string(blob.shape)}: it was written for another net"
+                )
+
+    def _load_model(self, path: str, model: str, checksum: int | None, dialect: str | None) -> None:
+        """Load the model of the state at `path`; `checksum` is that of what was written with the state."""
+        if not os.path.isfile(model):
+            raise SnapshotError(
+                f"{path}: File not found: {model}, the model that belongs to it; its path is relative to "
+                f"the working directory, start where the snapshot was taken"
+            )
+        try:
+            damaged = checksum not in (None, file_checksum(model))
+        except OSError as error:
+            raise SnapshotError(f"{path}: {model}: cannot be read: {error.strerror}") from None
+        if damaged:
+            raise SnapshotError(
+                f"{path}: {model} is damaged, or another model than it was written with "
+                f"(--resume-as-caffe takes it all the same)"
+            )
+        try:
+            load_caffemodel(self._net, model, dialect)
+        except CaffemodelError as error:
+            raise SnapshotError(f"{path}: {error}") from None
+
+    def _go_on(self, path: str, state: State, as_caffe: bool) -> Restored:
+        """Take the history, and where the run stood, from a state whose model is loaded."""
+        if not path.endswith(".h5"):  # Caffe: silent there
+            log_line("sgd_solver.cpp:336", "SGDSolver: restoring history")
+        for values, blob in zip(state.history, self._update.history, strict=True):
+            blob.copy_(torch.from_numpy(values).view(blob.shape))
+        self.marks.restored(path, state.run.get("finite", True))
+        exact = bool(state.run) and not as_caffe
+        if exact:
+            try:
+                self._position.set_state(state.run)
+            except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+                raise SnapshotError(
+                    f"{path}: the run cannot go on exactly: {error} (--resume-as-caffe starts the data anew)"
+                ) from error
+            self.marks.exact_from = os.path.realpath(path)
+        return Restored(path, state.iteration, state.current_step, exact)
+
+
+def _same_shape(values: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether the shapes agree; old files fill a shape up with 1s in front to 4 axes."""
+    return values in (wanted, (1,) * (4 - len(wanted)) + wanted)
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The files of a prefix's snapshot in one format; "" for one that is not there."""
+
+    iteration: int
+    model: str
+    state: str
+
+
+def find_snapshots(prefix: str) -> list[Snapshot]:
+    """The snapshots that lie under a snapshot_prefix, whole or not, in both formats, newest first."""
+    folder, base = os.path.split(prefix)
+    named = re.compile(re.escape(base) + r"_iter_(0|[1-9]\d*)\.(caffemodel|solverstate)(\.h5)?", re.ASCII)
+    found: dict[tuple[int, str], dict[str, str]] = {}
+    try:
+        with os.scandir(folder or ".") as entries:
+            for entry in entries:
+                match = named.fullmatch(entry.name)
+                if match and entry.is_file():
+                    iteration, kind, end = match.groups()
+                    found.setdefault((int(iteration), end or ""), {})[kind] = os.path.join(folder, entry.name)
+    except OSError as error:
+        raise FileError(f"cannot look for snapshots of '{prefix}': {error.strerror}") from None
+    return [
+        Snapshot(iteration, files.get("caffemodel", ""), files.get("solverstate", ""))
+        for (iteration, _), files in sorted(found.items(), reverse=True)
+    ]
+
+
+def remove_older(prefix: str, iteration: int, keep: int, spared: Collection[str] = ()) -> None:
+    """Remove what lies before the newest `keep` snapshots up to `iteration`, except the `spared` states.
+
+    Later ones, which are of another run, stay; so do links. A file that cannot be removed is logged.
+    """
+    check_removable(prefix)
+    keep_places = {os.path.realpath(path) for path in spared if path}
+    snapshots = [found for found in find_snapshots(prefix) if found.iteration <= iteration]
+    whole = sorted({found.iteration for found in snapshots if found.model and found.state}, reverse=True)
+    if len(whole) <= keep:
+        return
+    for found in reversed(snapshots):
+        if os.path.realpath(found.state) in keep_places:
+            continue
+        # The state goes first: a model alone is nothing that a run could be resumed from.
+        for path in (found.state, found.model):
+            if path and found.iteration < whole[keep - 1] and not os.path.islink(path):
+                try:
+                    os.unlink(path)
+                except OSError as error:
+                    logger.warning("cannot remove '%s': %s", path, error.strerror)
+
+
+def check_removable(prefix: str) -> None:
+    """FileError for a prefix under which nothing may be removed, since it leads out of the working directory.
+
+    A prototxt can come from anybody; it must not name files elsewhere to be removed.
+    """
+    folder, here = (os.path.realpath(path) for path in (os.path.dirname(prefix) or ".", "."))
+    if os.path.commonpath([folder, here]) != here:
+        raise FileError(
+            f"--keep removes snapshots in the working directory only, and snapshot_prefix '{prefix}' leads "
+            f"to '{folder}'; start in a folder above that, or leave --keep out"
+        )
+
+
+def check_writable(prefix: str) -> None:
+    """FileError where snapshots could not be written under a prefix."""
+    try:
+        with tempfile.TemporaryFile(dir=os.path.dirname(prefix) or "."):
+            pass
+    except OSError as error:
+        raise FileError(
+            f"Cannot write to snapshot prefix '{prefix}'.  Make sure that the directory exists and is "
+            f"writable. ({error.strerror})"
+        ) from None

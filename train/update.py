@@ -1,0 +1,115 @@
+"""The update of the weights, from the gradients that an iteration has summed up.
+
+    clip the summed gradients -> divide by iter_size -> regularise (decay_mult)
+         -> update rule (lr_mult, the rate inside the history) -> subtract
+
+Caffe: sgd_solver.cpp, ApplyUpdate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from imae.layers.utility.synced_memory import parameter_diff
+from imae.net.cuda_graph import Recorded, Recorder
+from imae.net.net import Net
+from imae.prototxt import SolverParameter
+from imae.train.update_rules import UpdateRule
+
+
+@dataclass
+class ParameterGroup:
+    """Learnable parameters with one lr_mult and one decay_mult, by their places in `net.learnable`.
+
+    rate   learning rate * lr_mult, on the device
+    """
+
+    places: list[int]
+    lr_mult: float
+    decay_mult: float
+    rate: Tensor
+
+
+class Update:
+    """Updates the learnable parameters of a net; work of the device alone.
+
+    rule       what is subtracted (update_rules.py)
+    device     where the net computes
+    recorder   makes what records the work to replay it (cuda_graph.py); None: it is launched each time
+
+    history    history blobs in Caffe's order: one per learnable parameter, then a second one where the rule
+               has two
+    """
+
+    def __init__(
+        self,
+        param: SolverParameter,
+        rule: UpdateRule,
+        net: Net,
+        device: torch.device,
+        recorder: Callable[[], Recorder] | None = None,
+    ) -> None:
+        self.param, self.rule, self.net = param, rule, net
+        self.history = [torch.zeros_like(p.detach()) for _ in range(rule.histories) for p in net.learnable]
+        self._groups = _group_parameters(net, device)
+        self._work = self.launch if recorder is None else Recorded(self.launch, recorder())
+
+    def diffs(self) -> list[Tensor]:
+        """The gradients of the learnable parameters."""
+        return [parameter_diff(p) for p in self.net.learnable]
+
+    def clear_diffs(self) -> None:
+        """Set all gradients to 0."""
+        if self.net.learnable:
+            torch._foreach_zero_(self.diffs())
+
+    def __call__(self, rate: float, iteration: int) -> Tensor | None:
+        """Make the update of an iteration; the L2 norm of the gradients, where clip_gradients limits it."""
+        if not self._groups:
+            return None
+        for group in self._groups:
+            group.rate.fill_(self.rule.corrected(rate, iteration) * group.lr_mult)
+        norm = self._work()
+        return None if norm is None else norm.clone()  # a replay writes to the same memory again
+
+    @torch.no_grad()
+    def launch(self) -> Tensor | None:
+        """The update at the rates that the groups have; what a recorder records."""
+        param, learnable, diffs = self.param, self.net.learnable, self.diffs()
+        datas = [p.detach() for p in learnable]
+        norm = self._clip(diffs)
+        if param.iter_size != 1:
+            torch._foreach_mul_(diffs, 1 / param.iter_size)
+        for group in self._groups:
+            weights = [datas[place] for place in group.places]
+            group_diffs = [diffs[place] for place in group.places]
+            decay = param.weight_decay * group.decay_mult
+            if decay:
+                l2 = param.regularization_type == "L2"
+                torch._foreach_add_(group_diffs, weights if l2 else torch._foreach_sign(weights), alpha=decay)
+            starts = range(0, len(self.history), len(learnable))
+            histories = [[self.history[start + place] for place in group.places] for start in starts]
+            self.rule.update(group_diffs, histories, group.rate)
+            torch._foreach_sub_(weights, group_diffs)
+        return norm
+
+    def _clip(self, diffs: list[Tensor]) -> Tensor | None:
+        """Scale all diffs down together so that their L2 norm is at most clip_gradients; what it was."""
+        limit = self.param.clip_gradients
+        if limit < 0:
+            return None
+        norm: Tensor = torch.stack(torch._foreach_norm(diffs)).norm()
+        torch._foreach_mul_(diffs, torch.where(norm > limit, limit / norm, 1.0))
+        return norm
+
+
+def _group_parameters(net: Net, device: torch.device) -> list[ParameterGroup]:
+    places: dict[tuple[float, float], list[int]] = {}
+    for place, mults in enumerate(zip(net.lr_mults, net.decay_mults, strict=True)):
+        places.setdefault(mults, []).append(place)
+    rate = torch.zeros((), dtype=net.dtype, device=device)
+    return [ParameterGroup(found, *mults, rate.clone()) for mults, found in places.items()]
