@@ -20,6 +20,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,10 @@ from imae.files.limits import blob_problem
 from imae.layers.caffe_random import CaffeRandom
 from imae.prototxt import FillerParameter
 
+if TYPE_CHECKING:
+    from imae.layers.layer import Shape
+
 f32 = np.float32
-Shape = tuple[int, ...]
 Values = NDArray[np.float32]
 
 

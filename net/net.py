@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from imae.files.caffe_log import log_line
 from imae.files.errors import LayerError
+from imae.layers.blob import shape_string
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data_resources import DataResources
-from imae.layers.layer import AUTOMATIC, DataLayer, LabelReader, Layer, Shape, shape_string
+from imae.layers.labels import LabelReader
+from imae.layers.layer import AUTOMATIC, DataLayer, Layer, Shape
 from imae.layers.ranks import ALONE, Ranks
 from imae.layers.registry import layer_class
 from imae.net.debug_info import log_forward

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from imae.layers.layer import Shape
-from imae.layers.utility.synced_memory import SyncedMemory, take_back
-from imae.layers.utility.synced_memory import parameter_diff as parameter_diff
+from imae.layers.utility.synced_memory import SyncedMemory, parameter_diff, take_back
 from imae.net.debug_info import log_backward, log_forward, log_totals
 from imae.net.net import Memory, Net, Step
 

@@ -28,8 +28,8 @@ from imae.files.caffe_log import log_line
 from imae.files.errors import CaffemodelError, PrototxtError
 from imae.files.hdf5_file import HDF5_ERRORS, hdf5_content, open_hdf5
 from imae.files.read import AnyPath
-from imae.layers.blob import blob_from_array, exact_array_from_blob, single_or_double
-from imae.layers.layer import Layer, LossLayer, Shape, shape_string
+from imae.layers.blob import blob_from_array, exact_array_from_blob, shape_string, single_or_double
+from imae.layers.layer import Layer, LossLayer, Shape
 from imae.net.net import Net
 from imae.prototxt import LayerParameter, NetParameter, ParamSpec
 from imae.prototxt.dialects import DIALECTS, fork_hint, read_net_dialect

@@ -35,7 +35,7 @@ SHARED = {
         "base_data",
         "resident",
     },
-    "loss": {"loss_normalizer"},
+    "loss": {"least_probability", "loss_normalizer"},
     "plugins": {"designed_loss", "example_weights"},
     "utility": {"synced_memory"},
 }

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from imae.files.atomic import write_atomically
 from imae.files.errors import CaffemodelError, FileError, PrototxtError, SnapshotError
 from imae.files.hdf5_file import HDF5_ERRORS, TEXT, hdf5_content, open_hdf5
-from imae.files.read import open_to_read
+from imae.files.read import AnyPath, open_to_read
 from imae.layers.blob import blob_from_array, exact_array_from_blob, single_or_double
 from imae.prototxt import SolverState
 from imae.prototxt.dialects import fork_hint, read_state_dialect
@@ -47,7 +47,6 @@ from imae.prototxt.text import parse_binary, read_content
 logger = logging.getLogger(__name__)
 
 Array = NDArray[np.floating[Any]]
-AnyPath = str | os.PathLike[str]
 RUN = "imae_run"  # the dataset of `run`
 SEALED = "sealed"  # in `run`: the file has a seal
 CHECKSUM = "checksum"  # in `run`, of earlier versions: the CRC-32 of all the rest

@@ -36,17 +36,18 @@ from imae.files.errors import (
     PrototxtError,
     SnapshotError,
 )
+from imae.layers.blob import shape_string
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.common.dropout import Dropout
 from imae.layers.data_resources import DataResources
-from imae.layers.layer import shape_string
 from imae.layers.ranks import ALONE
+from imae.layers.utility.synced_memory import parameter_diff
 from imae.layers.vision.pooling import PoolingMethod
 from imae.net.cuda_graph import GraphExecutor, Recorded, Recorder
 from imae.net.executor import Executor, NetExecutor, Result, StepwiseExecutor
 from imae.net.net import Net
 from imae.net.not_finite import Tracer, all_finite
-from imae.net.stepwise import Stepwise, parameter_diff
+from imae.net.stepwise import Stepwise
 from imae.net.streams import Streams
 from imae.net.weights import load_caffemodel, save_caffemodel
 from imae.prototxt import SolverParameter

@@ -38,6 +38,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from imae.layers.autograd import apply_for_several
 from imae.layers.blob import array_from_blob
 from imae.layers.layer import Layer, Shape
 from imae.layers.registry import register_layer
@@ -242,10 +243,7 @@ class Python(Layer):
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         parameters = [self.blob(index) for index in range(len(self.blobs))]
-        tops: tuple[Tensor, ...] = _Passes.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            self, *bottoms, *parameters
-        )
-        return tops
+        return apply_for_several(_Passes, self, *bottoms, *parameters)
 
     def forward_pass(self, bottoms: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Run the user's forward."""

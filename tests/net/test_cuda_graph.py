@@ -26,7 +26,7 @@ from imae.layers.blob import blob_from_array
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.common.dropout import Dropout
 from imae.layers.data.data import Data
-from imae.layers.layer import LabelReader
+from imae.layers.labels import LabelReader
 from imae.net.cuda_graph import WARM_UP
 from imae.net.executor import NetExecutor
 from imae.net.kernels import native
