@@ -19,7 +19,8 @@ from torch import Tensor
 from imae.layers.layer import DataLayer
 from imae.net.device import device_budget
 from imae.net.fuse import FusedBatchNormScale, fuse_training
-from imae.net.net import Net, Step
+from imae.net.net import Net
+from imae.net.step import Step, run_step
 from imae.net.stepwise import Stepwise
 
 Result = tuple[Tensor, dict[str, Tensor]]
@@ -50,8 +51,7 @@ class _Feed:
         """For the next pass, on the host."""
         if self.resident:
             return (self.layer.next_draw(),)
-        tops = self.step.run()
-        return tops if isinstance(tops, tuple) else (tops,)
+        return run_step(self.step, {})
 
     def blobs(self, given: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         """The tops, by name, from what was fetched and is now on the device."""

@@ -35,8 +35,9 @@ from imae.net.kernels.conv import (
     subsamples_few_channels,
 )
 from imae.net.kernels.norm import added_within
-from imae.net.net import Net, Step, mark_frees
+from imae.net.net import Net
 from imae.net.running_statistics import RunningStatistics, sole_owners
+from imae.net.step import Step, mark_frees
 from imae.prototxt import LayerParameter
 
 

@@ -7,8 +7,7 @@ The plain net here is the reference. `plan` is what `forward` executes; faster p
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from functools import partial
 
 import torch
@@ -24,6 +23,7 @@ from imae.layers.layer import AUTOMATIC, DataLayer, Layer, Shape
 from imae.layers.ranks import ALONE, Ranks
 from imae.layers.registry import layer_class
 from imae.net.debug_info import log_forward
+from imae.net.step import Memory, Step, mark_frees, run_step
 from imae.prototxt import TEST, LayerParameter, NetParameter, ParamSpec, Phase
 from imae.prototxt.insert_splits import insert_splits
 from imae.prototxt.leftovers import report_leftovers
@@ -31,75 +31,6 @@ from imae.prototxt.state import filter_by_state
 from imae.prototxt.text import to_text
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Step:
-    """One layer in its place: which blobs it reads and writes.
-
-    bottom_need_backward  which bottoms get a gradient (`propagate_down`, `force_backward`, Caffe's own rules)
-    need_backward         whether Caffe runs this layer's backward pass at all
-    detach                bottoms through which autograd must not reach further down
-    frees                 blobs that nobody reads after this step
-    overwritten           whether in-place layers change the memory that this step's backward pass reads
-    memory                the blob that they leave there, under its last name
-    members               the steps for which this one stands, in order, where it stands for several
-    shapes                those of the bottoms that were checked last
-    """
-
-    layer: Layer
-    run: Callable[..., Tensor | tuple[Tensor, ...]]
-    bottoms: tuple[str, ...]
-    tops: tuple[str, ...]
-    bottom_need_backward: list[bool] = field(default_factory=list)
-    need_backward: bool = False
-    detach: tuple[bool, ...] = ()
-    frees: tuple[str, ...] = ()
-    overwritten: bool = False
-    memory: str = ""
-    members: tuple[Step, ...] = ()
-    shapes: list[Shape] = field(default_factory=list)
-
-    def check(self, bottoms: Sequence[Tensor]) -> None:
-        """LayerError for bottoms that do not fit. No more than a comparison while their shapes stay."""
-        shapes: list[Shape] = [bottom.shape for bottom in bottoms]
-        if shapes == self.shapes:
-            return
-        known = dict(zip(self.bottoms, shapes, strict=True))
-        for step in self.members or (self,):
-            tops = step.layer.reshape([tuple(known[name]) for name in step.bottoms])
-            known.update(zip(step.tops, tops, strict=False))
-        self.shapes = shapes
-
-
-class Memory:
-    """What a layer's backward pass finds in the memory of its top after in-place layers have overwritten it.
-
-    Caffe: a layer that reads its top (TanH, Sigmoid, ...) in its backward pass reads what lies there by
-    then, so an in-place Dropout behind an in-place TanH changes TanH's gradient. `run` computes a layer's
-    tops so that autograd takes `read()`, once that gives a tensor, for the top (and, of an in-place layer,
-    the bottom) that it saved.
-    """
-
-    def __init__(self, read: Callable[[], Tensor | None]) -> None:
-        self._read = read
-        self._places: set[int] = set()
-
-    def run(self, step: Step, bottoms: list[Tensor]) -> Tensor | tuple[Tensor, ...]:
-        with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, self._saved):
-            tops = step.run(*bottoms)
-        top = tops if isinstance(tops, Tensor) else tops[0]
-        if step.layer.reads_top:
-            self._places.add(top.data_ptr())
-        if step.layer.reads_bottom and step.tops[0] in step.bottoms:
-            self._places.add(bottoms[0].data_ptr())
-        return tops
-
-    def _saved(self, saved: Tensor) -> Tensor:
-        now = self._read()
-        if now is None or saved.data_ptr() not in self._places:
-            return saved
-        return now.detach().reshape(saved.shape)
 
 
 class Net(nn.Module):
@@ -519,20 +450,12 @@ class Net(nn.Module):
 
     def _run_step(self, step: Step, values: dict[str, Tensor], memory: dict[str, Tensor | None]) -> None:
         """Put the step's tops into `values`, and into `memory` those that lie where a backward pass reads."""
-        args = [values[name] for name in step.bottoms]
-        step.check(args)
-        if step.detach:
-            args = [a.detach() if cut else a for a, cut in zip(args, step.detach, strict=True)]
         place = self.memory_of(step.tops[0]) if step.tops else ""
+        found = None
         if step.overwritten and torch.is_grad_enabled():
             memory[place] = None
-            tops = Memory(partial(memory.get, place)).run(step, args)
-        else:
-            tops = step.run(*args)
-        if isinstance(tops, Tensor):
-            values[step.tops[0]] = tops
-        else:
-            values.update(zip(step.tops, tops, strict=True))
+            found = Memory(partial(memory.get, place))
+        values.update(zip(step.tops, run_step(step, values, found), strict=True))
         if place in memory:
             memory[place] = values[step.tops[0]]  # the last one to be put there stays
 
@@ -569,10 +492,3 @@ def _is_spoilt(step: Step) -> bool:
     return in_place and (
         step.layer.spoils_in_place == "data" or (step.layer.spoils_in_place == "diff" and step.need_backward)
     )
-
-
-def mark_frees(steps: list[Step]) -> None:
-    """Note for each step which blobs nobody reads after it."""
-    last_reader = {bottom: index for index, step in enumerate(steps) for bottom in step.bottoms}
-    for index, step in enumerate(steps):
-        step.frees = tuple(b for b in {*step.bottoms}.difference(step.tops) if last_reader[b] == index)

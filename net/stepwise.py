@@ -21,7 +21,8 @@ from torch import Tensor
 from imae.layers.layer import Shape
 from imae.layers.utility.synced_memory import SyncedMemory, parameter_diff, take_back
 from imae.net.debug_info import log_backward, log_forward, log_totals
-from imae.net.net import Memory, Net, Step
+from imae.net.net import Net
+from imae.net.step import Memory, Step, run_step
 
 CPU = torch.device("cpu")
 Callback = Callable[[int], object]
@@ -78,7 +79,7 @@ class Stepwise:
         self.after_forward: list[Callback] = []
         self.before_backward: list[Callback] = []
         self.after_backward: list[Callback] = []
-        self._graphs: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+        self._graphs: dict[int, tuple[dict[str, Tensor], tuple[Tensor, ...]]] = {}
 
     def forward(self, start: int = 0, end: int | None = None) -> float:
         """Run the layers start..end (both included); returns the sum of their weighted losses."""
@@ -107,23 +108,21 @@ class Stepwise:
                 loss += float((self.blobs[name].data * self.blobs[name].diff).sum())
         return loss
 
-    def _compute(self, index: int) -> list[Tensor]:
+    def _compute(self, index: int) -> tuple[Tensor, ...]:
         """The tops of a layer, and the graph that its backward pass needs."""
         step = self.net.steps[index]
-        bottoms = []
+        bottoms: dict[str, Tensor] = {}
         for name, need in zip(step.bottoms, step.bottom_need_backward, strict=True):
             # The top of an in-place layer overwrites the memory that its backward pass still needs.
             data = self.blobs[name].data
             bottom = data.clone() if name in step.tops else data.detach()
-            bottoms.append(bottom.requires_grad_(need))
-        step.check(bottoms)
+            bottoms[name] = bottom.requires_grad_(need)
+        memory = None
+        if step.overwritten:
+            blob = self.blobs[step.memory]
+            memory = Memory(lambda: blob.data)
         with torch.set_grad_enabled(step.need_backward):
-            if step.overwritten:
-                memory = self.blobs[step.memory]
-                result = Memory(lambda: memory.data).run(step, bottoms)
-            else:
-                result = step.layer(*bottoms)
-        tops = [result] if isinstance(result, Tensor) else list(result)
+            tops = run_step(step, bottoms, memory)
         self._graphs[index] = (bottoms, tops)
         return tops
 
@@ -150,7 +149,7 @@ class Stepwise:
             self._compute(index)
         bottoms, tops = self._graphs[index]
         ends = [(name, top) for name, top in zip(step.tops, tops, strict=True) if top.requires_grad]
-        starts = [(name, b) for name, b in zip(step.bottoms, bottoms, strict=True) if b.requires_grad]
+        starts = [(name, bottom) for name, bottom in bottoms.items() if bottom.requires_grad]
         grads: Sequence[Tensor | None] = [None] * (len(starts) + len(parameters))
         if ends:
             grads = torch.autograd.grad(

@@ -31,7 +31,8 @@ print("ran")
 """
 
 READ = """
-from imae.prototxt import ImaeError, parse_net
+from imae.files.errors import ImaeError
+from imae.prototxt import parse_net
 try:
     parse_net('layer { type: "Xyz" xyz_param { scaling: 3 } }', "net")
 except ImaeError as error:

@@ -39,7 +39,8 @@ from imae.net.fuse import FusedBatchNormScale, fuse_training
 from imae.net.kernels import native
 from imae.net.kernels.conv import SubsampledConvolution
 from imae.net.kernels.norm import is_channels_last, normalize
-from imae.net.net import Net, Step
+from imae.net.net import Net
+from imae.net.step import Step
 from imae.prototxt import TEST, NetParameter, SolverParameter
 from imae.prototxt.models.resnet import paper_solver, resnet, with_cifar10_data
 from imae.prototxt.state import filter_net

@@ -13,7 +13,8 @@ import pytest
 
 from imae.files.errors import LayerError
 from imae.net.fuse import fuse_training
-from imae.net.net import Net, Step
+from imae.net.net import Net
+from imae.net.step import Step
 from imae.prototxt.state import filter_by_state
 from imae.prototxt.text import parse_net
 
