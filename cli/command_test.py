@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from imae.cli.options import add_net_options, chosen_net
 from imae.files.caffe_log import log_line, number, output_text
 from imae.files.errors import ImaeError
+from imae.layers.run import Run
 from imae.net.device import (
     add_data_cache_option,
     add_double_option,
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
         log_line("caffe.cpp:266", f"Use GPU with device ID {device.index}")
         log_line("caffe.cpp:270", f"GPU device name: {torch.cuda.get_device_name(device)}")
     resources = chosen_data_resources(args)
-    net = Net(chosen_net(args.model, args), dtype=chosen_dtype(args), data_resources=resources)
+    net = Net(chosen_net(args.model, args), Run(data_resources=resources, dtype=chosen_dtype(args)))
     load_to_use(net, args.weights, args.dialect)
     score(net, device, args.iterations)
 

@@ -18,13 +18,13 @@ from imae.files.limits import blob_problem
 from imae.layers.autograd import apply
 from imae.layers.blob import array_from_blob, shape_string
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.data_resources import DataResources
 from imae.layers.filler import fill
-from imae.layers.ranks import ALONE, Ranks
-from imae.prototxt import TRAIN, FillerParameter, LayerParameter, ParamSpec
+from imae.layers.run import Run
+from imae.prototxt import FillerParameter, LayerParameter, ParamSpec
 
 if TYPE_CHECKING:
     from imae.layers.onnx_graph import OnnxGraph
+    from imae.layers.ranks import Ranks
 
 Shape = tuple[int, ...]
 AUTOMATIC = "(automatic)"  # what Caffe calls a top that a layer needs and the prototxt does not name
@@ -48,8 +48,6 @@ class Layer(nn.Module):
     phase        TRAIN or TEST; the only switch of behaviour (torch's .training is not looked at)
     blobs        parameter blobs in Caffe's order
     random       the run's CaffeRandom; draws for fillers and masks come from it
-    ranks        the processes that share the records out, in TRAIN; rank 0 tests alone
-    data_resources      memory for decoded records and threads, which the run's data layers share
     """
 
     num_bottoms: ClassVar[int | None] = None
@@ -62,8 +60,9 @@ class Layer(nn.Module):
     in_place: ClassVar[bool] = True  # False: Caffe refuses a top that is also a bottom
     deployed: ClassVar[bool] = True  # False: losses and measures, which a deployed net does without
     makes_input: ClassVar[bool] = False  # True: tops come from outside the net; an Input when deployed
-    # Caffe: whether the backward pass reads top[0], or bottom[0], from a memory that in-place layers
-    # overwrite.
+    is_fed: ClassVar[bool] = False  # True: nothing is computed, whoever runs the net gives the tops (Input)
+    idle_in_test: ClassVar[bool] = False  # True: in phase TEST the top is the bottom as it is (Dropout)
+    # Caffe: whether the backward pass reads top[0], or bottom[0], from memory that in-place layers overwrite.
     reads_top: bool = False
     reads_bottom: bool = False
     # Caffe: whether the tops are bottom[0]'s memory under another shape, so that an in-place layer after this
@@ -86,8 +85,6 @@ class Layer(nn.Module):
     refusal: LayerError | None = None
 
     random: CaffeRandom
-    ranks: Ranks
-    data_resources: DataResources
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__()
@@ -100,13 +97,7 @@ class Layer(nn.Module):
         self.leftovers: list[str] = []
         self._find_leftovers()
 
-    def build(
-        self,
-        bottom_shapes: Sequence[Shape],
-        random: CaffeRandom,
-        ranks: Ranks = ALONE,
-        data_resources: DataResources | None = None,
-    ) -> list[Shape]:
+    def build(self, bottom_shapes: Sequence[Shape], run: Run) -> list[Shape]:
         """Check the arity, make the parameter blobs, return the tops' shapes. Called once, by the net."""
         self._check_count("bottom", len(bottom_shapes))
         self._check_count("top", len(self.param.top))
@@ -119,8 +110,8 @@ class Layer(nn.Module):
             raise self.error(
                 f"{self.type} Layer does not allow in-place computation; give the top another name"
             )
-        self.random, self.ranks = random, ranks if self.phase == TRAIN else ALONE
-        self.data_resources = data_resources or DataResources(ranks=ranks.size)
+        self.random = run.random
+        self.use_run(run)
         self.setup(bottom_shapes)
         if len(self.param.blobs) > len(self.blobs):
             raise self.error(
@@ -128,6 +119,9 @@ class Layer(nn.Module):
                 f"it needs {len(self.blobs)}"
             )
         return self.checked_top_shapes(bottom_shapes)
+
+    def use_run(self, run: Run) -> None:
+        """Note what this type needs of the run besides random numbers; called before `setup`."""
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         """Make the parameter blobs with `add_blob`; check what depends on the bottoms' shapes."""
@@ -302,6 +296,7 @@ class DataLayer(Layer):
 
     `next_batch` may therefore run ahead of the net (in a thread, or outside a captured graph).
 
+    ranks    the processes that share the records out, in TRAIN; rank 0 tests alone
     waited   seconds for which callers of `next_batch` have waited so far; where `prefetches`, it is counted
     """
 
@@ -309,6 +304,10 @@ class DataLayer(Layer):
     makes_input = True
     prefetches: ClassVar[bool] = False  # True: batches are made ahead, so that nobody should wait
     waited = 0.0
+    ranks: Ranks
+
+    def use_run(self, run: Run) -> None:
+        self.ranks = run.ranks_in(self.phase)
 
     def next_batch(self) -> tuple[Tensor, ...]:
         """The tops of the next forward pass, on the CPU."""

@@ -11,7 +11,7 @@ import torch
 
 from imae.files.errors import DeviceError, ImaeError
 from imae.files.limits import memory_size
-from imae.layers.data_resources import DataResources, most_threads, usable_cores
+from imae.layers.data.data_resources import DataResources, most_threads, usable_cores
 
 
 def gpu(wanted: str, asked_by: str, instead: str) -> torch.device:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,12 +17,11 @@ from torch import Tensor, nn
 from imae.files.caffe_log import log_line
 from imae.files.errors import LayerError
 from imae.layers.blob import shape_string
-from imae.layers.caffe_random import CaffeRandom
-from imae.layers.data_resources import DataResources
+from imae.layers.data.data_resources import DataResources
 from imae.layers.labels import LabelReader
 from imae.layers.layer import AUTOMATIC, DataLayer, Layer, Shape
-from imae.layers.ranks import ALONE, Ranks
 from imae.layers.registry import layer_class
+from imae.layers.run import Run
 from imae.net.debug_info import log_forward
 from imae.net.step import Memory, Step, mark_frees, run_step
 from imae.prototxt import TEST, LayerParameter, NetParameter, ParamSpec, Phase
@@ -37,12 +37,10 @@ class Net(nn.Module):
     """The layers of a net, built, connected and checked as Caffe does it.
 
     param          NetParameter; `state` (phase, level, stage) decides which layers are in
-    random         draws the fillers' numbers, in Caffe's order
+    run            what the layers need of the run: random numbers, which the fillers draw in Caffe's order,
+                   ranks, memory and threads for the data layers, dtype
     share_from     a net whose parameters are used where layer names agree (a test net's train net); this
                    net's own blobs are filled all the same, so that the random stream is Caffe's
-    dtype          of parameters and blobs; what fillers and data layers give is float32 and is cast
-    ranks          the processes that train such a net together, for the layers
-    data_resources      memory and threads for the data layers; by default this net's own
 
     name, phase, steps, plan
     layer_names    in order, automatic splits included
@@ -57,16 +55,14 @@ class Net(nn.Module):
     def __init__(
         self,
         param: NetParameter,
-        random: CaffeRandom | None = None,
+        run: Run | None = None,
         share_from: Net | None = None,
-        dtype: torch.dtype = torch.float32,
-        ranks: Ranks = ALONE,
-        data_resources: DataResources | None = None,
     ) -> None:
         super().__init__()
-        self.dtype, self.ranks = dtype, ranks
-        self.data_resources = data_resources or DataResources(ranks=ranks.size)
-        self.random = random if random is not None else CaffeRandom(None)
+        run = Run() if run is None else run
+        if run.data_resources is None:
+            run = replace(run, data_resources=DataResources(ranks=run.ranks.size))
+        self.run = run
         self.name = param.name
         self.phase = param.state.phase
         filtered = filter_by_state(param, param.state)
@@ -102,13 +98,18 @@ class Net(nn.Module):
             log_line("net.cpp:244", f"This network produces output {name}")
         for parameter, lr_mult in zip(self.learnable, self.lr_mults, strict=True):
             parameter.requires_grad_(lr_mult != 0 or self.force_backward)
-        self.to(dtype)
+        self.to(self.dtype)
         if share_from is not None:
             self.share_with(share_from)
         self._finish_steps()
         self.plan = self.steps
         self._label_readers = [m for m in self.modules() if isinstance(m, LabelReader)]
         log_line("net.cpp:257", "Network initialization done.")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of parameters and blobs."""
+        return self.run.dtype
 
     @property
     def layer_names(self) -> list[str]:
@@ -141,7 +142,7 @@ class Net(nn.Module):
         need_backward = any(self._blob_need_backward[bottom] for bottom in param.bottom)
         tops = self._append_tops(param, layer)
         bottom_shapes = [self.blob_shapes[bottom] for bottom in param.bottom]
-        shapes = layer.build(bottom_shapes, self.random, self.ranks, self.data_resources)
+        shapes = layer.build(bottom_shapes, self.run)
         if len(shapes) != len(tops):
             raise LayerError(param, f"{len(shapes)} tops are made, {len(tops)} are named: {', '.join(tops)}")
         log_line("net.cpp:124", f"Setting up {param.name}")
@@ -198,7 +199,7 @@ class Net(nn.Module):
                 self._blob_need_backward[top] = False
             self._available.add(top)
             seen.add(top)
-            if param.type == "Input":
+            if layer.is_fed:
                 self.inputs.append(top)
         tops = list(param.top)
         if layer.auto_tops:
@@ -355,8 +356,7 @@ class Net(nn.Module):
                 if at > written.get(bottom, -1):
                     found.append((step.layer, bottom, self.steps[at].layer))
             written.update(dict.fromkeys(step.tops, index))
-            idle = step.layer.type == "Dropout" and self.phase == TEST
-            if not idle:
+            if not (step.layer.idle_in_test and self.phase == TEST):
                 for top in {*step.tops}.intersection(step.bottoms):
                     overwritten[self.memory_of(top)] = index
         return found

@@ -98,7 +98,7 @@ class Stepwise:
     def _forward_step(self, index: int) -> float:
         step = self.net.steps[index]
         self._take_back(step)
-        if step.layer.type == "Input":
+        if step.layer.is_fed:
             return 0.0
         loss = 0.0
         for name, top in zip(step.tops, self._compute(index), strict=True):
@@ -185,8 +185,6 @@ class Stepwise:
     def reshape(self) -> None:
         """Carry the shapes of the inputs through all layers (Caffe: Net::Reshape)."""
         for step in self.net.steps:
-            if step.layer.type == "Input":
-                continue
             if step.bottoms:
                 shapes = [tuple(self.blobs[name].data.shape) for name in step.bottoms]
                 for name, shape in zip(step.tops, step.layer.checked_top_shapes(shapes), strict=True):

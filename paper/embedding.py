@@ -21,6 +21,7 @@ from imae.layers.data.datum import size_text
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.layer import Shape
 from imae.layers.registry import layer_class
+from imae.layers.run import Run
 from imae.net.fuse import fold_batch_norm
 from imae.net.net import Net
 from imae.net.weights import load_caffemodel
@@ -86,7 +87,7 @@ def net_model(
                 f"{path}: the input is {size_text(input_shape[1:])}, the prepared images are "
                 f"{size_text(shape[1:])}; use --resize and --crop"
             )
-        net = Net(deploy_net(param, shape), CaffeRandom(0))
+        net = Net(deploy_net(param, shape), Run(CaffeRandom(0)))
         load_caffemodel(net, weights, dialect)
         return _embed_with_net(net, _feature_blob(net, blob), device)
 

@@ -33,6 +33,7 @@ SHARED = {
         "record_order",
         "transformer",
         "base_data",
+        "data_resources",
         "resident",
     },
     "loss": {"least_probability", "loss_normalizer"},

@@ -39,8 +39,9 @@ from imae.files.errors import (
 from imae.layers.blob import shape_string
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.common.dropout import Dropout
-from imae.layers.data_resources import DataResources
+from imae.layers.data.data_resources import DataResources
 from imae.layers.ranks import ALONE
+from imae.layers.run import Run
 from imae.layers.utility.synced_memory import parameter_diff
 from imae.layers.vision.pooling import PoolingMethod
 from imae.net.cuda_graph import GraphExecutor, Recorded, Recorder
@@ -176,9 +177,10 @@ class Solver:
                 self.random.reseed(ranks.of_first(self.random.seed) + self._rank)
             logger.info("random_seed was not specified; this run's seed is %d", self.random.seed)
         make = executor or self._executor_maker(fast, recorder, reduced=reduced, compiled=compiled, last=last)
-        self.net = build_train_net(param, self.random, dtype, dialect, ranks or ALONE, data_resources)
+        run = Run(self.random, ranks or ALONE, data_resources, dtype)
+        self.net = build_train_net(param, run, dialect)
         self._run = make(self.net)
-        self.test_nets = [] if self._rank else build_test_nets(param, self.random, self.net, dialect)
+        self.test_nets = [] if self._rank else build_test_nets(param, self.net, dialect)
         self._run_test = [make(net) for net in self.test_nets]
         masks = gpu_dropout == "device" and self._let_device_draw_masks()
         self._streams = Streams(self.random, [self.net, *self.test_nets], self.device, masks)

@@ -5,13 +5,12 @@ Caffe: solver.cpp, InitTrainNet, InitTestNets.
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
 
 from imae.files.caffe_log import log_line
 from imae.files.errors import PrototxtError
-from imae.layers.caffe_random import CaffeRandom
-from imae.layers.data_resources import DataResources
-from imae.layers.ranks import ALONE, Ranks
+from imae.layers.ranks import ALONE
+from imae.layers.run import Run
 from imae.net.net import Net
 from imae.net.weights import load_caffemodel
 from imae.prototxt import TEST, TRAIN, NetState, SolverParameter
@@ -21,19 +20,10 @@ from imae.prototxt.state import in_state
 TRAIN_FIELDS = ("net", "net_param", "train_net", "train_net_param")
 
 
-def build_train_net(
-    param: SolverParameter,
-    random: CaffeRandom,
-    dtype: torch.dtype,
-    dialect: str | None = None,
-    ranks: Ranks = ALONE,
-    data_resources: DataResources | None = None,
-) -> Net:
+def build_train_net(param: SolverParameter, run: Run, dialect: str | None = None) -> Net:
     """The net that exactly one of TRAIN_FIELDS gives, with the weights that the solver names.
 
     dialect   the fork that the files of nets and weights are of; None: Caffe's own
-    ranks     the processes that train it together
-    data_resources      memory and threads for its data layers, and for those of the test nets
     """
     given = [name for name in TRAIN_FIELDS if param.HasField(name)]
     fields = ", ".join(TRAIN_FIELDS)
@@ -57,17 +47,16 @@ def build_train_net(
         log_line("solver.cpp:102", f"Creating training net from net file: {param.net}")
         net_param = read_net_text(param.net, dialect, _weights(param))
     state = in_state(net_param, TRAIN, param.train_state)
-    net = Net(state, random, dtype=dtype, ranks=ranks, data_resources=data_resources)
+    net = Net(state, run)
     _load_weights(net, param, dialect)
     return net
 
 
-def build_test_nets(
-    param: SolverParameter, random: CaffeRandom, train_net: Net, dialect: str | None = None
-) -> list[Net]:
+def build_test_nets(param: SolverParameter, train_net: Net, dialect: str | None = None) -> list[Net]:
     """The nets of test_net_param, of test_net, then `net` or `net_param` for the test_iters that are left.
 
-    They use the parameters of the train net's layers of the same names.
+    They use the parameters of the train net's layers of the same names, and its run, but for the ranks: those
+    who test do so alone.
     """
     weights = _weights(param)
     sources = [("test_net_param", net_param) for net_param in param.test_net_param]
@@ -90,12 +79,11 @@ def build_test_nets(
         )
     if sources and param.test_interval <= 0:
         raise PrototxtError(f"test_iter needs a test_interval greater than 0, got {param.test_interval}")
-    nets = []
+    run, nets = replace(train_net.run, ranks=ALONE), []
     for index, (source, net_param) in enumerate(sources):
         state = param.test_state[index] if param.test_state else NetState()
         log_line("solver.cpp:190", f"Creating test net (#{index}) specified by {source}")
-        net_state, shared = in_state(net_param, TEST, state), train_net.data_resources
-        nets.append(Net(net_state, random, train_net, train_net.dtype, data_resources=shared))
+        nets.append(Net(in_state(net_param, TEST, state), run, train_net))
         _load_weights(nets[-1], param, dialect)
     return nets
 

@@ -24,6 +24,7 @@ from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Shape
 from imae.layers.registry import layer_types
+from imae.layers.run import Run
 from imae.net.executor import NetExecutor
 from imae.net.fuse import fuse_training
 from imae.net.net import Net
@@ -129,7 +130,7 @@ def fresh(type_name: str, shapes: Sequence[Shape], like: Net) -> Net | None:
         return None
     for blob, other in zip(net.learnable, like.learnable, strict=True):
         blob.data.copy_(other.data)
-    net.random.set_state(like.random.get_state())
+    net.run.random.set_state(like.run.random.get_state())
     return net
 
 
@@ -206,7 +207,7 @@ def chain(joined: str, way: str, last: bool, shapes: list[Shape]) -> Net:
     param = parse_net(CHAIN.replace("JOINED", joined))
     for given, shape in zip(param.layer[0].input_param.shape, shapes, strict=True):
         given.dim[:] = shape
-    net = Net(param, CaffeRandom(1))
+    net = Net(param, Run(CaffeRandom(1)))
     if way == "fast":
         net.plan = fuse_training(net)
     return net.to(memory_format=torch.channels_last) if last else net  # type: ignore[call-overload]

@@ -34,6 +34,7 @@ from imae.converters.lmdb_writer import write_lmdb
 from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import datum_from_array
+from imae.layers.run import Run
 from imae.net.executor import NetExecutor
 from imae.net.fuse import FusedBatchNormScale, fuse_training
 from imae.net.kernels import native
@@ -458,7 +459,7 @@ def test_both_ways_are_one_function_in_the_test_phase(name: str, dtype: str, tmp
         (top,) = run.kept.values()
         return top.double()
 
-    exact = Net(filter_net(param, TEST), CaffeRandom(1), None, torch.float64)
+    exact = Net(filter_net(param, TEST), Run(CaffeRandom(1), dtype=torch.float64))
     with torch.no_grad():
         for layer, blobs in trained.net.params.items():
             for own, blob in zip(exact.params[layer], blobs, strict=True):
@@ -468,7 +469,7 @@ def test_both_ways_are_one_function_in_the_test_phase(name: str, dtype: str, tmp
     n = max(blob[0].numel() for blob in blobs)  # products of one number of a top
     allowed = tolerance("fast way", dtype).atol if dtype == "float64" else sum_rounding(n, len(blobs))
     for fast in (True, False):
-        net = Net(filter_net(param, TEST), CaffeRandom(1), trained.net, precision)
+        net = Net(filter_net(param, TEST), Run(CaffeRandom(1), dtype=precision), trained.net)
         assert distance(top(net, fast), want) <= allowed
 
 
@@ -715,7 +716,7 @@ def test_inputs_of_other_shapes_than_the_net_was_made_for() -> None:
     layer { name: "c" type: "Convolution" bottom: "sum" top: "c"
             convolution_param { num_output: 8 kernel_size: 5 stride: 3 weight_filler { type: "msra" } } }
     """
-    net = Net(parse_net(text), CaffeRandom(1))
+    net = Net(parse_net(text), Run(CaffeRandom(1)))
     fused = fuse_training(net)
 
     def numbers(size: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from tolerances import tolerance
 
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.run import Run
 from imae.net.fold import fold_shortcuts
 from imae.net.fuse import FusedBatchNormScale, fold_batch_norm, fuse_training
 from imae.net.net import Net
@@ -27,7 +28,7 @@ def resnet8(phase: int) -> Net:
     param.CopyFrom(parse_net(INPUTS))
     param.layer.extend(resnet(8).layer)
     param.state.phase = phase  # type: ignore[assignment]  # an int, checked by protobuf
-    net = Net(param, CaffeRandom(3))
+    net = Net(param, Run(CaffeRandom(3)))
     generator = np.random.default_rng(5)
     for name, blobs in net.params.items():
         for blob in blobs:
@@ -99,7 +100,7 @@ layer { name: "out" type: "ReLU" bottom: "pad" top: "out" }
 
 
 def test_shortcut_with_zeros_becomes_a_convolution() -> None:
-    net = Net(parse_net(SHORTCUT), CaffeRandom(1))
+    net = Net(parse_net(SHORTCUT), Run(CaffeRandom(1)))
     data = inputs()["data"][:2, :, :7, :9]
     (want,) = net({"data": data}, keep=["out"]).values()
     net.plan = fold_shortcuts(net, net.steps)
@@ -129,13 +130,13 @@ def test_what_only_looks_like_a_shortcut_stays(old: str, new: str) -> None:
                 pooling_param { pool: MAX kernel_size: 1 stride_h: 2 stride_w: 4 } }
         """
     text = SHORTCUT.replace('layer { name: "zero"', f'{other} layer {{ name: "zero"').replace(old, new, 1)
-    net = Net(parse_net(text), CaffeRandom(1))
+    net = Net(parse_net(text), Run(CaffeRandom(1)))
     assert [step.layer.type for step in fold_shortcuts(net, net.steps)] == [s.layer.type for s in net.steps]
 
 
 def test_parts_of_a_shortcut_that_are_read_elsewhere_stay() -> None:
     twice = 'layer { name: "twice" type: "Power" bottom: "half" top: "twice" power_param { scale: 2 } }'
-    net = Net(parse_net(SHORTCUT + twice), CaffeRandom(1))
+    net = Net(parse_net(SHORTCUT + twice), Run(CaffeRandom(1)))
     data = inputs()["data"][:2, :, :7, :9]
     want = net({"data": data})
     net.plan = fold_shortcuts(net, net.steps)
@@ -153,7 +154,7 @@ def test_overwritten_parts_of_a_shortcut_are_not_taken_for_what_they_were(blob: 
     text = SHORTCUT.replace(
         place, f'layer {{ name: "e" type: "Exp" bottom: "{blob}" top: "{blob}" }} {place}'
     ).replace('bottom: "zero" bottom: "half" bottom: "zero"', 'bottom: "half" bottom: "zero"')
-    net = Net(parse_net(text), CaffeRandom(1))
+    net = Net(parse_net(text), Run(CaffeRandom(1)))
     data = inputs()["data"][:2, :, :7, :9]
     (want,) = net({"data": data}, keep=["out"]).values()
     net.plan = fold_shortcuts(net, net.steps)
@@ -169,5 +170,5 @@ def test_layers_that_gradients_are_cut_between_are_not_joined() -> None:
         layer { name: "scale" type: "Scale" bottom: "bn" top: "scale" propagate_down: false }
         """
     )
-    net = Net(param, CaffeRandom(1))
+    net = Net(param, Run(CaffeRandom(1)))
     assert [step.layer.type for step in fuse_training(net)] == ["Input", "BatchNorm", "Scale"]
