@@ -5,8 +5,9 @@
 The layers run one after the other and each is waited for, so that a layer's time holds the start of its work,
 too; a training run, which waits for nothing, is faster. Input blobs are 0, the weights are the fillers'.
 
-Caffe: tools/caffe.cpp, time(). Differs: times are fractions of milliseconds everywhere, where Caffe on a CPU
-cuts those of iterations and the total to whole ones.
+Caffe: tools/caffe.cpp, time(). Differs: the total is the sum over the layers, without what happens between
+them; times are fractions of milliseconds everywhere, where Caffe on a CPU cuts those of iterations and the
+total to whole ones.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ class LayerClock:
 def timed(stepwise: Stepwise) -> tuple[LayerClock, LayerClock]:
     """Clocks of the layers' forward and backward passes from now on."""
     forward, backward = (LayerClock(len(stepwise.net.steps), stepwise.device) for _ in range(2))
-    stepwise.before_forward.append(forward.start)
-    stepwise.after_forward.append(forward.stop)
+    stepwise.before_compute.append(forward.start)
+    stepwise.after_compute.append(forward.stop)
     stepwise.before_backward.append(backward.start)
     stepwise.after_backward.append(backward.stop)
     return forward, backward
@@ -103,14 +104,13 @@ def measure(net: Net, device: torch.device, iterations: int) -> tuple[list[float
     forward, backward = timed(stepwise)
     log_line("caffe.cpp:365", "*** Benchmark begins ***")
     log_line("caffe.cpp:366", f"Testing for {iterations} iterations.")
-    start = perf_counter()
     for iteration in range(1, iterations + 1):
         before = forward.total + backward.total
         stepwise.forward()
         stepwise.backward()
         both = forward.total + backward.total - before
         log_line("caffe.cpp:394", f"Iteration: {iteration} forward-backward time: {number(both)} ms.")
-    total = 1e3 * (perf_counter() - start)
+    total = forward.total + backward.total
     means = [[time / iterations for time in clock.layers] for clock in (forward, backward)]
     log_line("caffe.cpp:397", "Average time per layer: ")
     for name, forwards, backwards in zip(net.layer_names, *means, strict=True):

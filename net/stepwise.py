@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from imae.layers.layer import Shape
+from imae.layers.layer import DataLayer, Shape
 from imae.layers.utility.synced_memory import SyncedMemory, parameter_diff, take_back
 from imae.net.debug_info import log_backward, log_forward, log_totals
 from imae.net.net import Net
@@ -67,7 +67,13 @@ class BlobMemory:
 
 
 class Stepwise:
-    """Forward and backward of `net`, moved to `device`, over the memory `blobs` (by blob name)."""
+    """Forward and backward of `net`, moved to `device`, over the memory `blobs` (by blob name).
+
+    Lists of callbacks, which get the index of the layer:
+    before_forward, after_forward, before_backward, after_backward   as pycaffe has them
+    before_compute, after_compute     around the layer's own forward pass, without the copying of its blobs,
+                                      which Caffe's layers write in place
+    """
 
     def __init__(self, net: Net, device: torch.device = CPU) -> None:
         self.net, self.device = net.to(device), device
@@ -77,6 +83,8 @@ class Stepwise:
         }
         self.before_forward: list[Callback] = []
         self.after_forward: list[Callback] = []
+        self.before_compute: list[Callback] = []
+        self.after_compute: list[Callback] = []
         self.before_backward: list[Callback] = []
         self.after_backward: list[Callback] = []
         self._graphs: dict[int, tuple[dict[str, Tensor], tuple[Tensor, ...]]] = {}
@@ -121,8 +129,12 @@ class Stepwise:
         if step.overwritten:
             blob = self.blobs[step.memory]
             memory = Memory(lambda: blob.data)
+        _call(self.before_compute, index)
         with torch.set_grad_enabled(step.need_backward):
             tops = run_step(step, bottoms, memory)
+        if isinstance(step.layer, DataLayer):
+            tops = tuple(top.to(self.device, non_blocking=True) for top in tops)
+        _call(self.after_compute, index)
         self._graphs[index] = (bottoms, tops)
         return tops
 
