@@ -71,6 +71,8 @@ class NetExecutor:
     last        whether 4-axis blobs have the order N, H, W, C in memory; None: as said above
     reduced     bfloat16: convolutions and matrix products take and give it, and blobs between them are in it;
                 parameters, their diffs, losses and measures stay in single precision. None: nothing is
+
+    plan        the steps that a pass runs
     """
 
     def __init__(
@@ -86,12 +88,13 @@ class NetExecutor:
         self.net, self.device, self.reduced = net.to(device), device, reduced
         self.keep, self.kept = keep, dict[str, Tensor]()
         self.channels_last = fast and (device.type == "cpu" or reduced is not None) if last is None else last
+        self.plan: Sequence[Step] = net.steps
         if fast and not net.debug_info:  # which names the layers' blobs one by one
-            net.plan = fuse_training(net, keep)
+            self.plan = fuse_training(net, keep)
             if compiled:
-                _compile_joined(net.plan)
+                _compile_joined(self.plan)
         if reduced is not None:
-            net.plan = _with_single_losses(net.plan)
+            self.plan = _with_single_losses(self.plan)
         if self.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         self._feeds = [
@@ -126,7 +129,7 @@ class NetExecutor:
             for feed, tensors in zip(self._feeds, given, strict=True):
                 batch.update(feed.blobs(tensors, self.net.dtype))
             with self._reduction():
-                blobs = self.net.forward(batch, self.keep)
+                blobs = self.net.forward(batch, self.keep, self.plan)
             loss = self.net.loss(blobs)
         if backward and loss.requires_grad:
             torch.autograd.backward(loss)

@@ -105,7 +105,7 @@ def run_step(step: Step, values: Mapping[str, Tensor], memory: Memory | None = N
     return tops
 
 
-def mark_frees(steps: list[Step]) -> None:
+def mark_frees(steps: Sequence[Step]) -> None:
     """Note for each step which blobs nobody reads after it."""
     last_reader = {bottom: index for index, step in enumerate(steps) for bottom in step.bottoms}
     for index, step in enumerate(steps):

@@ -115,15 +115,14 @@ def _embed_with_net(net: Net, blob: str, device: torch.device) -> Callable[[Batc
         )
     net.to(device)
     folded = fold_batch_norm(net)
-    if any(blob in step.tops for step in folded):
-        net.plan = folded
+    plan = folded if any(blob in step.tops for step in folded) else net.steps
 
     def embed(batch: Batch) -> Batch:
         # A net may fix its batch size in a Reshape, so the last batch is as long as the others.
         images = torch.zeros(net.blob_shapes[feed], device=device)
         images[: len(batch)] = torch.from_numpy(batch)
         with torch.no_grad():
-            values = net.forward({feed: images}, keep=[blob])[blob]
+            values = net.forward({feed: images}, keep=[blob], plan=plan)[blob]
         return values[: len(batch)].reshape(len(batch), -1).cpu().numpy()
 
     return embed

@@ -56,15 +56,15 @@ def assert_close(got: torch.Tensor, want: torch.Tensor, what: str) -> None:
 @pytest.mark.parametrize("phase", [TRAIN, TEST], ids=["TRAIN", "TEST"])
 def test_fused_plan_gives_the_same_loss_gradients_and_statistics(phase: int, channels_last: bool) -> None:
     plain, fused = resnet8(phase), resnet8(phase)
-    fused.plan = fuse_training(fused)
-    joined = [step for step in fused.plan if isinstance(step.run, FusedBatchNormScale)]
+    plan = fuse_training(fused)
+    joined = [step for step in plan if isinstance(step.run, FusedBatchNormScale)]
     assert len(joined) == 7, "every BatchNorm of the net is joined with its Scale"
     blobs = inputs()
     if channels_last:
         fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         blobs["data"] = blobs["data"].contiguous(memory_format=torch.channels_last)
-    for net, given in ((plain, inputs()), (fused, blobs)):
-        tops = net(given, keep=("fc",))
+    for net, given, steps in ((plain, inputs(), plain.steps), (fused, blobs, plan)):
+        tops = net(given, keep=("fc",), plan=steps)
         net.fc = tops["fc"]
         net.loss(tops).backward()
     assert_close(fused.fc, plain.fc, "fc")
@@ -81,9 +81,9 @@ def test_folded_plan_gives_the_same_outputs_with_fewer_layers() -> None:
     net = resnet8(TEST)
     with torch.no_grad():
         want = net(inputs())
-        net.plan = fold_batch_norm(net)
-        got = net(inputs())
-    assert not any(step.layer.type in ("BatchNorm", "Scale") for step in net.plan)
+        plan = fold_batch_norm(net)
+        got = net(inputs(), plan=plan)
+    assert not any(step.layer.type in ("BatchNorm", "Scale") for step in plan)
     for name in net.outputs:
         assert_close(got[name], want[name], name)
 
@@ -103,9 +103,9 @@ def test_shortcut_with_zeros_becomes_a_convolution() -> None:
     net = Net(parse_net(SHORTCUT), Run(CaffeRandom(1)))
     data = inputs()["data"][:2, :, :7, :9]
     (want,) = net({"data": data}, keep=["out"]).values()
-    net.plan = fold_shortcuts(net, net.steps)
-    assert [step.layer.type for step in net.plan] == ["Input", "Convolution", "ReLU"]
-    (got,) = net({"data": data}, keep=["out"]).values()
+    plan = fold_shortcuts(net, net.steps)
+    assert [step.layer.type for step in plan] == ["Input", "Convolution", "ReLU"]
+    (got,) = net({"data": data}, keep=["out"], plan=plan).values()
     assert torch.equal(got, want)
 
 
@@ -139,10 +139,10 @@ def test_parts_of_a_shortcut_that_are_read_elsewhere_stay() -> None:
     net = Net(parse_net(SHORTCUT + twice), Run(CaffeRandom(1)))
     data = inputs()["data"][:2, :, :7, :9]
     want = net({"data": data})
-    net.plan = fold_shortcuts(net, net.steps)
-    types = [step.layer.type for step in net.plan]
+    plan = fold_shortcuts(net, net.steps)
+    types = [step.layer.type for step in plan]
     assert types == ["Input", "Pooling", "Split", "Convolution", "ReLU", "Power"]
-    for name, got in net({"data": data}).items():
+    for name, got in net({"data": data}, plan=plan).items():
         assert torch.equal(got, want[name]), name
     assert set(want) == {"out", "twice"}
 
@@ -157,8 +157,8 @@ def test_overwritten_parts_of_a_shortcut_are_not_taken_for_what_they_were(blob: 
     net = Net(parse_net(text), Run(CaffeRandom(1)))
     data = inputs()["data"][:2, :, :7, :9]
     (want,) = net({"data": data}, keep=["out"]).values()
-    net.plan = fold_shortcuts(net, net.steps)
-    (got,) = net({"data": data}, keep=["out"]).values()
+    plan = fold_shortcuts(net, net.steps)
+    (got,) = net({"data": data}, keep=["out"], plan=plan).values()
     assert torch.equal(got, want)
 
 

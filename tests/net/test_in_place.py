@@ -71,10 +71,9 @@ def passes(net: Net, way: str) -> list[Tensor]:
         steps.backward()
         diffs = [steps.blobs[name].diff for name in net.inputs]
     else:
-        if way == "fast":
-            net.plan = fuse_training(net)
+        plan = fuse_training(net) if way == "fast" else None
         leaves = {name: value.requires_grad_() for name, value in values.items()}
-        loss = net.loss(net(leaves))
+        loss = net.loss(net(leaves, plan=plan))
         loss.backward()
         diffs = [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
     return [loss.detach(), *diffs, *(blob.grad for blob in net.learnable if blob.grad is not None)]
