@@ -165,7 +165,7 @@ def test_each_reading_of_lr_moves_on_by_one_stepvalue(caplog: pytest.LogCaptureF
         rates[readings] = found
     assert rates[0] == pytest.approx([0.1, 0.1, 0.1, 0.05, 0.025], rel=tolerance("same arithmetic")[0])
     assert rates[1] == pytest.approx([0.1, 0.1, 0.1, 0.025, 0.025], rel=tolerance("same arithmetic")[0])
-    with caplog.at_level("INFO", "imae.train.solver"):
+    with caplog.at_level("INFO", "imae.caffe"):
         late = caffe.SGDSolver("solver.prototxt")
         late.step(3)
         assert [late.lr, late.lr, late.lr] == pytest.approx([0.05, 0.025, 0.025])
