@@ -33,8 +33,9 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.measure import in_turns, machine
 from benchmarks.training import make_solver, write_images
 from imae.converters.lmdb_writer import write_lmdb
+from imae.layers.data.data_resources import DataResources, usable_cores
 from imae.layers.data.lmdb_source import open_lmdb
-from imae.layers.data_resources import DataResources, usable_cores
+from imae.layers.run import Run
 from imae.net.device import keep_freed_memory
 from imae.net.net import Net
 from imae.prototxt import TRAIN, Datum, NetParameter
@@ -293,7 +294,7 @@ def _net(path: Path, crop: int, resources: DataResources) -> Net:
     data.data_param.source = str(path)
     data.data_param.batch_size = BATCH
     data.data_param.backend = data.data_param.LMDB
-    return Net(param, data_resources=resources)
+    return Net(param, Run(data_resources=resources))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from imae.net.step import Step
 
 # Takes images in host memory, gives their probabilities there.
 Forward = Callable[[Any], Any]
@@ -56,18 +58,17 @@ def imae_net(folder: Path, device: str, fold: bool = False, fast: bool = False) 
     net = Net(param)
     load_caffemodel(net, folder / "weights.caffemodel")
     net.to(device)
-    if fold:
-        net.plan = fold_shortcuts(net, fold_batch_norm(net))
+    plan: Sequence[Step] = fold_shortcuts(net, fold_batch_norm(net)) if fold else net.steps
     form = torch.channels_last if fast else torch.contiguous_format
     if fast:
         from imae.net.executor import NetExecutor
 
-        NetExecutor(net, torch.device(device))
+        plan = NetExecutor(net, torch.device(device)).plan
 
     def forward(images: Any) -> Any:
         with torch.inference_mode():
             data = torch.from_numpy(images).to(device).contiguous(memory_format=form)
-            return net({"data": data})["prob"].cpu().numpy()
+            return net({"data": data}, plan=plan)["prob"].cpu().numpy()
 
     return forward
 

@@ -39,6 +39,7 @@ from imae.converters.export_onnx import export_net
 from imae.converters.quantize_onnx import to_fp16, to_int8
 from imae.converters.run_onnx import lmdb_batches
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.run import Run
 from imae.net.net import Net
 from imae.net.weights import load_caffemodel, save_caffemodel
 from imae.prototxt import TEST, TRAIN, NetParameter, Phase, TransformationParameter
@@ -222,7 +223,7 @@ def _with_phase(param: NetParameter, phase: Phase) -> Net:
     result = NetParameter()
     result.CopyFrom(param)
     result.state.phase = phase
-    return Net(result, CaffeRandom(1))
+    return Net(result, Run(CaffeRandom(1)))
 
 
 def _arrays(net: Net) -> dict[str, NDArray[np.float32]]:

@@ -18,6 +18,7 @@ from imae.cli.device_options import (
 )
 from imae.cli.options import add_net_options, chosen_net
 from imae.files.errors import ImaeError
+from imae.layers.run import Run
 from imae.net.device import DeviceLog, choose_device, set_threads
 from imae.net.net import Net
 from imae.net.score import score
@@ -55,6 +56,6 @@ def run(args: argparse.Namespace) -> None:
     set_threads(args.threads)
     device = choose_device(requested_gpu(args.gpu), DEVICE_LOG)
     resources = chosen_data_resources(args)
-    net = Net(chosen_net(args.model, args), dtype=chosen_dtype(args), data_resources=resources)
+    net = Net(chosen_net(args.model, args), Run(data_resources=resources, dtype=chosen_dtype(args)))
     load_to_use(net, args.weights, args.dialect)
     score(net, device, args.iterations)

@@ -10,7 +10,7 @@ import torch
 
 from imae.files.errors import DeviceError, ImaeError
 from imae.files.limits import memory_size
-from imae.layers.data_resources import DataResources
+from imae.layers.data.data_resources import DataResources
 from imae.net.cuda_graph import CudaRecorder, Recorder
 from imae.net.device import GpuRequest
 

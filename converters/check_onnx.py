@@ -140,7 +140,7 @@ def is_softmax(net: Net, output: str) -> bool:
     """Whether an output holds the values of a Softmax layer."""
     name = output
     for step in reversed(net.steps):
-        if name in step.tops and step.layer.type != "Input":
+        if name in step.tops and not step.layer.is_fed:
             if step.layer.type not in MOVING:
                 return step.layer.type == "Softmax"
             name = step.bottoms[0]

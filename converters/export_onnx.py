@@ -28,6 +28,7 @@ from imae.files.read import AnyPath
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Shape
 from imae.layers.registry import layer_class
+from imae.layers.run import Run
 from imae.layers.vision.pooling import PoolingMethod
 from imae.net.fold import fold_batch_norm, fold_shortcuts
 from imae.net.net import Net
@@ -161,14 +162,14 @@ def _shapes_by_name(inputs: Sequence[str], given: InputShape | None, batch: int)
 def _input_shape(source: LayerParameter, top: str, batch: int) -> Shape:
     """As the data source says it."""
     index = list(source.top).index(top)
-    if source.type == "Input":
+    if layer_class(source.type).is_fed:
         shapes = source.input_param.shape
         return tuple(shapes[index if len(shapes) > 1 else 0].dim)
     param = LayerParameter()
     param.CopyFrom(source)
     param.phase = TEST
     layer = layer_class(param.type)(param)
-    shape = layer.build([], CaffeRandom(0))[index]
+    shape = layer.build([], Run(CaffeRandom(0)))[index]
     return (batch, *shape[1:])
 
 
@@ -205,7 +206,7 @@ def export_net(
     with_softmax = _softmax_outputs(net, outputs) if softmax else set()
     final = {name: f"{name}_logits" if name in with_softmax else name for name in net.outputs}
     for index, step in enumerate(plan):
-        if step.layer.type == "Input":
+        if step.layer.is_fed:
             continue
         bottoms = [current[name] for name in step.bottoms]
         for top in step.tops:
@@ -313,7 +314,7 @@ def export_file(
 
     allow_missing   layers that the weights lack get the values of their fillers; else they are an ExportError
     """
-    net = Net(deploy_net(param, input_shape), CaffeRandom(0))
+    net = Net(deploy_net(param, input_shape), Run(CaffeRandom(0)))
     if weights is not None:
         missing = load_caffemodel(net, weights, dialect).fresh
         if missing and not allow_missing:

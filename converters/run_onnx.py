@@ -31,10 +31,10 @@ from imae.files.file_kinds import FileKind, mistaken_file
 from imae.files.limits import blob_problem, within_free_memory
 from imae.files.read import AnyPath
 from imae.layers.data.data import DatumReader
+from imae.layers.data.data_resources import DataResources, most_threads
 from imae.layers.data.datum import read_file
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data.transformer import DataTransformer
-from imae.layers.data_resources import DataResources, most_threads
 from imae.prototxt import TEST, TransformationParameter
 from imae.prototxt.text import parse_text
 

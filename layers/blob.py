@@ -1,8 +1,9 @@
-"""BlobProto to array and back."""
+"""Blobs: BlobProto to array and back, and shapes as Caffe prints them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,12 @@ from imae.prototxt import BlobProto
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+def shape_string(shape: Iterable[int]) -> str:
+    """A shape as Caffe prints it: `99 12 8 8 (76032)`."""
+    dims = list(shape)
+    return "".join(f"{d} " for d in dims) + f"({math.prod(dims)})"
 
 
 def blob_shape(blob: BlobProto) -> tuple[int, ...]:

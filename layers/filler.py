@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +30,10 @@ from imae.files.nearest import did_you_mean
 from imae.layers.caffe_random import CaffeRandom
 from imae.prototxt import FillerParameter
 
+if TYPE_CHECKING:
+    from imae.layers.layer import Shape
+
 f32 = np.float32
-Shape = tuple[int, ...]
 Values = NDArray[np.float32]
 
 

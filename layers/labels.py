@@ -1,17 +1,84 @@
-"""Bottoms that are read as whole numbers, class labels and indices: their checks and their place.
-
-`LabelReader` (layer.py) reads the values.
-"""
+"""Bottoms that are read as whole numbers, class labels and indices: their values, checks and place."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from imae.files.errors import LayerError
 from imae.layers.layer import Layer, Shape
 from imae.prototxt.caffe_pb2 import AccuracyParameter, LossParameter
+
+
+class LabelReader(nn.Module):
+    """Labels of a loss or an accuracy: float blob to class indices, checked without a device sync.
+
+    On the CPU a label outside [0, classes) that is not `ignore_label` raises at once; on a device the first
+    one is remembered and raised by `check`, which the solver calls whenever it reads the loss anyway.
+
+    owner     the layer that errors name
+    message   (label, classes) -> what the error says of a label out of range; by default of class labels
+    """
+
+    NONE_SEEN = -(2**40)
+    first_wrong: Tensor
+
+    def __init__(
+        self,
+        owner: Layer,
+        ignore_label: int | None = None,
+        message: Callable[[int, int], str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.ignore_label = ignore_label
+        self._message = message or self._wrong_class
+        self._owner = [owner]  # in a list, so that torch does not register the owner as a child of its child
+        self.register_buffer("first_wrong", torch.tensor(self.NONE_SEEN), persistent=False)
+        self.classes = 0
+
+    def forward(self, label: Tensor, classes: int) -> tuple[Tensor, Tensor | None]:
+        """(indices, valid): indices int64 in [0, classes), valid a mask or None where no label is ignored.
+
+        Labels are cut to integers towards zero, as Caffe casts them.
+        """
+        self.classes = classes
+        index = label.long()
+        valid = None if self.ignore_label is None else index != self.ignore_label
+        wrong = (index < 0) | (index >= classes)
+        if valid is not None:
+            wrong &= valid
+        if self.at_once(label):
+            if bool(wrong.any()):
+                raise self._error(int(index[wrong][0]))
+        else:
+            seen = torch.take(index, wrong.to(torch.uint8).argmax())  # an index of 0 axes would be waited for
+            fresh = wrong.any() & (self.first_wrong == self.NONE_SEEN)
+            self.first_wrong.copy_(torch.where(fresh, seen, self.first_wrong))
+        return index.clamp(0, classes - 1), valid
+
+    @staticmethod
+    def at_once(label: Tensor) -> bool:
+        """Whether labels can be looked at without waiting for a device."""
+        return label.device.type == "cpu"
+
+    def check(self) -> None:
+        """Raise for a wrong label that was seen on a device since the net was built (one sync)."""
+        label = int(self.first_wrong)
+        if label != self.NONE_SEEN:
+            raise self._error(label)
+
+    def _error(self, label: int) -> LayerError:
+        return self._owner[0].error(self._message(label, self.classes))
+
+    def _wrong_class(self, label: int, classes: int) -> str:
+        ignored = f" (ignore_label is {self.ignore_label})" if self.ignore_label is not None else ""
+        return (
+            f"label {label} is out of range: there are {classes} classes, so labels are 0 to {classes - 1}"
+            f"{ignored}; mend the data, or the num_output of the classifier"
+        )
 
 
 def ignored_label(param: LossParameter | AccuracyParameter) -> int | None:

@@ -6,8 +6,7 @@ autograd's, or a `torch.autograd.Function` where Caffe's gradient is not the der
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
@@ -16,14 +15,16 @@ from torch import Tensor, nn
 
 from imae.files.errors import ExportError, LayerError
 from imae.files.limits import blob_problem
+from imae.layers.autograd import apply
+from imae.layers.blob import array_from_blob, shape_string
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.data_resources import DataResources
 from imae.layers.filler import fill
-from imae.layers.ranks import ALONE, Ranks
-from imae.prototxt import TRAIN, FillerParameter, LayerParameter, ParamSpec
+from imae.layers.run import Run
+from imae.prototxt import FillerParameter, LayerParameter, ParamSpec
 
 if TYPE_CHECKING:
     from imae.layers.onnx_graph import OnnxGraph
+    from imae.layers.ranks import Ranks
 
 Shape = tuple[int, ...]
 AUTOMATIC = "(automatic)"  # what Caffe calls a top that a layer needs and the prototxt does not name
@@ -33,12 +34,6 @@ FIRST_PARAMETER = 100
 # Caffe has no field of a higher number; what it does not know, it does not pass over.
 FIRST_OF_OURS = 1000
 OF_THE_FORK = ("caffe.LossParameter.lamda_p", "caffe.LossParameter.scale")
-
-
-def shape_string(shape: Iterable[int]) -> str:
-    """A shape as Caffe prints it: `99 12 8 8 (76032)`."""
-    dims = list(shape)
-    return "".join(f"{d} " for d in dims) + f"({math.prod(dims)})"
 
 
 class Layer(nn.Module):
@@ -53,8 +48,6 @@ class Layer(nn.Module):
     phase        TRAIN or TEST; the only switch of behaviour (torch's .training is not looked at)
     blobs        parameter blobs in Caffe's order
     random       the run's CaffeRandom; draws for fillers and masks come from it
-    ranks        the processes that share the records out, in TRAIN; rank 0 tests alone
-    data_resources      memory for decoded records and threads, which the run's data layers share
     """
 
     num_bottoms: ClassVar[int | None] = None
@@ -67,8 +60,9 @@ class Layer(nn.Module):
     in_place: ClassVar[bool] = True  # False: Caffe refuses a top that is also a bottom
     deployed: ClassVar[bool] = True  # False: losses and measures, which a deployed net does without
     makes_input: ClassVar[bool] = False  # True: tops come from outside the net; an Input when deployed
-    # Caffe: whether the backward pass reads top[0], or bottom[0], from a memory that in-place layers
-    # overwrite.
+    is_fed: ClassVar[bool] = False  # True: nothing is computed, whoever runs the net gives the tops (Input)
+    idle_in_test: ClassVar[bool] = False  # True: in phase TEST the top is the bottom as it is (Dropout)
+    # Caffe: whether the backward pass reads top[0], or bottom[0], from memory that in-place layers overwrite.
     reads_top: bool = False
     reads_bottom: bool = False
     # Caffe: whether the tops are bottom[0]'s memory under another shape, so that an in-place layer after this
@@ -91,8 +85,6 @@ class Layer(nn.Module):
     refusal: LayerError | None = None
 
     random: CaffeRandom
-    ranks: Ranks
-    data_resources: DataResources
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__()
@@ -105,13 +97,7 @@ class Layer(nn.Module):
         self.leftovers: list[str] = []
         self._find_leftovers()
 
-    def build(
-        self,
-        bottom_shapes: Sequence[Shape],
-        random: CaffeRandom,
-        ranks: Ranks = ALONE,
-        data_resources: DataResources | None = None,
-    ) -> list[Shape]:
+    def build(self, bottom_shapes: Sequence[Shape], run: Run) -> list[Shape]:
         """Check the arity, make the parameter blobs, return the tops' shapes. Called once, by the net."""
         self._check_count("bottom", len(bottom_shapes))
         self._check_count("top", len(self.param.top))
@@ -124,8 +110,8 @@ class Layer(nn.Module):
             raise self.error(
                 f"{self.type} Layer does not allow in-place computation; give the top another name"
             )
-        self.random, self.ranks = random, ranks if self.phase == TRAIN else ALONE
-        self.data_resources = data_resources or DataResources(ranks=ranks.size)
+        self.random = run.random
+        self.use_run(run)
         self.setup(bottom_shapes)
         if len(self.param.blobs) > len(self.blobs):
             raise self.error(
@@ -133,6 +119,9 @@ class Layer(nn.Module):
                 f"it needs {len(self.blobs)}"
             )
         return self.checked_top_shapes(bottom_shapes)
+
+    def use_run(self, run: Run) -> None:
+        """Note what this type needs of the run besides random numbers; called before `setup`."""
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         """Make the parameter blobs with `add_blob`; check what depends on the bottoms' shapes."""
@@ -199,8 +188,6 @@ class Layer(nn.Module):
         if given:
             if len(self.blobs) >= len(given):
                 raise self.error(f"its prototxt has {len(given)} blobs; more are needed")
-            from imae.layers.blob import array_from_blob
-
             values = array_from_blob(given[len(self.blobs)])
             if values.size != int(np.prod(shape)):
                 raise self.error(
@@ -290,8 +277,7 @@ class Layer(nn.Module):
 def _refused(top: Tensor, bottoms: Sequence[Tensor], refusal: LayerError) -> Tensor:
     """The top, whose backward pass is this error, whoever asks for it."""
     asks = torch.zeros((), device=top.device, requires_grad=True)  # where no bottom does
-    refused: Tensor = _Refused.apply(refusal, top, asks, *bottoms)  # type: ignore[no-untyped-call]  # torch's
-    return refused
+    return apply(_Refused, refusal, top, asks, *bottoms)
 
 
 class _Refused(torch.autograd.Function):
@@ -310,6 +296,7 @@ class DataLayer(Layer):
 
     `next_batch` may therefore run ahead of the net (in a thread, or outside a captured graph).
 
+    ranks    the processes that share the records out, in TRAIN; rank 0 tests alone
     waited   seconds for which callers of `next_batch` have waited so far; where `prefetches`, it is counted
     """
 
@@ -317,6 +304,10 @@ class DataLayer(Layer):
     makes_input = True
     prefetches: ClassVar[bool] = False  # True: batches are made ahead, so that nobody should wait
     waited = 0.0
+    ranks: Ranks
+
+    def use_run(self, run: Run) -> None:
+        self.ranks = run.ranks_in(self.phase)
 
     def next_batch(self) -> tuple[Tensor, ...]:
         """The tops of the next forward pass, on the CPU."""
@@ -375,63 +366,6 @@ class LossLayer(Layer):
 
     def allows_force_backward(self, bottom_index: int) -> bool:
         return bottom_index != 1
-
-
-class LabelReader(nn.Module):
-    """Labels of a loss or an accuracy: float blob to class indices, checked without a device sync.
-
-    On the CPU a label outside [0, classes) that is not `ignore_label` raises at once; on a device the first
-    one is remembered and raised by `check`, which the solver calls whenever it reads the loss anyway.
-    """
-
-    NONE_SEEN = -(2**40)
-    first_wrong: Tensor
-
-    def __init__(self, owner: Layer, ignore_label: int | None) -> None:
-        super().__init__()
-        self.ignore_label = ignore_label
-        self._owner = [owner]  # in a list, so that torch does not register the owner as a child of its child
-        self.register_buffer("first_wrong", torch.tensor(self.NONE_SEEN), persistent=False)
-        self.classes = 0
-
-    def forward(self, label: Tensor, classes: int) -> tuple[Tensor, Tensor | None]:
-        """(indices, valid): indices int64 in [0, classes), valid a mask or None where no label is ignored.
-
-        Labels are cut to integers towards zero, as Caffe casts them.
-        """
-        self.classes = classes
-        index = label.long()
-        valid = None if self.ignore_label is None else index != self.ignore_label
-        wrong = (index < 0) | (index >= classes)
-        if valid is not None:
-            wrong &= valid
-        if self.at_once(label):
-            if bool(wrong.any()):
-                raise self._error(int(index[wrong][0]))
-        else:
-            seen = torch.take(index, wrong.to(torch.uint8).argmax())  # an index of 0 axes would be waited for
-            fresh = wrong.any() & (self.first_wrong == self.NONE_SEEN)
-            self.first_wrong.copy_(torch.where(fresh, seen, self.first_wrong))
-        return index.clamp(0, classes - 1), valid
-
-    @staticmethod
-    def at_once(label: Tensor) -> bool:
-        """Whether labels can be looked at without waiting for a device."""
-        return label.device.type == "cpu"
-
-    def check(self) -> None:
-        """Raise for a wrong label that was seen on a device since the net was built (one sync)."""
-        label = int(self.first_wrong)
-        if label != self.NONE_SEEN:
-            raise self._error(label)
-
-    def _error(self, label: int) -> LayerError:
-        return self._owner[0].error(
-            f"label {label} is out of range: there are {self.classes} classes, so labels are 0 to "
-            f"{self.classes - 1}"
-            + (f" (ignore_label is {self.ignore_label})" if self.ignore_label is not None else "")
-            + "; mend the data, or the num_output of the classifier"
-        )
 
 
 def blob_name(name: str) -> str:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from imae.files.errors import DeviceError
-from imae.layers.layer import DataLayer, shape_string
+from imae.layers.blob import shape_string
+from imae.layers.layer import DataLayer
+from imae.layers.utility.synced_memory import parameter_diff
 from imae.net.executor import NetExecutor, Result
 from imae.net.net import Net
-from imae.net.stepwise import parameter_diff
 
 T = TypeVar("T")
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,9 +14,7 @@ from torch import Tensor
 from imae.files.caffe_log import log_line
 from imae.layers.layer import blob_name
 from imae.layers.utility.synced_memory import parameter_diff
-
-if TYPE_CHECKING:
-    from imae.net.net import Step
+from imae.net.step import Step
 
 
 def log_forward(step: Step, blobs: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from imae.files.caffe_log import log_line
 from imae.files.errors import DeviceError, ImaeError
-from imae.layers.data_resources import most_threads, usable_cores
+from imae.layers.data.data_resources import most_threads, usable_cores
 
 
 def gpu(wanted: str, asked_by: str, instead: str) -> torch.device:

@@ -19,8 +19,9 @@ from torch import Tensor
 from imae.layers.layer import DataLayer
 from imae.net.device import device_budget
 from imae.net.fuse import fuse_training
-from imae.net.net import Net, Step
+from imae.net.net import Net
 from imae.net.plan import StepFunction
+from imae.net.step import Step, run_step
 from imae.net.stepwise import Stepwise
 
 Result = tuple[Tensor, dict[str, Tensor]]
@@ -51,8 +52,7 @@ class _Feed:
         """For the next pass, on the host."""
         if self.resident:
             return (self.layer.next_draw(),)
-        tops = self.step.run()
-        return tops if isinstance(tops, tuple) else (tops,)
+        return run_step(self.step, {})
 
     def blobs(self, given: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         """The tops, by name, from what was fetched and is now on the device."""
@@ -72,6 +72,8 @@ class NetExecutor:
     last        whether 4-axis blobs have the order N, H, W, C in memory; None: as said above
     reduced     bfloat16: convolutions and matrix products take and give it, and blobs between them are in it;
                 parameters, their diffs, losses and measures stay in single precision. None: nothing is
+
+    plan        the steps that a pass runs
     """
 
     def __init__(
@@ -87,10 +89,11 @@ class NetExecutor:
         self.net, self.device, self.reduced = net.to(device), device, reduced
         self.keep, self.kept = keep, dict[str, Tensor]()
         self.channels_last = fast and (device.type == "cpu" or reduced is not None) if last is None else last
+        self.plan: Sequence[Step] = net.steps
         if fast and not net.debug_info:  # which names the layers' blobs one by one
-            net.plan = fuse_training(net, keep, compiled)
+            self.plan = fuse_training(net, keep, compiled)
         if reduced is not None:
-            net.plan = _with_single_losses(net.plan)
+            self.plan = _with_single_losses(self.plan)
         if self.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         self._feeds = [
@@ -125,7 +128,7 @@ class NetExecutor:
             for feed, tensors in zip(self._feeds, given, strict=True):
                 batch.update(feed.blobs(tensors, self.net.dtype))
             with self._reduction():
-                blobs = self.net.forward(batch, self.keep)
+                blobs = self.net.forward(batch, self.keep, self.plan)
             loss = self.net.loss(blobs)
         if backward and loss.requires_grad:
             torch.autograd.backward(loss)

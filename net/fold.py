@@ -23,8 +23,9 @@ from imae.layers.utility.concat import Concat
 from imae.layers.utility.split import Split
 from imae.layers.vision.conv import Convolution
 from imae.layers.vision.pooling import Pooling
-from imae.net.net import Net, Step, mark_frees
+from imae.net.net import Net
 from imae.net.plan import Plan, scales_channels
+from imae.net.step import Step, mark_frees
 from imae.prototxt import LayerParameter
 
 # Of the top. The products grow with the square of the channels, what they save only with their number.

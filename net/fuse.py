@@ -34,9 +34,10 @@ from imae.net.kernels import (
     normalize_by_statistics,
     normalize_compiled,
 )
-from imae.net.net import Net, Step
+from imae.net.net import Net
 from imae.net.plan import Plan, scales_channels
 from imae.net.running_statistics import RunningStatistics, sole_owners
+from imae.net.step import Step
 
 
 def fuse_training(net: Net, keep: Collection[str] = (), compiled: bool = False) -> list[Step]:

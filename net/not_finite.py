@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from imae.net.net import Net
+from imae.net.step import run_step
 from imae.net.streams import Streams
 
 
@@ -28,8 +29,7 @@ def first_not_finite(net: Net, batch: dict[str, Tensor]) -> str:
         if not step.tops:
             continue
         if not values.keys() >= set(step.tops) or step.bottoms:
-            tops = step.layer(*(values[name] for name in step.bottoms))
-            values.update(zip(step.tops, [tops] if isinstance(tops, Tensor) else tops, strict=True))
+            values.update(zip(step.tops, run_step(step, values), strict=True))
         for name in step.tops:
             if not all_finite([values[name]]):
                 layer = step.layer

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from imae.layers.activation.scale import Scale
 from imae.layers.layer import Layer
-from imae.net.net import Net, Step, mark_frees
+from imae.net.net import Net
+from imae.net.step import Step, mark_frees
 
 StepFunction = Callable[..., Tensor | tuple[Tensor, ...]]
 

@@ -18,11 +18,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from imae.layers.layer import Shape
-from imae.layers.utility.synced_memory import SyncedMemory, take_back
-from imae.layers.utility.synced_memory import parameter_diff as parameter_diff
+from imae.layers.layer import DataLayer, Shape
+from imae.layers.utility.synced_memory import SyncedMemory, parameter_diff, take_back
 from imae.net.debug_info import log_backward, log_forward, log_totals
-from imae.net.net import Memory, Net, Step
+from imae.net.net import Net
+from imae.net.step import Memory, Step, run_step
 
 CPU = torch.device("cpu")
 Callback = Callable[[int], object]
@@ -67,7 +67,13 @@ class BlobMemory:
 
 
 class Stepwise:
-    """Forward and backward of `net`, moved to `device`, over the memory `blobs` (by blob name)."""
+    """Forward and backward of `net`, moved to `device`, over the memory `blobs` (by blob name).
+
+    Lists of callbacks, which get the index of the layer:
+    before_forward, after_forward, before_backward, after_backward   as pycaffe has them
+    before_compute, after_compute     around the layer's own forward pass, without the copying of its blobs,
+                                      which Caffe's layers write in place
+    """
 
     def __init__(self, net: Net, device: torch.device = CPU) -> None:
         self.net, self.device = net.to(device), device
@@ -77,9 +83,11 @@ class Stepwise:
         }
         self.before_forward: list[Callback] = []
         self.after_forward: list[Callback] = []
+        self.before_compute: list[Callback] = []
+        self.after_compute: list[Callback] = []
         self.before_backward: list[Callback] = []
         self.after_backward: list[Callback] = []
-        self._graphs: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+        self._graphs: dict[int, tuple[dict[str, Tensor], tuple[Tensor, ...]]] = {}
 
     def forward(self, start: int = 0, end: int | None = None) -> float:
         """Run the layers start..end (both included); returns the sum of their weighted losses."""
@@ -98,7 +106,7 @@ class Stepwise:
     def _forward_step(self, index: int) -> float:
         step = self.net.steps[index]
         self._take_back(step)
-        if step.layer.type == "Input":
+        if step.layer.is_fed:
             return 0.0
         loss = 0.0
         for name, top in zip(step.tops, self._compute(index), strict=True):
@@ -108,23 +116,25 @@ class Stepwise:
                 loss += float((self.blobs[name].data * self.blobs[name].diff).sum())
         return loss
 
-    def _compute(self, index: int) -> list[Tensor]:
+    def _compute(self, index: int) -> tuple[Tensor, ...]:
         """The tops of a layer, and the graph that its backward pass needs."""
         step = self.net.steps[index]
-        bottoms = []
+        bottoms: dict[str, Tensor] = {}
         for name, need in zip(step.bottoms, step.bottom_need_backward, strict=True):
             # The top of an in-place layer overwrites the memory that its backward pass still needs.
             data = self.blobs[name].data
             bottom = data.clone() if name in step.tops else data.detach()
-            bottoms.append(bottom.requires_grad_(need))
-        step.check(bottoms)
+            bottoms[name] = bottom.requires_grad_(need)
+        memory = None
+        if step.overwritten:
+            blob = self.blobs[step.memory]
+            memory = Memory(lambda: blob.data)
+        _call(self.before_compute, index)
         with torch.set_grad_enabled(step.need_backward):
-            if step.overwritten:
-                memory = self.blobs[step.memory]
-                result = Memory(lambda: memory.data).run(step, bottoms)
-            else:
-                result = step.layer(*bottoms)
-        tops = [result] if isinstance(result, Tensor) else list(result)
+            tops = run_step(step, bottoms, memory)
+        if isinstance(step.layer, DataLayer):
+            tops = tuple(top.to(self.device, non_blocking=True) for top in tops)
+        _call(self.after_compute, index)
         self._graphs[index] = (bottoms, tops)
         return tops
 
@@ -151,7 +161,7 @@ class Stepwise:
             self._compute(index)
         bottoms, tops = self._graphs[index]
         ends = [(name, top) for name, top in zip(step.tops, tops, strict=True) if top.requires_grad]
-        starts = [(name, b) for name, b in zip(step.bottoms, bottoms, strict=True) if b.requires_grad]
+        starts = [(name, bottom) for name, bottom in bottoms.items() if bottom.requires_grad]
         grads: Sequence[Tensor | None] = [None] * (len(starts) + len(parameters))
         if ends:
             grads = torch.autograd.grad(
@@ -187,8 +197,6 @@ class Stepwise:
     def reshape(self) -> None:
         """Carry the shapes of the inputs through all layers (Caffe: Net::Reshape)."""
         for step in self.net.steps:
-            if step.layer.type == "Input":
-                continue
             if step.bottoms:
                 shapes = [tuple(self.blobs[name].data.shape) for name in step.bottoms]
                 for name, shape in zip(step.tops, step.layer.checked_top_shapes(shapes), strict=True):

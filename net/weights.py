@@ -27,8 +27,10 @@ from imae.files.caffe_log import log_line
 from imae.files.errors import CaffemodelError, PrototxtError
 from imae.files.hdf5_file import HDF5_ERRORS, hdf5_content, open_hdf5
 from imae.files.read import AnyPath
-from imae.layers.blob import blob_from_array, exact_array_from_blob, single_or_double
-from imae.layers.layer import Layer, LossLayer, Shape, shape_string
+from imae.layers.activation.scale import Scale
+from imae.layers.blob import blob_from_array, exact_array_from_blob, shape_string, single_or_double
+from imae.layers.layer import Layer, LossLayer, Shape
+from imae.layers.normalization.batch_norm import BatchNorm
 from imae.net.net import Net
 from imae.prototxt import LayerParameter, NetParameter, ParamSpec
 from imae.prototxt.dialects import fork_hint, read_net_dialect
@@ -84,7 +86,7 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
             if blobs:
                 report.ignored.append(name)
             continue
-        if layer.type == "BatchNorm" and len(blobs) == 5:
+        if isinstance(layer, BatchNorm) and len(blobs) == 5:
             raise CaffemodelError(
                 f"{path}: Incompatible number of blobs for layer {name}: the file has 5, as NVIDIA Caffe's "
                 + (
@@ -175,15 +177,15 @@ class _Source:
 def _scales_behind_batch_norms(net: Net) -> dict[str, str | None]:
     """By the name of a BatchNorm layer that of the Scale layer which reads its top; None where none does."""
     scales: dict[str, str | None] = {
-        step.layer.name: None for step in net.steps if step.layer.type == "BatchNorm"
+        step.layer.name: None for step in net.steps if isinstance(step.layer, BatchNorm)
     }
     unread: dict[str, str] = {}  # tops of BatchNorm layers, and their names
     for step in net.steps:
         for bottom in step.bottoms:
             norm = unread.pop(bottom, None)
-            if norm is not None and step.layer.type == "Scale":
+            if norm is not None and isinstance(step.layer, Scale):
                 scales[norm] = step.layer.name
-        if step.layer.type == "BatchNorm":
+        if isinstance(step.layer, BatchNorm):
             unread[step.tops[0]] = step.layer.name
     return scales
 

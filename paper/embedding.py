@@ -21,6 +21,7 @@ from imae.layers.data.datum import size_text
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.layer import Shape
 from imae.layers.registry import layer_class
+from imae.layers.run import Run
 from imae.net.fold import fold_batch_norm
 from imae.net.net import Net
 from imae.net.weights import load_caffemodel
@@ -86,7 +87,7 @@ def net_model(
                 f"{path}: the input is {size_text(input_shape[1:])}, the prepared images are "
                 f"{size_text(shape[1:])}; use --resize and --crop"
             )
-        net = Net(deploy_net(param, shape), CaffeRandom(0))
+        net = Net(deploy_net(param, shape), Run(CaffeRandom(0)))
         load_caffemodel(net, weights, dialect)
         return _embed_with_net(net, _feature_blob(net, blob), device)
 
@@ -114,15 +115,14 @@ def _embed_with_net(net: Net, blob: str, device: torch.device) -> Callable[[Batc
         )
     net.to(device)
     folded = fold_batch_norm(net)
-    if any(blob in step.tops for step in folded):
-        net.plan = folded
+    plan = folded if any(blob in step.tops for step in folded) else net.steps
 
     def embed(batch: Batch) -> Batch:
         # A net may fix its batch size in a Reshape, so the last batch is as long as the others.
         images = torch.zeros(net.blob_shapes[feed], device=device)
         images[: len(batch)] = torch.from_numpy(batch)
         with torch.no_grad():
-            values = net.forward({feed: images}, keep=[blob])[blob]
+            values = net.forward({feed: images}, keep=[blob], plan=plan)[blob]
         return values[: len(batch)].reshape(len(batch), -1).cpu().numpy()
 
     return embed

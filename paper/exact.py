@@ -13,6 +13,7 @@ from torch import Tensor
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.plugins import example_weights as weights
 from imae.layers.registry import layer_class
+from imae.layers.run import Run
 from imae.paper.expected import LATER_TABLE_2, TABLE_4, VARIANCES, Formula
 from imae.paper.experiments import TEMPERATURES
 from imae.prototxt import LayerParameter
@@ -132,7 +133,7 @@ def _gradient(prototxt: str, logits: Tensor) -> Tensor:
     layer = layer_class(param.type)(param)
     logits = logits.requires_grad_()
     label = torch.zeros(len(logits), dtype=logits.dtype)
-    layer.build([tuple(logits.shape), tuple(label.shape)], CaffeRandom(1))
+    layer.build([tuple(logits.shape), tuple(label.shape)], Run(CaffeRandom(1)))
     layer(logits, label).backward()
     assert logits.grad is not None
     return logits.grad

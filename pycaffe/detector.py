@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imae.files.errors import DataError, ImaeError
+from imae.files.read import AnyPath
 from imae.pycaffe.caffe_io import load_image, resize_image
 from imae.pycaffe.classifier import PictureNet
 
 Array = NDArray[Any]
-AnyPath = str | os.PathLike[str]
 
 
 class Detector(PictureNet):

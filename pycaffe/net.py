@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from imae.files.errors import ImaeError
 from imae.files.read import AnyPath
 from imae.layers.layer import Layer, Shape, blob_name
+from imae.layers.run import Run
 from imae.layers.utility.python import BlobVec, ParameterBlob, Python, PythonLayerBase, RawBlobVec
 from imae.layers.utility.python import PythonBlob as Blob
 from imae.net.net import Net as ModuleNet
@@ -116,7 +117,7 @@ class Net:
         with strict_fields(strict):
             text = read_net_text(network_file, dialect, [weights] if weights is not None else [])
             param = in_state(text, state.phase, state)
-            self._wrap(Stepwise(ModuleNet(param, current_random()), current_device()))
+            self._wrap(Stepwise(ModuleNet(param, Run(current_random())), current_device()))
         if weights is not None:
             self.copy_from(weights, dialect)
 

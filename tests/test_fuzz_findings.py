@@ -30,6 +30,7 @@ from imae.layers.data.hdf5_data import read_data_sets
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.data.window_data import read_windows
+from imae.layers.run import Run
 from imae.net.net import Net
 from imae.net.weights import load_caffemodel
 from imae.prototxt import TRAIN, BlobProto, BlobShape, Datum, SolverState, TransformationParameter
@@ -79,7 +80,7 @@ def test_caffemodel_of_complex_numbers(tmp_path: Path) -> None:
     path.write_bytes(hdf5(lambda file: file.create_dataset("data/ip/0", (2, 3), "c8")))
     net = Net(
         parse_net('layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 } } }'),
-        CaffeRandom(1),
+        Run(CaffeRandom(1)),
     )
     with pytest.raises(CaffemodelError, match="values of type complex64"):
         load_caffemodel(net, path)
@@ -392,7 +393,7 @@ def test_strides_of_32_bits(method: str, stride: int, kernel: int, pad: int, mod
                 'layer { name: "p" type: "Pooling" bottom: "x" top: "p" pooling_param { '
                 f"kernel_size: {kernel} stride: {stride} pad: {pad} pool: {method} round_mode: {mode} }} }}"
             ),
-            CaffeRandom(1),
+            Run(CaffeRandom(1)),
         )
         x = torch.arange(42.0).view(1, 1, 6, 7).requires_grad_()
         top = net.forward({"x": x})["p"]

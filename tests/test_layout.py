@@ -33,12 +33,15 @@ SHARED = {
         "record_order",
         "transformer",
         "base_data",
+        "data_resources",
         "resident",
     },
-    "loss": {"loss_normalizer"},
+    "loss": {"least_probability", "loss_normalizer"},
     "plugins": {"designed_loss", "example_weights"},
     "utility": {"synced_memory"},
 }
+
+STEP_CALLS = {"step.run", "step.layer", "self.step.run", "self.step.layer", "steps[index].layer"}
 
 FILES = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]
 assert FILES
@@ -132,3 +135,23 @@ def test_every_type_has_a_case() -> None:
     prototxts = "".join(path.read_text(errors="replace") for path in cases.rglob("*.prototxt"))
     for name in layer_types():
         assert name in types or f'type: "{name}"' in prototxts, f"no case for {name}"
+
+
+def test_net_asks_no_layer_for_its_type() -> None:
+    """What it must know of a layer is an attribute of the layer's class."""
+    types = set(layer_types())
+    for path in sorted((ROOT / "net").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute):
+                named = {each.value for each in ast.walk(node) if isinstance(each, ast.Constant)}
+                assert node.left.attr != "type" or not named & types, f"{path}:{node.lineno}"
+
+
+def test_steps_are_run_in_one_place() -> None:
+    found = set()
+    for part in ("net", "converters", "train", "paper", "cli", "pycaffe"):
+        for path in sorted((ROOT / part).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) in STEP_CALLS:
+                    found.add(str(path.relative_to(ROOT)))
+    assert found == {"net/step.py"}

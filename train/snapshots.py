@@ -21,7 +21,7 @@ import torch
 
 from imae.files.caffe_log import log_line
 from imae.files.errors import CaffemodelError, FileError, SnapshotError
-from imae.layers.layer import shape_string
+from imae.layers.blob import shape_string
 from imae.layers.ranks import Ranks
 from imae.net.net import Net
 from imae.net.not_finite import all_finite

@@ -26,8 +26,9 @@ from torch import Tensor
 from imae.files.caffe_log import log_line, number
 from imae.files.read import AnyPath
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.data_resources import DataResources
+from imae.layers.data.data_resources import DataResources
 from imae.layers.ranks import ALONE, Flags, Ranks
+from imae.layers.run import Run
 from imae.net.executor import Result
 from imae.net.streams import Streams, draw_on_device
 from imae.prototxt import SolverParameter
@@ -106,9 +107,9 @@ class Solver:
         self._stopped = self._keep_loss = False
         self._before_tests: dict[str, Any] | None = None
         self.random = self._seeded(random)
-        self.net = build_train_net(param, self.random, dtype, options.dialect, ranks, data_resources)
+        self.net = build_train_net(param, Run(self.random, ranks, data_resources, dtype), options.dialect)
         run = make_executor(self.net, options, param.iter_size)
-        self.test_nets = build_test_nets(param, self.random, self.net, options.dialect) if first else []
+        self.test_nets = build_test_nets(param, self.net, options.dialect) if first else []
         nets = [self.net, *self.test_nets]
         runs = [run, *(make_executor(net, options, param.iter_size) for net in self.test_nets)]
         masks = options.gpu_dropout == "device" and draw_on_device(self.net, device, self.random.seed)

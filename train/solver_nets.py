@@ -6,14 +6,12 @@ Caffe: solver.cpp, InitTrainNet, InitTestNets.
 from __future__ import annotations
 
 import logging
-
-import torch
+from dataclasses import replace
 
 from imae.files.caffe_log import log_line
 from imae.files.errors import PrototxtError
-from imae.layers.caffe_random import CaffeRandom
-from imae.layers.data_resources import DataResources
-from imae.layers.ranks import ALONE, Ranks
+from imae.layers.ranks import ALONE
+from imae.layers.run import Run
 from imae.net.net import Net
 from imae.net.no_loss import no_loss_words
 from imae.net.weights import load_caffemodel
@@ -26,19 +24,10 @@ logger = logging.getLogger(__name__)
 TRAIN_FIELDS = ("net", "net_param", "train_net", "train_net_param")
 
 
-def build_train_net(
-    param: SolverParameter,
-    random: CaffeRandom,
-    dtype: torch.dtype,
-    dialect: str | None = None,
-    ranks: Ranks = ALONE,
-    data_resources: DataResources | None = None,
-) -> Net:
+def build_train_net(param: SolverParameter, run: Run, dialect: str | None = None) -> Net:
     """The net that exactly one of TRAIN_FIELDS gives, with the weights that the solver names.
 
     dialect   the fork that the files of nets and weights are of; None: Caffe's own
-    ranks     the processes that train it together
-    data_resources      memory and threads for its data layers, and for those of the test nets
     """
     given = [name for name in TRAIN_FIELDS if param.HasField(name)]
     fields = ", ".join(TRAIN_FIELDS)
@@ -62,19 +51,18 @@ def build_train_net(
         log_line("solver.cpp:102", f"Creating training net from net file: {param.net}")
         net_param = read_net_text(param.net, dialect, _weights(param))
     state = in_state(net_param, TRAIN, param.train_state)
-    net = Net(state, random, dtype=dtype, ranks=ranks, data_resources=data_resources)
-    if ranks.rank == 0 and (words := no_loss_words(net, net_param)):
+    net = Net(state, run)
+    if run.ranks.rank == 0 and (words := no_loss_words(net, net_param)):
         logger.warning("%s, and the training learns nothing, as in Caffe", words)
     _load_weights(net, param, dialect)
     return net
 
 
-def build_test_nets(
-    param: SolverParameter, random: CaffeRandom, train_net: Net, dialect: str | None = None
-) -> list[Net]:
+def build_test_nets(param: SolverParameter, train_net: Net, dialect: str | None = None) -> list[Net]:
     """The nets of test_net_param, of test_net, then `net` or `net_param` for the test_iters that are left.
 
-    They use the parameters of the train net's layers of the same names.
+    They use the parameters of the train net's layers of the same names, and its run, but for the ranks: those
+    who test do so alone.
     """
     weights = _weights(param)
     sources = [("test_net_param", net_param) for net_param in param.test_net_param]
@@ -97,12 +85,11 @@ def build_test_nets(
         )
     if sources and param.test_interval <= 0:
         raise PrototxtError(f"test_iter needs a test_interval greater than 0, got {param.test_interval}")
-    nets = []
+    run, nets = replace(train_net.run, ranks=ALONE), []
     for index, (source, net_param) in enumerate(sources):
         state = param.test_state[index] if param.test_state else NetState()
         log_line("solver.cpp:190", f"Creating test net (#{index}) specified by {source}")
-        net_state, shared = in_state(net_param, TEST, state), train_net.data_resources
-        nets.append(Net(net_state, random, train_net, train_net.dtype, data_resources=shared))
+        nets.append(Net(in_state(net_param, TEST, state), run, train_net))
         _load_weights(nets[-1], param, dialect)
     return nets
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from imae.layers.autograd import apply
 from imae.layers.layer import Layer
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
@@ -29,8 +30,7 @@ class Clip(Layer):
         self.min, self.max = param.clip_param.min, param.clip_param.max
 
     def forward(self, x: Tensor) -> Tensor:
-        top: Tensor = _Clip.apply(x, self.min, self.max)  # type: ignore[no-untyped-call]  # torch's
-        return top
+        return apply(_Clip, x, self.min, self.max)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         low, high = (graph.constant(np.array(v, np.float32)) for v in (self.min, self.max))

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from imae.layers.autograd import apply
 from imae.layers.layer import Layer
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
@@ -24,8 +25,7 @@ class ELU(Layer):
     reads_top = reads_bottom = True
 
     def forward(self, x: Tensor) -> Tensor:
-        top: Tensor = _ELU.apply(x, self.param.elu_param.alpha)  # type: ignore[no-untyped-call]  # torch's
-        return top
+        return apply(_ELU, x, self.param.elu_param.alpha)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         graph.node("Elu", bottoms, tops, alpha=self.param.elu_param.alpha)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from imae.layers.activation.exp import log_of_base
+from imae.layers.autograd import apply
 from imae.layers.layer import Layer
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
@@ -35,8 +36,7 @@ class Log(Layer):
         self.scale, self.shift, self.factor = log.scale, log.shift, 1 / log_base
 
     def forward(self, x: Tensor) -> Tensor:
-        top: Tensor = _Log.apply(x, self)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        return top
+        return apply(_Log, x, self)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         scale, shift, factor = (

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from imae.layers.autograd import apply
 from imae.layers.layer import Layer
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
@@ -39,8 +40,7 @@ class Power(Layer):
             return torch.full_like(x, self.shift) ** self.power
         if self.power == 1:
             return x * self.scale + self.shift
-        top: Tensor = _Power.apply(x, self)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        return top
+        return apply(_Power, x, self)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         if self.power == 0 or self.scale == 0:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from imae.layers.autograd import apply
 from imae.layers.layer import Layer
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
@@ -24,8 +25,7 @@ class Swish(Layer):
     reads_top = True
 
     def forward(self, x: Tensor) -> Tensor:
-        top: Tensor = _Swish.apply(x, self.param.swish_param.beta)  # type: ignore[no-untyped-call]  # torch's
-        return top
+        return apply(_Swish, x, self.param.swish_param.beta)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         beta = graph.constant(np.array(self.param.swish_param.beta, np.float32))

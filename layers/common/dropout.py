@@ -25,6 +25,7 @@ from imae.prototxt import TRAIN, LayerParameter
 @register_layer("Dropout")
 class Dropout(Layer):
     num_bottoms = num_tops = 1
+    idle_in_test = True
     device_masks: bool = False  # may be set on a layer; bottoms on the CPU take no notice of it
 
     def __init__(self, param: LayerParameter) -> None:

@@ -15,20 +15,11 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from imae.files.errors import LayerError
-from imae.layers.labels import refuse_gradient
-from imae.layers.layer import LabelReader, Layer, Shape
+from imae.layers.labels import LabelReader, refuse_gradient
+from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
-
-
-class _IndexReader(LabelReader):
-    def _error(self, label: int) -> LayerError:
-        return self._owner[0].error(
-            f"index {label} is out of range: input_dim is {self.classes}, so indices are 0 to "
-            f"{self.classes - 1}; mend the data, or embed_param.input_dim"
-        )
 
 
 @register_layer("Embed")
@@ -41,7 +32,7 @@ class Embed(Layer):
         for field in ("num_output", "input_dim"):
             if getattr(embed, field) < 1:
                 raise self.error(f"EmbedLayer {field} must be positive.; got {getattr(embed, field)}")
-        self.indices = _IndexReader(self, None)
+        self.indices = LabelReader(self, message=_wrong_index)
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         embed = self.param.embed_param
@@ -73,3 +64,10 @@ class Embed(Layer):
             graph.node("Add", [graph.node("Gather", rows), graph.constant(self.blob(1))], tops)
         else:
             graph.node("Gather", rows, tops)
+
+
+def _wrong_index(index: int, count: int) -> str:
+    return (
+        f"index {index} is out of range: input_dim is {count}, so indices are 0 to {count - 1}; "
+        "mend the data, or embed_param.input_dim"
+    )

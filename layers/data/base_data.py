@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imae.files.errors import ImaeError, LayerError, SnapshotError
+from imae.layers.data.data_resources import DataResources
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.layer import DataLayer, Layer, Shape
+from imae.layers.run import Run
 from imae.prototxt import LayerParameter
 
 Batch = tuple[Tensor, ...]
@@ -71,6 +73,7 @@ class PrefetchingLayer(DataLayer):
     ahead         how many batches may wait, `data_param.prefetch` as in Caffe; 0: no thread, each is made
                   when it is asked for
     transformer   for the pixels; its stream is seeded here
+    data_resources    memory for decoded records, and threads, which the data layers of the run share
     shapes        of data and label, for `top_shapes`
     arrays        makes those for the batches
     """
@@ -87,6 +90,10 @@ class PrefetchingLayer(DataLayer):
         self._pending: deque[Future[tuple[Batch, State]]] = deque()
         self._executor: ThreadPoolExecutor | None = None
         self._state: State = {}
+
+    def use_run(self, run: Run) -> None:
+        super().use_run(run)
+        self.data_resources = run.data_resources or DataResources(ranks=run.ranks.size)
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         name = f"layer '{self.name}' ({self.type})"

@@ -41,12 +41,12 @@ from imae.layers.data.base_data import (
     output_data_size,
     pass_over_moved_fields,
 )
+from imae.layers.data.data_resources import DataResources, Each, KeptRecords, in_turn
 from imae.layers.data.datum import array_from_datum, parse_datum, planes
 from imae.layers.data.leveldb_source import LeveldbSource, open_leveldb
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
 from imae.layers.data.record_order import check_order, make_order
 from imae.layers.data.resident import ResidentRecords
-from imae.layers.data_resources import DataResources, Each, KeptRecords, in_turn
 from imae.layers.registry import register_layer
 from imae.prototxt import Datum, LayerParameter
 

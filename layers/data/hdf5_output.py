@@ -22,6 +22,7 @@ from imae.files.atomic import atomic_file
 from imae.files.caffe_log import log_line
 from imae.layers.layer import Layer, Shape
 from imae.layers.registry import register_layer
+from imae.layers.run import Run
 
 
 @register_layer("HDF5Output")
@@ -29,6 +30,9 @@ class HDF5Output(Layer):
     num_bottoms = 2
     num_tops = 0
     deployed = False
+
+    def use_run(self, run: Run) -> None:
+        self.ranks = run.ranks_in(self.phase)
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         self.file_name = self.param.hdf5_output_param.file_name

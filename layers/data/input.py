@@ -20,7 +20,7 @@ from imae.prototxt import BlobShape
 class Input(Layer):
     num_bottoms = 0
     min_tops = 1
-    makes_input = True
+    makes_input = is_fed = True
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         shapes = self.param.input_param.shape

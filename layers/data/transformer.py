@@ -32,8 +32,8 @@ from imae.files.caffe_log import log_line
 from imae.files.errors import DataError, ImaeError, LayerError
 from imae.layers.blob import array_from_blob
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.data.data_resources import Each, in_turn
 from imae.layers.data.datum import planes, size_text
-from imae.layers.data_resources import Each, in_turn
 from imae.prototxt import TRAIN, BlobProto, TransformationParameter
 from imae.prototxt.text import read_binary
 

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from imae.layers.labels import check_labels, ignored_label, place_labels
-from imae.layers.layer import LabelReader, Layer, Shape
+from imae.layers.labels import LabelReader, check_labels, ignored_label, place_labels
+from imae.layers.layer import Layer, Shape
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 

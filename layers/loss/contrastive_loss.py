@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from imae.layers.autograd import apply
 from imae.layers.layer import LossLayer, Shape
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
@@ -49,10 +50,7 @@ class ContrastiveLoss(LossLayer):
         num = a.shape[0]
         size = a.shape[1:].numel()
         difference = a.reshape(num, size) - b.reshape(num, size)
-        loss: Tensor = _Contrast.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            difference, similar.reshape(num).long() != 0, self.margin, self.legacy
-        )
-        return loss
+        return apply(_Contrast, difference, similar.reshape(num).long() != 0, self.margin, self.legacy)
 
 
 class _Contrast(torch.autograd.Function):

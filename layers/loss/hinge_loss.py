@@ -20,8 +20,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from imae.layers.labels import refuse_gradient
-from imae.layers.layer import LabelReader, LossLayer, Shape
+from imae.layers.labels import LabelReader, refuse_gradient
+from imae.layers.layer import LossLayer, Shape
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
@@ -31,7 +31,7 @@ class HingeLoss(LossLayer):
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         self.norm = param.hinge_loss_param.norm
-        self.labels = LabelReader(self, None)
+        self.labels = LabelReader(self)
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         scores, labels = bottom_shapes

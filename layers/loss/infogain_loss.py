@@ -23,15 +23,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from imae.layers.autograd import apply_for_several
 from imae.layers.blob import array_from_blob
-from imae.layers.labels import check_labels, ignored_label, place_labels, refuse_gradient
-from imae.layers.layer import LabelReader, LossLayer, Shape
+from imae.layers.labels import LabelReader, check_labels, ignored_label, place_labels, refuse_gradient
+from imae.layers.layer import LossLayer, Shape
+from imae.layers.loss.least_probability import LOG_THRESHOLD
 from imae.layers.loss.loss_normalizer import LOSS_FIELDS, normalization, normalizer
 from imae.layers.registry import register_layer
 from imae.prototxt import BlobProto, LayerParameter
 from imae.prototxt.text import read_binary
-
-LOG_THRESHOLD = 1e-20
 
 
 @register_layer("InfogainLoss")
@@ -91,9 +91,7 @@ class InfogainLoss(LossLayer):
         divisor = normalizer(self.normalization, outer, inner, valid)
         infogain = matrix[0] if matrix else self.infogain
         rows = infogain.to(scores.dtype).reshape(classes, classes)[index.squeeze(axis)].movedim(-1, axis)
-        loss, prob = _Infogain.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            scores, rows, valid, divisor, axis
-        )
+        loss, prob = apply_for_several(_Infogain, scores, rows, valid, divisor, axis)
         return loss if len(self.param.top) < 2 else (loss, prob)
 
     def _axis(self, num_axes: int) -> int:

@@ -18,19 +18,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from imae.layers.labels import refuse_gradient
-from imae.layers.layer import LabelReader, LossLayer, Shape
+from imae.layers.autograd import apply
+from imae.layers.labels import LabelReader, refuse_gradient
+from imae.layers.layer import LossLayer, Shape
+from imae.layers.loss.least_probability import LOG_THRESHOLD
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
-
-LOG_THRESHOLD = 1e-20
 
 
 @register_layer("MultinomialLogisticLoss")
 class MultinomialLogisticLoss(LossLayer):
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
-        self.labels = LabelReader(self, None)
+        self.labels = LabelReader(self)
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         prob, labels = bottom_shapes
@@ -43,10 +43,7 @@ class MultinomialLogisticLoss(LossLayer):
         num = prob.shape[0]
         prob = prob.reshape(num, prob.shape[1:].numel())
         index, _ = self.labels(label.reshape(num, 1), prob.shape[1])
-        loss: Tensor = _NegativeLog.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            prob.gather(1, index)
-        )
-        return loss
+        return apply(_NegativeLog, prob.gather(1, index))
 
 
 class _NegativeLog(torch.autograd.Function):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from imae.layers.autograd import apply
 from imae.layers.labels import ignored_label, refuse_gradient
 from imae.layers.layer import LossLayer, Shape
 from imae.layers.loss.loss_normalizer import LOSS_FIELDS, normalization, normalizer
@@ -49,10 +50,7 @@ class SigmoidCrossEntropyLoss(LossLayer):
         target = target.reshape(x.shape)
         valid = None if self.ignore_label is None else target.long() != self.ignore_label
         divisor = normalizer(self.normalization, x.shape[0], x.shape[1:].numel(), valid)
-        loss: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            x, target, valid, divisor
-        )
-        return loss
+        return apply(_CrossEntropy, x, target, valid, divisor)
 
 
 class _CrossEntropy(torch.autograd.Function):

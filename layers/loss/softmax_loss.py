@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from imae.layers.labels import check_labels, ignored_label, place_labels, refuse_gradient
-from imae.layers.layer import LabelReader, LossLayer, Shape
+from imae.layers.autograd import apply
+from imae.layers.labels import LabelReader, check_labels, ignored_label, place_labels, refuse_gradient
+from imae.layers.layer import LossLayer, Shape
+from imae.layers.loss.least_probability import FLT_MIN
 from imae.layers.loss.loss_normalizer import LOSS_FIELDS, normalization, normalizer
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
-
-FLT_MIN = torch.finfo(torch.float32).tiny
 
 
 @register_layer("SoftmaxWithLoss")
@@ -59,10 +59,7 @@ class SoftmaxWithLoss(LossLayer):
         index, valid = self.labels(place_labels(label, scores, axis), scores.shape[axis])
         outer, inner = scores.shape[:axis].numel(), scores.shape[axis + 1 :].numel()
         divisor = normalizer(self.normalization, outer, inner, valid)
-        loss: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            scores, index, valid, divisor, axis
-        )
-        return loss
+        return apply(_CrossEntropy, scores, index, valid, divisor, axis)
 
     def _axis(self, num_axes: int) -> int:
         return self.canonical_axis(self.param.softmax_param.axis, num_axes)

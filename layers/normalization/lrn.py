@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from imae.layers.autograd import apply
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
@@ -53,8 +54,7 @@ class LRN(Layer):
         if self.within_channel:  # Caffe: k is not used here, it is 1
             energy = F.avg_pool2d(x * x, self.size, stride=1, padding=self.size // 2)
             return x * (1 + self.alpha * energy) ** -self.beta
-        top: Tensor = _AcrossChannels.apply(x, self)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        return top
+        return apply(_AcrossChannels, x, self)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         if not self.within_channel:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from imae.layers.autograd import apply
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
@@ -51,9 +52,7 @@ class MVN(Layer):
         first = 1 if self.across_channels else 2
         rows = x.reshape(shape[0], prod(shape[1:first]), prod(shape[first:]))
         if self.normalize_variance:
-            top: Tensor = _Normalize.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                rows, self.eps
-            )
+            top = apply(_Normalize, rows, self.eps)
         else:
             top = rows - rows.mean(2, keepdim=True)
         return top.reshape(shape)

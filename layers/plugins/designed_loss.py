@@ -36,8 +36,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from imae.layers.labels import check_labels, ignored_label, place_labels, refuse_gradient
-from imae.layers.layer import LabelReader, LossLayer, Shape
+from imae.layers.autograd import apply
+from imae.layers.labels import LabelReader, check_labels, ignored_label, place_labels, refuse_gradient
+from imae.layers.layer import LossLayer, Shape
 from imae.layers.loss.loss_normalizer import LOSS_FIELDS, normalization, normalizer
 from imae.layers.plugins.example_weights import LARGEST_EXPONENT, largest_exponent
 from imae.prototxt import LayerParameter
@@ -121,10 +122,7 @@ class DesignedLoss(LossLayer):
             refuse_gradient(self, i, bottoms[i], f"{self.type} Layer cannot backpropagate to label inputs")
         axis = self.canonical_axis(self.param.softmax_param.axis, logits.dim())
         index, valid = self.labels(place_labels(label, logits, axis), logits.shape[axis])
-        top: Tensor = _Passes.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            logits, index, valid, axis, self
-        )
-        return top
+        return apply(_Passes, logits, index, valid, axis, self)
 
     def forward_pass(
         self, logits: Tensor, index: Tensor, valid: Tensor | None, axis: int

@@ -11,9 +11,9 @@ bottom[0], bottom[1], top[0]  as in designed_loss.py
 bottom[2]  optional: the examples' p (ExtractProb); not used
 """
 
-import torch
 from torch import Tensor
 
+from imae.layers.loss.least_probability import FLT_MIN
 from imae.layers.plugins import example_weights
 from imae.layers.plugins.designed_loss import DesignedLoss
 from imae.layers.registry import register_layer
@@ -39,4 +39,4 @@ class UnifiedWeightLoss(DesignedLoss):
         return example_weights.dm(p, rest, self.lamda_p, self.scale)
 
     def value(self, p: Tensor, rest: Tensor) -> Tensor:
-        return -p.clamp(min=torch.finfo(torch.float32).tiny).log()
+        return -p.clamp(min=FLT_MIN).log()

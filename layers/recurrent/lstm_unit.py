@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from imae.layers.autograd import apply_for_several
 from imae.layers.labels import refuse_gradient
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
@@ -30,7 +31,7 @@ from imae.layers.registry import register_layer
 
 def lstm_unit(cell: Tensor, gates: Tensor, cont: Tensor) -> tuple[Tensor, Tensor]:
     """(c, h), (..., D) each, from c_before (..., D), gate inputs (..., 4 D) and cont (...)."""
-    cell, hidden = _Unit.apply(cell, gates, cont)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    cell, hidden = apply_for_several(_Unit, cell, gates, cont)
     return cell, hidden
 
 

@@ -13,20 +13,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from imae.files.errors import LayerError
-from imae.layers.labels import refuse_gradient
-from imae.layers.layer import LabelReader, Layer, Shape
+from imae.layers.labels import LabelReader, refuse_gradient
+from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
-
-
-class _IndexReader(LabelReader):
-    def _error(self, label: int) -> LayerError:
-        fault = "negative" if label < 0 else "greater than batch size"
-        return self._owner[0].error(
-            f"Index specified for reindex layer was {fault}.; got {label}, the batch has {self.classes} items"
-        )
 
 
 @register_layer("BatchReindex")
@@ -36,7 +27,7 @@ class BatchReindex(Layer):
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
-        self.indices = _IndexReader(self, None)
+        self.indices = LabelReader(self, message=_wrong_index)
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         items, index = bottom_shapes
@@ -61,3 +52,8 @@ class BatchReindex(Layer):
 
         index = graph.node("Cast", [bottoms[1]], to=TensorProto.INT64)
         graph.node("Gather", [bottoms[0], index], tops, axis=0)
+
+
+def _wrong_index(index: int, items: int) -> str:
+    fault = "negative" if index < 0 else "greater than batch size"
+    return f"Index specified for reindex layer was {fault}.; got {index}, the batch has {items} items"

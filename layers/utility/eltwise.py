@@ -23,7 +23,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from imae.layers.layer import Layer, Shape, shape_string
+from imae.layers.autograd import apply
+from imae.layers.blob import shape_string
+from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
@@ -70,10 +72,7 @@ class Eltwise(Layer):
         if self.operation == eltwise.PROD:
             if eltwise.stable_prod_grad:
                 return reduce(torch.mul, bottoms)
-            product: Tensor = _ProductByQuotients.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                *bottoms
-            )
-            return product
+            return apply(_ProductByQuotients, *bottoms)
         top = torch.where(bottoms[0] > bottoms[1], bottoms[0], bottoms[1])
         for bottom in bottoms[2:]:
             top = torch.where(bottom > top, bottom, top)

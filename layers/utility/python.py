@@ -38,9 +38,11 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from imae.layers.autograd import apply_for_several
 from imae.layers.blob import array_from_blob
 from imae.layers.layer import Layer, Shape
 from imae.layers.registry import register_layer
+from imae.layers.run import Run
 from imae.layers.utility.synced_memory import ParameterMemory, take_back
 from imae.prototxt import LayerParameter
 from imae.prototxt.python_layers import check_python_layers
@@ -208,6 +210,9 @@ class Python(Layer):
         self.top_blobs = RawBlobVec(PythonBlob() for _ in param.top)
         self.register_buffer("device_and_dtype", torch.empty(0), persistent=False)  # those of the net
 
+    def use_run(self, run: Run) -> None:
+        self.ranks = run.ranks_in(self.phase)
+
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         if self.ranks.size > 1 and not self.bottom_blobs:
             logger.warning(
@@ -242,10 +247,7 @@ class Python(Layer):
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         parameters = [self.blob(index) for index in range(len(self.blobs))]
-        tops: tuple[Tensor, ...] = _Passes.apply(  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            self, *bottoms, *parameters
-        )
-        return tops
+        return apply_for_several(_Passes, self, *bottoms, *parameters)
 
     def forward_pass(self, bottoms: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Run the user's forward."""

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from imae.files.errors import ExportError
-from imae.layers.layer import Layer, Shape, shape_string
+from imae.layers.blob import shape_string
+from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter

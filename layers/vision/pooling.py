@@ -35,6 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from imae.layers.autograd import apply
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
@@ -130,8 +131,7 @@ class _Picked(torch.autograd.Function):
 
 def picked(x: Tensor, windows: PoolWindows) -> Tensor:
     """The pixels that windows of one pixel, which fit, see."""
-    top: Tensor = _Picked.apply(x, windows.stride)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return top
+    return apply(_Picked, x, windows.stride)
 
 
 def max_pool(x: Tensor, windows: PoolWindows) -> Tensor:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from digits_runs import RUNS, prepared, worded
 
-from imae.cli.command_time import LayerwisePasses, measure
+from imae.cli.command_time import measure, timed
 from imae.cli.main import main
 from imae.net import cuda_driver
 from imae.net.net import Net
+from imae.net.stepwise import Stepwise
 from imae.prototxt.text import parse_net
 
 NET = """
@@ -105,7 +106,8 @@ def test_times_add_up(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_passes_are_those_of_the_net() -> None:
     net = Net(parse_net(NET))
-    passes = LayerwisePasses(net, torch.device("cpu"))
+    passes = Stepwise(net)
+    forward, backward = timed(passes)
     passes.forward()
     loss = net.loss(net.forward())
     want = torch.autograd.grad(loss, [blob for blob in net.learnable if blob.requires_grad])
@@ -114,6 +116,7 @@ def test_the_passes_are_those_of_the_net() -> None:
         if blob.requires_grad:
             blob.register_hook(seen.append)
     passes.backward()
+    assert min(forward.layers) > 0 and backward.total > 0
     assert len(seen) == 2
     for ours, theirs in zip(sorted(seen, key=torch.numel), sorted(want, key=torch.numel), strict=True):
         torch.testing.assert_close(ours, theirs)

@@ -25,6 +25,7 @@ from imae.converters.run_onnx import open_session, run_batch, run_bound
 from imae.files.errors import DeviceError, ExportError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import datum_from_array
+from imae.layers.run import Run
 from imae.net.net import Net
 from imae.net.weights import save_caffemodel
 from imae.prototxt import TEST
@@ -67,7 +68,7 @@ SHAPE = (3, 11, 9)
 
 def test_net() -> Net:
     """The TEST net of NET, with statistics as after some training."""
-    net = Net(deploy_net(parse_net(NET), SHAPE), CaffeRandom(1))
+    net = Net(deploy_net(parse_net(NET), SHAPE), Run(CaffeRandom(1)))
     generator = np.random.default_rng(2)
     for blob, size in zip(net.params["bn"], (6, 6, 1), strict=True):
         blob.data.numpy()[...] = generator.uniform(1, 2, size)
@@ -82,7 +83,7 @@ def test_deploy_net_keeps_what_hangs_on_the_image() -> None:
     assert deployed.state.phase == TEST
     assert [layer.name for layer in deployed.layer if layer.type == "Input"] == ["data"]
     assert not {"accuracy", "loss", "label"} & {layer.name for layer in deployed.layer}
-    assert Net(deployed, CaffeRandom(1)).outputs == ["fc"]
+    assert Net(deployed, Run(CaffeRandom(1))).outputs == ["fc"]
 
 
 @pytest.mark.parametrize("fold", [False, True], ids=["plain", "folded"])
@@ -99,7 +100,7 @@ def test_resnet_folds_to_convolutions_alone() -> None:
     shape = "input_param { shape { dim: 1 dim: 3 dim: 32 dim: 32 } }"
     param = parse_net(f'layer {{ name: "in" type: "Input" top: "data" {shape} }}')
     param.layer.extend(resnet(8).layer)
-    net = Net(deploy_net(param), CaffeRandom(4))
+    net = Net(deploy_net(param), Run(CaffeRandom(4)))
     for name, blobs in net.params.items():
         if name.endswith("_bn"):  # statistics as after some training, so that values stay of size 1
             for blob, value in zip(blobs, (0.1, 2, 1), strict=True):
@@ -120,7 +121,7 @@ def test_resnet_stays_in_the_fast_layout(tmp_path: Path) -> None:
     shape = "input_param { shape { dim: 1 dim: 3 dim: 32 dim: 32 } }"
     param = parse_net(f'layer {{ name: "in" type: "Input" top: "data" {shape} }}')
     param.layer.extend(resnet(20).layer)
-    model = export_net(Net(deploy_net(param), CaffeRandom(4)), fold=True).model
+    model = export_net(Net(deploy_net(param), Run(CaffeRandom(4))), fold=True).model
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 4
@@ -499,7 +500,7 @@ def test_weights_that_lack_a_layer_are_an_error(
 
 def test_a_layer_that_is_not_finite_is_seen_behind_one_of_its_name() -> None:
     twice = CLASSIFIER + CLASSIFIER[CLASSIFIER.index('layer { name: "fc"') :].replace('top: "fc"', 'top: "y"')
-    net = Net(deploy_net(parse_net(twice)), CaffeRandom(1))
+    net = Net(deploy_net(parse_net(twice)), Run(CaffeRandom(1)))
     first = next(layer for layer in net.layers if layer.name == "fc")
     first.blobs[0].data[0, 0] = np.nan
     with pytest.raises(ExportError, match="layer 'fc': blob 0 holds NaN or infinity"):

@@ -189,6 +189,7 @@ def net(data: bytes) -> None:
     import torch
 
     from imae.layers.caffe_random import CaffeRandom
+    from imae.layers.run import Run
     from imae.net.net import Net
     from imae.prototxt import TEST, TRAIN, NetParameter
     from imae.prototxt.text import parse_net, read_net, to_text
@@ -201,7 +202,7 @@ def net(data: bytes) -> None:
         state = NetParameter()
         state.CopyFrom(param)
         state.state.phase = phase
-        built = Net(state, CaffeRandom(1))
+        built = Net(state, Run(CaffeRandom(1)))
         values = sum(int(np.prod(shape)) for shape in built.blob_shapes.values())
         values += sum(blob.numel() for blob in built.learnable)
         if values <= SMALL:
@@ -272,11 +273,12 @@ cache: dict[str, Any] = {}
 
 def weights_net() -> Any:
     from imae.layers.caffe_random import CaffeRandom
+    from imae.layers.run import Run
     from imae.net.net import Net
     from imae.prototxt.text import parse_net
 
     if "net" not in cache:
-        cache["net"] = Net(parse_net(WEIGHTS_NET.decode()), CaffeRandom(1))
+        cache["net"] = Net(parse_net(WEIGHTS_NET.decode()), Run(CaffeRandom(1)))
     return cache["net"]
 
 
@@ -778,6 +780,7 @@ def lmdb(data: bytes) -> None:
     from imae.layers.caffe_random import CaffeRandom
     from imae.layers.data.lmdb_source import open_lmdb
     from imae.layers.registry import layer_class
+    from imae.layers.run import Run
     from imae.prototxt import LayerParameter
     from imae.prototxt.text import parse_text
 
@@ -788,7 +791,7 @@ def lmdb(data: bytes) -> None:
         source.datum(len(source) - 1)
     text = 'name: "d" type: "Data" top: "x" top: "y" data_param { source: "data.mdb" batch_size: 5 backend: LMDB prefetch: 0 }'
     layer = layer_class("Data")(parse_text(text, LayerParameter, "layer"))
-    layer.build([], CaffeRandom(1))
+    layer.build([], Run(CaffeRandom(1)))
     layer.forward()
     layer.forward()
 
@@ -870,13 +873,14 @@ def data_files() -> Files:
 def hdf5_data(data: bytes) -> None:
     from imae.layers.caffe_random import CaffeRandom
     from imae.layers.registry import layer_class
+    from imae.layers.run import Run
     from imae.prototxt import LayerParameter
     from imae.prototxt.text import parse_text
 
     write("in.h5", data)
     text = 'type: "HDF5Data" top: "data" top: "label" hdf5_data_param { source: "list" batch_size: 3 shuffle: true }'
     layer = layer_class("HDF5Data")(parse_text(text, LayerParameter, "layer"))
-    layer.build([], CaffeRandom(1))
+    layer.build([], Run(CaffeRandom(1)))
     layer.forward()
     layer.forward()
 
@@ -922,6 +926,7 @@ def image_lists() -> Files:
 def image_list(data: bytes) -> None:
     from imae.layers.caffe_random import CaffeRandom
     from imae.layers.registry import layer_class
+    from imae.layers.run import Run
     from imae.prototxt import LayerParameter
     from imae.prototxt.text import parse_text
 
@@ -933,7 +938,7 @@ def image_list(data: bytes) -> None:
     }[kind]
     param = parse_text(f'type: "{kind}" top: "x" top: "y" {text}', LayerParameter, "layer")
     layer = layer_class(kind)(param)
-    layer.build([], CaffeRandom(1))
+    layer.build([], Run(CaffeRandom(1)))
     layer.load_batch()
     layer.load_batch()
 
@@ -1195,6 +1200,7 @@ def log(data: bytes) -> None:
 def onnx_models() -> Files:
     from imae.converters.export_onnx import TRANSFORM_KEY, export_net
     from imae.layers.caffe_random import CaffeRandom
+    from imae.layers.run import Run
     from imae.net.net import Net
     from imae.prototxt import TEST
     from imae.prototxt.text import parse_net
@@ -1212,7 +1218,7 @@ def onnx_models() -> Files:
         param = parse_net(text)
         param.state.phase = TEST
         metadata = {TRANSFORM_KEY: "scale: 0.5 mean_value: 1"}
-        export = export_net(Net(param, CaffeRandom(1)), metadata=metadata)
+        export = export_net(Net(param, Run(CaffeRandom(1))), metadata=metadata)
         seeds.append(export.model.SerializeToString())
     return mutated_message(seeds, range(1, 26))
 

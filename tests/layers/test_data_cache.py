@@ -26,11 +26,11 @@ from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data import transformer as transformer_module
 from imae.layers.data.base_data import Buffers
 from imae.layers.data.data import Data, RawForm
+from imae.layers.data.data_resources import DataResources, usable_cores
 from imae.layers.data.datum import array_from_datum, datum_from_array
 from imae.layers.data.lmdb_source import open_lmdb
-from imae.layers.data_resources import DataResources, usable_cores
-from imae.layers.ranks import ALONE
 from imae.layers.registry import layer_class
+from imae.layers.run import Run
 from imae.net.net import Net
 from imae.prototxt import TEST, TRAIN, Datum, LayerParameter
 from imae.prototxt.text import parse_net, parse_text
@@ -86,7 +86,7 @@ def make(text: str, resources: DataResources | None = None, phase: int = TRAIN) 
     param = parse_text(f'name: "data" {text}', LayerParameter, "<test>")
     param.phase = phase  # type: ignore[assignment]  # an int, checked by protobuf
     layer = layer_class(param.type)(param)
-    layer.build([], CaffeRandom(7), ALONE, resources)
+    layer.build([], Run(CaffeRandom(7), data_resources=resources))
     return layer
 
 
@@ -297,7 +297,7 @@ def test_a_net_hands_its_resources_to_its_layers_and_ranks_divide_them() -> None
     write("raw", SMALL)
     text = 'layer { name: "d" type: "Data" top: "x" data_param { source: "db" batch_size: 2 backend: LMDB } }'
     resources = DataResources(5)
-    net = Net(parse_net(text, "<test>"), data_resources=resources)
+    net = Net(parse_net(text, "<test>"), Run(data_resources=resources))
     assert net.data_layers()[0].data_resources is resources
     assert DataResources().budget == total_memory() // 4 and DataResources().threads == usable_cores()
     assert DataResources(ranks=2).budget == int(total_memory() * 0.25) // 2

@@ -28,15 +28,15 @@ import imae.pycaffe as caffe
 from imae.files.errors import DataError, ImaeError, LayerError, SnapshotError
 from imae.layers.blob import blob_from_array
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.data.data_resources import DataResources
 from imae.layers.data.datum import array_from_datum, datum_from_array
 from imae.layers.data.hdf5_data import GlibcRand
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data.memory_data import MemoryData
 from imae.layers.data.window_data import Window, place_with_context
-from imae.layers.data_resources import DataResources
 from imae.layers.layer import DataLayer, Layer
-from imae.layers.ranks import ALONE
 from imae.layers.registry import layer_class
+from imae.layers.run import Run
 from imae.prototxt import TEST, TRAIN, Datum, LayerParameter
 from imae.prototxt.text import parse_text
 
@@ -89,7 +89,7 @@ def build(text: str, phase: int = TRAIN, seed: int = 1, budget: int | None = Non
     param.name = param.name or "data"
     layer = layer_class(param.type)(param)
     resources = DataResources(budget)
-    layer.shapes_at_setup = layer.build([], CaffeRandom(seed), ALONE, resources)  # type: ignore[assignment]
+    layer.shapes_at_setup = layer.build([], Run(CaffeRandom(seed), data_resources=resources))  # type: ignore[assignment]
     return layer
 
 
@@ -945,7 +945,7 @@ def hdf5_output(file_name: str) -> Layer:
         LayerParameter, "<test>",
     )  # fmt: skip
     layer = layer_class("HDF5Output")(param)
-    layer.build([(2, 3), (2,)], CaffeRandom(1))
+    layer.build([(2, 3), (2,)], Run(CaffeRandom(1)))
     return layer
 
 

@@ -32,6 +32,7 @@ from imae.layers.data.base_data import PrefetchingLayer
 from imae.layers.data.memory_data import MemoryData
 from imae.layers.layer import FIRST_PARAMETER
 from imae.layers.registry import layer_class, layer_types
+from imae.layers.run import Run
 from imae.layers.vision.conv import Convolution
 from imae.net.net import Net
 from imae.net.weights import save_caffemodel
@@ -305,7 +306,7 @@ def observe(param: LayerParameter) -> list[Any]:
     bottoms, learn = CASES[param.type].bottoms, CASES[param.type].learn
     before = set(os.listdir())
     layer = layer_class(param.type)(param)
-    seen: list[Any] = [layer.build([tuple(bottom.shape) for bottom in bottoms], CaffeRandom(SEED))]
+    seen: list[Any] = [layer.build([tuple(bottom.shape) for bottom in bottoms], Run(CaffeRandom(SEED)))]
     seen += [blob.detach().clone() for blob in layer.blobs]
     if isinstance(layer, MemoryData):
         margin = 2 if param.transform_param.crop_size else 0
@@ -443,7 +444,7 @@ def test_a_type_looks_at_the_fields_of_the_type_that_it_is_made_from() -> None:
 
     param = make("Convolution", {})
     param.type = "Depthwise"
-    assert Depthwise(param).build([tuple(X.shape)], CaffeRandom(1)) == [(2, 6, 3, 5)]
+    assert Depthwise(param).build([tuple(X.shape)], Run(CaffeRandom(1))) == [(2, 6, 3, 5)]
     param.pooling_param.SetInParent()
     assert Depthwise(param).leftovers == ["pooling_param"]
 

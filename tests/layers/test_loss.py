@@ -15,8 +15,8 @@ from torch import Tensor
 
 from imae.files.errors import LayerError, PrototxtError
 from imae.layers.blob import blob_from_array
-from imae.layers.labels import refuse_gradient
-from imae.layers.layer import LabelReader, Layer
+from imae.layers.labels import LabelReader, refuse_gradient
+from imae.layers.layer import Layer
 from imae.layers.loss.accuracy import Accuracy
 from imae.layers.loss.loss_normalizer import normalization, normalizer
 from imae.layers.loss.softmax_loss import SoftmaxWithLoss

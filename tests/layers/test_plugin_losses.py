@@ -21,6 +21,7 @@ from imae.layers.layer import Layer
 from imae.layers.plugins import example_weights as weights
 from imae.layers.plugins.designed_loss import DesignedLoss
 from imae.layers.registry import layer_class
+from imae.layers.run import Run
 from imae.net.net import Net
 from imae.prototxt import TRAIN, LayerParameter
 from imae.prototxt.caffe_pb2 import WeightNormalization
@@ -41,7 +42,7 @@ def build(text: str, *shapes: tuple[int, ...]) -> Layer:
     if not param.top:
         param.top.append("top")
     layer = layer_class(param.type)(param)
-    layer.build(shapes, CaffeRandom(1))
+    layer.build(shapes, Run(CaffeRandom(1)))
     return layer
 
 
@@ -747,7 +748,7 @@ def test_a_net_in_the_authors_style(name: str) -> None:
     type_name, loss_param, formula = AUTHORS_LOSSES[name]
     param = parse_net(AUTHORS_NET % (type_name, loss_param))
     param.state.phase = TRAIN
-    net = Net(param, CaffeRandom(7))
+    net = Net(param, Run(CaffeRandom(7)))
     draw = np.random.default_rng(5)
     data = {
         "data": torch.tensor(draw.standard_normal((11, 3, 7, 5)), dtype=torch.float32),

@@ -20,6 +20,7 @@ from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.data import Data
 from imae.layers.data.datum import datum_from_array
 from imae.layers.data.record_order import draw
+from imae.layers.run import Run
 from imae.net.net import Net
 from imae.prototxt import TRAIN, LayerParameter
 from imae.prototxt.text import parse_net, parse_solver, parse_text
@@ -60,7 +61,7 @@ def build(order: str, batch_size: int, transform: str = "", seed: int = 1) -> Da
     param = parse_text(data_text(order, batch_size, transform), LayerParameter, "<test>")
     param.phase = TRAIN
     layer = Data(param)
-    layer.build([], CaffeRandom(seed))
+    layer.build([], Run(CaffeRandom(seed)))
     return layer
 
 
@@ -202,7 +203,7 @@ def test_an_order_draws_one_word_of_the_runs(order: str, transform: str) -> None
 def test_layers_of_one_net_have_streams_of_their_own() -> None:
     make_lmdb([0] * 20)
     two = data_text(SHUFFLED, 20).replace('"data"', '"more"').replace('"label"', '"less"')
-    net = Net(parse_net(f"layer {{ {data_text(SHUFFLED, 20)} }} layer {{ {two} }}"), CaffeRandom(3))
+    net = Net(parse_net(f"layer {{ {data_text(SHUFFLED, 20)} }} layer {{ {two} }}"), Run(CaffeRandom(3)))
     first, second = net.data_layers()
     assert isinstance(first, Data) and isinstance(second, Data)
     run = CaffeRandom(3)

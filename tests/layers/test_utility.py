@@ -18,6 +18,7 @@ from torch import Tensor
 
 from imae.files.errors import ExportError
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.run import Run
 from imae.layers.utility import python
 from imae.layers.utility.python import Python, PythonBlob, PythonLayerBase
 from imae.net.net import Net
@@ -660,7 +661,7 @@ def test_python_layer_in_a_net_learns_and_reads_what_is_loaded(user_module: Path
     param = NetParameter()
     param.CopyFrom(parse_net(text))
     param.state.phase = TRAIN
-    steps = Stepwise(Net(param, CaffeRandom(1)))
+    steps = Stepwise(Net(param, Run(CaffeRandom(1))))
     steps.net.params["it"][0].data.fill_(3)
     steps.blobs["x"].data.fill_(5)
     steps.forward()

@@ -24,6 +24,7 @@ from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Shape
 from imae.layers.registry import layer_types
+from imae.layers.run import Run
 from imae.net.executor import NetExecutor
 from imae.net.fuse import fuse_training
 from imae.net.net import Net
@@ -103,13 +104,12 @@ def passes(net: Net, way: str, values: Values) -> Values:
         steps.backward()
         tops = [steps.blobs[name].data.clone() for name in net.steps[-1].tops]
         return [*tops, *(steps.blobs[name].diff.clone() for name in names), *parameter_diffs(net)]
-    if way == "fast":
-        net.plan = net.__dict__.setdefault("fast_plan", fuse_training(net))
+    plan = net.__dict__.setdefault("fast_plan", fuse_training(net)) if way == "fast" else None
     leaves = [
         value.clone().requires_grad_(need)
         for value, need in zip(values, net.steps[-1].bottom_need_backward, strict=True)
     ]
-    made = net(dict(zip(names, leaves, strict=True)), keep=net.steps[-1].tops)
+    made = net(dict(zip(names, leaves, strict=True)), keep=net.steps[-1].tops, plan=plan)
     tops = [made[name] for name in net.steps[-1].tops]
     ends = [top for top in tops if top.requires_grad]
     if ends:
@@ -129,7 +129,7 @@ def fresh(type_name: str, shapes: Sequence[Shape], like: Net) -> Net | None:
         return None
     for blob, other in zip(net.learnable, like.learnable, strict=True):
         blob.data.copy_(other.data)
-    net.random.set_state(like.random.get_state())
+    net.run.random.set_state(like.run.random.get_state())
     return net
 
 
@@ -206,9 +206,8 @@ def chain(joined: str, way: str, last: bool, shapes: list[Shape]) -> Net:
     param = parse_net(CHAIN.replace("JOINED", joined))
     for given, shape in zip(param.layer[0].input_param.shape, shapes, strict=True):
         given.dim[:] = shape
-    net = Net(param, CaffeRandom(1))
-    if way == "fast":
-        net.plan = fuse_training(net)
+    net = Net(param, Run(CaffeRandom(1)))
+    net.__dict__["plan"] = fuse_training(net) if way == "fast" else net.steps
     return net.to(memory_format=torch.channels_last) if last else net  # type: ignore[call-overload]
 
 
@@ -219,7 +218,7 @@ def chain_pass(net: Net, last: bool, shapes: list[Shape]) -> Values:
     if last:
         leaves = [x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x for x in leaves]
     x, y = (leaf.requires_grad_() for leaf in leaves)
-    loss = net.loss(net({"x": x, "y": y}))
+    loss = net.loss(net({"x": x, "y": y}, plan=net.__dict__["plan"]))
     loss.backward()
     return [loss.detach(), *(leaf.grad for leaf in (x, y) if leaf.grad is not None), *parameter_diffs(net)]
 

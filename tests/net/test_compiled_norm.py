@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from small_resnet import net_on, numbers_of, solver_param, write_images
 from tolerances import tolerance
 
+from imae.net.executor import NetExecutor
 from imae.net.fuse import FusedBatchNormScale
 from imae.net.kernels.compiled_norm import normalize_compiled
 from imae.net.kernels.norm_call import NormCall
@@ -76,7 +77,9 @@ def test_a_solver_trains_with_them(tmp_path: Path) -> None:
         )
         solver.step(2)
         trained.append(solver)
-    (run,) = (step.run for step in trained[0].net.plan if isinstance(step.run, FusedBatchNormScale))
+    executor = trained[0]._run
+    assert isinstance(executor, NetExecutor)
+    (run,) = (step.run for step in executor.plan if isinstance(step.run, FusedBatchNormScale))
     assert run.relu and run.by_batch is normalize_compiled
     for got, want in zip(*map(numbers_of, trained), strict=True):
         error = float((got - want).abs().max()) / (float(want.abs().max()) or 1.0)

@@ -26,7 +26,8 @@ from imae.layers.blob import blob_from_array
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.common.dropout import Dropout
 from imae.layers.data.data import Data
-from imae.layers.layer import LabelReader
+from imae.layers.labels import LabelReader
+from imae.layers.run import Run
 from imae.net.cuda_graph import WARM_UP
 from imae.net.executor import NetExecutor
 from imae.net.kernels import native
@@ -215,7 +216,7 @@ def test_batches_of_resident_records_are_the_same(
         data_order_param {{ order: {order} }} }}"""
     layers = []
     for _ in range(2):
-        layer = Net(in_state(parse_net(text), phase, NetState()), CaffeRandom(5)).data_layers()[0]
+        layer = Net(in_state(parse_net(text), phase, NetState()), Run(CaffeRandom(5))).data_layers()[0]
         assert isinstance(layer, Data)
         layers.append(layer)
     plain, resident = layers
@@ -269,7 +270,7 @@ def test_layers_need_nothing_of_the_host_unless_they_say_so(path: Path) -> None:
     case = reference.load(path)
     phase = TEST if case.meta.get("phase", "TRAIN") == "TEST" else TRAIN
     with contextlib.chdir(path.parent):
-        net = Net(in_state(read_net_text(str(case.prototxt)), phase, NetState()), CaffeRandom(1))
+        net = Net(in_state(read_net_text(str(case.prototxt)), phase, NetState()), Run(CaffeRandom(1)))
     for step in net.steps:
         if isinstance(step.layer, Dropout):
             step.layer.device_masks = True

@@ -17,6 +17,7 @@ from tolerances import tolerance
 import imae.pycaffe as caffe
 from imae.cli.main import main
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.run import Run
 from imae.net.net import Net
 from imae.net.stepwise import Stepwise
 from imae.prototxt.text import parse_net, parse_solver
@@ -118,7 +119,7 @@ def test_only_what_runs_is_said(here: Path, log: pytest.LogCaptureFixture) -> No
 
 
 def test_both_ways_to_run_a_net_say_the_same(log: pytest.LogCaptureFixture) -> None:
-    net, other = (Net(parse_net(NET), CaffeRandom(1)) for _ in range(2))
+    net, other = (Net(parse_net(NET), Run(CaffeRandom(1))) for _ in range(2))
     log.clear()
     other.forward()
     first = said(log)

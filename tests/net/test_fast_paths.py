@@ -18,7 +18,7 @@ as such sums are (`sum_rounding`). That this notices faults is shown by faults t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -35,13 +35,15 @@ from imae.converters.lmdb_writer import write_lmdb
 from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import datum_from_array
+from imae.layers.run import Run
 from imae.net.executor import NetExecutor
 from imae.net.fuse import FusedBatchNormScale, fuse_training
 from imae.net.kernels import native
 from imae.net.kernels.conv import SubsampledConvolution
 from imae.net.kernels.norm import is_channels_last, normalize_channels_last
 from imae.net.kernels.norm_call import NormCall
-from imae.net.net import Net, Step
+from imae.net.net import Net
+from imae.net.step import Step
 from imae.prototxt import TEST, NetParameter, SolverParameter
 from imae.prototxt.models.resnet import paper_solver, resnet, with_cifar10_data
 from imae.prototxt.state import filter_net
@@ -255,8 +257,13 @@ def one_iteration(param: NetParameter, dtype: torch.dtype, seed: int = 7) -> lis
 
 
 def relu_tops(solver: Solver) -> dict[str, Tensor]:
+    return executor_of(solver).kept
+
+
+def executor_of(solver: Solver) -> NetExecutor:
+    """What runs the train net."""
     assert isinstance(solver._run, NetExecutor)
-    return solver._run.kept
+    return solver._run
 
 
 def unequal(got: Solver, want: Solver) -> list[str]:
@@ -370,7 +377,7 @@ def gradient_in_bfloat16(solver: Solver) -> None:
 
 def dropped_term(solver: Solver) -> None:
     """The pixel of the first image with the largest diff is left out of the gradient of the first weights."""
-    plan = solver.net.plan
+    plan = executor_of(solver).plan
     place = next(i for i, step in enumerate(plan) if step.layer.type == "Convolution")
     run = plan[place].run
 
@@ -388,7 +395,7 @@ def dropped_term(solver: Solver) -> None:
 
     plan = list(plan)
     plan[place] = replace(plan[place], run=convolve)
-    solver.net.plan = plan
+    executor_of(solver).plan = plan
 
 
 FAULTS: dict[str, Plant] = {
@@ -462,7 +469,7 @@ def test_both_ways_are_one_function_in_the_test_phase(name: str, dtype: str, tmp
         (top,) = run.kept.values()
         return top.double()
 
-    exact = Net(filter_net(param, TEST), CaffeRandom(1), None, torch.float64)
+    exact = Net(filter_net(param, TEST), Run(CaffeRandom(1), dtype=torch.float64))
     with torch.no_grad():
         for layer, blobs in trained.net.params.items():
             for own, blob in zip(exact.params[layer], blobs, strict=True):
@@ -472,7 +479,7 @@ def test_both_ways_are_one_function_in_the_test_phase(name: str, dtype: str, tmp
     n = max(blob[0].numel() for blob in blobs)  # products of one number of a top
     allowed = tolerance("fast way", dtype).atol if dtype == "float64" else sum_rounding(n, len(blobs))
     for fast in (True, False):
-        net = Net(filter_net(param, TEST), CaffeRandom(1), trained.net, precision)
+        net = Net(filter_net(param, TEST), Run(CaffeRandom(1), dtype=precision), trained.net)
         assert distance(top(net, fast), want) <= allowed
 
 
@@ -491,14 +498,13 @@ def test_statistics_that_nobody_shares_are_renewed_together(tmp_path: Path) -> N
 def test_a_pass_that_is_broken_off_leaves_no_statistics_to_the_next(tmp_path: Path) -> None:
     """As where a layer raises an error between two BatchNorms."""
     first, second = (solver(net_of("resnet20", tmp_path / n, batch=2), fast=True) for n in ("a", "b"))
-    plan, batch = first.net.plan, first.net.next_batch()
-    first.net.plan = plan[: len(plan) // 2]
+    plan, batch = executor_of(first).plan, first.net.next_batch()
     first.net.outputs = []
     first.net.loss_weights, weights = {}, first.net.loss_weights
-    first.net.forward(batch)
-    first.net.plan, first.net.loss_weights = plan, weights
+    first.net.forward(batch, plan=plan[: len(plan) // 2])
+    first.net.loss_weights = weights
     for each in (first, second):
-        each.net.forward(batch)
+        each.net.forward(batch, plan=executor_of(each).plan)
     for name, blobs in second.net.params.items():
         for got, want in zip(first.net.params[name], blobs, strict=True):
             assert torch.equal(got, want), name
@@ -506,7 +512,7 @@ def test_a_pass_that_is_broken_off_leaves_no_statistics_to_the_next(tmp_path: Pa
 
 def test_statistics_renewed_together_are_the_same_bit_for_bit(tmp_path: Path) -> None:
     together, alone = (solver(net_of("resnet20", tmp_path / n, batch=4), fast=True) for n in ("a", "b"))
-    for step in alone.net.plan:
+    for step in executor_of(alone).plan:
         if isinstance(step.run, FusedBatchNormScale):
             step.run.together = None
     for each in (together, alone):
@@ -519,10 +525,9 @@ def test_a_sum_does_not_overwrite_a_blob_that_is_kept(tmp_path: Path) -> None:
     net, _ = trained_plan("shared", tmp_path)
     batch = net.next_batch()
     with torch.no_grad():
-        net.plan = net.steps
-        want = net.forward(batch, keep=("b_norm", "c_norm"))
-        net.plan = fuse_training(net, keep=("b_norm", "c_norm"))
-        got = net.forward(batch, keep=("b_norm", "c_norm"))
+        keep = ("b_norm", "c_norm")
+        want = net.forward(batch, keep)
+        got = net.forward(batch, keep, fuse_training(net, keep))
     n = want["b_norm"].numel() // 8  # numbers of a channel, for its statistics; 4 layers before
     for name in ("b_norm", "c_norm"):
         assert distance(got[name].double(), want[name].double()) <= sum_rounding(n, 4)
@@ -644,7 +649,7 @@ def test_layers_that_others_look_into_run_by_themselves(name: str, tmp_path: Pat
     solvers = [solver(param, fast, torch.float64, keep=False) for fast in (True, False)]
     for each in solvers:
         each.step(2)
-    runs = [step.run for step in solvers[0].net.plan if isinstance(step.run, FusedBatchNormScale)]
+    runs = [step.run for step in executor_of(solvers[0]).plan if isinstance(step.run, FusedBatchNormScale)]
     assert [
         f"{run.norm.name} {run.scale.name}{' sum' * run.adds}{' relu' * run.relu}" for run in runs
     ] == joined
@@ -705,7 +710,7 @@ def test_every_second_pixel_of_few_channels(tmp_path: Path) -> None:
     data = DATA.replace("SOURCE", source).replace("BATCH", "5")
     param = parse_net(data + body + inner_product("ip", "c", 10) + loss("ip"))
     fast, plain = one_iteration(param, torch.float64)
-    assert [step.run for step in fast.net.plan if isinstance(step.run, SubsampledConvolution)]
+    assert [step.run for step in executor_of(fast).plan if isinstance(step.run, SubsampledConvolution)]
     assert_equal(fast, plain)
 
 
@@ -719,18 +724,17 @@ def test_inputs_of_other_shapes_than_the_net_was_made_for() -> None:
     layer { name: "c" type: "Convolution" bottom: "sum" top: "c"
             convolution_param { num_output: 8 kernel_size: 5 stride: 3 weight_filler { type: "msra" } } }
     """
-    net = Net(parse_net(text), CaffeRandom(1))
+    net = Net(parse_net(text), Run(CaffeRandom(1)))
     fused = fuse_training(net)
 
     def numbers(size: int) -> Tensor:
         values = torch.randn(2, 8, size, size, generator=torch.Generator().manual_seed(size))
         return values.contiguous(memory_format=torch.channels_last)
 
-    def tops(plan: list[Step], *sizes: int) -> Tensor | str:
-        net.plan = plan
+    def tops(plan: Sequence[Step], *sizes: int) -> Tensor | str:
         a, b = (numbers(size) for size in sizes)
         try:
-            return net({"a": a, "b": b})["c"].detach()
+            return net({"a": a, "b": b}, plan=plan)["c"].detach()
         except LayerError as error:
             return str(error)
 

@@ -8,6 +8,7 @@ import torch
 from tolerances import tolerance
 
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.run import Run
 from imae.net.fold import fold_batch_norm, fold_shortcuts
 from imae.net.fuse import FusedBatchNormScale, fuse_training
 from imae.net.kernels import native
@@ -28,7 +29,7 @@ def resnet8(phase: int) -> Net:
     param.CopyFrom(parse_net(INPUTS))
     param.layer.extend(resnet(8).layer)
     param.state.phase = phase  # type: ignore[assignment]  # an int, checked by protobuf
-    net = Net(param, CaffeRandom(3))
+    net = Net(param, Run(CaffeRandom(3)))
     generator = np.random.default_rng(5)
     for name, blobs in net.params.items():
         for blob in blobs:
@@ -56,15 +57,15 @@ def assert_close(got: torch.Tensor, want: torch.Tensor, what: str) -> None:
 @pytest.mark.parametrize("phase", [TRAIN, TEST], ids=["TRAIN", "TEST"])
 def test_fused_plan_gives_the_same_loss_gradients_and_statistics(phase: int, channels_last: bool) -> None:
     plain, fused = resnet8(phase), resnet8(phase)
-    fused.plan = fuse_training(fused)
-    joined = [step for step in fused.plan if isinstance(step.run, FusedBatchNormScale)]
+    plan = fuse_training(fused)
+    joined = [step for step in plan if isinstance(step.run, FusedBatchNormScale)]
     assert len(joined) == 7, "every BatchNorm of the net is joined with its Scale"
     blobs = inputs()
     if channels_last:
         fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         blobs["data"] = blobs["data"].contiguous(memory_format=torch.channels_last)
-    for net, given in ((plain, inputs()), (fused, blobs)):
-        tops = net(given, keep=("fc",))
+    for net, given, steps in ((plain, inputs(), plain.steps), (fused, blobs, plan)):
+        tops = net(given, keep=("fc",), plan=steps)
         net.fc = tops["fc"]
         net.loss(tops).backward()
     assert_close(fused.fc, plain.fc, "fc")
@@ -81,9 +82,9 @@ def test_folded_plan_gives_the_same_outputs_with_fewer_layers() -> None:
     net = resnet8(TEST)
     with torch.no_grad():
         want = net(inputs())
-        net.plan = fold_batch_norm(net)
-        got = net(inputs())
-    assert not any(step.layer.type in ("BatchNorm", "Scale") for step in net.plan)
+        plan = fold_batch_norm(net)
+        got = net(inputs(), plan=plan)
+    assert not any(step.layer.type in ("BatchNorm", "Scale") for step in plan)
     for name in net.outputs:
         assert_close(got[name], want[name], name)
 
@@ -100,12 +101,12 @@ layer { name: "out" type: "ReLU" bottom: "pad" top: "out" }
 
 
 def test_shortcut_with_zeros_becomes_a_convolution() -> None:
-    net = Net(parse_net(SHORTCUT), CaffeRandom(1))
+    net = Net(parse_net(SHORTCUT), Run(CaffeRandom(1)))
     data = inputs()["data"][:2, :, :7, :9]
     (want,) = net({"data": data}, keep=["out"]).values()
-    net.plan = fold_shortcuts(net, net.steps)
-    assert [step.layer.type for step in net.plan] == ["Input", "Convolution", "ReLU"]
-    (got,) = net({"data": data}, keep=["out"]).values()
+    plan = fold_shortcuts(net, net.steps)
+    assert [step.layer.type for step in plan] == ["Input", "Convolution", "ReLU"]
+    (got,) = net({"data": data}, keep=["out"], plan=plan).values()
     assert torch.equal(got, want)
 
 
@@ -130,19 +131,19 @@ def test_what_only_looks_like_a_shortcut_stays(old: str, new: str) -> None:
                 pooling_param { pool: MAX kernel_size: 1 stride_h: 2 stride_w: 4 } }
         """
     text = SHORTCUT.replace('layer { name: "zero"', f'{other} layer {{ name: "zero"').replace(old, new, 1)
-    net = Net(parse_net(text), CaffeRandom(1))
+    net = Net(parse_net(text), Run(CaffeRandom(1)))
     assert [step.layer.type for step in fold_shortcuts(net, net.steps)] == [s.layer.type for s in net.steps]
 
 
 def test_parts_of_a_shortcut_that_are_read_elsewhere_stay() -> None:
     twice = 'layer { name: "twice" type: "Power" bottom: "half" top: "twice" power_param { scale: 2 } }'
-    net = Net(parse_net(SHORTCUT + twice), CaffeRandom(1))
+    net = Net(parse_net(SHORTCUT + twice), Run(CaffeRandom(1)))
     data = inputs()["data"][:2, :, :7, :9]
     want = net({"data": data})
-    net.plan = fold_shortcuts(net, net.steps)
-    types = [step.layer.type for step in net.plan]
+    plan = fold_shortcuts(net, net.steps)
+    types = [step.layer.type for step in plan]
     assert types == ["Input", "Pooling", "Split", "Convolution", "ReLU", "Power"]
-    for name, got in net({"data": data}).items():
+    for name, got in net({"data": data}, plan=plan).items():
         assert torch.equal(got, want[name]), name
     assert set(want) == {"out", "twice"}
 
@@ -154,11 +155,11 @@ def test_overwritten_parts_of_a_shortcut_are_not_taken_for_what_they_were(blob: 
     text = SHORTCUT.replace(
         place, f'layer {{ name: "e" type: "Exp" bottom: "{blob}" top: "{blob}" }} {place}'
     ).replace('bottom: "zero" bottom: "half" bottom: "zero"', 'bottom: "half" bottom: "zero"')
-    net = Net(parse_net(text), CaffeRandom(1))
+    net = Net(parse_net(text), Run(CaffeRandom(1)))
     data = inputs()["data"][:2, :, :7, :9]
     (want,) = net({"data": data}, keep=["out"]).values()
-    net.plan = fold_shortcuts(net, net.steps)
-    (got,) = net({"data": data}, keep=["out"]).values()
+    plan = fold_shortcuts(net, net.steps)
+    (got,) = net({"data": data}, keep=["out"], plan=plan).values()
     assert torch.equal(got, want)
 
 
@@ -170,7 +171,7 @@ def test_layers_that_gradients_are_cut_between_are_not_joined() -> None:
         layer { name: "scale" type: "Scale" bottom: "bn" top: "scale" propagate_down: false }
         """
     )
-    net = Net(param, CaffeRandom(1))
+    net = Net(param, Run(CaffeRandom(1)))
     assert [step.layer.type for step in fuse_training(net)] == ["Input", "BatchNorm", "Scale"]
 
 
@@ -181,7 +182,7 @@ def test_a_batch_norm_without_a_scale_uses_the_kernels(phase: int, monkeypatch: 
     monkeypatch.setenv("IMAE_KERNELS", "batch_norm")
     param = parse_net(INPUTS + 'layer { name: "bn" type: "BatchNorm" bottom: "data" top: "bn" }')
     param.state.phase = phase  # type: ignore[assignment]  # an int, checked by protobuf
-    net, used = Net(param, CaffeRandom(1)), list[str]()
+    net, used = Net(param, Run(CaffeRandom(1))), list[str]()
     plans = [net.steps, fuse_training(net)]
     kernel = "batch_norm" if phase == TRAIN else "batch_norm_by_statistics"
     original = getattr(native, kernel)
@@ -194,7 +195,7 @@ def test_a_batch_norm_without_a_scale_uses_the_kernels(phase: int, monkeypatch: 
     blobs = inputs()
     blobs["data"] = blobs["data"].contiguous(memory_format=torch.channels_last)
     tops = []
-    for count, net.plan in enumerate(plans):
-        tops.append(net(blobs)["bn"])
+    for count, plan in enumerate(plans):
+        tops.append(net(blobs, plan=plan)["bn"])
         assert len(used) == count, "the plain plan uses torch's own operation"
     assert_close(tops[1], tops[0], "bn")

@@ -14,6 +14,7 @@ from tolerances import tolerance
 from imae.cli.main import main
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.data import Data
+from imae.layers.run import Run
 from imae.net.cuda_graph import CudaRecorder
 from imae.net.net import Net
 from imae.prototxt import TRAIN, NetState
@@ -81,7 +82,7 @@ def test_recorded_training_is_the_launched_one(database: str, fields: str) -> No
 def test_resident_batches_are_those_of_the_cpu(database: str) -> None:
     layers = []
     for _ in range(2):
-        net = Net(in_state(net_on(database), TRAIN, NetState()), CaffeRandom(5))
+        net = Net(in_state(net_on(database), TRAIN, NetState()), Run(CaffeRandom(5)))
         (layer,) = net.data_layers()
         assert isinstance(layer, Data)
         layers.append(layer)

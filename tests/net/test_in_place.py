@@ -14,6 +14,7 @@ from tolerances import tolerance
 from torch import Tensor
 
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.run import Run
 from imae.net.fuse import fuse_training
 from imae.net.net import Net
 from imae.net.stepwise import Stepwise
@@ -56,7 +57,7 @@ def net_of(text: str, bottoms: str, top: str, after: str = "", end: str = "") ->
         layer {{ name: "square" type: "Power" bottom: "{end or top}" top: "square"
                  power_param {{ power: 2 }} }}
         layer {{ name: "sum" type: "Reduction" bottom: "square" top: "loss" loss_weight: 1 }}"""
-    ), CaffeRandom(1))  # fmt: skip
+    ), Run(CaffeRandom(1)))  # fmt: skip
 
 
 def passes(net: Net, way: str) -> list[Tensor]:
@@ -70,10 +71,9 @@ def passes(net: Net, way: str) -> list[Tensor]:
         steps.backward()
         diffs = [steps.blobs[name].diff for name in net.inputs]
     else:
-        if way == "fast":
-            net.plan = fuse_training(net)
+        plan = fuse_training(net) if way == "fast" else None
         leaves = {name: value.requires_grad_() for name, value in values.items()}
-        loss = net.loss(net(leaves))
+        loss = net.loss(net(leaves, plan=plan))
         loss.backward()
         diffs = [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
     return [loss.detach(), *diffs, *(blob.grad for blob in net.learnable if blob.grad is not None)]

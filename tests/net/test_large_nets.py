@@ -13,7 +13,10 @@ import pytest
 
 from imae.files.errors import LayerError
 from imae.net.fuse import fuse_training
-from imae.net.net import Net, Step
+from imae.net.in_place import note_in_place
+from imae.net.net import Net
+from imae.net.step import Step
+from imae.prototxt import TRAIN
 from imae.prototxt.state import filter_by_state
 from imae.prototxt.text import parse_net
 
@@ -76,20 +79,20 @@ def chain(kind: str, count: int, bottom: Callable[[int], str], top: Callable[[in
 
 
 def test_backward_passes_that_read_memory_which_later_layers_may_overwrite() -> None:
-    net = Net(parse_net(DATA))
-    net.steps = chain("TanH", 40000, lambda i: f"b{i}", lambda i: f"b{i + 1}")
-    net.steps += chain("ReLU", 1, lambda i: "b7", lambda i: "b7")
+    steps = chain("TanH", 40000, lambda i: f"b{i}", lambda i: f"b{i + 1}")
+    steps += chain("ReLU", 1, lambda i: "b7", lambda i: "b7")
     with soon():
-        net._finish_steps()
-    assert [index for index, step in enumerate(net.steps) if step.overwritten] == [6]
+        note_in_place(steps, TRAIN)
+    assert [index for index, step in enumerate(steps) if step.overwritten] == [6]
 
 
 @pytest.mark.parametrize("kind", ["BatchNorm", "ReLU"])
 def test_layers_that_might_be_fused_with_one_far_away(kind: str) -> None:
     net = Net(parse_net(DATA))
-    net.steps = chain(kind, 1, lambda i: "x", lambda i: "top0")  # its statistics are its own
-    net.steps += chain(kind, 19999, lambda i: "x", lambda i: f"top{i + 1}")
-    net.steps += chain("Scale" if kind == "BatchNorm" else "Power", 1, lambda i: "top0", lambda i: "y")
+    steps = chain(kind, 1, lambda i: "x", lambda i: "top0")  # its statistics are its own
+    steps += chain(kind, 19999, lambda i: "x", lambda i: f"top{i + 1}")
+    steps += chain("Scale" if kind == "BatchNorm" else "Power", 1, lambda i: "top0", lambda i: "y")
+    net.steps = tuple(steps)
     with soon():
         plan = fuse_training(net)
     assert len(plan) == (20000 if kind == "BatchNorm" else 20001)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from imae.files.errors import ImaeError
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.run import Run
 from imae.layers.vision.conv import Convolution
 from imae.net.kernels import conv, native
 from imae.net.kernels.conv import FastConvolution
@@ -483,7 +484,7 @@ def want_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def convolution(outputs: int = 16, more: str = "kernel_size: 3", channels: int = 3) -> Net:
     text = NET.replace("OUTPUTS", str(outputs)).replace("MORE", more).replace("CHANNELS", str(channels))
-    return Net(parse_net(text), CaffeRandom(1))
+    return Net(parse_net(text), Run(CaffeRandom(1)))
 
 
 def exactly(layer: Convolution, bottoms: list[Tensor]) -> tuple[list[Tensor], tuple[Tensor, ...]]:

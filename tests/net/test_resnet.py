@@ -8,6 +8,7 @@ import pytest
 from fed_nets import fed, feed, learned, unfilled
 
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.run import Run
 from imae.net.net import Net
 from imae.prototxt import LayerParameter, NetParameter
 from imae.prototxt.caffe_pb2 import WeightedSoftmaxLossParameter, WeightNormalization
@@ -26,7 +27,8 @@ LOGGED = [
 
 def test_classes() -> None:
     """64 weights and a bias for each."""
-    sizes = [learned(Net(unfilled(fed(resnet(8, classes), *IMAGE)), CaffeRandom(1))) for classes in (10, 100)]
+    nets = [Net(unfilled(fed(resnet(8, classes), *IMAGE)), Run(CaffeRandom(1))) for classes in (10, 100)]
+    sizes = [learned(net) for net in nets]
     assert sizes[1] - sizes[0] == 90 * 65
 
 
@@ -44,7 +46,7 @@ def test_other_shortcuts_are_refused() -> None:
 def test_projection_shortcuts() -> None:
     """A 1x1 convolution from 16 to 32 and from 32 to 64 channels, with Scale's two numbers a channel."""
     identity, projection = (
-        Net(unfilled(fed(resnet(8, shortcut=shortcut), *IMAGE)), CaffeRandom(1)) for shortcut in "AB"
+        Net(unfilled(fed(resnet(8, shortcut=shortcut), *IMAGE)), Run(CaffeRandom(1))) for shortcut in "AB"
     )
     assert learned(projection) - learned(identity) == 16 * 32 + 32 * 64 + 2 * (32 + 64)
     assert projection.blob_shapes["res2_1_proj"] == identity.blob_shapes["res2_1_pad"] == (2, 32, 16, 16)
@@ -97,7 +99,7 @@ def test_authors_net_has_the_layers_of_theirs() -> None:
 @pytest.mark.parametrize(("loss", "lambda_", "beta"), LOGGED)
 def test_every_loss_of_the_authors_logs_trains(loss: str, lambda_: float, beta: float) -> None:
     param = fed(authors_resnet(authors_loss(loss, lambda_, beta), depth=8), *IMAGE)
-    net = Net(param, CaffeRandom(3))
+    net = Net(param, Run(CaffeRandom(3)))
     net.loss(net(feed(*IMAGE, classes=100))).backward()
     gradient = net.params["conv1"][0].grad
     assert gradient is not None

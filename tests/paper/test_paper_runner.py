@@ -23,7 +23,7 @@ from imae.cli import main
 from imae.converters.convert_cifar import read_cifar
 from imae.files.errors import DataError, DeviceError, FileError, ImaeError
 from imae.layers.data.transformer import read_mean_file
-from imae.layers.layer import LabelReader
+from imae.layers.labels import LabelReader
 from imae.net.kernels import native
 from imae.paper import data, grid, training
 from imae.paper.data import CLASSES, OTHER_WORDS, Cifar10, Images, Labelled

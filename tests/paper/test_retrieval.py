@@ -28,6 +28,7 @@ from imae.files.errors import DataError
 from imae.files.mat_file import read_mat
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.lmdb_source import open_lmdb
+from imae.layers.run import Run
 from imae.net.net import Net
 from imae.net.weights import save_caffemodel
 from imae.paper.mars import read_part, read_test_protocol
@@ -464,7 +465,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Benchmark:
     """Three persons in three cameras, junk, distractors and a net, in the current folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "deploy.prototxt").write_text(INPUT + LAYERS)
-    net = Net(read_net("deploy.prototxt"), CaffeRandom(3))
+    net = Net(read_net("deploy.prototxt"), Run(CaffeRandom(3)))
     with torch.no_grad():
         for blob, values in zip(net.params["norm"], ([3.0, -4, 5], [2.0, 3, 4], [1.0]), strict=True):
             blob.copy_(torch.tensor(values))
@@ -504,7 +505,7 @@ def kept_features(path: str) -> Features:
 
 def want_features(here: Benchmark, blob: str = "fc") -> NDArray[np.float64]:
     """What the net makes of the images, in double precision."""
-    net = Net(read_net("deploy.prototxt"), CaffeRandom(3))
+    net = Net(read_net("deploy.prototxt"), Run(CaffeRandom(3)))
     weights = {name: [blob.detach().double().numpy() for blob in blobs] for name, blobs in net.params.items()}
     features = []
     for name in here.names:
@@ -656,7 +657,7 @@ def test_gray_models_get_gray_images(here: Benchmark, capsys: pytest.CaptureFixt
     Path("gray.prototxt").write_text(
         (INPUT + LAYERS).replace("dim: 3 dim: 3 dim: 8", "dim: 3 dim: 1 dim: 8", 1)
     )
-    save_caffemodel(Net(read_net("gray.prototxt"), CaffeRandom(3)), "gray.caffemodel")
+    save_caffemodel(Net(read_net("gray.prototxt"), Run(CaffeRandom(3))), "gray.caffemodel")
     arguments = [
         "--model",
         "gray.prototxt",

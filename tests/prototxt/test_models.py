@@ -22,6 +22,7 @@ from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import datum_from_array
 from imae.layers.layer import DataLayer
 from imae.layers.registry import layer_class
+from imae.layers.run import Run
 from imae.net.net import Net
 from imae.prototxt import (
     TEST,
@@ -334,7 +335,10 @@ def test_data_layers_give_the_batches_of_the_papers() -> None:
         layer = layer_class(param.type)(param)
         assert isinstance(layer, DataLayer)
         size = 32 if path.startswith("cifar") else 224
-        assert layer.build([], CaffeRandom(1)) == [(source.batch_size, 3, size, size), (source.batch_size,)]
+        assert layer.build([], Run(CaffeRandom(1))) == [
+            (source.batch_size, 3, size, size),
+            (source.batch_size,),
+        ]
         values, labels = layer.next_batch()
         means = param.transform_param.mean_value
         assert values.amax((0, 2, 3)).tolist() == pytest.approx([9 - mean for mean in means])
@@ -348,7 +352,7 @@ def test_data_layers_give_the_batches_of_the_papers() -> None:
 @cache
 def built(path: str) -> Net:
     """A deploy net."""
-    return Net(unfilled(in_stage(net_of(path), DEPLOY, TEST)), CaffeRandom(1))
+    return Net(unfilled(in_stage(net_of(path), DEPLOY, TEST)), Run(CaffeRandom(1)))
 
 
 def weighted(net: Net) -> int:
@@ -411,7 +415,7 @@ def test_googlenet_bn_has_the_published_size() -> None:
     modules = inception.MODULES
     wider = modules | {name: modules[name]._replace(proj=128) for name in ("4c", "4d")}
     param = fed(inception.googlenet_bn(1000, modules=wider), 1, 3, 224, 224)
-    net = Net(unfilled(param), CaffeRandom(1))
+    net = Net(unfilled(param), Run(CaffeRandom(1)))
     biases = sum(blobs[0].shape[0] for blobs in net.params.values() if blobs[0].dim() == 4)
     assert learned(net) + biases == 11_295_240
     assert learned(built("mars/googlenet_bn")) + (1000 - 625) * (1024 + 1) == 11_194_984
@@ -445,7 +449,7 @@ def test_train_val_net_is_built(path: str, stage: str, phase: Phase) -> None:
     tail = NetParameter(layer=param.layer[len(layers) + 1 :])
     tail = fed(tail, 2, 5, 1, 1, phase=phase)
     tail.layer[0].top[0] = layers[-1].top[0]
-    net = Net(tail, CaffeRandom(1))
+    net = Net(tail, Run(CaffeRandom(1)))
     assert net.loss_weights == {"loss": 1}
     assert ("accuracy" in net.outputs) == (phase == TEST)
 
@@ -454,7 +458,7 @@ def test_authors_net_with_the_old_header_is_the_same() -> None:
     inputs, with_data = (net_of(f"cifar100/authors_resnet44{suffix}") for suffix in ("_inputs", ""))
     param = in_stage(inputs, "imae-8", TRAIN)
     assert param.layer[1:] == in_stage(with_data, "imae-8", TRAIN).layer[1:]
-    net = Net(unfilled(param), CaffeRandom(1))
+    net = Net(unfilled(param), Run(CaffeRandom(1)))
     assert net.inputs == ["data", "label"]
     assert (net.blob_shapes["data"], net.blob_shapes["label"]) == ((256, 3, 32, 32), (256, 1, 1, 1))
     assert net.blob_shapes["prob_groundtruth"] == (256, 1)
@@ -466,7 +470,7 @@ def test_authors_net_with_the_old_header_is_the_same() -> None:
     + [("cifar100/authors_resnet44", "imae-8")],
 )
 def test_loss_and_gradients_are_finite(path: str, stage: str) -> None:
-    net = Net(fed(in_stage(net_of(path), stage, TRAIN), 4, 3, 32, 32), CaffeRandom(1))
+    net = Net(fed(in_stage(net_of(path), stage, TRAIN), 4, 3, 32, 32), Run(CaffeRandom(1)))
     loss = net.loss(net(feed(4, 3, 32, 32, classes=10)))
     loss.backward()
     assert loss.isfinite()
@@ -481,7 +485,7 @@ def test_loss_and_gradients_are_finite(path: str, stage: str) -> None:
 def test_deploy_net_is_exported(path: str) -> None:
     param = in_stage(net_of(path), DEPLOY, TEST)
     param.state.phase = TRAIN
-    train = Net(param, CaffeRandom(4))
+    train = Net(param, Run(CaffeRandom(4)))
     train({"data": feed(4, 3, 32, 32, classes=10)["data"]})  # for BatchNorm's statistics
     param.state.phase = TEST
     result = export_net(Net(param, share_from=train))

@@ -13,6 +13,7 @@ import torch
 import imae.pycaffe as caffe
 from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.run import Run
 from imae.layers.utility import synced_memory
 from imae.net.net import Net as ModuleNet
 from imae.net.stepwise import Stepwise
@@ -139,7 +140,7 @@ def test_the_net_lists_the_users_objects() -> None:
 
 def test_a_net_of_double_precision_has_double_arrays() -> None:
     param = parse_net("state { phase: TRAIN }" + NET.replace("MODE", "add"))
-    module = ModuleNet(param, CaffeRandom(1), dtype=torch.float64)
+    module = ModuleNet(param, Run(CaffeRandom(1), dtype=torch.float64))
     net = caffe.Net.around(Stepwise(module, current_device()))
     blob = net.params["shift"][0]
     blob.data[...] = near_1 = 1 + 2**-50

@@ -23,6 +23,7 @@ from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Layer, Shape
 from imae.layers.registry import layer_class
+from imae.layers.run import Run
 from imae.net.net import Net
 from imae.net.stepwise import Stepwise
 from imae.prototxt import LayerParameter
@@ -38,7 +39,7 @@ def build(text: str, *shapes: Shape, seed: int = 1) -> Layer:
     if not param.top and layer_type.num_tops != 0:
         param.top.append("top0")
     layer = layer_type(param)
-    layer.build([tuple(shape) for shape in shapes], CaffeRandom(seed))
+    layer.build([tuple(shape) for shape in shapes], Run(CaffeRandom(seed)))
     return layer
 
 

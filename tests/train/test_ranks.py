@@ -32,6 +32,7 @@ from imae.layers.data.datum import datum_from_array
 from imae.layers.layer import DataLayer
 from imae.layers.ranks import ALONE, Ranks
 from imae.layers.registry import layer_class
+from imae.layers.run import Run
 from imae.net import device
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter
 from imae.prototxt.text import parse_text, read_binary
@@ -128,7 +129,7 @@ def layer_of(kind: str, text: str, who: Ranks, phase: int = TRAIN, seed: int = 5
     param.phase = phase
     layer = layer_class(kind)(param)
     assert isinstance(layer, DataLayer)
-    layer.build([], CaffeRandom(seed), who)
+    layer.build([], Run(CaffeRandom(seed), who))
     return layer
 
 
@@ -218,7 +219,7 @@ def test_layers_that_cannot_share_say_so(here: Path, caplog: pytest.LogCaptureFi
         "<test>",
     )
     with pytest.raises(LayerError, match=r"each of 2 ranks would write 'out\.h5'"):
-        layer_class("HDF5Output")(param).build([(1, 1), (1,)], CaffeRandom(1), Ranks(0, 2))
+        layer_class("HDF5Output")(param).build([(1, 1), (1,)], Run(CaffeRandom(1), Ranks(0, 2)))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +243,7 @@ def test_a_python_layer_that_reads_data_must_know_its_rank(
     param.phase = TRAIN
     if bottom:
         param.bottom.append(bottom)
-    layer_class("Python")(param).build([(1,)] * bool(bottom), CaffeRandom(1), who)
+    layer_class("Python")(param).build([(1,)] * bool(bottom), Run(CaffeRandom(1), who))
     assert sum("each of 2 ranks runs it" in message for message in caplog.messages) == count
 
 

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from imae.cli.main import main
 from imae.files.errors import FileError, ImaeError, LayerError, PrototxtError
+from imae.layers.utility.synced_memory import parameter_diff
 from imae.net.executor import Result, StepwiseExecutor
 from imae.net.net import Net
-from imae.net.stepwise import Stepwise, parameter_diff
+from imae.net.stepwise import Stepwise
 from imae.prototxt import BlobProto, NetParameter, SolverParameter, SolverState
 from imae.prototxt.text import parse_solver, read_binary
 from imae.train.options import Options

@@ -29,7 +29,8 @@ from imae.files.errors import DataError, FileError
 from imae.files.limits import free_memory
 from imae.files.read import read_bytes
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.data_resources import most_threads
+from imae.layers.data.data_resources import most_threads
+from imae.layers.run import Run
 from imae.net.net import Net
 from imae.prototxt import Datum
 from imae.prototxt.text import parse_net
@@ -314,7 +315,7 @@ def test_a_pipe_that_a_file_names_is_not_waited_for(here: Path, capsys: pytest.C
     Path("list").write_text("pipe 0\n")
     image = 'type: "ImageData" top: "a" top: "b" image_data_param { source: "list" batch_size: 1 }'
     with pytest.raises(DataError, match="it is a pipe, not a file"):
-        Net(parse_net(f'layer {{ name: "x" {image} }}'), CaffeRandom(1))
+        Net(parse_net(f'layer {{ name: "x" {image} }}'), Run(CaffeRandom(1)))
     Path("solver.prototxt").write_text(SOLVER.replace("net.prototxt", "pipe"))
     write_lmdb("db", [(b"k", Datum(channels=1, height=1, width=1, data=b"a"))])
     for arguments in (
@@ -442,7 +443,10 @@ def test_zero_bytes_in_names(here: Path, capsys: pytest.CaptureFixture[str]) -> 
         r'window_data_param { source: "a\000b" batch_size: 4 }',
     }.items():
         with pytest.raises(DataError, match=said):
-            Net(parse_net(f'layer {{ name: "x" type: "{name}" top: "a" top: "b" {inner} }}'), CaffeRandom(1))
+            Net(
+                parse_net(f'layer {{ name: "x" type: "{name}" top: "a" top: "b" {inner} }}'),
+                Run(CaffeRandom(1)),
+            )
     with pytest.raises(FileError, match=said):
         write_atomically("a\0b", b"")
     with pytest.raises(FileError, match=said), atomic_folder("a\0b"):

@@ -1,7 +1,7 @@
 """What the data layers of a run share: memory for decoded records, and the threads that decode.
 
-One object is made where a run begins and handed down as the random numbers are: by the command to the Solver,
-from there to the nets and their layers. So all of them together keep to one budget.
+One object is made where a run begins and handed down with the random numbers (run.py): by the command to the
+Solver, from there to the nets and their layers. So all of them together keep to one budget.
 """
 
 from __future__ import annotations

@@ -1,0 +1,9 @@
+"""The least probabilities of which Caffe's losses take the logarithm; a smaller one counts as this.
+
+Caffe: FLT_MIN in softmax_loss_layer.cpp, kLOG_THRESHOLD in loss_layer.hpp.
+"""
+
+import torch
+
+FLT_MIN = torch.finfo(torch.float32).tiny
+LOG_THRESHOLD = 1e-20
