@@ -580,7 +580,8 @@ def test_who_watches_is_told_in_order(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_who_watches_is_told_that_a_signal_stopped_a_test() -> None:
     solver = Solver(solver_param('lr_policy: "fixed" max_iter: 5 test_iter: 3 test_interval: 1'))
-    solver.request = lambda: Action.STOP
+    requests = iter([Action.NONE, Action.STOP])  # a second batch is not made
+    solver.request = lambda: next(requests, Action.NONE)
     told: list[object] = []
     solver.on_test.append(lambda index, means: told.append((index, means)))
     solver.solve()
