@@ -6,7 +6,7 @@ Keys are %08d_FILE with the place in the list. A picture that cannot be read is 
 places of the others stay. Raw Datums are BGR.
 
 Caffe: tools/convert_imageset.cpp, io.cpp. Differs: --shuffle takes a seed; --pad, --interpolation; an LMDB
-without records is refused.
+without records is refused; where very many pictures cannot be read, the first are named and the rest counted.
 """
 
 import argparse
@@ -36,6 +36,8 @@ COMMAND = "convert-imageset"
 HELP = "the pictures of a list file to an LMDB, as Caffe's convert_imageset"
 
 logger = logging.getLogger(__name__)
+
+MOST_NAMED = 1000  # pictures that cannot be read; with a wrong ROOTFOLDER it is all of a list of millions
 
 
 def read_list(path: str) -> list[Picture]:
@@ -69,14 +71,17 @@ def imageset_records(
 ) -> Iterator[Record]:
     """The Datums of the pictures that can be read, `root` put before the names as it is."""
     size: int | None = None
+    unread = 0
     for place, (name, label) in enumerate(lines):
         file = root + name
         try:
             data = read_file(file)
             pixels = form.pixels(data, file)
         except ValueError as error:  # a DataError, or a zero byte in the name
-            logger.error("Could not open or find file %s", file)
-            logger.warning("It is left out: %s", error)
+            unread += 1
+            if unread <= MOST_NAMED:
+                logger.error("Could not open or find file %s", file)
+                logger.warning("It is left out: %s", error)
             continue
         encoding = encode_type or (_guess_encoding(name) if form.encoded else "")
         if not encoding:
@@ -91,6 +96,9 @@ def imageset_records(
                 f"'{file}': Incorrect data field size {len(datum.data)}; the first picture has {size}"
             )
         yield b"%08d_%s" % (place, name.encode("utf-8", "surrogateescape")), datum
+    if unread > MOST_NAMED:
+        more = unread - MOST_NAMED
+        logger.error("Could not open or find %d more files of the list; they are left out", more)
 
 
 def _guess_encoding(name: str) -> str:
