@@ -40,7 +40,7 @@ from imae.converters.label_file import (
 )
 from imae.converters.lmdb_writer import Record, write_lmdb
 from imae.prototxt.errors import DataError
-from imae.prototxt.files import read_bytes
+from imae.prototxt.files import is_own_pipe, read_bytes
 
 COMMAND = "convert-folder"
 HELP = "a folder (or .tar archive) of class folders with pictures to an LMDB"
@@ -193,7 +193,7 @@ def run(args: argparse.Namespace) -> None:
 
 def read_classes(text: str) -> list[str]:
     """The classes in a text A,B,.. or, if that names a file, in its lines."""
-    if not os.path.isfile(text):
+    if not os.path.isfile(text) and not is_own_pipe(text):
         return [name for name in text.split(",") if name]
     try:
         lines = read_bytes(text).decode().replace("\r", "\n").split("\n")

@@ -29,7 +29,7 @@ from imae.converters.images import (
 from imae.converters.lmdb_writer import Record, write_lmdb
 from imae.layers.data.datum import read_file
 from imae.prototxt.errors import DataError
-from imae.prototxt.file_kinds import mistaken_file
+from imae.prototxt.file_kinds import mistaken_for
 from imae.prototxt.files import read_bytes
 
 COMMAND = "convert-imageset"
@@ -43,13 +43,13 @@ MOST_NAMED = 1000  # pictures that cannot be read; with a wrong ROOTFOLDER it is
 def read_list(path: str) -> list[Picture]:
     """The lines of a list: the name before the last blank, the number after it (0 if that is no number)."""
     try:
-        # Names are bytes, of whatever encoding; only "\n" ends a line.
-        text = read_bytes(path).decode(errors="surrogateescape")
+        data = read_bytes(path)
     except OSError as error:
         raise DataError(f"cannot read the list '{path}': {error.strerror}") from error
-    if mistaken := mistaken_file(path):
+    if mistaken := mistaken_for(data):
         raise DataError(f"the list '{path}': expected lines of a path and a label{mistaken}")
-    lines = text.removesuffix("\n").split("\n") if text else []
+    # Names are bytes, of whatever encoding; only "\n" ends a line.
+    lines = data.decode(errors="surrogateescape").removesuffix("\n").split("\n") if data else []
     return [_line(path, number, line) for number, line in enumerate(lines, 1)]
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from imae.prototxt.errors import DataError
 from imae.prototxt.file_kinds import FileKind, mistaken_file
-from imae.prototxt.files import AnyPath, atomic_file, open_to_read, read_bytes
+from imae.prototxt.files import AnyPath, atomic_file, file_size, open_to_read, read_bytes
 
 FORMS = "FILE.npz:KEY, FILE.npy or FILE.txt"
 Labels = NDArray[np.int64]
@@ -44,7 +44,7 @@ def read_labels(source: str) -> LabelFile:
                 return _from_archive(path, name, archive)
         if path.endswith(".npy"):
             with open_to_read(path) as file:
-                labels = _read_array(file, os.fstat(file.fileno()).st_size)
+                labels = _read_array(file, file_size(file))
         else:
             labels = np.array([int(word) for word in read_bytes(path).split()], np.int64)
         return LabelFile(_checked(source, labels), None)

@@ -41,6 +41,7 @@ from imae.layers.memory import blob_problem, within_free_memory
 from imae.prototxt import TEST, TransformationParameter
 from imae.prototxt.errors import DataError, DeviceError, ExportError, check_utf8
 from imae.prototxt.file_kinds import FileKind, mistaken_file
+from imae.prototxt.files import is_own_pipe
 from imae.prototxt.text import parse_text
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ def open_session(
     """
     import onnxruntime
 
+    if is_own_pipe(path):
+        raise ExportError(f"{path}: it is a pipe; ONNX Runtime reads a model from a file only")
     if not os.path.isfile(path):
         raise ExportError(f"{path}: no such file")
     check_utf8(os.fsdecode(path), f"{path}: ONNX Runtime cannot open it; rename the file or folder")

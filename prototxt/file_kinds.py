@@ -7,7 +7,6 @@ Nothing is decoded or unpacked; of a protobuf message its field numbers are look
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from enum import Enum
@@ -103,8 +102,6 @@ def mistaken_for(data: bytes, *expected: FileKind | None) -> str:
 def mistaken_file(path: AnyPath, *expected: FileKind | None) -> str:
     """The same by the file's path; nothing where it cannot be read, or is no regular file."""
     try:
-        if not os.path.isfile(path):
-            return ""
         with open_to_read(path) as file:
             return mistaken_for(file.read(MOST_READ), *expected)
     except (OSError, ValueError):

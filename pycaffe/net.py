@@ -27,7 +27,7 @@ from imae.layers.utility.python import PythonBlob as Blob
 from imae.prototxt import LayerParameter, NetState
 from imae.prototxt.dialects import read_net_text
 from imae.prototxt.errors import ImaeError
-from imae.prototxt.files import AnyPath
+from imae.prototxt.files import AnyPath, is_own_pipe
 from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.state import in_state
 from imae.pycaffe.mode import current_device, current_random
@@ -109,7 +109,7 @@ class Net:
             )  # fmt: skip
             weights, phase, level = phase, level, 0
         for name in (network_file, weights):
-            if name is not None and not os.path.isfile(name):
+            if name is not None and not os.path.isfile(name) and not is_own_pipe(name):
                 raise PycaffeError(f"Could not open file {name}")
         state = NetState(level=level, stage=stages)
         state.phase = phase  # type: ignore[assignment]  # an int, checked by protobuf

@@ -39,6 +39,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from imae.layers.ranks import Ranks
 from imae.prototxt.errors import DeviceError, ImaeError
+from imae.prototxt.files import is_own_pipe
 from imae.train.signals import Action
 
 FAILED = "imae/failed"  # the key of the store under which failures are counted
@@ -216,8 +217,10 @@ def joined() -> Iterator[Group | None]:
 def spawn(count: int, arguments: Sequence[str]) -> int:
     """Run `imae ARGUMENTS` in `count` ranks on this machine, as torchrun would; the exit status.
 
-    Signals go on to the ranks. ImaeError where one was killed.
+    Signals go on to the ranks. ImaeError where one was killed, or where an argument is a pipe.
     """
+    if pipe := next((word for word in arguments if is_own_pipe(word.rpartition("=")[2])), ""):
+        raise ImaeError(f"{pipe}: several processes cannot read one pipe; write it to a file first")
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     found = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     found |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}

@@ -27,7 +27,7 @@ from imae.layers.data.datum import parse_datum
 from imae.prototxt import Datum
 from imae.prototxt.errors import DataError
 from imae.prototxt.file_kinds import FileKind, mistaken_for
-from imae.prototxt.files import AnyPath, open_to_read
+from imae.prototxt.files import AnyPath, is_own_pipe, open_to_read
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
 BRANCH, LEAF, META_PAGE = 1, 2, 8  # flags of a page
@@ -70,6 +70,8 @@ def open_lmdb(path: AnyPath) -> LmdbSource:
         in_folder = os.path.isdir(name)
         there = not in_folder or "data.mdb" in os.listdir(name)
         file_name = os.path.join(name, "data.mdb") if in_folder else name
+        if is_own_pipe(file_name):
+            raise ValueError("it is a pipe; records are read from all over a file")
         file = cast(IO[bytes], open_to_read(file_name).detach()) if there else None  # LmdbSource closes it
     except FileNotFoundError:
         raise DataError(
