@@ -882,9 +882,9 @@ def picture_files() -> None:
     write("broken.png", picture(".png")[:40])
 
 
-# Lines of a list: each has a picture opened, read and decoded, some 100 us of work, however short it is. So the
+# Each line of a list has a picture opened, read and decoded, some 100 us of work, however short it is. So the
 # limit of time, which is for the file itself, is kept for the work of so many; a longer list takes longer.
-PICTURES = 20_000
+LIST_LINES = 20_000
 
 
 def imageset_lists() -> Files:
@@ -893,7 +893,7 @@ def imageset_lists() -> Files:
     texts = mutated_text(
         [b"a.png 0\nb.jpg 1\nc d.bmp 2\na.png 3\n", b"a.png 1\r\nbroken.png 7\n a.png  -3"], words
     )
-    return lambda draw: b"\n".join(draw(texts).split(b"\n")[:PICTURES])
+    return lambda draw: b"\n".join(draw(texts).split(b"\n")[:LIST_LINES])
 
 
 @target(imageset_lists)
