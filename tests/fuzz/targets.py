@@ -195,7 +195,9 @@ def net(data: bytes) -> None:
     from imae.prototxt.text import parse_net, read_net, to_text
 
     param = read_net(write("net.prototxt", data))
-    assert parse_net(to_text(param)) == param
+    text = to_text(param)
+    again = parse_net(text)
+    assert again == param or ("nan" in text and to_text(again) == text)  # text has no sign for NaN
     if names_python(param):
         return
     for phase in (TRAIN, TEST):
