@@ -20,7 +20,7 @@ from imae.cli.picture_options import add_image_options, add_picture_options, cho
 from imae.converters.convert_folder import convert_folder
 from imae.converters.label_file import FORMS
 from imae.files.errors import DataError
-from imae.files.read import read_bytes
+from imae.files.read import is_own_pipe, read_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 
 def read_classes(text: str) -> list[str]:
     """The classes in a text A,B,.. or, if that names a file, in its lines."""
-    if not os.path.isfile(text):
+    if not os.path.isfile(text) and not is_own_pipe(text):
         return [name for name in text.split(",") if name]
     try:
         lines = read_bytes(text).decode().replace("\r", "\n").split("\n")

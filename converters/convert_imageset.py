@@ -4,7 +4,7 @@ Keys are %08d_FILE with the place in the list. A picture that cannot be read is 
 places of the others stay. Raw Datums are BGR.
 
 Caffe: tools/convert_imageset.cpp, io.cpp. Differs: --shuffle takes a seed; --pad, --interpolation; an LMDB
-without records is refused.
+without records is refused; where very many pictures cannot be read, the first are named and the rest counted.
 """
 
 import logging
@@ -23,11 +23,13 @@ from imae.converters.images import (
 )
 from imae.converters.lmdb_writer import Record, write_lmdb
 from imae.files.errors import DataError
-from imae.files.file_kinds import mistaken_file
+from imae.files.file_kinds import mistaken_for
 from imae.files.read import AnyPath, read_bytes
 from imae.layers.data.datum import read_file
 
 logger = logging.getLogger(__name__)
+
+MOST_NAMED = 1000  # pictures that cannot be read; with a wrong ROOTFOLDER it is all of a list of millions
 
 
 def convert_imageset(
@@ -68,13 +70,13 @@ def convert_imageset(
 def read_list(path: str) -> list[Picture]:
     """The lines of a list: the name before the last blank, the number after it (0 if that is no number)."""
     try:
-        # Names are bytes, of whatever encoding; only "\n" ends a line.
-        text = read_bytes(path).decode(errors="surrogateescape")
+        data = read_bytes(path)
     except OSError as error:
         raise DataError(f"cannot read the list '{path}': {error.strerror}") from error
-    if mistaken := mistaken_file(path):
+    if mistaken := mistaken_for(data):
         raise DataError(f"the list '{path}': expected lines of a path and a label{mistaken}")
-    lines = text.removesuffix("\n").split("\n") if text else []
+    # Names are bytes, of whatever encoding; only "\n" ends a line.
+    lines = data.decode(errors="surrogateescape").removesuffix("\n").split("\n") if data else []
     return [_line(path, number, line) for number, line in enumerate(lines, 1)]
 
 
@@ -96,14 +98,17 @@ def imageset_records(
 ) -> Iterator[Record]:
     """The Datums of the pictures that can be read, `root` put before the names as it is."""
     size: int | None = None
+    unread = 0
     for place, (name, label) in enumerate(lines):
         file = root + name
         try:
             data = read_file(file)
             pixels = form.pixels(data, file)
         except ValueError as error:  # a DataError, or a zero byte in the name
-            logger.error("Could not open or find file %s", file)
-            logger.warning("It is left out: %s", error)
+            unread += 1
+            if unread <= MOST_NAMED:
+                logger.error("Could not open or find file %s", file)
+                logger.warning("It is left out: %s", error)
             continue
         encoding = encode_type or (_guess_encoding(name) if form.encoded else "")
         if not encoding:
@@ -118,6 +123,9 @@ def imageset_records(
                 f"'{file}': Incorrect data field size {len(datum.data)}; the first picture has {size}"
             )
         yield b"%08d_%s" % (place, name.encode("utf-8", "surrogateescape")), datum
+    if unread > MOST_NAMED:
+        more = unread - MOST_NAMED
+        logger.error("Could not open or find %d more files of the list; they are left out", more)
 
 
 def _guess_encoding(name: str) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from imae.files.atomic import atomic_file
 from imae.files.errors import DataError
 from imae.files.file_kinds import FileKind, mistaken_file
-from imae.files.read import AnyPath, open_to_read, read_bytes
+from imae.files.read import AnyPath, file_size, open_to_read, read_bytes
 
 FORMS = "FILE.npz:KEY, FILE.npy or FILE.txt"
 Labels = NDArray[np.int64]
@@ -45,7 +45,7 @@ def read_labels(source: str) -> LabelFile:
                 return _from_archive(path, name, archive)
         if path.endswith(".npy"):
             with open_to_read(path) as file:
-                labels = _read_array(file, os.fstat(file.fileno()).st_size)
+                labels = _read_array(file, file_size(file))
         else:
             labels = np.array([int(word) for word in read_bytes(path).split()], np.int64)
         return LabelFile(_checked(source, labels), None)

@@ -29,7 +29,7 @@ from imae.converters.images import decode_picture
 from imae.files.errors import DataError, DeviceError, ExportError, check_utf8
 from imae.files.file_kinds import FileKind, mistaken_file
 from imae.files.limits import blob_problem, within_free_memory
-from imae.files.read import AnyPath
+from imae.files.read import AnyPath, is_own_pipe
 from imae.layers.data.data import DatumReader
 from imae.layers.data.data_resources import DataResources, most_threads
 from imae.layers.data.datum import read_file
@@ -83,6 +83,8 @@ def open_session(
     """
     import onnxruntime
 
+    if is_own_pipe(path):
+        raise ExportError(f"{path}: it is a pipe; ONNX Runtime reads a model from a file only")
     if not os.path.isfile(path):
         raise ExportError(f"{path}: no such file")
     check_utf8(os.fsdecode(path), f"{path}: ONNX Runtime cannot open it; rename the file or folder")

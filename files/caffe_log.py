@@ -13,15 +13,13 @@ import logging
 import math
 import os
 import re
-import stat
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 from imae.files.errors import DataError, printable
-from imae.files.read import open_to_read
+from imae.files.read import file_size, open_to_read
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,8 +108,10 @@ OUTPUT = re.compile(r"(Train|Test) net output #(\d{1,9}): (\S+) = " + VALUE)
 def read_log(path: str | os.PathLike[str]) -> list[LogNumber]:
     """The numbers of a log file, in its order; DataError where it cannot be read or has none."""
     try:
-        with io.TextIOWrapper(open_to_read(path), encoding="utf-8", errors="replace") as file:
-            numbers = list(parse_log(_lines(file)))
+        with open_to_read(path) as opened:
+            size = file_size(opened)
+            with io.TextIOWrapper(opened, encoding="utf-8", errors="replace") as file:
+                numbers = list(parse_log(_lines(file, size)))
     except OSError as error:
         raise DataError(f"cannot read the log '{os.fspath(path)}': {error.strerror}") from None
     if not numbers:
@@ -119,13 +119,11 @@ def read_log(path: str | os.PathLike[str]) -> list[LogNumber]:
     return numbers
 
 
-def _lines(file: TextIO) -> Iterator[str]:
-    """The lines of a file, as far as it went when it was opened: it may be made up, and never end.
+def _lines(file: TextIO, left: int) -> Iterator[str]:
+    """The lines of a file, as far as it went (`left` bytes) when it was opened: it may never end.
 
     Of a line no more is read than any of Caffe's has.
     """
-    status = os.fstat(file.fileno())
-    left = status.st_size if stat.S_ISREG(status.st_mode) else sys.maxsize
     while left > 0 and (line := file.readline(LONGEST_LINE)):
         left -= len(line)  # characters: bytes or fewer
         yield line

@@ -7,7 +7,6 @@ Nothing is decoded or unpacked; of a protobuf message its field numbers are look
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from enum import Enum
@@ -42,7 +41,6 @@ class FileKind(Enum):
 
 
 MAGIC: tuple[tuple[int, bytes, FileKind], ...] = (
-    (0, b"version https://git-lfs.github.com/", FileKind.LFS),
     (0, b"\xff\xfe", FileKind.UTF16),
     (0, b"\xfe\xff", FileKind.UTF16),
     (0, b"\x1f\x8b\x08", FileKind.GZIP),
@@ -57,13 +55,17 @@ MAGIC: tuple[tuple[int, bytes, FileKind], ...] = (
     (0, b"\x89PNG\r\n", FileKind.PICTURE),
     (0, b"\xff\xd8\xff", FileKind.PICTURE),
     (0, b"GIF8", FileKind.PICTURE),
-    (257, b"ustar", FileKind.TAR),
+    (257, b"ustar\0", FileKind.TAR),
+    (257, b"ustar  \0", FileKind.TAR),
 )
+LFS = b"version https://git-lfs.github.com/"
 HTML = re.compile(rb"\s*(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 COMMENT = re.compile(rb"#[^\n]*")
 NET_TEXT = re.compile(rb"(^|[\s}])layers?\s*+:?\s*+\{")  # possessive: blanks are looked at once
 SOLVER_TEXT = re.compile(rb"(^|\s)(base_lr|lr_policy|max_iter|snapshot_prefix|test_iter)\s*:")
-NO_TEXT = re.compile(rb"[^\t\n\r -~]")
+# Text has none of these, whatever its encoding (UTF-16 apart), and each binary kind has some: zeros, short
+# lengths, the tags of low fields. Else a list that begins with "A" could be a BlobProto of one value.
+NO_TEXT = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")
 ARCHIVES = (FileKind.TAR, FileKind.GZIP, FileKind.BZIP2, FileKind.XZ)
 TEXT_READ, MOST_READ = 1 << 16, 1 << 28
 MOST_FIELDS = 100_000
@@ -83,7 +85,11 @@ MESSAGES: tuple[tuple[FileKind, Fields, Fields], ...] = (
     (FileKind.NET, {2: (2,)}, {1: (2,), 3: (2,), 4: (0, 2), 8: (2,), 5: (0,)}),
     (FileKind.STATE, {1: (0,), 3: (2,)}, {2: (2,), 4: (0,), 1000: (2,), 1001: (2,)}),
     (FileKind.DATUM, {1: (0,), 2: (0,), 3: (0,)}, {4: (2,), 5: (0,), 6: (2, 5), 7: (0,)}),
-    *((FileKind.BLOB, {data: wires}, BLOB_FIELDS) for data, wires in ((5, (2, 5)), (8, (1, 2)), (12, (2,)))),
+    *(
+        (FileKind.BLOB, {data: wires, **shape}, BLOB_FIELDS)
+        for data, wires in ((5, (2, 5)), (8, (1, 2)), (12, (2,)))
+        for shape in ({7: (2,)}, {1: (0,)})
+    ),
 )
 
 
@@ -96,8 +102,6 @@ def mistaken_for(data: bytes, *expected: FileKind | None) -> str:
 def mistaken_file(path: AnyPath, *expected: FileKind | None) -> str:
     """The same by the file's path; nothing where it cannot be read, or is no regular file."""
     try:
-        if not os.path.isfile(path):
-            return ""
         with open_to_read(path) as file:
             return mistaken_for(file.read(MOST_READ), *expected)
     except (OSError, ValueError):
@@ -106,10 +110,12 @@ def mistaken_file(path: AnyPath, *expected: FileKind | None) -> str:
 
 def file_kind(data: bytes) -> FileKind | None:
     """The kind of a file by its first bytes, or by all; None where they tell nothing."""
-    for offset, magic, kind in MAGIC:
-        if data.startswith(magic, offset):
-            return FileKind.TORCH if kind is FileKind.ZIP and b"/data.pkl" in data[:TEXT_READ] else kind
     head = data[:TEXT_READ]
+    if head.startswith(LFS):
+        return FileKind.LFS
+    for offset, magic, kind in MAGIC if NO_TEXT.search(head) else ():
+        if data.startswith(magic, offset):
+            return FileKind.TORCH if kind is FileKind.ZIP and b"/data.pkl" in head else kind
     if HTML.match(head):
         return FileKind.HTML
     if b"\0" not in head:

@@ -26,7 +26,7 @@ from typing import IO, NamedTuple
 from imae.files.errors import DataError
 from imae.files.file_kinds import ARCHIVES, mistaken_file
 from imae.files.limits import SMALL_FILE, most_unpacked
-from imae.files.read import AnyPath, open_to_read
+from imae.files.read import AnyPath, file_size, open_to_read
 
 DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], io.BufferedIOBase]] = {  # by the archive's first bytes
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
@@ -65,13 +65,14 @@ def open_tree(path: AnyPath, subfolder: str = "", depth: int | None = None) -> I
         return
     with ExitStack() as stack:
         try:
-            file: IO[bytes] = stack.enter_context(open_to_read(path))
-            start = file.read(8)
-            file.seek(0)
+            opened = stack.enter_context(open_to_read(path))
+            size, start = file_size(opened), opened.read(8)
+            opened.seek(0)
+            file: IO[bytes] = opened
             for magic, decompress in DECOMPRESSORS.items():
                 if start.startswith(magic):
                     packed, file = file, stack.enter_context(tempfile.TemporaryFile())
-                    most = most_unpacked(os.fstat(packed.fileno()).st_size, UNPACKED_PER_BYTE)
+                    most = most_unpacked(size, UNPACKED_PER_BYTE)
                     _unpack(path, decompress(packed), file, most)
             tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:"))
             members = _members(path, tar)

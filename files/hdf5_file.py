@@ -21,9 +21,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from imae.files.file_kinds import FileKind, mistaken_file
+from imae.files.file_kinds import FileKind, file_kind, mistaken_file
 from imae.files.limits import SMALL_FILE, free_memory, most_unpacked
-from imae.files.read import AnyPath, open_to_read
+from imae.files.read import AnyPath, file_size, is_on_disk, open_to_read
 
 # zlib, HDF5's own compressor, makes at most 1032 bytes of one, and even that only of constant data.
 MEMORY_PER_BYTE = 1000
@@ -40,9 +40,18 @@ DEEPEST = 32  # groups within groups
 @contextmanager
 def open_hdf5(path: AnyPath) -> Iterator[DataSets]:
     """The data sets of a regular file; HDF5_ERRORS where it cannot be opened."""
-    open_to_read(path).close()  # which says why not; HDF5 would wait for a pipe
-    with h5py.File(path, "r") as file:
-        yield DataSets(file, os.path.getsize(path))
+    with open_to_read(path) as opened:  # which says why not; HDF5 would wait for a pipe
+        source, size = os.fspath(path) if is_on_disk(opened) else opened, file_size(opened)
+        with h5py.File(source, "r") as file:
+            yield DataSets(file, size)
+
+
+def is_hdf5(path: AnyPath) -> bool:
+    """Whether a file, or what comes out of a pipe, is HDF5; OSError where it cannot be read."""
+    with open_to_read(path) as opened:
+        if is_on_disk(opened):
+            return bool(h5py.is_hdf5(path))
+        return file_kind(opened.read(16)) is FileKind.HDF5
 
 
 class DataSets:

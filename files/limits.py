@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MAX_AXES, MAX_COUNT = 32, 2**31 - 1
+MAX_STRIDE = 2**59  # values from one to the next along an axis, whose bytes are counted with 63 bits
 SMALL_BLOB = 1 << 20  # bytes, about which the system is not asked
 
 
@@ -22,6 +23,10 @@ def blob_problem(shape: Sequence[int]) -> str | None:
     """Why there cannot be a blob of this shape, or None."""
     if len(shape) > MAX_AXES:
         return f"a blob has at most {MAX_AXES} axes; got {len(shape)}"
+    if any(not 0 <= axis <= MAX_COUNT for axis in shape):
+        return f"a blob's axes are 0 to {MAX_COUNT}; got {tuple(shape)}"
+    if math.prod(axis for axis in shape if axis) > MAX_STRIDE:
+        return f"a blob of shape {tuple(shape)} is impossible, though it has no values; choose smaller sizes"
     count = math.prod(shape)
     if count > MAX_COUNT:
         return f"blob size exceeds INT_MAX: shape {tuple(shape)} has {count} values, at most {MAX_COUNT} fit"

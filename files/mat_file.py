@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imae.files.errors import DataError
-from imae.files.read import AnyPath
+from imae.files.read import AnyPath, open_to_read
 
 HEADER = 128
 INT32, UINT32, MATRIX, COMPRESSED = 5, 6, 14, 15
@@ -74,7 +74,7 @@ def _matrix(parts: Sequence[tuple[int, bytes]], order: str) -> NDArray[Any]:
 
 def _read(path: AnyPath) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with open_to_read(path) as file:
             data = file.read(LARGEST + 1)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         reason = error.strerror if isinstance(error, OSError) else error

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import stat
+from typing import cast
 
 AnyPath = str | os.PathLike[str]
 
@@ -18,18 +19,23 @@ KINDS = {
 }
 
 
+# What came out of them, by device and inode. A pipe can be read once, but a file is opened as often as it is
+# needed: NVIDIA's weights also for the net's text, a net by the solver's train and test nets.
+_CONTENTS: dict[tuple[int, int], bytes] = {}
+
+
 def read_bytes(path: AnyPath) -> bytes:
     """A file's content; OSError where it cannot be read or has no end: see `open_to_read`."""
     with open_to_read(path) as file:
-        status = os.fstat(file.fileno())
         # What grows while it is read, or is made up by the system (/proc/self/pagemap), has no end, either.
-        return file.read(status.st_size) if stat.S_ISREG(status.st_mode) else file.read()
+        return file.read(file_size(file))
 
 
 def open_to_read(path: AnyPath) -> io.BufferedReader:
     """Open a regular file, or a pipe that this process was started with; OSError for all else.
 
     A file from a stranger may name a device, which may never end, or a pipe, for which one waits for ever.
+    What comes out of one's own pipe is kept in memory, so that it can be opened again; it has no `fileno`.
     """
     if "\0" in os.fsdecode(path):  # a string of a message can have one
         raise OSError(errno.EINVAL, "there is a zero byte in the name", os.fspath(path))
@@ -39,13 +45,42 @@ def open_to_read(path: AnyPath) -> io.BufferedReader:
     more = getattr(os, "O_NONBLOCK", 0)
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | more))  # noqa: SIM115
     try:
-        _check_kind(path, os.fstat(file.fileno()).st_mode)
+        status = os.fstat(file.fileno())
+        _check_kind(path, status.st_mode)
         if hasattr(os, "set_blocking"):
             os.set_blocking(file.fileno(), True)
+        if stat.S_ISREG(status.st_mode):
+            return file
+        pipe = status.st_dev, status.st_ino
+        if pipe not in _CONTENTS:
+            _CONTENTS[pipe] = file.read()
     except BaseException:
         file.close()
         raise
-    return file
+    file.close()
+    return io.BufferedReader(cast(io.RawIOBase, io.BytesIO(_CONTENTS[pipe])))
+
+
+def file_size(file: io.BufferedReader) -> int:
+    """The size in bytes of what `open_to_read` has just opened."""
+    if is_on_disk(file):
+        return os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    return size
+
+
+def is_on_disk(file: io.BufferedReader) -> bool:
+    """Whether `open_to_read` has opened a regular file, not a pipe."""
+    return isinstance(file.raw, io.FileIO)
+
+
+def is_own_pipe(path: AnyPath) -> bool:
+    """Whether a path is that of a pipe that this process was started with."""
+    try:
+        return OWN_PIPE.fullmatch(os.fsdecode(path)) is not None and stat.S_ISFIFO(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def _check_kind(path: AnyPath, mode: int) -> None:

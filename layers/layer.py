@@ -184,6 +184,8 @@ class Layer(nn.Module):
 
     def add_blob(self, shape: Shape, filler: FillerParameter) -> None:
         """Append a parameter blob: the next one given inside the prototxt, else one that the filler fills."""
+        if problem := blob_problem(shape):
+            raise self.error(f"blob {len(self.blobs)}: {problem}")
         given = self.param.blobs
         if given:
             if len(self.blobs) >= len(given):

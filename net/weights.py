@@ -25,7 +25,7 @@ from torch import nn
 from imae.files.atomic import write_atomically
 from imae.files.caffe_log import log_line
 from imae.files.errors import CaffemodelError, PrototxtError
-from imae.files.hdf5_file import HDF5_ERRORS, hdf5_content, open_hdf5
+from imae.files.hdf5_file import HDF5_ERRORS, hdf5_content, is_hdf5, open_hdf5
 from imae.files.read import AnyPath
 from imae.layers.activation.scale import Scale
 from imae.layers.blob import blob_from_array, exact_array_from_blob, shape_string, single_or_double
@@ -66,8 +66,8 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
     CaffemodelError where the file cannot be read or does not fit; the net is then as it was.
     """
     try:
-        hdf5 = os.path.isfile(path) and h5py.is_hdf5(path)
-    except OSError:  # cannot be read: the binary reader says why
+        hdf5 = is_hdf5(path)
+    except (OSError, ValueError):  # cannot be read: the binary reader says why
         hdf5 = False
     if hdf5 and dialect:
         raise CaffemodelError(f"{path}: dialects are of binary files, this is HDF5; leave out --dialect")

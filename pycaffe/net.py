@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imae.files.errors import ImaeError
-from imae.files.read import AnyPath
+from imae.files.read import AnyPath, is_own_pipe
 from imae.layers.layer import Layer, Shape, blob_name
 from imae.layers.run import Run
 from imae.layers.utility.python import BlobVec, ParameterBlob, Python, PythonLayerBase, RawBlobVec
@@ -110,7 +110,7 @@ class Net:
             )  # fmt: skip
             weights, phase, level = phase, level, 0
         for name in (network_file, weights):
-            if name is not None and not os.path.isfile(name):
+            if name is not None and not os.path.isfile(name) and not is_own_pipe(name):
                 raise PycaffeError(f"Could not open file {name}")
         state = NetState(level=level, stage=stages)
         state.phase = phase  # type: ignore[assignment]  # an int, checked by protobuf

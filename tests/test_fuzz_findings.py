@@ -377,6 +377,29 @@ def test_a_blob_that_would_change_its_shape_in_place() -> None:
         Net(parse_net(IMAGES + im2col))
 
 
+@pytest.mark.parametrize(
+    ("shape", "values"),
+    [
+        ("dim: -3 dim: 3", 0),
+        ("dim: -3 dim: -3", 9),
+        ("dim: -3 dim: -3", 0),
+        ("dim: 4294967296", 0),
+        ("dim: 0 dim: 4611686018427387904 dim: 4", 0),
+        ("dim: 0 dim: 2147483647 dim: 2147483647 dim: 2147483647", 0),
+    ],
+)
+def test_shapes_that_no_array_can_have(shape: str, values: int) -> None:
+    data = " ".join(["data: 1"] * values)
+    blob = f"blobs {{ shape {{ dim: {values} }} {data} }}" if values or "0" in shape else ""
+    texts = [f'type: "Parameter" top: "x" parameter_param {{ shape {{ {shape} }} }} {blob}']
+    if not values:
+        texts.append(f'type: "Input" top: "x" input_param {{ shape {{ {shape} }} }}')
+        texts.append(f'type: "DummyData" top: "x" dummy_data_param {{ shape {{ {shape} }} }}')
+    for text in texts:
+        with pytest.raises(LayerError, match=r"impossible|a blob's axes are 0 to|no values to fill"):
+            Net(parse_net(f'layer {{ name: "l" {text} }}'), CaffeRandom(1))
+
+
 @pytest.mark.parametrize("method", ["MAX", "AVE"])
 @pytest.mark.parametrize("stride", [2**31 - 1, 2**31, 2**32 - 1])
 @pytest.mark.parametrize(

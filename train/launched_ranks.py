@@ -38,6 +38,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is ma
 from torch.distributed.rendezvous import rendezvous
 
 from imae.files.errors import DeviceError, ImaeError
+from imae.files.read import is_own_pipe
 from imae.layers.ranks import ALONE, Flags, Ranks
 
 FAILED = "imae/failed"  # the key of the store under which failures are counted
@@ -211,8 +212,10 @@ def joined() -> Iterator[Ranks]:
 def spawn(count: int, arguments: Sequence[str]) -> int:
     """Run `imae ARGUMENTS` in `count` ranks on this machine, as torchrun would; the exit status.
 
-    Signals go on to the ranks. ImaeError where one was killed.
+    Signals go on to the ranks. ImaeError where one was killed, or where an argument is a pipe.
     """
+    if pipe := next((word for word in arguments if is_own_pipe(word.rpartition("=")[2])), ""):
+        raise ImaeError(f"{pipe}: several processes cannot read one pipe; write it to a file first")
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     found = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     found |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}

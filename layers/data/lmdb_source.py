@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from imae.files.errors import DataError
 from imae.files.file_kinds import FileKind, mistaken_for
-from imae.files.read import AnyPath, open_to_read
+from imae.files.read import AnyPath, is_own_pipe, open_to_read
 from imae.layers.data.datum import parse_datum
 from imae.prototxt import Datum
 
@@ -70,6 +70,8 @@ def open_lmdb(path: AnyPath) -> LmdbSource:
         in_folder = os.path.isdir(name)
         there = not in_folder or "data.mdb" in os.listdir(name)
         file_name = os.path.join(name, "data.mdb") if in_folder else name
+        if is_own_pipe(file_name):
+            raise ValueError("it is a pipe; records are read from all over a file")
         file = cast(IO[bytes], open_to_read(file_name).detach()) if there else None  # LmdbSource closes it
     except FileNotFoundError:
         raise DataError(

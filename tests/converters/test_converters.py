@@ -817,6 +817,26 @@ def test_imageset_list_is_read_as_caffe_reads_it(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_imageset_names_the_first_of_many_pictures_that_cannot_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wrong ROOTFOLDER must not make a log of millions of lines, nor take the time to write it."""
+    (tmp_path / "a.png").write_bytes(png(image(1)))
+    shown = convert_imageset.MOST_NAMED
+    for missing, more in ((shown, ""), (shown + 5000, "Could not open or find 5000 more files of the list")):
+        (tmp_path / "list").write_text("nope.png 1\n" * missing + "a.png 1\n")
+        caplog.clear()
+        run(convert_imageset, f"{tmp_path}/", tmp_path / "list", tmp_path / f"db{missing}")
+        lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+        assert lines[:2] == [
+            f"Could not open or find file {tmp_path}/nope.png",
+            f"It is left out: Could not load {tmp_path}/nope.png: No such file or directory; "
+            "mend the list, or root_folder",
+        ]
+        assert len(lines) == 2 * shown + bool(more) and more in lines[-1]
+        assert [key for key, _ in read(tmp_path / f"db{missing}")] == [b"%08d_a.png" % missing]
+
+
 def test_imageset_keys_are_the_bytes_of_the_list(tmp_path: Path) -> None:
     name = b"\xe9.png"
     with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:

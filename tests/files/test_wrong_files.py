@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import os
+import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -206,12 +208,12 @@ def test_every_kind_is_told_by_its_content(files: Path) -> None:
     assert None not in told.values()
     assert {name: f"it is {kind.value}" for name, kind in told.items() if kind is not None} == FILES
     rest = {
-        b"BZh91AY&SY": FileKind.BZIP2,
+        bz2.compress(b"x"): FileKind.BZIP2,
         b"\xfd7zXZ\0\0\x04": FileKind.XZ,
         b"\x80\x04\x95\x10\0": FileKind.PICKLE,
         b"x" * 257 + b"ustar\x0000": FileKind.TAR,
         b"<html>": FileKind.HTML,
-        b"GIF89a": FileKind.PICTURE,
+        b"GIF89a\1\0\1\0\0\0\0;": FileKind.PICTURE,
     }
     assert {data: file_kind(data) for data in rest} == rest
     assert set(told.values()) | set(rest.values()) == set(FileKind)
@@ -228,6 +230,42 @@ def test_every_kind_is_told_by_its_content(files: Path) -> None:
     ):
         assert file_kind(data) is None
     assert mistaken_file(files) == mistaken_file(files / "nothing") == ""
+
+
+# Text that begins as a message or a magic number does: BlobProto's double_data (A), data (*, -), raw_data (b)
+TEXT_LIKE_BINARY = (
+    "A\xe4.png 1",
+    "-\xe4\xe4",
+    "*!\xe4" + "x" * 30 + " 2",
+    "b.\xe9" + "x" * 43 + "\n",
+    "GIF89a/\xe4.png 0\n",
+    "GIF87a/1.png 0\n",
+    "BZh91AY&SY/1.png 0\n",
+    "x" * 256 + " ustar/\xe4.png 1\n",
+    "A\x1b[31mab 1",
+)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+@pytest.mark.parametrize("text", TEXT_LIKE_BINARY)
+def test_text_is_no_binary_file(text: str, encoding: str, tmp_path: Path) -> None:
+    data = text.encode(encoding)
+    assert file_kind(data) is None
+    (tmp_path / "list").write_bytes(data)
+    line, lines = data.removesuffix(b"\n"), convert_imageset.read_list(str(tmp_path / "list"))
+    assert [os.fsencode(name) for name, _ in lines] == [line.rpartition(b" ")[0] or line]
+
+
+def test_short_text_at_random_is_no_binary_file() -> None:
+    """Nor are a few bytes at random a message of Caffe's, whose fields are never alone."""
+    draw = random.Random(1)
+    letters = [c for c in range(256) if c in b"\t\n\r" or (c >= 32 and c != 127)]
+    for _ in range(20_000):
+        text = bytes(draw.choices(letters, k=draw.randrange(1, 20)))
+        assert file_kind(text) is None, text
+        # With the first bytes of a BlobProto's values.
+        anything = draw.choice([b"A", b"-", b"*", b"b", b"B"]) + draw.randbytes(draw.randrange(12))
+        assert file_kind(anything) is not FileKind.BLOB, anything
 
 
 def test_what_is_told_is_of_the_files_that_caffe_wrote() -> None:

@@ -195,7 +195,9 @@ def net(data: bytes) -> None:
     from imae.prototxt.text import parse_net, read_net, to_text
 
     param = read_net(write("net.prototxt", data))
-    assert parse_net(to_text(param)) == param
+    text = to_text(param)
+    again = parse_net(text)
+    assert again == param or ("nan" in text and to_text(again) == text)  # text has no sign for NaN
     if names_python(param):
         return
     for phase in (TRAIN, TEST):
@@ -895,12 +897,18 @@ def picture_files() -> None:
     write("broken.png", picture(".png")[:40])
 
 
+# Each line of a list has a picture opened, read and decoded, some 100 us of work, however short it is. So the
+# limit of time, which is for the file itself, is kept for the work of so many; a longer list takes longer.
+LIST_LINES = 20_000
+
+
 def imageset_lists() -> Files:
     picture_files()
     words = [b"a.png", b"b.jpg", b"c d.bmp", b"broken.png", b"/dev/null", b"..", b"-1", b"2147483648"]
-    return mutated_text(
+    texts = mutated_text(
         [b"a.png 0\nb.jpg 1\nc d.bmp 2\na.png 3\n", b"a.png 1\r\nbroken.png 7\n a.png  -3"], words
     )
+    return lambda draw: b"\n".join(draw(texts).split(b"\n")[:LIST_LINES])
 
 
 @target(imageset_lists)
