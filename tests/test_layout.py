@@ -37,7 +37,7 @@ SHARED = {
     },
     "loss": {"loss_normalizer"},
     "plugins": {"designed_loss", "example_weights"},
-    "utility": {"synced_memory"},
+    "utility": {"python_blobs", "synced_memory"},
 }
 
 FILES = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))]
