@@ -10,7 +10,15 @@ from pathlib import Path
 # Before torch reads it: threads that wait for others leave the core to other tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).with_name("support")))
 torch.set_num_threads(int(os.environ.get("IMAE_TEST_THREADS", "1")))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory: paths in prototxts are relative to it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -22,6 +22,7 @@ import cv2
 import lmdb
 import numpy as np
 import pytest
+from listing import sorted_names as names
 
 from imae.converters import (
     compute_image_mean,
@@ -68,10 +69,6 @@ def arrays(records: list[Record]) -> list[np.ndarray]:
 
 def labels(records: list[Record]) -> list[int]:
     return [datum.label for _, datum in records]
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def refused(error: type[ImaeError], needles: str | list[str], module: ModuleType, *arguments: object) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from listing import sorted_names as names
 
 from imae.converters import corrupt_labels
 from imae.converters.corrupt_labels import (
@@ -56,10 +57,6 @@ def make_lmdb(path: Path, labels: list[int]) -> list[tuple[bytes, Datum]]:
 def read(path: Path) -> list[tuple[bytes, Datum]]:
     with open_lmdb(path) as source:
         return [(key, source.datum(i)) for i, key in enumerate(source.keys())]
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 # -- the kinds of noise ------------------------------------------------------------------------------------

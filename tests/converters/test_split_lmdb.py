@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from listing import sorted_names as names
 
 from imae.converters import corrupt_labels, split_lmdb
 from imae.converters.lmdb_writer import write_lmdb
@@ -51,10 +52,6 @@ def clean_of(path: Path) -> tuple[list[int], list[int]]:
         labels = read_lmdb_labels(source)
     assert labels.clean is not None
     return labels.clean.tolist(), labels.labels.tolist()
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("stratified", [[], ["--stratified"]])
