@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import source_tree
+from slow_tests import SLOW, is_slow
 from source_tree import PARTS
 
 from imae.layers.registry import DRAWERS, layer_class, layer_types
@@ -89,6 +90,16 @@ def test_the_lists_of_this_file_name_files() -> None:
     assert {*TO_BE_MOVED, *TYPE_TESTS, *source_tree.NAMES_MADE, SCRIPT, GENERATED} <= FILES.keys()
     for drawer, names in SHARED.items():
         assert {f"layers/{drawer}/{name}.py" for name in names} <= FILES.keys()
+
+
+def test_the_slow_tests_are_tests() -> None:
+    for name in SLOW:
+        file, _, test = name.partition("::")
+        assert f"def {test or 'test_'}" in FILES[f"tests/{file}"], f"there is no {name}"
+        assert is_slow(f"tests/{file}::{test}[a-b]") and is_slow(f"/path/tests/{file}::{test}")
+    assert not is_slow("tests/test_layout.py::test_x") and not is_slow(
+        "tests/net/test_x.py::test_killed_twenty"
+    )
 
 
 def test_the_drawers_are_the_folders_of_layers() -> None:
