@@ -85,5 +85,8 @@ setup(
             "setuptools>=77.0.3",
         ],
     },
-    entry_points={"console_scripts": ["imae = imae.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["imae = imae.cli.main:main"],
+        "imae.python_layers": ["caffe = imae.pycaffe:install_as_caffe"],
+    },
 )

@@ -5,8 +5,9 @@ Caffe says nothing of it: a training shows the loss 0 and learns nothing; weight
 
 from __future__ import annotations
 
+from imae.files.errors import LayerError
 from imae.layers.layer import LossLayer
-from imae.layers.registry import layer_class, layer_types
+from imae.layers.registry import layer_class
 from imae.net.net import Net
 from imae.prototxt import LayerParameter, NetParameter
 
@@ -40,4 +41,7 @@ def _is_loss(layer: LayerParameter) -> bool:
     """Whether it adds to the loss; one of an unknown type, which may be filtered out, is taken to be none."""
     if layer.loss_weight:
         return any(layer.loss_weight)
-    return layer.type in layer_types() and issubclass(layer_class(layer.type), LossLayer)
+    try:
+        return issubclass(layer_class(layer.type), LossLayer)
+    except LayerError:
+        return False

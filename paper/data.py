@@ -14,7 +14,6 @@ import hashlib
 import json
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from imae.converters.split_lmdb import read_lmdb_labels, subset_lmdb
 from imae.files.atomic import write_atomically
 from imae.files.errors import DataError, FileError, ImaeError
 from imae.files.file_tree import open_tree
+from imae.files.program import imae_program
 from imae.files.read import AnyPath
 from imae.layers.data.datum import array_from_datum
 from imae.layers.data.lmdb_source import open_lmdb
@@ -322,9 +322,7 @@ def _step(command: str, *arguments: str | Path) -> None:
     """Print and run a command of imae's; ImaeError with its last line where it fails."""
     words = [command, *(str(argument) for argument in arguments)]
     print("$ imae", shlex.join(words), flush=True)
-    done = subprocess.run(
-        [sys.executable, "-m", "imae.cli.main", *words], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*imae_program(), *words], capture_output=True, text=True, check=False)
     if done.returncode:
         last: Iterable[str] = done.stderr.strip().splitlines()[-1:]
         raise ImaeError("".join(last).removeprefix("imae: ") or f"imae {command} failed")

@@ -13,7 +13,6 @@ import shlex
 import shutil
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ import imae.prototxt
 from imae.files.atomic import write_atomically
 from imae.files.caffe_log import read_log
 from imae.files.errors import FileError, ImaeError
+from imae.files.program import imae_program
 from imae.prototxt import SolverParameter
 from imae.prototxt.text import read_text, to_text
 from imae.train.signals import terminated_as_interrupted
@@ -236,7 +236,7 @@ def _export(best: Trained) -> None:
 def _program(command: str) -> list[str]:
     """The words of a command, for this Python."""
     _, *words = shlex.split(command)
-    return [sys.executable, "-m", "imae.cli.main", *words]
+    return [*imae_program(), *words]
 
 
 def _step(command: str, show: str = "") -> str:

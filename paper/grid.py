@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from imae.files.errors import DataError, ImaeError
+from imae.files.program import imae_program
 from imae.paper.data import Cifar10, make_folder
 from imae.paper.experiments import Run
 from imae.paper.record import read_record
@@ -85,7 +85,7 @@ def run_folder(work: Path, name: str) -> Path:
 def _start(run: Run, cifar10: Cifar10, records: Path, options: Sequence[str]) -> subprocess.Popen[bytes]:
     folder = run_folder(cifar10.work, run.name)
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "imae.cli.main", "paper", "run", "--run", json.dumps(asdict(run))]
+    command = [*imae_program(), "paper", "run", "--run", json.dumps(asdict(run))]
     command += ["--work", str(cifar10.work), "--records", str(records), *options]
     with open(folder / "log", "ab") as log:
         # In a session of its own: Ctrl-C reaches it once, through `train_all`.

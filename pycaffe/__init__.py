@@ -17,7 +17,6 @@ import sys
 if __name__ != "imae.pycaffe":
     raise ImportError(f"import this package as imae.pycaffe, not as {__name__}")
 
-from imae.layers.utility import python as python_layer
 from imae.prototxt import TEST, TRAIN, caffe_pb2
 from imae.pycaffe import _caffe, classifier, coord_map, detector, draw, net_spec, proto, pycaffe
 from imae.pycaffe import caffe_io as io
@@ -85,13 +84,10 @@ add_visible_names(sys.modules[__name__], _MODULES)
 def install_as_caffe() -> bool:
     """Let `import caffe` and `import caffe.io` find this package, unless another caffe is imported already.
 
-    Returns whether they do.
+    Returns whether they do. setup.py declares this function as the entry point that Python layers call.
     """
     this = sys.modules[__name__]
     if sys.modules.setdefault("caffe", this) is not this:
         return False
     sys.modules.update({f"caffe.{name}": module for name, module in _MODULES.items()})
     return True
-
-
-python_layer.import_caffe_hook = install_as_caffe

@@ -6,9 +6,9 @@ Caffe: python/caffe/_caffe.cpp.
 """
 
 from imae.layers.registry import layer_types as layer_type_list
-from imae.layers.utility.python import BlobVec, RawBlobVec
-from imae.layers.utility.python import PythonBlob as Blob
-from imae.layers.utility.python import PythonLayerBase as Layer
+from imae.layers.utility.python_blobs import BlobVec, RawBlobVec
+from imae.layers.utility.python_blobs import PythonBlob as Blob
+from imae.layers.utility.python_blobs import PythonLayerBase as Layer
 from imae.prototxt import LayerParameter, SolverParameter
 from imae.pycaffe.mode import init_log, log, set_device, set_mode_cpu, set_mode_gpu, set_random_seed
 from imae.pycaffe.net import Net

@@ -22,8 +22,9 @@ from imae.files.errors import ImaeError
 from imae.files.read import AnyPath, is_own_pipe
 from imae.layers.layer import Layer, Shape, blob_name
 from imae.layers.run import Run
-from imae.layers.utility.python import BlobVec, ParameterBlob, Python, PythonLayerBase, RawBlobVec
-from imae.layers.utility.python import PythonBlob as Blob
+from imae.layers.utility.python import Python
+from imae.layers.utility.python_blobs import BlobVec, ParameterBlob, PythonLayerBase, RawBlobVec
+from imae.layers.utility.python_blobs import PythonBlob as Blob
 from imae.net.net import Net as ModuleNet
 from imae.net.stepwise import BlobMemory, Stepwise
 from imae.net.weights import load_caffemodel, save_caffemodel

@@ -1,6 +1,7 @@
 """Test settings: one thread each (the suite runs in parallel), and the tests' own modules importable.
 
-IMAE_TEST_THREADS asks for more threads, as libraries then add in another order.
+IMAE_TEST_THREADS asks for more threads, as libraries then add in another order. What is slow is listed in
+support/slow_tests.py.
 """
 
 import os
@@ -10,7 +11,24 @@ from pathlib import Path
 # Before torch reads it: threads that wait for others leave the core to other tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).with_name("support")))
+from slow_tests import is_slow
+
 torch.set_num_threads(int(os.environ.get("IMAE_TEST_THREADS", "1")))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory: paths in prototxts are relative to it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_slow(item.nodeid if item.nodeid.startswith("tests/") else f"tests/{item.nodeid}"):
+            item.add_marker("slow")

@@ -397,7 +397,7 @@ def test_shapes_that_no_array_can_have(shape: str, values: int) -> None:
         texts.append(f'type: "DummyData" top: "x" dummy_data_param {{ shape {{ {shape} }} }}')
     for text in texts:
         with pytest.raises(LayerError, match=r"impossible|a blob's axes are 0 to|no values to fill"):
-            Net(parse_net(f'layer {{ name: "l" {text} }}'), CaffeRandom(1))
+            Net(parse_net(f'layer {{ name: "l" {text} }}'), Run(CaffeRandom(1)))
 
 
 @pytest.mark.parametrize("method", ["MAX", "AVE"])

@@ -45,3 +45,16 @@ def test_the_lower_bounds_are_the_versions_that_are_tried() -> None:
     newest = {name: constraints[name] for name in NEWEST_ONLY}
     assert constraints["torch"] >= TORCH
     assert lower_bounds() == lowest | newest | {"torch": TORCH}
+
+
+def test_the_hooks_of_a_commit_have_the_version_that_ci_has() -> None:
+    text = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert re.findall(r"(?m)^    rev: v(\S+)$", text) == [str(pinned("constraints.txt")["ruff"])]
+
+
+def test_the_workflow_tries_the_pythons_that_setup_allows() -> None:
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    tried = re.findall(r'"(3\.\d+)"', text)
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert f'python_requires=">={tried[0]}"' in setup and len(tried) == 3
+    assert "- run: .ci/run" in text

@@ -38,6 +38,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is ma
 from torch.distributed.rendezvous import rendezvous
 
 from imae.files.errors import DeviceError, ImaeError
+from imae.files.program import imae_program
 from imae.files.read import is_own_pipe
 from imae.layers.ranks import ALONE, Flags, Ranks
 
@@ -220,7 +221,7 @@ def spawn(count: int, arguments: Sequence[str]) -> int:
     found = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     found |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     found |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}  # the store is here
-    command = [sys.executable, "-P", "-m", "imae.cli.main", *arguments]
+    command = [*imae_program(), *arguments]
     processes: list[subprocess.Popen[bytes]] = []
     before = {number: signal.getsignal(number) for number in FORWARDED}
 

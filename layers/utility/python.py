@@ -26,170 +26,34 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from imae.files.errors import LayerError
 from imae.layers.autograd import apply_for_several
-from imae.layers.blob import array_from_blob
 from imae.layers.layer import Layer, Shape
 from imae.layers.registry import register_layer
 from imae.layers.run import Run
-from imae.layers.utility.synced_memory import ParameterMemory, take_back
+from imae.layers.utility.python_blobs import PythonBlob, PythonLayerBase, RawBlobVec
+from imae.layers.utility.synced_memory import take_back
 from imae.prototxt import LayerParameter
 from imae.prototxt.python_layers import check_python_layers
 
 logger = logging.getLogger(__name__)
 
-# Set by imae.pycaffe: makes `import caffe` find it.
-import_caffe_hook: Callable[[], object] | None = None
-
-
-class PythonBlob:
-    """data and diff of a blob as arrays: float32, or float64 in a net of double precision."""
-
-    def __init__(self, shape: Sequence[int] = ()) -> None:
-        self._data, self._diff = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-
-    @property
-    def data(self) -> NDArray[np.float32]:
-        return self._data
-
-    @property
-    def diff(self) -> NDArray[np.float32]:
-        return self._diff
-
-    def reshape(self, *shape: int) -> None:
-        """Change the shape; the values are kept where their number stays the same."""
-        if self.count == math.prod(shape):
-            self._data, self._diff = self.data.reshape(shape), self.diff.reshape(shape)
-        else:
-            self._data, self._diff = (np.zeros(shape, self._data.dtype) for _ in range(2))
-
-    def cast(self, dtype: DTypeLike) -> None:
-        """Let data and diff have this dtype."""
-        self._data, self._diff = (a.astype(dtype, copy=False) for a in (self._data, self._diff))
-
-    @property
-    def shape(self) -> Shape:
-        return self._data.shape
-
-    @property
-    def count(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def num(self) -> int:
-        return self._legacy_dim(0)
-
-    @property
-    def channels(self) -> int:
-        return self._legacy_dim(1)
-
-    @property
-    def height(self) -> int:
-        return self._legacy_dim(2)
-
-    @property
-    def width(self) -> int:
-        return self._legacy_dim(3)
-
-    def _legacy_dim(self, axis: int) -> int:
-        if len(self.shape) > 4:
-            raise ValueError(f"num, channels, height, width need at most 4 axes; the shape is {self.shape}")
-        return self.shape[axis] if axis < len(self.shape) else 1
-
-    def load(self, tensor: Tensor) -> None:
-        """Take shape and data from a tensor."""
-        self.reshape(*tensor.shape)
-        self.data[...] = tensor.detach().cpu().numpy()
-
-
-class ParameterBlob(PythonBlob):
-    """A parameter blob, in the shape that its layer uses; in memory of its own until it is bound."""
-
-    def __init__(self, shape: Sequence[int] = ()) -> None:
-        super().__init__(shape)
-        self._layer: Layer | None = None
-        self._index = 0
-
-    def bind(self, layer: Layer, index: int) -> ParameterBlob:
-        """Be parameter blob `index` of `layer` from now on."""
-        self._layer, self._index = layer, index
-        return self
-
-    @property
-    def data(self) -> NDArray[np.float32]:
-        if self._layer is None:
-            return self._data
-        return ParameterMemory.of(self._parameter).data.array().reshape(self.shape)
-
-    @property
-    def diff(self) -> NDArray[np.float32]:
-        if self._layer is None:
-            return self._diff
-        return ParameterMemory.of(self._parameter).diff.array().reshape(self.shape)
-
-    @property
-    def shape(self) -> Shape:
-        return self._data.shape if self._layer is None else self._layer.blob_shapes[self._index]
-
-    @property
-    def _parameter(self) -> nn.Parameter:
-        assert self._layer is not None
-        parameter = self._layer.blobs[self._index]
-        assert isinstance(parameter, nn.Parameter)
-        return parameter
-
-    def reshape(self, *shape: int) -> None:
-        """Change the shape (net surgery); the values are kept where their number stays the same."""
-        if self._layer is None:
-            super().reshape(*shape)
-            return
-        parameter = self._parameter
-        take_back([parameter])
-        old = parameter.detach()
-        fresh = old.reshape(shape).clone() if self.count == math.prod(shape) else old.new_zeros(shape)
-        parameter.data, parameter.grad = fresh, None
-        self._layer.blob_shapes[self._index] = tuple(shape)
-
-
-class BlobVec(list[ParameterBlob]):
-    """The parameter blobs of a layer."""
-
-    def add_blob(self, *shape: int) -> None:
-        """Append a blob of this shape, filled with 0."""
-        self.append(ParameterBlob(shape))
-
-
-class RawBlobVec(list[PythonBlob]):
-    """The bottoms or tops of a layer."""
-
-
-class PythonLayerBase:
-    """What `caffe.Layer` is: the base class of users' layers."""
-
-    def __init__(self, param: LayerParameter) -> None:
-        self.param_str = param.python_param.param_str
-        self.param_str_ = self.param_str  # as Caffe called it in 2015, when Fast R-CNN's layers were written
-        self.phase = int(param.phase)
-        self.blobs = BlobVec()
-        for given in param.blobs:
-            values = array_from_blob(given)
-            self.blobs.add_blob(*values.shape)
-            self.blobs[-1].data[...] = values
-
-    @property
-    def type(self) -> str:
-        return "Python"
+# Entry points: functions that make `import caffe` find a module with Caffe's interface, unless another one is
+# imported already. pycaffe, a part above this one, offers itself so (setup.py); it is imported when the first
+# Python layer is made.
+GROUP = "imae.python_layers"
 
 
 @register_layer("Python")
@@ -285,7 +149,7 @@ class Python(Layer):
             raise self.error(
                 f"python_param.module {module_name!r} is no module's name; write it as `import` has it"
             )
-        _make_caffe_importable()
+        make_caffe_importable()
         if os.getcwd() not in sys.path:  # for good: the user's code may import more when it runs
             sys.path.append(os.getcwd())
         if module_name not in sys.modules:
@@ -336,9 +200,13 @@ class _Passes(torch.autograd.Function):
         return None, *diffs, *[None] * len(ctx.layer.blobs)
 
 
-def _make_caffe_importable() -> None:
-    """What users' modules import as `caffe` is pycaffe. It lies above this package: it is reached by name."""
-    if import_caffe_hook is None:
-        importlib.import_module("imae.pycaffe")
-    if import_caffe_hook is not None:
-        import_caffe_hook()
+def make_caffe_importable() -> None:
+    """Let `import caffe` in users' modules find what the entry points offer; LayerError if there is none."""
+    entries = entry_points(group=GROUP)
+    if not entries and "caffe" not in sys.modules:
+        raise LayerError(
+            f"Python layers import caffe, and need an entry point in the group {GROUP}; there is none: "
+            "install imae again (pip install -e .)"
+        )
+    for entry in entries:
+        entry.load()()

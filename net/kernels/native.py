@@ -49,7 +49,7 @@ _TYPES = {torch.float32: "float", torch.float64: "double"}
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    spec = importlib.util.find_spec("imae.net.kernels._kernels")
+    spec = importlib.util.find_spec(f"{__package__}._kernels")
     if spec is None or spec.origin is None:
         return None
     try:

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from digits_runs import RUNS, numbers, prepared, worded
+from listing import set_of_names as names
+from tiny_solver import TINY_NET, write_solver
 from tolerances import tolerance
 
 import imae.cli.main as main_module
@@ -24,33 +26,19 @@ from imae.net.kernels import native
 from imae.prototxt.text import read_solver
 from imae.train.solver import Solver
 
-NET = """
-name: "tiny"
-layer { name: "data" type: "DummyData" top: "data" top: "label"
-        dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 }
-                           data_filler { type: "gaussian" } data_filler { type: "constant" value: 1 } } }
-layer { name: "a" type: "InnerProduct" bottom: "data" top: "a"
-        inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
-layer { name: "loss" type: "SoftmaxWithLoss" bottom: "a" bottom: "label" top: "loss" }
-"""
+NET = f'name: "tiny"\n{TINY_NET}'
 SOLVER = 'net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" max_iter: 2 display: 1 random_seed: 1\n'
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(here: Path) -> Path:
     """A folder with a net, a solver, and the snapshot of its second iteration under the name `given`."""
-    monkeypatch.chdir(tmp_path)
-    Path("net.prototxt").write_text(NET)
-    Path("solver.prototxt").write_text(SOLVER + 'snapshot_prefix: "snap"')
+    write_solver(SOLVER + 'snapshot_prefix: "snap"', NET)
     Path("given.prototxt").write_text(SOLVER)
     solver = Solver(read_solver("given.prototxt"))
     solver.step(2)
     solver.snapshot()
-    return tmp_path
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
+    return here
 
 
 GIVEN = {

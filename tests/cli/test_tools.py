@@ -13,6 +13,7 @@ import lmdb
 import numpy as np
 import pytest
 from google.protobuf import text_format
+from listing import set_of_names as names
 from reference import CASES
 from tolerances import tolerance
 
@@ -34,10 +35,6 @@ PREFIX = re.compile(r"(?m)^([IWEF])\d{4} \S+ +\d+ ")
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err.splitlines()[-1]
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ import cv2
 import lmdb
 import numpy as np
 import pytest
+from listing import sorted_names as names
 
 from imae.cli import command_compute_image_mean as compute_image_mean
 from imae.cli import command_convert_cifar as convert_cifar
@@ -32,7 +33,7 @@ from imae.cli import command_corrupt_labels as corrupt_labels
 from imae.cli.main import COMMANDS
 from imae.converters.convert_cifar import read_cifar
 from imae.converters.convert_digits import read_digits
-from imae.converters.convert_imageset import read_list
+from imae.converters.convert_imageset import MOST_NAMED, read_list
 from imae.converters.images import pad_image, shuffled_order
 from imae.converters.lmdb_writer import Record, write_lmdb
 from imae.files.cifar_pickle import read_pickled_batch
@@ -70,10 +71,6 @@ def arrays(records: list[Record]) -> list[np.ndarray]:
 
 def labels(records: list[Record]) -> list[int]:
     return [datum.label for _, datum in records]
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def refused(error: type[ImaeError], needles: str | list[str], module: ModuleType, *arguments: object) -> None:
@@ -822,7 +819,7 @@ def test_imageset_names_the_first_of_many_pictures_that_cannot_be_read(
 ) -> None:
     """A wrong ROOTFOLDER must not make a log of millions of lines, nor take the time to write it."""
     (tmp_path / "a.png").write_bytes(png(image(1)))
-    shown = convert_imageset.MOST_NAMED
+    shown = MOST_NAMED
     for missing, more in ((shown, ""), (shown + 5000, "Could not open or find 5000 more files of the list")):
         (tmp_path / "list").write_text("nope.png 1\n" * missing + "a.png 1\n")
         caplog.clear()

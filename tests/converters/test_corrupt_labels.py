@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from listing import sorted_names as names
 
 from imae.cli import command_corrupt_labels as command
 from imae.converters import corrupt_labels
@@ -57,10 +58,6 @@ def make_lmdb(path: Path, labels: list[int]) -> list[tuple[bytes, Datum]]:
 def read(path: Path) -> list[tuple[bytes, Datum]]:
     with open_lmdb(path) as source:
         return [(key, source.datum(i)) for i, key in enumerate(source.keys())]
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 # -- the kinds of noise ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from listing import sorted_names as names
 
 from imae.cli import command_corrupt_labels as corrupt_labels
 from imae.cli import command_split_lmdb as split_lmdb
@@ -52,10 +53,6 @@ def clean_of(path: Path) -> tuple[list[int], list[int]]:
         labels = read_lmdb_labels(source)
     assert labels.clean is not None
     return labels.clean.tolist(), labels.labels.tolist()
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("stratified", [[], ["--stratified"]])

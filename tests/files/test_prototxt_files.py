@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from listing import sorted_names as names
 
 from imae.files import atomic as files_module
 from imae.files.atomic import atomic_file, atomic_folder, write_atomically
@@ -17,10 +18,6 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(files_module.os, "fsync", refuse)
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:

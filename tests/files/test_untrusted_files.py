@@ -70,12 +70,6 @@ def soon(seconds: float = 5) -> Iterator[None]:
     assert time.process_time() - begun < seconds
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def one_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """What a command says that refuses its input."""
     capsys.readouterr()

@@ -43,11 +43,7 @@ ORDERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Tests work in a folder of their own."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def pixels(count: int, size: tuple[int, int, int], seed: int = 1) -> NDArray[np.uint8]:

@@ -46,11 +46,7 @@ CASES = Path(__file__).parents[1] / "cases" / "data"
 # -- tools ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Tests work in a folder of their own: paths in prototxts are relative to the working folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def write_lmdb(path: str | Path, records: dict[bytes, bytes], subdir: bool = True) -> None:

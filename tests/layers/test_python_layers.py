@@ -209,3 +209,15 @@ def test_what_is_no_modules_name(module: str) -> None:
     text = f'layer {{ name: "p" type: "Python" top: "p" python_param {{ module: "{module}" layer: "L" }} }}'
     with pytest.raises(LayerError, match=r"layer 'p' \(Python\)"):
         Net(parse_net(text))
+
+
+def test_a_net_alone_brings_pycaffe_for_its_python_layers(here: Path) -> None:
+    """No script imported imae.pycaffe; a net without such layers does not import it either."""
+    write_net("")
+    script = (
+        "import sys; from imae.net.net import Net; from imae.prototxt import parse_net, read_net\n"
+        "Net(parse_net('')); print('imae.pycaffe' in sys.modules)\n"
+        "Net(read_net('net.prototxt')); print(sys.modules['caffe'] is sys.modules['imae.pycaffe'])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "True"], done.stderr

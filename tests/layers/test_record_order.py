@@ -31,10 +31,7 @@ BALANCED = "order: CLASS_BALANCED classes_per_batch: 3 images_per_class: 2"
 ORDERS = {"SHUFFLED": (SHUFFLED, 4), "CLASS_BALANCED": (BALANCED, 6)}  # and the batch sizes
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests work in a folder of their own."""
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def make_lmdb(labels: list[int], path: str = "db") -> None:

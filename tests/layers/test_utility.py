@@ -20,7 +20,8 @@ from imae.files.errors import ExportError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.run import Run
 from imae.layers.utility import python
-from imae.layers.utility.python import Python, PythonBlob, PythonLayerBase
+from imae.layers.utility.python import Python
+from imae.layers.utility.python_blobs import PythonBlob, PythonLayerBase
 from imae.net.net import Net
 from imae.net.stepwise import Stepwise
 from imae.prototxt import TRAIN, NetParameter
@@ -591,7 +592,7 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     caffe = types.ModuleType("caffe")
     caffe.Layer = PythonLayerBase  # type: ignore[attr-defined]  # a module made here
     monkeypatch.setitem(sys.modules, "caffe", caffe)
-    monkeypatch.setattr(python, "import_caffe_hook", lambda: None)
+    monkeypatch.setattr(python, "make_caffe_importable", lambda: None)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     yield tmp_path / "my_layers.py"
@@ -717,9 +718,21 @@ def test_python_layer_does_not_hide_what_a_users_module_lacks(user_module: Path)
 
 def test_python_layer_asks_the_hook_for_caffe(user_module: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     caffe = sys.modules.pop("caffe")
-    monkeypatch.setattr(python, "import_caffe_hook", lambda: monkeypatch.setitem(sys.modules, "caffe", caffe))
+    monkeypatch.setattr(
+        python, "make_caffe_importable", lambda: monkeypatch.setitem(sys.modules, "caffe", caffe)
+    )
     build(user_layer("Affine", "1,2"), (2,))
     assert sys.modules["caffe"] is caffe
+
+
+def test_python_layers_need_something_to_import_as_caffe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an update of a checkout whose entry points were not installed anew."""
+    monkeypatch.setattr(python, "GROUP", "imae.nobody")
+    monkeypatch.delitem(sys.modules, "caffe", raising=False)
+    with refused("and need an entry point in the group imae.nobody; there is none: install imae again"):
+        python.make_caffe_importable()
+    monkeypatch.setitem(sys.modules, "caffe", types.ModuleType("caffe"))  # another one, imported already
+    python.make_caffe_importable()
 
 
 def test_python_blob_is_like_pycaffes() -> None:

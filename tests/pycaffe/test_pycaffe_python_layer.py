@@ -14,7 +14,6 @@ import imae.pycaffe as caffe
 from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.run import Run
-from imae.layers.utility import synced_memory
 from imae.net.net import Net as ModuleNet
 from imae.net.stepwise import Stepwise
 from imae.prototxt.text import parse_net
@@ -90,17 +89,7 @@ layer { name: "loss" type: "Reduction" bottom: "y" top: "loss" loss_weight: 1 }
 """
 
 
-@pytest.fixture(params=["seen", "copied", "cuda"], autouse=True)
-def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nets whose blobs scripts see as they are, or by copies, or by copies of what is on a GPU."""
-    if request.param == "copied":
-        monkeypatch.setattr(synced_memory, "in_cpu_memory", lambda tensor: False)
-    elif request.param == "cuda":
-        if not torch.cuda.is_available():
-            pytest.skip("there is no GPU")
-        caffe.set_mode_gpu()
-    yield
-    caffe.set_mode_cpu()
+pytestmark = pytest.mark.usefixtures("memory")
 
 
 @pytest.fixture(autouse=True)

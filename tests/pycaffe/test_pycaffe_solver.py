@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from tolerances import tolerance
 
 import imae.pycaffe as caffe
@@ -28,19 +26,6 @@ SOLVER = """
 net: "net.prototxt" base_lr: 0.5 lr_policy: "step" stepsize: 2 gamma: 0.1 max_iter: 5
 snapshot_after_train: false snapshot_prefix: "it" random_seed: 3 test_iter: 2 test_interval: 100
 """
-
-
-@pytest.fixture(params=["seen", "copied", "cuda"])
-def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nets whose blobs scripts see as they are, or by copies, or by copies of what is on a GPU."""
-    if request.param == "copied":
-        monkeypatch.setattr(synced_memory, "in_cpu_memory", lambda tensor: False)
-    elif request.param == "cuda":
-        if not torch.cuda.is_available():
-            pytest.skip("there is no GPU")
-        caffe.set_mode_gpu()
-    yield
-    caffe.set_mode_cpu()
 
 
 @pytest.fixture(autouse=True)

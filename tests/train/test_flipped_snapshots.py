@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from tiny_solver import TINY_NET as NET
 
 from imae.cli.main import main
 from imae.files.caffe_log import log_line
@@ -25,24 +26,10 @@ from imae.train import snapshots
 from imae.train.solver import Solver
 from imae.train.solverstate import SEAL_SIZE, read_state
 
-NET = """
-layer { name: "data" type: "DummyData" top: "data" top: "label"
-        dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 }
-                           data_filler { type: "gaussian" } data_filler { type: "constant" value: 1 } } }
-layer { name: "a" type: "InnerProduct" bottom: "data" top: "a"
-        inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
-layer { name: "loss" type: "SoftmaxWithLoss" bottom: "a" bottom: "label" top: "loss" }
-"""
 SOLVER = f"""
 net_param {{ {NET} }} base_lr: 0.1 lr_policy: "fixed" momentum: 0.9 random_seed: 1 snapshot_prefix: "s"
 average_loss: 3 max_iter: 8
 """
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="trainings are forks of one process")

@@ -17,6 +17,8 @@ from pathlib import Path
 import killed_runs
 import pytest
 import torch
+from tiny_solver import DATA, FIVE_OUTPUTS, LOSS, TINY_SOLVER, write_solver
+from tiny_solver import made_files as names
 
 from imae.cli.main import main
 from imae.files.errors import FileError, NotFiniteError, SnapshotError
@@ -27,33 +29,17 @@ from imae.train.snapshots import find_snapshots
 from imae.train.solver import Solver
 from imae.train.solverstate import read_state
 
-NET = """
-layer { name: "data" type: "DummyData" top: "data" top: "label"
-        dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 }
-                           data_filler { type: "gaussian" } data_filler { type: "constant" value: 1 } } }
-layer { name: "a" type: "InnerProduct" bottom: "data" top: "a"
-        inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
-layer { name: "b" type: "Power" bottom: "a" top: "b" }
-layer { name: "loss" type: "SoftmaxWithLoss" bottom: "b" bottom: "label" top: "loss" }
-"""
-SOLVER = """
-net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" momentum: 0.9 random_seed: 1 snapshot_prefix: "s"
-display: 1 snapshot: 2 max_iter: 10
-"""
+POWER = 'layer { name: "b" type: "Power" bottom: "a" top: "b" }\n'
+NET = DATA + FIVE_OUTPUTS + POWER + LOSS.replace('bottom: "a"', 'bottom: "b"')
+SOLVER = TINY_SOLVER + "max_iter: 10\n"
 DIVERGES = SOLVER.replace("base_lr: 0.1", "base_lr: 1e38")
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(here: Path) -> Path:
     """A working directory with net.prototxt and solver.prototxt."""
-    monkeypatch.chdir(tmp_path)
-    Path("net.prototxt").write_text(NET)
-    Path("solver.prototxt").write_text(SOLVER)
-    return tmp_path
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {"net.prototxt", "solver.prototxt"}
+    write_solver(SOLVER, NET)
+    return here
 
 
 def snapshots(*iterations: int, end: str = "") -> set[str]:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from digits_runs import RUNS, prepared
+from tiny_solver import TINY_NET as NET
 
 from imae.files.errors import CaffemodelError, FileError, SnapshotError
 from imae.net.weights import load_caffemodel
@@ -29,26 +30,12 @@ from imae.train.solverstate import State, read_state, seal, write_state
 
 CAFFES = RUNS / "digits_lenet" / "lenet_iter_500.solverstate"
 
-NET = """
-layer { name: "data" type: "DummyData" top: "data" top: "label"
-        dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 }
-                           data_filler { type: "gaussian" } data_filler { type: "constant" value: 1 } } }
-layer { name: "a" type: "InnerProduct" bottom: "data" top: "a"
-        inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
-layer { name: "loss" type: "SoftmaxWithLoss" bottom: "a" bottom: "label" top: "loss" }
-"""
 SOLVER = (
     'base_lr: 0.1 lr_policy: "step" stepsize: 4 gamma: 0.5 momentum: 0.9 random_seed: 1 snapshot_prefix: "s" '
     f"net_param {{ {NET} }}"
 )
 ENDS = {"BINARYPROTO": "", "HDF5": ".h5"}
 KINDS = [(1, "caffemodel"), (1, "solverstate"), (2, "caffemodel")]
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def same(one: Solver, other: Solver) -> bool:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from digits_runs import RUNS, numbers, prepared, worded
 from numpy.typing import NDArray
+from tiny_solver import DATA
 from tolerances import tolerance
 from torch import Tensor
 
@@ -35,11 +36,8 @@ from imae.train.update_rules import RULES
 f64 = np.float64
 Array = NDArray[np.float64]
 
-NET = """
-name: "tiny"
-layer { name: "data" type: "DummyData" top: "data" top: "label"
-        dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 }
-                           data_filler { type: "gaussian" } data_filler { type: "constant" value: 1 } } }
+NET = f'name: "tiny"\n{DATA}'
+NET += """
 layer { name: "a" type: "InnerProduct" bottom: "data" top: "a"
         param { lr_mult: 1 } param { lr_mult: 2 decay_mult: 0 }
         inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }

@@ -20,6 +20,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from tiny_solver import TINY_NET as NET
+from tiny_solver import TINY_SOLVER, write_solver
+from tiny_solver import made_files as names
 
 from imae.cli.main import main
 from imae.converters.lmdb_writer import write_lmdb
@@ -39,32 +42,16 @@ from imae.train.snapshot_lock import writing_alone
 from imae.train.snapshots import find_snapshots
 from imae.train.solverstate import read_state
 
-NET = """
-layer { name: "data" type: "DummyData" top: "data" top: "label"
-        dummy_data_param { shape { dim: 4 dim: 3 } shape { dim: 4 }
-                           data_filler { type: "gaussian" } data_filler { type: "constant" value: 1 } } }
-layer { name: "a" type: "InnerProduct" bottom: "data" top: "a"
-        inner_product_param { num_output: 5 weight_filler { type: "xavier" } } }
-layer { name: "loss" type: "SoftmaxWithLoss" bottom: "a" bottom: "label" top: "loss" }
-"""
-SOLVER = """
-net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" momentum: 0.9 random_seed: 1 snapshot_prefix: "s"
-display: 1 snapshot: 2 max_iter: 4
-"""
+SOLVER = TINY_SOLVER + "max_iter: 4\n"
 IMAE = [sys.executable, "-m", "imae.cli.main"]
 FULL = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    Path("net.prototxt").write_text(NET)
-    Path("solver.prototxt").write_text(SOLVER)
-    return tmp_path
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()} - {"net.prototxt", "solver.prototxt"}
+def here(here: Path) -> Path:
+    """A working directory with net.prototxt and solver.prototxt."""
+    write_solver(SOLVER)
+    return here
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

@@ -1,0 +1,48 @@
+"""python compare_archives.py SDIST WHEEL, in a checkout: whether they hold what git tracks.
+
+The source archive has all of it, the wheel the parts that setup.py maps onto the package, but for the C code.
+"""
+
+import ast
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+NOT_IN_WHEEL = (".c", ".h")
+MADE = ("PKG-INFO", "setup.cfg", "imae.egg-info/")  # by setuptools
+
+
+def parts() -> list[str]:
+    """The folders that setup.py maps."""
+    for node in ast.parse(Path("setup.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PARTS":
+            return list(ast.literal_eval(node.value))
+    raise SystemExit("setup.py has no PARTS")
+
+
+def complain(archive: str, found: set[str], wanted: set[str]) -> bool:
+    """Print how the names in an archive differ from those that are wanted; whether they do."""
+    for name in sorted(wanted - found):
+        print(f"{archive} lacks {name}", file=sys.stderr)
+    for name in sorted(found - wanted):
+        print(f"{archive} has {name}, which git does not track here", file=sys.stderr)
+    return found != wanted
+
+
+def main(sdist: str, wheel: str) -> bool:
+    listed = subprocess.run(["git", "ls-files", "-z"], check=True, capture_output=True, text=True).stdout
+    tracked = {name for name in listed.split("\0") if name and Path(name).exists()}
+    with tarfile.open(sdist) as archive:
+        names = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    in_sdist = {name for name in names if not name.startswith(MADE)}
+    with zipfile.ZipFile(wheel) as opened:
+        names = {name.removeprefix("imae/") for name in opened.namelist() if name.startswith("imae/")}
+    in_wheel = {name for name in names if not name.endswith(".so")}
+    wanted = {name for name in tracked if name.split("/")[0] in parts() and not name.endswith(NOT_IN_WHEEL)}
+    return complain(sdist, in_sdist, tracked) | complain(wheel, in_wheel, wanted)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

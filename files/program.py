@@ -1,0 +1,15 @@
+"""How a part that lies below the command line starts `imae` in a process of its own."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+
+
+def imae_program() -> list[str]:
+    """The words that start `imae` with this Python: the module of the console script that setup.py declares.
+
+    -P: modules in the working directory do not stand in for installed ones.
+    """
+    (script,) = entry_points(group="console_scripts", name="imae")
+    return [sys.executable, "-P", "-m", script.module]

@@ -1,0 +1,39 @@
+"""The tests that `-m "not slow"` leaves out: they train longer, start many processes, or try many inputs.
+
+A name is a file below tests/, or a test of it. What is left takes a contributor about a minute; CI runs all.
+"""
+
+SLOW = (
+    # Trainings and passes of whole nets, again with each set of kernels, rule, loss or bottom shape.
+    "net/test_fast_paths.py",
+    "net/test_cuda_graph.py",
+    "net/test_changing_shapes.py",
+    "net/test_compiled_norm.py",
+    "net/test_large_nets.py",
+    "train/test_recorded_runs.py",
+    "layers/test_record_order.py::test_every_image_and_class_is_as_likely_as_any_other",
+    "benchmarks/test_benchmarks.py",
+    # Processes that are started, stopped or killed.
+    "cli/test_startup.py",
+    "cli/test_main.py::test_the_script_runs_from_anywhere",
+    "converters/test_stopped_converters.py",
+    "layers/test_plugin_package.py",
+    "paper/test_demo.py",
+    "paper/test_paper_runner.py",
+    "train/test_ranks.py",
+    "train/test_resume.py::test_killed_twenty_times_and_resumed_it_is_the_run_that_was_left_alone",
+    "train/test_snapshot.py::test_killed_at_any_moment_the_last_snapshot_is_whole",
+    "train/test_flipped_snapshots.py::test_a_flipped_bit_anywhere_is_passed_over",
+    "train/test_unlucky_runs.py",
+    # Many files, or large ones.
+    "files/test_untrusted_files.py::test_an_onnx_model_gets_the_memory_that_is_free",
+    "files/test_untrusted_files.py::test_an_archive_that_unpacks_to_too_much",
+    "files/test_untrusted_files.py::test_one_data_set_under_many_names_counts_many_times",
+    "test_fuzz.py",
+)
+
+
+def is_slow(node: str) -> bool:
+    """Whether the test with this name, as pytest has it (tests/net/test_x.py::test_y[z]), is in the list."""
+    file, _, test = node.partition("tests/")[2].partition("::")
+    return file in SLOW or f"{file}::{test.partition('[')[0]}" in SLOW
