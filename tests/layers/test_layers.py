@@ -8,7 +8,7 @@ import pytest
 import reference
 import torch
 
-from imae.net.net import Net
+from imae.layers.run import Run
 
 LAYERS = pytest.mark.parametrize(
     "path", reference.find("layers/*/*.npz"), ids=lambda path: f"{path.parent.name}-{path.stem}"
@@ -25,7 +25,7 @@ def test_layer_computes_what_caffe_computed(path: Path) -> None:
 @LAYERS
 def test_layer_computes_in_double_precision(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same numbers, and nothing on the way is of another type."""
-    monkeypatch.setattr("imae.pycaffe.net.ModuleNet", partial(Net, dtype=torch.float64))
+    monkeypatch.setattr("imae.pycaffe.net.Run", partial(Run, dtype=torch.float64))
     case = reference.load(path)
     assert reference.replay(case) > 0
     assert case.dtypes == {np.dtype(np.float64)}
