@@ -99,12 +99,22 @@ class Snapshots:
         update: Update,
         position: RunPosition,
     ) -> None:
-        self.prefix, self.diff = param.snapshot_prefix, param.snapshot_diff
-        self.hdf5 = param.snapshot_format == SolverParameter.HDF5
+        self.param = param
         self.keep, self.on_nan = options.keep, options.on_nan
-        self.solver_type = param.type
         self.marks = Marks()
         self._ranks, self._net, self._update, self._position = ranks, net, update, position
+
+    # Read when they are needed: a script may set them between two steps.
+
+    @property
+    def prefix(self) -> str:
+        """snapshot_prefix."""
+        return self.param.snapshot_prefix
+
+    @property
+    def hdf5(self) -> bool:
+        """Whether snapshot_format is HDF5."""
+        return self.param.snapshot_format == SolverParameter.HDF5
 
     def paths(self, iteration: int) -> tuple[str, str]:
         """The model and the solver state of an iteration's snapshot."""
@@ -132,7 +142,7 @@ class Snapshots:
             kind = "HDF5 file" if self.hdf5 else "binary proto file"
             log_line("solver.cpp:474" if self.hdf5 else "solver.cpp:464", f"Snapshotting to {kind} {model}")
             # Not of the file read again: another program may have removed or replaced it.
-            checksum = save_caffemodel(self._net, model, hdf5=self.hdf5, diff=self.diff)
+            checksum = save_caffemodel(self._net, model, hdf5=self.hdf5, diff=self.param.snapshot_diff)
             place = "sgd_solver.cpp:296" if self.hdf5 else "sgd_solver.cpp:284"
             log_line(place, f"Snapshotting solver state to {kind} {path}")
             history = [host_array(blob) for blob in self._update.history]
@@ -210,7 +220,7 @@ class Snapshots:
         if len(state.history) != len(history):
             raise SnapshotError(
                 f"{path}: Incorrect length of history blobs: it has {len(state.history)}, a solver of type "
-                f"{self.solver_type} has {len(history)} for this net; it was written by another type of "
+                f"{self.param.type} has {len(history)} for this net; it was written by another type of "
                 f"solver or for another net"
             )
         for index, (values, blob) in enumerate(zip(state.history, history, strict=True)):

@@ -109,4 +109,5 @@ class DataWait:
             waited,
             seconds,
             100 * waited / max(seconds, 1e-9),
+            stacklevel=2,  # the log names the solver, as the line before it
         )

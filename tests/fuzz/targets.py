@@ -839,6 +839,7 @@ def mean(data: bytes) -> None:
     from imae.files.errors import ImaeError
     from imae.layers.caffe_random import CaffeRandom
     from imae.layers.data.transformer import DataTransformer
+    from imae.layers.run import Run
     from imae.net.net import Net
     from imae.prototxt import TRAIN, TransformationParameter
     from imae.prototxt.text import parse_net
@@ -856,7 +857,7 @@ def mean(data: bytes) -> None:
                 'shape { dim: 2 } } } layer { name: "l" type: "InfogainLoss" bottom: "x" bottom: "y" '
                 'infogain_loss_param { source: "mean" } }'
             ),
-            CaffeRandom(1),
+            Run(CaffeRandom(1)),
         ).forward()
         raise
 

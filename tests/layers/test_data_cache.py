@@ -423,7 +423,7 @@ def train(capsys: pytest.CaptureFixture[str], *flags: str, status: int = 0) -> s
 
 
 @pytest.fixture
-def project() -> None:
+def project(here: Path) -> None:
     write("raw", SMALL)
     Path("net.prototxt").write_text(NET)
     Path("solver.prototxt").write_text(SOLVER)
