@@ -51,7 +51,7 @@ setup(
     package_dir={f"imae.{part}": part for part in PARTS},
     package_data={
         "imae.net.kernels": ["*.c", "*.h"],  # for their hash
-        "imae.prototxt": ["*.proto", "*.pyi", "models/**/*.prototxt"],
+        "imae.prototxt": ["*.proto", "*.pyi", "models/*.md", "models/**/*.prototxt"],
         "imae.converters": ["data/*"],
         "imae.paper": ["*.csv", "records/*.json"],
     },
