@@ -9,8 +9,8 @@ from scratch.
 From the paper: crops of 224 x 224 from images resized to 256 x 256, mirrored; batch 180; the solver.
 Not given by the sources, and chosen here:
 - Figure 5 prints "avg + 128" for 4c and 4d, but 576 channels after them and 1024 after 4e, which need 96.
-  Here: 96, as in googlenet_bn. With 1000 classes this net has 11.19 million parameters, with 128 it would have
-  11.29 million; the text of Ioffe and Szegedy has 13.6 million, which is neither.
+  Here: 96, as in googlenet_bn. With 1000 classes this net has 11.19 million parameters, with 128 it would
+  have 11.29 million; the text of Ioffe and Szegedy has 13.6 million, which is neither.
 - The first convolution: theirs is separable, here it is plain, as in googlenet_bn. No auxiliary classifiers.
 - The initial weights: ImageNet's if --weights gives them, else `xavier`.
 - The means that are subtracted: 104, 117, 123 (BGR), those of ImageNet.
