@@ -40,7 +40,7 @@ def write_train_test(
     pad: int = 0,
     seed: int | None = None,
 ) -> None:
-    """Write NAME_train_lmdb and NAME_test_lmdb, both or none, into the folder `output`; it is made if missing.
+    """Write NAME_train_lmdb and NAME_test_lmdb, both or none, into the folder `output`, made if missing.
 
     The records are raw Datums; their key is their place in `digits` digits. The training images get `pad`
     zeros on each side and are shuffled with `seed`; the test images do not change.
