@@ -44,7 +44,7 @@ def check_model(
 ) -> Check:
     """Run the net and the model on one batch; ExportError where one of them cannot run, or a shape differs.
 
-    size      items of each input if `dynamic`; else their shapes have the number
+    size      items of each input if `dynamic`; else the net's shapes give their number
     softmax   the outputs to which the model applies a softmax
     """
     import onnxruntime

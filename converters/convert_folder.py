@@ -59,7 +59,7 @@ def convert_folder(
     form             how images are decoded and stored
     subfolder        where in the source the class folders are
     classes          the class folders in the order of their labels; empty: sorted by name
-    class_sequence   label file with the class of each record, in the order of the records
+    class_sequence   label file with the class of each record; it gives the order of the images
     within_class     .npz with the order of the images of each class
     labels           label file: other labels, in the order of the unshuffled records; the clean ones are
                      then kept beside the LMDB

@@ -50,7 +50,7 @@ def convert_imageset(
     check_size    DataError where an image has another size than the first
     shuffle       seed of the order of the records; None: as in the list
 
-    DataError where the list cannot be read, where none of its pictures can, and for options that contradict
+    DataError where the list cannot be read, where none of its images can, and for options that contradict
     each other.
     """
     if (form.encoded or encode_type) and (form.pad or check_size):

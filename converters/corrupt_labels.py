@@ -103,7 +103,7 @@ def corrupt_labels(
     labels: str | None = None,
     order: str | None = None,
 ) -> None:
-    """Write the records of the LMDB `source` with other labels into `output`; log which labels changed.
+    """Write the records of the LMDB `source` with other labels into `output`; log a summary.
 
     noise     one of NOISES, with `rate` and `seed` (DEFAULT_SEED if it is None), or "file", with `labels`
     classes   how many; None: as many as the noise is for, or the largest label + 1

@@ -101,7 +101,7 @@ ITERATION = re.compile(r"Iteration (\d{1,18})(?:, Testing net \(#(\d{1,9})\))?(?
 LOSS = re.compile(r"Iteration \d{1,18}(?: \(.*\))?, loss = " + VALUE)
 RATE = re.compile(r"Iteration \d{1,18}, lr = " + VALUE)
 TEST_LOSS = re.compile(r"Test loss: " + VALUE)
-LONGEST_LINE = 1 << 16  # characters; Caffe writes no longer line
+LONGEST_LINE = 1 << 16  # characters; Caffe's lines are shorter
 OUTPUT = re.compile(r"(Train|Test) net output #(\d{1,9}): (\S+) = " + VALUE)
 
 

@@ -260,7 +260,7 @@ def _from_nvidia(
     if name is None:
         raise CaffemodelError(
             f"Incompatible number of blobs for layer {layer.name}: the file has 5, with scale and bias, "
-            "and no Scale layer of the net reads its top; put one with bias_term: true behind it, or, if the "
+            "and no Scale layer of the net reads its top; put one with bias_term: true after it, or, if the "
             "prototxt is NVIDIA's, write scale_bias: true into batch_norm_param"
         )
     scale_and_bias: list[BlobProto] = []

@@ -1,7 +1,7 @@
 """Prototxts and binary messages from and to files.
 
 Text is read by protobuf's own parser, strictly, as Caffe reads it: no unknown fields, no field given twice.
-An error says where and what, with line and column counted from 1:
+An error gives the place and the reason, with line and column counted from 1:
 
     net.prototxt:12:16: message "caffe.ReLUParameter" has no field "slope"; did you mean "negative_slope"?
 """
@@ -122,7 +122,7 @@ def _octal(run: re.Match[str]) -> str:
 
 
 def to_text(message: Message) -> str:
-    """The text of a message, as Caffe prints it: fields by number, floats as short as reads back equal."""
+    """The text of a message, as Caffe prints it: fields by number, floats in 6 digits where these read back equal."""
     return re.sub(
         r"(?m)^( *\w+: )(-?\d[\d.]*[.e][\d.e+-]*)$", _short_float, text_format.MessageToString(message)
     )
