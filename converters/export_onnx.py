@@ -1,9 +1,8 @@
 """A net and its weights as an ONNX model that computes what the net computes in phase TEST.
 
 Data layers become inputs; losses, accuracies and all layers that depend on labels are left out. Each layer
-adds its own nodes (`Layer.to_onnx`).
-
-The model is compared with the net in ONNX Runtime before it is written.
+adds its own nodes (`Layer.to_onnx`). The model is compared with the net, in ONNX Runtime, before it is
+written.
 """
 
 from __future__ import annotations

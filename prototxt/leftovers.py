@@ -1,7 +1,7 @@
 """Fields that are set and do nothing, as in Caffe: a warning lists them, or under `--strict` an error.
 
 Many nets have them: the loss_param of a loss that became a Softmax, the transform_param of a Data layer that
-became an Input. Caffe ignores such a field, so it is no error here either.
+became an Input. Caffe ignores such a field, so by default it is no error here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The layers of a net that a state (phase, level, stages) includes.
 
-A rule is met if all of its fields hold: the phase, min_level and max_level, every stage, no not_stage. A layer
-with include rules is in the net if any of them is met, one with exclude rules if none is, one without rules
-always.
+A rule is met if all of its fields hold: the phase, min_level and max_level, every stage, no not_stage. A
+layer with include rules is in the net if any of them is met, one with exclude rules if none is, one without
+rules always.
 
 Caffe: net.cpp, FilterNet and StateMeetsRule.
 """
