@@ -122,7 +122,7 @@ def _octal(run: re.Match[str]) -> str:
 
 
 def to_text(message: Message) -> str:
-    """The text of a message, as Caffe prints it: fields by number, floats in 6 digits if that keeps the value."""
+    """The text of a message, as Caffe prints it: fields by number, floats in 6 digits where exact."""
     return re.sub(
         r"(?m)^( *\w+: )(-?\d[\d.]*[.e][\d.e+-]*)$", _short_float, text_format.MessageToString(message)
     )
