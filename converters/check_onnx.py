@@ -1,7 +1,7 @@
 """Whether an exported model computes what its net computes: both run on random inputs.
 
-An input that some layer reads as indices gets whole numbers that are valid there; every other one gets
-numbers of the standard normal distribution.
+An input that a layer reads as indices gets valid indices; every other input gets numbers of the standard
+normal distribution.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from imae.files.errors import ExportError, LayerError
 from imae.layers.layer import Shape
 from imae.net.net import Net
 
-# Types whose tops hold values of their bottoms, moved: indices stay indices, probabilities probabilities.
+# Types that only move values from bottoms to tops: indices stay indices, probabilities stay probabilities.
 MOVING = ("Concat", "Crop", "Dropout", "Flatten", "Reshape", "Slice", "Split", "Tile")
 
 
@@ -29,8 +29,8 @@ class Check:
 
     difference      largest absolute difference of ONNX Runtime's outputs from the net's
     largest         largest absolute value among the net's outputs
-    not_compared    why, by the name of each output of which nothing was compared
-    not_finite      how many of how many values, by the name of each output that has such
+    not_compared    name of an output -> why none of its values was compared
+    not_finite      name of an output -> how many of how many values are NaN or infinite, if any are
     """
 
     difference: float = 0.0
@@ -44,8 +44,8 @@ def check_model(
 ) -> Check:
     """Run the net and the model on one batch; ExportError where one of them cannot run, or a shape differs.
 
-    size      items of each input; they have as many as their shapes say unless `dynamic`
-    softmax   the outputs of which the model takes the softmax
+    size      items of each input if `dynamic`; else the net's shapes give their number
+    softmax   the outputs to which the model applies a softmax
     """
     import onnxruntime
 
@@ -85,9 +85,9 @@ def check_model(
 
 def _compare(check: Check, name: str, value: NDArray[Any], want: NDArray[Any]) -> None:
     with np.errstate(invalid="ignore"):  # infinity - infinity, which are equal
-        apart = np.where((value == want) | (np.isnan(value) & np.isnan(want)), 0, np.abs(value - want))
+        differences = np.where((value == want) | (np.isnan(value) & np.isnan(want)), 0, np.abs(value - want))
     finite = np.isfinite(want)
-    check.difference = max(check.difference, float(np.nan_to_num(apart, nan=np.inf).max(initial=0)))
+    check.difference = max(check.difference, float(np.nan_to_num(differences, nan=np.inf).max(initial=0)))
     check.largest = max(check.largest, float(np.abs(want[finite]).max(initial=0)))
     if not finite.all():
         check.not_finite[name] = int((~finite).sum()), want.size
@@ -105,7 +105,7 @@ def random_inputs(net: Net, size: int, dynamic: bool) -> dict[str, NDArray[np.fl
     counts = index_counts(net, size if dynamic else None)
     feeds = {}
     for name in net.inputs:
-        shape = _of_size(net.blob_shapes[name], size if dynamic else None)
+        shape = _with_batch(net.blob_shapes[name], size if dynamic else None)
         if name in counts:
             values = generator.integers(0, counts[name], shape).astype(np.float32)
             values.flat[:1] = counts[name] - 1  # Filter selects at least one item
@@ -116,14 +116,14 @@ def random_inputs(net: Net, size: int, dynamic: bool) -> dict[str, NDArray[np.fl
 
 
 def index_counts(net: Net, size: int | None = None) -> dict[str, int]:
-    """The inputs that layers read as indices, and how many indices are valid: 0 up to one less.
+    """The inputs that layers read as indices, and how many indices are valid: 0 to one less.
 
-    size   items of a batch, where that is not as the shapes say
+    size   items of a batch; None: as in the net's shapes
     """
     sources = {name: {name} for name in net.inputs}  # the inputs whose values a blob holds
     counts: dict[str, int] = {}
     for step in net.steps:
-        shapes = [_of_size(net.blob_shapes[bottom], size) for bottom in step.bottoms]
+        shapes = [_with_batch(net.blob_shapes[bottom], size) for bottom in step.bottoms]
         for index, bottom in enumerate(step.bottoms):
             if (count := step.layer.index_count(index, shapes)) is not None:
                 counts.update((name, min(counts.get(name, count), count)) for name in sources.get(bottom, ()))
@@ -147,12 +147,12 @@ def is_softmax(net: Net, output: str) -> bool:
     return False
 
 
-def _of_size(shape: Shape, size: int | None) -> Shape:
+def _with_batch(shape: Shape, size: int | None) -> Shape:
     return shape if size is None or not shape else (size, *shape[1:])
 
 
 def session_errors() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises for a model or an input that it cannot take."""
+    """The exceptions of ONNX Runtime about a model or an input that it cannot use."""
     import onnxruntime
 
     state = onnxruntime.capi.onnxruntime_pybind11_state

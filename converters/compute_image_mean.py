@@ -1,7 +1,7 @@
 """Caffe's compute_image_mean: the mean image of a database as a .binaryproto, and the means of its channels.
 
-The mean is a BlobProto with num 1, channels, height and width. It is summed up in single precision in the
-order of the records, and so it is Caffe's to the last bit.
+The mean is a BlobProto with num 1, channels, height and width. It is summed in single precision in the order
+of the records, so it equals Caffe's bit for bit.
 
 Caffe: tools/compute_image_mean.cpp. Differs: images of equal count and different shapes are refused, too.
 """
@@ -46,7 +46,7 @@ def compute_mean(source: LmdbSource | LeveldbSource) -> Mean:
 
 
 def channel_means(mean: Mean) -> list[np.float32]:
-    """The mean of each channel, summed up in single precision, one value after the other."""
+    """The mean of each channel, summed in single precision, one value after the other."""
     with np.errstate(over="ignore", invalid="ignore"):
         sums = np.cumsum(mean.reshape(len(mean), -1), axis=1, dtype=np.float32)[:, -1]
     return list(sums / np.float32(mean[0].size))
@@ -61,9 +61,9 @@ def mean_blob(mean: Mean) -> BlobProto:
 def compute_image_mean(
     source: AnyPath, output: AnyPath | None = None, backend: Literal["lmdb", "leveldb"] = "lmdb"
 ) -> Mean:
-    """Mean (C, H, W) of a database; written into the .binaryproto `output` if that is given.
+    """Mean (C, H, W) of a database; also written to the .binaryproto `output` if that is given.
 
-    What Caffe's tool logs is logged, the means of the channels among it.
+    Logs what Caffe's tool logs, including the means of the channels.
     """
     with open_lmdb(source) if backend == "lmdb" else open_leveldb(source) as records:
         logger.info("Opened %s %s", backend, source)

@@ -56,11 +56,11 @@ def convert_cifar(
     """Write cifar10_train_lmdb and cifar10_test_lmdb (or cifar100_...) into the folder `output`.
 
     label           CIFAR-100: "fine" (also None) or "coarse" labels
-    bgr             blue first, as other pictures in Caffe; else red first, as in the files
-    resize          make all images of this side, before they are padded; 0: leave them
+    bgr             blue first, as other images in Caffe; else red first, as in the files
+    resize          new height and width of all images, before they are padded; 0: not resized
     interpolation   for resizing, one of INTERPOLATIONS; bilinear if it is empty
-    pad             put so many zeros on each side of the training images
-    shuffle         seed of the order of the training images; None: as they are
+    pad             number of zeros on each side of the training images
+    shuffle         seed of the order of the training images; None: not shuffled
 
     DataError for files that are not CIFAR's; FileError where the LMDBs cannot be written.
     """
@@ -90,31 +90,31 @@ def read_cifar(path: AnyPath, label: str | None = None) -> tuple[str, ImageSet, 
             [_read_batch(version, kind, file, tree.read(folder + file, LARGEST_FILE)) for file in files]
             for files in (version.train, version.test)
         )
-    return version.name, _joined(train), _joined(test)
+    return version.name, _concatenated(train), _concatenated(test)
 
 
-def _joined(sets: list[ImageSet]) -> ImageSet:
+def _concatenated(sets: list[ImageSet]) -> ImageSet:
     return ImageSet(np.concatenate([s.images for s in sets]), np.concatenate([s.labels for s in sets]))
 
 
 def _find_version(path: AnyPath, tree: FileTree) -> tuple[Version, str]:
-    """The version that is there, and the folder it lies in: "" or a name that ends in "/"."""
+    """The version of the files, and the folder that they are in: "" or a name that ends in "/"."""
     folders: dict[str, set[str]] = {}
     for name in tree.names:
         folder, file = posixpath.split(name)
         folders.setdefault(folder and f"{folder}/", set()).add(file)
-    found = [
+    matches = [
         (v, folder) for v in VERSIONS for folder, files in folders.items() if files & {*v.train, *v.test}
     ]
-    if not found:
+    if not matches:
         raise DataError(
             f"'{path}' holds no CIFAR: expected data_batch_1 .. 5 and test_batch, or train and test, "
             "all with .bin (binary version) or all without"
         )
-    if len(found) > 1:
-        places = ", ".join(f"{folder}{version.train[0]}" for version, folder in found)
+    if len(matches) > 1:
+        places = ", ".join(f"{folder}{version.train[0]}" for version, folder in matches)
         raise DataError(f"'{path}' holds CIFAR more than once ({places}); name the folder of one")
-    ((version, folder),) = found
+    ((version, folder),) = matches
     missing = [folder + file for file in (*version.train, *version.test) if file not in folders[folder]]
     if missing:
         raise DataError(f"'{path}' lacks {', '.join(missing)}")

@@ -15,7 +15,7 @@ from imae.files.read import AnyPath
 FILE = Path(__file__).with_name("data") / "digits.csv.gz"
 TRAINING = 1500
 KEY_DIGITS = 8
-GREY = 15.9375  # 255 / 16; the product is cut to a whole number
+GREY = 15.9375  # 255 / 16; the product is truncated to a whole number
 
 
 def read_digits() -> tuple[ImageSet, ImageSet]:
@@ -30,8 +30,8 @@ def read_digits() -> tuple[ImageSet, ImageSet]:
 def convert_digits(output: AnyPath, *, pad: int = 0, shuffle: int | None = None) -> None:
     """Write digits_train_lmdb and digits_test_lmdb into the folder `output`.
 
-    pad       put so many zeros on each side of the training images
-    shuffle   seed of the order of the training images; None: as they are
+    pad       number of zeros on each side of the training images
+    shuffle   seed of the order of the training images; None: not shuffled
     """
     train, test = read_digits()
     write_train_test(output, "digits", train, test, KEY_DIGITS, pad, shuffle)

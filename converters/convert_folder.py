@@ -1,12 +1,12 @@
 """A folder of class folders, or a .tar archive of one, into an LMDB.
 
-Pictures are SOURCE/CLASS/PICTURE. Classes are labelled in the order of their names, or in a given one; the
-records follow by class, then by name, under the keys %08d_CLASS/PICTURE. Channels are BGR.
+Images are SOURCE/CLASS/IMAGE. Classes are labelled in the order of their names, or in a given order. The
+records are sorted by class, then by name, and have the keys %08d_CLASS/IMAGE. Channels are BGR.
 
-Labels that were collected for the pictures in another order, human ones for instance, need that order again:
-a class sequence gives the class of each record, and the pictures of a class are taken by name. Where names do
-not have that order, an .npz gives it with an array for each class, whose number k is the place, among the
-sorted names of the class, of the picture that comes k-th.
+Labels that were collected for the images in another order, such as human labels, need that order again: a
+class sequence gives the class of each record, and the images of a class follow by name. Where the order
+within a class is not that of the names, an .npz gives it: an array for each class, whose number k is the
+place of the k-th image among the sorted names of the class.
 """
 
 import logging
@@ -54,19 +54,19 @@ def convert_folder(
     labels: str = "",
     shuffle: int | None = None,
 ) -> None:
-    """Write the pictures of a folder or archive into an LMDB.
+    """Write the images of a folder or archive into an LMDB.
 
-    form             what becomes of the pictures
+    form             how images are decoded and stored
     subfolder        where in the source the class folders are
-    classes          the class folders in the order of their labels; by name if there are none
-    class_sequence   label file: order the pictures by the class of each record
-    within_class     .npz with the order of the pictures of each class
+    classes          the class folders in the order of their labels; empty: sorted by name
+    class_sequence   label file with the class of each record; it gives the order of the images
+    within_class     .npz with the order of the images of each class
     labels           label file: other labels, in the order of the unshuffled records; the clean ones are
                      then kept beside the LMDB
-    shuffle          seed of the order of the records; None: as they are
+    shuffle          seed of the order of the records; None: not shuffled
 
-    DataError for what is no picture, for classes, orders or labels that are not those of the pictures, and
-    for a form that contradicts itself.
+    DataError for a file that is no image, for classes, orders or labels that do not fit the images, and for a
+    form that contradicts itself.
     """
     check_stored_form(form)
     with open_tree(source, subfolder) as tree:
@@ -76,23 +76,23 @@ def convert_folder(
         if class_sequence:
             pictures = arrange(pictures, read_labels(class_sequence).labels)
         clean = np.array([picture.label for picture in pictures])
-        given = _other_labels(labels, clean) if labels else clean
+        new_labels = _other_labels(labels, clean) if labels else clean
         order = shuffled_order(len(pictures), shuffle)
-        chosen = [Picture(pictures[i].name, int(given[i])) for i in order]
+        chosen = [Picture(pictures[i].name, int(new_labels[i])) for i in order]
         keep_clean: AbstractContextManager[None] = nullcontext()
         if labels:
             keys = [record_key(place, picture) for place, picture in enumerate(chosen)]
-            keep_clean = clean_labels_file(output, keys, clean[order], given[order], {"labels": labels})
+            keep_clean = clean_labels_file(output, keys, clean[order], new_labels[order], {"labels": labels})
         with keep_clean:
             write_lmdb(output, folder_records(tree, chosen, form), len(chosen))
 
 
 def find_pictures(names: Iterable[str], classes: Sequence[str] = ()) -> list[Picture]:
-    """The pictures among these files, by class and name. Without `classes`, these are the folders by name.
+    """The images among these files, by class and name. Without `classes`, the classes are the sorted folders.
 
     DataError if there are none, if one is not in a class folder, or if the folders are not the `classes`.
     """
-    found, others = [], 0
+    image_names, others = [], 0
     for name in names:
         if not name.lower().endswith(EXTENSIONS):
             others += 1
@@ -101,12 +101,12 @@ def find_pictures(names: Iterable[str], classes: Sequence[str] = ()) -> list[Pic
                 f"the picture '{name}' does not lie in a class folder (CLASS/PICTURE); is a subfolder meant?"
             )
         else:
-            found.append(name)
-    if not found:
+            image_names.append(name)
+    if not image_names:
         raise DataError(f"there are no pictures ({', '.join(EXTENSIONS)}) among the {others} files")
     if others:
         logger.info("Ignoring %d files that are no pictures.", others)
-    folders = sorted({name.partition("/")[0] for name in found})
+    folders = sorted({name.partition("/")[0] for name in image_names})
     if classes and (
         unlike := set(classes) ^ set(folders) or [c for c, n in Counter(classes).items() if n > 1]
     ):
@@ -115,18 +115,19 @@ def find_pictures(names: Iterable[str], classes: Sequence[str] = ()) -> list[Pic
             f"these are not: {', '.join(sorted(unlike))}"
         )
     labels = {name: label for label, name in enumerate(classes or folders)}
-    logger.info("A total of %d images in %d classes.", len(found), len(labels))
+    logger.info("A total of %d images in %d classes.", len(image_names), len(labels))
     return sorted(
-        (Picture(name, labels[name.partition("/")[0]]) for name in found), key=lambda p: (p.label, p.name)
+        (Picture(name, labels[name.partition("/")[0]]) for name in image_names),
+        key=lambda p: (p.label, p.name),
     )
 
 
 def arrange_within(pictures: Sequence[Picture], places: Mapping[str, Labels]) -> list[Picture]:
-    """The pictures of each class in the order of `places`, by class folder: place k is that of the k-th."""
+    """The images of each class reordered: number k of `places[CLASS]` is the place of the k-th image."""
     of_class: dict[str, list[Picture]] = {}
     for picture in pictures:
         of_class.setdefault(picture.name.partition("/")[0], []).append(picture)
-    found = []
+    arranged = []
     for name, there in of_class.items():
         order = places.get(name)
         if order is None:
@@ -136,12 +137,12 @@ def arrange_within(pictures: Sequence[Picture], places: Mapping[str, Labels]) ->
                 f"--within-class: the array '{name}' must hold the places 0 to {len(there) - 1} of the "
                 f"{len(there)} pictures of that class, each once; it has {len(order)} numbers"
             )
-        found += [there[place] for place in order.tolist()]
-    return found
+        arranged += [there[place] for place in order.tolist()]
+    return arranged
 
 
 def arrange(pictures: Sequence[Picture], sequence: Labels) -> list[Picture]:
-    """The pictures so that their labels are `sequence`, those of a class in their old order."""
+    """The images ordered so that their labels are `sequence`; those of a class keep their order."""
     wanted, there = Counter(sequence.tolist()), Counter(picture.label for picture in pictures)
     for label in sorted(wanted | there):
         if wanted[label] != there[label]:
@@ -156,7 +157,7 @@ def arrange(pictures: Sequence[Picture], sequence: Labels) -> list[Picture]:
 
 
 def folder_records(tree: FileTree, pictures: Sequence[Picture], form: PictureForm) -> Iterator[Record]:
-    """The pictures as raw Datums, or as the files are if encoded; DataError for what is no picture."""
+    """The images as raw Datums, or as the files are if encoded; DataError for a file that is no image."""
     for place, picture in enumerate(pictures):
         data = tree.read(picture.name, LARGEST_PICTURE)
         pixels = form.pixels(data, f"'{picture.name}'")

@@ -1,10 +1,10 @@
-"""Caffe's convert_imageset: the pictures of a list, a line being "FILE LABEL", into an LMDB.
+"""Caffe's convert_imageset: the images of a list, with lines "FILE LABEL", into an LMDB.
 
-Keys are %08d_FILE with the place in the list. A picture that cannot be read is reported and left out, and the
-places of the others stay. Raw Datums are BGR.
+Keys are %08d_FILE with the place in the list. An image that cannot be read is reported and left out; the
+others keep their places. Raw Datums are BGR.
 
 Caffe: tools/convert_imageset.cpp, io.cpp. Differs: --shuffle takes a seed; --pad, --interpolation; an LMDB
-without records is refused; where very many pictures cannot be read, the first are named and the rest counted.
+without records is refused; of very many images that cannot be read the first are named, the rest counted.
 """
 
 import logging
@@ -29,7 +29,7 @@ from imae.layers.data.datum import read_file
 
 logger = logging.getLogger(__name__)
 
-MOST_NAMED = 1000  # pictures that cannot be read; with a wrong ROOTFOLDER it is all of a list of millions
+MOST_NAMED = 1000  # images that cannot be read; with a wrong ROOTFOLDER these may be millions
 
 
 def convert_imageset(
@@ -42,15 +42,15 @@ def convert_imageset(
     check_size: bool = False,
     shuffle: int | None = None,
 ) -> None:
-    """Write the pictures of a list into an LMDB.
+    """Write the images of a list into an LMDB.
 
-    root          put before each name as it is
-    form          what becomes of the pictures
-    encode_type   store the pictures encoded so: png, jpg ...; they need not be `encoded` in `form` then
-    check_size    DataError where a picture has another size than the first
+    root          prefix of each name, joined without a separator
+    form          how images are decoded and stored
+    encode_type   store the images in this encoding: png, jpg ...; this implies `encoded` in `form`
+    check_size    DataError where an image has another size than the first
     shuffle       seed of the order of the records; None: as in the list
 
-    DataError where the list cannot be read, where none of its pictures can, and for options that contradict
+    DataError where the list cannot be read, where none of its images can, and for options that contradict
     each other.
     """
     if (form.encoded or encode_type) and (form.pad or check_size):
@@ -82,8 +82,8 @@ def read_list(path: str) -> list[Picture]:
 
 def _line(path: str, number: int, line: str) -> Picture:
     name, blank, text = line.rpartition(" ")
-    found = re.match(r"\s*([+-]?[0-9]{1,20})", text)  # Caffe: atoi
-    label = int(found[1]) if found else 0
+    match = re.match(r"\s*([+-]?[0-9]{1,20})", text)  # Caffe: atoi
+    label = int(match[1]) if match else 0
     if not -(2**31) <= label < 2**31:
         raise DataError(f"{path}:{number}: label {label} does not fit into 32 bits")
     return Picture(name if blank else text, label)
@@ -96,7 +96,7 @@ def imageset_records(
     encode_type: str = "",
     check_size: bool = False,
 ) -> Iterator[Record]:
-    """The Datums of the pictures that can be read, `root` put before the names as it is."""
+    """The Datums of the images that can be read; `root` is the prefix of the names."""
     size: int | None = None
     unread = 0
     for place, (name, label) in enumerate(lines):

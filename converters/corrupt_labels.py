@@ -1,11 +1,11 @@
-"""An LMDB again, with part of its labels made wrong on purpose, by one of NOISES or from a file.
+"""A copy of an LMDB with part of its labels made wrong on purpose, by one of NOISES or from a file.
 
-The images, the keys and the order stay. Beside the new LMDB lies NAME.clean_labels.npz with the keys, the
-clean and the noisy labels, so that the noisy and the clean part of the training set can be told apart later.
+Images, keys and order stay the same. NAME.clean_labels.npz beside the new LMDB holds the keys, the clean and
+the noisy labels, so that the noisy and the clean part of the training set can be told apart later.
 
-The random numbers are those of numpy's RandomState(seed) (mt19937), whose streams are frozen: a seed means
-the same labels with every version of numpy. They are drawn alike whatever the rate is: at a higher rate the
-same labels are wrong, and more.
+The random numbers are those of numpy's RandomState(seed) (mt19937), whose streams are frozen: a seed gives
+the same labels with every version of numpy. The draws do not depend on the rate: the labels that are wrong at
+a lower rate are wrong at a higher one as well.
 """
 
 import logging
@@ -30,7 +30,7 @@ from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
 logger = logging.getLogger(__name__)
 
 CIFAR10_PAIRS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
-CIFAR100_SUPERCLASSES = np.array([  # of each class; both in the alphabetical order of their names
+CIFAR100_SUPERCLASSES = np.array([  # of each class; classes and superclasses are in alphabetical order
      4,  1, 14,  8,  0,  6,  7,  7, 18,  3,  3, 14,  9, 18,  7, 11,  3,  9,  7, 11,
      6, 11,  5, 10,  7,  6, 13, 15,  3, 15,  0, 11,  1, 10, 12, 14, 16,  9, 11,  5,
      5, 19,  8,  8, 15, 13, 14, 17, 18, 10, 16,  4, 17,  4,  2,  0, 17,  4, 18, 17,
@@ -103,7 +103,7 @@ def corrupt_labels(
     labels: str | None = None,
     order: str | None = None,
 ) -> None:
-    """Write the records of the LMDB `source` with other labels into `output`; log what became of which.
+    """Write the records of the LMDB `source` with other labels into `output`; log a summary.
 
     noise     one of NOISES, with `rate` and `seed` (DEFAULT_SEED if it is None), or "file", with `labels`
     classes   how many; None: as many as the noise is for, or the largest label + 1
@@ -124,15 +124,15 @@ def corrupt_labels(
         if classes is None:
             classes = CLASSES.get(noise, int(max(clean.max(), noisy.max())) + 1)
         check_range(clean, classes, f"the labels of lmdb '{source}'")
-        how: dict[str, Any]
+        origin: dict[str, Any]
         if rate is None:
             check_range(noisy, classes, f"the labels of '{labels}'")
-            how = {"labels": labels, "order": order}
+            origin = {"labels": labels, "order": order}
         else:
             seed = DEFAULT_SEED if seed is None else seed
             noisy = corrupt(clean, noise, rate, seed, classes)
-            how = {"rate": rate, "seed": seed}
-        settings = {"input": os.fspath(source), "noise": noise, "classes": classes, **how}
+            origin = {"rate": rate, "seed": seed}
+        settings = {"input": os.fspath(source), "noise": noise, "classes": classes, **origin}
         with clean_labels_file(output, keys, clean, noisy, settings):
             write_lmdb(output, relabelled(lmdb, noisy), len(keys))
     for line in summary(clean, noisy, classes):
@@ -158,8 +158,8 @@ def corrupt(labels: Labels, noise: str, rate: float, seed: int, classes: int) ->
 def labels_from_file(keys: list[bytes], source: str, order: str | None = None) -> Labels:
     """The label of each record from a label file.
 
-    With an `order`, another such file of numbers, record i has label number order[i]. Without one, it has the
-    label under its key if the file has keys; else the labels are in the order of the records.
+    With an `order`, a label file of places, record i has the label at place order[i]. Without one, it has the
+    label of its key if the file has keys; else the labels are in the order of the records.
     """
     labels, names = read_labels(source)
     if order:
@@ -179,7 +179,7 @@ def labels_from_file(keys: list[bytes], source: str, order: str | None = None) -
 
 
 def relabelled(source: LmdbSource, labels: Labels) -> Iterator[Record]:
-    """The records of an LMDB with other labels."""
+    """The records of an LMDB with new labels."""
     for i, (key, label) in enumerate(zip(source.keys(), labels.tolist(), strict=True)):
         datum = source.datum(i)
         datum.label = label
@@ -187,7 +187,7 @@ def relabelled(source: LmdbSource, labels: Labels) -> Iterator[Record]:
 
 
 def summary(clean: Labels, noisy: Labels, classes: int) -> list[str]:
-    """How many labels are wrong, and which became which: a table, or the most frequent of many classes."""
+    """Lines that count the wrong labels and show them: a table, or the most frequent ones of many classes."""
     wrong = int(np.sum(clean != noisy))
     lines = [f"{wrong} of {len(clean)} labels are wrong ({100 * wrong / len(clean):.2f} %)."]
     pairs, counts = np.unique(np.stack([clean, noisy]), axis=1, return_counts=True)

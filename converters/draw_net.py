@@ -4,7 +4,7 @@ The functions have the names that scripts know from caffe.draw. They need the pa
 and for formats other than Graphviz's own text (dot, gv, raw) Graphviz's program `dot`.
 
 Caffe: python/caffe/draw.py. Differs: a rule without a phase holds in both phases; names may have any
-characters; both sides of an oblong window are told.
+characters; both sides of a non-square window are shown.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from imae.files.read import AnyPath
 from imae.prototxt import LayerParameter, NetParameter, PoolingParameter
 
 LAYER_STYLE_DEFAULT = {"shape": "record", "fillcolor": "#6495ED", "style": "filled"}
-NEURON_LAYER_STYLE = {"shape": "record", "fillcolor": "#90EE90", "style": "filled"}  # of layers in place
+NEURON_LAYER_STYLE = {"shape": "record", "fillcolor": "#90EE90", "style": "filled"}  # of in-place layers
 BLOB_STYLE = {"shape": "octagon", "fillcolor": "#E0E0E0", "style": "filled"}
 COLOURS = {
     "Convolution": "#FF5050",
@@ -42,7 +42,7 @@ def get_pooling_types_dict() -> dict[int, str]:
 
 
 def get_edge_label(layer: LayerParameter) -> str:
-    """What stands at the way to a layer's top: the batch size, the number of outputs, or two quotes."""
+    """The label of the edge to a layer's top: the batch size, the number of outputs, or two quotes."""
     if layer.type == "Data":
         return f"Batch {layer.data_param.batch_size}"
     if layer.type in ("Convolution", "Deconvolution"):
@@ -63,9 +63,9 @@ def get_layer_lr_mult(layer: LayerParameter) -> tuple[float, float]:
 
 
 def get_layer_label(layer: LayerParameter, rankdir: str, display_lrm: bool = False) -> str:
-    """What stands in a layer's box, in quotes: its name, type and window, and its lr_mults if asked for.
+    """The label of a layer's box, in quotes: its name, type and window, and its lr_mults if `display_lrm`.
 
-    One beside the other where the graph runs downwards or upwards, else one below the other.
+    They are side by side where the graph runs downwards or upwards, else one below the other.
     """
     kind, window = layer.type, list[str]()
     if layer.type == "Pooling":
@@ -116,7 +116,7 @@ def get_pydot_graph(
             blob = _identifier(f"{bottom}_blob")
             nodes[blob] = pydot.Node(blob, label=_quoted(_escaped(bottom)), **BLOB_STYLE)
             edges.append(pydot.Edge(blob, name, label='""'))
-        for top in layer.top:  # without a style unless somebody reads it
+        for top in layer.top:  # without a style unless a layer reads it
             blob = _identifier(f"{top}_blob")
             nodes[blob] = pydot.Node(blob, label=_quoted(_escaped(top)))
             edges.append(pydot.Edge(name, blob, label=get_edge_label(layer) if label_edges else '""'))
@@ -175,17 +175,17 @@ def _window(param: Message) -> list[str]:
         ("stride", "stride", "stride", 1),
         ("pad", "pad", "pad", 0),
     )
-    return [f"{what}: {_sides(param, field, stem, default)}" for what, field, stem, default in fields]
+    return [f"{name}: {_sides(param, field, stem, default)}" for name, field, stem, default in fields]
 
 
 def _sides(param: Message, field: str, stem: str, default: int) -> str:
     """A size, or the size of each axis where they differ."""
     if param.HasField(f"{stem}_h") or param.HasField(f"{stem}_w"):
-        given = [getattr(param, f"{stem}_h"), getattr(param, f"{stem}_w")]
+        sizes = [getattr(param, f"{stem}_h"), getattr(param, f"{stem}_w")]
     else:
         value = getattr(param, field)
-        given = [value] if isinstance(value, int) else list(value) or [default]
-    return " x ".join(map(str, given)) if len(set(given)) > 1 else str(given[0])
+        sizes = [value] if isinstance(value, int) else list(value) or [default]
+    return " x ".join(map(str, sizes)) if len(set(sizes)) > 1 else str(sizes[0])
 
 
 def _is_in_phase(layer: LayerParameter, phase: int) -> bool:
@@ -197,17 +197,17 @@ def _is_in_phase(layer: LayerParameter, phase: int) -> bool:
 
 
 def _escaped(text: str) -> str:
-    """Text for a label, in which these characters mean something."""
+    """Text for a label, with the special characters of labels escaped."""
     return re.sub(r"([\\{}|<>])", r"\\\1", text)
 
 
 def _quoted(text: str) -> str:
-    """Text for a label, whose backslashes are escaped or mean something, in quotes."""
+    """Text in quotes for a label; its backslashes are escaped already, or part of an escape."""
     return '"{}"'.format(text.replace('"', r"\""))
 
 
 def _identifier(text: str) -> str:
-    """A node's identifier in quotes. A backslash at the end, or before a quote, would be read with it."""
+    """A node's identifier in quotes. Backslashes are escaped: one before a quote would escape the quote."""
     return _quoted(text.replace("\\", r"\\"))
 
 

@@ -1,7 +1,8 @@
 """A net and its weights as an ONNX model that computes what the net computes in phase TEST.
 
-Data layers become inputs; losses, accuracies and whatever hangs on labels are left out. Each layer adds its
-own nodes (`Layer.to_onnx`). The model is checked in ONNX Runtime against the net before it is written.
+Data layers become inputs; losses, accuracies and all layers that depend on labels are left out. Each layer
+adds its own nodes (`Layer.to_onnx`). The model is compared with the net, in ONNX Runtime, before it is
+written.
 """
 
 from __future__ import annotations
@@ -41,17 +42,16 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_OPSET = 17
 OLDEST_OPSET, NEWEST_OPSET = 13, 22
-# How far ONNX Runtime may be from the net, relative to the largest output; other kernels round otherwise.
+# Allowed difference of ONNX Runtime from the net, relative to the largest output: kernels round differently.
 ALLOWED = 1e-3
-# ONNX wants the version of the file format that belongs to an operator set, and old runtimes refuse newer
-# ones.
+# The version of the file format that belongs to each operator set; old runtimes refuse newer versions.
 IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
-# Key of the model's metadata that holds the TEST net's transform_param, so that images can be prepared alike.
+# Key of the model's metadata that holds the TEST net's transform_param, to prepare images in the same way.
 TRANSFORM_KEY = "imae.transform_param"
 
 
 class Graph:
-    """Collects the nodes that layers add; blobs that are overwritten in place get a value name each."""
+    """Collects the nodes that layers add. Each in-place version of a blob has its own value name."""
 
     def __init__(self, opset: int, shapes: dict[str, Shape]) -> None:
         self.opset = opset
@@ -89,8 +89,8 @@ class Export:
 
     difference    largest absolute difference of ONNX Runtime's outputs from the net's, on random inputs
     largest       largest absolute value among the net's outputs there
-    batch_sizes   that were tried
-    not_compared  why, by the name of each output of which the check says nothing
+    batch_sizes   the batch sizes that were compared
+    not_compared  name of an output -> why none of its values was compared
     """
 
     model: onnx.ModelProto
@@ -109,7 +109,7 @@ InputShape = Sequence[int] | Mapping[str, Sequence[int]]
 def deploy_net(param: NetParameter, input_shape: InputShape | None = None, batch: int = 1) -> NetParameter:
     """The net of phase TEST without data layers and losses, its inputs made by Input layers.
 
-    input_shape   of the inputs; needed only where the data source cannot be asked
+    input_shape   of the inputs; needed only where the data source does not give it
     """
     filtered = _in_test(param)
     result = NetParameter(name=filtered.name, state=filtered.state)
@@ -129,38 +129,38 @@ def deploy_net(param: NetParameter, input_shape: InputShape | None = None, batch
         raise ExportError(
             f"net {filtered.name!r} has no layer that computes something from an input in phase TEST"
         )
-    given = _shapes_by_name(inputs, input_shape, batch)
+    shapes = _shapes_by_name(inputs, input_shape, batch)
     for top in inputs:
         input_layer = result.layer.add(name=top, type="Input", top=[top])
-        shape = given.get(top) or _input_shape(sources[top], top, batch)
+        shape = shapes.get(top) or _input_shape(sources[top], top, batch)
         input_layer.input_param.shape.add().dim.extend(shape)
     result.layer.extend(body)
     return result
 
 
 def _in_test(param: NetParameter) -> NetParameter:
-    """The net with the layers that it has in phase TEST."""
+    """The net with its layers of phase TEST."""
     test = in_state(param, TEST, NetState(phase=TEST))
     return filter_by_state(test, test.state)
 
 
-def _shapes_by_name(inputs: Sequence[str], given: InputShape | None, batch: int) -> dict[str, Shape]:
-    if given is None:
+def _shapes_by_name(inputs: Sequence[str], input_shape: InputShape | None, batch: int) -> dict[str, Shape]:
+    if input_shape is None:
         return {}
-    if isinstance(given, Mapping):
-        if unknown := sorted(set(given) - set(inputs)):
+    if isinstance(input_shape, Mapping):
+        if unknown := sorted(set(input_shape) - set(inputs)):
             raise ExportError(f"the net has no input {unknown[0]!r}; its inputs are {', '.join(inputs)}")
-        return {name: tuple(shape) for name, shape in given.items()}
+        return {name: tuple(shape) for name, shape in input_shape.items()}
     if len(inputs) > 1:
         raise ExportError(
             f"the net has {len(inputs)} inputs, so a shape must say whose it is; give --input-shape "
-            f"{inputs[0]}:{','.join(map(str, given))} and so on for {', '.join(inputs[1:])}"
+            f"{inputs[0]}:{','.join(map(str, input_shape))} and so on for {', '.join(inputs[1:])}"
         )
-    return {inputs[0]: (batch, *given) if len(given) == 3 else tuple(given)}
+    return {inputs[0]: (batch, *input_shape) if len(input_shape) == 3 else tuple(input_shape)}
 
 
 def _input_shape(source: LayerParameter, top: str, batch: int) -> Shape:
-    """As the data source says it."""
+    """The shape that the data source gives."""
     index = list(source.top).index(top)
     if layer_class(source.type).is_fed:
         shapes = source.input_param.shape
@@ -184,14 +184,14 @@ def export_net(
 ) -> Export:
     """The ONNX model of a TEST net that has Input layers (see `deploy_net`), checked in ONNX Runtime.
 
-    fold           put BatchNorm and Scale into the convolution or inner product before them, and make a
-                   shortcut that appends zeros a convolution
+    fold           fold BatchNorm and Scale into the convolution or inner product before them, and replace a
+                   shortcut that appends zeros by a convolution
     dynamic_batch  leave axis 0 of inputs and outputs open
-    softmax        end with the softmax of each output that has a class axis and is no Softmax's already
+    softmax        append a softmax to each output that has a class axis and is not yet that of a Softmax
     """
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ExportError(f"opset must be {OLDEST_OPSET} to {NEWEST_OPSET}, got {opset}")
-    for step in net.steps:  # not by name: two layers may have one
+    for step in net.steps:  # not by name: two layers may have the same one
         for index, blob in enumerate(step.layer.blobs):
             if not torch.isfinite(blob).all():
                 raise ExportError(
@@ -231,16 +231,16 @@ def export_net(
             f"net {net.name!r}: the ONNX model's outputs are {difference:.3g} away from the net's, whose "
             f"largest value is {largest:.3g}; nothing is written"
         )
-    # Of an output that one batch size shows as it is, something was compared.
+    # An output counts as compared if it was compared at one of the batch sizes.
     unseen = set(outputs).intersection(*(c.not_compared for c in checks))
     not_compared = {name: checks[-1].not_compared[name] for name in outputs if name in unseen}
     for name, why in not_compared.items():
         logger.warning(
             "output %r: NOTHING WAS COMPARED on random inputs: %s; are these the net's weights?", name, why
         )
-    for name, (count, of) in checks[-1].not_finite.items():
+    for name, (count, total) in checks[-1].not_finite.items():
         if name not in not_compared:
-            logger.warning("output %r: %d of %d values are not finite on random inputs", name, count, of)
+            logger.warning("output %r: %d of %d values are not finite on random inputs", name, count, total)
     return Export(model, net.inputs, outputs, difference, largest, batch_sizes, not_compared)
 
 
@@ -277,7 +277,7 @@ def _model(
 
 
 def _softmax_outputs(net: Net, outputs: Iterable[str]) -> set[str]:
-    """The outputs that are to get a softmax: they have a class axis, and hold no Softmax's values yet."""
+    """The outputs that get a softmax: they have a class axis, and are not yet those of a Softmax layer."""
     chosen = set()
     for name in outputs:
         if len(net.blob_shapes[name]) < 2:
@@ -310,7 +310,7 @@ def export_file(
     dialect: str | None = None,
     allow_missing: bool = False,
 ) -> Export:
-    """A net (train_val or deploy) and its caffemodel to an .onnx file, which is written atomically.
+    """Export a net (train_val or deploy) and its caffemodel to an .onnx file, which is written atomically.
 
     allow_missing   layers that the weights lack get the values of their fillers; else they are an ExportError
     """

@@ -1,10 +1,10 @@
 """Blobs of a net, batch after batch, as records of LMDBs.
 
-Each item of a batch is a Datum without a label whose float_data are the item's numbers, under its place as a
-number of ten digits.
+Each item of a batch is a Datum without a label; its float_data are the item's values, its key is its place in
+ten digits.
 
-Caffe: tools/extract_features.cpp. Differs: the LMDBs appear only when all is done; a net whose input nobody
-gives is refused.
+Caffe: tools/extract_features.cpp. Differs: the LMDBs appear only at the end; a net whose input is not fed is
+refused.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from imae.prototxt import Datum
 def extract_features(
     net: Net, names: Sequence[str], paths: Sequence[AnyPath], batches: int, device: torch.device | None = None
 ) -> int:
-    """Run so many batches, write each blob named to the new LMDB beside it; returns the number of records.
+    """Run `batches` batches and write blob names[i] to the new LMDB paths[i]; returns the number of records.
 
-    DataError for a blob that the net lacks or that has more than 4 axes; no LMDB is there then.
+    DataError for a blob that the net lacks or that has more than 4 axes; then no LMDB is written.
     """
     device = device or torch.device("cpu")
     for name in names:
@@ -72,7 +72,7 @@ def extract_features(
 
 
 def blob_datums(blob: NDArray[np.float32], name: str) -> Iterator[Datum]:
-    """A Datum for each item of a blob; axes that it lacks have the size 1."""
+    """A Datum for each item of a blob; missing axes have size 1."""
     if blob.ndim > 4:
         raise DataError(
             f"blob {name}: Cannot use legacy accessors on Blobs with > 4 axes.; a Datum has 3 beside the "

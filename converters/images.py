@@ -40,10 +40,10 @@ def write_train_test(
     pad: int = 0,
     seed: int | None = None,
 ) -> None:
-    """Write NAME_train_lmdb and NAME_test_lmdb, both or none, into the folder `output`, made if need be.
+    """Write NAME_train_lmdb and NAME_test_lmdb, both or none, into the folder `output`, made if missing.
 
-    The records are raw Datums under their place as a number of so many digits. The training images get `pad`
-    zeros on each side and are shuffled with `seed`; the test images stay as they are.
+    The records are raw Datums; their key is their place in `digits` digits. The training images get `pad`
+    zeros on each side and are shuffled with `seed`; the test images do not change.
     """
     new = not os.path.lexists(output)
     try:
@@ -58,13 +58,13 @@ def write_train_test(
             fill_lmdb(test_folder, test_path, image_records(test, test_order, digits), len(test_order))
     except BaseException:
         if new:
-            with suppress(OSError):  # somebody has put something there
+            with suppress(OSError):  # another process has put a file there
                 Path(output).rmdir()
         raise
 
 
 def image_records(images: ImageSet, order: Sequence[int], digits: int, pad: int = 0) -> Iterator[Record]:
-    """The images in this order as raw Datums, each under its place in it."""
+    """The images in this order as raw Datums; the key is the place in it."""
     for place, i in enumerate(order):
         yield (
             b"%0*d" % (digits, place),
@@ -73,7 +73,7 @@ def image_records(images: ImageSet, order: Sequence[int], digits: int, pad: int 
 
 
 def shuffled_order(count: int, seed: int | None) -> Sequence[int]:
-    """0 .. count - 1 as Caffe's convert_imageset --shuffle orders them with this seed; None: as they are."""
+    """0 .. count - 1 as Caffe's convert_imageset --shuffle orders them with this seed; None: not shuffled."""
     return range(count) if seed is None else CaffeRandom(seed).shuffle(count).tolist()
 
 
@@ -99,9 +99,9 @@ def resize_all(images: Image, size: int, interpolation: str = "") -> Image:
 def decode_picture(
     data: bytes, name: str, gray: bool = False, height: int = 0, width: int = 0, interpolation: str = ""
 ) -> Image:
-    """Pixels (H, W, 3), BGR, or (H, W, 1) if gray, of a picture file's bytes; DataError if it is no picture.
+    """Pixels (H, W, 3), BGR, or (H, W, 1) if gray, of an image file's bytes; DataError if it is no image.
 
-    If both `height` and `width` are given, resized by one of INTERPOLATIONS, bilinearly if none is named.
+    If both `height` and `width` are given, it is resized by one of INTERPOLATIONS, by default bilinearly.
 
     Caffe: io.cpp, ReadImageToCVMat.
     """
@@ -112,20 +112,20 @@ def decode_picture(
 
 
 class Picture(NamedTuple):
-    """The name of a picture file, and its label."""
+    """The name of an image file, and its label."""
 
     name: str
     label: int
 
 
 class PictureForm(NamedTuple):
-    """What becomes of picture files.
+    """How image files are decoded and stored.
 
     gray             one channel instead of three
     height, width    the size to resize to; 0: not resized
     interpolation    one of INTERPOLATIONS, for resizing; bilinear if it is empty
-    pad              so many zeros on each side
-    encoded          the files are stored as they are
+    pad              number of zeros on each side
+    encoded          the files are stored unchanged
     """
 
     gray: bool = False
@@ -141,17 +141,17 @@ class PictureForm(NamedTuple):
             raise DataError("--interpolation is for resizing; it needs --resize-height and --resize-width")
 
     def pixels(self, data: bytes, name: str) -> Image:
-        """Those of a file's bytes, not yet padded; DataError if it is no picture."""
+        """The pixels of a file's bytes, not yet padded; DataError if it is no image."""
         return decode_picture(data, name, self.gray, self.height, self.width, self.interpolation)
 
 
 def raw_datum(pixels: Image, label: int, pad: int = 0) -> Datum:
     """The Datum of pixels (H, W, C), with `pad` zeros on each side.  Caffe: io.cpp, CVMatToDatum."""
     datum = datum_from_array(pad_image(pixels.transpose(2, 0, 1), pad), label)
-    datum.encoded = False  # said here, left out by convert_cifar_data: so are Caffe's files
+    datum.encoded = False  # set here, but not by convert_cifar_data, as in Caffe's files
     return datum
 
 
 def encoded_datum(data: bytes, label: int) -> Datum:
-    """A picture file's bytes as they are. As in Caffe without channels, height and width."""
+    """An image file's unchanged bytes; as in Caffe without channels, height and width."""
     return Datum(data=data, label=label, encoded=True)

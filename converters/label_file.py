@@ -1,4 +1,4 @@
-"""Labels in files of their own: read from .npz, .npy or text, and the clean labels kept beside noisy ones."""
+"""Label files: labels from .npz, .npy or text, and the clean labels kept beside an LMDB with noisy ones."""
 
 import json
 import math
@@ -70,7 +70,7 @@ def read_label_arrays(path: str) -> dict[str, Labels]:
 
 @contextmanager
 def _one_line_errors(path: str, source: str, expected: str) -> Iterator[None]:
-    """DataError for all that a missing, damaged or foreign file of labels raises."""
+    """Turn all errors of a missing, damaged or foreign label file into a DataError."""
     try:
         yield
     except OSError as error:
@@ -78,9 +78,9 @@ def _one_line_errors(path: str, source: str, expected: str) -> Iterator[None]:
     except DataError:
         raise
     except (ValueError, OverflowError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        of_name = {".npz": FileKind.ZIP, ".npy": FileKind.NUMPY}
-        what = mistaken_file(path, of_name.get(path[-4:])) or f": {error}"
-        raise DataError(f"cannot read the labels '{source}': expected {expected}{what}") from error
+        expected_kinds = {".npz": FileKind.ZIP, ".npy": FileKind.NUMPY}
+        reason = mistaken_file(path, expected_kinds.get(path[-4:])) or f": {error}"
+        raise DataError(f"cannot read the labels '{source}': expected {expected}{reason}") from error
 
 
 def _from_archive(path: str, name: str, archive: zipfile.ZipFile) -> LabelFile:
@@ -113,7 +113,7 @@ def _read_array(file: IO[bytes], size: int) -> NDArray[Any]:
     """An array of whole numbers or bytes in numpy's format; ValueError for anything else.
 
     The head is a line such as {'descr': '<i8', 'fortran_order': False, 'shape': (60000,), }. numpy's own
-    reader takes memory for what stands there before it looks whether the file, of `size` bytes, can hold it.
+    reader allocates memory for that shape before it checks that the file, of `size` bytes, can hold it.
     """
     if size > LARGEST:
         raise ValueError(f"an array of {size} bytes; at most {LARGEST} are read")
@@ -124,11 +124,11 @@ def _read_array(file: IO[bytes], size: int) -> NDArray[Any]:
     head = file.read(int.from_bytes(file.read(width), "little"))
     if b"'|O'" in head:
         raise ValueError("it holds Python objects, which are not unpickled")
-    found = HEAD.fullmatch(head)
-    if found is None:
+    header = HEAD.fullmatch(head)
+    if header is None:
         raise ValueError(f"its head is {head[:100]!r}, that of a list of whole numbers or keys is needed")
-    shape = tuple(int(number) for number in found["shape"].split(b",") if number.strip())
-    dtype = np.dtype(found["descr"].decode())
+    shape = tuple(int(number) for number in header["shape"].split(b",") if number.strip())
+    dtype = np.dtype(header["descr"].decode())
     content = file.read()
     if len(content) != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{len(content)} bytes for an array of {dtype} with shape {shape}")
@@ -144,12 +144,12 @@ def _checked(source: str, labels: NDArray[Any]) -> Labels:
     return labels.astype(np.int64)
 
 
-def check_range(labels: Labels, limit: int, what: str) -> None:
-    """DataError unless all numbers are 0 to limit - 1; `what` says whose they are."""
+def check_range(labels: Labels, limit: int, owner: str) -> None:
+    """DataError unless all numbers are 0 to limit - 1; it names their `owner`."""
     wrong = np.flatnonzero((labels < 0) | (labels >= limit))
     if len(wrong):
         raise DataError(
-            f"{what}: number {labels[wrong[0]]} at place {wrong[0]} is out of range; "
+            f"{owner}: number {labels[wrong[0]]} at place {wrong[0]} is out of range; "
             f"it must be 0 to {limit - 1}"
         )
 
@@ -162,7 +162,7 @@ def clean_labels_path(lmdb: AnyPath) -> str:
 def read_clean_labels(lmdb: AnyPath, keys: Sequence[bytes], labels: Labels) -> Labels | None:
     """The clean labels that are kept beside an LMDB with these keys and labels; None where there are none.
 
-    DataError where they are those of another LMDB.
+    DataError where they belong to another LMDB.
     """
     path = clean_labels_path(lmdb)
     if not os.path.exists(path):

@@ -1,4 +1,4 @@
-"""Datums into an LMDB that Caffe reads. Nobody ever sees half of one: see imae.files.atomic."""
+"""Datums into an LMDB that Caffe reads. An unfinished one is never visible: see imae.files.atomic."""
 
 import errno
 import logging
@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 
 Record = tuple[bytes, Datum]
 
-BATCH = 1000  # records a transaction, as in Caffe's tools
-MAP_SIZE = 16 << 20  # bytes to begin with; doubled whenever they do not suffice
+BATCH = 1000  # records per transaction, as in Caffe's tools
+MAP_SIZE = 16 << 20  # bytes at the start; doubled whenever it is full
 LONGEST_KEY = 511  # bytes; compiled into LMDB
 
 
@@ -29,14 +29,14 @@ def write_lmdb(path: AnyPath, records: Iterable[Record], total: int | None = Non
     """Write a new LMDB and return the number of its records; `total` is for the progress bar.
 
     FileError if it cannot be written or `path` exists already, DataError if there are no records or a key
-    comes twice; no LMDB is there then.
+    comes twice; then no LMDB is written.
     """
     with atomic_folder(path) as folder:
         return fill_lmdb(folder, path, records, total)
 
 
 def fill_lmdb(folder: Path, path: AnyPath, records: Iterable[Record], total: int | None = None) -> int:
-    """`write_lmdb` into a folder that is empty and is going to be called `path`."""
+    """`write_lmdb` into an empty folder that will be renamed to `path`."""
     count, remaining = 0, iter(records)
     environment = open_new_lmdb(folder, path)
     with environment, tqdm(desc=str(path), total=total, unit=" records", disable=None) as bar:
@@ -51,12 +51,12 @@ def fill_lmdb(folder: Path, path: AnyPath, records: Iterable[Record], total: int
 
 
 def open_new_lmdb(folder: Path, path: AnyPath) -> lmdb.Environment:
-    """A new LMDB in a folder that is empty and is going to be called `path`; FileError where that fails."""
-    # The folder is synced as a whole at its end, so no transaction needs to be. Nobody knows of it before, so
-    # no lock is needed: LMDB maps that file into memory, where a full disk would end the process.
+    """A new LMDB in an empty folder that will be renamed to `path`; FileError where that fails."""
+    # The whole folder is synced at the end, so transactions need not be. No other process opens it before, so
+    # no lock is needed: LMDB maps the lock file into memory, where a full disk would end the process.
     with _lmdb_errors(path):
         environment = lmdb.open(os.fsencode(folder), map_size=MAP_SIZE, mode=0o664, sync=False, lock=False)
-    (folder / "lock.mdb").touch(0o664)  # for readers that may not make it; its first one fills it
+    (folder / "lock.mdb").touch(0o664)  # for readers that may not create it; the first one fills it
     logger.info("Opened lmdb %s", path)
     return environment
 
@@ -91,6 +91,6 @@ def _lmdb_errors(path: AnyPath) -> Iterator[None]:
         yield
     except lmdb.Error as error:
         reason = str(error).rpartition(": ")[2]
-        if reason == os.strerror(errno.EIO):  # what LMDB makes of a page that was written in part
+        if reason == os.strerror(errno.EIO):  # LMDB's error for a page that was written in part
             reason += "; is the disk full?"
         raise FileError(f"cannot write '{path}': {reason}") from error

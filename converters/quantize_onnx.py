@@ -1,13 +1,13 @@
-"""An ONNX model in half precision, or in 8-bit integers whose ranges an LMDB gives.
+"""An ONNX model in half precision, or in 8-bit integers whose ranges are calibrated on an LMDB.
 
-int8: weights per channel, symmetric, in 7 of the 8 bits; activations per blob, between the least and the
-largest value that the calibration records give. Inputs and outputs stay float32, so whatever runs the model
-goes on as before; so does Softmax, as 8 bits are too few for its exponentials. Both by ONNX Runtime's own
-tools.
+int8: weights per channel, symmetric, in 7 of the 8 bits; activations per blob, between the smallest and the
+largest value on the calibration records. Inputs and outputs stay float32, so programs that run the model do
+not change. Softmax stays float32 as well: 8 bits are too few for its exponentials. ONNX Runtime's own tools
+do both conversions.
 
-Seven bits, because processors without VNNI add two products of 8 bits in 16, which overflow: of a ResNet-20's
-scores one was wrong by 5.3 instead of 0.7. int8 is for CPUs. fp16 is for GPUs; a CPU computes such a model in
-float32, as fast as before.
+Seven bits, because processors without VNNI add two 8-bit products in 16 bits, which can overflow: with 8 bits
+one of a ResNet-20's scores was wrong by 5.3 instead of 0.7. int8 is for CPUs. fp16 is for GPUs; a CPU
+computes such a model in float32, as fast as before.
 """
 
 import itertools
@@ -48,16 +48,18 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     half: onnx.ModelProto = convert_float_to_float16(
         model, keep_io_types=True, op_block_list=[*DEFAULT_OP_BLOCK_LIST, *IN_FLOAT32]
     )
-    _remove_detours(half.graph)
+    _remove_round_trips(half.graph)
     OnnxModel(half).topological_sort()
     return half
 
 
-def _remove_detours(graph: onnx.GraphProto) -> None:
-    """A Softmax whose float32 values are cast to float16 and back, to an output, gives them at once."""
+def _remove_round_trips(graph: onnx.GraphProto) -> None:
+    """Remove the casts of a Softmax's float32 values to float16 and back to an output."""
     makers = {name: node for node in graph.node for name in node.output}
     read = Counter(name for node in graph.node for name in node.input)
-    for back in [node for node in graph.node if node.op_type == "Cast" and _type(node) == TensorProto.FLOAT]:
+    for back in [
+        node for node in graph.node if node.op_type == "Cast" and _target_type(node) == TensorProto.FLOAT
+    ]:
         cast = makers.get(back.input[0])
         if cast is None or cast.op_type != "Cast" or read[back.input[0]] > 1 or read[cast.input[0]] > 1:
             continue
@@ -68,13 +70,13 @@ def _remove_detours(graph: onnx.GraphProto) -> None:
             graph.node.remove(back)
 
 
-def _type(cast: onnx.NodeProto) -> int:
-    """That a Cast casts to."""
+def _target_type(cast: onnx.NodeProto) -> int:
+    """The type that a Cast casts to."""
     return next(attribute.i for attribute in cast.attribute if attribute.name == "to")
 
 
 def to_int8(model: onnx.ModelProto, batches: Iterator[Batch]) -> onnx.ModelProto:
-    """The model with 8-bit weights and activations, whose ranges are those of these batches."""
+    """The model with 8-bit weights and activations, whose ranges are calibrated on these batches."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -86,7 +88,7 @@ def to_int8(model: onnx.ModelProto, batches: Iterator[Batch]) -> onnx.ModelProto
             return None if images is None else {name: images}
 
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(None):
-        paths = [Path(folder, f"{stage}.onnx") for stage in ("given", "prepared", "int8")]
+        paths = [Path(folder, f"{stage}.onnx") for stage in ("float32", "prepared", "int8")]
         onnx.save(model, paths[0])
         quant_pre_process(paths[0], paths[1], skip_symbolic_shape=True)
         quantize_static(
@@ -108,7 +110,7 @@ def to_int8(model: onnx.ModelProto, batches: Iterator[Batch]) -> onnx.ModelProto
 def calibration(
     path: AnyPath, transform: TransformationParameter, records: int, feed: Any
 ) -> Iterator[Batch]:
-    """The first `records` records of an LMDB in batches that the model's input `feed` takes."""
+    """The first `records` records of an LMDB in batches that fit the model's input `feed`."""
     fixed = feed.shape[0] if isinstance(feed.shape[0], int) else None
     size = fixed or min(BATCH, records)
     for images, labels in itertools.islice(lmdb_batches(path, transform, size), -(-records // size)):
@@ -118,7 +120,7 @@ def calibration(
 
 
 def read_model(path: AnyPath) -> onnx.ModelProto:
-    """A model; ExportError where the file is none."""
+    """The model in a file; ExportError where the file holds none."""
     try:
         model = onnx.load(os.fspath(path))
         onnx.checker.check_model(model)
@@ -136,9 +138,9 @@ def quantize_file(
     calibrate: AnyPath | None = None,
     records: int = 1000,
 ) -> None:
-    """Write a model again with fewer bits; the file is written atomically.
+    """Write a model with fewer bits; the file is written atomically.
 
-    calibrate   for int8: an LMDB of records like those that will come, of which the first `records` are read
+    calibrate   for int8: an LMDB of typical records, of which the first `records` are read
 
     ExportError for a model that cannot be read or quantized, DataError for records that do not fit it.
     """
@@ -150,15 +152,15 @@ def quantize_file(
     transform = model_transform(session, None)
     if len(session.get_inputs()) != 1:
         raise ExportError(f"{model}: a model with one input is needed, got {len(session.get_inputs())}")
-    given = read_model(model)
+    original = read_model(model)
     try:
         if calibrate:
             feed = session.get_inputs()[0]
-            result = to_int8(given, calibration(calibrate, transform, records, feed))
+            result = to_int8(original, calibration(calibrate, transform, records, feed))
         else:
-            result = to_fp16(given)
+            result = to_fp16(original)
     except session_errors() as error:
         raise ExportError(f"{model}: {str(error).strip().splitlines()[0]}") from error
     del result.metadata_props[:]  # protobuf before 5.28 has no clear() for messages
-    result.metadata_props.extend(given.metadata_props)
+    result.metadata_props.extend(original.metadata_props)
     write_atomically(output, result.SerializeToString())

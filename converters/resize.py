@@ -1,11 +1,11 @@
-"""Pictures in another size, (H, W, C) bytes.
+"""Images resized, as (H, W, C) bytes.
 
-    bilinear  OpenCV's, as Caffe's tools: between the four nearest pixels, without antialiasing
-    bicubic   MATLAB's imresize as it is without a method: the cubic kernel with a = -0.5 (Keys 1981); where
-              the picture shrinks, the kernel is as much wider; beyond its edges the picture is mirrored
+    bilinear  OpenCV's, as in Caffe's tools: between the four nearest pixels, without antialiasing
+    bicubic   MATLAB's imresize with its default method: the cubic kernel with a = -0.5 (Keys 1981); where the
+              image shrinks, the kernel is wider by the same factor; beyond its edges the image is mirrored
 
-The authors of IMAE resized CIFAR's images to 36 x 36 by MATLAB's imresize, of single-precision values; here
-the result is rounded to 0 .. 255, as it is kept as bytes.
+The authors of IMAE resized CIFAR's images to 36 x 36 by MATLAB's imresize, in single precision; here the
+result is rounded to 0 .. 255, since it is stored as bytes.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Image = NDArray[np.uint8]
 
 def resize_bilinear(pixels: Image, height: int, width: int) -> Image:
     """Pixels (height, width, C)."""
-    resized = cv2.resize(pixels, (width, height))  # which drops an axis of one channel
+    resized = cv2.resize(pixels, (width, height))  # it drops a channel axis of size 1
     return np.asarray(resized, np.uint8).reshape(height, width, -1)
 
 
@@ -33,7 +33,7 @@ def resize_bicubic(pixels: Image, height: int, width: int) -> Image:
 
 @lru_cache(16)
 def cubic_weights(size: int, new_size: int) -> NDArray[np.float64]:
-    """(new_size, size): how much of each old pixel is in each new one."""
+    """(new_size, size): the weight of each old pixel in each new one."""
     width = max(1.0, size / new_size)  # of the kernel
     centers = (np.arange(new_size) + 0.5) * size / new_size - 0.5
     reach = int(np.ceil(2 * width)) + 1

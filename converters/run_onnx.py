@@ -1,10 +1,10 @@
 """Run an ONNX model in ONNX Runtime on an LMDB or on image files: accuracy, classes, images per second.
 
-Images are prepared (mean, scale, crop) as the TEST net's transform_param says, which `export_file` stores in
-the model's metadata, or by another one. Nothing is mirrored.
+Images are prepared (mean, scale, crop) by the TEST net's transform_param, which `export_file` stores in the
+model's metadata, or by another transform_param. Nothing is mirrored.
 
-On CUDA and TensorRT a batch is put on the device once, and the scores alone come back; CUDA computes float32
-models in float32, not TF32. On the CPU ONNX Runtime reads a batch where it lies, and its defaults are kept:
+On CUDA and TensorRT a batch is copied to the device once, and only the scores are copied back; CUDA computes
+float32 models in float32, not TF32. On the CPU ONNX Runtime reads a batch in place. Its defaults are kept:
 binding, threads, spinning, arena, memory patterns and denormals were tried, and none made ResNet-20 faster.
 """
 
@@ -42,21 +42,21 @@ if TYPE_CHECKING:
     import onnxruntime
 
 Array = NDArray[Any]
-# Images (N, C, H, W) float32, prepared, and their labels where these are known.
+# Prepared images (N, C, H, W) in float32, and their labels where they are known.
 Batch = tuple[NDArray[np.float32], NDArray[np.int64] | None]
-# Where the memory of a provider is, in ONNX Runtime's words; for the others it copies by itself.
+# ONNX Runtime's name for the memory of a provider; for other providers it copies by itself.
 DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 
 @dataclass
 class Result:
-    """What a model gave for images.
+    """The results of a model on images.
 
     accuracy     in [0, 1]; None without labels
     classes      the best class of each image
-    seconds      of each batch, of the model alone
-    batch_size   images of a batch, but perhaps of the last one; None where batches of any size were given
+    seconds      of each batch, for the model alone
+    batch_size   images per batch, though the last may have fewer; None for batches of any size
     """
 
     accuracy: float | None
@@ -75,11 +75,11 @@ class Result:
 def open_session(
     path: str | os.PathLike[str], provider: str = "CPU", threads: int = 0, device: int | None = None
 ) -> onnxruntime.InferenceSession:
-    """A session on the named provider (CPU, CUDA, TensorRT, ...); DeviceError if it cannot be had.
+    """A session on the named provider (CPU, CUDA, TensorRT, ...); DeviceError if it is not available.
 
     device   which of several GPUs computes; None leaves it to the provider
 
-    ONNX Runtime falls back to the CPU in silence, so what the session really got is looked at.
+    ONNX Runtime falls back to the CPU silently, so the provider of the session is checked.
     """
     import onnxruntime
 
@@ -100,7 +100,7 @@ def open_session(
         )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 4  # what goes wrong is raised, too
+    options.log_severity_level = 4  # errors are raised anyway
     try:
         with _limited_memory(name):
             session = onnxruntime.InferenceSession(
@@ -109,7 +109,7 @@ def open_session(
                 providers=[(name, _provider_options(name, device))],
             )
         for value in (*session.get_inputs(), *session.get_outputs(), session.get_modelmeta()):
-            for text in ("name", "shape", "custom_metadata_map"):  # these must be UTF-8; it does not look
+            for text in ("name", "shape", "custom_metadata_map"):  # to read them raises unless they are UTF-8
                 getattr(value, text, None)
     except session_errors() as error:
         mistaken = mistaken_file(path, FileKind.ONNX)
@@ -127,7 +127,7 @@ def open_session(
 def _provider_options(name: str, device: int | None) -> dict[str, str]:
     options = {} if device is None else {"device_id": str(device)}
     if name == "CUDAExecutionProvider":
-        options["use_tf32"] = "0"  # its default is 1: products of 10 bits
+        options["use_tf32"] = "0"  # its default is 1: products with 10 bits
     return options
 
 
@@ -197,8 +197,8 @@ def run_bound(
     """As `session.run`, with input and output bound to memory of the device: one copy there, one back."""
     import onnxruntime
 
-    # By name, to live until the run is over: on the CPU the value has the array's own memory, and not every
-    # release of ONNX Runtime keeps the array alive.
+    # A variable, so that it lives until the run is over: on the CPU the value shares the array's memory, and
+    # not every release of ONNX Runtime keeps the array alive.
     contiguous = np.ascontiguousarray(images)
     value = onnxruntime.OrtValue.ortvalue_from_numpy(contiguous, device, number)
     binding = session.io_binding()
@@ -219,7 +219,7 @@ def _first_line(error: Exception) -> str:
 
 
 def output_name(session: onnxruntime.InferenceSession, wanted: str | None, option: str = "--output") -> str:
-    """`wanted`, or the only output; ExportError where that is none of the model's."""
+    """`wanted`, or the only output; ExportError where the model has no such output."""
     names: list[str] = [output.name for output in session.get_outputs()]
     if wanted is None and len(names) == 1:
         return names[0]
@@ -230,7 +230,7 @@ def output_name(session: onnxruntime.InferenceSession, wanted: str | None, optio
 
 
 def _image_shape(session: onnxruntime.InferenceSession) -> list[int | str]:
-    """The input's N, C, H, W, names where they are free; ExportError where it takes no images."""
+    """The input's N, C, H, W, with names for free axes; ExportError where it takes no images."""
     shapes = [feed.shape for feed in session.get_inputs()]
     if len(shapes) == 1 and len(shapes[0]) == 4:
         fixed = [size for size in shapes[0] if isinstance(size, int)]
@@ -266,11 +266,11 @@ def run_file(
 
     output       the output with the scores, if there are several
     provider     CPU, CUDA, TensorRT, ...
-    batch_size   images at a time, where the model does not say
+    batch_size   images per batch, where the model does not fix it
     threads      of the CPU provider; 0: all cores
-    transform    transform_param in prototxt text; None: as the model's metadata say
+    transform    transform_param in prototxt text; None: the one in the model's metadata
 
-    ExportError for a model that cannot be run on images, DeviceError for a provider that is not there,
+    ExportError for a model that cannot be run on images, DeviceError for a provider that is not available,
     DataError for images that do not fit the model.
     """
     if batch_size < 1:
@@ -324,7 +324,7 @@ def image_batches(
 
 
 def model_transform(session: onnxruntime.InferenceSession, text: str | None) -> TransformationParameter:
-    """How images are prepared: by `text`, or by the model's metadata; without the parts that are random."""
+    """The transform of images, from `text` or the model's metadata, without random mirroring."""
     where = "--transform" if text is not None else "the model's metadata"
     if text is None:
         text = session.get_modelmeta().custom_metadata_map.get(TRANSFORM_KEY, "")

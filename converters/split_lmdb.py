@@ -1,7 +1,7 @@
-"""Part of an LMDB as an LMDB of its own, and the rest as another.
+"""Part of an LMDB as a new LMDB, and the rest as another.
 
-The records stay in order and keep their keys. Where the clean labels of noisy ones are kept beside the LMDB,
-the class of a record is its clean label, and each part gets its clean labels as well. The random numbers are
+The records stay in order and keep their keys. Where clean labels are kept beside an LMDB with noisy ones, the
+class of a record is its clean label, and each part gets its clean labels as well. The random numbers are
 those of numpy's RandomState(seed), whose streams are frozen.
 """
 
@@ -34,12 +34,12 @@ class LmdbLabels(NamedTuple):
 
     @property
     def classes(self) -> Labels:
-        """What the records show: the clean labels if there are any."""
+        """The true classes of the records: the clean labels if there are any."""
         return self.labels if self.clean is None else self.clean
 
 
 def read_lmdb_labels(source: LmdbSource) -> LmdbLabels:
-    """The labels of all records; DataError where the clean labels beside them are another LMDB's."""
+    """The labels of all records; DataError where the clean labels beside them belong to another LMDB."""
     keys = source.keys()
     labels = np.array([source.datum(i).label for i in range(len(source))], np.int64)
     return LmdbLabels(keys, labels, read_clean_labels(source.path, keys, labels))

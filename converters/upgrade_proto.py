@@ -1,6 +1,6 @@
 """Nets and solvers of an old form, or of a fork, written in today's form, as Caffe's three upgrade tools do.
 
-What a V0 net says and no newer form has is logged and left out; the functions of nets return these lines.
+V0 fields that no newer form has are logged and left out; the functions for nets return these lines.
 PrototxtError for a file that cannot be read.
 
 Caffe: tools/upgrade_net_proto_text.cpp, upgrade_net_proto_binary.cpp, upgrade_solver_proto_text.cpp. Differs:
@@ -25,7 +25,7 @@ from imae.prototxt.upgrade import upgrade_net, upgrade_solver
 
 
 def upgrade_net_text(source: AnyPath, output: AnyPath, dialect: str | None = None) -> list[str]:
-    """A net's prototxt in today's form; `dialect` is the fork that it is of, one of TEXT_DIALECTS."""
+    """Write a net's prototxt in today's form; `dialect` is the fork of the file, one of TEXT_DIALECTS."""
     old = read_net_text_dialect(source, dialect)
     problems: list[str] = []
     new = upgrade_net(old, os.fspath(source), problems)
@@ -35,7 +35,7 @@ def upgrade_net_text(source: AnyPath, output: AnyPath, dialect: str | None = Non
 
 
 def upgrade_net_binary(source: AnyPath, output: AnyPath, dialect: str | None = None) -> list[str]:
-    """A .caffemodel, or another binary net, in today's form; `dialect` is the fork that it is of."""
+    """Write a .caffemodel, or another binary net, in today's form; `dialect` is the fork of the file."""
     old = read_net_dialect(source, dialect) if dialect else read_binary(source, NetParameter)
     problems: list[str] = []
     new = upgrade_net(old, os.fspath(source), problems)
@@ -45,7 +45,7 @@ def upgrade_net_binary(source: AnyPath, output: AnyPath, dialect: str | None = N
 
 
 def upgrade_solver_text(source: AnyPath, output: AnyPath) -> None:
-    """A solver's prototxt in today's form."""
+    """Write a solver's prototxt in today's form."""
     old = read_text(source, SolverParameter)
     new = upgrade_solver(old, os.fspath(source))
     _write("upgrade_solver_proto_text", source, output, new, changed=new != old)
@@ -63,7 +63,7 @@ def _write(
 ) -> None:
     """Write the new message, as text unless it is to be `binary`, and log what Caffe's tool logs.
 
-    changed    whether it is another than the old one
+    changed    whether it differs from the old message
     problems   what was left out; upgrade_net has logged each
     """
     if problems:

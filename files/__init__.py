@@ -1,4 +1,4 @@
-"""The ground floor: errors, atomic writing, limits, and readers of files that strangers made."""
+"""The ground floor: errors, atomic writing, limits, and readers of untrusted files."""
 
 if __name__ != "imae.files":
     raise ImportError(f"import this package as imae.files, not as {__name__}")

@@ -1,8 +1,8 @@
 """Writing files and folders so that nobody ever sees half of one.
 
-A file or folder is written beside its target under a name of its own (`.NAME.XXXXXXXX.tmp`), synced to the
-disk, then renamed into place. Whatever goes wrong, the old one is untouched and the new one is removed; only
-a process that is killed leaves one behind.
+A file or folder is written beside its target under a temporary name (`.NAME.XXXXXXXX.tmp`), synced to the
+disk, then renamed into place. After any failure the old file is untouched and the new one is removed; only a
+killed process leaves a temporary file.
 """
 
 import errno
@@ -20,28 +20,28 @@ from imae.files.read import AnyPath
 
 
 def write_atomically(path: AnyPath, data: bytes) -> None:
-    """Write a file; FileError says why that is not possible."""
+    """Write a file; FileError where that is not possible."""
     with atomic_file(path) as file:
         file.write(data)
 
 
 @contextmanager
 def atomic_file(path: AnyPath) -> Iterator[BinaryIO]:
-    """A new binary file that takes the place of `path` when the block ends well.
+    """A new binary file that replaces `path` if the block raises no exception.
 
     `file.name` is the path of the temporary file, for libraries that open files themselves. An OSError of the
     block is raised as a FileError unless it is about another file.
     """
     _check_name(path)
     target = Path(os.path.realpath(path))  # the file that a link points to
-    temporary = _beside(target)
+    temporary = _temporary_path(target)
     with _file_errors(path, target, temporary):
         if target.exists() and not target.is_file():  # a folder, /dev/null
             raise FileError(f"cannot write '{path}': it exists and is not a regular file")
-        file = open(temporary, "x+b")  # noqa: SIM115  # outside the try: what lay there already is not ours
+        file = open(temporary, "x+b")  # noqa: SIM115  # outside the try: an existing file stays
         try:
             with file:
-                _take_mode(target, file)
+                _copy_mode(target, file)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -49,28 +49,28 @@ def atomic_file(path: AnyPath) -> Iterator[BinaryIO]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        _sync_names(target.parent)
+        _sync_entries(target.parent)
 
 
 @contextmanager
 def atomic_folder(path: AnyPath) -> Iterator[Path]:
-    """A new folder that becomes `path` when the block ends well; FileError if `path` exists already."""
+    """A new folder, renamed to `path` if the block raises no exception; FileError if `path` exists."""
     _check_name(path)
     target = Path(os.path.abspath(path))
-    temporary = _beside(target)
+    temporary = _temporary_path(target)
     with _file_errors(path, target, temporary):
         _refuse_existing(path)
         temporary.mkdir()
         try:
             yield temporary
             for inside in [*temporary.rglob("*"), temporary]:
-                _sync_names(inside) if inside.is_dir() else _sync(inside)
+                _sync_entries(inside) if inside.is_dir() else _sync(inside)
             _refuse_existing(path)
             temporary.rename(target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        _sync_names(target.parent)
+        _sync_entries(target.parent)
 
 
 def _check_name(path: AnyPath) -> None:
@@ -78,7 +78,7 @@ def _check_name(path: AnyPath) -> None:
         raise FileError(f"cannot write '{path}': there is a zero byte in the name")
 
 
-def _beside(target: Path) -> Path:
+def _temporary_path(target: Path) -> Path:
     return target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}.tmp")
 
 
@@ -87,21 +87,21 @@ def _refuse_existing(path: AnyPath) -> None:
         raise FileError(f"cannot write '{path}': it exists already; remove it or choose another name")
 
 
-def _take_mode(target: Path, file: BinaryIO) -> None:
-    """Give a file that takes the place of another one its permissions; it may hold a secret."""
+def _copy_mode(target: Path, file: BinaryIO) -> None:
+    """Copy the permissions of the file that is replaced to the new one: it may hold a secret."""
     if hasattr(os, "fchmod"):
-        with suppress(OSError):  # there is no other one; or a file system without permissions
+        with suppress(OSError):  # no file is replaced, or the file system has no permissions
             os.fchmod(file.fileno(), stat.S_IMODE(os.stat(target).st_mode) & 0o777)
 
 
-# What file systems say that cannot sync folders (some of networks, FUSE); and a folder that may not be read.
+# Errors where a folder cannot be synced: by some file systems (networks, FUSE), or without read access.
 NO_SYNC = {getattr(errno, name, errno.EINVAL) for name in ("EINVAL", "EBADF", "ENOTSUP", "EACCES", "EPERM")}
 
 
-def _sync_names(folder: Path) -> None:
-    """Wait until a folder's list of names is on the disk, where that can be done.
+def _sync_entries(folder: Path) -> None:
+    """Wait until a folder's entries are on the disk, where the file system can sync them.
 
-    Where it cannot, the files themselves are on the disk, and the file system brings their names there.
+    Where it cannot, the files themselves are on the disk, and the file system writes the entries later.
     """
     try:
         _sync(folder)
@@ -111,8 +111,8 @@ def _sync_names(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    if os.name != "posix":  # elsewhere folders cannot be opened, nor files be synced without writing
+    """Wait until a file's content, or a folder's entries, are on the disk."""
+    if os.name != "posix":  # others cannot open a folder, nor sync a file opened for reading
         return
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -37,15 +37,15 @@ logger = logging.getLogger("imae.caffe")
 
 
 def log_line(place: str, message: str, level: int = logging.INFO, lines: bool = False) -> None:
-    """Log a line of Caffe's (or several `lines`) as if from the place where Caffe does, "solver.cpp:239"."""
+    """Log a line of Caffe's, or several if `lines`, as from a place in Caffe's sources, "solver.cpp:239"."""
     logger.log(level, "%s", message, extra={"caffe": place, "lines": lines})
 
 
 class GlogFormatter(logging.Formatter):
     """Log records as glog 0.3 writes them; `extra={"caffe": "solver.cpp:239"}` names the place.
 
-    A name in a message may be a stranger's: what cannot be printed is escaped, so that it cannot act on a
-    terminal, nor make lines of its own. `extra={"lines": True}` says that the message has several lines.
+    A name in a message may come from an untrusted file. Unprintable characters are escaped, so that they
+    cannot control a terminal or forge log lines. `extra={"lines": True}` marks a message of several lines.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -72,7 +72,7 @@ def number(value: float | np.float32) -> str:
 
 
 def output_text(name: str, value: np.float32, weight: np.float32) -> str:
-    """An element of an output blob, with what it adds to the loss where it has a loss_weight."""
+    """An element of an output blob, with its weighted loss where it has a loss_weight."""
     loss = f" (* {number(weight)} = {number(weight * value)} loss)" if weight else ""
     return f"{name} = {number(value)}{loss}"
 
@@ -101,7 +101,7 @@ ITERATION = re.compile(r"Iteration (\d{1,18})(?:, Testing net \(#(\d{1,9})\))?(?
 LOSS = re.compile(r"Iteration \d{1,18}(?: \(.*\))?, loss = " + VALUE)
 RATE = re.compile(r"Iteration \d{1,18}, lr = " + VALUE)
 TEST_LOSS = re.compile(r"Test loss: " + VALUE)
-LONGEST_LINE = 1 << 16  # characters; what is longer is none of Caffe's
+LONGEST_LINE = 1 << 16  # characters; Caffe's lines are shorter
 OUTPUT = re.compile(r"(Train|Test) net output #(\d{1,9}): (\S+) = " + VALUE)
 
 
@@ -120,9 +120,9 @@ def read_log(path: str | os.PathLike[str]) -> list[LogNumber]:
 
 
 def _lines(file: TextIO, left: int) -> Iterator[str]:
-    """The lines of a file, as far as it went (`left` bytes) when it was opened: it may never end.
+    """The lines in the first `left` bytes of a file, its size when it was opened: it may grow for ever.
 
-    Of a line no more is read than any of Caffe's has.
+    A line longer than LONGEST_LINE comes in pieces.
     """
     while left > 0 and (line := file.readline(LONGEST_LINE)):
         left -= len(line)  # characters: bytes or fewer
@@ -130,9 +130,9 @@ def _lines(file: TextIO, left: int) -> Iterator[str]:
 
 
 def parse_log(lines: Iterable[str], year: int | None = None) -> Iterator[LogNumber]:
-    """The numbers of a log, in its order; lines that are not Caffe's are passed over.
+    """The numbers of a log, in its order; lines that are not Caffe's are skipped.
 
-    year   of the first line, where the log does not say (by default this year; leap years matter)
+    year   of the first line, where the log has none; default: this year (leap years matter)
     """
     iteration, net = -1, 0
     start = now = datetime(year or datetime.now().year, 1, 1)
@@ -163,7 +163,7 @@ def parse_log(lines: Iterable[str], year: int | None = None) -> Iterator[LogNumb
 
 
 def _time(prefix: re.Match[str], before: datetime) -> datetime:
-    """The time of a line; without a year in it, a smaller month than before begins a new one."""
+    """The time of a line. Without a year in it, a month smaller than that of `before` starts a new year."""
     year, month, day, hour, minute, second, fraction = prefix.groups()
     years = int(year) if year else before.year + (int(month) < before.month)
     clock = timedelta(hours=int(hour), minutes=int(minute), seconds=float(f"{second}.{fraction}"))
@@ -259,7 +259,7 @@ class LogDifference(NamedTuple):
 
 
 def compare(first: Iterable[LogNumber], second: Iterable[LogNumber], rtol: float = 0) -> list[LogDifference]:
-    """The differences between two logs, by kind; of a number that occurs twice the last counts."""
+    """The differences between two logs, by kind; where a number occurs twice, the last one counts."""
     a, b = ({n[:5]: n.value for n in log} for log in (first, second))
     differences = []
     for what in dict.fromkeys(key[0] for key in [*a, *b]):
@@ -284,7 +284,7 @@ def relative_difference(a: float, b: float) -> float:
 
 
 def _distance(a: float, b: float) -> float:
-    """|a - b|; NaNs are equal to each other and infinitely far from all else."""
+    """|a - b|; NaNs are equal to each other and infinitely far from all other numbers."""
     if a == b or (math.isnan(a) and math.isnan(b)):
         return 0.0
     distance = abs(a - b)

@@ -1,10 +1,10 @@
 """The batches of CIFAR's Python version, which are pickles, read without unpickling.
 
-A pickle is a program: it may import and call anything. These files need little of that language, and this
-interprets just that little: dicts, lists, tuples, numbers, strings, and numpy's steps to an array of bytes.
-It imports and calls nothing; whatever else a file asks for is a DataError.
+A pickle is a program: it may import and call anything. These files need few of its operations, and only those
+are interpreted: dicts, lists, tuples, numbers, strings, and numpy's steps to an array of bytes. Nothing is
+imported or called; any other operation is a DataError.
 
-Strings and bytes both become str, bytes as Latin-1: Python 2, which wrote these files, has but one type.
+Strings and bytes both become str, bytes as Latin-1: Python 2, which wrote these files, has one type for both.
 """
 
 import pickletools
@@ -21,7 +21,7 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class _Global(str):
-    """The name in a GLOBAL; a type of its own, so that no string of the file can pass for one."""
+    """The name in a GLOBAL. Its type is separate, so that no string of the file can pass for one."""
 
 
 RECONSTRUCT = {_Global(f"numpy.{core}.multiarray _reconstruct") for core in ("core", "_core")}
@@ -36,7 +36,7 @@ class _Array:
 
 
 class _Dtype:
-    """numpy's dtype u1, the only one there may be."""
+    """numpy's dtype u1, the only one that is allowed."""
 
 
 def read_pickled_batch(data: bytes, name: str) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def read_pickled_batch(data: bytes, name: str) -> dict[str, Any]:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickletools, about strange escapes in a text
+            warnings.simplefilter("ignore")  # pickletools warns about strange escapes in a string
             batch = _interpret(data)
         if not isinstance(batch, dict):
             raise ValueError("it holds no dict")
@@ -133,7 +133,7 @@ def _update(stack: list[Any], items: list[Any]) -> None:
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """What `function(*arguments)` would be, for the three functions there are."""
+    """The result of `function(*arguments)`, for the three functions that are allowed."""
     match function, arguments:
         case _Global(), (_Global(), (0,), "b") if function in RECONSTRUCT and arguments[0] == NDARRAY:
             return _Array()
@@ -145,7 +145,7 @@ def _call(function: Any, arguments: Any) -> Any:
 
 
 def _build(target: Any, state: Any) -> None:
-    """Give an array its shape and bytes; the state of a dtype u1 says nothing new."""
+    """Give an array its shape and bytes; the state of a dtype u1 holds nothing new."""
     match target, state:
         case _Array(), (1, (int(), int()) as shape, _Dtype(), False, str() as values):
             target.values = np.frombuffer(values.encode("latin-1"), np.uint8).reshape(shape)

@@ -12,9 +12,9 @@ LONGEST = 2000  # characters of a message
 
 
 class ImaeError(Exception):
-    """What the user gave cannot be used. The message is one line: who or where, expected, got, remedy.
+    """Input that cannot be used. The message is one line: who or where, expected, got, remedy.
 
-    It may quote a file, which may say anything: what cannot be printed is escaped, and what is long is cut.
+    It may quote an untrusted file: unprintable characters are escaped, and a long message is cut.
     """
 
     def __str__(self) -> str:
@@ -25,21 +25,21 @@ class ImaeError(Exception):
 
 
 def printable(text: str) -> str:
-    """Text in which what cannot be printed is escaped: it may be a stranger's, and act on a terminal."""
+    """Text with unprintable characters escaped: those of an untrusted file could control a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def check_utf8(text: str, what: str) -> None:
+def check_utf8(text: str, problem: str) -> None:
     """PrototxtError where a text (a path of the command line) is not UTF-8, as strings of a message must be.
 
-    what   what cannot be done, and what to do
+    problem   what cannot be done, and the remedy
     """
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise PrototxtError(f"{what}: {text!r} is not UTF-8") from None
+        raise PrototxtError(f"{problem}: {text!r} is not UTF-8") from None
 
 
 class PrototxtError(ImaeError, ValueError):
@@ -80,7 +80,7 @@ class ExportError(ImaeError, ValueError):
 
 
 class DeviceError(ImaeError, ValueError):
-    """A device that was asked for and is not there."""
+    """A requested device that is not available."""
 
 
 class FileError(ImaeError, OSError):

@@ -1,8 +1,8 @@
-"""What a file is, told by its content: for errors about a file that is not what its name promises.
+"""The kind of a file, recognised by its content: for errors about a file that is not what was expected.
 
     raise DataError(f"{path}: not an LMDB{mistaken_for(data)}")
 
-Nothing is decoded or unpacked; of a protobuf message its field numbers are looked at.
+Nothing is decoded or unpacked; a protobuf message is recognised by its field numbers and wire types.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from imae.files.read import AnyPath, open_to_read
 
 
 class FileKind(Enum):
-    """A kind of file, and what to call it; after a colon what to do with it."""
+    """A kind of file and its name in errors; the remedy follows after a colon."""
 
     LFS = "a Git-LFS pointer, not the file itself: fetch that with git lfs pull"
     HTML = "a web page in HTML, as a failed download leaves it: download the file itself"
@@ -61,17 +61,17 @@ MAGIC: tuple[tuple[int, bytes, FileKind], ...] = (
 LFS = b"version https://git-lfs.github.com/"
 HTML = re.compile(rb"\s*(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 COMMENT = re.compile(rb"#[^\n]*")
-NET_TEXT = re.compile(rb"(^|[\s}])layers?\s*+:?\s*+\{")  # possessive: blanks are looked at once
+NET_TEXT = re.compile(rb"(^|[\s}])layers?\s*+:?\s*+\{")  # possessive: no backtracking over blanks
 SOLVER_TEXT = re.compile(rb"(^|\s)(base_lr|lr_policy|max_iter|snapshot_prefix|test_iter)\s*:")
-# Text has none of these, whatever its encoding (UTF-16 apart), and each binary kind has some: zeros, short
-# lengths, the tags of low fields. Else a list that begins with "A" could be a BlobProto of one value.
-NO_TEXT = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")
+# Control characters that no text has, in any encoding but UTF-16. Every binary kind has some: zeros, short
+# lengths, the tags of low fields. Without this check a list that begins with "A" could pass for a BlobProto.
+CONTROL_CHARACTERS = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]")
 ARCHIVES = (FileKind.TAR, FileKind.GZIP, FileKind.BZIP2, FileKind.XZ)
 TEXT_READ, MOST_READ = 1 << 16, 1 << 28
 MOST_FIELDS = 100_000
 
-# Fields of messages by number with their wire types (0: a number; 2: bytes; 5: four bytes): those that must
-# be there, and those that may.
+# Field number -> wire types (0: a varint; 1: eight bytes; 2: bytes with a length; 5: four bytes). MESSAGES
+# has the required fields of each kind, then the optional ones.
 Fields = Mapping[int, tuple[int, ...]]
 BLOB_FIELDS: Fields = {
     **dict.fromkeys((1, 2, 3, 4, 10, 11), (0,)),
@@ -94,13 +94,13 @@ MESSAGES: tuple[tuple[FileKind, Fields, Fields], ...] = (
 
 
 def mistaken_for(data: bytes, *expected: FileKind | None) -> str:
-    """What to append to an error about a file that is not what it should be: "; it is ...", or nothing."""
+    """The end of an error about a file of the wrong kind: "; it is ..."; "" if expected or unknown."""
     kind = file_kind(data)
     return f"; it is {kind.value}" if kind is not None and kind not in expected else ""
 
 
 def mistaken_file(path: AnyPath, *expected: FileKind | None) -> str:
-    """The same by the file's path; nothing where it cannot be read, or is no regular file."""
+    """`mistaken_for` of the file's content; "" where it cannot be read or is not a regular file."""
     try:
         with open_to_read(path) as file:
             return mistaken_for(file.read(MOST_READ), *expected)
@@ -109,11 +109,11 @@ def mistaken_file(path: AnyPath, *expected: FileKind | None) -> str:
 
 
 def file_kind(data: bytes) -> FileKind | None:
-    """The kind of a file by its first bytes, or by all; None where they tell nothing."""
+    """The kind of a file from its first bytes, or from all of them; None where it is not recognised."""
     head = data[:TEXT_READ]
     if head.startswith(LFS):
         return FileKind.LFS
-    for offset, magic, kind in MAGIC if NO_TEXT.search(head) else ():
+    for offset, magic, kind in MAGIC if CONTROL_CHARACTERS.search(head) else ():
         if data.startswith(magic, offset):
             return FileKind.TORCH if kind is FileKind.ZIP and b"/data.pkl" in head else kind
     if HTML.match(head):
@@ -124,20 +124,20 @@ def file_kind(data: bytes) -> FileKind | None:
             return FileKind.NET_TEXT
         if SOLVER_TEXT.search(text):
             return FileKind.SOLVER_TEXT
-        if not NO_TEXT.search(text):
+        if not CONTROL_CHARACTERS.search(text):
             return None
     return _message_kind(data)
 
 
 def _message_kind(data: bytes) -> FileKind | None:
-    found = _top_fields(data)
-    numbers = {number for number, _ in found}
+    fields = _top_fields(data)
+    numbers = {number for number, _ in fields}
     for kind, needed, allowed in MESSAGES:
         wires = {**needed, **allowed}
         if (
             numbers
             and numbers >= needed.keys()
-            and all(wire in wires.get(number, (wire,)) for number, wire in found)
+            and all(wire in wires.get(number, (wire,)) for number, wire in fields)
             and (numbers <= wires.keys() or (kind is FileKind.NET and 100 in numbers))
         ):
             return kind
@@ -145,13 +145,13 @@ def _message_kind(data: bytes) -> FileKind | None:
 
 
 def _top_fields(data: bytes) -> set[tuple[int, int]]:
-    """Numbers and wire types of the first MOST_FIELDS fields of a message; none of what is no message."""
-    found: set[tuple[int, int]] = set()
+    """Numbers and wire types of the first MOST_FIELDS fields of a message; empty if it is no message."""
+    fields: set[tuple[int, int]] = set()
     place = 0
     try:
         for _ in range(MOST_FIELDS):
             if place == len(data):
-                return found
+                return fields
             tag, place = _varint(data, place)
             wire = tag & 7
             if wire == 0:
@@ -163,14 +163,14 @@ def _top_fields(data: bytes) -> set[tuple[int, int]]:
                 place += {1: 8, 5: 4}[wire]
             if place > len(data) or tag < 8:
                 return set()
-            found.add((tag >> 3, wire))
-    except (IndexError, KeyError):  # cut short; a wire type that Caffe's messages have not
+            fields.add((tag >> 3, wire))
+    except (IndexError, KeyError):  # cut short, or a wire type that Caffe's messages do not use
         return set()
-    return found
+    return fields
 
 
 def _varint(data: bytes, place: int) -> tuple[int, int]:
-    """A number and the place behind it."""
+    """The varint at a place, and the place after it."""
     number = 0
     for shift in range(0, 70, 7):
         byte = data[place]

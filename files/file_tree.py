@@ -1,11 +1,11 @@
-"""The files below a folder, or in a .tar archive, which is read where it lies: nothing of it is extracted.
+"""The files below a folder, or in a .tar archive, which is read in place: nothing of it is extracted.
 
-An archive's names are only names: nothing is opened, written or followed at the places that they tell. As for
-tar, a "/" in front is left out and the last of several members of one name counts; a name that leads out of
-the archive by ".." is refused, and so is reading a link or a device in it.
+An archive's names are only labels: no path that they name is opened, written or followed. As in tar, a
+leading "/" is dropped, and the last of several members with one name counts. A name that leads out of the
+archive by ".." is refused, and so is reading a link or a device in it.
 
-A packed archive is unpacked piece by piece into a nameless file, and may not hold more than UNPACKED_PER_BYTE
-bytes for each of its own. Pictures hardly shrink, so only one that is made to fill the disk holds as much.
+A compressed archive is unpacked in chunks into an unnamed temporary file, to at most UNPACKED_PER_BYTE bytes
+for each of its own. Images hardly compress, so only an archive made to fill the disk holds more.
 """
 
 import bz2
@@ -34,7 +34,7 @@ DECOMPRESSORS: dict[bytes, Callable[[IO[bytes]], io.BufferedIOBase]] = {  # by t
     b"\xfd7zXZ\0": lzma.LZMAFile,
 }
 BROKEN = (
-    *(OSError, EOFError, ValueError, MemoryError, RecursionError),  # ValueError: numbers that are none
+    *(OSError, EOFError, ValueError, MemoryError, RecursionError),  # ValueError: malformed numbers
     *(lzma.LZMAError, zlib.error, tarfile.TarError),
 )
 UNPACKED_PER_BYTE = 100
@@ -56,7 +56,7 @@ class FileTree(NamedTuple):
 def open_tree(path: AnyPath, subfolder: str = "", depth: int | None = None) -> Iterator[FileTree]:
     """The files below `subfolder` of a folder or a .tar, .tar.gz, .tar.bz2 or .tar.xz archive.
 
-    In a folder, `depth` limits the search: 1 for the files right in it, 2 for those in its folders as well.
+    In a folder, `depth` limits the search: 1 for the files directly in it, 2 for those in its folders, too.
     """
     if not os.path.exists(path):
         raise DataError(f"no such file or folder: '{path}'")
@@ -91,7 +91,7 @@ def open_tree(path: AnyPath, subfolder: str = "", depth: int | None = None) -> I
 
 
 def _unpack(path: AnyPath, content: io.BufferedIOBase, file: IO[bytes], most: int) -> None:
-    """Write the unpacked content of an archive, at most so many bytes, into a file."""
+    """Write the unpacked content of an archive, at most `most` bytes, into a file."""
     while chunk := content.read(CHUNK):
         if file.tell() + len(chunk) > most:
             raise DataError(
@@ -103,12 +103,12 @@ def _unpack(path: AnyPath, content: io.BufferedIOBase, file: IO[bytes], most: in
 
 
 def _members(path: AnyPath, tar: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
-    """All but the folders, by their names."""
+    """The members of an archive except folders, by name."""
     members = {}
     while member := tar.next():
         if len(tar.pax_headers) > MOST_GLOBAL_HEADERS:
             raise tarfile.ReadError(f"it has {len(tar.pax_headers)} global headers")
-        member.pax_headers = {}  # read already, and a copy for each member
+        member.pax_headers = {}  # they are applied already, and copied for each member
         if not member.isdir():
             members[_inner_name(path, member.name)] = member
     return members
@@ -169,7 +169,7 @@ def _archive(
             raise DataError(
                 f"'{name}' of '{path}' is a link or a device; archives must hold the files themselves"
             )
-        if member.issparse():  # what it leaves out can be of any size
+        if member.issparse():  # its holes can be of any size
             raise DataError(
                 f"'{name}' of '{path}' is a sparse file, which may unpack to any size; make the archive "
                 "without --sparse, or unpack it and give the folder"

@@ -1,12 +1,12 @@
-"""Arrays out of HDF5 files, whose headers are looked at before memory is taken.
+"""Arrays from HDF5 files; their headers are checked before memory is allocated.
 
-HDF5 makes up what was never stored, unpacks whatever a chunk holds, and finds one data set under many names:
-a file of a kilobyte can ask for any amount of memory.
+HDF5 fills in values that were never stored, unpacks a chunk to any size, and reaches one data set by many
+names: a file of a kilobyte can ask for any amount of memory.
 
-It also reads other files, for which a file from a stranger has no use but harm: data sets whose values lie
-elsewhere (external storage), or are put together from others (virtual; one that names itself ends the
-process), and links to other files. Where one of them names a pipe, HDF5 waits for ever. So nothing is opened
-before it is known to be of the file itself. Caffe writes none of these.
+It also reads other files, which an untrusted file can only abuse: data sets whose values are stored elsewhere
+(external storage) or assembled from other data sets (virtual; one that names itself ends the process), and
+links to other files. Where one of them names a pipe, HDF5 waits for ever. So an object is opened only when it
+is known to be stored in the file itself. Caffe writes none of these.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from imae.files.file_kinds import FileKind, file_kind, mistaken_file
 from imae.files.limits import SMALL_FILE, free_memory, most_unpacked
 from imae.files.read import AnyPath, file_size, is_on_disk, open_to_read
 
-# zlib, HDF5's own compressor, makes at most 1032 bytes of one, and even that only of constant data.
+# zlib, HDF5's own compressor, unpacks a byte to at most 1032, and to so many only for constant data.
 MEMORY_PER_BYTE = 1000
 NUMBERS, TEXT = "biuf", "SO"  # numpy's kinds of types
 # What h5py raises for a damaged file, or for one that holds something else.
@@ -33,14 +33,14 @@ HDF5_ERRORS = (OSError, LookupError, ValueError, TypeError, AttributeError, Runt
 UNPACKED_FILTERS = (h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)  # leave the size as it is
 
 
-MOST_SOFT_LINKS = 16  # on the way to an object, as HDF5's own limit
+MOST_SOFT_LINKS = 16  # on the path to an object; HDF5's own limit
 DEEPEST = 32  # groups within groups
 
 
 @contextmanager
 def open_hdf5(path: AnyPath) -> Iterator[DataSets]:
     """The data sets of a regular file; HDF5_ERRORS where it cannot be opened."""
-    with open_to_read(path) as opened:  # which says why not; HDF5 would wait for a pipe
+    with open_to_read(path) as opened:  # its errors give the reason; HDF5 would wait for a pipe
         source, size = os.fspath(path) if is_on_disk(opened) else opened, file_size(opened)
         with h5py.File(source, "r") as file:
             yield DataSets(file, size)
@@ -55,7 +55,7 @@ def is_hdf5(path: AnyPath) -> bool:
 
 
 class DataSets:
-    """Those of one open file of `size` bytes; together they get MEMORY_PER_BYTE bytes for each of those."""
+    """The data sets of an open file of `size` bytes; all together get MEMORY_PER_BYTE bytes for each byte."""
 
     def __init__(self, file: h5py.File, size: int) -> None:
         self.file, self.size = file, size
@@ -64,7 +64,7 @@ class DataSets:
     def find(self, name: str) -> Any:
         """The group or data set of this path; KeyError where there is none.
 
-        ValueError where the way to it, or where its values lie, leads out of the file; see the module's text.
+        ValueError where its path or its storage leads out of the file; see the module's docstring.
         """
         waiting, node, soft = name.split("/")[::-1], self.file["/"], 0
         name = f"/{name}"  # as HDF5 calls it
@@ -84,7 +84,7 @@ class DataSets:
                 waiting += path.split("/")[::-1]
                 node = self.file["/"] if path.startswith("/") else node
             elif kind == h5py.h5l.TYPE_HARD:
-                node = _own(node[key], name)
+                node = _stored_in_file(node[key], name)
             else:
                 raise ValueError(
                     f"{name} is a link to another file, which is not followed; copy the values into this file"
@@ -92,14 +92,14 @@ class DataSets:
         return node
 
     def names(self, name: str) -> list[str]:
-        """What a group holds; see `find`."""
+        """The names in a group; errors as in `find`."""
         group = self.find(name)
         if not isinstance(group, h5py.Group):
             raise ValueError(f"{name} is no group")
         return list(group)
 
     def walk(self, name: str) -> Iterator[tuple[str, list[str]]]:
-        """Of each group within a group its path from there, and the names of its data sets; see `find`."""
+        """(path from here, names of the data sets) of each group within a group; errors as in `find`."""
         waiting: list[tuple[str, ...]] = [(part,) for part in reversed(self.names(name))]
         seen: set[int] = set()
         while waiting:
@@ -118,21 +118,21 @@ class DataSets:
             yield inside, data_sets
 
     def read(self, name: str, kinds: str = NUMBERS) -> NDArray[Any]:
-        """All values of a data set; see `find` and `admit`."""
+        """All values of a data set; errors as in `find` and `admit`."""
         data_set = self.find(name)
         self.admit(data_set, kinds)
         return np.asarray(data_set[()])
 
     def admit(self, data_set: Any, kinds: str = NUMBERS) -> None:
-        """ValueError for what is no data set of these kinds, or takes more memory than is left or free.
+        """ValueError unless an object is a data set of these kinds that fits into the memory left and free.
 
-        `data_set` is of `find`.
+        `data_set` comes from `find`.
         """
         if not isinstance(data_set, h5py.Dataset) or data_set.shape is None:
             raise ValueError(f"{getattr(data_set, 'name', data_set)} holds no values")
         if data_set.dtype.kind not in kinds:
             raise ValueError(f"{data_set.name} holds values of type {data_set.dtype}")
-        if data_set.dtype.kind == "O" and data_set.size != 1:  # many of them may be one and the same text
+        if data_set.dtype.kind == "O" and data_set.size != 1:  # many of them may be the same text
             raise ValueError(f"{data_set.name} holds {data_set.size} texts; one is expected")
         bytes_each = max(data_set.dtype.itemsize, np.float32().itemsize)
         needed = (data_set.size + math.prod(data_set.chunks or (0,))) * bytes_each
@@ -148,10 +148,10 @@ class DataSets:
         self.left -= needed
 
 
-def hdf5_content(path: AnyPath, but: Literal["weights", "a solver state"]) -> str:
-    """What to append to an error about a file that should be HDF5 and hold `but`: "; it ...", or nothing.
+def hdf5_content(path: AnyPath, expected: Literal["weights", "a solver state"]) -> str:
+    """The end of an error about a file that should be HDF5 and hold what is `expected`: "; it ...", or "".
 
-    Nothing where it is as it should be, or where its content tells nothing.
+    It is "" where the content is as expected, or is not recognised.
     """
     if mistaken := mistaken_file(path, FileKind.HDF5):
         return mistaken
@@ -166,17 +166,17 @@ def hdf5_content(path: AnyPath, but: Literal["weights", "a solver state"]) -> st
                 content = f"the data sets {', '.join(names[:5])}" if names else "nothing"
     except HDF5_ERRORS:
         return ""
-    return f"; it holds {content}" if content != but else ""
+    return f"; it holds {content}" if content != expected else ""
 
 
 def _bytes(name: str) -> bytes:
     return name.encode(errors="surrogateescape")
 
 
-def _own(node: Any, name: str) -> Any:
-    """What is no data set, or one whose values lie in the file; ValueError for another.
+def _stored_in_file(node: Any, name: str) -> Any:
+    """The node; ValueError for a data set whose values are stored outside of the file.
 
-    Nothing else is asked of it before: the shape alone of a virtual one can make HDF5 open other files.
+    This is its first query: even the shape of a virtual data set can make HDF5 open other files.
     """
     if not isinstance(node, h5py.Dataset):
         return node
@@ -194,7 +194,7 @@ def _own(node: Any, name: str) -> Any:
 
 
 def _check_chunks(data_set: h5py.Dataset) -> None:
-    """ValueError for chunks that may unpack to more than a chunk."""
+    """ValueError for chunks that may unpack to more than the size of a chunk."""
     if data_set.chunks is None:
         return
     settings = data_set.id.get_create_plist()
@@ -207,10 +207,10 @@ def _check_chunks(data_set: h5py.Dataset) -> None:
     size = math.prod(data_set.chunks) * data_set.dtype.itemsize
     most = size + size // 10 + 4096  # incompressible data grow a little
 
-    def look(chunk: Any) -> None:
+    def check_chunk(chunk: Any) -> None:
         if chunk.size > most:
             raise ValueError(
                 f"{data_set.name} has a chunk of {chunk.size} bytes, which should be {size} unpacked"
             )
 
-    data_set.id.chunk_iter(look)
+    data_set.id.chunk_iter(check_chunk)

@@ -1,7 +1,7 @@
-"""How large a thing can be: looked at before memory is taken, for one line of a file may ask for any size.
+"""Limits of sizes, checked before memory is allocated: one line of a file may ask for any size.
 
-Caffe: blob.cpp, Reshape, refuses more than 2^31 - 1 values. Differs: a blob for which there is no memory is
-refused as well, instead of letting the system end the process.
+Caffe: blob.cpp, Reshape, refuses more than 2^31 - 1 values. Differs: a blob that does not fit into the free
+memory is refused as well; else the system would kill the process.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MAX_AXES, MAX_COUNT = 32, 2**31 - 1
-MAX_STRIDE = 2**59  # values from one to the next along an axis, whose bytes are counted with 63 bits
-SMALL_BLOB = 1 << 20  # bytes, about which the system is not asked
+MAX_STRIDE = 2**59  # values between neighbours along an axis; their bytes are counted with 63 bits
+SMALL_BLOB = 1 << 20  # bytes; for smaller blobs the system is not asked
 
 
 def blob_problem(shape: Sequence[int]) -> str | None:
@@ -42,17 +42,17 @@ SMALL_FILE = 1 << 20
 
 
 def most_unpacked(size: int, per_byte: int) -> int:
-    """What a file of `size` bytes may unpack to: so much for each of its bytes.
+    """The bytes that a file of `size` bytes may unpack to, `per_byte` for each of its bytes.
 
-    A small file counts as one of 1 MiB: what little it can do does no harm, and some shrink a great deal.
+    A file below 1 MiB counts as 1 MiB: it cannot do much harm, and some small files compress very well.
     """
     return per_byte * max(size, SMALL_FILE)
 
 
 def free_memory() -> int:
-    """Bytes that this process may take: what is free, swap included, within its own limit (`ulimit -v`).
+    """Bytes that this process may still allocate: free memory and swap, within its own limit (`ulimit -v`).
 
-    All that there are where the system does not tell.
+    Where the system does not report free memory: all memory.
     """
     try:
         text = Path("/proc/meminfo").read_text()
@@ -63,7 +63,7 @@ def free_memory() -> int:
 
 
 def _left_to_process() -> int:
-    """Bytes of addresses that the process may still take."""
+    """Bytes of address space that the process may still allocate."""
     statm = Path("/proc/self/statm")
     if not statm.exists():
         return sys.maxsize
@@ -77,9 +77,9 @@ def _left_to_process() -> int:
 
 @contextmanager
 def within_free_memory() -> Iterator[None]:
-    """Let a block of foreign code fail that wants more memory than is free: else the system ends the process.
+    """Limit foreign code to the free memory: it fails, where else the system would kill the process.
 
-    Where the system knows no such limit, the block just runs.
+    Where the system has no such limit, the block just runs.
     """
     statm = Path("/proc/self/statm")
     if not statm.exists():
@@ -99,8 +99,8 @@ def within_free_memory() -> Iterator[None]:
 
 def total_memory() -> int:
     """Bytes of memory of the machine, or of the control group."""
-    known = hasattr(os, "sysconf")
-    return _within_group(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else 2**32)
+    has_sysconf = hasattr(os, "sysconf")
+    return _within_group(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if has_sysconf else 2**32)
 
 
 SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+) *(%|[KMGT](?:i?B)?|B?)", re.IGNORECASE | re.ASCII)
@@ -109,12 +109,12 @@ SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+) *(%|[KMGT](?:i?B)?|B?)", re.IGNORECASE
 def memory_size(text: str) -> int:
     """Bytes of memory from `4G`, `512M`, `1.5GiB` (powers of 1024), `25%` of all that there is, or `0`.
 
-    ValueError for anything else, and for more than there is.
+    ValueError for anything else, and for more than all memory.
     """
-    found = SIZE.fullmatch(text.strip())
-    if not found:
+    match = SIZE.fullmatch(text.strip())
+    if not match:
         raise ValueError(f"expected a size such as 4G or 512M, a share such as 25%, or 0; got {text!r}")
-    number, unit = float(found[1]), found[2].upper()
+    number, unit = float(match[1]), match[2].upper()
     total = total_memory()
     factor = total / 100 if unit == "%" else 1024 ** "BKMGT".index(unit[:1] or "B")
     if number * factor > total:
@@ -123,7 +123,7 @@ def memory_size(text: str) -> int:
 
 
 def bytes_text(count: int) -> str:
-    """A number of bytes as logs and errors give it: 1.5 GiB."""
+    """A number of bytes for logs and errors: 1.5 GiB."""
     for unit, name in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if count >= unit:
             return f"{count / unit:.3g} {name}"
@@ -131,7 +131,7 @@ def bytes_text(count: int) -> str:
 
 
 def _within_group(memory: int) -> int:
-    """At most what the control group allows."""
+    """`memory`, or the limit of the control group if that is less."""
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.exists() and (text := limit.read_text().strip()).isdigit():
         memory = min(memory, int(text))

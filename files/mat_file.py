@@ -1,11 +1,11 @@
 """Matrices of numbers from MATLAB's MAT-files of version 5, which `save` writes with -v6 and -v7.
 
-A file is a header of 128 bytes, then elements: type, number of bytes, content, filled up to 8 bytes; up to 4
-bytes of content may stand in the tag itself. COMPRESSED holds another element, deflated. A MATRIX consists of
-elements, too: flags with the class, dimensions, name, values, the first axis running fastest. The values are
+A file is a header of 128 bytes, then elements: type, number of bytes, content, padded to 8 bytes. Up to 4
+bytes of content may be in the tag itself. COMPRESSED holds another element, deflated. A MATRIX consists of
+elements: flags with the class, dimensions, name, values with the first axis running fastest. The values are
 stored in any type that can hold them.
 
-MathWorks: MAT-File Format. scipy.io reads these files as well, but believes a damaged one: a flipped bit in a
+MathWorks: MAT-File Format. scipy.io reads these files as well, but trusts a damaged one: a flipped bit in a
 type can end the process.
 """
 
@@ -27,14 +27,14 @@ HEADER = 128
 INT32, UINT32, MATRIX, COMPRESSED = 5, 6, 14, 15
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 NUMBER_CLASSES = range(6, 16)  # double, single, and the whole numbers of 8 to 64 bits
-LARGEST = 64 << 20  # bytes of a file, and of what is deflated in it
+LARGEST = 64 << 20  # bytes of a file, and of an inflated matrix
 
 
 def read_mat(path: AnyPath, name: str) -> NDArray[Any]:
-    """The matrix called `name`, of the type that its values are stored in.
+    """The matrix called `name`, in the type in which its values are stored.
 
-    DataError for a file that cannot be read, is damaged or lacks the matrix, and where that is none of real
-    numbers.
+    DataError where the file cannot be read, is damaged or lacks the matrix, or where the matrix is not one of
+    real numbers.
     """
     data = _read(path)
     order = {b"IM": "<", b"MI": ">"}.get(data[126:HEADER])
@@ -50,17 +50,17 @@ def read_mat(path: AnyPath, name: str) -> NDArray[Any]:
             parts = [*_elements(content, order)]
             if len(parts) < 3:
                 raise ValueError("a matrix without a name")
-            found = parts[2][1].decode("ascii", "backslashreplace")
-            if found == name:
+            matrix_name = parts[2][1].decode("ascii", "backslashreplace")
+            if matrix_name == name:
                 return _matrix(parts, order)
-            others.append(found)
+            others.append(matrix_name)
     except (ValueError, zlib.error) as error:
         raise DataError(f"'{path}' is damaged, or its {name} is no matrix of real numbers: {error}") from None
     raise DataError(f"'{path}' has no matrix {name}; it has {', '.join(others) or 'none'}")
 
 
 def _matrix(parts: Sequence[tuple[int, bytes]], order: str) -> NDArray[Any]:
-    """The matrix of these elements; ValueError where it is none of real numbers."""
+    """The matrix of these elements; ValueError unless it is one of real numbers."""
     if [kind for kind, _ in parts[:2]] != [UINT32, INT32] or not parts[0][1]:
         raise ValueError("its head is not that of a matrix")
     flags, shape = (_numbers(*part, order).tolist() for part in parts[:2])
@@ -85,7 +85,7 @@ def _read(path: AnyPath) -> bytes:
 
 
 def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
-    """(type, content) of the elements that stand one behind the other."""
+    """(type, content) of consecutive elements."""
     place = 0
     while place < len(data):
         if len(data) - place < 8:
@@ -112,4 +112,4 @@ def _inflated(content: bytes) -> bytes:
 def _numbers(kind: int, content: bytes, order: str) -> NDArray[Any]:
     if kind not in NUMBERS:
         raise ValueError(f"type {kind} where numbers should be")
-    return np.frombuffer(content, order + NUMBERS[kind])  # ValueError where the bytes do not go up
+    return np.frombuffer(content, order + NUMBERS[kind])  # ValueError for bytes left over

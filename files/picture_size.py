@@ -1,4 +1,4 @@
-"""How many pixels a picture file asks for, looked at before it is decoded: 100 bytes can ask for gigabytes.
+"""The pixels that an image file asks for, checked before it is decoded: 100 bytes can ask for gigabytes.
 
 The headers are read as OpenCV reads them, of all formats that it decodes: JPEG, PNG, BMP, GIF, WebP, TIFF,
 JPEG 2000, AVIF, PBM to PPM, PAM, PFM, Radiance HDR, Sun raster.
@@ -16,22 +16,22 @@ from imae.files.errors import DataError
 from imae.files.file_kinds import FileKind, mistaken_for
 from imae.files.limits import SMALL_FILE, most_unpacked
 
-# Photographs take more than 1/32 byte a pixel. OpenCV takes up to 17 bytes of memory a pixel to decode one.
+# Photographs have more than 1/32 byte per pixel. OpenCV needs up to 17 bytes per pixel to decode one.
 PIXELS_PER_BYTE = 32
 OPENCV_LIMIT = 1 << 30  # pixels; its own default
 OPENCV_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
 
 
 def no_picture(data: bytes, name: str) -> DataError:
-    """The error about bytes that cannot be decoded as a picture."""
+    """The error about bytes that cannot be decoded as an image."""
     reason = mistaken_for(data, FileKind.PICTURE) or "; the file is damaged"
     return DataError(f"{name}: could not decode the {len(data)} bytes as a picture{reason}")
 
 
 def check_picture_size(data: bytes, name: str) -> None:
-    """DataError for a picture whose header asks for more pixels than a true one of that many bytes has.
+    """DataError for an image whose header asks for more pixels than a real image of that many bytes has.
 
-    Where OPENCV_IO_MAX_IMAGE_PIXELS is set, that number counts, and OpenCV looks at it.
+    Where OPENCV_IO_MAX_IMAGE_PIXELS is set, it is the limit, and OpenCV checks it.
     """
     pixels = picture_pixels(data)
     if not pixels:
@@ -55,7 +55,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def _longest_png_chunk(data: bytes) -> int:
-    """The largest size that a chunk of a PNG file says it has; OpenCV takes memory for it at once."""
+    """The largest size in the chunk headers of a PNG file; OpenCV allocates memory for it at once."""
     place, longest = len(PNG), 0
     while place + 8 <= len(data):
         size = int.from_bytes(data[place : place + 4], "big")
@@ -64,25 +64,25 @@ def _longest_png_chunk(data: bytes) -> int:
 
 
 def picture_pixels(data: bytes) -> int:
-    """Width times height as the header of a picture file says; 0 where there is none."""
+    """Width times height according to the header of an image file; 0 without a valid header."""
     for form in FORMATS:
         if form.start.match(data):
             try:
                 return form.pixels(data)
-            except (struct.error, LookupError, ValueError, OverflowError):  # cut short, or without end
+            except (struct.error, LookupError, ValueError, OverflowError):  # cut short, or endless numbers
                 return 0
     return 0
 
 
 class Format(NamedTuple):
-    """How its files begin, and what counts their pixels."""
+    """An image format: how its files begin, and the function that returns their number of pixels."""
 
     start: re.Pattern[bytes]
     pixels: Callable[[bytes], int]
 
 
 def _at(place: int, sizes: str) -> Callable[[bytes], int]:
-    """Both sizes lie at one place, in this form of the module struct. (BMP has rows from above if < 0.)"""
+    """Both sizes are at one place, in this format of the module struct. (BMP: rows from the top if < 0.)"""
 
     def pixels(data: bytes) -> int:
         first, second = struct.unpack_from(sizes, data, place)
@@ -91,8 +91,8 @@ def _at(place: int, sizes: str) -> Callable[[bytes], int]:
     return pixels
 
 
-def _found(*words: bytes) -> Callable[[bytes], int]:
-    """Both sizes are decimal numbers, which groups of these expressions match."""
+def _matched(*words: bytes) -> Callable[[bytes], int]:
+    """Both sizes are decimal numbers, the groups of these regular expressions."""
     patterns = [re.compile(word, re.DOTALL) for word in words]
 
     def pixels(data: bytes) -> int:
@@ -105,7 +105,7 @@ def _found(*words: bytes) -> Callable[[bytes], int]:
 
 
 def _jpeg(data: bytes) -> int:
-    """From marker to marker, up to the frame header."""
+    """The pixels in the frame header, which a walk from marker to marker finds."""
     place = 2
     while (place := data.find(b"\xff", place)) >= 0:
         while data[place] == 0xFF:
@@ -131,7 +131,7 @@ def _webp(data: bytes) -> int:
 
 
 def _tiff(data: bytes) -> int:
-    """Of the first directory; a pixel of more than 8 bytes counts as several."""
+    """The pixels of the first directory; a pixel of more than 8 bytes counts as several."""
     order = "<" if data[:1] == b"I" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
     (first,) = struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
@@ -141,7 +141,7 @@ def _tiff(data: bytes) -> int:
         place = first + (8 + 20 * entry if big else 2 + 12 * entry)
         tag, kind, count = struct.unpack_from(order + ("HHQ" if big else "HHI"), data, place)
         place += 12 if big else 8
-        if tag == TIFF_BITS and count > (4 if big else 2):  # one for each sample, elsewhere
+        if tag == TIFF_BITS and count > (4 if big else 2):  # one value for each sample, stored elsewhere
             (place,) = struct.unpack_from(order + ("Q" if big else "I"), data, place)
         if tag in (TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_SAMPLES) and kind in TIFF_KINDS:
             tags[tag] = max(tags.get(tag, 0), *struct.unpack_from(order + TIFF_KINDS[kind], data, place))
@@ -154,17 +154,17 @@ TIFF_KINDS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 
 
 def _jpeg_2000(data: bytes) -> int:
-    found = (struct.unpack_from(">4I", data, match.end() + 4) for match in re.finditer(JP2_SIZE, data))
-    return max(((x - x0) * (y - y0) for x, y, x0, y0 in found), default=0)
+    sizes = (struct.unpack_from(">4I", data, match.end() + 4) for match in re.finditer(JP2_SIZE, data))
+    return max(((x - x0) * (y - y0) for x, y, x0, y0 in sizes), default=0)
 
 
 JP2_SIZE = rb"\xff\x4f\xff\x51"
 
 
 def _avif(data: bytes) -> int:
-    """Of its largest part."""
-    found = (struct.unpack_from(">II", data, match.end()) for match in re.finditer(b"ispe\0\0\0\0", data))
-    return max((width * height for width, height in found), default=0)
+    """The pixels of its largest part."""
+    sizes = (struct.unpack_from(">II", data, match.end()) for match in re.finditer(b"ispe\0\0\0\0", data))
+    return max((width * height for width, height in sizes), default=0)
 
 
 BLANKS = rb"(?:\s|#[^\r\n]*[\r\n])+"
@@ -180,10 +180,10 @@ FORMATS = [
         (rb"II[*+]\0|MM\0[*+]", _tiff),
         (rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51", _jpeg_2000),
         (rb".{4}ftyp", _avif),
-        (rb"P[1-6]\s", _found(rb"\AP[1-6]%b(\d+)%b(\d+)" % (BLANKS, BLANKS))),
-        (rb"P7", _found(rb"\bWIDTH\s+(\d+)", rb"\bHEIGHT\s+(\d+)")),
-        (rb"P[Ff]", _found(rb"\AP[Ff]\s+(\d+)\s+(\d+)")),
-        (rb"#\?(?:RGBE|RADIANCE)", _found(rb"-Y (\d+) \+X (\d+)")),
+        (rb"P[1-6]\s", _matched(rb"\AP[1-6]%b(\d+)%b(\d+)" % (BLANKS, BLANKS))),
+        (rb"P7", _matched(rb"\bWIDTH\s+(\d+)", rb"\bHEIGHT\s+(\d+)")),
+        (rb"P[Ff]", _matched(rb"\AP[Ff]\s+(\d+)\s+(\d+)")),
+        (rb"#\?(?:RGBE|RADIANCE)", _matched(rb"-Y (\d+) \+X (\d+)")),
         (rb"\x59\xa6\x6a\x95", _at(4, ">II")),
     )
 ]

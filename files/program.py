@@ -1,4 +1,4 @@
-"""How a part that lies below the command line starts `imae` in a process of its own."""
+"""The command that starts `imae` in a new process, for parts that may not import the command line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 def imae_program() -> list[str]:
     """The words that start `imae` with this Python: the module of the console script that setup.py declares.
 
-    -P: modules in the working directory do not stand in for installed ones.
+    -P: modules in the working directory do not shadow installed ones.
     """
     (script,) = entry_points(group="console_scripts", name="imae")
     return [sys.executable, "-P", "-m", script.module]

@@ -19,31 +19,31 @@ KINDS = {
 }
 
 
-# What came out of them, by device and inode. A pipe can be read once, but a file is opened as often as it is
-# needed: NVIDIA's weights also for the net's text, a net by the solver's train and test nets.
+# The contents of these pipes, by device and inode. A pipe can be read once, but a file may be opened several
+# times: NVIDIA's weights also for the net's text, a net for the solver's train net and its test nets.
 _CONTENTS: dict[tuple[int, int], bytes] = {}
 
 
 def read_bytes(path: AnyPath) -> bytes:
     """A file's content; OSError where it cannot be read or has no end: see `open_to_read`."""
     with open_to_read(path) as file:
-        # What grows while it is read, or is made up by the system (/proc/self/pagemap), has no end, either.
+        # A file that grows meanwhile, or that the system generates (/proc/self/pagemap), has no end either.
         return file.read(file_size(file))
 
 
 def open_to_read(path: AnyPath) -> io.BufferedReader:
     """Open a regular file, or a pipe that this process was started with; OSError for all else.
 
-    A file from a stranger may name a device, which may never end, or a pipe, for which one waits for ever.
-    What comes out of one's own pipe is kept in memory, so that it can be opened again; it has no `fileno`.
+    An untrusted file may name a device, which may never end, or a pipe, which may block for ever. The content
+    of an own pipe is kept in memory, so that it can be opened again; such a file has no `fileno`.
     """
     if "\0" in os.fsdecode(path):  # a string of a message can have one
         raise OSError(errno.EINVAL, "there is a zero byte in the name", os.fspath(path))
-    status = os.stat(path)  # first: to open a device can do something
+    status = os.stat(path)  # before opening: to open a device can have effects
     _check_kind(path, status.st_mode)
-    # Without waiting: between the two, somebody may put a pipe there.
-    more = getattr(os, "O_NONBLOCK", 0)
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | more))  # noqa: SIM115
+    # Non-blocking: since os.stat the file may have been replaced by a pipe.
+    nonblock = getattr(os, "O_NONBLOCK", 0)
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | nonblock))  # noqa: SIM115
     try:
         status = os.fstat(file.fileno())
         _check_kind(path, status.st_mode)
@@ -62,7 +62,7 @@ def open_to_read(path: AnyPath) -> io.BufferedReader:
 
 
 def file_size(file: io.BufferedReader) -> int:
-    """The size in bytes of what `open_to_read` has just opened."""
+    """The size in bytes of a file that `open_to_read` has just opened."""
     if is_on_disk(file):
         return os.fstat(file.fileno()).st_size
     size = file.seek(0, os.SEEK_END)
@@ -86,7 +86,7 @@ def is_own_pipe(path: AnyPath) -> bool:
 def _check_kind(path: AnyPath, mode: int) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-    given = stat.S_ISFIFO(mode) and OWN_PIPE.fullmatch(os.fsdecode(path))
-    if not stat.S_ISREG(mode) and not given:
+    own_pipe = stat.S_ISFIFO(mode) and OWN_PIPE.fullmatch(os.fsdecode(path))
+    if not stat.S_ISREG(mode) and not own_pipe:
         reason = KINDS.get(stat.S_IFMT(mode), "it is not a regular file")
         raise OSError(errno.EINVAL, reason, os.fspath(path))

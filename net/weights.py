@@ -225,7 +225,7 @@ def _read_hdf5(path: AnyPath) -> dict[str, dict[int, _Source]]:
                 for name, indices in data_sets.walk("data")
             }
     except HDF5_ERRORS as error:
-        holds = hdf5_content(path, but="weights")
+        holds = hdf5_content(path, expected="weights")
         raise CaffemodelError(
             f"{path}: not a caffemodel in HDF5{holds or f', or damaged: {error}'}"
         ) from None

@@ -1,10 +1,10 @@
 """The language: Caffe's text and binary files as protobuf messages, read, upgraded, filtered and written.
 
-    net = read_net("train_val.prototxt")               # NetParameter, of whatever age
+    net = read_net("train_val.prototxt")               # NetParameter, of any age
     train = filter_net(net, TRAIN)
 
-Names are loaded when they are first asked for, so that the parts of this package that need no message classes
-can be imported even where a broken schema plugin keeps those from being made.
+Names are loaded on first use, so that the modules of this package that need no message classes can be
+imported even where a broken schema plugin prevents those classes from being made.
 """
 
 from importlib import import_module
@@ -60,13 +60,13 @@ __all__ = [
     "upgrade_net", "upgrade_solver", "filter_net", "filter_by_state",
 ]  # fmt: skip
 
-# Where to look for a name.
+# The modules that are searched for a name.
 _MODULES = ("caffe_pb2", "text", "upgrade", "state")
 
 
 def __getattr__(name: str) -> Any:
     for module in _MODULES if name in __all__ else ():
-        found = import_module(f"{__name__}.{module}")
-        if hasattr(found, name):
-            return globals().setdefault(name, getattr(found, name))
+        submodule = import_module(f"{__name__}.{module}")
+        if hasattr(submodule, name):
+            return globals().setdefault(name, getattr(submodule, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,18 +6,19 @@
             clip_param; its recurrent_param is 151. BatchNorm with scale and bias has five blobs:
                 0.16, 0.17   mean, variance, a correction that is 1, scale, bias
                 0.15         scale, bias, mean, variance, one that is reserved and has one number
-            It becomes a BatchNorm with Caffe's three blobs and a Scale. mean and variance are not sums there.
-            In a prototxt, too, a Scale stands for what scale_bias, scale_filler, bias_filler or a fourth
-            `param` says; in 0.15 every BatchNorm has one, and weights in its order tell. 0.16 and 0.17 set
-            the mults of `param` themselves, 0 for statistics and 1 for scale and bias, take eps from 1e-5
-            on, and let the phase decide instead of use_global_stats. NVIDIA_TEXT: the fields that are read.
-    other   any fork's binary files: of each layer its name, type, bottoms, tops and blobs; whatever else
-            stands in the file is not looked at, so that nothing in it can be misread. Prototxts are Caffe's.
+            It becomes a BatchNorm with Caffe's three blobs and a Scale after it. Its mean and variance are
+            not sums. In a prototxt, a BatchNorm with scale_bias, scale_filler, bias_filler or a fourth
+            `param` becomes such a pair as well. In 0.15 every BatchNorm has scale and bias; only the order
+            of the blobs in the weights shows that version. 0.16 and 0.17 set lr_mult and decay_mult
+            themselves, 0 for statistics and 1 for scale and bias, use an eps of at least 1e-5, and let the
+            phase decide instead of use_global_stats. NVIDIA_TEXT lists the fields that are read and left out.
+    other   any fork's binary files: only the name, type, bottoms, tops and blobs of each layer are read, so
+            that no other field can be misread. Prototxts are read as Caffe's.
 
-What Caffe's message has no place for is left out, and a line in the log says what.
+Fields that Caffe's messages lack are left out, and a line in the log lists them.
 
 Source: caffe.proto, blob.cpp, net.cpp and batch_norm_layer.cpp of NVIDIA/caffe, branches 0.15, 0.16 and 0.17.
-As its own loader does, a last blob of one number tells the order of 0.15.
+As its own loader does, the order of 0.15 is recognised by a last blob of one number.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from imae.prototxt.text import M, parse_binary, read_binary, read_content, read_
 from imae.prototxt.upgrade import upgrade_net
 
 DIALECTS = ("nvidia", "other")
-TEXT_DIALECTS = ("nvidia",)  # those that prototxts may be of
+TEXT_DIALECTS = ("nvidia",)  # dialects that a prototxt can have
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +65,8 @@ CONVERTED = {
 RAW_TYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f8"), 1: np.dtype("<f4"), 2: np.dtype("<f2")}
 SMALLEST_EPS = np.float32(1e-5)  # of its BatchNorm
 
-# What a prototxt of NVIDIA's says beyond Caffe's: how fast, in what precision and memory, and in what order
-# records come. NAME:TYPE; the enums' values are in NVIDIA_ENUMS.
+# The fields of NVIDIA's prototxts that Caffe lacks: about speed, precision, memory and the order of records.
+# NAME:TYPE; the enums' values are in NVIDIA_ENUMS.
 NVIDIA_TEXT = {
     "NetParameter": """default_forward_type:Type default_backward_type:Type default_forward_math:Type
         default_backward_math:Type default_cudnn_math_override:int32 default_conv_algos_override:string
@@ -85,7 +86,7 @@ NVIDIA_ENUMS = {
     "Engine": "DEFAULT CAFFE CUDNN",
     "Seeker": "GET FINDEX",
 }
-FIRST_NUMBER = 100_000_000  # of those fields, in a schema that nothing is written by
+FIRST_NUMBER = 100_000_000  # of those fields, in a schema that only reads
 
 # What `other` reads, by message.
 READ_BY_OTHER = {
@@ -100,10 +101,10 @@ READ_BY_OTHER = {
 def read_net_dialect(
     path: AnyPath, dialect: str, scales: Mapping[str, str | None] | None = None
 ) -> NetParameter:
-    """A binary net of a fork in Caffe's own form, as it would stand in Caffe's file, not upgraded.
+    """A fork's binary net in Caffe's own form, not upgraded.
 
-    scales   by the name of a BatchNorm layer what to call the Scale layer behind it; without it NAME_scale.
-             None: there is no Scale, and five blobs are an error
+    scales   name of a BatchNorm layer -> name of the Scale layer after it; without an entry NAME_scale. None:
+             there is no Scale, and five blobs are an error
 
     PrototxtError where the file cannot be read, CaffemodelError where a blob makes no sense.
     """
@@ -113,9 +114,9 @@ def read_net_dialect(
 
 
 def read_state_dialect(path: AnyPath, dialect: str, data: bytes | None = None) -> SolverState:
-    """A binary solver state of a fork in Caffe's own form.
+    """A fork's binary solver state in Caffe's own form.
 
-    data   the file's content, where it has been read: a pipe can be read once
+    data   the file's content, if it has been read already
 
     PrototxtError where the file cannot be read, SnapshotError where a history blob makes no sense.
     """
@@ -133,8 +134,8 @@ def read_state_dialect(path: AnyPath, dialect: str, data: bytes | None = None) -
 def read_net_text(path: AnyPath, dialect: str | None = None, weights: Sequence[AnyPath] = ()) -> NetParameter:
     """A net's prototxt of any age, Caffe's own or a fork's, as today's message.
 
-    weights   the files that the net is to get its weights from, where they are known: NVIDIA's tell which of
-              its BatchNorm layers have scale and bias
+    weights   the net's weight files, where they are known: NVIDIA's show which of its BatchNorm layers have
+              scale and bias
 
     PrototxtError where it cannot be read.
     """
@@ -144,11 +145,11 @@ def read_net_text(path: AnyPath, dialect: str | None = None, weights: Sequence[A
 def read_net_text_dialect(
     path: AnyPath, dialect: str | None, weights: Sequence[AnyPath] = ()
 ) -> NetParameter:
-    """The same as it would stand in Caffe's file, not upgraded."""
+    """`read_net_text` without the upgrade: the net as a file of Caffe's would have it."""
     if dialect is None or not _is_nvidia(dialect):
         return read_text(path, NetParameter)
     theirs = read_text(path, _nvidia_net())
-    _say_left_out(path, sorted(set(_take_nvidias_fields(theirs))))
+    _log_left_out(path, sorted(set(_remove_nvidia_fields(theirs))))
     net = NetParameter.FromString(theirs.SerializePartialToString())
     norms = [layer for layer in net.layer if layer.type == "BatchNorm"]
     if passed_over := [layer.name for layer in norms if layer.batch_norm_param.HasField("use_global_stats")]:
@@ -157,7 +158,7 @@ def read_net_text_dialect(
             path, ", ".join(passed_over),
         )  # fmt: skip
     orders = {name: is_015 for file in weights if norms for name, is_015 in _orders_of_five(file)}
-    for layer in norms:  # a net in Caffe's own form, for NVIDIA's weights, has the Scale already
+    for layer in norms:  # a net in Caffe's own form for NVIDIA's weights has the Scale
         if layer.name in orders and not _is_scaled(layer, net):
             layer.batch_norm_param.MergeFromString(bytes([SCALE_BIAS << 3, 1]))  # scale_bias: true
     return _net_from_nvidia(net, path, {}, orders)
@@ -165,10 +166,10 @@ def read_net_text_dialect(
 
 def _is_scaled(norm: LayerParameter, net: NetParameter) -> bool:
     """Whether the first layer that reads the top of a BatchNorm layer is a Scale."""
-    behind = iter(net.layer)
-    while next(behind, norm) is not norm:
+    following = iter(net.layer)
+    while next(following, norm) is not norm:
         continue
-    reader = next((layer for layer in behind if norm.top[:1] == layer.bottom[:1]), None)
+    reader = next((layer for layer in following if norm.top[:1] == layer.bottom[:1]), None)
     return reader is not None and reader.type == "Scale"
 
 
@@ -176,7 +177,7 @@ def _orders_of_five(weights: AnyPath) -> list[tuple[str, bool]]:
     """The BatchNorm layers that have five blobs, and whether these are in the order of 0.15."""
     try:
         layers = read_binary(weights, NetParameter).layer
-    except PrototxtError:  # whoever loads them says why they cannot be read
+    except PrototxtError:  # raised again where the weights are loaded
         return []
     return [
         (layer.name, _count(layer.blobs[4]) == 1)
@@ -186,8 +187,8 @@ def _orders_of_five(weights: AnyPath) -> list[tuple[str, bool]]:
 
 
 def fork_hint(blobs: Iterable[BlobProto]) -> str:
-    """What to append to an error about blobs without numbers that have fields of a fork, or nothing."""
-    unknown = {number for blob in blobs for number in _unknown(blob)}
+    """The end of an error about blobs without numbers that have fields of a fork; "" without such fields."""
+    unknown = {number for blob in blobs for number in _unknown_fields(blob)}
     if not unknown.isdisjoint((RAW_DATA, RAW_DIFF)):
         return f", or {RAW_NUMBERS}"
     return ", or a fork's, which --dialect reads" if unknown else ""
@@ -202,7 +203,7 @@ def _is_nvidia(dialect: str) -> bool:
 def _net_from_nvidia(
     net: NetParameter, path: AnyPath, scales: Mapping[str, str | None], orders: Mapping[str, bool]
 ) -> NetParameter:
-    """The net, and behind each BatchNorm with scale and bias a Scale layer."""
+    """The net with a Scale layer after each BatchNorm that has scale and bias."""
     converted = NetParameter()
     converted.CopyFrom(net)
     del converted.layer[:]
@@ -215,13 +216,13 @@ def _net_from_nvidia(
 
 
 def _without_unknown(message: M, path: AnyPath) -> M:
-    """The message without what Caffe does not know, and a line in the log that says what that was."""
-    _say_left_out(path, sorted(set(_unknown_within(message)) - CONVERTED))
+    """The message without the fields that Caffe does not know; a line in the log lists them."""
+    _log_left_out(path, sorted(set(_unknown_names(message)) - CONVERTED))
     message.DiscardUnknownFields()
     return message
 
 
-def _say_left_out(path: AnyPath, names: list[str]) -> None:
+def _log_left_out(path: AnyPath, names: list[str]) -> None:
     if names:
         logger.warning("%s: left out, as Caffe has no such fields: %s", path, ", ".join(names))
 
@@ -229,7 +230,7 @@ def _say_left_out(path: AnyPath, names: list[str]) -> None:
 def _from_nvidia(
     layer: LayerParameter, scales: Mapping[str, str | None], orders: Mapping[str, bool]
 ) -> list[LayerParameter]:
-    """The layer, and behind a BatchNorm with scale and bias the Scale that was part of it."""
+    """The layer, and after a BatchNorm with scale and bias the Scale that was part of it."""
     for index, blob in enumerate(layer.blobs):
         _convert_blob(blob, f"layer '{layer.name}', blob {index}")
     _parse_into(layer.recurrent_param, layer, RECURRENT_PARAM)
@@ -239,7 +240,7 @@ def _from_nvidia(
     if blobs:
         has_scale, is_015 = len(blobs) == 5, len(blobs) == 5 and _count(blobs[4]) == 1
     else:
-        has_scale = _says_scale(layer)
+        has_scale = _has_scale_fields(layer)
         is_015 = orders.get(layer.name, False)
     if not is_015:
         if norm.HasField("use_global_stats"):
@@ -259,7 +260,7 @@ def _from_nvidia(
     if name is None:
         raise CaffemodelError(
             f"Incompatible number of blobs for layer {layer.name}: the file has 5, with scale and bias, "
-            "and no Scale layer of the net reads its top; put one with bias_term: true behind it, or, if the "
+            "and no Scale layer of the net reads its top; put one with bias_term: true after it, or, if the "
             "prototxt is NVIDIA's, write scale_bias: true into batch_norm_param"
         )
     scale_and_bias: list[BlobProto] = []
@@ -268,7 +269,7 @@ def _from_nvidia(
         del layer.blobs[:]
         layer.blobs.extend([*statistics, BlobProto(shape=BlobShape(dim=[1]), data=[1])])
     top = layer.top[:1]
-    behind = LayerParameter(
+    scale = LayerParameter(
         name=name,
         type="Scale",
         bottom=top,
@@ -278,23 +279,23 @@ def _from_nvidia(
         exclude=layer.exclude,
         blobs=scale_and_bias,
     )
-    behind.scale_param.bias_term = True
-    _parse_into(behind.scale_param.filler, norm, SCALE_FILLER)
-    _parse_into(behind.scale_param.bias_filler, norm, BIAS_FILLER)
+    scale.scale_param.bias_term = True
+    _parse_into(scale.scale_param.filler, norm, SCALE_FILLER)
+    _parse_into(scale.scale_param.bias_filler, norm, BIAS_FILLER)
     if layer.HasField("phase"):
-        behind.phase = layer.phase
-    return [layer, behind]
+        scale.phase = layer.phase
+    return [layer, scale]
 
 
-def _says_scale(norm: LayerParameter) -> bool:
-    """Whether the text of a BatchNorm gives it scale and bias."""
-    fields = _unknown(norm.batch_norm_param)
+def _has_scale_fields(norm: LayerParameter) -> bool:
+    """Whether the text of a BatchNorm has fields for scale and bias."""
+    fields = _unknown_fields(norm.batch_norm_param)
     return bool(fields.get(SCALE_BIAS)) or not fields.keys().isdisjoint(FILLERS) or len(norm.param) > 3
 
 
-def _convert_blob(blob: BlobProto, what: str) -> None:
-    """Put the numbers of a blob that has them as bytes into Caffe's fields. `what` it is, for errors."""
-    raw = _unknown(blob)
+def _convert_blob(blob: BlobProto, owner: str) -> None:
+    """Move a blob's numbers from NVIDIA's raw bytes into Caffe's fields. Errors name its `owner`."""
+    raw = _unknown_fields(blob)
     for data_field, type_field, name in (
         (RAW_DATA, RAW_DATA_TYPE, "data"),
         (RAW_DIFF, RAW_DIFF_TYPE, "diff"),
@@ -305,7 +306,8 @@ def _convert_blob(blob: BlobProto, what: str) -> None:
         kind = RAW_TYPES.get(raw.get(type_field, -1))
         if kind is None or not isinstance(data, bytes) or len(data) != _count(blob) * kind.itemsize:
             raise CaffemodelError(
-                f"{what}: its raw {name} is not {_count(blob)} doubles, floats or halves; the file is damaged"
+                f"{owner}: its raw {name} is not {_count(blob)} doubles, floats or halves; "
+                "the file is damaged"
             )
         double = kind.itemsize == 8
         values = np.frombuffer(data, kind).astype(np.float64 if double else np.float32)
@@ -314,27 +316,27 @@ def _convert_blob(blob: BlobProto, what: str) -> None:
 
 
 def _count(blob: BlobProto) -> int:
-    """How many numbers the blob's shape has."""
+    """The number of values of the blob's shape."""
     legacy = any(blob.HasField(name) for name in ("num", "channels", "height", "width"))
     dims = [blob.num, blob.channels, blob.height, blob.width] if legacy else blob.shape.dim
     return math.prod(dims)
 
 
 def _parse_into(target: Message, source: Message, number: int) -> None:
-    """Fill `target` from a field of `source` that Caffe does not know; it stays unset without one."""
-    data = _unknown(source).get(number)
+    """Fill `target` from a field of `source` that Caffe does not know; without that field it stays unset."""
+    data = _unknown_fields(source).get(number)
     if isinstance(data, bytes):
         target.ParseFromString(data)
 
 
-def _unknown(message: Message) -> dict[int, Any]:
+def _unknown_fields(message: Message) -> dict[int, Any]:
     """The values of the fields that Caffe does not know, by number: int, or bytes."""
     fields = UnknownFieldSet(message)
     return {fields[i].field_number: fields[i].data for i in range(len(fields))}
 
 
 def _blobs_in(message: Message) -> Iterator[Any]:
-    """All BlobProtos within the message, in whatever pool its class is."""
+    """All BlobProtos within the message, whose class may be of any pool."""
     for field, value in message.ListFields():
         if field.message_type is not None:
             for nested in [value] if isinstance(value, Message) else value:
@@ -344,19 +346,19 @@ def _blobs_in(message: Message) -> Iterator[Any]:
                     yield from _blobs_in(nested)
 
 
-def _unknown_within(message: Message) -> Iterator[str]:
-    """Those fields of the message and of all within it, as MESSAGE.NUMBER."""
-    for number in _unknown(message):
+def _unknown_names(message: Message) -> Iterator[str]:
+    """The unknown fields of the message and of all messages within it, as MESSAGE.NUMBER."""
+    for number in _unknown_fields(message):
         yield f"{message.DESCRIPTOR.name}.{number}"
     for field, value in message.ListFields():
         if field.message_type is not None:
             for nested in [value] if isinstance(value, Message) else value:
-                yield from _unknown_within(nested)
+                yield from _unknown_names(nested)
 
 
 @cache
 def _nvidia_net() -> type[Message]:
-    """NetParameter with the fields of NVIDIA_TEXT, and those of BatchNorm that are converted."""
+    """NetParameter with the fields of NVIDIA_TEXT, and with BatchNorm's fields that are converted."""
     file = FileDescriptorProto()
     POOL.FindFileByName("caffe.proto").CopyToProto(file)
     (caffe,) = (message for message in file.message_type if message.name == "caffe")
@@ -365,8 +367,8 @@ def _nvidia_net() -> type[Message]:
         for number, value in enumerate(values.split()):
             enum.value.add(name=value, number=number)
     for message in caffe.nested_type:
-        for index, given in enumerate(NVIDIA_TEXT.get(message.name, "").split()):
-            name, _, kind = given.partition(":")
+        for index, declaration in enumerate(NVIDIA_TEXT.get(message.name, "").split()):
+            name, _, kind = declaration.partition(":")
             _add_field(message, name, FIRST_NUMBER + index, kind)
         if message.name == "BatchNormParameter":
             _add_field(message, "scale_filler", SCALE_FILLER, ".caffe.FillerParameter")
@@ -388,7 +390,7 @@ def _add_field(message: DescriptorProto, name: str, number: int, kind: str) -> N
         field.type = FieldDescriptorProto.Type.Value(f"TYPE_{kind.upper()}")
 
 
-def _take_nvidias_fields(message: Message) -> Iterator[str]:
+def _remove_nvidia_fields(message: Message) -> Iterator[str]:
     """Clear the fields of NVIDIA_TEXT in the message and in all within it; yields them as MESSAGE.FIELD."""
     for field, value in message.ListFields():
         if field.number >= FIRST_NUMBER and message.DESCRIPTOR.name in NVIDIA_TEXT:
@@ -396,11 +398,11 @@ def _take_nvidias_fields(message: Message) -> Iterator[str]:
             message.ClearField(field.name)
         elif field.message_type is not None:
             for nested in [value] if isinstance(value, Message) else value:
-                yield from _take_nvidias_fields(nested)
+                yield from _remove_nvidia_fields(nested)
 
 
 def _read_other(path: AnyPath, kind: type[M], data: bytes | None = None) -> M:
-    """The message with what READ_BY_OTHER names: the schema that it is read by has nothing else."""
+    """The message with only the fields of READ_BY_OTHER: it is read with a schema that has no others."""
     file = FileDescriptorProto.FromString(caffe_pb2.SERIALIZED)
     for message in file.message_type:
         if message.name in READ_BY_OTHER:
@@ -411,7 +413,10 @@ def _read_other(path: AnyPath, kind: type[M], data: bytes | None = None) -> M:
     pool.AddSerializedFile(file.SerializeToString())
     known = message_class(pool, kind.DESCRIPTOR.full_name)
     read = parse_binary(read_content(path) if data is None else data, known, path)
-    if any(RAW_DATA in _unknown(blob) and not blob.data and not blob.double_data for blob in _blobs_in(read)):
+    if any(
+        RAW_DATA in _unknown_fields(blob) and not blob.data and not blob.double_data
+        for blob in _blobs_in(read)
+    ):
         raise PrototxtError(f"{path}: {RAW_NUMBERS}")
     read.DiscardUnknownFields()
     return kind.FromString(read.SerializePartialToString())

@@ -2,7 +2,7 @@
 
     message "caffe.LayerParameter" has no field "permute_param"; the SSD fork (weiliu89/caffe) has it, ...
 
-Source: the caffe.proto files of the repositories that are named.
+Source: the caffe.proto files of the repositories named here.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 
 class Fork(NamedTuple):
-    """A fork's own names, and what to do about them.
+    """The names that only a fork has, and the remedy.
 
-    types    of layers, those of the old form too
+    types    of layers, including types of the old form
     fields   of LayerParameter; MESSAGE.FIELD of other messages, ENUM.VALUE of enums
     """
 
@@ -140,29 +140,29 @@ FORKS = (
 
 
 def fork_of_field(message: str, field: str) -> str:
-    """What to append to an error about a field of a message that the schema lacks: "; ...", or nothing.
+    """The end of an error about a field of a message that the schema lacks: "; ...", or "".
 
     message   its name without its package
     """
     owner = "LayerParameter" if message == "V1LayerParameter" else message
     name = field if owner == "LayerParameter" else f"{owner}.{field}"
-    return _has([fork for fork in FORKS if name in fork.fields.split()])
+    return _forks_have([fork for fork in FORKS if name in fork.fields.split()])
 
 
 def fork_of_value(enum: str, value: str) -> str:
-    """The same about an enum's value; `enum` is its full name."""
+    """`fork_of_field` for an enum's value; `enum` is its full name."""
     if enum == "caffe.V1LayerParameter.LayerType":
         return fork_of_type(value)
     name = f"{enum.rpartition('.')[2]}.{value}"
-    return _has([fork for fork in FORKS if name in fork.fields.split()])
+    return _forks_have([fork for fork in FORKS if name in fork.fields.split()])
 
 
 def fork_of_type(layer_type: str) -> str:
-    """The same about a layer type that nobody has registered."""
-    return _has([fork for fork in FORKS if layer_type in fork.types.split()])
+    """`fork_of_field` for a layer type that is not registered."""
+    return _forks_have([fork for fork in FORKS if layer_type in fork.types.split()])
 
 
-def _has(forks: list[Fork]) -> str:
+def _forks_have(forks: list[Fork]) -> str:
     if not forks:
         return ""
     *others, last = (fork.name for fork in forks)

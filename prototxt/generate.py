@@ -3,7 +3,7 @@
 caffe_pb2.py holds only the compiled description of the schema, not protoc's own Python: that code adds itself
 to protobuf's default pool, where another package's caffe_pb2 would clash with it, and refuses older runtimes.
 
-    python prototxt/generate.py
+    python -m imae.prototxt.generate
 """
 
 import subprocess

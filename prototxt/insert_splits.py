@@ -1,4 +1,4 @@
-"""A Split layer behind every blob that more than one consumer reads, so that its gradients are added up.
+"""A Split layer after every blob that more than one consumer reads, so that its gradients are summed.
 
 The split of blob B, top `i` of layer L, is named `B_L_i_split`; its tops are `B_L_i_split_0`, `B_L_i_split_1`
 and so on, in the order of the consumers. A loss_weight of the blob counts as the first consumer and moves to

@@ -1,7 +1,7 @@
-"""Fields that are set and do nothing, as in Caffe: a warning names them, or under `--strict` an error does.
+"""Fields that are set and do nothing, as in Caffe: a warning lists them, or under `--strict` an error.
 
-Nets are full of them: the loss_param of what is a Softmax now, the transform_param of a Data layer that
-became an Input. Caffe passes over such a field, so it stops nobody here.
+Many nets have them: the loss_param of a loss that became a Softmax, the transform_param of a Data layer that
+became an Input. Caffe ignores such a field, so by default it is no error here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _strict: ContextVar[bool] = ContextVar("strict", default=False)
 
 @contextmanager
 def strict_fields(wanted: bool = True) -> Iterator[None]:
-    """Make an error of them while the block runs, if that is `wanted`."""
+    """Raise an error about such fields while the block runs, if that is `wanted`."""
     token = _strict.set(wanted or _strict.get())
     try:
         yield

@@ -1,8 +1,8 @@
 """Whether a prototxt may name Python layers, which make the process import and run code.
 
 It may, as in Caffe, unless the environment variable IMAE_NO_PYTHON_LAYERS is set to something other than 0.
-It counts for commands, for pycaffe, and for the processes that they start. `--no-python-layers` sets it while
-a command runs.
+The variable counts for commands, for pycaffe, and for the processes that they start. `--no-python-layers`
+sets it while a command runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VARIABLE = "IMAE_NO_PYTHON_LAYERS"
 
 @contextmanager
 def no_python_layers() -> Iterator[None]:
-    """Refuse them while the block runs."""
+    """Refuse Python layers while the block runs."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = "1"
     try:
@@ -35,7 +35,7 @@ def no_python_layers() -> Iterator[None]:
 
 
 def check_python_layers(layers: Iterable[LayerParameter]) -> None:
-    """LayerError for the first Python layer, if such are refused."""
+    """LayerError for the first Python layer, if they are refused."""
     if os.environ.get(VARIABLE, "") in ("", "0"):
         return
     for layer in layers:

@@ -1,8 +1,8 @@
 """The message classes of Caffe's schema and of the plugins' parameters, in a descriptor pool of their own.
 
-The pool is not protobuf's default one, so another package's caffe_pb2 in the same process does no harm. It is
-put together once, when this module is first imported: caffe.proto, and for each entry point
-`NAME = PACKAGE:FILE.proto` of an installed package in the group `imae.protos` that file. It is plain proto2:
+The pool is not protobuf's default one, so another package's caffe_pb2 in the same process does not clash
+with it. It is built once, when this module is first imported, from caffe.proto and the file of each entry
+point `NAME = PACKAGE:FILE.proto` in the group `imae.protos` of an installed package. Such a file is proto2:
 
     syntax = "proto2";
     package imae_xyz;
@@ -10,7 +10,7 @@ put together once, when this module is first imported: caffe.proto, and for each
     message XyzParameter { optional float scale = 1; optional caffe.FillerParameter filler = 2; }
     extend caffe.LayerParameter { optional XyzParameter xyz_param = 10001; }
 
-Every extension of LayerParameter becomes a real field of it, so that a net says `xyz_param { scale: 2 }`.
+Every extension of LayerParameter becomes a real field of it, so that a net can have `xyz_param { scale: 2 }`.
 """
 
 import copyreg
@@ -43,14 +43,14 @@ GROUP = "imae.protos"
 
 
 class Plugin(NamedTuple):
-    """A plugin's schema: who brings it (for messages), and the text of its .proto."""
+    """A plugin's schema: its entry point (for errors), and the text of its .proto."""
 
     name: str
     proto: str
 
 
 def installed_plugins() -> list[Plugin]:
-    """The plugins that are installed, by name; their packages are found but not imported."""
+    """The plugins that are installed, by name; their packages are located but not imported."""
     plugins = []
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
         name = f"{entry.name} = {entry.value}"
@@ -99,7 +99,7 @@ def compile_proto(plugin: Plugin) -> FileDescriptorProto:
 
 
 def _number_taken(plugin: Plugin, number: int) -> str:
-    """What is wrong with a field number below those for plugins."""
+    """The error about a field number below those for plugins."""
     caffe = FileDescriptorProto.FromString(caffe_pb2.SERIALIZED)
     (layer,) = (message for message in caffe.message_type if message.name == "LayerParameter")
     names = {field.number: field.name for field in layer.field}
@@ -164,16 +164,16 @@ def _take_layer_fields(scope: FileDescriptorProto | DescriptorProto) -> list[Fie
 def _merged(files: Iterable[FileDescriptorProto]) -> FileDescriptorProto:
     """All files as one.
 
-    LayerParameter now uses the plugins' messages and these may use Caffe's, but files cannot depend on each
-    other in a circle. In one file they can. It has no package: a message named like each package holds that
-    package's types, so every full name stays as it is.
+    LayerParameter now uses the plugins' messages, and these may use Caffe's. Files cannot import each other
+    in a circle, but messages of one file can use each other. The file has no package: a message named like
+    each package holds that package's types, so every full name stays the same.
     """
     merged = FileDescriptorProto(name="caffe.proto")
     for file in files:
         messages, enums, extensions = merged.message_type, merged.enum_type, merged.extension
         for part in filter(None, file.package.split(".")):
-            found = [message for message in messages if message.name == part]
-            package = found[0] if found else messages.add(name=part)
+            same_name = [message for message in messages if message.name == part]
+            package = same_name[0] if same_name else messages.add(name=part)
             messages, enums, extensions = package.nested_type, package.enum_type, package.extension
         messages.extend(file.message_type)
         enums.extend(file.enum_type)
@@ -189,11 +189,11 @@ def message_class(pool: DescriptorPool, full_name: str) -> type[Message]:
 def caffe_name(name: str) -> Any:
     """A message class, an enum or an enum value of package caffe: NetParameter, Phase, TRAIN.
 
-    DESCRIPTOR and _NETPARAMETER, _V1LAYERPARAMETER_LAYERTYPE, ... are what to look into, as in the modules
-    that protoc writes: of the file as it is written, whereas our pool has the package as a message.
+    DESCRIPTOR and _NETPARAMETER, _V1LAYERPARAMETER_LAYERTYPE, ... are descriptors, as in the modules that
+    protoc writes. They describe caffe.proto itself; in our pool its package is a message.
     """
-    if name == "DESCRIPTOR" or name in (found := _descriptors_as_written()):
-        return _as_written() if name == "DESCRIPTOR" else found[name]
+    if name == "DESCRIPTOR" or name in (descriptors := _caffe_descriptors()):
+        return _caffe_file() if name == "DESCRIPTOR" else descriptors[name]
     kinds = (CAFFE.nested_types_by_name, CAFFE.enum_types_by_name, CAFFE.enum_values_by_name)
     if not any(name in kind for kind in kinds):
         raise AttributeError(f"caffe.proto has no {name}")
@@ -201,27 +201,27 @@ def caffe_name(name: str) -> Any:
 
 
 @cache
-def _as_written() -> FileDescriptor:
+def _caffe_file() -> FileDescriptor:
     pool = DescriptorPool()
     pool.AddSerializedFile(caffe_pb2.SERIALIZED)
     return pool.FindFileByName("caffe.proto")
 
 
 @cache
-def _descriptors_as_written() -> dict[str, Any]:
+def _caffe_descriptors() -> dict[str, Any]:
     """The descriptors of messages and enums by the names that protoc gives them."""
-    found: dict[str, Any] = {}
+    descriptors: dict[str, Any] = {}
 
     def add(name: str, descriptor: Any) -> None:
         name = f"{name}_{descriptor.name.upper()}"
-        found[name] = descriptor
+        descriptors[name] = descriptor
         for nested in (*getattr(descriptor, "nested_types", ()), *getattr(descriptor, "enum_types", ())):
             add(name, nested)
 
-    file = _as_written()
+    file = _caffe_file()
     for descriptor in (*file.message_types_by_name.values(), *file.enum_types_by_name.values()):
         add("", descriptor)
-    return found
+    return descriptors
 
 
 def _parsed(full_name: str, data: bytes) -> Message:
@@ -233,7 +233,7 @@ def _reduced(message: Message) -> tuple[Any, ...]:
 
 
 def _make_picklable(message: Descriptor) -> None:
-    """Pickle by our pool, e.g. for worker processes: protobuf itself would look into its default pool."""
+    """Pickle with our pool, e.g. for worker processes: protobuf itself would search its default pool."""
     copyreg.pickle(GetMessageClass(message), _reduced)
     for nested in message.nested_types:
         _make_picklable(nested)

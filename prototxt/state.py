@@ -1,7 +1,8 @@
 """The layers of a net that a state (phase, level, stages) includes.
 
-A rule is met if all it names is so: the phase, min_level and max_level, every stage, no not_stage. A layer
-with include rules is in if any of them is met, one with exclude rules unless any is; without rules it is in.
+A rule is met if all of its fields hold: the phase, min_level and max_level, every stage, no not_stage. A
+layer with include rules is in the net if any of them is met, one with exclude rules if none is, one without
+rules always.
 
 Caffe: net.cpp, FilterNet and StateMeetsRule.
 """
@@ -22,7 +23,7 @@ def filter_net(param: NetParameter, phase: Phase, level: int = 0, stages: Iterab
 def filter_by_state(param: NetParameter, state: NetState) -> NetParameter:
     """The layers of a net for a state, which becomes the net's; PrototxtError for a net of an old form.
 
-    Whoever builds a net comes by here; so Python layers, of any state, are refused here where they are to be.
+    Every net passes through here, so Python layers, of any state, are refused here if they are forbidden.
     """
     if param.layers or param.input:
         raise PrototxtError(
@@ -47,7 +48,7 @@ def filter_by_state(param: NetParameter, state: NetState) -> NetParameter:
 
 
 def in_state(net: NetParameter, phase: Phase, wanted: NetState) -> NetParameter:
-    """A copy of a net in the state `wanted`; what that leaves open is the net's own, or else `phase`.
+    """A copy of a net in the state `wanted`, completed by the net's own state, and then by `phase`.
 
     Stages add up. Caffe: Net::Net(param_file, phase, level, stages), Solver::InitTrainNet, InitTestNets.
     """
@@ -64,7 +65,7 @@ def meets_rule(state: NetState, stages: Set[str], rule: NetStateRule, layer: str
     if rule.HasField("phase") and rule.phase != state.phase:
         line, broken = 296, f"phase ({state.phase}) differed from the phase ({rule.phase})"
     elif rule.HasField("min_level") and state.level < rule.min_level:
-        # Caffe's words.
+        # Caffe's wording.
         line, broken = 306, f"level ({state.level}) is above the min_level ({rule.min_level})"
     elif rule.HasField("max_level") and state.level > rule.max_level:
         line, broken = 316, f"level ({state.level}) is above the max_level ({rule.max_level})"

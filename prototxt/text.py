@@ -1,7 +1,7 @@
 """Prototxts and binary messages from and to files.
 
 Text is read by protobuf's own parser, strictly, as Caffe reads it: no unknown fields, no field given twice.
-An error says where and what, with line and column counted from 1:
+An error gives the place and the reason, with line and column counted from 1:
 
     net.prototxt:12:16: message "caffe.ReLUParameter" has no field "slope"; did you mean "negative_slope"?
 """
@@ -53,17 +53,17 @@ def read_net_binary(path: AnyPath) -> NetParameter:
 
 
 def read_text(path: AnyPath, kind: type[M]) -> M:
-    """A message from a text file, as it stands there."""
+    """A message from a text file, not upgraded."""
     return parse_text(_read_text(path), kind, os.fspath(path))
 
 
 def read_binary(path: AnyPath, kind: type[M]) -> M:
-    """A message from a binary file, as it stands there: a BlobProto, a SolverState."""
+    """A message from a binary file, such as a BlobProto or a SolverState, not upgraded."""
     return parse_binary(read_content(path), kind, path)
 
 
 def parse_binary(data: bytes, kind: type[M], path: AnyPath) -> M:
-    """A message from its bytes, as it stands there; `path` is for errors."""
+    """A message from its bytes, not upgraded; `path` is for errors."""
     name, expected = kind.DESCRIPTOR.full_name, BINARY_KINDS.get(kind.DESCRIPTOR.name)
     try:
         message = kind.FromString(data)
@@ -72,7 +72,7 @@ def parse_binary(data: bytes, kind: type[M], path: AnyPath) -> M:
         if mistaken := mistaken_for(data, expected):
             raise PrototxtError(f"{path}: not a binary {name}{mistaken}") from None
         raise PrototxtError(f"{path}: not a binary {name}, or cut short: {error}") from None
-    # What fits by chance: the first numbers of another message. (An object is made of each unknown field.)
+    # Another kind of message may parse by chance. (UnknownFieldSet makes an object of each unknown field.)
     foreign = len(data) < MOST_LOOKED_INTO and len(UnknownFieldSet(message)) > 0
     if foreign and (mistaken := mistaken_for(data, expected)):
         raise PrototxtError(f"{path}: not a binary {name}{mistaken}")
@@ -86,7 +86,7 @@ BINARY_KINDS = {"NetParameter": FileKind.NET, "SolverState": FileKind.STATE, "Bl
 
 
 def parse_text(text: str, kind: type[M], path: str) -> M:
-    """A message from its text, as it stands there; `path` is for errors."""
+    """A message from its text, not upgraded; `path` is for errors."""
     message = kind()
     try:
         with warnings.catch_warnings():
@@ -112,17 +112,17 @@ def parse_text(text: str, kind: type[M], path: str) -> M:
     return message
 
 
-# protobuf's reader takes time that grows with the square of such a run. No honest text has one.
+# protobuf's parser takes time quadratic in the length of such a run. No honest text has one.
 BACKSLASHES = re.compile(r"(?:\\\\){100,}")
 
 
 def _octal(run: re.Match[str]) -> str:
-    """The same backslashes in a string, each written as a number."""
+    """The same backslashes of a string, each as an octal escape."""
     return r"\134" * (len(run[0]) // 2)
 
 
 def to_text(message: Message) -> str:
-    """The text of a message, as Caffe prints it: fields by number, floats as short as they read back."""
+    """The text of a message, as Caffe prints it: fields by number, floats in 6 digits where exact."""
     return re.sub(
         r"(?m)^( *\w+: )(-?\d[\d.]*[.e][\d.e+-]*)$", _short_float, text_format.MessageToString(message)
     )
@@ -140,7 +140,7 @@ def _short_float(match: re.Match[str]) -> str:
 
 
 def read_content(path: AnyPath) -> bytes:
-    """The content of a file that is there and not empty; PrototxtError says why that is not so."""
+    """The content of a file; PrototxtError where it is missing, unreadable or empty."""
     try:
         data = read_bytes(path)
     except FileNotFoundError:
@@ -156,7 +156,7 @@ def read_content(path: AnyPath) -> bytes:
 
 def _read_text(path: AnyPath) -> str:
     data = read_content(path)
-    if file_kind(data) in NO_TEXT:
+    if file_kind(data) in NOT_PROTOTXTS:
         raise PrototxtError(f"{path}: expected a prototxt in UTF-8{mistaken_for(data)}")
     if b"\0" in data:
         raise PrototxtError(
@@ -174,10 +174,10 @@ def _read_text(path: AnyPath) -> str:
         raise PrototxtError(f"{where}: byte 0x{data[error.start]:02x} is not UTF-8") from None
 
 
-# Some of them can do without a zero byte.
-NO_TEXT = (FileKind.LFS, FileKind.HTML, FileKind.UTF16, FileKind.GZIP, FileKind.BZIP2)
+# Kinds of files that are no prototxts; some have no zero byte.
+NOT_PROTOTXTS = (FileKind.LFS, FileKind.HTML, FileKind.UTF16, FileKind.GZIP, FileKind.BZIP2)
 
-# A string that is not closed ends with its line: else each quote in it would be tried anew, up to there.
+# A string that is not closed ends with its line; else the search would start again at each quote in it.
 STRING_OR_COMMENT = re.compile(rb""" "(?:\\.|[^"\\\n])*+"? | '(?:\\.|[^'\\\n])*+'? | \#[^\n]* """, re.VERBOSE)
 
 
@@ -187,7 +187,7 @@ def _decodable_comment(match: re.Match[bytes]) -> bytes:
 
 
 def _check_strings(message: Message) -> None:
-    """Raise UnicodeDecodeError for a string that is not UTF-8; protobuf hands out such strings as bytes."""
+    """Raise UnicodeDecodeError for a string that is not UTF-8; protobuf returns such strings as bytes."""
     for field, value in message.ListFields():
         if field.message_type is not None:
             for nested in [value] if isinstance(value, Message) else value:
@@ -204,19 +204,19 @@ def _where(path: str, text: str, start: int) -> str:
 
 
 def _explain(reason: str, text: str, start: int, kind: type[Message]) -> tuple[int, str]:
-    """Protobuf refuses the text at `start` for a reason: the offset it is about, and our words for it."""
+    """The offset and the message of our error, for protobuf's `reason` to refuse the text at `start`."""
     got, pool = _token(text, start), kind.DESCRIPTOR.file.pool
     if match := re.search('Message type "(.*?)" has no field named "(.*?)"', reason):
         fields = pool.FindMessageTypeByName(match[1]).fields_by_name
-        near = _other_root(match[1], match[2]) or fork_of_field(match[1].rpartition(".")[2], match[2])
-        near = near or did_you_mean(match[2], fields, '"', any_case=True)
-        return start, f'message "{match[1]}" has no field "{match[2][:60]}"{near}'
+        hint = _other_root(match[1], match[2]) or fork_of_field(match[1].rpartition(".")[2], match[2])
+        hint = hint or did_you_mean(match[2], fields, '"', any_case=True)
+        return start, f'message "{match[1]}" has no field "{match[2][:60]}"{hint}'
     if match := re.search('Message type "(.*?)" should not have multiple "(.*?)" fields', reason):
         return text.rfind(match[2], 0, start), f'field "{match[2]}" of message "{match[1]}" is given twice'
     if match := re.search('Enum type "(.*?)" has no value', reason):
         names = pool.FindEnumTypeByName(match[1]).values_by_name
-        near = fork_of_value(match[1], got) or did_you_mean(got, names, any_case=True)
-        return start, f'enum "{match[1]}" has no value {got}; known: {", ".join(names)}{near}'
+        hint = fork_of_value(match[1], got) or did_you_mean(got, names, any_case=True)
+        return start, f'enum "{match[1]}" has no value {got}; known: {", ".join(names)}{hint}'
     if match := re.match('Expected "(.)"', reason):
         return start, f'expected "{match[1]}" before the end of the file'
     if match := re.search('Expected "(.)"', reason):
@@ -236,13 +236,13 @@ def _explain(reason: str, text: str, start: int, kind: type[Message]) -> tuple[i
 
 
 def _other_root(message: str, field: str) -> str:
-    """Where a net is read and the field is a solver's, or the other way round."""
-    for here, there, what in (
+    """The end of an error where a net is read and the field is a solver's, or the reverse; else ""."""
+    for here, there, owner in (
         (NetParameter, SolverParameter, "a solver"),
         (SolverParameter, NetParameter, "a net"),
     ):
         if message == here.DESCRIPTOR.full_name and field in there.DESCRIPTOR.fields_by_name:
-            return f"; {what} has that field: this is the prototxt of {what}"
+            return f"; {owner} has that field: this is the prototxt of {owner}"
     return ""
 
 

@@ -7,8 +7,8 @@
 Each upgrade is a pure function; `upgrade_net` and `upgrade_solver` apply those that are needed, in Caffe's
 order.
 
-What a V0 net says and no newer form has is dropped with a warning. Differs: Caffe drops some of it without a
-word. Caffe does not upgrade nets written inside a solver.
+V0 fields that no newer form has are dropped with a warning. Differs: Caffe drops some of them silently, and
+does not upgrade nets that are written inside a solver.
 """
 
 import logging
@@ -123,9 +123,9 @@ SOLVER_TYPES = {
 def upgrade_net(param: NetParameter, path: str = "<net>", problems: list[str] | None = None) -> NetParameter:
     """Today's form of a net; `param` itself if it has that form already.
 
-    `path` is for the log and errors. What a V0 net says and no newer form has is dropped: one warning lists
-    it (under `strict_fields` a PrototxtError); given a list for `problems`, it is logged line by line and
-    added there instead, as Caffe's tools do.
+    `path` is for the log and errors. V0 fields that no newer form has are dropped. One warning lists them
+    (under `strict_fields` a PrototxtError); with a list for `problems`, each is logged on a line instead, as
+    Caffe's tools do, and appended to the list.
     """
     dropped: list[str] = []
     try:
@@ -140,15 +140,15 @@ def upgrade_net(param: NetParameter, path: str = "<net>", problems: list[str] | 
 
 
 def _upgrade_net(param: NetParameter, path: str, dropped: list[str], log_each: bool) -> NetParameter:
-    """The upgrade itself; what it drops is added to `dropped`."""
+    """The upgrade itself; fields that it drops are added to `dropped`."""
     attempt = "Attempting to upgrade input file specified using deprecated"
     success = "Successfully upgraded file specified using deprecated"
     if any(layer.HasField("layer") for layer in param.layers):
         log_line("upgrade_proto.cpp:28", f"{attempt} V0LayerParameter: {path}")
-        param, found = upgrade_v0(param)
-        dropped += found
-        if found and log_each:
-            for problem in found:
+        param, problems_of_v0 = upgrade_v0(param)
+        dropped += problems_of_v0
+        if problems_of_v0 and log_each:
+            for problem in problems_of_v0:
                 logger.error("%s", problem)
             log_line(
                 "upgrade_proto.cpp:33",
@@ -156,7 +156,7 @@ def _upgrade_net(param: NetParameter, path: str, dropped: list[str], log_each: b
                 "continuing anyway.",
                 logging.ERROR,
             )
-        elif not found:
+        elif not problems_of_v0:
             log_line("upgrade_proto.cpp:36", f"{success} V0LayerParameter")
         log_line(
             "upgrade_proto.cpp:39",
@@ -195,7 +195,7 @@ def _upgrade_net(param: NetParameter, path: str, dropped: list[str], log_each: b
 
 
 def upgrade_v0(param: NetParameter) -> tuple[NetParameter, list[str]]:
-    """A V0 net as a V1 net, and what it says that has no place there."""
+    """A V0 net as a V1 net, and a line for each field that V1 has no place for."""
     dropped = [field for field, _ in _fields(param)
                if field not in ("name", "layers", "input", "input_dim", "force_backward")]  # fmt: skip
     problems = [f"Unknown field {field} in a V0 net" for field in dropped]
@@ -206,7 +206,7 @@ def upgrade_v0(param: NetParameter) -> tuple[NetParameter, list[str]]:
 
 
 def fold_v0_padding(param: NetParameter) -> NetParameter:
-    """Without padding layers: their `pad` goes to the convolution or pooling that reads them."""
+    """The net without padding layers: their `pad` goes to the convolution or pooling that reads them."""
     folded = _without(param, "layers")
     source: dict[str, V1LayerParameter | None] = dict.fromkeys(param.input)  # the last layer to make a blob
     for old in param.layers:
@@ -230,7 +230,10 @@ def fold_v0_padding(param: NetParameter) -> NetParameter:
 
 
 def _upgrade_v0_layer(old: V1LayerParameter, new: V1LayerParameter) -> list[str]:
-    """Fill `new`, which has its bottoms and tops, from the V0 layer in `old`; what does not fit."""
+    """Fill `new`, which has its bottoms and tops, from the V0 layer in `old`.
+
+    Returns a line for each field that does not fit.
+    """
     name, kind = old.layer.name, old.layer.type
     if kind and kind not in V0_TYPES:
         raise PrototxtError(f"Unknown layer name: {kind} (layer '{name}'); known: {', '.join(V0_TYPES)}")
@@ -262,7 +265,7 @@ def upgrade_data_transform(param: NetParameter) -> NetParameter:
         data_param = _data_param(layer)
         if data_param is None:
             continue
-        data_param.SetInParent()  # Caffe leaves both messages behind, be they empty
+        data_param.SetInParent()  # Caffe keeps both messages, even if they are empty
         layer.transform_param.SetInParent()
         for field in _old_transform_fields(layer):
             setattr(layer.transform_param, field, getattr(data_param, field))
@@ -281,7 +284,7 @@ def _old_transform_fields(layer: V1LayerParameter) -> list[str]:
 
 
 def upgrade_v1(param: NetParameter) -> NetParameter:
-    """A V1 net with `layer` for `layers`: types are strings, a blob's settings stand in one `param`."""
+    """A V1 net with `layer` for `layers`: types are strings, a blob's settings are in one `param`."""
     if param.layer:
         raise PrototxtError(
             "the net has both 'layers' (old) and 'layer' (new) fields; write all as layer { type: \"...\" }"
@@ -308,9 +311,9 @@ def upgrade_v1(param: NetParameter) -> NetParameter:
 
 
 def upgrade_input(param: NetParameter) -> NetParameter:
-    """A net whose input fields are an Input layer "input" in front; inputs without a shape are just dropped.
+    """A net whose input fields are an Input layer "input" in front; inputs without a shape are dropped.
 
-    Such inputs stand in old caffemodels, where only the layers' blobs count.
+    Old caffemodels have such inputs; only the blobs of their layers count.
     """
     count = len(param.input)
     if len(param.input_shape) not in (0, count):
@@ -335,7 +338,7 @@ def upgrade_input(param: NetParameter) -> NetParameter:
 def upgrade_batch_norm(param: NetParameter) -> NetParameter:
     """A net whose BatchNorm layers with three `param` have lr_mult 0 and decay_mult 0 in them.
 
-    The statistics are no weights; before Caffe knew that by itself, the prototxt had to say it.
+    The statistics are not learned. Earlier versions of Caffe needed these fields in the prototxt.
     """
     upgraded = NetParameter()
     upgraded.CopyFrom(param)
@@ -380,7 +383,7 @@ def upgrade_solver(param: SolverParameter, path: str = "<solver>") -> SolverPara
 
 
 def complete_snapshot_prefix(param: SolverParameter, path: str) -> SolverParameter:
-    """With snapshot_prefix: by default the solver file's path less its extension; in a folder, its stem."""
+    """A solver with snapshot_prefix: by default its path without extension; for a folder, the stem in it."""
     completed = SolverParameter()
     completed.CopyFrom(param)
     if not param.HasField("snapshot_prefix") or os.path.isdir(param.snapshot_prefix):
@@ -406,7 +409,7 @@ def _fields(message: Message) -> list[tuple[str, Any]]:
 
 
 def _without(param: NetParameter, *names: str) -> NetParameter:
-    """A copy without some fields."""
+    """A copy without the fields of these names."""
     return NetParameter(**{field: value for field, value in _fields(param) if field not in names})
 
 

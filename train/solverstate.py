@@ -179,7 +179,7 @@ def _from_hdf5(path: AnyPath) -> State:
     except HDF5_ERRORS as error:
         if not os.path.isfile(path):
             raise SnapshotError(f"{path}: no such file") from None
-        holds = hdf5_content(path, but="a solver state")
+        holds = hdf5_content(path, expected="a solver state")
         raise SnapshotError(
             f"{path}: not a solver state in HDF5{holds or f', or damaged: {error}'}"
         ) from None

@@ -2,24 +2,24 @@
 
 The net is that of Ioffe and Szegedy 2015 (arXiv 1502.03167), figure 5: GoogLeNet with two 3x3 convolutions
 in place of each 5x5, ten modules of which 3c and 4e halve the size by their strides, BatchNorm and Scale
-behind every convolution and no bias in it. Layers are named as in Caffe's googlenet_bn
-(lim0606/caffe-googlenet-bn), so that `imae train --weights` finds them; the classifier, `fc` here, starts
-afresh.
+after every convolution, which has no bias. Layers are named as in Caffe's googlenet_bn
+(lim0606/caffe-googlenet-bn), so that `imae train --weights` loads them; the classifier, `fc` here, is trained
+from scratch.
 
-The paper's: crops of 224 x 224 from pictures resized to 256 x 256, mirrored; batch 180; the solver.
-Left open by the sources, and chosen here:
-- Figure 5 prints "avg + 128" for 4c and 4d, but 576 channels behind them and 1024 behind 4e, which only 96
-  gives: 96, as in googlenet_bn. With 1000 classes this net has 11.19 million parameters, with 128 it would
-  have 11.29 million; the 13.6 million of their text are neither.
-- Their first convolution is separable; a plain one here, as in googlenet_bn. No auxiliary classifiers.
-- Whether training starts from ImageNet's weights: give --weights for that; without them, `xavier`.
-- Which means are subtracted: 104, 117, 123 (BGR), those of ImageNet.
-- How batches are composed: pictures shuffled anew in each pass.
-- What the embedding is: the 1024 averages `pool5`, right before the classifier; `imae retrieve --blob pool5`.
-- Whether anything is tested while training: nothing, for the test persons are others. Phase TEST, for
-  `imae test`, has the training persons, cropped in the middle.
+From the paper: crops of 224 x 224 from images resized to 256 x 256, mirrored; batch 180; the solver.
+Not given by the sources, and chosen here:
+- Figure 5 prints "avg + 128" for 4c and 4d, but 576 channels after them and 1024 after 4e, which need 96.
+  Here: 96, as in googlenet_bn. With 1000 classes this net has 11.19 million parameters, with 128 it would
+  have 11.29 million; the text of Ioffe and Szegedy has 13.6 million, which is neither.
+- The first convolution: theirs is separable, here it is plain, as in googlenet_bn. No auxiliary classifiers.
+- The initial weights: ImageNet's if --weights gives them, else `xavier`.
+- The means that are subtracted: 104, 117, 123 (BGR), those of ImageNet.
+- The batches: images are shuffled anew in each pass.
+- The embedding: the 1024 averages `pool5`, right before the classifier; `imae retrieve --blob pool5`.
+- Tests during training: none, since the test set has other persons. Phase TEST, for `imae test`, has the
+  training persons, cropped in the middle.
 
-data/mars_train.txt lists the training pictures below data/mars, one a line, with the 625 persons numbered
+data/mars_train.txt lists the training images below data/mars, one per line, with the 625 persons numbered
 from 0: "bbox_train/0001/0001C1T0001F001.jpg 0".
 """
 
@@ -128,7 +128,7 @@ def _halve(net: NetParameter, name: str, bottom: str) -> str:
 
 
 def with_mars_data(net: NetParameter, batch: int = 180) -> NetParameter:
-    """`net` behind two ImageData layers over the training persons."""
+    """`net` with two ImageData layers of the training persons in front."""
     mean = (104, 117, 123)
     source = ("data/mars_train.txt", "data/mars/")
     return with_data(

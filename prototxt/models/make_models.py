@@ -1,4 +1,4 @@
-"""Write prototxt/models: the nets and solvers of the paper's experiments, from their generators.
+"""Write prototxt/models: the nets and solvers of the paper's experiments, from their makers.
 
     python -m imae.prototxt.models.make_models
 
@@ -32,7 +32,7 @@ def model_files() -> dict[str, str]:
 
 
 def compact_text(message: Message) -> str:
-    """The text of a message; what fits stands on one line, since some nets have hundreds of layers."""
+    """The text of a message; what fits is on one line, since some nets have hundreds of layers."""
     return "".join(f"{line}\n" for field in _fields(iter(to_text(message).splitlines())) for line in field)
 
 

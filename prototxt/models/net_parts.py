@@ -1,8 +1,8 @@
-"""What the generators of nets share (resnet.py, resnet50.py, inception.py): layers, tails, data, deployment.
+"""What the makers of nets share (resnet.py, resnet50.py, inception.py): layers, tails, data, deployment.
 
-A generator appends layers to a NetParameter; `add` and its kin return the name of the blob they end in. Nets
+A maker appends layers to a NetParameter; `add` and the like return the name of their last blob. Nets
 read the blobs `data` and `label`, which `with_data` puts in front of them and `deploy` replaces by an Input.
-Fields are given as protobuf takes them: dicts for messages, names for enum values.
+Fields have the form that protobuf accepts: dicts for messages, names for enum values.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, Phase, Solv
 
 FROZEN = [{"lr_mult": 0, "decay_mult": 0}] * 3  # the three statistics of a BatchNorm
 WEIGHT_AND_BIAS = [{"lr_mult": 1, "decay_mult": 1}, {"lr_mult": 2, "decay_mult": 0}]
-# One loss: a type, or a layer to copy (`loss_layer`). Or several by stage, each in the net in its stage.
+# One loss: a type, or a layer to copy (`loss_layer`). Or several by stage: a loss is in the net in its stage.
 Losses = str | LayerParameter | Mapping[str, LayerParameter]
 
 
 def add(
     net: NetParameter, type_name: str, name: str, *bottoms: str, top: str | None = None, **fields: Any
 ) -> str:
-    """Append a layer; its top is called like the layer unless `top` says otherwise."""
+    """Append a layer; its top has the layer's name unless `top` gives another."""
     net.layer.add(name=name, type=type_name, bottom=bottoms, top=[top or name], **fields)
     return top or name
 
@@ -59,14 +59,14 @@ def add_conv(
 
 
 def add_average(net: NetParameter, name: str, bottom: str) -> str:
-    """The average of each channel."""
+    """Append a global average pooling: the average of each channel."""
     return add(net, "Pooling", name, bottom, pooling_param={"pool": "AVE", "global_pooling": True})
 
 
 def add_classifier(
     net: NetParameter, bottom: str, classes: int, *, filler: str = "msra", **fields: Any
 ) -> str:
-    """The logits, blob `fc`."""
+    """Append the classifier, whose top `fc` holds the logits."""
     return add(
         net,
         "InnerProduct",
@@ -78,19 +78,19 @@ def add_classifier(
 
 
 def loss_layer(type_name: str, **params: Any) -> LayerParameter:
-    """A loss for the generators' `loss`, with its parameters: loss_layer("IMAELoss", t=0.5).
+    """A loss for the makers' argument `loss`, with its parameters: loss_layer("IMAELoss", t=0.5).
 
-    They are fields of the type's own message (IMAELossParameter), or of loss_param where it has none; a field
-    that is not there is a ValueError.
+    The parameters are fields of the type's own message (IMAELossParameter), or of loss_param where it has
+    none; an unknown field is a ValueError.
     """
     message = type_name.replace("WithLoss", "Loss") + "Parameter"
     names = {f.message_type.name: f.name for f in LayerParameter.DESCRIPTOR.fields if f.message_type}
-    given: dict[str, Any] = {names.get(message, "loss_param"): params} if params else {}
-    return LayerParameter(type=type_name, **given)
+    fields: dict[str, Any] = {names.get(message, "loss_param"): params} if params else {}
+    return LayerParameter(type=type_name, **fields)
 
 
 def loss_layers(losses: Losses) -> Iterator[LayerParameter]:
-    """The layers `loss`, without bottoms; each with a rule for its stage where the losses have stages."""
+    """The layers `loss`, without bottoms; they have rules for their stages where the losses have stages."""
     by_stage = losses if isinstance(losses, Mapping) else {"": losses}
     for stage, loss in by_stage.items():
         layer = LayerParameter(name="loss", top=["loss"], include=[{"stage": [stage]}] if stage else [])
@@ -99,7 +99,7 @@ def loss_layers(losses: Losses) -> Iterator[LayerParameter]:
 
 
 def add_losses(net: NetParameter, losses: Losses, *bottoms: str) -> None:
-    """The layers `loss` of these bottoms, and in TEST the accuracy."""
+    """Append the layers `loss` with these bottoms, and in TEST the accuracy."""
     for layer in loss_layers(losses):
         layer.bottom.extend(bottoms)
         net.layer.append(layer)
@@ -107,18 +107,18 @@ def add_losses(net: NetParameter, losses: Losses, *bottoms: str) -> None:
 
 
 def add_accuracy(net: NetParameter, *bottoms: str) -> None:
-    """In TEST, the share of (logits, label) that is right."""
+    """Append, in TEST, the accuracy of (logits, label)."""
     add(net, "Accuracy", "accuracy", *bottoms, include=[{"phase": TEST}])
 
 
 def lmdb_data(phase: Phase, source: str, batch_size: int, **transform: Any) -> LayerParameter:
-    """A Data layer over an LMDB, with these fields of transform_param."""
+    """A Data layer that reads an LMDB, with these fields of transform_param."""
     data = {"source": source, "batch_size": batch_size, "backend": "LMDB"}
     return _data("Data", phase, transform, data_param=data)
 
 
 def picture_data(phase: Phase, source: str, root: str, batch_size: int, **transform: Any) -> LayerParameter:
-    """An ImageData layer over a list of pictures, resized to 256 x 256 and cropped to 224 x 224."""
+    """An ImageData layer that reads a list of images, resized to 256 x 256 and cropped to 224 x 224."""
     images = {"source": source, "root_folder": root, "batch_size": batch_size, "shuffle": phase == TRAIN}
     images |= {"new_height": 256, "new_width": 256}
     return _data("ImageData", phase, transform | {"crop_size": 224}, image_data_param=images)
@@ -136,14 +136,14 @@ def _data(type_name: str, phase: Phase, transform: dict[str, Any], **fields: Any
 
 
 def with_data(net: NetParameter, *data: LayerParameter) -> NetParameter:
-    """The net behind these data layers."""
+    """The net with these data layers in front."""
     result = NetParameter(name=net.name, layer=data)
     result.layer.extend(net.layer)
     return result
 
 
 def deploy(net: NetParameter, *shape: int) -> NetParameter:
-    """What of a net follows from `data` alone, of shape (1, *shape), ending in the class probabilities."""
+    """The part of a net that depends on `data` alone, of shape (1, *shape), up to the class probabilities."""
     result = NetParameter(name=net.name)
     result.layer.add(name="data", type="Input", top=["data"], input_param={"shape": [{"dim": (1, *shape)}]})
     unknown = {"label"}

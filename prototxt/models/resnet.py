@@ -1,7 +1,7 @@
 """The ResNets for CIFAR of He et al. 2016 (section 4.2) as NetParameters: depth 6n + 2, widths 16, 32, 64.
 
 A block has two 3x3 convolutions, each followed by BatchNorm and Scale; weights start from `msra`; the
-classifier `fc` stands behind a global average. Where a stage begins, the size halves, the width doubles, and
+classifier `fc` follows a global average. Where a stage begins, the size halves, the width doubles, and
 the shortcut is
 
     A   an identity: every second pixel (Pooling, kernel 1, stride 2) and as many channels of zeros (Power
@@ -45,7 +45,7 @@ CIFAR100_MEAN_BGR = (112.4, 124.1, 129.3)
 AUTHORS_MEAN_BGR = (125.3, 123.0, 113.9)
 # Types of the authors' Caffe fork whose third bottom is the examples' p.
 TYPES_WITH_P = ("UnifiedWeightLoss", "WeightedSoftmaxWithLoss")
-# lambda and beta of their runs that the later version's tables, and DM's, report.
+# lambda and beta of the authors' runs that are in the tables of the later version, and of DM.
 IMAE_BETAS = (2, 6, 8)
 DM_BETAS = (6, 8)  # with lambda 0.5
 
@@ -53,10 +53,10 @@ DM_BETAS = (6, 8)  # with lambda 0.5
 def resnet(
     depth: int, classes: int = 10, loss: Losses = "SoftmaxWithLoss", shortcut: str = "A"
 ) -> NetParameter:
-    """ResNet of `depth` layers without data layers: blobs `data` (N, 3, 32, 32) and `label` to the tail.
+    """ResNet of `depth` layers without data layers: from blobs `data` (N, 3, 32, 32) and `label` to the tail.
 
     The tail is the loss of (fc, label), or several by stage, and an Accuracy in TEST. ValueError for a depth
-    that is not 6n + 2, or a shortcut not A or B.
+    that is not 6n + 2, or a shortcut other than A or B.
     """
     net = NetParameter(name=f"ResNet{depth}")
     add_classifier(net, _trunk(net, depth, shortcut, bias=False), classes)
@@ -68,7 +68,7 @@ def authors_resnet(loss: Losses, depth: int = 44, classes: int = 100) -> NetPara
     """The net that the IMAE authors trained on CIFAR-100: shortcut B, convolutions with bias, their tail.
 
     The tail is Softmax `probs`, ExtractProb `prob_groundtruth` and `loss`, see `authors_loss`; losses of
-    their fork have prob_groundtruth as third bottom. The Accuracy is not theirs: they tested in MATLAB.
+    their fork have prob_groundtruth as their third bottom. The Accuracy is not theirs: they tested in MATLAB.
     """
     net = NetParameter(name=f"ResNet{depth}")
     specs = [{"lr_mult": 1, "decay_mult": 1}, {"lr_mult": 2, "decay_mult": 1}]  # unlike their convolutions
@@ -105,7 +105,7 @@ def with_cifar10_data(
     batch: int = 128,
     mean: tuple[float, ...] = CIFAR10_MEAN_BGR,
 ) -> NetParameter:
-    """`net` behind two Data layers: training images of 40x40, cropped and mirrored; test images of 32x32."""
+    """`net` with two Data layers: training images of 40x40, cropped and mirrored; test images of 32x32."""
     return with_data(
         net,
         lmdb_data(TRAIN, train_source, batch, mean_value=mean, mirror=True, crop_size=32),
@@ -116,12 +116,12 @@ def with_cifar10_data(
 def with_cifar100_data(
     net: NetParameter, train_source: str, test_source: str, batch: int = 128
 ) -> NetParameter:
-    """The same for CIFAR-100, with its means."""
+    """`with_cifar10_data` for CIFAR-100, with its means."""
     return with_cifar10_data(net, train_source, test_source, batch, CIFAR100_MEAN_BGR)
 
 
 def with_authors_data(net: NetParameter, train_source: str, test_source: str) -> NetParameter:
-    """`net` behind two Data layers that treat images as the IMAE authors did, resized to 36x36 in the LMDBs.
+    """`net` with two Data layers that treat images as the IMAE authors did, resized to 36x36 in the LMDBs.
 
     They make batches of 32 classes x 8 images, crop at one of 4 x 4 places, and subtract the authors' means.
     """
@@ -133,7 +133,7 @@ def with_authors_data(net: NetParameter, train_source: str, test_source: str) ->
 
 
 def with_inputs(net: NetParameter, batch: int = 256) -> NetParameter:
-    """`net` with the old header that the authors' nets have: `data` and `label` are filled by a program."""
+    """`net` with the old header of the authors' nets: a program fills `data` and `label`."""
     result = NetParameter(
         name=net.name, input=["data", "label"], input_dim=[batch, 3, 32, 32, batch, 1, 1, 1]
     )
@@ -142,7 +142,7 @@ def with_inputs(net: NetParameter, batch: int = 256) -> NetParameter:
 
 
 def _trunk(net: NetParameter, depth: int, shortcut: str, bias: bool) -> str:
-    """All before the classifier."""
+    """Append all layers before the classifier; returns their top."""
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth must be 6n + 2 (20, 32, 44, 56, 110), got {depth}")
     if shortcut not in ("A", "B"):

@@ -1,18 +1,18 @@
 """ResNet-50 of He et al. 2016 (section 4.1), the net of IMAE's later version for Clothing1M.
 
 Bottleneck blocks of 1x1, 3x3 and 1x1 convolutions; a stage begins with stride 2 in its first 1x1 convolution
-and a projection shortcut. Names, and the bias of `conv1` alone, are those of He's Caffe release, so that
-`imae train --weights` finds its layers; the classifier, `fc` here, starts afresh.
+and a projection shortcut. Names are those of He's Caffe release, where only `conv1` has a bias, so that
+`imae train --weights` loads its layers; the classifier, `fc` here, is trained from scratch.
 
 The later version reports accuracies on Clothing1M and names the net; its settings are not among our sources.
 Chosen here:
 - He's ImageNet weights to start from: give --weights; without them, `msra`
-- means 104, 117, 123 (BGR); pictures resized to 256 x 256, crops of 224 x 224, mirrored
+- means 104, 117, 123 (BGR); images resized to 256 x 256, crops of 224 x 224, mirrored
 - the million noisy labels for training, the 10,526 clean ones for the test (277 batches of 38)
-- batch 32, ten passes, rate 0.001 and from the middle on 0.0001, weight decay 0.001
+- batch 32, ten passes, rate 0.001, and 0.0001 from the middle on, weight decay 0.001
 - GCE with q 0.7, IMAE with T 8, as on MARS
 
-data/clothing1m_train.txt and data/clothing1m_test.txt list the pictures below data/clothing1m, one a line,
+data/clothing1m_train.txt and data/clothing1m_test.txt list the images below data/clothing1m, one per line,
 with their labels, 0 to 13.
 """
 
@@ -76,7 +76,7 @@ def _block(net: NetParameter, place: str, bottom: str, width: int, first: bool) 
 
 
 def with_clothing1m_data(net: NetParameter, batch: int = 32) -> NetParameter:
-    """`net` behind two ImageData layers: noisily labelled training pictures, clean test pictures."""
+    """`net` with two ImageData layers: training images with noisy labels, test images with clean ones."""
     mean, root = (104, 117, 123), "data/clothing1m/"
     return with_data(
         net,
@@ -86,7 +86,7 @@ def with_clothing1m_data(net: NetParameter, batch: int = 32) -> NetParameter:
 
 
 def clothing1m_solver(name: str) -> SolverParameter:
-    """Ten passes over a million pictures in batches of 32, a test after each."""
+    """Ten passes over a million images in batches of 32, a test after each."""
     epoch = 31250
     return solver(
         f"clothing1m/{name}",

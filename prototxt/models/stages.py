@@ -30,7 +30,7 @@ def net_and_solver(
     model    the net's path below prototxt/models without suffix
     about    what the net is, for the headers
     net      with its data layers, and with these losses by stage
-    solver   which gets the last of the losses
+    solver   to which the stage of the last loss is added
     image    (channels, height, width) of the input of stage `deploy`
     """
     yield model, _net_header(model, about, losses), with_deploy(net, *image)
@@ -38,7 +38,7 @@ def net_and_solver(
 
 
 def with_deploy(net: NetParameter, *shape: int) -> NetParameter:
-    """`net`, which has data layers, with a stage `deploy`: there it is what `deploy` makes of it."""
+    """`net`, which has data layers, with a stage `deploy`, in which it is the net that `deploy` makes."""
 
     def key(layer: LayerParameter) -> tuple[str, str]:
         return layer.name, layer.type
@@ -59,7 +59,7 @@ def _only_in_deploy(layer: LayerParameter) -> LayerParameter:
 
 
 def _not_in_deploy(layer: LayerParameter) -> LayerParameter:
-    """A copy with another rule. A loss keeps its own stage, which leaves it out already."""
+    """A copy that is not in stage `deploy`. A loss keeps its rule: its own stage leaves it out already."""
     result = LayerParameter()
     result.CopyFrom(layer)
     for rule in result.include:
@@ -95,7 +95,7 @@ A solver chooses by train_state and, for its test nets, test_state; a command by
     imae train prototxt/models/{model}_solver.prototxt
     imae test --model {file} --weights W --stage {last}
     imae time --model {file} --stage {last}
-Without a stage there is no loss: a test shows the accuracy alone; a training learns nothing, as in Caffe,
+Without a stage there is no loss: a test shows only the accuracy; a training learns nothing, as in Caffe,
 but imae warns. In stage {DEPLOY} the input is one image without label, the output its class probabilities."""
 
 
@@ -105,6 +105,6 @@ def _solver_header(model: str, about: str, losses: Mapping[str, LayerParameter])
 
 Trains {model}.prototxt with the loss of stage {own}. Its other losses have the stages
     {", ".join(others)}
-To train with one of them, write it for {own} in train_state, test_state and snapshot_prefix:
+To train with one of them, replace {own} by its stage in train_state, test_state and snapshot_prefix:
     sed 's/{own}"/{others[0]}"/' prototxt/models/{model}_solver.prototxt > solver.prototxt
     imae train solver.prototxt"""

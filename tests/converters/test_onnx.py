@@ -415,7 +415,7 @@ def test_the_check_gives_valid_indices(
 def test_an_index_that_no_input_gives_is_still_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And the hint is for those who have not given it."""
+    """And the hint appears only if the option was not given."""
     text = INDICES + 'layer { name: "p" type: "Power" bottom: "i" top: "p" power_param { shift: 99 } } '
     text += (
         'layer { name: "e" type: "Embed" bottom: "p" top: "e" embed_param { num_output: 2 input_dim: 7 } }'

@@ -1,4 +1,4 @@
-"""fp16 and int8 models say nearly what the float32 model says."""
+"""fp16 and int8 models compute nearly what the float32 model computes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """net.onnx with weights from a seed, and an LMDB whose labels are what that net says."""
+    """net.onnx with weights from a seed, and an LMDB whose labels are that net's classes."""
     from imae import pycaffe
 
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Files that are made to do harm: what a header says is looked at before memory, disk or time is taken."""
+"""Files that are made to do harm: headers are checked before memory, disk or time is spent."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def soon(seconds: float = 5) -> Iterator[None]:
 
 
 def one_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What a command says that refuses its input."""
+    """The line that a command prints when it refuses its input."""
     capsys.readouterr()
     assert main(list(arguments)) == 2
     complaints = [line for line in capsys.readouterr().err.splitlines() if line.startswith("imae: ")]
@@ -103,7 +103,7 @@ def jpeg(width: int, height: int) -> bytes:
 
 
 def tiff(order: str, width: int, height: int, bits: int = 8) -> bytes:
-    """Its directory behind some other bytes; the bits of three samples elsewhere."""
+    """Its directory comes after some other bytes; the bits of three samples are stored elsewhere."""
     entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, 8), (277, 3, 1, 3)]
     mark = b"II*\0" if order == "<" else b"MM\0*"
     data = mark + struct.pack(order + "I", 16) + struct.pack(order + "4H", bits, bits, bits, 0)
@@ -240,12 +240,12 @@ def test_a_picture_that_asks_for_gigabytes_is_refused_wherever_pictures_are_read
     for layer in layers:
         with pytest.raises(DataError, match=r"100 bytes ask for 3600000000 pixels; at most 33554432 are"):
             Net(parse_net(f'layer {{ name: "data" top: "data" top: "label" {layer} }}')).forward()
-    for said, *arguments in (
+    for line, *arguments in (
         ["ask for 3600000000 pixels", "convert-folder", ".", "new"],
         ["ask for 3600000000 pixels", "compute-image-mean", "lmdb", "new"],
         ["there are no records", "convert-imageset", "", "list", "new"],  # it leaves out what it cannot read
     ):
-        assert said in one_line(capsys, *arguments)
+        assert line in one_line(capsys, *arguments)
         assert not Path("new").exists()
     with pytest.raises(DataError, match="ask for 3600000000 pixels"):
         caffe_io.load_image("c/big.png")
@@ -254,7 +254,7 @@ def test_a_picture_that_asks_for_gigabytes_is_refused_wherever_pictures_are_read
 @pytest.mark.parametrize("size", [2**26, 2**30 - 1, 2**31 - 1, 2**32 - 1])
 @pytest.mark.parametrize("chunk", [b"IDAT", b"tEXt"])
 def test_a_chunk_of_a_png_that_asks_for_gigabytes(size: int, chunk: bytes) -> None:
-    """178 bytes took 4 GiB: OpenCV takes memory for a chunk as large as its head says."""
+    """178 bytes took 4 GiB: OpenCV allocates memory for a chunk as large as its header claims."""
     whole = cv2.imencode(".png", np.arange(105, dtype=np.uint8).reshape(5, 7, 3))[1].tobytes()
     assert decode_image(whole, cv2.IMREAD_COLOR, "x").shape == (5, 7, 3)
     place = whole.index(b"IDAT") - 4
@@ -408,8 +408,8 @@ def test_members_that_are_said_to_be_full_of_zeros(
         b"".join(SPARSE[form](name, 87000 * 3073) for name in names) + tar(("test_batch.bin", record))
     )
     with soon(), little_memory():
-        said = one_line(capsys, "convert-cifar", "a.tar", "db")
-    assert "'data_batch_1.bin' of 'a.tar' is a sparse file, which may unpack to any size" in said
+        line = one_line(capsys, "convert-cifar", "a.tar", "db")
+    assert "'data_batch_1.bin' of 'a.tar' is a sparse file, which may unpack to any size" in line
     assert not Path("db").exists()
 
 
@@ -771,7 +771,7 @@ def test_a_shape_of_many_axes_in_a_prototxt() -> None:
 
 
 def test_an_onnx_model_gets_the_memory_that_is_free(here: Path) -> None:
-    """ONNX Runtime would take what the model says, up to the end of all programs on the machine."""
+    """ONNX Runtime would allocate what the model asks for, up to the end of all programs on the machine."""
     count = 100 * MIB
     nodes = [
         helper.make_node("ConstantOfShape", ["shape"], ["much"]),
@@ -805,8 +805,8 @@ sys.exit(status)
         done = subprocess.run([sys.executable, "-c", script, str(free)], capture_output=True, text=True)
         assert done.returncode == status, done.stderr
         if status:
-            (said,) = done.stderr.splitlines()
-            assert re.match("imae: (net.onnx: )?ONNX Runtime cannot (load|run) it: .*alloc", said)
+            (line,) = done.stderr.splitlines()
+            assert re.match("imae: (net.onnx: )?ONNX Runtime cannot (load|run) it: .*alloc", line)
 
 
 def test_a_memory_limit_that_there_is_already_stays() -> None:
@@ -863,7 +863,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 def test_paths_in_a_prototxt_lead_anywhere_to_read(
     apart: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """As in Caffe. Nothing there is changed, and what is written lies where snapshot_prefix says."""
+    """As in Caffe. Nothing there is changed, and files are written only at snapshot_prefix."""
     Path("link").symlink_to("../else")
     there = {"..": "../else", "absolute": str(apart), "link": "link"}[way]
     (apart / "files").write_text(f"{there}/data.h5\n")

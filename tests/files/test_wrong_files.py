@@ -1,4 +1,4 @@
-"""Whole files under the wrong name: each reader says what the file is, and what to do."""
+"""Whole files under the wrong name: each reader's error names the kind of the file and the remedy."""
 
 from __future__ import annotations
 
@@ -197,10 +197,10 @@ def test_each_reader_says_what_a_wrong_file_is(
             continue
         with pytest.raises(ImaeError) as caught:
             read(name)
-        said = str(caught.value)
-        if reader == "LMDB" and name in MESSAGES and "damaged" in said:
+        message = str(caught.value)
+        if reader == "LMDB" and name in MESSAGES and "damaged" in message:
             continue  # of a file that is no LMDB the first bytes are looked at, not a whole message
-        assert OTHERWISE.get((reader, name), words) in said, (name, said)
+        assert OTHERWISE.get((reader, name), words) in message, (name, message)
 
 
 def test_every_kind_is_told_by_its_content(files: Path) -> None:

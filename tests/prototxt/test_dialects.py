@@ -225,7 +225,7 @@ def test_nvidias_prototxt_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert [spec.lr_mult for spec in norm.param] == [0, 0, 0] and norm.batch_norm_param.eps == np.float32(
         1e-5
     )
-    # NVIDIA Caffe: scale and bias learn with 1, whatever the prototxt says.
+    # NVIDIA Caffe: scale and bias learn with 1, whatever the prototxt has.
     assert (list(scale.bottom), list(scale.top), [spec.lr_mult for spec in scale.param]) == (
         ["bn"],
         ["bn"],
@@ -325,7 +325,7 @@ def test_nvidias_batch_norm_sets_its_own_mults_and_goes_by_the_phase(
     assert norm.batch_norm_param.eps == np.float32(1e-5)
     assert not norm.batch_norm_param.HasField("use_global_stats")
     assert "use_global_stats of bn: NVIDIA Caffe 0.16 and 0.17 pass over it" in caplog.text
-    weights.write_bytes(nvidia_015())  # 0.15 does as the prototxt says, and has scale and bias first
+    weights.write_bytes(nvidia_015())  # 0.15 follows the prototxt, and has scale and bias first
     norm, scale = read_net_text(path, "nvidia", [weights]).layer[2:]
     assert [spec.lr_mult for spec in scale.param] == [3, 4] and not norm.param
     assert norm.batch_norm_param.eps == np.float32(1e-7) and norm.batch_norm_param.HasField(

@@ -66,7 +66,7 @@ assert len(BEFORE) == 107
 
 @cache
 def messages() -> dict[str, Message]:
-    """What each generated file says."""
+    """The text of each generated file."""
     generators = (resnet, inception, resnet50)
     return {f"{path}.prototxt": message for g in generators for path, _, message in g.models()}
 
@@ -200,7 +200,7 @@ def test_every_file_that_there_was_is_in_a_stage_of_one_that_there_is() -> None:
 @pytest.mark.parametrize("phase", [TRAIN, TEST], ids=["TRAIN", "TEST"])
 @pytest.mark.parametrize("path", PLAIN_NETS)
 def test_a_net_in_its_stage_is_the_net_that_had_a_file_of_its_own(path: str, phase: Phase) -> None:
-    """First, that the net compared with is what that file said; then layer by layer, message by message."""
+    """The net to compare with has the SHA-256 of that file; then layer by layer, message by message."""
     plain, now, stage = PLAIN_NETS[path]
     assert sha256(plain) == BEFORE[path]
     expected = in_stage(parse_net(compact_text(plain)), "", phase)
@@ -217,7 +217,7 @@ def test_the_embedding_that_had_a_file_of_its_own_is_the_deploy_net_up_to_pool5(
 
 @pytest.mark.parametrize(("path", "stage"), NETS)
 def test_a_solver_with_another_stage_is_the_solver_that_had_a_file_of_its_own(path: str, stage: str) -> None:
-    """As its header says: by one `sed`. Its own stage is the last."""
+    """As its header describes: by one `sed`. Its own stage is the last."""
     text = (MODELS / f"{path}_solver.prototxt").read_text(encoding="utf-8")
     own = LOSSES[path][-1]
     others = [other for other in LOSSES[path] if other != own]
