@@ -11,8 +11,10 @@ is known to be stored in the file itself. Caffe writes none of these.
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -43,6 +45,7 @@ def open_hdf5(path: AnyPath) -> Iterator[DataSets]:
     with open_to_read(path) as opened:  # its errors give the reason; HDF5 would wait for a pipe
         source, size = os.fspath(path) if is_on_disk(opened) else opened, file_size(opened)
         with h5py.File(source, "r") as file:
+            _check_heaps(opened, size, file.id.get_create_plist().get_sizes()[1])
             yield DataSets(file, size)
 
 
@@ -167,6 +170,50 @@ def hdf5_content(path: AnyPath, expected: Literal["weights", "a solver state"]) 
     except HDF5_ERRORS:
         return ""
     return f"; it holds {content}" if content != expected else ""
+
+
+HEAP = re.compile(rb"GCOL\x01\0\0\0")  # how a global heap begins: its name and version
+HEAD_SIZE = 8  # bytes
+
+
+def _check_heaps(opened: io.BufferedReader, size: int, width: int) -> None:
+    """ValueError for a global heap in which HDF5 goes round in circles, as soon as somebody looks into it.
+
+    A data set that is virtual has its sources there: they are read when it is opened, before anybody can ask
+    whether it is virtual. In a heap, each object is preceded by its index, 2 bytes, 6 others and its size,
+    `width` bytes. HDF5 2.0 goes on from one to the next by that size, also where this is no step at all.
+    """
+    head, left = _padded(8 + width), size // 8 + 1
+    for start in _heaps(opened):
+        end = min(start + _number(opened, start + 8, width), size)
+        place = start + head
+        while place + head <= end:
+            length = _number(opened, place + 8, width)
+            step = (head + _padded(length) if _number(opened, place, 2) else length) % 2**64
+            left -= 1
+            if not step or not left:  # heaps that overlap have more objects than there is room for
+                raise ValueError("its global heap is damaged; write the file anew, as h5repack does")
+            place += step
+
+
+def _heaps(opened: io.BufferedReader) -> Iterator[int]:
+    """Where in the file global heaps begin."""
+    start, chunk = 0, b"more"
+    while chunk:
+        opened.seek(start)
+        chunk = opened.read(1 << 20)
+        for found in HEAP.finditer(chunk):
+            yield start + found.start()
+        start += max(len(chunk) - HEAD_SIZE + 1, HEAD_SIZE)  # one may lie across the end of a chunk
+
+
+def _padded(size: int) -> int:
+    return (size + 7) // 8 * 8
+
+
+def _number(opened: io.BufferedReader, place: int, width: int) -> int:
+    opened.seek(place)
+    return int.from_bytes(opened.read(width), "little")
 
 
 def _bytes(name: str) -> bytes:

@@ -672,6 +672,45 @@ def test_hdf5_files_that_ask_for_too_much_or_for_other_files(
             read_state("s.solverstate.h5")
 
 
+LAST = b"\1\0\0\0\0\0\0\0" + (2**64 - 16).to_bytes(8, "little")  # 0 together with its head's
+
+
+@pytest.mark.parametrize("first", [bytes(16), LAST])
+def test_a_heap_of_hdf5_that_never_ends(here: Path, first: bytes) -> None:
+    """HDF5 looks for the sources of a virtual data set there, going by the size of each object."""
+    with h5py.File("data.h5", "w", libver="earliest") as file:
+        virtual(file, "data")
+        file["other"] = np.ones((10, 1), np.float32)
+    data = bytearray(Path("data.h5").read_bytes())
+    start = data.index(b"GCOL") + 16
+    data[start : start + 16] = first
+    Path("data.h5").write_bytes(data)
+    for name in ("data", "other"):
+        with pytest.raises(DataError, match=r"data\.h5: its global heap is damaged"):
+            read_data_sets("data.h5", [name])
+
+
+def test_heaps_of_hdf5_that_overlap(here: Path) -> None:
+    """Each object of a heap holds the head of another heap, and all go on to the end of the file."""
+    head = b"GCOL\1\0\0\0" + (1 << 20).to_bytes(8, "little")
+    with h5py.File("data.h5", "w") as file:
+        object_ = b"\1" + bytes(7) + (16).to_bytes(8, "little") + head
+        file["data"] = np.frombuffer(object_ * 30_000, np.uint8)
+    with pytest.raises(DataError, match=r"data\.h5: its global heap is damaged"):
+        read_data_sets("data.h5", ["data"])
+
+
+@pytest.mark.parametrize("place", [0, (1 << 20) - 3000, (1 << 20) - 5, 1 << 20])
+def test_sound_heaps_of_hdf5(here: Path, place: int) -> None:
+    """Texts of any length lie in heaps; also in one that lies across the end of what is read at a time."""
+    values = np.ones((4, 1), np.float32)
+    with h5py.File("data.h5", "w") as file:
+        file["space"] = np.zeros(place, np.uint8)
+        file["names"] = np.array(["a" * i for i in range(2000)], h5py.string_dtype())
+        file["data"] = values
+    assert np.array_equal(read_data_sets("data.h5", ["data"])[0], values)
+
+
 @pytest.mark.parametrize("link", [h5py.SoftLink("/kept/here"), h5py.SoftLink("inner/here")])
 def test_links_within_an_hdf5_file_are_followed(here: Path, link: h5py.SoftLink) -> None:
     values = np.arange(6, dtype=np.float32).reshape(3, 2)
