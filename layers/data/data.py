@@ -120,7 +120,7 @@ class Data(PrefetchingLayer):
         if self.reader.bytes_needed > budget:
             return False
         state = self.get_state()
-        self.stop()  # its batches are not made from resident records, and it reads from the same file
+        self.stop()  # the thread reads from the same file, and its batches were made otherwise
         images_and_labels = self.reader.read_all()
         if images_and_labels is not None:
             self.resident = ResidentRecords(*images_and_labels, self.transformer, device)
