@@ -268,7 +268,7 @@ def read_windows(source: str) -> tuple[list[str], list[Window]]:
     except OSError as error:
         raise DataError(f"Failed to open window file {source}: {error.strerror}") from None
     if mistaken := mistaken_for(data):
-        raise DataError(f"window file '{source}': expected a text of pictures and windows{mistaken}")
+        raise DataError(f"window file '{source}': expected a text of images and windows{mistaken}")
     words = iter(data.decode(errors="surrogateescape").split())
     paths: list[str] = []
     windows: list[Window] = []
