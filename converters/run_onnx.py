@@ -296,7 +296,7 @@ def lmdb_batches(path: AnyPath, transform: TransformationParameter, size: int) -
     with open_lmdb(path) as source:
         resources = DataResources(budget=0)  # each record is needed once
         reader = DatumReader(source, transform.force_color, transform.force_gray, resources)
-        transformer = DataTransformer(transform, TEST, f"lmdb '{path}'", each=resources.each)
+        transformer = DataTransformer(transform, TEST, f"lmdb '{path}'", map_indices=resources.map_indices)
         transformer.output_size(reader.first_size, reader.first_name)
         for begin in tqdm(range(0, len(source), size), unit="batch", disable=None):
             rows = np.arange(begin, min(begin + size, len(source)))

@@ -15,6 +15,6 @@ def apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
 
 
 def apply_for_several(function: type[torch.autograd.Function], *args: Any) -> tuple[Tensor, ...]:
-    """The tensors that `function` computes, where they are several."""
+    """The several tensors that `function` computes."""
     results: tuple[Tensor, ...] = function.apply(*args)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return results

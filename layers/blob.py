@@ -33,12 +33,12 @@ def blob_shape(blob: BlobProto) -> tuple[int, ...]:
 
 def array_from_blob(blob: BlobProto, diff: bool = False) -> NDArray[np.float32]:
     """The data (or diff) of a blob as a float32 array; CaffemodelError where count and shape disagree."""
-    with np.errstate(over="ignore"):  # what is too large for it becomes infinite, as in Caffe
+    with np.errstate(over="ignore"):  # values too large for float32 become infinite, as in Caffe
         return exact_array_from_blob(blob, diff).astype(np.float32, copy=False)
 
 
 def exact_array_from_blob(blob: BlobProto, diff: bool = False) -> NDArray[np.floating[Any]]:
-    """The same as the blob has it: float64 where a net of double precision wrote it, else float32."""
+    """The same in the stored precision: float64 if a net in double precision wrote it, else float32."""
     single, double = (blob.diff, blob.double_diff) if diff else (blob.data, blob.double_data)
     values = np.array(double, np.float64) if len(double) else np.array(single, np.float32)
     shape = blob_shape(blob)
@@ -48,7 +48,7 @@ def exact_array_from_blob(blob: BlobProto, diff: bool = False) -> NDArray[np.flo
         raise CaffemodelError(f"a blob of shape {shape} holds {values.size} numbers; the file is damaged")
     try:
         return values.reshape(shape)
-    except ValueError:  # no values, but such axes that numpy cannot count to
+    except ValueError:  # no values, but axes too large for numpy
         raise CaffemodelError(f"a blob of shape {shape} is impossible; the file is damaged") from None
 
 
@@ -69,7 +69,7 @@ def blob_from_array(
 
 
 def single_or_double(values: Any) -> NDArray[np.floating[Any]]:
-    """An array, or a data set of a file, as float64 where it is that, else as float32.
+    """An array, or a data set of an HDF5 file, as float64 if it is float64, else as float32.
 
     TypeError where it holds no real numbers.
     """

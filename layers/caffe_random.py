@@ -1,13 +1,13 @@
-"""Caffe's random numbers on the CPU, word for word: mt19937 and the ways boost turns its words into numbers.
+"""Caffe's random numbers on the CPU, word for word: mt19937, and boost's conversions of words to numbers.
 
     rng = CaffeRandom(1701)
     rng.words(4)                    # 384112814 2227967492 495543390 3464664558
     rng.gaussian(1000, 0, 0.01)     # float32, in memory order of the blob
 
-One word is one 32-bit output of the engine. After every call the engine has gone on by exactly the words
-that Caffe would have drawn, so one object can serve fillers, dropout masks and data layers in turn.
-Arithmetic is float32 unless said otherwise; the last `x * y + z` of a uniform or normal value is one fused
-operation, as in a Caffe that was compiled for a processor with FMA.
+A word is one 32-bit output of the engine. Every call advances the engine by exactly as many words as Caffe
+would draw, so one object can serve fillers, dropout masks and data layers in turn. Arithmetic is float32
+unless stated otherwise; the last `x * y + z` of a uniform or normal value is one fused operation, as in a
+Caffe that was compiled for a processor with FMA.
 
 Caffe: math_functions.cpp (caffe_rng_*), rng.hpp. boost: uniform_real, normal, exponential, bernoulli and
 uniform_int_distribution.hpp.
@@ -29,7 +29,7 @@ from imae.files.errors import SnapshotError
 f32 = np.float32
 Draw = Callable[[], int]
 
-BLOCK = 1 << 18  # words that are turned into numbers at once: few enough to stay in the cache
+BLOCK = 1 << 18  # words that are converted at once: few enough to stay in the cache
 
 _ONE, _TWO, _MAX = f32(1), f32(2), np.finfo(f32).max
 _PER_24_BITS, _PER_32_BITS = f32(2.0**-24), f32(2.0**-32)
@@ -62,7 +62,7 @@ class CaffeRandom:
         return _STATE.pack(self.seed, state["pos"], state["key"].astype("<u4").tobytes())
 
     def set_state(self, state: bytes) -> None:
-        """Go on where `get_state` was called; SnapshotError if these are not its bytes."""
+        """Continue where `get_state` was called; SnapshotError for bytes that are no such state."""
         if len(state) != _STATE.size:
             raise SnapshotError(
                 f"a random state has {_STATE.size} bytes, got {len(state)}; its file is broken"
@@ -71,7 +71,7 @@ class CaffeRandom:
         if position > 624:
             raise SnapshotError(f"a random state's position is 0 to 624, got {position}; its file is broken")
         self.seed = seed
-        # 0, 0.0: the second normal value that numpy's own method keeps; it is not used here.
+        # 0, 0.0: numpy's cached second normal value, which is not used here.
         self._engine.set_state(("MT19937", np.frombuffer(key, "<u4").astype(np.uint32), position, 0, 0.0))
 
     # -- words and whole numbers ---------------------------------------------------------------------------
@@ -98,11 +98,11 @@ class CaffeRandom:
         return value
 
     def shuffle(self, n: int) -> NDArray[np.int64]:
-        """The order in which a list of `n` items is after a shuffle: new[k] = old[order[k]]."""
+        """The order of `n` items after a shuffle: new[k] = old[order[k]]."""
         order = list(range(n))
         i = n - 1
         while i > 0:
-            for word in self.words(i).tolist():  # one word a swap at least
+            for word in self.words(i).tolist():  # at least one word per swap
                 j = word // _bucket(i)
                 if j <= i:
                     order[i], order[j] = order[j], order[i]
@@ -149,7 +149,7 @@ class CaffeRandom:
     def _collect(
         self, n: int, values_of: Callable[[NDArray[np.uint32]], NDArray[np.float32]]
     ) -> NDArray[np.float32]:
-        """`n` values from as many words as they need, where a word makes at most one value."""
+        """`n` values, from as many words as they need; a word makes at most one value."""
         collected = np.empty(n, f32)
         done = 0
         while done < n:
@@ -159,15 +159,15 @@ class CaffeRandom:
         return collected
 
     def _unit_normals(self, words: NDArray[np.uint32]) -> NDArray[np.float32]:
-        """The values that begin in these words; the last one may take further words from the engine.
+        """The values that begin in these words; the last one may draw further words from the engine.
 
-        99 of 100 words are a value of their own; that is decided for all at once. At the others, in order,
-        the plain method runs, and the words that it takes begin no value.
+        99 of 100 words make a value by themselves, which is decided for all words at once. The scalar method
+        runs on the others, in order; the further words that it uses up begin no value.
         """
         byte = words.astype(np.uint8)
         x: NDArray[np.float32] = (words >> np.uint32(8)).astype(f32) * _PER_24_BITS * _NORMAL_SIGNED_X[byte]
         begins = np.abs(x) < _NORMAL_INNER_X[byte]
-        end = 0  # of the words that are used up
+        end = 0  # words before this position are used up
 
         def draw() -> int:
             nonlocal end
@@ -187,19 +187,19 @@ def multiply_add(x: NDArray[np.float32], factor: np.float32, addend: np.float32)
     """x * factor + addend, rounded once."""
     product = x.astype(np.float64) * np.float64(factor)  # exact: 24 + 24 bits
     total = product + np.float64(addend)
-    # Rounded to double, then to float, a sum goes astray where the first step puts it on a tie of the second.
+    # Rounding to double, then to float, is wrong where the first rounding ends on a tie of the second.
     tie = np.flatnonzero((total.view(np.int64) & 0x1FFFFFFF) == 0x10000000)
     if tie.size:
         rounded, terms = total[tie], product[tie]
         second = rounded - terms
         lost = (terms - (rounded - second)) + (np.float64(addend) - second)
         total[tie] = np.where(lost == 0, rounded, np.nextafter(rounded, np.copysign(np.inf, lost)))
-    with np.errstate(over="ignore"):  # an infinity, as in C++
+    with np.errstate(over="ignore"):  # it gives infinity, as in C++
         return total.astype(f32)
 
 
 def _bucket(last: int) -> int:
-    """How many words in a row stand for one number of 0..last."""
+    """How many consecutive words map to one number of 0..last."""
     bucket, rest = divmod(4294967295, last + 1)
     return bucket + (rest == last)
 
@@ -266,14 +266,14 @@ def _unit_normal(draw: Draw) -> np.float32:
         y = _NORMAL_Y[i] + height * _NORMAL_DY[i]
         chord = _NORMAL_DX[i] * height - (_NORMAL_X[i] - x)
         tangent = y - (_NORMAL_Y[i] + (_NORMAL_X[i] - x) * _NORMAL_Y[i] * _NORMAL_X[i])
-        # The density bends the other way within one standard deviation, and so the two bounds change places.
+        # The density bends the other way within one standard deviation, so the two bounds swap.
         upper, lower = (chord, tangent) if _NORMAL_X64[i] >= 1 else (tangent, chord)
         if upper < 0 and (lower < 0 or y < f32(math.exp(-(x * x / _TWO)))):
             return sign * x
 
 
 def _normal_tail(draw: Draw) -> np.float32:
-    """A normal value of those beyond the outermost layer, by rejection from an exponential."""
+    """A normal value beyond the outermost layer, by rejection from an exponential."""
     while True:
         x = _unit_exponential(draw) / _TAIL
         y = _unit_exponential(draw)

@@ -9,8 +9,8 @@
     bilinear           (1 - |x / h - c|) (1 - |y / h - c|), h = ceil(w / 2), c = (w - 1) / (2 h), w x w kernel
 
 f is by variance_norm: FAN_IN count / shape[0], FAN_OUT count / shape[1] (the count where there is one axis),
-AVERAGE their mean. It looks at the shape only, whatever its axes mean to the layer. As in Caffe, a field that
-a filler has no use for is ignored (GoogLeNet's deploy.prototxt gives an std to xavier).
+AVERAGE their mean. It depends on the shape only, whatever the axes mean to the layer. As in Caffe, a field
+that a filler does not use is ignored (GoogLeNet's deploy.prototxt gives an std to xavier).
 
 Caffe: filler.hpp. Differs: Caffe lets bilinear fill a blob of no values.
 """
@@ -78,7 +78,7 @@ def gaussian(shape: Shape, filler: FillerParameter, random: CaffeRandom) -> Valu
 
 def positive_unitball(shape: Shape, filler: FillerParameter, random: CaffeRandom) -> Values:
     slices = random.uniform(math.prod(shape), 0, 1).reshape(_leading(shape, filler), -1)
-    sums: Values = np.add.accumulate(slices, axis=1)[:, -1:]  # one by one, unlike np.sum
+    sums: Values = np.add.accumulate(slices, axis=1)[:, -1:]  # adds one value after another, unlike np.sum
     return (slices / sums).reshape(shape)
 
 

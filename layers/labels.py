@@ -1,4 +1,4 @@
-"""Bottoms that are read as whole numbers, class labels and indices: their values, checks and place."""
+"""Bottoms that hold whole numbers (class labels, indices): how they are read, checked and reshaped."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from imae.prototxt.caffe_pb2 import AccuracyParameter, LossParameter
 class LabelReader(nn.Module):
     """Labels of a loss or an accuracy: float blob to class indices, checked without a device sync.
 
-    On the CPU a label outside [0, classes) that is not `ignore_label` raises at once; on a device the first
-    one is remembered and raised by `check`, which the solver calls whenever it reads the loss anyway.
+    A label outside [0, classes) that is not `ignore_label` is wrong. On the CPU it raises at once. On a
+    device the first wrong label is stored, and `check` raises it; the solver calls `check` when it reads the
+    loss.
 
     owner     the layer that errors name
-    message   (label, classes) -> what the error says of a label out of range; by default of class labels
+    message   (label, classes) -> error text for a wrong label; the default is about class labels
     """
 
     NONE_SEEN = -(2**40)
@@ -54,18 +55,18 @@ class LabelReader(nn.Module):
             if bool(wrong.any()):
                 raise self._error(int(index[wrong][0]))
         else:
-            seen = torch.take(index, wrong.to(torch.uint8).argmax())  # an index of 0 axes would be waited for
-            fresh = wrong.any() & (self.first_wrong == self.NONE_SEEN)
-            self.first_wrong.copy_(torch.where(fresh, seen, self.first_wrong))
+            seen = torch.take(index, wrong.to(torch.uint8).argmax())  # index[...] would wait for the device
+            is_first = wrong.any() & (self.first_wrong == self.NONE_SEEN)
+            self.first_wrong.copy_(torch.where(is_first, seen, self.first_wrong))
         return index.clamp(0, classes - 1), valid
 
     @staticmethod
     def at_once(label: Tensor) -> bool:
-        """Whether labels can be looked at without waiting for a device."""
+        """Whether labels can be read without waiting for a device."""
         return label.device.type == "cpu"
 
     def check(self) -> None:
-        """Raise for a wrong label that was seen on a device since the net was built (one sync)."""
+        """Raise an error for a wrong label seen on a device since the net was built (one sync)."""
         label = int(self.first_wrong)
         if label != self.NONE_SEEN:
             raise self._error(label)
@@ -82,12 +83,12 @@ class LabelReader(nn.Module):
 
 
 def ignored_label(param: LossParameter | AccuracyParameter) -> int | None:
-    """The label whose items do not count, if there is one."""
+    """The label whose items are ignored, if there is one."""
     return param.ignore_label if param.HasField("ignore_label") else None
 
 
 def check_labels(layer: Layer, axis_name: str, axis: int, predictions: Shape, labels: Shape) -> None:
-    """LayerError unless there is one label for each place beside the class axis."""
+    """LayerError unless there is one label for each position on the axes besides the class axis."""
     if prod(labels) != prod(predictions[:axis] + predictions[axis + 1 :]):
         raise layer.error(
             f"Number of labels must match number of predictions; e.g., if {axis_name} axis == 1 and "
@@ -97,14 +98,15 @@ def check_labels(layer: Layer, axis_name: str, axis: int, predictions: Shape, la
         )
 
 
-def place_labels(label: Tensor, predictions: Tensor, axis: int) -> Tensor:
+def reshape_labels(label: Tensor, predictions: Tensor, axis: int) -> Tensor:
     """The labels in the shape of the predictions, with size 1 on the class axis."""
     return label.reshape(*predictions.shape[:axis], 1, *predictions.shape[axis + 1 :])
 
 
 def refuse_gradient(layer: Layer, bottom_index: int, bottom: Tensor, message: str) -> None:
-    """Let the backward pass of this call of the layer be a LayerError if a bottom that has none asks for a
-    gradient. As in Caffe, the forward pass works all the same.
+    """Make the backward pass of this call raise a LayerError if a gradient is needed for this bottom.
+
+    As in Caffe, the forward pass works all the same.
     """
     if layer.bottom_need_backward:
         asked = layer.bottom_need_backward[bottom_index]

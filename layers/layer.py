@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from imae.layers.ranks import Ranks
 
 Shape = tuple[int, ...]
-AUTOMATIC = "(automatic)"  # what Caffe calls a top that a layer needs and the prototxt does not name
+AUTOMATIC = "(automatic)"  # Caffe's name for a top that a layer needs and the prototxt leaves out
 
-# Fields of LayerParameter with lower numbers (name, bottom, ...) are every layer's, the others some types'.
+# Fields of LayerParameter below this number (name, bottom, ...) belong to all types, the others to some.
 FIRST_PARAMETER = 100
-# Caffe has no field of a higher number; what it does not know, it does not pass over.
+# Caffe's own fields have lower numbers. A field that Caffe lacks is either read or an error, no leftover.
 FIRST_OF_OURS = 1000
 OF_THE_FORK = ("caffe.LossParameter.lamda_p", "caffe.LossParameter.scale")
 
@@ -39,13 +39,13 @@ OF_THE_FORK = ("caffe.LossParameter.lamda_p", "caffe.LossParameter.scale")
 class Layer(nn.Module):
     """Base of all layers.
 
-    Class attributes say the arity: `num_bottoms`/`num_tops` (exact) or `min_`/`max_` (bounds);
-    `same_count` asks for as many tops as bottoms.
+    Class attributes give the arity: `num_bottoms`/`num_tops` (exact) or `min_`/`max_` (bounds);
+    `same_count` requires as many tops as bottoms.
 
     name, type   of the layer
     param        its LayerParameter, never changed
-    leftovers    its fields that are set and do nothing, as in Caffe; the net names them
-    phase        TRAIN or TEST; the only switch of behaviour (torch's .training is not looked at)
+    leftovers    fields that are set and have no effect, as in Caffe; the net lists them in a warning
+    phase        TRAIN or TEST; the only switch of behaviour (torch's .training is not read)
     blobs        parameter blobs in Caffe's order
     random       the run's CaffeRandom; draws for fillers and masks come from it
     """
@@ -58,30 +58,32 @@ class Layer(nn.Module):
     max_tops: ClassVar[int | None] = None
     same_count: ClassVar[bool] = False
     in_place: ClassVar[bool] = True  # False: Caffe refuses a top that is also a bottom
-    deployed: ClassVar[bool] = True  # False: losses and measures, which a deployed net does without
+    deployed: ClassVar[bool] = True  # False: losses and accuracies, which a deployed net leaves out
     makes_input: ClassVar[bool] = False  # True: tops come from outside the net; an Input when deployed
-    is_fed: ClassVar[bool] = False  # True: nothing is computed, whoever runs the net gives the tops (Input)
-    idle_in_test: ClassVar[bool] = False  # True: in phase TEST the top is the bottom as it is (Dropout)
+    is_fed: ClassVar[bool] = False  # True: it computes nothing, the net's caller sets the tops (Input)
+    idle_in_test: ClassVar[bool] = False  # True: in phase TEST the top equals the bottom (Dropout)
     # Caffe: whether the backward pass reads top[0], or bottom[0], from memory that in-place layers overwrite.
     reads_top: bool = False
     reads_bottom: bool = False
-    # Caffe: whether the tops are bottom[0]'s memory under another shape, so that an in-place layer after this
-    # one overwrites bottom[0], too.
+    # Caffe: whether the tops share bottom[0]'s memory, perhaps under another shape. An in-place layer after
+    # this one then also overwrites bottom[0].
     shares_memory: bool = False
-    # What Caffe's passes, in place, overwrite before they have used it: the bottom's "data", so that the top
-    # is wrong, the top's "diff", so that the gradient is, or nothing (""). Here both are right.
+    # What Caffe overwrites too early when the layer runs in-place: "data" (the bottom's data, so the top is
+    # wrong), "diff" (the top's diff, so the gradient is wrong) or "" (nothing). Here both are right.
     spoils_in_place: str = ""
-    auto_tops: ClassVar[bool] = False  # True: tops that the prototxt leaves out are made by the net
-    # Fields of LayerParameter that the type looks at besides the one of its own name (or its base class's):
-    # "softmax_param", or "loss_param.ignore_label" for this one of it. Others are leftovers.
+    auto_tops: ClassVar[bool] = False  # True: the net makes the tops that the prototxt leaves out
+    # Fields of LayerParameter that the type reads, besides the field named like the type or one of its base
+    # classes: "softmax_param" for a whole message, "loss_param.ignore_label" for one field of a message.
+    # Fields that it does not read are leftovers.
     reads: ClassVar[tuple[str, ...]] = ()
-    # Whether parts of a message in `reads` that it does not name are leftovers, too; False where Caffe lacks
-    # the type, so that nobody can say that they do nothing.
-    passes_over_parts: ClassVar[bool] = True
+    # If `reads` names single fields of a message: whether the message's other fields are leftovers. False for
+    # types that Caffe lacks, where another field is an error, as nobody can state that it has no effect.
+    unread_parts_are_leftovers: ClassVar[bool] = True
 
-    # Set by the net: which bottoms get a gradient. Caffe asks for that of an ArgMax, too, who sends none.
+    # Set by the net: which bottoms need a gradient. As in Caffe, it may be true for a layer that sends none,
+    # such as ArgMax.
     bottom_need_backward: tuple[bool, ...] = ()
-    # Set by a forward pass: the error that its backward pass has to be, if there will be one.
+    # Set by a forward pass: the error that a backward pass through it raises.
     refusal: LayerError | None = None
 
     random: CaffeRandom
@@ -121,7 +123,7 @@ class Layer(nn.Module):
         return self.checked_top_shapes(bottom_shapes)
 
     def use_run(self, run: Run) -> None:
-        """Note what this type needs of the run besides random numbers; called before `setup`."""
+        """Store what this type needs from the run besides random numbers; called before `setup`."""
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         """Make the parameter blobs with `add_blob`; check what depends on the bottoms' shapes."""
@@ -138,14 +140,14 @@ class Layer(nn.Module):
         return self.checked_top_shapes(bottom_shapes)
 
     def checked_top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
-        """`top_shapes`, refusing sizes that cannot be."""
+        """`top_shapes`; LayerError for an impossible size, or an in-place top whose shape would change."""
         shapes = [tuple(int(d) for d in shape) for shape in self.top_shapes(bottom_shapes)]
-        given = dict(zip(self.param.bottom, bottom_shapes, strict=False))
+        shape_of_bottom = dict(zip(self.param.bottom, bottom_shapes, strict=False))
         for top, shape in zip(self.param.top, shapes, strict=False):
-            if top in given and shape != (was := tuple(given[top])):
+            if top in shape_of_bottom and shape != (old_shape := tuple(shape_of_bottom[top])):
                 raise self.error(
-                    f"blob '{top}' is bottom and top, and its shape would change from {shape_string(was)} to "
-                    f"{shape_string(shape)}; give the top a name of its own"
+                    f"blob '{top}' is bottom and top, and its shape would change from "
+                    f"{shape_string(old_shape)} to {shape_string(shape)}; give the top a name of its own"
                 )
             if any(d < 0 for d in shape):
                 raise self.error(
@@ -155,7 +157,7 @@ class Layer(nn.Module):
                 raise self.error(f"top {top!r}: {problem}")
         return shapes
 
-    # A type names its bottoms; nn.Module's forward is typed as loosely.
+    # Loosely typed, like nn.Module's forward: a type names its bottoms in its own signature.
     forward: Callable[..., Any]
     """Compute the tops from the bottoms: a tensor, or a tuple of them. Bottoms are never written to."""
 
@@ -171,11 +173,11 @@ class Layer(nn.Module):
 
     @property
     def capturable(self) -> bool:
-        """Whether a CUDA graph can hold the forward pass: it asks the host for nothing while it runs."""
+        """Whether a CUDA graph can record the forward pass: it needs nothing from the host."""
         return True
 
     def index_count(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> int | None:
-        """For a bottom of indices how many are valid, from 0 on; None: the bottom may hold any number."""
+        """For a bottom of indices: their number, valid are 0 to count - 1. None: it may hold any number."""
         return None
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
@@ -183,14 +185,14 @@ class Layer(nn.Module):
         raise ExportError(f"layer {self.name!r}: type {self.type} has no ONNX form; cut the net before it")
 
     def add_blob(self, shape: Shape, filler: FillerParameter) -> None:
-        """Append a parameter blob: the next one given inside the prototxt, else one that the filler fills."""
+        """Append a parameter blob: the next one given in the prototxt, else one that the filler fills."""
         if problem := blob_problem(shape):
             raise self.error(f"blob {len(self.blobs)}: {problem}")
-        given = self.param.blobs
-        if given:
-            if len(self.blobs) >= len(given):
-                raise self.error(f"its prototxt has {len(given)} blobs; more are needed")
-            values = array_from_blob(given[len(self.blobs)])
+        stored_blobs = self.param.blobs
+        if stored_blobs:
+            if len(self.blobs) >= len(stored_blobs):
+                raise self.error(f"its prototxt has {len(stored_blobs)} blobs; more are needed")
+            values = array_from_blob(stored_blobs[len(self.blobs)])
             if values.size != int(np.prod(shape)):
                 raise self.error(
                     f"blob {len(self.blobs)} of its prototxt has shape {values.shape}, needs {shape}"
@@ -211,9 +213,9 @@ class Layer(nn.Module):
         return blob if blob.shape == shape else blob.reshape(shape)
 
     def param_specs(self) -> list[ParamSpec]:
-        """One ParamSpec a blob: the prototxt's, or the default."""
-        given = list(self.param.param)
-        return [given[i] if i < len(given) else ParamSpec() for i in range(len(self.blobs))]
+        """One ParamSpec per blob: the prototxt's, or the default."""
+        specs = list(self.param.param)
+        return [specs[i] if i < len(specs) else ParamSpec() for i in range(len(self.blobs))]
 
     def default_loss_weight(self, top_index: int) -> float:
         """loss_weight of a top where the prototxt gives none."""
@@ -233,14 +235,14 @@ class Layer(nn.Module):
         """A LayerError that names this layer."""
         return LayerError(self.param, message)
 
-    def pass_over(self, field: str, instead: str = "") -> None:
-        """Note a field that is set and does nothing, as in Caffe; `instead`: what would do it."""
+    def note_leftover(self, field: str, instead: str = "") -> None:
+        """Note a field that is set and has no effect, as in Caffe; `instead`: the field to write."""
         self.leftovers.append(f"{field} (write {instead})" if instead else field)
 
     def _find_leftovers(self) -> None:
-        """Note the fields that are set and that this type does not look at.
+        """Note the fields that are set and that this type does not read.
 
-        LayerError for one that is not Caffe's: whoever wrote it meant something by it.
+        LayerError for a field that Caffe lacks: it was set for a purpose, which would be lost in silence.
         """
         own = {name.lower() for name in (self.type, *(base.__name__ for base in type(self).__mro__))}
         for field, value in self.param.ListFields():
@@ -255,36 +257,37 @@ class Layer(nn.Module):
                 unread = [(f"{name}.{p.name}", p) for p, _ in value.ListFields() if p.name not in parts]
             for path, descriptor in unread:
                 of_caffe = descriptor.number < FIRST_OF_OURS and descriptor.full_name not in OF_THE_FORK
-                if not of_caffe or (parts and not self.passes_over_parts):
+                if not of_caffe or (parts and not self.unread_parts_are_leftovers):
                     raise self.error(f"{self.type} does not look at {path}; remove it")
-                self.pass_over(path)
+                self.note_leftover(path)
 
-    def _check_count(self, what: str, got: int) -> None:
-        exact = getattr(self, f"num_{what}s")
-        low, high = getattr(self, f"min_{what}s"), getattr(self, f"max_{what}s")
-        verb, noun = ("takes", "input") if what == "bottom" else ("produces", "output")
-        if what == "top" and self.auto_tops:  # the net makes those that are missing
+    def _check_count(self, kind: str, got: int) -> None:
+        exact = getattr(self, f"num_{kind}s")
+        low, high = getattr(self, f"min_{kind}s"), getattr(self, f"max_{kind}s")
+        verb, noun = ("takes", "input") if kind == "bottom" else ("produces", "output")
+        if kind == "top" and self.auto_tops:  # the net makes the missing ones
             exact, low, high = None, 0, exact or high
         if exact is not None and got != exact:
-            raise self.error(f"{self.type} Layer {verb} {exact} {what} blob(s) as {noun}.; got {got}")
+            raise self.error(f"{self.type} Layer {verb} {exact} {kind} blob(s) as {noun}.; got {got}")
         if got < low:
-            raise self.error(f"{self.type} Layer {verb} at least {low} {what} blob(s) as {noun}.; got {got}")
+            raise self.error(f"{self.type} Layer {verb} at least {low} {kind} blob(s) as {noun}.; got {got}")
         if high is not None and got > high:
-            raise self.error(f"{self.type} Layer {verb} at most {high} {what} blob(s) as {noun}.; got {got}")
+            raise self.error(f"{self.type} Layer {verb} at most {high} {kind} blob(s) as {noun}.; got {got}")
 
     def extra_repr(self) -> str:
         return f"{self.name!r}, {', '.join(self.param.bottom)} -> {', '.join(self.param.top)}"
 
 
 def _refused(top: Tensor, bottoms: Sequence[Tensor], refusal: LayerError) -> Tensor:
-    """The top, whose backward pass is this error, whoever asks for it."""
-    asks = torch.zeros((), device=top.device, requires_grad=True)  # where no bottom does
-    return apply(_Refused, refusal, top, asks, *bottoms)
+    """The top; any backward pass through it raises this error."""
+    # Requires a gradient even where no bottom does, so that autograd always calls `backward`.
+    anchor = torch.zeros((), device=top.device, requires_grad=True)
+    return apply(_Refused, refusal, top, anchor, *bottoms)
 
 
 class _Refused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, refusal: LayerError, top: Tensor, *asking: Tensor) -> Tensor:
+    def forward(ctx: Any, refusal: LayerError, top: Tensor, *inputs: Tensor) -> Tensor:
         ctx.refusal = refusal
         return top.view_as(top)
 
@@ -294,17 +297,17 @@ class _Refused(torch.autograd.Function):
 
 
 class DataLayer(Layer):
-    """A layer that makes its tops itself and draws, if at all, from generators of its own.
+    """A layer that makes its tops itself; its random numbers, if any, come from its own generators.
 
-    `next_batch` may therefore run ahead of the net (in a thread, or outside a captured graph).
+    `next_batch` may therefore run before the net needs it (in a thread, or outside a captured graph).
 
-    ranks    the processes that share the records out, in TRAIN; rank 0 tests alone
-    waited   seconds for which callers of `next_batch` have waited so far; where `prefetches`, it is counted
+    ranks    the processes among which the records are divided in TRAIN; in TEST rank 0 works alone
+    waited   total seconds that callers of `next_batch` have waited; counted if `prefetches` is set
     """
 
     num_bottoms = 0
     makes_input = True
-    prefetches: ClassVar[bool] = False  # True: batches are made ahead, so that nobody should wait
+    prefetches: ClassVar[bool] = False  # True: batches are made in advance
     waited = 0.0
     ranks: Ranks
 
@@ -318,31 +321,32 @@ class DataLayer(Layer):
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         return self.next_batch()
 
-    def reside(self, device: torch.device, budget: int) -> bool:
-        """Keep all records on `device` from now on, if the type can and they take at most `budget` bytes.
+    def make_resident(self, device: torch.device, budget: int) -> bool:
+        """Keep all records on `device`, if the type supports it and they need at most `budget` bytes.
 
-        Whether it does. Then a batch is made in two parts: `assemble(next_draw())` is `next_batch()`.
+        Returns whether they are resident. A batch is then made in two steps: `assemble(next_draw())` equals
+        `next_batch()`.
         """
         return False
 
     def next_draw(self) -> Tensor:
-        """Where the records reside on a device: what makes up the next batch, a few numbers on the host."""
-        raise self.error("its records do not reside on a device")
+        """With resident records: what makes up the next batch, a few numbers on the host."""
+        raise self.error("its records are not resident on a device")
 
     def assemble(self, drawn: Tensor) -> tuple[Tensor, ...]:
-        """Where the records reside on a device: the batch of such a draw, there; work of the device alone."""
-        raise self.error("its records do not reside on a device")
+        """With resident records: the batch of a draw, on the device, computed without the host."""
+        raise self.error("its records are not resident on a device")
 
     def get_state(self) -> dict[str, Any]:
         """What `next_batch` depends on, for an exact resume: numbers, strings, bytes and numpy arrays."""
         return {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where `get_state` was called."""
+        """Continue where `get_state` was called."""
 
 
 class LossLayer(Layer):
-    """A layer whose first top is a scalar (shape ()) with loss_weight 1 unless the prototxt says otherwise.
+    """A layer whose first top is a scalar (shape ()) with loss_weight 1 unless the prototxt gives another.
 
     bottom[0]  predictions, bottom[1] labels; no gradient goes to the labels.
     """
@@ -371,5 +375,5 @@ class LossLayer(Layer):
 
 
 def blob_name(name: str) -> str:
-    """The name of a blob as Caffe shows it; in a net's tables each automatic top has one of its own."""
+    """The name of a blob as Caffe shows it; inside a net every automatic top has a unique name."""
     return AUTOMATIC if name.startswith(AUTOMATIC) else name

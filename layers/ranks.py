@@ -1,4 +1,4 @@
-"""The processes that train one net together: which of them this one is, and what they tell each other.
+"""The processes that train one net together: the rank of this process, and how the ranks communicate.
 
 Caffe: common.hpp, solver_rank, solver_count; parallel.cpp.
 """
@@ -14,13 +14,14 @@ Flags = Sequence[bool]
 
 
 class Ranks:
-    """This process among them; by default it is the only one, and the methods have nothing to do.
+    """The place of this process among the ranks; by default it is the only one, and the methods do nothing.
 
-    rank   its number, from 0; rank 0 alone logs, tests and snapshots
-    size   how many there are
-    local_rank, local_size   the same among those on this machine
+    rank   number of this process, from 0; only rank 0 logs, tests and writes snapshots
+    size   number of processes
+    local_rank, local_size   the same, counted on this machine only
 
-    All ranks call the same methods in the same order, `connect` first. train/launched_ranks.py: several.
+    All ranks call the same methods in the same order, `connect` first. train/launched_ranks.py has the form
+    for several processes.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1) -> None:
@@ -28,7 +29,7 @@ class Ranks:
         self.local_rank, self.local_size = local_rank, local_size
 
     def connect(self, device: torch.device) -> None:
-        """Make what the other methods need; `device` is where this rank computes."""
+        """Set up what the other methods need; `device` is where this rank computes."""
 
     def broadcast(self, blobs: Sequence[Tensor]) -> None:
         """Give all ranks the values of rank 0."""
@@ -42,14 +43,14 @@ class Ranks:
         return int(self.broadcast_str(str(number)))
 
     def gather(self, data: bytes) -> list[bytes]:
-        """The data of each rank (not empty), in rank 0; an empty list in the others."""
+        """In rank 0 the data (never empty) of all ranks; in the other ranks an empty list."""
         return [data]
 
     def average(self, diffs: Sequence[Tensor], flags: Callable[[], Flags]) -> None:
-        """Replace the diffs by their means over the ranks; on the way, collect the flags for `any_rank`."""
+        """Replace the diffs by their means over the ranks; also exchange the flags for `any_rank`."""
 
     def any_rank(self, flags: Callable[[], Flags]) -> Flags:
-        """For each flag, whether a rank has raised it; one rank alone asks for its own only now."""
+        """For each flag, whether any rank has raised it. A single rank calls `flags` only here."""
         return flags()
 
 

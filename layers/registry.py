@@ -1,7 +1,7 @@
-"""The layer types by name: Caffe's own, this project's plugins, and those of installed packages.
+"""The layer types by name: Caffe's own, this project's plugins, and the types of installed packages.
 
-A package of a third party adds layers by an entry point in the group `imae.layers` that names the module in
-which `register_layer` is called:
+A third-party package adds layers with an entry point in the group `imae.layers`, which names the module that
+calls `register_layer`:
 
     [project.entry-points."imae.layers"]
     xyz = "imae_xyz.layers"
@@ -42,7 +42,7 @@ _loaded: set[str] = set()
 
 
 def register_layer(type_name: str) -> Callable[[LayerClass], LayerClass]:
-    """Class decorator: make the class the one that `type: "<type_name>"` builds."""
+    """Class decorator: `type: "<type_name>"` builds this class."""
 
     def register(cls: LayerClass) -> LayerClass:
         other = _classes.get(type_name)
@@ -60,9 +60,9 @@ def register_layer(type_name: str) -> Callable[[LayerClass], LayerClass]:
 def layer_class(type_name: str) -> type[Layer]:
     """The class that is registered under Caffe's type string; LayerError lists the known ones."""
     if type_name not in _classes and not _plugins():
-        _load_one(type_name)  # a net waits for the modules of its own types alone
+        _load_one(type_name)  # import no more than the net's types need
     if type_name not in _classes or _plugins():
-        _load_all()  # all, so that a plugin's type that is ours too is an error
+        _load_all()  # all, so that a plugin that registers one of our types is an error
     if type_name not in _classes:
         hint = fork_of_type(type_name) or did_you_mean(type_name, _classes, "'")
         raise LayerError(f"Unknown layer type: {type_name}{hint} (known types: {', '.join(layer_types())})")
@@ -82,17 +82,17 @@ def _plugins() -> tuple[EntryPoint, ...]:
 
 @cache
 def _modules() -> dict[str, str]:
-    """The modules of the drawers by their last names without underscores."""
-    found = {}
+    """The modules of the drawers, by file name without underscores."""
+    modules = {}
     for drawer in DRAWERS:
         package = importlib.import_module(f"imae.layers.{drawer}")
         for module in pkgutil.iter_modules(package.__path__):
-            found[module.name.replace("_", "")] = f"imae.layers.{drawer}.{module.name}"
-    return found
+            modules[module.name.replace("_", "")] = f"imae.layers.{drawer}.{module.name}"
+    return modules
 
 
 def _load_one(type_name: str) -> None:
-    """Import the module that is called like the type, if there is one: SoftmaxWithLoss is in softmax_loss."""
+    """Import the module that is named like the type, if there is one: SoftmaxWithLoss is in softmax_loss."""
     name = type_name.lower()
     module = _modules().get(name) or _modules().get(name.replace("with", ""))
     if module is not None:

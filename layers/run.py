@@ -1,4 +1,4 @@
-"""What a run hands down to its nets, and each net to its layers."""
+"""What a run passes to its nets, and a net to its layers."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Run:
     random          the random numbers of fillers, masks, crops and orders, drawn in Caffe's order; by default
                     a stream with a seed of its own
     ranks           the processes that train together; by default this one alone
-    data_resources  memory for decoded records, and threads, which all data layers share; None: a net makes
-                    some for its own layers
-    dtype           of parameters and blobs; what fillers and data layers give is float32 and is cast
+    data_resources  memory for decoded records and decoding threads, which all data layers share; None: every
+                    net makes its own
+    dtype           of parameters and blobs; fillers and data layers make float32, which is cast to it
     """
 
     random: CaffeRandom = field(default_factory=_unseeded)
@@ -38,5 +38,5 @@ class Run:
     dtype: torch.dtype = torch.float32
 
     def ranks_in(self, phase: Phase) -> Ranks:
-        """The processes that share the records out in this phase: rank 0 tests alone."""
+        """The processes among which the records are divided: all in TRAIN; in TEST rank 0 works alone."""
         return self.ranks if phase == TRAIN else ALONE

@@ -144,7 +144,7 @@ class NetExecutor:
 
 def _reside(layer: DataLayer, device: torch.device) -> bool:
     """Let a data layer keep its records on the device, if it can and there is room."""
-    return layer.reside(device, device_budget(device))
+    return layer.make_resident(device, device_budget(device))
 
 
 def _with_single_losses(plan: Sequence[Step]) -> list[Step]:

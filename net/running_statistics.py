@@ -46,7 +46,7 @@ class RunningStatistics:
         found, self._found = self._found, []
         alike: defaultdict[float, list[int]] = defaultdict(list)
         for place, norm in enumerate(self._norms):
-            alike[norm.fraction].append(place)
+            alike[norm.moving_average_fraction].append(place)
         for fraction, places in alike.items():
             blobs = [self._norms[place].blob(index) for place in places for index in (0, 1)]
             counts = [self._norms[place].blob(2) for place in places]

@@ -3,7 +3,7 @@
     top[.., i_axis, .., i_end, ..] = x[.., i_axis, .., i_end, ..] + bias[i_axis, .., i_end]
 
 bottom[0], top[0]  any shape
-bottom[1]          optional: the bias, its axes equal to bottom[0]'s from `axis` on; its gradient goes to it
+bottom[1]          optional: the bias, its axes equal to bottom[0]'s from `axis` on; it gets a gradient
 blobs              without bottom[1]: the bias, of bottom[0]'s sizes on num_axes axes (-1: all) from `axis` on
 
 Caffe: bias_layer.cpp.
@@ -20,8 +20,8 @@ from imae.layers.registry import register_layer
 from imae.prototxt.caffe_pb2 import BiasParameter, ScaleParameter
 
 
-def operand_shape(layer: Layer, what: str, param: BiasParameter | ScaleParameter, bottom: Shape) -> Shape:
-    """Shape of the learned operand (`what`: bias or scale) for a bottom."""
+def operand_shape(layer: Layer, kind: str, param: BiasParameter | ScaleParameter, bottom: Shape) -> Shape:
+    """Shape of the learned operand (`kind`: bias or scale) for a bottom."""
     axis = layer.canonical_axis(param.axis, len(bottom))
     if param.num_axes < -1:
         raise layer.error(
@@ -30,30 +30,30 @@ def operand_shape(layer: Layer, what: str, param: BiasParameter | ScaleParameter
     end = len(bottom) if param.num_axes == -1 else axis + param.num_axes
     if end > len(bottom):
         raise layer.error(
-            f"{what} blob's shape extends past bottom[0]'s shape when applied starting with bottom[0] "
+            f"{kind} blob's shape extends past bottom[0]'s shape when applied starting with bottom[0] "
             f"axis = {axis}; got num_axes {param.num_axes} for {bottom}"
         )
     return bottom[axis:end]
 
 
-def check_operand(layer: Layer, what: str, axis: int, bottom: Shape, operand: Shape) -> None:
+def check_operand(layer: Layer, kind: str, axis: int, bottom: Shape, operand: Shape) -> None:
     """LayerError unless the operand's axes are the bottom's from `axis` on."""
     axis = layer.canonical_axis(axis, len(bottom)) if operand else 0
     if axis + len(operand) > len(bottom):
         raise layer.error(
-            f"{what} blob's shape extends past bottom[0]'s shape when applied starting with bottom[0] "
-            f"axis = {axis}; got {what} {operand} for {bottom}"
+            f"{kind} blob's shape extends past bottom[0]'s shape when applied starting with bottom[0] "
+            f"axis = {axis}; got {kind} {operand} for {bottom}"
         )
     for i, size in enumerate(operand):
         if bottom[axis + i] != size:
             raise layer.error(
-                f"dimension mismatch between bottom[0]->shape({axis + i}) and {what}->shape({i}); "
+                f"dimension mismatch between bottom[0]->shape({axis + i}) and {kind}->shape({i}); "
                 f"got {bottom[axis + i]} and {size}"
             )
 
 
 def aligned(operand: Tensor, axis: int, num_axes: int) -> Tensor:
-    """The operand with 1s behind its axes, so that it broadcasts to `num_axes` axes from `axis` on."""
+    """The operand with trailing axes of size 1, so that it broadcasts to `num_axes` axes from `axis` on."""
     trailing = num_axes - axis % num_axes - operand.dim() if operand.dim() else 0
     return operand.reshape(*operand.shape, *[1] * trailing) if trailing else operand
 

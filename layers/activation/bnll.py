@@ -21,7 +21,7 @@ class BNLL(Layer):
     reads_bottom = True
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.softplus(x, threshold=50)  # beyond it, x itself; so Caffe's gradient has it, too
+        return F.softplus(x, threshold=50)  # above it top = x; Caffe's gradient has this threshold, too
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         graph.node("Softplus", bottoms, tops)

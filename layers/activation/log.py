@@ -2,7 +2,7 @@
 
 bottom[0], top[0]  any shape
 
-Caffe: log_layer.cpp. Differs: in place, Caffe overwrites the top's diff before it has used it; here the
+Caffe: log_layer.cpp. Differs: in place, Caffe overwrites the top's diff before using it; here the
 gradient is the derivative.
 """
 

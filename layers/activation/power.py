@@ -5,8 +5,8 @@ Where power or scale is 0 the top is constant, whatever the bottom holds, and se
 bottom[0], top[0]  any shape
 
 Caffe: power_layer.cpp. Differs: the gradient, power * scale * top / base, is NaN in Caffe where the base is 0
-(but for power 1 and 2); in place, unless power or scale is 0, Caffe overwrites the top's diff before it has
-used it. Here the gradient is the derivative.
+(except for power 1 and 2); in place, unless power or scale is 0, Caffe overwrites the top's diff before using
+it. Here the gradient is the derivative.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,9 @@
-"""Scale: multiply by a blob, learned or given, along some of the axes; then perhaps add a bias.
+"""Scale: multiply by a blob, learned or given, along some of the axes; then optionally add a bias.
 
     top[.., i_axis, .., i_end, ..] = x[.., i_axis, .., i_end, ..] * scale[i_axis, .., i_end] (+ bias[..])
 
 bottom[0], top[0]  any shape
-bottom[1]          optional: the scale, its axes equal to bottom[0]'s from `axis` on; its gradient goes to it
+bottom[1]          optional: the scale, its axes equal to bottom[0]'s from `axis` on; it gets a gradient
 blobs              without bottom[1]: the scale, of bottom[0]'s sizes on num_axes axes (-1: all) from `axis`
                    on, 1 without a filler; with bias_term a bias of the scale's shape
 

@@ -5,8 +5,8 @@
 
 bottom[0], top[0]  any shape
 
-One word of the random stream an element, in memory order. `device_masks` lets a device draw its masks itself:
-faster, but other masks than Caffe's and than the CPU's.
+One word of the random stream per element, in memory order. `device_masks` lets a device draw its masks
+itself: this is faster, but the masks differ from Caffe's and from the CPU's.
 
 Caffe: dropout_layer.cpp. Differs: a ratio of 1 or more, or below 0, is an error.
 """
@@ -26,7 +26,7 @@ from imae.prototxt import TRAIN, LayerParameter
 class Dropout(Layer):
     num_bottoms = num_tops = 1
     idle_in_test = True
-    device_masks: bool = False  # may be set on a layer; bottoms on the CPU take no notice of it
+    device_masks: bool = False  # may be set on a layer; ignored for bottoms on the CPU
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
@@ -47,7 +47,7 @@ class Dropout(Layer):
         else:
             kept = torch.from_numpy(self.random.bernoulli(x.numel(), self.keep)).view(x.shape)
             mask = kept.to(x.device, x.dtype, non_blocking=True)
-        # (x * mask) * scale with one product less: the mask is 0 or 1, so no bit differs.
+        # (x * mask) * scale with one multiplication less: the mask is 0 or 1, so no bit differs.
         return x * mask.mul_(1 / self.keep)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:

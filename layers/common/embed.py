@@ -6,7 +6,7 @@ bottom[0]  indices 0 to input_dim - 1, any shape; cut to integers towards zero; 
 top[0]     (bottom shape..., num_output)
 blobs      weight (input_dim, num_output); bias (num_output) if bias_term
 
-Caffe: embed_layer.cpp. Differs: an index out of range is an error (Caffe reads the neighbouring memory);
+Caffe: embed_layer.cpp. Differs: an index out of range is an error (Caffe reads out of bounds);
 force_backward sends no gradient to the indices (Caffe aborts).
 """
 

@@ -7,7 +7,7 @@ top[0]     (..., num_output), the axes before `axis` kept
 blobs      weight (num_output, K), or (K, num_output) with `transpose`; bias (num_output) if bias_term
 
 Caffe: inner_product_layer.cpp. Differs: num_output 0 is an error; in place, Caffe overwrites the bottom
-before it has used it.
+before using it.
 """
 
 from collections.abc import Sequence

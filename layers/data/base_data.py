@@ -1,4 +1,4 @@
-"""What the data layers share: set-up in Caffe's order of draws, and batches that are made ahead of their use.
+"""What the data layers share: set-up in Caffe's order of random draws, and prefetched batches.
 
 Caffe: base_data_layer.cpp.
 """
@@ -29,23 +29,23 @@ Batch = tuple[Tensor, ...]
 State = dict[str, Any]
 
 
-# More batches than this gain nothing, and a file may ask for four thousand million.
-MOST_AHEAD = 64
+# More batches than this bring no gain, and a file may ask for four billion.
+MAX_PREFETCH = 64
 
 
 class Buffers:
-    """Arrays for batches. The memory of a batch that nobody refers to any more serves for a next one.
+    """Arrays for batches. The memory of a batch that is no longer referenced is reused for a later one.
 
-    Else the system takes large blocks back and has to clear new pages, which takes as long as filling them.
+    Otherwise the system takes large blocks back and clears new pages, which takes as long as filling them.
     """
 
-    MOST = 2  # blocks that wait
+    MAX_WAITING = 2  # blocks that wait to be used again
 
     def __init__(self) -> None:
         self._waiting: list[NDArray[np.uint8]] = []
 
     def new(self, shape: Shape) -> NDArray[np.float32]:
-        """An array of any content."""
+        """An array with arbitrary content."""
         size = 4 * math.prod(shape)
         try:
             block = self._waiting.pop()
@@ -53,38 +53,38 @@ class Buffers:
             block = np.empty(0, np.uint8)
         if len(block) != size:
             block = np.empty(size, np.uint8)
-        # Whoever uses the memory refers to `whole`: a memoryview lies between that and the block, and through
-        # one no view of an array reaches.
+        # All users of the memory keep `whole` alive, not the block: numpy's chain of views ends at the
+        # memoryview between them. So `whole` is finalized when the last user is gone.
         whole = np.frombuffer(memoryview(block.data), np.float32)
         weakref.finalize(whole, self._take_back, self._waiting, block).atexit = False
         return whole.reshape(shape)
 
     @classmethod
     def _take_back(cls, waiting: list[NDArray[np.uint8]], block: NDArray[np.uint8]) -> None:
-        if len(waiting) < cls.MOST:
+        if len(waiting) < cls.MAX_WAITING:
             waiting.append(block)
 
 
 class PrefetchingLayer(DataLayer):
-    """A data layer whose batches one thread makes, strictly in order, while the net is at work.
+    """A data layer whose batches a single thread makes, strictly in order, while the net computes.
 
     A type defines `data_setup`, `load_batch`, `position` and `seek`.
 
-    ahead         how many batches may wait, `data_param.prefetch` as in Caffe; 0: no thread, each is made
-                  when it is asked for
-    transformer   for the pixels; its stream is seeded here
-    data_resources    memory for decoded records, and threads, which the data layers of the run share
-    shapes        of data and label, for `top_shapes`
-    arrays        makes those for the batches
+    prefetch        number of batches that may wait, Caffe's `data_param.prefetch`; 0: no thread, a batch is
+                    made when it is requested
+    transformer     for the pixels; its stream is seeded here
+    data_resources  memory for decoded records, and decoding threads, which the data layers of the run share
+    shapes          of data and label, for `top_shapes`
+    arrays          makes the arrays of the batches
     """
 
     prefetches = True
-    what: ClassVar[str] = "img"  # what Caffe's messages call an image
+    image_word: ClassVar[str] = "img"  # what Caffe's messages call an image
     reads: ClassVar[tuple[str, ...]] = ("transform_param", "data_param.prefetch")
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
-        self.ahead: int = min(param.data_param.prefetch, MOST_AHEAD)
+        self.prefetch: int = min(param.data_param.prefetch, MAX_PREFETCH)
         self.shapes: list[Shape] = []
         self.arrays = Buffers()
         self._pending: deque[Future[tuple[Batch, State]]] = deque()
@@ -101,9 +101,9 @@ class PrefetchingLayer(DataLayer):
             self.param.transform_param,
             self.phase,
             name,
-            self.what,
+            self.image_word,
             self.arrays.new,
-            self.data_resources.each,
+            self.data_resources.map_indices,
         )
         self.transformer.seed(self.random)
         self.data_setup()
@@ -112,19 +112,19 @@ class PrefetchingLayer(DataLayer):
         self._state = self._state_now()
 
     def data_setup(self) -> None:
-        """Read the first image, set `shapes`; draw what the type draws."""
+        """Read the first image, set `shapes`; make the random draws of the type's set-up."""
         raise self.error(f"{self.type} defines no data_setup")
 
     def load_batch(self) -> Batch:
-        """Make the next batch; in the thread."""
+        """Make the next batch; runs in the thread."""
         raise self.error(f"{self.type} defines no load_batch")
 
     def position(self) -> State:
-        """What the next `load_batch` depends on, the transformer apart; nothing in it is changed later."""
+        """What the next `load_batch` depends on, except the transformer; its values never change later."""
         raise self.error(f"{self.type} defines no position")
 
     def seek(self, state: State) -> None:
-        """Go on where `position` was called."""
+        """Continue where `position` was called."""
         raise self.error(f"{self.type} defines no seek")
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
@@ -138,7 +138,7 @@ class PrefetchingLayer(DataLayer):
             self.waited += perf_counter() - begun
 
     def _next_batch(self) -> Batch:
-        if self.ahead == 0 and not self._pending:
+        if self.prefetch == 0 and not self._pending:
             try:
                 batch, self._state = self._produce()
             except ImaeError:
@@ -147,7 +147,7 @@ class PrefetchingLayer(DataLayer):
             return batch
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, f"prefetch {self.name}")
-        while len(self._pending) < self.ahead + 1:
+        while len(self._pending) < self.prefetch + 1:
             self._pending.append(self._executor.submit(_produce_for, weakref.ref(self)))
         future = self._pending.popleft()
         if future.exception() is not None:
@@ -156,7 +156,7 @@ class PrefetchingLayer(DataLayer):
         return batch
 
     def get_state(self) -> State:
-        """The state behind the last batch that was handed out, however many wait."""
+        """The state after the last batch that was returned, however many batches wait."""
         return dict(self._state)
 
     def set_state(self, state: State) -> None:
@@ -167,7 +167,7 @@ class PrefetchingLayer(DataLayer):
         self._state = self._state_now()
 
     def close(self) -> None:
-        """Stop the thread. It also stops when nothing refers to the layer any more."""
+        """Stop the thread. It also stops when the layer is no longer referenced."""
         self.stop()
         if self._executor is not None:
             self._executor.shutdown()
@@ -181,7 +181,7 @@ class PrefetchingLayer(DataLayer):
         return {**self.position(), "transformer": self.transformer.get_state()}
 
     def stop(self) -> None:
-        """Let the thread end its work, and throw away the batches that wait; `set_state` goes on."""
+        """Wait for the thread and discard the batches that wait; continue with `set_state`."""
         for future in self._pending:
             future.cancel()
         wait(self._pending)
@@ -189,9 +189,9 @@ class PrefetchingLayer(DataLayer):
 
 
 def _produce_for(layer: weakref.ref[PrefetchingLayer]) -> tuple[Batch, State]:
-    """The thread's work; it must not keep alive a layer that nobody else needs."""
-    alive = layer()
-    return alive._produce() if alive is not None else ((), {})
+    """The thread's work; it must not keep the layer alive."""
+    live_layer = layer()
+    return live_layer._produce() if live_layer is not None else ((), {})
 
 
 def check_state(layer: Layer, state: State, own: State) -> None:
@@ -213,29 +213,29 @@ def check_state(layer: Layer, state: State, own: State) -> None:
             )
 
 
-def check_place(name: str, index: int, count: int) -> None:
-    """Refuse a saved place that is none of 0 to count - 1."""
+def check_index(name: str, index: int, count: int) -> None:
+    """Refuse a saved index outside 0 to count - 1."""
     if not 0 <= index < count:
         raise SnapshotError(f"the saved {name} is {index} of {count}; the snapshot is damaged")
 
 
 def check_permutation(name: str, order: NDArray[np.int64], count: int) -> None:
-    """Refuse a saved order that is none of the numbers 0 to count - 1."""
+    """Refuse a saved order that is no permutation of 0 to count - 1."""
     if not np.array_equal(np.sort(order), np.arange(count)):
         raise SnapshotError(f"the saved {name} is no order of {count} things; the snapshot is damaged")
 
 
-def pass_over_moved_fields(layer: Layer, message: str, fields: Iterable[str]) -> None:
-    """Note fields of a message that Caffe has moved to transform_param, and since then reads there only."""
-    given: Message = getattr(layer.param, message)
+def note_moved_fields(layer: Layer, message: str, fields: Iterable[str]) -> None:
+    """Note set fields of a message that Caffe has moved to transform_param and now reads only there."""
+    old_place: Message = getattr(layer.param, message)
     for field in fields:
-        if getattr(given, field) != given.DESCRIPTOR.fields_by_name[field].default_value:
+        if getattr(old_place, field) != old_place.DESCRIPTOR.fields_by_name[field].default_value:
             new = "force_color" if field == "force_encoded_color" else field
-            layer.pass_over(f"{message}.{field}", f"transform_param {{ {new}: ... }}")
+            layer.note_leftover(f"{message}.{field}", f"transform_param {{ {new}: ... }}")
 
 
 def checked_batch_size(param: LayerParameter, batch_size: int) -> int:
-    """The batch size, which must be there."""
+    """The batch size, which must be set."""
     if batch_size == 0:
         raise LayerError(param, "Positive batch size required; set batch_size")
     return batch_size

@@ -1,16 +1,16 @@
 """Data: images and labels from an LMDB or a LevelDB of Datums.
 
-top[0]  (batch_size, C, H, W), or (.., crop_size, crop_size); float32; pictures are BGR, 0-255 before the
+top[0]  (batch_size, C, H, W), or (.., crop_size, crop_size); float32; images are BGR, 0-255 before the
         transformation (transformer.py)
 top[1]  (batch_size,), optional: the labels
 
-Records come in byte order of their keys; after the last one comes the first, also within a batch. Each layer
-goes its own way through the database. The first record of a batch gives the batch its size.
-data_order_param chooses another order than that of the keys (record_order.py). Where several ranks train
-together, rank r of N takes records r, r + N, ...
+Records are read in byte order of their keys; the first one follows the last one, also within a batch. Every
+layer has its own position in the database. The first record of a batch gives the batch its size.
+data_order_param chooses another order (record_order.py). Where several ranks train together, rank r of N
+reads records r, r + N, ...
 
-Where all images fit into what is left of a budget (data_resources.py), each is decoded once and kept.
-Otherwise records are read and decoded anew each time. Both give the same batches.
+If all images fit into the free part of a budget (data_resources.py), every image is decoded once and kept.
+Otherwise records are read and decoded anew each time. Both ways give the same batches.
 
 Caffe: data_layer.cpp, db_lmdb.cpp, db_leveldb.cpp. Differs: a database without records, or a Datum that
 contradicts itself, is an error; data_order_param. rand_skip does nothing, as in Caffe 1.0.
@@ -38,10 +38,10 @@ from imae.layers.data.base_data import (
     PrefetchingLayer,
     State,
     checked_batch_size,
+    note_moved_fields,
     output_data_size,
-    pass_over_moved_fields,
 )
-from imae.layers.data.data_resources import DataResources, Each, KeptRecords, in_turn
+from imae.layers.data.data_resources import DataResources, KeptRecords, MapIndices, map_in_order
 from imae.layers.data.datum import array_from_datum, parse_datum, planes
 from imae.layers.data.leveldb_source import LeveldbSource, open_leveldb
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
@@ -52,7 +52,7 @@ from imae.prototxt import Datum, LayerParameter
 
 logger = logging.getLogger(__name__)
 
-PART = 1024  # records that are read at once
+READ_AT_ONCE = 1024  # records
 
 Source = LmdbSource | LeveldbSource
 # An array, or a function that makes the i-th image, in any thread.
@@ -62,18 +62,18 @@ Images = NDArray[np.uint8] | Callable[[int], NDArray[Any]]
 @register_layer("Data")
 class Data(PrefetchingLayer):
     min_tops, max_tops = 1, 2
-    what = "datum"
+    image_word = "datum"
     reads = ("data_order_param", *PrefetchingLayer.reads)
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         data = param.data_param
         moved = ("scale", "mean_file", "crop_size", "mirror", "force_encoded_color")
-        pass_over_moved_fields(self, "data_param", moved)
+        note_moved_fields(self, "data_param", moved)
         self.batch_size = checked_batch_size(param, data.batch_size)
         check_order(param)
         if data.rand_skip:
-            self.pass_over("data_param.rand_skip")
+            self.note_leftover("data_param.rand_skip")
         if not data.source:
             raise self.error("data_param.source is not set; give it the path of an LMDB")
         self.source: Source
@@ -89,9 +89,9 @@ class Data(PrefetchingLayer):
         self.reader = DatumReader(
             self.source, transform.force_color, transform.force_gray, self.data_resources
         )
-        logger.info("layer '%s' (Data): %s", self.name, self.reader.manner)
+        logger.info("layer '%s' (Data): %s", self.name, self.reader.storage)
         if self.reader.first_is_encoded:
-            self.transformer.what = "img"
+            self.transformer.image_word = "img"
         elif transform.force_color or transform.force_gray:
             log_line(
                 "data_transformer.cpp:152", "force_color and force_gray only for encoded datum", logging.ERROR
@@ -116,14 +116,14 @@ class Data(PrefetchingLayer):
         batch = torch.from_numpy(values), torch.from_numpy(labels.astype(np.float32))
         return batch[: len(self.param.top)]
 
-    def reside(self, device: torch.device, budget: int) -> bool:
+    def make_resident(self, device: torch.device, budget: int) -> bool:
         if self.reader.bytes_needed > budget:
             return False
         state = self.get_state()
-        self.stop()  # the thread reads from the same file; what it has made was made the other way
-        whole = self.reader.read_all()
-        if whole is not None:
-            self.resident = ResidentRecords(*whole, self.transformer, device)
+        self.stop()  # the thread reads from the same file, and its batches were made otherwise
+        images_and_labels = self.reader.read_all()
+        if images_and_labels is not None:
+            self.resident = ResidentRecords(*images_and_labels, self.transformer, device)
         self.set_state(state)
         return self.resident is not None
 
@@ -159,62 +159,65 @@ class Data(PrefetchingLayer):
 
 
 class DatumReader:
-    """Decodes records; keeps the images in one uint8 array, if all are of one size and that fits.
+    """Decodes records; keeps the images in one uint8 array, if all have one size and the array fits.
 
-    resources    memory for the array, and threads that decode pictures
-    first_size   (C, H, W) of record 0, first_name what errors call it
-    manner       whether the images are kept, in words
+    resources    memory for the array, and threads that decode images
+    first_size   (C, H, W) of record 0; first_name is its name in errors
+    storage      whether the images are kept, in words
     """
 
     def __init__(self, source: Source, force_color: bool, force_gray: bool, resources: DataResources) -> None:
         self.source, self.resources = source, resources
         self._forced = force_color, force_gray
-        self._raw: RawForm | None = None
+        self._raw: RawFormat | None = None
         value = source.value(0)
         self.first_name = self.name(0)
         datum = parse_datum(value, self.first_name)
         first = array_from_datum(datum, self.first_name, *self._forced)
         self.first_is_encoded, self.first_size = datum.encoded, first.shape
-        # Threads are of use where pictures are decoded.
-        self._each: Each = resources.each if datum.encoded else in_turn
+        # Threads help only where images are decoded.
+        self._map_indices: MapIndices = resources.map_indices if datum.encoded else map_in_order
         if not datum.encoded and first.dtype == np.uint8:
-            self._raw = RawForm(datum)
+            self._raw = RawFormat(datum)
         shape = (len(source), *first.shape)
         key = (source.identity, *self._forced)
         shared = resources.kept(key)
-        taken = f"{bytes_text(resources.free)} are free of a budget of {bytes_text(resources.budget)}"
+        budget = f"{bytes_text(resources.free)} are free of a budget of {bytes_text(resources.budget)}"
         self._kept: KeptRecords | None = None
         if first.dtype == np.uint8:
             self._kept = shared or resources.keep(key, shape)
         size = f"{len(source)} records, {bytes_text(first.nbytes * len(source))} decoded,"
         if first.dtype != np.uint8:
-            self.manner = f"{size} are read anew each time: their values are no bytes"
+            self.storage = f"{size} are read anew each time: their values are no bytes"
         elif shared is not None:
-            self.manner = f"{size} are kept in memory, where another layer has them, too"
+            self.storage = f"{size} are kept in memory, where another layer has them, too"
         elif self._kept is not None:
-            self.manner = f"{size} stay in memory once they are read; {taken}"
+            self.storage = f"{size} stay in memory once they are read; {budget}"
         else:
-            self.manner = f"{size} are read anew each time; {taken} (--data-cache)"
+            self.storage = f"{size} are read anew each time; {budget} (--data-cache)"
 
     def read(self, rows: NDArray[np.int64]) -> tuple[Images, NDArray[np.int64], NDArray[np.int64]]:
         """(images, places, labels): record rows[i] is images[places[i]], or images(places[i]), and labels[i].
 
-        The images are the array of all records, an array of these ones, or a function that decodes them.
+        The images are the array of all records, an array of these records, or a function that decodes them.
         """
-        if self._kept is not None and self._keep(self._kept, rows):
+        if self._kept is not None and self._ensure_kept(self._kept, rows):
             return self._kept.images, rows, self._kept.labels[rows]
         images, labels = self._decoded(rows)
         return images, np.arange(len(rows)), labels
 
     @property
     def bytes_needed(self) -> int:
-        """What the array of all images takes, if they are all like the first one."""
+        """Size of the array of all images, if all are like the first one."""
         return prod(self.first_size) * len(self.source)
 
     def read_all(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
         """All images (K, C, H, W) and labels; None where they are not kept in one array."""
         rows, kept = np.arange(len(self.source)), self._kept
-        if kept is None or not all(self._keep(kept, part) for part in np.split(rows, rows[PART::PART])):
+        if kept is None:
+            return None
+        parts = np.split(rows, rows[READ_AT_ONCE::READ_AT_ONCE])
+        if not all(self._ensure_kept(kept, part) for part in parts):
             return None
         return kept.images, kept.labels
 
@@ -223,25 +226,25 @@ class DatumReader:
         named = ((self.source.record_name(key), value) for key, value in self.source.records())
         return np.fromiter((parse_datum(value, name).label for name, value in named), np.int64)
 
-    def _keep(self, kept: KeptRecords, rows: NDArray[np.int64]) -> bool:
-        """Make sure that the array holds these records; False if one does not fit in."""
-        missing = rows[~kept.have[rows]]
+    def _ensure_kept(self, kept: KeptRecords, rows: NDArray[np.int64]) -> bool:
+        """Make sure that the array holds these records; False if one has another size or dtype."""
+        missing = rows[~kept.is_filled[rows]]
         if not len(missing):
             return True
         images, kept.labels[missing] = self._decoded(missing)
         if isinstance(images, np.ndarray):
             kept.images[missing] = images
-        elif not all(self._each(partial(self._put, kept, missing, images), len(missing))):
+        elif not all(self._map_indices(partial(self._store, kept, missing, images), len(missing))):
             self._kept = None
             logger.info("'%s' has images of several sizes, so they are read anew each time", self.source.path)
             return False
-        kept.have[missing] = True
+        kept.is_filled[missing] = True
         return True
 
-    def _put(
+    def _store(
         self, kept: KeptRecords, rows: NDArray[np.int64], make: Callable[[int], NDArray[Any]], i: int
     ) -> bool:
-        """Decode one image into its place; False if it does not fit in."""
+        """Decode one image into the array; False if it has another size or dtype."""
         image = make(i)
         if image.shape != self.first_size or image.dtype != np.uint8:
             return False
@@ -252,14 +255,14 @@ class DatumReader:
     def _decoded(self, rows: NDArray[np.int64]) -> tuple[Images, NDArray[np.int64]]:
         """(images, labels) of these records."""
         values = self.source.values(rows)
-        if self._raw is not None and (found := self._raw.read(values)) is not None:
-            return found
+        if self._raw is not None and (images_and_labels := self._raw.read(values)) is not None:
+            return images_and_labels
         datums = [self._parsed(value, row) for value, row in zip(values, rows.tolist(), strict=True)]
 
         def make(i: int) -> NDArray[Any]:
             try:
                 return array_from_datum(datums[i], "", *self._forced)
-            except DataError:  # once more, for an error that names the record
+            except DataError:  # again, for an error that names the record
                 return array_from_datum(datums[i], self.name(int(rows[i])), *self._forced)
 
         return make, np.array([datum.label for datum in datums], np.int64)
@@ -267,7 +270,7 @@ class DatumReader:
     def _parsed(self, value: bytes, row: int) -> Datum:
         try:
             return parse_datum(value, "")
-        except DataError:  # once more, for an error that names the record
+        except DataError:  # again, for an error that names the record
             return parse_datum(value, self.name(row))
 
     def name(self, row: int) -> str:
@@ -279,15 +282,15 @@ class DatumReader:
         return lambda i: self.name(int(rows[i]))
 
 
-class RawForm:
-    """Reads raw records of the form of a first one without a look at each field.
+class RawFormat:
+    """Reads raw records of the same format as a first one, without parsing their fields one by one.
 
-    The records of most databases differ in pixels and label alone. The bytes of a Datum are its fields one
-    after the other; so where they begin as the first one's, the pixels follow, and behind them the label.
+    The records of most databases differ only in pixels and label. The bytes of a Datum are its fields in a
+    row. So if a record begins with the same bytes as the first one, the pixels follow, and then the label.
     """
 
-    MOST = 10000  # labels to remember
-    SMALL = 1 << 16  # bytes of an image; many such ones are put together into one array
+    MAX_LABELS = 10000  # label fields whose parsed value is cached
+    SMALL = 1 << 16  # bytes of an image; smaller ones are merged into one array
 
     def __init__(self, first: Datum) -> None:
         self.shape = first.channels, first.height, first.width
@@ -298,7 +301,7 @@ class RawForm:
         self._labels: dict[bytes, int] = {}
 
     def read(self, values: list[bytes]) -> tuple[Images, NDArray[np.int64]] | None:
-        """(images, labels); None if one of the records has another form."""
+        """(images, labels); None if one of the records has another format."""
         begin, size, labels = len(self.head), self.size, []
         for value in values:
             if len(value) < size or not value.startswith(self.head):
@@ -317,7 +320,7 @@ class RawForm:
         return lambda i: np.ndarray(self.shape, np.uint8, values[i], begin), np.array(labels, np.int64)
 
     def _label(self, rest: bytes) -> int | None:
-        """The label in the bytes behind the pixels; None where there is anything else."""
+        """The label in the bytes after the pixels; None if they hold anything else."""
         try:
             datum = Datum.FromString(rest)
         except DecodeError:
@@ -328,6 +331,6 @@ class RawForm:
             datum.ClearField("encoded")
         if datum.ByteSize():
             return None
-        if len(self._labels) < self.MOST:
+        if len(self._labels) < self.MAX_LABELS:
             self._labels[rest] = label
         return label

@@ -1,7 +1,7 @@
-"""Caffe's Datum, one record of a database: a picture, or any array of three axes, and its label.
+"""Caffe's Datum, one record of a database: an image, or any array of three axes, and its label.
 
-Caffe: io.cpp, data_transformer.cpp. Differs: Caffe believes the sizes in a Datum and reads past its data
-where they are too large; here they must agree.
+Caffe: io.cpp, data_transformer.cpp. Differs: Caffe trusts the sizes in a Datum and reads past its data
+if they are too large; here they must agree.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from imae.prototxt import Datum
 
 
 def parse_datum(value: bytes, name: str) -> Datum:
-    """A Datum from its bytes; `name` is what errors call it."""
+    """A Datum from its bytes; `name` is its name in errors."""
     try:
         return Datum.FromString(value)
     except DecodeError:
@@ -31,10 +31,10 @@ def parse_datum(value: bytes, name: str) -> Datum:
 def array_from_datum(
     datum: Datum, name: str = "datum", force_color: bool = False, force_gray: bool = False
 ) -> NDArray[Any]:
-    """The values as (C, H, W): uint8, or float32 from `float_data`; pictures are BGR, 0-255.
+    """The values as (C, H, W): uint8, or float32 from `float_data`; images are BGR, 0-255.
 
-    An encoded picture is decoded with the channels that it has, or as colour or gray where that is forced;
-    raw data stays as it is. The array may be read-only.
+    An encoded image is decoded with its own channels, or as colour or gray if that is forced; raw data is not
+    changed. The array may be read-only.
     """
     if datum.encoded:
         if force_color and force_gray:
@@ -43,11 +43,11 @@ def array_from_datum(
         flag = forced if force_color or force_gray else cv2.IMREAD_UNCHANGED
         return decode_image(datum.data, flag, name).transpose(2, 0, 1)
     shape = channels, height, width = datum.channels, datum.height, datum.width
-    data = datum.data  # each look at the field makes a copy
-    count, given = channels * height * width, len(data) or len(datum.float_data)
-    if min(shape) <= 0 or given != count:
+    data = datum.data  # every access to the field makes a copy
+    count, stored = channels * height * width, len(data) or len(datum.float_data)
+    if min(shape) <= 0 or stored != count:
         raise DataError(
-            f"{name}: a Datum of {size_text(shape)} that holds {given} values; the record is damaged"
+            f"{name}: a Datum of {size_text(shape)} that holds {stored} values; the record is damaged"
         )
     if data:
         return np.frombuffer(data, np.uint8).reshape(shape)
@@ -71,7 +71,7 @@ def datum_from_array(array: NDArray[Any], label: int) -> Datum:
 
 
 def decode_image(data: bytes, flag: int, name: str) -> NDArray[np.uint8]:
-    """The picture in the bytes of a JPEG, PNG, ... file: (H, W, C), BGR; `flag` is a cv2.IMREAD_*."""
+    """The image in the bytes of a JPEG, PNG, ... file: (H, W, C), BGR; `flag` is a cv2.IMREAD_*."""
     check_picture_size(data, name)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
@@ -85,14 +85,14 @@ def decode_image(data: bytes, flag: int, name: str) -> NDArray[np.uint8]:
 
 
 def planes(image: NDArray[Any]) -> Sequence[NDArray[Any]]:
-    """The channels of an image (C, H, W), each with its rows in one piece; copies of a decoded picture's."""
+    """The channels of an image (C, H, W), with contiguous rows; copies if the image was decoded."""
     if image.strides[2] == image.itemsize or not 2 <= len(image) <= 4:
         return list(image)
     return cv2.split(image.transpose(1, 2, 0))
 
 
 def read_file(path: str) -> bytes:
-    """The bytes of a picture file."""
+    """The bytes of an image file."""
     try:
         return read_bytes(path)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path

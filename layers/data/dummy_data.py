@@ -1,9 +1,9 @@
 """DummyData: tops made by fillers, anew in every forward pass unless they are constant.
 
-top[i]  of `shape`, or num x channels x height x width: one for all tops, or one each; data_filler likewise,
-        constant 0 where there is none
+top[i]  of `shape`, or num x channels x height x width: one for all tops, or one per top; data_filler
+        likewise, constant 0 if there is none
 
-The draws come from the run's stream, top after top, when the layer's turn comes.
+The draws come from the run's stream, top after top, when the layer runs.
 
 Caffe: dummy_data_layer.cpp.
 """
@@ -65,22 +65,22 @@ class DummyData(Layer):
         return tuple(tops)
 
     def _shapes(self, num_tops: int) -> list[BlobShape]:
-        """One shape, or one a top, from either way of giving it."""
+        """One shape, or one per top, from `shape` or from the legacy fields."""
         dummy = self.param.dummy_data_param
-        given = {field: list(getattr(dummy, field)) for field in LEGACY}
-        if not any(given.values()):
-            self._check_once_or_each("shape", len(dummy.shape), num_tops)
+        legacy = {field: list(getattr(dummy, field)) for field in LEGACY}
+        if not any(legacy.values()):
+            self._check_once_or_per_top("shape", len(dummy.shape), num_tops)
             return list(dummy.shape)
         if dummy.shape:
             raise self.error(
                 "Both shape and legacy fields were specified; leave num, channels, height, width out"
             )
-        for field, values in given.items():
-            self._check_once_or_each(field, len(values), num_tops)
-        columns = [values if len(values) == num_tops else values * num_tops for values in given.values()]
+        for field, values in legacy.items():
+            self._check_once_or_per_top(field, len(values), num_tops)
+        columns = [values if len(values) == num_tops else values * num_tops for values in legacy.values()]
         return [BlobShape(dim=dims) for dims in zip(*columns, strict=True)]
 
-    def _check_once_or_each(self, field: str, got: int, num_tops: int) -> None:
+    def _check_once_or_per_top(self, field: str, got: int, num_tops: int) -> None:
         if got not in (1, num_tops):
             raise self.error(
                 f"Must specify '{field}' once, or once per top blob ({num_tops}); specified {got}."

@@ -1,13 +1,13 @@
 """HDF5Data: rows of the data sets of HDF5 files.
 
-    source: a text file that names the files, one after the other, relative to the working folder
+    source: a text file with the names of the files, separated by white space, relative to the working folder
 
 top[i]  (batch_size, ...), float32: rows of the data set of the top's name
 
-Rows come file after file, then from the beginning, also within a batch. `shuffle` shuffles the files, and the
-rows of each file when it is read and once more after each file's end, by the C library's rand(), which starts
-as with srand(1) whatever random_seed is. Where several ranks train together, rank r of N takes rows r, r + N,
-... of that order, which is the same in all of them.
+Rows are read file after file, then from the beginning, also within a batch. `shuffle` shuffles the files; it
+shuffles the rows of a file when the file is read, and again after every end of a file. It uses the C
+library's rand(), which starts as with srand(1) whatever random_seed is. Where several ranks train together,
+rank r of N takes rows r, r + N, ... of that order, which is the same in all ranks.
 
 Caffe: hdf5_data_layer.cpp. Differs: in Caffe all shuffling HDF5Data layers of a process share one rand().
 """
@@ -30,8 +30,8 @@ from imae.files.hdf5_file import HDF5_ERRORS, DataSets, open_hdf5
 from imae.files.read import read_bytes
 from imae.layers.data.base_data import (
     State,
+    check_index,
     check_permutation,
-    check_place,
     check_state,
     checked_batch_size,
 )
@@ -47,7 +47,7 @@ UNSUPPORTED = {
 @register_layer("HDF5Data")
 class HDF5Data(DataLayer):
     min_tops = 1
-    reads = ("transform_param",)  # which it refuses
+    reads = ("transform_param",)  # to refuse it
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         hdf5 = self.param.hdf5_data_param
@@ -95,7 +95,7 @@ class HDF5Data(DataLayer):
         check_state(self, state, self.get_state())
         if state["files"] == len(self.files):
             check_permutation("file_order", state["file_order"], len(self.files))
-            check_place("file", state["file"], len(self.files))
+            check_index("file", state["file"], len(self.files))
             self.file, self.file_order = state["file"], state["file_order"].copy()
             self._load_file()
         if state["files"] != len(self.files) or len(state["row_order"]) != len(self.row_order):
@@ -103,7 +103,7 @@ class HDF5Data(DataLayer):
                 f"layer '{self.name}' (HDF5Data): the files are not those of the snapshot; use the same ones"
             )
         check_permutation("row_order", state["row_order"], len(self.row_order))
-        check_place("row", state["row"], len(self.row_order))
+        check_index("row", state["row"], len(self.row_order))
         if len(state["rand"]) != len(self.rand.words):
             raise SnapshotError(f"rand has {len(self.rand.words)} words, the snapshot {len(state['rand'])}")
         self.row, self.row_order = state["row"], state["row_order"].copy()
@@ -125,17 +125,17 @@ class HDF5Data(DataLayer):
         name = self.files[self.file_order[self.file]]
         values = read_data_sets(name, list(self.param.top))
         shapes = [array.shape[1:] for array in values]
-        known = [array.shape[1:] for array in self.values] or shapes
-        if shapes != known:
+        first_shapes = [array.shape[1:] for array in self.values] or shapes
+        if shapes != first_shapes:
             raise DataError(
-                f"HDF5 file '{name}': rows of shape {shapes}; those of the first file have {known}"
+                f"HDF5 file '{name}': rows of shape {shapes}; those of the first file have {first_shapes}"
             )
         self.values = values
         self.row_order = np.arange(len(values[0]))
         self._shuffle(self.row_order)
 
     def _shuffle(self, order: NDArray[np.int64]) -> None:
-        """Shuffle in place, as libstdc++'s random_shuffle, if `shuffle` is set."""
+        """Shuffle in place like libstdc++'s random_shuffle, if `shuffle` is set."""
         if self.param.hdf5_data_param.shuffle:
             items = order.tolist()
             for i in range(1, len(items)):
@@ -145,7 +145,7 @@ class HDF5Data(DataLayer):
 
 
 class GlibcRand:
-    """rand() of the GNU C library: x[i] = x[i-3] + x[i-31] mod 2^32, less its lowest bit.
+    """rand() of the GNU C library: x[i] = x[i-3] + x[i-31] mod 2^32, without its lowest bit.
 
     words   the last 31 x
     """
@@ -180,7 +180,7 @@ def read_file_list(source: str) -> list[str]:
 
 
 def read_data_sets(path: str, names: list[str]) -> list[NDArray[np.float32]]:
-    """The data sets of these names as float32, of one number of rows."""
+    """The data sets of these names as float32; all must have the same number of rows."""
     try:
         with open_hdf5(path) as data_sets:
             arrays = [_read_data_set(data_sets, path, name) for name in names]
@@ -204,8 +204,8 @@ def _read_data_set(data_sets: DataSets, path: str, name: str) -> NDArray[np.floa
     except KeyError:
         data_set = None
     if not isinstance(data_set, h5py.Dataset):
-        there = ", ".join(data_sets.file) or "none"
-        raise DataError(f"Failed to find HDF5 dataset {name} in '{path}'; it has {there}")
+        names = ", ".join(data_sets.file) or "none"
+        raise DataError(f"Failed to find HDF5 dataset {name} in '{path}'; it has {names}")
     kind = data_set.id.get_type().get_class()
     if kind in UNSUPPORTED:
         raise DataError(f"HDF5 file '{path}', {name}: Unsupported datatype class: H5T_{UNSUPPORTED[kind]}")

@@ -6,8 +6,8 @@ bottom[1]  (N, ...)  at most four axes
 The file is made empty at set-up; a forward pass fills it, a second one is an error.
 
 Caffe: hdf5_output_layer.cpp. Differs: the file is complete as soon as the forward pass is over (in Caffe,
-when the net is destroyed); nobody ever sees half of it. It takes the place of an HDF5 file, and of no other:
-a prototxt can come from anybody.
+when the net is destroyed), and is never visible half-written. It replaces an existing file only if that is an
+HDF5 file, as a prototxt can come from anybody.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""ImageData: images from picture files named in a list.
+"""ImageData: images from the files named in a list.
 
-    source: a text file, one picture a line: path, a blank, label (an integer)
+    source: a text file, one image per line: path, a blank, label (an integer)
 
 top[0]  (batch_size, C, H, W), or (.., crop_size, crop_size); C is 3, or 1 where is_color is false; BGR 0-255
         before the transformation (transformer.py)
 top[1]  (batch_size,): the labels
 
-root_folder is put in front of every path. The path ends at the line's last blank; a label that is no number
+Every path is prefixed with root_folder. The path ends at the line's last blank; a label that is no number
 is 0. new_height and new_width resize by OpenCV's bilinear interpolation. `shuffle` shuffles the list at
-set-up and again whenever it is used up; rand_skip leaves out fewer pictures than that, once. The first
-picture of a batch gives the batch its size. Where several ranks train together, each goes through the whole
-list, in an order or from a place of its own if one of the two is set.
+set-up and again after every pass through it; rand_skip skips a random number of images, less than rand_skip,
+once. The first image of a batch gives the batch its size. Where several ranks train together, every rank
+reads the whole list: with `shuffle` in its own order, with rand_skip from its own start.
 
-As in Caffe, pictures are read and decoded anew each time, so that their files may change; several threads do
-it. An LMDB of them can be kept in memory (data.py).
+As in Caffe, images are read and decoded anew each time, so their files may change; several threads do it. An
+LMDB of the images can be kept in memory (data.py).
 
 Caffe: image_data_layer.cpp, io.cpp.
 """
@@ -38,11 +38,11 @@ from imae.layers.data.base_data import (
     Batch,
     PrefetchingLayer,
     State,
+    check_index,
     check_permutation,
-    check_place,
     checked_batch_size,
+    note_moved_fields,
     output_data_size,
-    pass_over_moved_fields,
 )
 from imae.layers.data.datum import decode_image, read_file
 from imae.layers.registry import register_layer
@@ -56,10 +56,10 @@ class ImageData(PrefetchingLayer):
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         image = param.image_data_param
-        pass_over_moved_fields(self, "image_data_param", ("scale", "mean_file", "crop_size", "mirror"))
+        note_moved_fields(self, "image_data_param", ("scale", "mean_file", "crop_size", "mirror"))
         for field in ("force_color", "force_gray"):
             if getattr(param.transform_param, field):
-                self.pass_over(f"transform_param.{field}", "image_data_param { is_color: ... }")
+                self.note_leftover(f"transform_param.{field}", "image_data_param { is_color: ... }")
         if (image.new_height > 0) != (image.new_width > 0):
             raise self.error(
                 "Current implementation requires new_height and new_width to be set at the same time.; "
@@ -108,9 +108,8 @@ class ImageData(PrefetchingLayer):
             self.index += 1
             if self.index == len(self.order):
                 self.index = 0
-                if (
-                    self.shuffler is not None
-                ):  # Caffe: from the order that the list is in, not from the file's
+                # Caffe: shuffles the current order of the list, not the order of the file.
+                if self.shuffler is not None:
                     self.order = self.order[self.shuffler.shuffle(len(self.order))]
         values = self.transformer.transform_made(
             lambda i: self._read(lines[i]), len(lines), lambda i: self.paths[lines[i]]
@@ -118,11 +117,11 @@ class ImageData(PrefetchingLayer):
         return torch.from_numpy(values), torch.from_numpy(self.labels[lines].astype(np.float32))
 
     def position(self) -> State:
-        shuffled = self.shuffler is not None
+        is_shuffled = self.shuffler is not None
         return {
             "index": self.index,
             "images": len(self.paths),
-            "order": self.order if shuffled else np.zeros(0, np.int64),
+            "order": self.order if is_shuffled else np.zeros(0, np.int64),
             "shuffler": self.shuffler.get_state() if self.shuffler is not None else b"",
         }
 
@@ -132,7 +131,7 @@ class ImageData(PrefetchingLayer):
                 f"'{self.param.image_data_param.source}' lists {len(self.paths)} images; it listed "
                 f"{state['images']} when the snapshot was made; use the same list"
             )
-        check_place("index", state["index"], len(self.paths))
+        check_index("index", state["index"], len(self.paths))
         self.index = state["index"]
         if self.shuffler is not None:
             check_permutation("order", state["order"], len(self.paths))
@@ -143,7 +142,7 @@ class ImageData(PrefetchingLayer):
         path = self.paths[line]
         image = decode_image(read_file(path), self.flag, path)
         if self.new_size is not None:
-            resized = cv2.resize(image, self.new_size)  # which drops an axis of one channel
+            resized = cv2.resize(image, self.new_size)  # drops an axis of one channel
             image = np.asarray(resized, np.uint8).reshape(self.new_size[1], self.new_size[0], -1)
         return image.transpose(2, 0, 1)
 

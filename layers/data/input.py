@@ -1,6 +1,6 @@
 """Input: blobs that the user fills.
 
-top[i]  of the shape that input_param gives: one for all tops, or one each
+top[i]  of the shape in input_param: one for all tops, or one per top
 
 Caffe: input_layer.cpp. Without a shape a top is a scalar until it is reshaped (in Caffe: an empty blob).
 """
@@ -36,7 +36,7 @@ class Input(Layer):
 
 
 def shapes_of_tops(layer: Layer, shapes: Sequence[BlobShape]) -> list[Shape]:
-    """A shape for each top, from none, one or as many; LayerError for one that no blob can have."""
+    """A shape for each top, from none, one or as many as tops; LayerError for an impossible shape."""
     dims: list[Shape] = [tuple(shape.dim) for shape in shapes] or [()]
     for shape in dims:
         if len(shape) > MAX_AXES or any(dim < 0 for dim in shape) or math.prod(shape) > MAX_COUNT:

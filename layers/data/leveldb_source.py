@@ -1,8 +1,8 @@
 """Reading a Caffe LevelDB: records in byte order of their keys. Needs the package plyvel (`imae[leveldb]`).
 
-No record is ever written. But LevelDB itself, as under Caffe, renews its log and its list of files whenever
-it opens a database: the folder must be writable, and one program at a time can have it open. It does not
-know how many records there are, so all keys are read when it is opened.
+No record is ever written. But LevelDB itself, as in Caffe, writes a new log and a new list of files whenever
+it opens a database: so the folder must be writable, and only one program at a time can open it. LevelDB does
+not store the number of records, so all keys are read when the database is opened.
 
 Caffe: db_leveldb.cpp. Differs: several layers of a process may read the same database.
 """
@@ -27,7 +27,7 @@ from imae.prototxt import Datum
 
 
 def open_leveldb(path: AnyPath) -> LeveldbSource:
-    """Open a database's folder; DataError where it is missing, unreadable, no LevelDB, or without records."""
+    """Open a database's folder; DataError if it is missing, unreadable, no LevelDB, or without records."""
     folder = Path(path)
     if (folder / "data.mdb").is_file():
         problem = "it is an LMDB: write data_param { backend: LMDB }"
@@ -46,21 +46,21 @@ def open_leveldb(path: AnyPath) -> LeveldbSource:
 
 
 class _Database:
-    """A plyvel.DB and its keys. It is closed when nobody refers to it any more."""
+    """A plyvel.DB and its keys. It is closed when it is no longer referenced."""
 
     def __init__(self, folder: Path, plyvel: ModuleType) -> None:
         self.identity = object()
         self.error = plyvel.Error
-        # LevelDB's locks go by the path as it is given.
+        # LevelDB locks by the path as it is given, so make it absolute.
         self.reader = plyvel.DB(str(folder.absolute()), create_if_missing=False, paranoid_checks=True)
         try:
             self.keys: list[bytes] = list(self.reader.iterator(include_value=False, verify_checksums=True))
         except plyvel.Error:
-            self.reader.close()  # else it would stay locked
+            self.reader.close()  # otherwise it would stay locked
             raise
 
 
-# By device and inode of the folder. LevelDB cannot open one twice, yet several layers may read the same one.
+# By device and inode of the folder: LevelDB cannot open a database twice, but several layers may read it.
 _databases: WeakValueDictionary[tuple[int, int], _Database] = WeakValueDictionary()
 
 
@@ -84,10 +84,10 @@ def _open(folder: Path) -> _Database:
 
 
 class LeveldbSource:
-    """An open database; what an LmdbSource offers.
+    """An open database, with the methods of LmdbSource.
 
     path       as it was given
-    identity   equal for all that are the same database
+    identity   equal for all sources of the same database
     len        number of records
     """
 
@@ -110,7 +110,7 @@ class LeveldbSource:
         return self._keys
 
     def record_name(self, key: bytes) -> str:
-        """What errors call the record of this key."""
+        """The name of this key's record in errors."""
         return f"leveldb '{self.path}', key '{key.decode(errors='backslashreplace')}'"
 
     def value(self, index: int) -> bytes:
@@ -118,7 +118,7 @@ class LeveldbSource:
         return next(self.records(index))[1]
 
     def values(self, rows: NDArray[np.int64]) -> list[bytes]:
-        """The bytes of these records, in this order; what follows one upon the other is sought once."""
+        """The bytes of these records, in this order; consecutive records need one search."""
         values: list[bytes] = []
         for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1) if len(rows) else ():
             values += [value for _, value in islice(self.records(int(run[0])), len(run))]
@@ -129,7 +129,7 @@ class LeveldbSource:
         return parse_datum(self.value(index), self.record_name(self._keys[index]))
 
     def records(self, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
-        """(key, bytes) of the records from `start` to the last, one after the other."""
+        """(key, bytes) of the records from `start` to the last, in order."""
         database = self._database
         if database is None:
             raise DataError(f"leveldb '{self.path}': cannot be read: it is closed")
@@ -141,7 +141,7 @@ class LeveldbSource:
             ) from None
 
     def close(self) -> None:
-        """Let go of the database; nothing can be read after that."""
+        """Close the database; it cannot be read after that."""
         self._database = None
 
     def __enter__(self) -> LeveldbSource:
@@ -152,6 +152,7 @@ class LeveldbSource:
 
 
 def _reason(error: Any) -> str:
-    """What LevelDB says, in one line; plyvel hands it on as bytes."""
-    (said,) = error.args or ("",)
-    return " ".join((said.decode(errors="replace") if isinstance(said, bytes) else str(said)).split())
+    """LevelDB's message in one line; plyvel gives it as bytes."""
+    (message,) = error.args or ("",)
+    text = message.decode(errors="replace") if isinstance(message, bytes) else str(message)
+    return " ".join(text.split())

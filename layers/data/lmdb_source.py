@@ -1,15 +1,15 @@
 """Reading a Caffe LMDB: records in byte order of their keys.
 
-The file is read here, without the LMDB library. That maps the file into memory and believes every offset in
-it, so that a damaged file kills the process; here all of them are checked, the records' places when the
-database is opened.
+The file is read here, without the LMDB library. The library maps the file into memory and trusts every offset
+in it, so a damaged file kills the process. Here every offset is checked; the offsets of the
+records are checked when the database is opened.
 
-A database is a file of pages of one size. Pages 0 and 1 describe it; the one of the later transaction counts.
-From the root page on, branch pages lead to further pages and leaf pages hold keys and values, both in the
-order of the keys. A value that is too large for a leaf lies on pages of its own.
+A database is a file of pages of one size. Pages 0 and 1 describe it; the one of the later transaction is
+valid. From the root page on, branch pages point to further pages, and leaf pages hold keys and values, both
+in the order of the keys. A value that is too large for a leaf has its own pages.
 
-Caffe: db_lmdb.cpp. LMDB: mdb.c of version 0.9. Differs: no lock file is made or asked for, so that a database
-in a read-only folder opens; hence nobody may write to a database while it is read.
+Caffe: db_lmdb.cpp. LMDB: mdb.c of version 0.9. Differs: no lock file is made or checked, so a database in a
+read-only folder opens; in return, nobody may write to a database while it is read.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from imae.prototxt import Datum
 
 MAGIC, VERSION = 0xBEEFC0DE, 1
 BRANCH, LEAF, META_PAGE = 1, 2, 8  # flags of a page
-BIG = 1  # flag of a node: its value lies on pages of its own
+BIG = 1  # flag of a node: its value has its own pages
 NO_PAGE = 2**64 - 1
 HEADER = 16  # bytes of a page before its content
-# Values so close together are read at once, up to so many bytes.
+# Values at most GAP bytes apart are read at once, up to SPAN bytes.
 GAP, SPAN = 1 << 14, 1 << 22
 
 TREE = np.dtype([
@@ -60,19 +60,19 @@ class Index(NamedTuple):
 
 
 def open_lmdb(path: AnyPath) -> LmdbSource:
-    """Open a database: its folder, or its file where it was made without one.
+    """Open a database: its folder, or its file if it was made without a folder.
 
-    DataError for a path that is missing or unreadable, and for what is no LMDB, cut short, damaged or without
-    records.
+    DataError for a path that is missing or unreadable, and for a file that is no LMDB, cut short, damaged or
+    without records.
     """
     name = os.fspath(path)
     try:
         in_folder = os.path.isdir(name)
-        there = not in_folder or "data.mdb" in os.listdir(name)
+        has_file = not in_folder or "data.mdb" in os.listdir(name)
         file_name = os.path.join(name, "data.mdb") if in_folder else name
         if is_own_pipe(file_name):
             raise ValueError("it is a pipe; records are read from all over a file")
-        file = cast(IO[bytes], open_to_read(file_name).detach()) if there else None  # LmdbSource closes it
+        file = cast(IO[bytes], open_to_read(file_name).detach()) if has_file else None  # LmdbSource closes it
     except FileNotFoundError:
         raise DataError(
             f"lmdb '{name}': No such file or directory; a relative path starts at the working folder"
@@ -90,18 +90,18 @@ class LmdbSource:
     """An open database, as it was when it was opened.
 
     path       as it was given
-    identity   equal for all that are the same database
+    identity   equal for all sources of the same database
     len        number of records
     """
 
     def __init__(self, path: str, file: IO[bytes]) -> None:
-        """`file` is unbuffered and becomes this object's own; use `open_lmdb`."""
+        """Use `open_lmdb`. `file` is unbuffered; this object owns it from now on."""
         self.path, self._file = path, file
         self._close = weakref.finalize(self, file.close)
         status = os.fstat(file.fileno())
         self.size = status.st_size
         self.identity: Hashable = status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
         self._index = self._find_records()
 
     def __len__(self) -> int:
@@ -116,7 +116,7 @@ class LmdbSource:
         return [self.key(index) for index in range(len(self))]
 
     def record_name(self, key: bytes) -> str:
-        """What errors call the record of this key."""
+        """The name of this key's record in errors."""
         return f"lmdb '{self.path}', key '{key.decode(errors='backslashreplace')}'"
 
     def value(self, index: int) -> bytes:
@@ -124,25 +124,25 @@ class LmdbSource:
         return self._read(int(self._index.values[index]), int(self._index.value_sizes[index]))
 
     def values(self, rows: NDArray[np.int64]) -> list[bytes]:
-        """The bytes of these records, in this order; read in the order of their places."""
+        """The bytes of these records, in this order; the file is read from front to back."""
         values = [b""] * len(rows)
         if not values:
             return values
         starts, sizes = self._index.values[rows], self._index.value_sizes[rows]
         order = np.argsort(starts, kind="stable")
         begins, ends = starts[order], (starts + sizes)[order]
-        apart = begins[1:] - np.maximum.accumulate(ends)[:-1] > GAP
-        firsts = np.flatnonzero(np.r_[True, apart | (begins[1:] // SPAN != begins[:-1] // SPAN)])
+        is_apart = begins[1:] - np.maximum.accumulate(ends)[:-1] > GAP
+        firsts = np.flatnonzero(np.r_[True, is_apart | (begins[1:] // SPAN != begins[:-1] // SPAN)])
         places = begins[firsts].tolist()
         counts = (np.maximum.reduceat(ends, firsts) - begins[firsts]).tolist()
         if len(places) > 1 and hasattr(os, "posix_fadvise") and not self._file.closed:
-            for begin, count in zip(places, counts, strict=True):  # the disk is to be asked for all at once
+            for begin, count in zip(places, counts, strict=True):  # request all from the disk at once
                 os.posix_fadvise(self._file.fileno(), begin, count, os.POSIX_FADV_WILLNEED)
-        found = list(zip(order.tolist(), begins.tolist(), sizes[order].tolist(), strict=True))
-        stops = [*firsts[1:].tolist(), len(found)]
+        pieces = list(zip(order.tolist(), begins.tolist(), sizes[order].tolist(), strict=True))
+        stops = [*firsts[1:].tolist(), len(pieces)]
         for begin, count, first, stop in zip(places, counts, firsts.tolist(), stops, strict=True):
             data = self._read(begin, count)
-            for place, start, size in found[first:stop]:
+            for place, start, size in pieces[first:stop]:
                 values[place] = data[start - begin : start - begin + size]
         return values
 
@@ -151,12 +151,12 @@ class LmdbSource:
         return parse_datum(self.value(index), self.record_name(self.key(index)))
 
     def records(self, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
-        """(key, bytes) of the records from `start` to the last, one after the other."""
+        """(key, bytes) of the records from `start` to the last, in order."""
         for index in range(start, len(self)):
             yield self.key(index), self.value(index)
 
     def close(self) -> None:
-        """Let go of the database; nothing can be read after that."""
+        """Close the database; it cannot be read after that."""
         self._close()
 
     def __enter__(self) -> LmdbSource:
@@ -172,7 +172,7 @@ class LmdbSource:
             if hasattr(os, "pread"):
                 data = os.pread(self._file.fileno(), count, start)
             else:
-                with self._turn:
+                with self._lock:
                     self._file.seek(start)
                     data = self._file.read(count)
         except OSError as error:
@@ -199,22 +199,22 @@ class LmdbSource:
             self._damaged(f"{len(index.keys)} records are there, {tree['entries']} should be")
         return index
 
-    def _no_lmdb(self) -> DataError:
-        it_is = mistaken_for(self._read(0, min(self.size, SPAN)), FileKind.LMDB)
-        return DataError(f"lmdb '{self.path}': not an LMDB{it_is or ', or its first pages are damaged'}")
+    def _not_an_lmdb(self) -> DataError:
+        mistaken = mistaken_for(self._read(0, min(self.size, SPAN)), FileKind.LMDB)
+        return DataError(f"lmdb '{self.path}': not an LMDB{mistaken or ', or its first pages are damaged'}")
 
     def _newest_meta(self) -> np.void:
-        """The description that counts; that of the free pages' tree holds the page size."""
+        """The valid description; its entry for the tree of free pages holds the page size."""
         if self.size == 0:
             raise DataError(f"lmdb '{self.path}': the file is empty; make the database again")
         metas: list[np.void] = []
         for _ in range(2):
             start = int(metas[0]["free"]["pad"]) if metas else 0
             if self.size < start + META.itemsize:
-                raise self._no_lmdb()
+                raise self._not_an_lmdb()
             (meta,) = np.frombuffer(self._read(start, META.itemsize), META)
             if meta["magic"] != MAGIC or not meta["flags"] & META_PAGE:
-                raise self._no_lmdb()
+                raise self._not_an_lmdb()
             if meta["version"] != VERSION:
                 raise DataError(
                     f"lmdb '{self.path}': its format is version {meta['version']}, only {VERSION} can be read"
@@ -223,7 +223,7 @@ class LmdbSource:
         newest = metas[0] if metas[0]["transaction"] >= metas[1]["transaction"] else metas[1]
         page_size = int(newest["free"]["pad"])
         if not 512 <= page_size <= 65536 or page_size & (page_size - 1):
-            raise self._no_lmdb()
+            raise self._not_an_lmdb()
         return newest
 
     def _leaf_pages(self, root: int, depth: int) -> Iterator[tuple[int, bytes]]:
@@ -236,8 +236,8 @@ class LmdbSource:
                 self._damaged(f"page {number} is used twice")
             seen.add(number)
             page = self._page(number)
-            found, flags = np.frombuffer(page, "<u8", 1)[0], np.frombuffer(page, "<u2", 1, 10)[0]
-            if found != number or flags != (LEAF if level == depth else BRANCH):
+            own_number, flags = np.frombuffer(page, "<u8", 1)[0], np.frombuffer(page, "<u2", 1, 10)[0]
+            if own_number != number or flags != (LEAF if level == depth else BRANCH):
                 self._damaged(f"page {number} is no {'leaf' if level == depth else 'branch'} of the tree")
             if level == depth:
                 yield number, page
@@ -251,14 +251,14 @@ class LmdbSource:
         return self._read(number * self._page_size, self._page_size)
 
     def _nodes(self, number: int, page: bytes) -> tuple[Places, Places]:
-        """Where the nodes of a page begin in it, and their four heading numbers of 16 bits."""
+        """The offsets of the nodes in a page, and their headers of four 16-bit numbers."""
         content = int(np.frombuffer(page, "<u2", 1, 12)[0])  # where the list of offsets ends
         if not HEADER < content <= len(page) or content % 2:
             self._damaged(f"page {number} has no list of nodes")
         offsets = np.frombuffer(page, "<u2", (content - HEADER) // 2, HEADER).astype(np.int64)
         if offsets.min() < content or offsets.max() + 8 > len(page):
             self._damaged(f"a node of page {number} lies outside of it")
-        heads = _gathered(page, offsets, 8).view("<u2").astype(np.int64)
+        heads = _gather(page, offsets, 8).view("<u2").astype(np.int64)
         return offsets, heads
 
     def _leaf(self, number: int, page: bytes) -> Index:
@@ -274,7 +274,7 @@ class LmdbSource:
         start = number * self._page_size
         values = values + start
         if big.any():
-            first = _gathered(page, values[big] - start, 8).view("<u8")[:, 0]
+            first = _gather(page, values[big] - start, 8).view("<u8")[:, 0]
             self._check_pages(int(first.min()), int(first.max()))
             more = (HEADER + sizes[big] - 1) // self._page_size
             self._check_pages(2, int((first.astype(np.int64) + more).max()))
@@ -282,7 +282,7 @@ class LmdbSource:
         return Index(keys + start, key_sizes, values, sizes)
 
     def _check_pages(self, first: int, last: int) -> None:
-        """Refuse pages that the file has not."""
+        """Refuse pages that the file does not have."""
         needed = (self._last_page + 1) * self._page_size
         if first >= 2 and last < self.size // self._page_size:
             return
@@ -293,11 +293,11 @@ class LmdbSource:
             )
         self._damaged(f"it leads to page {last if first >= 2 else first}, which holds no records")
 
-    def _damaged(self, what: str) -> NoReturn:
-        raise DataError(f"lmdb '{self.path}': cannot be read: {what}; the database is damaged")
+    def _damaged(self, fault: str) -> NoReturn:
+        raise DataError(f"lmdb '{self.path}': cannot be read: {fault}; the database is damaged")
 
 
-def _gathered(page: bytes, starts: Places, count: int) -> NDArray[np.uint8]:
-    """`count` bytes from each of these places on: (N, count)."""
+def _gather(page: bytes, starts: Places, count: int) -> NDArray[np.uint8]:
+    """`count` bytes from each of these offsets on: (N, count)."""
     gathered: NDArray[np.uint8] = np.frombuffer(page, np.uint8)[starts[:, None] + np.arange(count)]
     return gathered

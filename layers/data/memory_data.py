@@ -1,10 +1,10 @@
-"""MemoryData: batches of arrays that a program hands over.
+"""MemoryData: batches from arrays that a program passes in.
 
 top[0]  (batch_size, channels, height, width)
 top[1]  (batch_size,) at set-up, (batch_size, 1, 1, 1) from the first forward pass on, as in Caffe: the labels
 
-Batch after batch of the arrays, then from their beginning. The arrays are used as they are and not copied;
-`add` takes images instead, which are transformed (transformer.py).
+The batches are consecutive parts of the arrays, then start from their beginning. The arrays are used without
+a copy; `add` takes images instead, which are transformed (transformer.py).
 
 Caffe: memory_data_layer.cpp.
 """
@@ -51,7 +51,7 @@ class MemoryData(DataLayer):
         self.data: Tensor | None = None
         self.labels = torch.zeros(0)
         self.index = 0
-        self.unused = False  # images of `add` that no forward pass has used up yet
+        self.unused = False  # images of `add` that the forward passes have not used up yet
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         return [(self.batch_size, *self.size), (self.batch_size,)]
@@ -67,19 +67,19 @@ class MemoryData(DataLayer):
                 "MemoryData does not transform array data on Reset()",
                 logging.WARNING,
             )
-        self._take(data, labels)
+        self._set_arrays(data, labels)
 
     set_input_arrays = reset  # pycaffe's name
 
     def add(self, images: Sequence[NDArray[Any]], labels: Sequence[int]) -> None:
-        """Take the batches from images (C, H, W), transformed, once what was added before is used up."""
+        """Take the batches from images (C, H, W), transformed; earlier images must be used up before."""
         if self.unused:
             raise self.error("Can't add data until current data has been consumed.")
         if not images:
             raise self.error("There is no datum to add.")
-        who = f"layer '{self.name}' (MemoryData)"
-        data = self.transformer.transform_list(images, lambda i: f"{who}, image {i}")
-        self._take(data, np.array(labels, np.float32))
+        owner = f"layer '{self.name}' (MemoryData)"
+        data = self.transformer.transform_list(images, lambda i: f"{owner}, image {i}")
+        self._set_arrays(data, np.array(labels, np.float32))
         self.unused = True
 
     def next_batch(self) -> tuple[Tensor, ...]:
@@ -96,7 +96,7 @@ class MemoryData(DataLayer):
         return {"index": self.index, "transformer": self.transformer.get_state()}
 
     def set_state(self, state: State) -> None:
-        """Go on where `get_state` was called; the arrays are the caller's to give again, before this."""
+        """Continue where `get_state` was called; the caller must set the same arrays before."""
         check_state(self, state, self.get_state())
         if state["index"] and (self.data is None or not 0 <= state["index"] < len(self.data)):
             raise SnapshotError(
@@ -105,10 +105,10 @@ class MemoryData(DataLayer):
         self.index = state["index"]
         self.transformer.set_state(state["transformer"])
 
-    def _take(self, data: NDArray[np.float32], labels: NDArray[np.float32]) -> None:
-        for what, array in (("data", data), ("labels", labels)):
+    def _set_arrays(self, data: NDArray[np.float32], labels: NDArray[np.float32]) -> None:
+        for name, array in (("data", data), ("labels", labels)):
             if array.dtype != np.float32 or not array.flags.c_contiguous:
-                raise self.error(f"{what} array must be float32 and C contiguous; got {array.dtype}")
+                raise self.error(f"{name} array must be float32 and C contiguous; got {array.dtype}")
         if data.shape[1:] != self.size or data.ndim != 4:
             raise self.error(f"data array must be (N, {', '.join(map(str, self.size))}); got {data.shape}")
         if labels.shape not in ((len(data),), (len(data), 1, 1, 1)):

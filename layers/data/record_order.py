@@ -1,18 +1,20 @@
-"""Which records the batches of a Data layer have: Caffe's order, and two that Caffe lacks.
+"""The order in which a Data layer reads its records: Caffe's order, and two that Caffe lacks.
 
-    SEQUENTIAL      by key, round and round. Caffe's, and what a net without data_order_param gets
+    SEQUENTIAL      by key, round after round: Caffe's order, and the default without data_order_param
     SHUFFLED        each round in a new random order; a batch may hold the end of one and the start of another
-    CLASS_BALANCED  classes_per_batch x images_per_class records, class by class. Classes come from a shuffled
-                    list, which is shuffled anew when it has too few left for a batch; images are drawn within
-                    the class, none twice in a batch unless the class has fewer than asked for. The class is
-                    the label in the database, be it noisy. A round has no meaning here.
+    CLASS_BALANCED  a batch is classes_per_batch x images_per_class records, class by class. Classes are taken
+                    from a shuffled list, which is shuffled anew when too few are left for a batch. Images are
+                    drawn within the class; none comes twice in a batch unless the class has fewer than
+                    images_per_class. The class is the label in the database, even if that is noisy. There
+                    are no rounds.
 
-Where several ranks train together, rank r of N takes places r, r + N, ... of the first two, as Caffe's Data
-does: SHUFFLED is one order for all of them, which rank 0's random number starts. In CLASS_BALANCED each draws
-batches of its own, balanced as they are, from its own stream.
+Where several ranks train together, rank r of N takes positions r, r + N, ... of the first two orders, as in
+Caffe's Data layer. SHUFFLED is one order for all ranks, seeded by rank 0's random number. In CLASS_BALANCED
+every rank draws its own batches, balanced in the same way, from its own stream.
 
-CLASS_BALANCED with 32 x 8 is how the authors of IMAE trained on CIFAR-100. The random numbers come from a
-stream of its own, started with one word of the run's between the two of the transformer, as ImageData's.
+CLASS_BALANCED with 32 x 8 is how the authors of IMAE trained on CIFAR-100. The order's random numbers come
+from its own stream. As in ImageData, its seed is one word of the run's stream, between the two seeds of the
+transformer.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from numpy.typing import NDArray
 from imae.files.caffe_log import log_line
 from imae.files.errors import LayerError, SnapshotError
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.data.base_data import State, check_place
+from imae.layers.data.base_data import State, check_index
 from imae.layers.ranks import ALONE, Ranks
 from imae.prototxt import LayerParameter
 
@@ -35,22 +37,22 @@ FIELDS = ("classes_per_batch", "images_per_class")
 
 
 class RecordOrder(Protocol):
-    """What comes next, and how to go on from here later."""
+    """The order of the records, and its state for a resume."""
 
     def next_rows(self, count: int) -> Rows:
         """The records of the next batch of `count`."""
 
     def get_state(self) -> State:
-        """What `set_state` needs; nothing in it is changed later."""
+        """What `set_state` needs; its values never change later."""
 
     def set_state(self, state: State) -> None:
-        """Go on where `get_state` was called."""
+        """Continue where `get_state` was called."""
 
 
 class Sequential:
-    """Record after record; after the last one comes the first.
+    """One record after another; the first one follows the last one.
 
-    index   the place of rank 0's next record
+    index   the position of rank 0's next record
     """
 
     def __init__(self, records: int, ranks: Ranks = ALONE) -> None:
@@ -68,14 +70,14 @@ class Sequential:
         return {"index": self.index}
 
     def set_state(self, state: State) -> None:
-        check_place("index", state["index"], self.records)
+        check_index("index", state["index"], self.records)
         self.index = state["index"]
 
 
 class Shuffled:
-    """All records in a random order, then all of them in another one.
+    """All records in a random order, then all records in another one.
 
-    index   the place of this rank's next record
+    index   the position of this rank's next record
     """
 
     def __init__(self, records: int, random: CaffeRandom, ranks: Ranks = ALONE) -> None:
@@ -109,7 +111,7 @@ class Shuffled:
     def set_state(self, state: State) -> None:
         self.random.set_state(state["round"])
         self._start_round()
-        check_place("index", state["index"], self.records)
+        check_index("index", state["index"], self.records)
         self.index = state["index"]
 
 
@@ -118,14 +120,14 @@ class ClassBalanced:
 
     def __init__(self, members: Sequence[Rows], classes: int, images: int, random: CaffeRandom) -> None:
         self.members, self.classes, self.images, self.random = members, classes, images, random
-        self.waiting = np.zeros(0, np.int64)  # classes in the order in which they are going to be taken
+        self.waiting = np.zeros(0, np.int64)  # classes in the order in which they will be used
 
     def next_rows(self, count: int) -> Rows:
         if len(self.waiting) < self.classes:
             self.waiting = self.random.shuffle(len(self.members))
         chosen, self.waiting = np.split(self.waiting, [self.classes])
         members = [self.members[label] for label in chosen]
-        return np.concatenate([rows[draw(len(rows), self.images, self.random)] for rows in members])
+        return np.concatenate([rows[draw_rows(len(rows), self.images, self.random)] for rows in members])
 
     def get_state(self) -> State:
         return {"waiting": self.waiting, "draws": self.random.get_state()}
@@ -140,11 +142,11 @@ class ClassBalanced:
         self.random.set_state(state["draws"])
 
 
-def draw(n: int, count: int, random: CaffeRandom) -> Rows:
-    """`count` of the numbers 0 to n - 1 at random; if n < count, all of them, as equally often as can be."""
+def draw_rows(n: int, count: int, random: CaffeRandom) -> Rows:
+    """`count` different numbers of 0 to n - 1 at random; if n < count, all, as equally often as possible."""
     if n < count:
         return random.shuffle(count) % n
-    drawn, moved = np.zeros(count, np.int64), dict[int, int]()  # the numbers that are not in their own place
+    drawn, moved = np.zeros(count, np.int64), dict[int, int]()  # numbers that are not at their own index
     for i in range(count):
         j = i + random.uniform_int(n - 1 - i)
         drawn[i] = moved.get(j, j)
@@ -153,7 +155,7 @@ def draw(n: int, count: int, random: CaffeRandom) -> Rows:
 
 
 def check_order(param: LayerParameter) -> None:
-    """LayerError where data_order_param contradicts itself or the batch size."""
+    """LayerError if data_order_param contradicts itself or the batch size."""
     order = param.data_order_param
     sizes = order.classes_per_batch, order.images_per_class
     if order.order != order.CLASS_BALANCED:
@@ -184,10 +186,10 @@ def make_order(
 ) -> RecordOrder:
     """The order of a layer that `check_order` has passed.
 
-    records       in the database
-    read_labels   reads all their labels, which takes a while
+    records       number of records in the database
+    read_labels   reads all their labels, which is slow
     random        the run's random numbers
-    ranks         the processes that share the records out
+    ranks         the processes among which the records are divided
     """
     order = param.data_order_param
     if order.order == order.SHUFFLED:
@@ -200,18 +202,18 @@ def make_order(
 
 def members_of_classes(param: LayerParameter, labels: Rows) -> list[Rows]:
     """The records of class 0, 1, ...; LayerError unless all have some and there are enough for a batch."""
-    source, asked = f"database '{param.data_param.source}'", param.data_order_param.classes_per_batch
-    found = np.unique(labels)
-    first_gap = next((label for label, there in enumerate(found.tolist()) if label != there), None)
+    source, needed = f"database '{param.data_param.source}'", param.data_order_param.classes_per_batch
+    present = np.unique(labels)
+    first_gap = next((i for i, label in enumerate(present.tolist()) if i != label), None)
     if first_gap is not None:
         raise LayerError(
             param,
-            f"{source} has labels from {found[0]} to {found[-1]}, but no record of class {first_gap}; "
+            f"{source} has labels from {present[0]} to {present[-1]}, but no record of class {first_gap}; "
             "order: CLASS_BALANCED needs some of every class from 0 on",
         )
-    if len(found) < asked:
+    if len(present) < needed:
         raise LayerError(
-            param, f"{source} has {len(found)} classes, fewer than classes_per_batch {asked}; lower that"
+            param, f"{source} has {len(present)} classes, fewer than classes_per_batch {needed}; lower that"
         )
     return np.split(np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels))[:-1])
 

@@ -1,8 +1,8 @@
-"""Records that lie on the device, and batches that are cut out of them there.
+"""Resident records: they are kept on the device, and batches are cut out of them there.
 
-The host draws what a batch is made of (which records, which are mirrored, where the windows begin), from
-Caffe's random stream as ever, and sends these few numbers; crop, mirror, mean and scale are done by the
-device for the whole batch. Bit for bit what DataTransformer gives.
+The host draws the contents of a batch (which records, which are mirrored, where the windows begin) from
+Caffe's random stream, as always, and sends these few numbers. The device does crop, mirror, mean and scale
+for the whole batch. The result equals DataTransformer's bit for bit.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from imae.layers.data.transformer import DataTransformer
 class ResidentRecords:
     """The images (K, C, H, W) uint8 and the labels (K) of a database, on `device`.
 
-    transformer   whose draws, crop, mean and scale these are
+    transformer   gives the draws, crop, mean and scale
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class ResidentRecords:
         transformer: DataTransformer,
         device: torch.device,
     ) -> None:
-        # Channels last: a window's row is then one piece of memory, and so is the batch that a GPU wants.
+        # Channels last: a row of a window is then contiguous, and it is the format of batches on a GPU.
         self.images = torch.from_numpy(images).to(device).permute(0, 2, 3, 1).contiguous()
         self.labels = torch.from_numpy(labels.astype(np.float32)).to(device)
         self.transformer = transformer

@@ -1,21 +1,21 @@
-"""Caffe's data transformer, a batch at a time:  top = (pixel - mean) * scale  of the chosen pixels.
+"""Caffe's data transformer, for whole batches:  top = (pixel - mean) * scale  of the chosen pixels.
 
-    crop_size    TRAIN: at a random place; TEST: from the centre, (size - crop_size) / 2 rounded down
-    mirror       left and right change places at random, in TEST too
-    mean_file    a BlobProto; subtracted at the pixel's place in the uncropped, unmirrored image
-    mean_value   one for all channels, or one each
+    crop_size    TRAIN: at a random offset; TEST: from the centre, (size - crop_size) / 2 rounded down
+    mirror       left and right are swapped at random, in TEST, too
+    mean_file    a BlobProto; subtracted at the pixel's position in the uncropped, unmirrored image
+    mean_value   one for all channels, or one per channel
     scale        1 by default
     exclude_last_crop
-                 crop as if the image, mirrored before, had one row and one column less, at the bottom and on
-                 the right. Not Caffe's but the authors' of IMAE: of CIFAR's images, resized to 36 x 36, they
-                 crop 32 x 32 at one of 4 places along each axis, 0 to 3, not of 5; the centre is place 1, not
-                 2. They also subtract the means of red, green and blue from blue, green and red: that is
-                 mean_value: 125.3 mean_value: 123.0 mean_value: 113.9 on BGR images
+                 mirror first, then crop as if the image had one row less at the bottom and one column less
+                 on the right. This is not from Caffe but from the authors of IMAE. From CIFAR's images,
+                 resized to 36 x 36, they crop 32 x 32 at offsets 0 to 3 along each axis, not 0 to 4; the
+                 centre is offset 1, not 2. They also subtract the means of red, green and blue from blue,
+                 green and red: that is mean_value: 125.3 mean_value: 123.0 mean_value: 113.9 on BGR images
 
-Random words, image after image, of a stream of its own: mirror (word mod 2), then in TRAIN with crop_size the
-row and the column (word mod the number of places, size - crop_size + 1).
+The random words come from its own stream. For each image in order: mirror (word mod 2), then in TRAIN with
+crop_size the row and the column (word mod the number of offsets, size - crop_size + 1).
 
-Caffe: data_transformer.cpp. force_color and force_gray act where pictures are decoded (datum.py).
+Caffe: data_transformer.cpp. force_color and force_gray are applied where images are decoded (datum.py).
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ from imae.files.caffe_log import log_line
 from imae.files.errors import DataError, ImaeError, LayerError
 from imae.layers.blob import array_from_blob
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.data.data_resources import Each, in_turn
+from imae.layers.data.data_resources import MapIndices, map_in_order
 from imae.layers.data.datum import planes, size_text
 from imae.prototxt import TRAIN, BlobProto, TransformationParameter
 from imae.prototxt.text import read_binary
 
 Size = tuple[int, ...]
-LARGE = 64 * 64  # pixels; from such images on, one at a time is faster than a whole batch
-CACHED = 1 << 18  # values that stay in the cache of the processor from one operation to the next
+LARGE = 64 * 64  # pixels; from this size on, one image at a time is faster than a whole batch
+CACHED = 1 << 18  # values that stay in the processor's cache from one operation to the next
 
 
-def new_array(shape: Size) -> NDArray[np.float32]:
-    """An array for a batch, of any content."""
+def empty_array(shape: Size) -> NDArray[np.float32]:
+    """An array for a batch, with arbitrary content."""
     return np.empty(shape, np.float32)
 
 
 class DataTransformer:
     """Crops, mirrors, subtracts the mean and scales.
 
-    param    TransformationParameter
-    phase    TRAIN or TEST
-    name     what errors call the owner
-    what     what Caffe's messages call an image: "datum", or "img" for a decoded picture
-    new      makes the arrays of the batches
-    each     does something for each of so many images, perhaps in several threads
+    param         TransformationParameter
+    phase         TRAIN or TEST
+    name          the owner's name in errors
+    image_word    what Caffe's messages call an image: "datum", or "img" for a decoded image
+    new_array     makes the arrays of the batches
+    map_indices   applies a function to the indices of the images, perhaps in several threads
     """
 
     def __init__(
@@ -63,21 +63,22 @@ class DataTransformer:
         param: TransformationParameter,
         phase: int,
         name: str,
-        what: str = "datum",
-        new: Callable[[Size], NDArray[np.float32]] = new_array,
-        each: Each = in_turn,
+        image_word: str = "datum",
+        new_array: Callable[[Size], NDArray[np.float32]] = empty_array,
+        map_indices: MapIndices = map_in_order,
     ) -> None:
-        self.name, self.what, self.new, self.each = name, what, new, each
+        self.name, self.image_word = name, image_word
+        self.new_array, self.map_indices = new_array, map_indices
         self.crop_size, self.mirror = param.crop_size, param.mirror
-        self.left_out = int(param.exclude_last_crop)  # rows and columns
-        if self.left_out and not self.crop_size:
+        self.excluded = int(param.exclude_last_crop)  # rows and columns
+        if self.excluded and not self.crop_size:
             raise LayerError(f"{name}: exclude_last_crop has no effect without crop_size; leave it out")
         self.scale = np.float32(param.scale)
         self.random_crop = phase == TRAIN and self.crop_size > 0
         self.random: CaffeRandom | None = None
         self.mean: NDArray[np.float32] | None = None
         self.mean_values = np.array(param.mean_value, np.float32)
-        self._mean_image = np.zeros((0, 0, 0), np.float32)  # of mean_values, once the size is known
+        self._mean_image = np.zeros((0, 0, 0), np.float32)  # mean_values as an image, once the size is known
         if param.HasField("mean_file"):
             if len(param.mean_value):
                 raise LayerError(
@@ -86,7 +87,7 @@ class DataTransformer:
             self.mean = read_mean_file(param.mean_file, name)
 
     def seed(self, random: CaffeRandom) -> None:
-        """Start the stream with one word of `random`, if there is anything random to do."""
+        """Seed the stream with one word of `random`, if the transformer is random at all."""
         if self.mirror or self.random_crop:
             self.random = random.fork()
 
@@ -95,18 +96,18 @@ class DataTransformer:
         return self.random.get_state() if self.random is not None else b""
 
     def set_state(self, state: bytes) -> None:
-        """Go on where `get_state` was called."""
+        """Continue where `get_state` was called."""
         if self.random is not None:
             self.random.set_state(state)
 
     def output_size(self, size: Size, name: str) -> Size:
-        """(C, h, w) after the crop of an image of `size` (C, H, W); DataError where that cannot be."""
+        """(C, h, w) after the crop of an image of `size` (C, H, W); DataError if it does not fit."""
         if problem := self._problem(size):
             raise DataError(f"{name}: {problem}")
         return self._cropped(size)
 
     def transform_rows(self, images: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """images[rows] of an array (K, C, H, W), transformed: (N, C, h, w); `output_size` has been asked."""
+        """images[rows] of an array (K, C, H, W), transformed: (N, C, h, w); call `output_size` first."""
         n, (_, height, width) = len(rows), images.shape[1:]
         if self._is_large(images.shape[1:]):
             return self._one_by_one(lambda i: images[rows[i]], n, images[rows[0]], str)
@@ -118,20 +119,20 @@ class DataTransformer:
     ) -> NDArray[np.float32]:
         """Images (C, H, W) of any size that the crop makes equal, transformed: (N, C, h, w).
 
-        `name_of(i)` is what errors call images[i].
+        `name_of(i)` is the name of images[i] in errors.
         """
         return self.transform_made(images.__getitem__, len(images), name_of)
 
     def transform_made(
         self, make: Callable[[int], NDArray[Any]], count: int, name_of: Callable[[int], str]
     ) -> NDArray[np.float32]:
-        """The same for the images make(0), .., make(count - 1), each asked for once and by `each`."""
+        """The same for the images make(0), .., make(count - 1); `make` is called once per image."""
         first = make(0)
         if problem := self._problem(first.shape):
             raise DataError(f"{name_of(0)}: {problem}")
         if self._is_large(first.shape):
             return self._one_by_one(make, count, first, name_of)
-        images = [first, *self.each(lambda i: make(i + 1), count - 1)]
+        images = [first, *self.map_indices(lambda i: make(i + 1), count - 1)]
         if len({image.shape for image in images}) > 1:
             for i, image in enumerate(images):
                 self._check_fit(image.shape, first.shape, i, name_of)
@@ -151,47 +152,47 @@ class DataTransformer:
         return height * width >= LARGE
 
     def _problem(self, size: Size) -> str | None:
-        """What is wrong with an image of this size, in Caffe's words."""
+        """Why an image of this size does not fit, in Caffe's words."""
         channels, height, width = size
-        crop, what = self.crop_size, self.what
+        crop, word = self.crop_size, self.image_word
         if height < crop or width < crop:
             side, got = ("height", height) if height < crop else ("width", width)
-            return f"{what}_{side} >= crop_size ({got} vs. {crop}); crop less or enlarge the image"
-        if min(height, width) < crop + self.left_out:
+            return f"{word}_{side} >= crop_size ({got} vs. {crop}); crop less or enlarge the image"
+        if min(height, width) < crop + self.excluded:
             return (
-                f"exclude_last_crop leaves no place for crop_size {crop} in {what}s of size "
+                f"exclude_last_crop leaves no place for crop_size {crop} in {word}s of size "
                 f"{size_text(size)}; enlarge them, or leave it out"
             )
         if self.mean is not None:
             for axis, got, want in zip(("channels", "height", "width"), size, self.mean.shape, strict=True):
                 if got != want:
                     return (
-                        f"{what}_{axis} == data_mean_.{axis}() ({got} vs. {want}); "
+                        f"{word}_{axis} == data_mean_.{axis}() ({got} vs. {want}); "
                         f"mean_file is of other images: {self.mean.shape} for {size}"
                     )
-        given = len(self.mean_values)
-        if given not in (0, 1, channels):
-            return f"Specify either 1 mean_value or as many as channels: {channels}; got {given}"
+        num_means = len(self.mean_values)
+        if num_means not in (0, 1, channels):
+            return f"Specify either 1 mean_value or as many as channels: {channels}; got {num_means}"
         return None
 
     def _check_fit(self, size: Size, like: Size, i: int, name_of: Callable[[int], str]) -> None:
-        """DataError where image i, of this size, cannot be in a batch with a first one of the size `like`."""
+        """DataError if image i, of this size, cannot be in a batch whose first image has the size `like`."""
         if size != like and (problem := self._misfit(size, like) or self._problem(size)):
             raise DataError(f"{name_of(i)}: {problem}")
 
     def _misfit(self, size: Size, like: Size) -> str | None:
-        what, (channels, height, width) = self.what, size
+        word, (channels, height, width) = self.image_word, size
         top_channels, top_height, top_width = self._cropped(like)
         if channels != top_channels:
-            problem = f"channels == {what}_channels ({top_channels} vs. {channels})"
+            problem = f"channels == {word}_channels ({top_channels} vs. {channels})"
         elif height < top_height:
-            problem = f"height <= {what}_height ({top_height} vs. {height})"
+            problem = f"height <= {word}_height ({top_height} vs. {height})"
         elif width < top_width:
-            problem = f"width <= {what}_width ({top_width} vs. {width})"
+            problem = f"width <= {word}_width ({top_width} vs. {width})"
         elif not self.crop_size and height != top_height:
-            problem = f"{what}_height == height ({height} vs. {top_height})"
+            problem = f"{word}_height == height ({height} vs. {top_height})"
         elif not self.crop_size and width != top_width:
-            problem = f"{what}_width == width ({width} vs. {top_width})"
+            problem = f"{word}_width == width ({width} vs. {top_width})"
         else:
             return None
         return (
@@ -206,29 +207,30 @@ class DataTransformer:
         return self._places(self._words(len(heights)), heights, widths)
 
     def _words(self, count: int) -> NDArray[np.int64]:
-        """The random words of so many images: (N, as many as one needs)."""
-        each = self.mirror + 2 * self.random_crop
-        if not each:
+        """The random words of the next `count` images: (count, words per image)."""
+        words_per_image = self.mirror + 2 * self.random_crop
+        if not words_per_image:
             return np.zeros((count, 0), np.int64)
         assert self.random is not None, "seed() comes first"
-        return self.random.words(count * each).astype(np.int64).reshape(count, each)
+        words = self.random.words(count * words_per_image).astype(np.int64)
+        return words.reshape(count, words_per_image)
 
     def _places(
         self, words: NDArray[np.int64], heights: NDArray[np.int64], widths: NDArray[np.int64]
     ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
         """Which images of these sizes are mirrored, and where their windows begin."""
         flip = words[:, 0] % 2 == 1 if self.mirror else np.zeros(len(words), np.bool_)
-        taken = self.crop_size + self.left_out
+        needed = self.crop_size + self.excluded
         down, right = (
-            (heights - taken, widths - taken)
+            (heights - needed, widths - needed)
             if self.crop_size
             else (np.zeros_like(heights), np.zeros_like(widths))
         )
         top, left = down // 2, right // 2
         if self.random_crop:
             top, left = words[:, -2] % (down + 1), words[:, -1] % (right + 1)
-        if self.left_out:  # in a mirrored image, the first column is left out
-            left = np.where(flip, right + self.left_out - left, left)
+        if self.excluded:  # in a mirrored image, the first column is the excluded one
+            left = np.where(flip, right + self.excluded - left, left)
         return flip, top, left
 
     def _windows(
@@ -239,7 +241,7 @@ class DataTransformer:
             return images[rows]
         images = np.ascontiguousarray(images)
         crop, (channels, height, width) = self.crop_size, images.shape[1:]
-        # A row of a window is one item, which numpy copies as a whole.
+        # A row of a window is one numpy item, which is copied as a whole.
         item, places = images.itemsize, images.size - crop + 1
         items = np.ndarray((places,), f"V{crop * item}", images, strides=(item,))
         planes = rows[:, None] * channels + np.arange(channels)
@@ -250,23 +252,23 @@ class DataTransformer:
     def _arithmetic(
         self, pixels: NDArray[Any], flip: NDArray[np.bool_], top: NDArray[np.int64], left: NDArray[np.int64]
     ) -> NDArray[np.float32]:
-        values, size = self.new(pixels.shape), pixels.shape[1:]
+        values, size = self.new_array(pixels.shape), pixels.shape[1:]
         if self.mean is None and self.mean_values.any() and self._mean_image.shape != size:
-            # Of the images' size: numpy is slow where an inner axis is broadcast.
+            # In the images' size: numpy is slow where an inner axis is broadcast.
             self._mean_image = np.broadcast_to(self.mean_values[:, None, None], size).copy()
         step = max(1, CACHED // math.prod(size))
         with np.errstate(over="ignore", invalid="ignore"):  # a mean or float_data may hold anything
             for begin in range(0, len(values), step):
-                some = slice(begin, begin + step)
-                np.copyto(values[some], pixels[some], "unsafe")
+                part = slice(begin, begin + step)
+                np.copyto(values[part], pixels[part], "unsafe")
                 if self.mean is not None:
-                    first = np.zeros(len(values[some]), np.int64)
-                    means = self._windows(self.mean[None], first, top[some], left[some])
-                    values[some] -= _mirrored(means, flip[some])
+                    first = np.zeros(len(values[part]), np.int64)
+                    means = self._windows(self.mean[None], first, top[part], left[part])
+                    values[part] -= _mirrored(means, flip[part])
                 elif self._mean_image.size:
-                    values[some] -= self._mean_image
+                    values[part] -= self._mean_image
                 if self.scale != 1:
-                    values[some] *= self.scale
+                    values[part] *= self.scale
         return values
 
     def _one_by_one(
@@ -276,21 +278,21 @@ class DataTransformer:
         first: NDArray[Any],
         name_of: Callable[[int], str],
     ) -> NDArray[np.float32]:
-        """Large images, make(0) = first and so on: each is made and transformed while the cache holds it."""
+        """Large images, make(0) = first and so on: made and transformed one by one, while in the cache."""
         channels, height, width = self._cropped(first.shape)
-        values = self.new((count, channels, height, width))
+        values = self.new_array((count, channels, height, width))
         words, shape = self._words(count), first.shape
         places = self._places(words, np.full(count, shape[1]), np.full(count, shape[2]))
         means = np.broadcast_to(self.mean_values if self.mean_values.any() else np.float32(0), channels)
 
         def transform(i: int) -> None:
-            image, (flip, top, left) = make(i) if i else first, (of[i].item() for of in places)
+            image, (flip, top, left) = make(i) if i else first, (place[i].item() for place in places)
             if image.shape != shape:
                 self._check_fit(image.shape, shape, i, name_of)
                 own = self._places(words[i : i + 1], *(np.array([side]) for side in image.shape[1:]))
-                flip, top, left = (of.item() for of in own)
+                flip, top, left = (place.item() for place in own)
             rows, columns = slice(top, top + height), slice(left, left + width)
-            with np.errstate(over="ignore", invalid="ignore"):  # a thread begins without it
+            with np.errstate(over="ignore", invalid="ignore"):  # not inherited by threads
                 for c, plane in enumerate(planes(image[:, rows, columns])):
                     value = values[i, c]
                     np.copyto(value, _mirrored_plane(plane) if flip else plane, "unsafe")
@@ -302,7 +304,7 @@ class DataTransformer:
                     if self.scale != 1:
                         value *= self.scale
 
-        self.each(transform, count)
+        self.map_indices(transform, count)
         return values
 
 
@@ -319,7 +321,7 @@ def read_mean_file(path: str, name: str) -> NDArray[np.float32]:
 
 
 def _mirrored(pixels: NDArray[Any], flip: NDArray[np.bool_]) -> NDArray[Any]:
-    """The images, those of `flip` mirrored in place."""
+    """The images; those with `flip` are mirrored in place."""
     mirrored = pixels[flip]
     if mirrored.size:
         lines = mirrored.reshape(-1, pixels.shape[-1])
@@ -328,7 +330,7 @@ def _mirrored(pixels: NDArray[Any], flip: NDArray[np.bool_]) -> NDArray[Any]:
 
 
 def _mirrored_plane(plane: NDArray[Any]) -> NDArray[Any]:
-    """The plane with left and right changed."""
-    if plane.dtype == np.uint8:  # OpenCV is many times as fast
+    """The plane with left and right swapped."""
+    if plane.dtype == np.uint8:  # OpenCV is many times faster
         return np.asarray(cv2.flip(plane, 1))
     return plane[:, ::-1]

@@ -1,6 +1,6 @@
-"""WindowData: windows cut out of pictures and warped to one size (R-CNN; Girshick et al. 2014).
+"""WindowData: windows cut out of images and warped to one size (R-CNN; Girshick et al. 2014).
 
-    source: a text file; for each picture
+    source: a text file; for each image
         # index                            counted from 0
         path
         channels height width
@@ -10,14 +10,15 @@
 top[0]  (batch_size, 3, crop_size, crop_size): BGR, (pixel - mean) * window_data_param.scale
 top[1]  (batch_size,): the labels
 
-A window is foreground from overlap fg_threshold on, background below bg_threshold (its label is 0 then), left
-out in between. A batch holds int(batch_size * fg_fraction) foreground windows, after the background ones;
-each is drawn at random, and with `mirror` mirrored at random. context_pad takes in so much of the
-surroundings that they make that many pixels on each side of the warped window; crop_mode "square" takes in
-the tightest square. What lies outside the picture is 0. The middle of mean_file is used, never mirrored.
+A window is foreground if its overlap is at least fg_threshold, background (label 0) if it is below
+bg_threshold, and unused in between. A batch holds int(batch_size * fg_fraction) foreground windows, after the
+background windows; every window is drawn at random, and with `mirror` mirrored at random. context_pad
+enlarges a window so that its surroundings make up context_pad pixels on each side of the warped window;
+crop_mode "square" enlarges it to the tightest square. Pixels outside the image are 0. The centre of mean_file
+is used, never mirrored.
 
-Caffe: window_data_layer.cpp. Differs: Caffe trusts the file; here windows must lie in their pictures, and
-indices must count the pictures.
+Caffe: window_data_layer.cpp. Differs: Caffe trusts the file; here windows must lie inside their images, and
+indices must count the images.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ from imae.layers.data.base_data import (
     PrefetchingLayer,
     State,
     checked_batch_size,
+    note_moved_fields,
     output_data_size,
-    pass_over_moved_fields,
 )
 from imae.layers.data.datum import decode_image, read_file
 from imae.layers.registry import register_layer
@@ -55,7 +56,7 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True)
 class Window:
-    """A window of picture `image`; corners included."""
+    """A window of image number `image`; corners included."""
 
     image: int
     label: int
@@ -68,9 +69,9 @@ class Window:
 
 @dataclass(frozen=True)
 class Place:
-    """What is cut out of a picture, and where it goes: rows y1..y2, columns x1..x2, warped to width x height.
+    """Source and target of a window: rows y1..y2 and columns x1..x2 of the image, warped to width x height.
 
-    left, right, top   rows and columns of 0 around it
+    left, right, top   columns and rows of 0 around it
     """
 
     x1: int
@@ -91,12 +92,12 @@ class WindowData(PrefetchingLayer):
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         window, transform = param.window_data_param, param.transform_param
-        pass_over_moved_fields(self, "window_data_param", ("mean_file", "crop_size", "mirror"))
+        note_moved_fields(self, "window_data_param", ("mean_file", "crop_size", "mirror"))
         if transform.scale != 1:
-            self.pass_over("transform_param.scale", "window_data_param { scale: ... }")
+            self.note_leftover("transform_param.scale", "window_data_param { scale: ... }")
         for field in ("force_color", "force_gray"):
             if getattr(transform, field):
-                self.pass_over(f"transform_param.{field}")
+                self.note_leftover(f"transform_param.{field}")
         if transform.exclude_last_crop:
             raise self.error("exclude_last_crop has no effect here, where windows are warped; leave it out")
         if window.crop_mode not in ("warp", "square"):
@@ -146,8 +147,8 @@ class WindowData(PrefetchingLayer):
         foreground = int(f32(self.batch_size) * f32(window.fg_fraction))
         for item in range(self.batch_size):
             is_foreground = item >= self.batch_size - foreground
-            choice = self.foreground if is_foreground else self.background
-            chosen = choice[self.draws.modulo(len(choice))]
+            candidates = self.foreground if is_foreground else self.background
+            chosen = candidates[self.draws.modulo(len(candidates))]
             mirror = self.transformer.mirror and self.draws.modulo(2) == 1
             labels[item] = chosen.label if is_foreground else 0
             self._warp(chosen, mirror, data[item])
@@ -180,7 +181,7 @@ class WindowData(PrefetchingLayer):
             raise DataError(f"window file '{source}': label > 0 ({wrong[0]} vs. 0) of a foreground window")
 
     def _mean(self) -> NDArray[np.float32] | None:
-        """What is subtracted from the top, (3, crop_size, crop_size) or so that it broadcasts to it."""
+        """The mean to subtract, (3, crop_size, crop_size) or broadcastable to that shape."""
         file, values, crop = self.transformer.mean, self.transformer.mean_values, self.crop_size
         if file is not None:
             # Caffe: one offset, from the width, for rows and columns
@@ -206,14 +207,16 @@ class WindowData(PrefetchingLayer):
             )
         else:
             place = Place(window.x1, window.y1, window.x2, window.y2, crop, crop)
-        what = f"{path}: the window of columns {place.x1} to {place.x2}, rows {place.y1} to {place.y2}"
+        description = f"{path}: the window of columns {place.x1} to {place.x2}, rows {place.y1} to {place.y2}"
         if not (0 <= place.x1 <= place.x2 < width and 0 <= place.y1 <= place.y2 < height):
-            raise DataError(f"{what} lies outside the picture, which is {width} wide and {height} high")
+            raise DataError(
+                f"{description} lies outside the picture, which is {width} wide and {height} high"
+            )
         cut = image[place.y1 : place.y2 + 1, place.x1 : place.x2 + 1]
         left = place.right if mirror else place.left
         size = (min(place.width, crop - left), min(place.height, crop - place.top))  # rounding may overshoot
         if min(size) <= 0:
-            raise DataError(f"{what} leaves no pixel of a top of {crop} x {crop}")
+            raise DataError(f"{description} leaves no pixel of a top of {crop} x {crop}")
         pixels = cv2.resize(cut, size, interpolation=cv2.INTER_LINEAR)
         if mirror:
             pixels = pixels[:, ::-1]
@@ -227,18 +230,18 @@ class WindowData(PrefetchingLayer):
 def place_with_context(
     window: Window, height: int, width: int, crop: int, context_pad: int, square: bool
 ) -> Place:
-    """A window enlarged by its surroundings and clipped at the edges of the picture (height x width).
+    """A window enlarged by its surroundings and clipped at the edges of the image (height x width).
 
-    The whole of it is scaled to crop x crop, with context_pad pixels of surroundings on each side.
+    The enlarged window is scaled to crop x crop, with context_pad pixels of surroundings on each side.
     """
     scale = f32(crop) / f32(crop - 2 * context_pad)
     half_height, half_width = f32((window.y2 - window.y1 + 1) / 2), f32((window.x2 - window.x1 + 1) / 2)
     centre_x, centre_y = f32(window.x1) + half_width, f32(window.y1) + half_height
     if square:
         half_height = half_width = max(half_height, half_width)
-    # How the compiler rounds decides a border of half a pixel. The Caffe that recorded our cases fuses x1's
-    # multiplication and subtraction, and no other's: one rounding instead of two. Both are exact in double
-    # precision. Another build of Caffe may round such a border the other way.
+    # The compiler's rounding decides a border of half a pixel. In the Caffe that recorded our cases, only the
+    # multiplication and subtraction of x1 are fused, with one rounding instead of two; here double precision
+    # is exact for both operations. Another build of Caffe may round such a border the other way.
     x1 = _round(f32(np.float64(centre_x) - np.float64(half_width) * np.float64(scale)))
     x2 = _round(centre_x + half_width * scale)
     y1, y2 = _round(centre_y - half_height * scale), _round(centre_y + half_height * scale)
@@ -259,43 +262,43 @@ def place_with_context(
 
 
 def read_windows(source: str) -> tuple[list[str], list[Window]]:
-    """The pictures' paths and all windows of a window file."""
+    """The images' paths and all windows of a window file."""
     try:
         data = read_bytes(source)
     except OSError as error:
         raise DataError(f"Failed to open window file {source}: {error.strerror}") from None
     if mistaken := mistaken_for(data):
-        raise DataError(f"window file '{source}': expected a text of pictures and windows{mistaken}")
+        raise DataError(f"window file '{source}': expected a text of images and windows{mistaken}")
     words = iter(data.decode(errors="surrogateescape").split())
     paths: list[str] = []
     windows: list[Window] = []
 
-    def take(kind: Callable[[str], Number], what: str) -> Number:
+    def read(kind: Callable[[str], Number], name: str) -> Number:
         word = next(words, "the end of the file")
         try:
             return kind(word)
         except ValueError:
             raise DataError(
-                f"window file '{source}', image {len(paths)}: expected {what}, got {word}"
+                f"window file '{source}', image {len(paths)}: expected {name}, got {word}"
             ) from None
 
     for word in words:
         if word != "#":
             raise DataError(f"window file '{source}', image {len(paths)}: expected #, got {word}")
-        index = take(int, "its index")
+        index = read(int, "its index")
         if index != len(paths):
             raise DataError(f"window file '{source}': expected index {len(paths)}, got {index}; count from 0")
         path = next(words, "")
-        for what in ("channels", "height", "width"):
-            size = take(int, what)
-            if what == "channels" and size != 3:
+        for name in ("channels", "height", "width"):
+            size = read(int, name)
+            if name == "channels" and size != 3:
                 raise DataError(f"window file '{source}', image {index}: channels must be 3, got {size}")
-        for _ in range(take(int, "the number of windows")):
-            label = take(int, "a label")
+        for _ in range(read(int, "the number of windows")):
+            label = read(int, "a label")
             with np.errstate(over="ignore"):
-                overlap = float(f32(take(float, "an overlap")))
+                overlap = float(f32(read(float, "an overlap")))
             windows.append(
-                Window(index, label, overlap, *(take(int, what) for what in ("x1", "y1", "x2", "y2")))
+                Window(index, label, overlap, *(read(int, name) for name in ("x1", "y1", "x2", "y2")))
             )
         paths.append(path)
     if not paths:

@@ -1,25 +1,25 @@
-"""Accuracy: the share of places whose label is among the top_k classes.
+"""Accuracy: the share of positions whose label is among the top_k classes.
 
     hit_i  = fewer than top_k OTHER classes have a score >= that of the label: a tie counts against it
-    top[0] = number of hits / number of places
-    top[1] = the same for each class by itself; 0 where a class has no place
+    top[0] = number of hits / number of positions
+    top[1] = the same for each class separately; 0 for a class without positions
 
-bottom[0]  (N, C, ...) scores; accuracy_param.axis (default 1) says which axis is C
-bottom[1]  labels 0 to C - 1, one for each place beside that axis, cut to integers towards zero; places of
-           ignore_label do not count; without any that counts the accuracy is 0
+bottom[0]  (N, C, ...) scores; accuracy_param.axis (default 1) is the axis of C
+bottom[1]  labels 0 to C - 1, one for each position on the other axes, cut to integers towards zero; positions
+           with ignore_label do not count; if none counts, the accuracy is 0
 top[0]     ()
 top[1]     (C), optional
 
-No gradient. Scores that are NaN are no competitors: all NaN is accuracy 1, as in Caffe.
+No gradient. A comparison with NaN is false, so scores that are all NaN have accuracy 1, as in Caffe.
 
-Caffe: accuracy_layer.cpp. Differs: a label out of range is an error (Caffe reads the neighbouring memory).
+Caffe: accuracy_layer.cpp. Differs: a label out of range is an error (Caffe reads out of bounds).
 """
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from imae.layers.labels import LabelReader, check_labels, ignored_label, place_labels
+from imae.layers.labels import LabelReader, check_labels, ignored_label, reshape_labels
 from imae.layers.layer import Layer, Shape
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
@@ -51,8 +51,8 @@ class Accuracy(Layer):
         scores = scores.detach()
         axis = self._axis(scores.dim())
         classes = scores.shape[axis]
-        index, valid = self.labels(place_labels(label.detach(), scores, axis), classes)
-        # The label's own score is one of those that are >= it.
+        index, valid = self.labels(reshape_labels(label.detach(), scores, axis), classes)
+        # The label's own score is also >= itself, hence - 1.
         hits = (scores >= scores.gather(axis, index)).sum(axis, keepdim=True) - 1 < self.top_k
         counted = hits | True if valid is None else valid
         hits = (hits & counted).to(scores.dtype)
@@ -61,8 +61,8 @@ class Accuracy(Layer):
         if len(self.param.top) == 1:
             return accuracy
         zeros, index = scores.new_zeros(classes), index.flatten()
-        places = zeros.index_add(0, index, counted.flatten())
-        return accuracy, zeros.index_add(0, index, hits.flatten()) / places.clamp(min=1)
+        positions = zeros.index_add(0, index, counted.flatten())
+        return accuracy, zeros.index_add(0, index, hits.flatten()) / positions.clamp(min=1)
 
     def _axis(self, num_axes: int) -> int:
         return self.canonical_axis(self.param.accuracy_param.axis, num_axes)

@@ -1,4 +1,4 @@
-"""ContrastiveLoss: similar pairs are drawn together, others pushed apart (Hadsell et al. 2006).
+"""ContrastiveLoss: pull similar pairs together, push others apart (Hadsell et al. 2006).
 
     d    = |a - b|
     top  = sum_i (d^2 if similar else max(margin - d, 0)^2) / (2 N)

@@ -4,14 +4,14 @@
     L1   top = sum margin / N
     L2   top = sum margin^2 / N
 
-bottom[0]  (N, ...) scores of C classes, C the count of an item
+bottom[0]  (N, ...) scores of C classes, C the number of values of an item
 bottom[1]  N labels 0 to C - 1, cut to integers towards zero
 top[0]     (), the loss
 
 The gradient of L1 is 0 where the margin is exactly 0.
 
-Caffe: hinge_loss_layer.cpp. Differs: a label out of range, or more than one to an item, is an error; the diff
-of bottom[0] is not used as scratch memory.
+Caffe: hinge_loss_layer.cpp. Differs: a label out of range, or more than one label per item, is an error; the
+diff of bottom[0] is not used as scratch memory.
 """
 
 from collections.abc import Sequence

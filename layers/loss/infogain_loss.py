@@ -1,13 +1,13 @@
-"""InfogainLoss: cross entropy with a matrix H that says how much each class is worth for a label.
+"""InfogainLoss: cross entropy with a matrix H, the weight of each class for each label.
 
     prob = softmax of the scores along infogain_loss_param.axis
     top  = sum_i -sum_l H[y_i, l] log max(prob_i[l], 1e-20) / S    S: see loss_normalizer.py, VALID by default
-    diff = (prob_l * sum_k H[y, k] - H[y, l]) / S                  1e-20 does not touch it
+    diff = (prob_l * sum_k H[y, k] - H[y, l]) / S                  1e-20 has no effect on it
 
 bottom[0]  (N, C, ...) scores
-bottom[1]  labels 0 to C - 1, one for each place beside the class axis, cut to integers towards zero;
-           loss_param.ignore_label takes a place out
-bottom[2]  H of C * C values; only without it H is read from infogain_loss_param.source, a BlobProto
+bottom[1]  labels 0 to C - 1, one for each position on the other axes, cut to integers towards zero;
+           positions with loss_param.ignore_label are ignored
+bottom[2]  optional: H, C * C values; without it H is read from infogain_loss_param.source, a BlobProto
 top[0]     (), the loss
 top[1]     optional: prob; loss_weight must then be given for both tops
 
@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from imae.layers.autograd import apply_for_several
 from imae.layers.blob import array_from_blob
-from imae.layers.labels import LabelReader, check_labels, ignored_label, place_labels, refuse_gradient
+from imae.layers.labels import LabelReader, check_labels, ignored_label, refuse_gradient, reshape_labels
 from imae.layers.layer import LossLayer, Shape
 from imae.layers.loss.least_probability import LOG_THRESHOLD
 from imae.layers.loss.loss_normalizer import LOSS_FIELDS, normalization, normalizer
@@ -52,7 +52,7 @@ class InfogainLoss(LossLayer):
         source = param.infogain_loss_param.source
         if len(param.bottom) == 3:
             if source:
-                self.pass_over("infogain_loss_param.source")
+                self.note_leftover("infogain_loss_param.source")
         elif not source:
             raise self.error("Infogain matrix source must be specified.; or give the matrix as third bottom")
         else:
@@ -82,11 +82,11 @@ class InfogainLoss(LossLayer):
 
     def forward(self, scores: Tensor, label: Tensor, *matrix: Tensor) -> Tensor | tuple[Tensor, ...]:
         refuse_gradient(self, 1, label, f"{self.type} Layer cannot backpropagate to label inputs.")
-        for given in matrix:
-            refuse_gradient(self, 2, given, f"{self.type} Layer cannot backpropagate to infogain inputs.")
+        for bottom in matrix:
+            refuse_gradient(self, 2, bottom, f"{self.type} Layer cannot backpropagate to infogain inputs.")
         axis = self._axis(scores.dim())
         classes = scores.shape[axis]
-        index, valid = self.labels(place_labels(label, scores, axis), classes)
+        index, valid = self.labels(reshape_labels(label, scores, axis), classes)
         outer, inner = scores.shape[:axis].numel(), scores.shape[axis + 1 :].numel()
         divisor = normalizer(self.normalization, outer, inner, valid)
         infogain = matrix[0] if matrix else self.infogain

@@ -1,4 +1,4 @@
-"""The least probabilities of which Caffe's losses take the logarithm; a smaller one counts as this.
+"""Lower limits to which Caffe's losses raise a probability before they take its logarithm.
 
 Caffe: FLT_MIN in softmax_loss_layer.cpp, kLOG_THRESHOLD in loss_layer.hpp.
 """

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from imae.prototxt.caffe_pb2 import LossParameter
 
-# For Layer.reads: what of loss_param a loss looks at that ignores a label and divides by a normalizer.
+# For Layer.reads: the fields of loss_param that a loss with an ignore_label and a normalizer reads.
 LOSS_FIELDS = ("loss_param.ignore_label", "loss_param.normalization", "loss_param.normalize")
 
 
@@ -33,9 +33,9 @@ def normalization(
 def normalizer(
     mode: LossParameter.NormalizationMode, outer: int, inner: int, valid: Tensor | None
 ) -> Tensor | int:
-    """The divisor for outer * inner labels; `valid` is the mask of those that count, None where all do.
+    """The divisor for outer * inner labels; `valid` is the mask of labels that count, None if all do.
 
-    A batch without a valid label so has loss 0 and gradient 0, not NaN.
+    So a batch without a valid label has loss 0 and gradient 0, not NaN.
     """
     if mode == LossParameter.NONE:
         return 1

@@ -1,9 +1,9 @@
-"""MultinomialLogisticLoss: cross entropy of probabilities that a layer below has computed.
+"""MultinomialLogisticLoss: cross entropy of probabilities that an earlier layer has computed.
 
     top  = sum_i -log max(p_i[y_i], 1e-20) / N
     diff = -1 / (N max(p_i[y_i], 1e-20)) at the label, 0 elsewhere
 
-bottom[0]  (N, ...) probabilities of C classes, C the count of an item
+bottom[0]  (N, ...) probabilities of C classes, C the number of values of an item
 bottom[1]  (N) or (N, 1, 1, 1) labels 0 to C - 1, cut to integers towards zero
 top[0]     (), the loss
 
@@ -47,7 +47,7 @@ class MultinomialLogisticLoss(LossLayer):
 
 
 class _NegativeLog(torch.autograd.Function):
-    """Mean of -log max(p, 1e-20); the gradient does not stop at 1e-20."""
+    """Mean of -log max(p, 1e-20); the gradient is not 0 below 1e-20."""
 
     @staticmethod
     def forward(ctx: Any, p: Tensor) -> Tensor:

@@ -2,15 +2,15 @@
 
     prob = softmax of the scores along softmax_param.axis
     top  = sum_i -log max(prob_i[y_i], FLT_MIN) / S         S: see loss_normalizer.py, VALID by default
-    diff = (prob - onehot(y)) / S                           FLT_MIN does not touch it
+    diff = (prob - onehot(y)) / S                           FLT_MIN has no effect on it
 
-bottom[0]  (N, C, ...) scores; softmax_param.axis (default 1) says which axis is C
-bottom[1]  labels 0 to C - 1, one for each place beside that axis: (N, ...) or (N, 1, ...); cut to integers
-           towards zero; loss_param.ignore_label takes a place out: loss and gradient 0
+bottom[0]  (N, C, ...) scores; softmax_param.axis (default 1) is the axis of C
+bottom[1]  labels 0 to C - 1, one for each position on the other axes: (N, ...) or (N, 1, ...); cut to
+           integers towards zero; positions with loss_param.ignore_label have loss and gradient 0
 top[0]     (), the loss
 
-Caffe: softmax_loss_layer.cpp. Differs: a label out of range is an error (Caffe reads the neighbouring
-memory). A second top, the probabilities, cannot be had in Caffe either: its loss_weight check refuses it.
+Caffe: softmax_loss_layer.cpp. Differs: a label out of range is an error (Caffe reads out of bounds). A second
+top, the probabilities, is not available, nor is it in Caffe: its loss_weight check refuses it.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from imae.layers.autograd import apply
-from imae.layers.labels import LabelReader, check_labels, ignored_label, place_labels, refuse_gradient
+from imae.layers.labels import LabelReader, check_labels, ignored_label, refuse_gradient, reshape_labels
 from imae.layers.layer import LossLayer, Shape
 from imae.layers.loss.least_probability import FLT_MIN
 from imae.layers.loss.loss_normalizer import LOSS_FIELDS, normalization, normalizer
@@ -56,7 +56,7 @@ class SoftmaxWithLoss(LossLayer):
     def forward(self, scores: Tensor, label: Tensor) -> Tensor:
         refuse_gradient(self, 1, label, f"{self.type} Layer cannot backpropagate to label inputs.")
         axis = self._axis(scores.dim())
-        index, valid = self.labels(place_labels(label, scores, axis), scores.shape[axis])
+        index, valid = self.labels(reshape_labels(label, scores, axis), scores.shape[axis])
         outer, inner = scores.shape[:axis].numel(), scores.shape[axis + 1 :].numel()
         divisor = normalizer(self.normalization, outer, inner, valid)
         return apply(_CrossEntropy, scores, index, valid, divisor, axis)

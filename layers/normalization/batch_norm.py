@@ -3,7 +3,7 @@
     top = (x - mean) / sqrt(variance + eps)
 
 over all axes but axis 1; the variance is the biased one. TRAIN takes mean and variance from the batch (m
-numbers a channel), sends the gradient through both, and in every forward pass adds them to the blobs:
+values per channel), propagates the gradient through both, and in every forward pass adds them to the blobs:
 
     blob0 = f blob0 + mean    blob1 = f blob1 + m / (m - 1) variance    blob2 = f blob2 + 1
 
@@ -14,7 +14,7 @@ bottom[0]  (N, C, ...); with one axis, one channel
 top[0]     the same shape
 blobs      blob0 (C), blob1 (C), blob2 (1), all from 0 on; not learned, their lr_mult is 0
 
-Caffe: batch_norm_layer.cpp. Differs: Caffe means to take a bottom of one axis, and aborts.
+Caffe: batch_norm_layer.cpp. Differs: Caffe intends to accept a bottom of one axis, but aborts.
 """
 
 from collections.abc import Sequence
@@ -36,9 +36,9 @@ class BatchNorm(Layer):
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         norm = param.batch_norm_param
-        self.eps, self.fraction = norm.eps, norm.moving_average_fraction
-        given = norm.HasField("use_global_stats")
-        self.use_global_stats = norm.use_global_stats if given else self.phase == TEST
+        self.eps, self.moving_average_fraction = norm.eps, norm.moving_average_fraction
+        is_set = norm.HasField("use_global_stats")
+        self.use_global_stats = norm.use_global_stats if is_set else self.phase == TEST
         for spec in param.param:
             if spec.lr_mult != 0:
                 raise self.error(
@@ -52,8 +52,8 @@ class BatchNorm(Layer):
             self.add_blob(shape, FillerParameter(type="constant", value=0))
 
     def param_specs(self) -> list[ParamSpec]:
-        given = list(self.param.param)
-        return [given[i] if i < len(given) else ParamSpec(lr_mult=0) for i in range(len(self.blobs))]
+        specs = list(self.param.param)
+        return [specs[i] if i < len(specs) else ParamSpec(lr_mult=0) for i in range(len(self.blobs))]
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         shape, channels = bottom_shapes[0], self.blob_shapes[0][0]
@@ -67,7 +67,7 @@ class BatchNorm(Layer):
         return 1 if len(shape) == 1 else shape[1]
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance as the blobs have them, (C) each; zeros while nothing has been added."""
+        """Mean and variance from the blobs, (C) each; zeros before the first update."""
         means, variances, weight = (self.blob(i).detach() for i in range(3))
         factor = torch.where(weight == 0, weight, 1 / weight)
         return means * factor, variances * factor
@@ -75,13 +75,13 @@ class BatchNorm(Layer):
     @torch.no_grad()
     def update(self, mean: Tensor, unbiased_variance: Tensor) -> None:
         """Add a batch's mean and unbiased variance, (C) each, to the blobs."""
-        self.blob(0).mul_(self.fraction).add_(mean)
-        self.blob(1).mul_(self.fraction).add_(unbiased_variance)
-        self.blob(2).mul_(self.fraction).add_(1)
+        self.blob(0).mul_(self.moving_average_fraction).add_(mean)
+        self.blob(1).mul_(self.moving_average_fraction).add_(unbiased_variance)
+        self.blob(2).mul_(self.moving_average_fraction).add_(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # No reshape where none is needed: it gives a single image a stride with which torch takes a wrong
-        # gradient of the weights of a grouped convolution.
+        # No reshape unless needed: it gives a single image a stride with which torch computes a wrong weight
+        # gradient of a grouped convolution.
         return self._normalize(x) if x.dim() > 1 else self._normalize(x.unsqueeze(1)).squeeze(1)
 
     def _normalize(self, x: Tensor) -> Tensor:
@@ -90,9 +90,9 @@ class BatchNorm(Layer):
             return torch.batch_norm(x, None, None, *self.statistics(), False, 0, self.eps, True)
         # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.
         mean, variance = torch.zeros_like(self.blob(0)), torch.zeros_like(self.blob(1))
-        # In any other order of memory, torch's sums on the CPU are less exact.
+        # In other memory formats, torch's sums on the CPU are less exact.
         top = torch.batch_norm(x.contiguous(), None, None, mean, variance, True, 1, self.eps, True)
-        if x.numel() == x.shape[1]:  # m is 1 and the variance 0, where torch divides it by 0
+        if x.numel() == x.shape[1]:  # m is 1: the variance is 0, and torch's unbiased one is 0/0
             variance = torch.zeros_like(variance)
         self.update(mean, variance)
         return top

@@ -7,7 +7,7 @@ bottom[0]  (N, C, H, W)
 top[0]     (N, C, H, W)
 
 Caffe: lrn_layer.cpp. Differs: Caffe keeps a running sum over the channels, so its float32 values drift a
-little from these; ACROSS_CHANNELS in place, it overwrites bottom and top diff before it has used them.
+little from these; ACROSS_CHANNELS in place, it overwrites bottom and top diff before using them.
 """
 
 from collections.abc import Sequence
@@ -92,5 +92,5 @@ class _AcrossChannels(torch.autograd.Function):
 
 
 def _mean_of_neighbours(x: Tensor, size: int) -> Tensor:
-    """Over `size` channels around each one, zeros beside the first and the last."""
+    """Mean over `size` channels around each channel, with zeros before the first and after the last."""
     return F.avg_pool2d(x.flatten(2).unsqueeze(1), (size, 1), 1, (size // 2, 0)).view(x.shape)

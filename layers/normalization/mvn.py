@@ -1,16 +1,16 @@
-"""MVN: each picture, or each of its channels, to mean 0 and standard deviation 1.
+"""MVN: each image, or each of its channels, to mean 0 and standard deviation 1.
 
     top  = (x - mean) / (s + eps)          s = sqrt(mean of (x - mean)^2)
     diff = (top_diff - mean(top_diff) - top mean(top_diff top)) / (s + eps)
 
-The means run over height and width, with across_channels over the channels, too. The gradient takes top for
-(x - mean) / s, and so is finite where s is 0. Without normalize_variance top = x - mean.
+The means run over height and width, with across_channels over the channels, too. The gradient uses top in
+place of (x - mean) / s, so it is finite where s is 0. Without normalize_variance top = x - mean.
 
 bottom[0]  (N, C, H, W); trailing axes may be missing
 top[0]     (N, C, H, W), always four axes
 
-Caffe: mvn_layer.cpp. Differs: in place and with normalize_variance, Caffe overwrites the top's diff before it
-has used it.
+Caffe: mvn_layer.cpp. Differs: in place and with normalize_variance, Caffe overwrites the top's diff before
+using it.
 """
 
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ class MVN(Layer):
 
 
 class _Normalize(torch.autograd.Function):
-    """Rows, the last axis, to mean 0 and standard deviation 1, with Caffe's gradient."""
+    """Rows (the last axis) to mean 0 and standard deviation 1, with Caffe's gradient."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, eps: float) -> Tensor:
@@ -86,5 +86,5 @@ class _Normalize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, top_diff: Tensor) -> tuple[Tensor, None]:
         top, deviation = ctx.saved_tensors
-        along = (top_diff * top).mean(-1, keepdim=True)
-        return (top_diff - top_diff.mean(-1, keepdim=True) - top * along) / deviation, None
+        projection = (top_diff * top).mean(-1, keepdim=True)
+        return (top_diff - top_diff.mean(-1, keepdim=True) - top * projection) / deviation, None

@@ -1,4 +1,4 @@
-"""A loss that is designed by its gradient: one direction for all, a weight w(p) for each example.
+"""A loss that is defined by its gradient: one direction for all types, a weight w(p) for each example.
 
     d top / d z_ij = w(p_i) (1 - p_i) / (2 (1 - p_i) + epsilon) * d_ij / S
     d_ij           = -1 for the annotated label j = y_i, else the softmax of z_i over the OTHER classes
@@ -6,11 +6,11 @@
 
 With epsilon 0 the factor is w(p) / 2 and the L1 norm of an example's gradient w(p) / S. CCE, MAE, MSE, GCE,
 IMAE and DM differ in w only (see example_weights.py): prob - onehot = (1 - p) d. Here d comes from the other
-classes' logits alone, and p and 1 - p from their distance to z_y, so nothing is 0/0 or short of digits where
-p is 0 or 1. The value need not be the integral of the gradient (IMAE's is not: the paper keeps MAE's).
+classes' logits alone, and p and 1 - p from their distance to z_y, so nothing is 0/0 or loses digits where p
+is 0 or 1. The value need not be the integral of the gradient (IMAE's is not: the paper keeps MAE's).
 
 epsilon is for weights that are not 0 at p = 1, those of IMAE and DM. Without it such a loss pushes an example
-for ever: at p = 1 its gradient is as large as at p = 0. No Caffe layer in single precision can have computed
+forever: at p = 1 its gradient is as large as at p = 0. No Caffe layer in single precision can have computed
 that: p rounds to 1 at log-odds of about 17, where prob - onehot is 0 and equation 22 is 0/0. The authors'
 layer has 2 (1 - p) + 1e-6 in the denominator, which ends the push where 1 - p is far below 1e-6. Types
 without the field have epsilon 0.
@@ -21,7 +21,7 @@ S, by `normalizer` of the type's parameter:
     SUM_OF_WEIGHTS  1e-8 + sum_i w(p_i); the top is then the weighted mean sum_i w(p_i) value(p_i) / S
 S counts as a constant in the gradient. Ignored examples are in no sum and get gradient 0.
 
-bottom[0]  logits, (N, C, ...), C >= 2; softmax_param.axis says which axis is C
+bottom[0]  logits, (N, C, ...), C >= 2; softmax_param.axis is the axis of C
 bottom[1]  labels 0 to C - 1: (N), (N, 1, H, W), (N, H, W) or any shape of as many elements
 top[0]     (), the loss
 """
@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from imae.layers.autograd import apply
-from imae.layers.labels import LabelReader, check_labels, ignored_label, place_labels, refuse_gradient
+from imae.layers.labels import LabelReader, check_labels, ignored_label, refuse_gradient, reshape_labels
 from imae.layers.layer import LossLayer, Shape
 from imae.layers.loss.loss_normalizer import LOSS_FIELDS, normalization, normalizer
 from imae.layers.plugins.example_weights import LARGEST_EXPONENT, largest_exponent
@@ -57,7 +57,7 @@ def examples(logits: Tensor, index: Tensor, axis: int) -> tuple[Tensor, Tensor, 
 
 
 class DesignedLoss(LossLayer):
-    """Base of the losses above; a type gives `weight` and, where it is not MAE's, `value`."""
+    """Base of these losses; a type defines `weight` and, unless it is MAE's, `value`."""
 
     reads: ClassVar[tuple[str, ...]] = ("softmax_param", *LOSS_FIELDS)
 
@@ -94,7 +94,7 @@ class DesignedLoss(LossLayer):
         return 2 * rest
 
     def factor(self, weight: Tensor, rest: Tensor) -> Tensor:
-        """What the direction is multiplied by: half of the L1 norm."""
+        """The factor of the direction: half of the L1 norm."""
         if not self.epsilon:  # rest / (2 rest) is 0/0 at p = 1
             return weight / 2
         return weight * rest / (2 * rest + self.epsilon)
@@ -121,14 +121,14 @@ class DesignedLoss(LossLayer):
         for i in range(1, len(bottoms)):
             refuse_gradient(self, i, bottoms[i], f"{self.type} Layer cannot backpropagate to label inputs")
         axis = self.canonical_axis(self.param.softmax_param.axis, logits.dim())
-        index, valid = self.labels(place_labels(label, logits, axis), logits.shape[axis])
+        index, valid = self.labels(reshape_labels(label, logits, axis), logits.shape[axis])
         return apply(_Passes, logits, index, valid, axis, self)
 
     def forward_pass(
         self, logits: Tensor, index: Tensor, valid: Tensor | None, axis: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(top, factor, direction): factor * direction is the gradient for a top diff of 1."""
-        if valid is not None:  # whatever stands there must not matter, not even a NaN
+        if valid is not None:  # the logits of ignored examples must not matter, not even NaN
             logits = logits.masked_fill(~valid, 0)
         p, rest, direction = examples(logits, index, axis)
         weight, value = self.weight(p, rest), self.value(p, rest)
@@ -140,7 +140,7 @@ class DesignedLoss(LossLayer):
 
 
 class _Passes(torch.autograd.Function):
-    """The forward and the backward pass; autograd records nothing of what is inside."""
+    """The forward and the backward pass; autograd records no operation inside them."""
 
     @staticmethod
     def forward(

@@ -2,7 +2,7 @@
 
     p     softmax probability of the annotated label (equation 1)
     rest  1 - p, the probability of all other classes together; an argument of its own, because near p = 1 the
-          difference 1 - p has no digits left
+          difference 1 - p loses all digits
 
     CCE   2 rest                              equation 19
     MAE   4 p rest                            equation 20
@@ -68,7 +68,7 @@ def largest_exponent(lambda_: float, beta: float) -> float:
 def mean(weight: Weight) -> float:
     """Integral of w(p) over p from 0 to 1.
 
-    Tanh-sinh rule: with p = sigmoid(pi sinh t) the integrand dies out doubly exponentially at both ends, so a
+    Tanh-sinh rule: with p = sigmoid(pi sinh t) the integrand decays doubly exponentially at both ends, so a
     singular derivative there (p^lambda, lambda < 1) does no harm; about 1e-15 relative for the weights above.
     """
     t = torch.linspace(-4, 4, 513, dtype=torch.float64)

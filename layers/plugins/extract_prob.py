@@ -5,14 +5,14 @@ bottom[1]  labels 0 to C - 1, as many as there are examples (N * ...)
 top[0]     (N, 1, ...) p of each example; 0 where the label is loss_param.ignore_label
 top[1]     (), optional: the largest p of the batch
 
-No gradient goes down.
+The bottoms get no gradient.
 """
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from imae.layers.labels import LabelReader, check_labels, ignored_label, place_labels
+from imae.layers.labels import LabelReader, check_labels, ignored_label, reshape_labels
 from imae.layers.layer import Layer, Shape
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
@@ -25,7 +25,7 @@ class ExtractProb(Layer):
     in_place = False
     deployed = False
     reads = ("loss_param.ignore_label",)
-    passes_over_parts = False
+    unread_parts_are_leftovers = False
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
@@ -42,7 +42,7 @@ class ExtractProb(Layer):
         return False
 
     def forward(self, prob: Tensor, label: Tensor) -> Tensor | tuple[Tensor, ...]:
-        index, valid = self.labels(place_labels(label, prob, 1), prob.shape[1])
+        index, valid = self.labels(reshape_labels(label, prob, 1), prob.shape[1])
         p = prob.detach().gather(1, index)
         if valid is not None:
             p = p.masked_fill(~valid, 0)

@@ -3,7 +3,7 @@
 The value of an example is MAE's 2 (1 - p): "the loss computation during forward propagation is unchanged"
 (section 4), so the gradient is not the derivative of the top.
 The paper has T = 8 for noisy and 0.5 for clean labels, and divides by the batch size; the authors' later code
-divides by the sum of weights. `epsilon` is theirs, too: 1e-6, or 0 for equation 22 to the letter.
+divides by the sum of weights. `epsilon` is from that code, too: 1e-6; 0 gives equation 22 exactly.
 Bottoms, top, gradient, `normalizer` and `epsilon`: see designed_loss.py.
 """
 

@@ -5,7 +5,7 @@ loss_param { lamda_p: L  scale: B }:
     top = sum_i w_i * -log max(p_i, FLT_MIN) / S
     d loss / d z_i = w_i (prob_i - onehot_i) / (2 - 2 p_i + 1e-6) / S
 
-The 1e-6 takes the gradient away from examples with 1 - p << 1e-6: `epsilon` of IMAELoss and DMLoss.
+The 1e-6 removes the gradient of examples with 1 - p << 1e-6: `epsilon` of IMAELoss and DMLoss.
 
 bottom[0], bottom[1], top[0]  as in designed_loss.py
 bottom[2]  optional: the examples' p (ExtractProb); not used
@@ -26,7 +26,7 @@ class UnifiedWeightLoss(DesignedLoss):
     num_bottoms = None
     min_bottoms, max_bottoms = 2, 3
     reads = ("softmax_param", "loss_param.ignore_label", "loss_param.lamda_p", "loss_param.scale")
-    passes_over_parts = False
+    unread_parts_are_leftovers = False
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param, WeightNormalization.SUM_OF_WEIGHTS, epsilon=1e-6)

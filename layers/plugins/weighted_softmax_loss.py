@@ -1,4 +1,4 @@
-"""WeightedSoftmaxWithLoss: the losses that the builds of the authors' Caffe fork gave this name.
+"""WeightedSoftmaxWithLoss: the losses that builds of the authors' Caffe fork have under this name.
 
 weighted_softmax_loss_param.variant, with N the number of examples that are not ignored:
 
@@ -51,7 +51,7 @@ class WeightedSoftmaxWithLoss(DesignedLoss):
     num_bottoms = None
     min_bottoms, max_bottoms = 2, 3
     reads = ("weighted_softmax_loss_param", "softmax_param", "loss_param.ignore_label")
-    passes_over_parts = False
+    unread_parts_are_leftovers = False
 
     def __init__(self, param: LayerParameter) -> None:
         variant = param.weighted_softmax_loss_param.variant

@@ -3,15 +3,16 @@
     x_t = W_xc bottom_t + b_c (+ W_xc_static static) + W_hc (cont_t h_(t-1))
     c_t, h_t = LSTMUnit(c_(t-1), x_t, cont_t)                                    top_t = h_t
 
-bottom[0]  (T, N, ...) T time steps of N streams; I numbers behind these two axes
+bottom[0]  (T, N, ...) T time steps of N streams; I values on the axes after these two
 bottom[1]  (T, N) cont: 0 where a sequence begins, else 1; gets no gradient
-bottom[2]  optional: (N, ...) static, a further input to all time steps; S numbers behind N
+bottom[2]  optional: (N, ...) static, a further input to all time steps; S values on the axes after N
 top[0]     (T, N, D), D = num_output
 blobs      W_xc (4 D, I), b_c (4 D), [W_xc_static (4 D, S)], W_hc (4 D, D); rows in the order i, f, o, g
 
-h and c live on: the first step of a forward pass continues the last one of the pass before (where cont is 1).
-With expose_hidden the last two bottoms are h_0 and c_0 instead, and two more tops h_T and c_T, (1, N, D)
-each. No gradient goes through any of them. W_hc is filled once per time step, and the first fill is kept.
+h and c persist: the first step of a forward pass continues from the last step of the previous pass (where
+cont is 1). With expose_hidden the last two bottoms are h_0 and c_0 instead, and two more tops are h_T and
+c_T, (1, N, D) each. None of them passes a gradient. W_hc is filled once per time step, and the first fill is
+kept.
 
 Caffe: recurrent_layer.cpp, lstm_layer.cpp. Differs: debug_info logs nothing.
 """
@@ -33,10 +34,10 @@ from imae.prototxt import LayerParameter
 
 
 class Recurrent(Layer):
-    """What LSTM and RNN share: the bottoms, the parameters of the input, the states that live on.
+    """What LSTM and RNN share: the bottoms, the parameters of the input, the states that persist.
 
-    states   how many state blobs there are (h, c)
-    rows     of the input's and the recurrent weights, in units of num_output
+    states   number of state blobs (h, c)
+    rows     number of rows of the input's and the recurrent weights, in units of num_output
     """
 
     states: ClassVar[int]
@@ -49,7 +50,7 @@ class Recurrent(Layer):
         if self.num_output < 1:
             raise self.error(f"num_output must be positive; got {self.num_output}")
         if recurrent.debug_info:
-            self.pass_over("recurrent_param.debug_info")
+            self.note_leftover("recurrent_param.debug_info")
         exposed = self.states if self.expose_hidden else 0
         bottoms, tops = len(param.bottom), len(param.top)
         if not 2 + exposed <= bottoms <= 3 + exposed:
@@ -81,7 +82,7 @@ class Recurrent(Layer):
         self.add_recurrent_blobs()
 
     def add_recurrent_blobs(self) -> None:
-        """Add the parameters that each time step has, and spend the draws of all but the first."""
+        """Add the parameters of a time step; draw the fills of all later time steps and discard them."""
         recurrent = self.param.recurrent_param
         shape = (self.rows * self.num_output, self.num_output)
         self.add_blob(shape, recurrent.weight_filler)
@@ -136,11 +137,11 @@ class Recurrent(Layer):
             states.append(state.clone())  # its memory is written to before the backward pass
         return states
 
-    def tops(self, top: Tensor, last: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def tops(self, top: Tensor, final_states: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The tops; the states after the last time step are exposed or kept."""
         if self.expose_hidden:
-            return (top, *(state.detach().unsqueeze(0) for state in last))
-        for i, state in enumerate(last):
+            return (top, *(state.detach().unsqueeze(0) for state in final_states))
+        for i, state in enumerate(final_states):
             getattr(self, f"state{i}").copy_(state.detach())
         return (top,)
 

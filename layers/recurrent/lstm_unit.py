@@ -4,10 +4,10 @@
     c = f c_before + i g
     h = o tanh(c)
 
-The gradient of x_f is taken as if f (1 - f) were the derivative of f, which it is for cont 0 and 1.
+The gradient of x_f is computed as if f (1 - f) were the derivative of f, which is true for cont 0 and 1.
 
 bottom[0]  (1, N, D) c_before
-bottom[1]  (1, N, 4 D) x_i, x_f, x_o, x_g, one behind the other
+bottom[1]  (1, N, 4 D) x_i, x_f, x_o, x_g, concatenated
 bottom[2]  (1, N) cont: 0 where a sequence begins, else 1; gets no gradient
 top[0]     (1, N, D) c
 top[1]     (1, N, D) h

@@ -3,7 +3,7 @@
     h_t   = tanh(W_xh bottom_t + b_h (+ W_xh_static static) + W_hh (cont_t h_(t-1)))
     top_t = tanh(W_ho h_t + b_o)
 
-Bottoms, tops, states and expose_hidden as in LSTM, with the one state h.
+Bottoms, tops, states and expose_hidden as in LSTM, with one state, h.
 
 blobs      W_xh (D, I), b_h (D), [W_xh_static (D, S)], W_hh (D, D), W_ho (D, D), b_o (D)
 

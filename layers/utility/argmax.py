@@ -1,9 +1,9 @@
-"""ArgMax: the top_k largest values, the largest first; of equal values the one with the larger index first.
+"""ArgMax: the top_k largest values, the largest first; of equal values the larger index first.
 
 bottom[0]  (N, ...)
 top[0]     without axis  (N, 1, top_k): indices into the item, flattened;
                          (N, 2, top_k) with out_max_val: indices, then values;
-                         with axes of size 1 behind, if the bottom has more than 3 axes
+                         with trailing axes of size 1 if the bottom has more than 3 axes
            with axis     the bottom's shape with top_k on `axis`: indices, or values with out_max_val
 
 No gradient.
@@ -57,12 +57,12 @@ class ArgMax(Layer):
     def forward(self, x: Tensor) -> Tensor:
         x = x.detach()
         axis = self._axis(x.dim())
-        along = x.reshape(x.shape[0], prod(x.shape[1:])) if axis is None else x
+        scores = x.reshape(x.shape[0], prod(x.shape[1:])) if axis is None else x
         axis = 1 if axis is None else axis
         # A stable sort keeps the order of equal values; flipped, the larger index comes first.
-        values, flipped = along.flip(axis).sort(dim=axis, descending=True, stable=True)
+        values, flipped = scores.flip(axis).sort(dim=axis, descending=True, stable=True)
         values = values.narrow(axis, 0, self.top_k)
-        index = (along.shape[axis] - 1 - flipped.narrow(axis, 0, self.top_k)).to(x.dtype)
+        index = (scores.shape[axis] - 1 - flipped.narrow(axis, 0, self.top_k)).to(x.dtype)
         if self.param.argmax_param.HasField("axis"):
             return values if self.out_max_val else index
         top = torch.cat([index, values], 1) if self.out_max_val else index
@@ -78,10 +78,10 @@ class ArgMax(Layer):
         if axis is None:
             x = graph.node("Flatten", [x], axis=1)
         size = prod(shape[1:]) if axis is None else shape[axis]
-        along = 1 if axis is None else axis
-        x = graph.node("Gather", [x, graph.constant(np.arange(size - 1, -1, -1))], axis=along)
+        sort_axis = 1 if axis is None else axis
+        x = graph.node("Gather", [x, graph.constant(np.arange(size - 1, -1, -1))], axis=sort_axis)
         values, flipped = f"{tops[0]}@values", f"{tops[0]}@flipped"
-        graph.node("TopK", [x, graph.constant(np.array([self.top_k]))], [values, flipped], axis=along)
+        graph.node("TopK", [x, graph.constant(np.array([self.top_k]))], [values, flipped], axis=sort_axis)
         if axis is not None and self.out_max_val:
             graph.node("Identity", [values], tops)
             return
@@ -95,6 +95,6 @@ class ArgMax(Layer):
         graph.node("Reshape", [top, graph.constant(np.array([0, *self.top_shapes([shape])[0][1:]]))], tops)
 
     def _axis(self, num_axes: int) -> int | None:
-        """The axis along which is sorted; None: all but the first together."""
+        """The axis to sort along; None: all axes but the first, flattened."""
         argmax = self.param.argmax_param
         return self.canonical_axis(argmax.axis, num_axes) if argmax.HasField("axis") else None

@@ -1,7 +1,7 @@
-"""Concat: the bottoms one after the other along `axis`.
+"""Concat: the bottoms, concatenated along `axis`.
 
 bottom[0..]  the same shape but for `axis` (default 1; concat_dim is its old name)
-top[0]       that shape, the sizes on `axis` added up
+top[0]       the same shape but for `axis`, whose size is the sum of the bottoms'
 
 Caffe: concat_layer.cpp.
 """

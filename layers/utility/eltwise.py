@@ -8,10 +8,10 @@
 bottom[0..]  any shape, at least two
 top[0]       the same shape
 
-Of equal values in a MAX, x_1 goes before x_0, and these two before all others, the earlier first.
+On a tie in MAX, x_1 wins over x_0, these two win over all others, and of those an earlier one wins.
 
-Caffe: eltwise_layer.cpp. Differs: where a bottom is the top, too, Caffe overwrites it (of two factors: its
-diff) before it has used it.
+Caffe: eltwise_layer.cpp. Differs: where a bottom is also the top, Caffe overwrites it (with two factors: its
+diff) before using it.
 """
 
 from collections.abc import Sequence
@@ -87,8 +87,8 @@ class Eltwise(Layer):
             name if coeff == 1 else graph.node("Mul", [name, graph.constant(np.array(coeff, np.float32))])
             for name, coeff in zip(bottoms, self.coeffs, strict=True)
         ]
-        last = terms.pop()
-        graph.node(operator, [reduce(lambda a, b: graph.node(operator, [a, b]), terms), last], tops)
+        last_term = terms.pop()
+        graph.node(operator, [reduce(lambda a, b: graph.node(operator, [a, b]), terms), last_term], tops)
 
 
 class _ProductByQuotients(torch.autograd.Function):
@@ -104,5 +104,5 @@ class _ProductByQuotients(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, top_diff: Tensor) -> tuple[Tensor | None, ...]:
         top, *bottoms = ctx.saved_tensors
-        needed = zip(bottoms, ctx.needs_input_grad, strict=True)
-        return tuple(top / bottom * top_diff if need else None for bottom, need in needed)
+        bottoms_needed = zip(bottoms, ctx.needs_input_grad, strict=True)
+        return tuple(top / bottom * top_diff if needed else None for bottom, needed in bottoms_needed)

@@ -4,7 +4,7 @@ bottom[0..k-1]  (N, ...)
 bottom[k]       (N) or (N, 1, 1, 1): the selector; gets no gradient
 top[0..k-1]     (M, ...), M the number of selected items; (N, ...) until the first forward pass
 
-How many items there are is known to the host only when the selector has been read: on a GPU it waits here.
+The host must read the selector to know how many items are selected, so on a GPU it waits here.
 
 Caffe: filter_layer.cpp. Differs: force_backward sends no gradient to the selector, and a batch without a
 selected item gives gradient 0 (Caffe aborts).

@@ -34,12 +34,12 @@ class Flatten(Layer):
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         shape = graph.shape(bottoms[0])
         start, end = self._range(len(shape))
-        # 0 keeps the size of an axis, -1 takes what is left: so the batch size stays open.
+        # 0 keeps the size of an axis, -1 is inferred: so the batch size stays open.
         target = [0] * start + [-1] + list(shape[end:])
         graph.node("Reshape", [bottoms[0], graph.constant(np.array(target))], tops)
 
     def _range(self, num_axes: int) -> tuple[int, int]:
-        """First axis, and the one behind the last."""
+        """First axis, and the end (exclusive)."""
         flatten = self.param.flatten_param
         start = self.canonical_axis(flatten.axis, num_axes)
         end = self.canonical_axis(flatten.end_axis, num_axes) + 1

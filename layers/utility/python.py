@@ -12,9 +12,9 @@
 bottom, top are lists of `PythonBlob`s. self.phase and self.param_str (also as self.param_str_) are set before
 setup; self.blobs are the parameters themselves. What a layer writes into a bottom's data is lost.
 
-The module is imported with the working directory on the path, and a warning says so: a prototxt with such a
-layer runs code. prototxt/python_layers.py forbids it where that is wanted. Exceptions of that code are not
-caught. share_in_parallel means nothing in one process, and each of several ranks is one.
+The module is imported with the working directory on the path, and a warning is logged: a prototxt with such a
+layer runs code. prototxt/python_layers.py can forbid it. Exceptions from that code are not caught.
+share_in_parallel has no effect, as every rank is a process of its own.
 
 Parameter diffs add up only if the layer adds to them: self.blobs[i].diff[...] += ..., as in Caffe.
 
@@ -51,8 +51,8 @@ from imae.prototxt.python_layers import check_python_layers
 logger = logging.getLogger(__name__)
 
 # Entry points: functions that make `import caffe` find a module with Caffe's interface, unless another one is
-# imported already. pycaffe, a part above this one, offers itself so (setup.py); it is imported when the first
-# Python layer is made.
+# imported already. pycaffe, which imports this part, registers itself in this way (setup.py); it is imported
+# when the first Python layer is made.
 GROUP = "imae.python_layers"
 
 
@@ -63,7 +63,7 @@ class Python(Layer):
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
-        check_python_layers([param])  # a net has been asked already; a layer on its own has not
+        check_python_layers([param])  # a net has checked already, but not a layer built on its own
         python = param.python_param
         for field in ("module", "layer"):
             if not getattr(python, field):
@@ -72,7 +72,7 @@ class Python(Layer):
         self.user_layer: Any = user_class(param)
         self.bottom_blobs = RawBlobVec(PythonBlob() for _ in param.bottom)
         self.top_blobs = RawBlobVec(PythonBlob() for _ in param.top)
-        self.register_buffer("device_and_dtype", torch.empty(0), persistent=False)  # those of the net
+        self.register_buffer("device_and_dtype", torch.empty(0), persistent=False)  # the net's
 
     def use_run(self, run: Run) -> None:
         self.ranks = run.ranks_in(self.phase)
@@ -88,7 +88,7 @@ class Python(Layer):
             blob.reshape(*shape)
         self._method("setup")(self.bottom_blobs, self.top_blobs)
         for name in ("reshape", "forward"):
-            self._method(name)  # an error rather now than at the first pass
+            self._method(name)  # fail now rather than at the first pass
         for index, blob in enumerate(self.user_layer.blobs):
             self.blobs.append(nn.Parameter(torch.from_numpy(blob.data)))
             self.blob_shapes.append(blob.shape)
@@ -128,7 +128,7 @@ class Python(Layer):
     def backward_pass(
         self, top_diffs: Sequence[Tensor], propagate_down: Sequence[bool]
     ) -> list[NDArray[np.float32]]:
-        """Run the user's backward on the blobs as forward left them; returns the bottom diffs."""
+        """Run the user's backward on the blobs as the forward pass left them; returns the bottom diffs."""
         for blob in self.bottom_blobs:
             blob.diff[...] = 0
         for blob, diff in zip(self.top_blobs, top_diffs, strict=True):
@@ -150,7 +150,7 @@ class Python(Layer):
                 f"python_param.module {module_name!r} is no module's name; write it as `import` has it"
             )
         make_caffe_importable()
-        if os.getcwd() not in sys.path:  # for good: the user's code may import more when it runs
+        if os.getcwd() not in sys.path:  # permanently: the user's code may import more when it runs
             sys.path.append(os.getcwd())
         if module_name not in sys.modules:
             importlib.invalidate_caches()
@@ -163,7 +163,7 @@ class Python(Layer):
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if not error.name or not f"{module_name}.".startswith(f"{error.name}."):
-                raise  # it is there, but what it imports is not
+                raise  # the module exists, but not one that it imports
             raise self.error(
                 f"{error.msg}; it must lie in the working directory, {os.getcwd()}, or on PYTHONPATH"
             ) from error
@@ -179,7 +179,7 @@ class Python(Layer):
 
 
 class _Passes(torch.autograd.Function):
-    """The parameters are arguments so that autograd knows of them; the user's backward writes their diffs."""
+    """The parameters are arguments so that autograd tracks them; the user's backward writes their diffs."""
 
     @staticmethod
     def forward(ctx: Any, layer: Python, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -192,8 +192,8 @@ class _Passes(torch.autograd.Function):
     def backward(ctx: Any, *top_diffs: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[1 : 1 + len(ctx.bottoms)]
         diffs = [
-            torch.tensor(diff).to(device, dtype) if need else None
-            for diff, need, (device, dtype) in zip(
+            torch.tensor(diff).to(device, dtype) if is_needed else None
+            for diff, is_needed, (device, dtype) in zip(
                 ctx.layer.backward_pass(top_diffs, needed), needed, ctx.bottoms, strict=True
             )
         ]
@@ -201,7 +201,7 @@ class _Passes(torch.autograd.Function):
 
 
 def make_caffe_importable() -> None:
-    """Let `import caffe` in users' modules find what the entry points offer; LayerError if there is none."""
+    """Make `import caffe` in users' modules find the entry points' module; LayerError if there is none."""
     entries = entry_points(group=GROUP)
     if not entries and "caffe" not in sys.modules:
         raise LayerError(

@@ -1,4 +1,4 @@
-"""What the code of a user's Python layer sees: its blobs, and the class that it derives from.
+"""The interface of users' Python layers: their blobs, and their base class.
 
 pycaffe has them under Caffe's names: Blob, BlobVec, RawBlobVec, Layer.
 
@@ -42,7 +42,7 @@ class PythonBlob:
             self._data, self._diff = (np.zeros(shape, self._data.dtype) for _ in range(2))
 
     def cast(self, dtype: DTypeLike) -> None:
-        """Let data and diff have this dtype."""
+        """Convert data and diff to this dtype."""
         self._data, self._diff = (a.astype(dtype, copy=False) for a in (self._data, self._diff))
 
     @property
@@ -81,7 +81,7 @@ class PythonBlob:
 
 
 class ParameterBlob(PythonBlob):
-    """A parameter blob, in the shape that its layer uses; in memory of its own until it is bound."""
+    """A parameter blob, in the shape that its layer uses; until it is bound, it has its own memory."""
 
     def __init__(self, shape: Sequence[int] = ()) -> None:
         super().__init__(shape)
@@ -89,7 +89,7 @@ class ParameterBlob(PythonBlob):
         self._index = 0
 
     def bind(self, layer: Layer, index: int) -> ParameterBlob:
-        """Be parameter blob `index` of `layer` from now on."""
+        """Refer to parameter blob `index` of `layer` from now on."""
         self._layer, self._index = layer, index
         return self
 
@@ -97,13 +97,13 @@ class ParameterBlob(PythonBlob):
     def data(self) -> NDArray[np.float32]:
         if self._layer is None:
             return self._data
-        return ParameterMemory.of(self._parameter).data.array().reshape(self.shape)
+        return ParameterMemory.of_parameter(self._parameter).data.array().reshape(self.shape)
 
     @property
     def diff(self) -> NDArray[np.float32]:
         if self._layer is None:
             return self._diff
-        return ParameterMemory.of(self._parameter).diff.array().reshape(self.shape)
+        return ParameterMemory.of_parameter(self._parameter).diff.array().reshape(self.shape)
 
     @property
     def shape(self) -> Shape:
@@ -142,15 +142,15 @@ class RawBlobVec(list[PythonBlob]):
 
 
 class PythonLayerBase:
-    """What `caffe.Layer` is: the base class of users' layers."""
+    """The base class of users' layers; `caffe.Layer` in pycaffe."""
 
     def __init__(self, param: LayerParameter) -> None:
         self.param_str = param.python_param.param_str
         self.param_str_ = self.param_str  # as Caffe called it in 2015, when Fast R-CNN's layers were written
         self.phase = int(param.phase)
         self.blobs = BlobVec()
-        for given in param.blobs:
-            values = array_from_blob(given)
+        for blob in param.blobs:
+            values = array_from_blob(blob)
             self.blobs.add_blob(*values.shape)
             self.blobs[-1].data[...] = values
 

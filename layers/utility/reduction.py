@@ -1,4 +1,4 @@
-"""Reduction: one number from all axes from `axis` on.
+"""Reduction: all axes from `axis` on are reduced to one number.
 
     SUM    top = coeff * sum x
     ASUM   top = coeff * sum |x|      (gradient 0 where x is 0)

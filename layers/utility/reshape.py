@@ -2,9 +2,9 @@
 
 bottom[0]  any shape
 top[0]     `num_axes` axes from `axis` on (default: all) replaced by `shape`, in which
-           0 copies the bottom's size at that place, -1 is what is left (at most once)
+           0 copies the bottom's size at that position, -1 is inferred (at most once)
 
-A negative axis counts from num_axes + 1: -1 is behind the last axis.
+A negative axis counts from num_axes + 1: -1 is after the last axis.
 
 Caffe: reshape_layer.cpp.
 """
@@ -71,9 +71,9 @@ class Reshape(Layer):
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         bottom = graph.shape(bottoms[0])
         start, end = self._range(len(bottom))
-        # ONNX reads 0 and -1 alike. The batch size must stay open: it is 0 in its own place, -1 elsewhere.
-        behind = [bottom[axis] if axis else -1 for axis in range(end, len(bottom))]
-        target = [0] * start + self.dims + behind
+        # 0 and -1 mean the same in ONNX as in Caffe. The batch size must stay open: 0 in place, -1 elsewhere.
+        trailing = [bottom[axis] if axis else -1 for axis in range(end, len(bottom))]
+        target = [0] * start + self.dims + trailing
         if target.count(-1) > 1:
             raise ExportError(
                 f"layer {self.name!r}: its shape {self.dims} leaves both the batch axis and another open; "
@@ -82,7 +82,7 @@ class Reshape(Layer):
         graph.node("Reshape", [bottoms[0], graph.constant(np.array(target))], tops)
 
     def _range(self, num_axes: int) -> tuple[int, int]:
-        """First axis that is replaced, and the one behind the last."""
+        """First axis that is replaced, and the end (exclusive)."""
         reshape = self.param.reshape_param
         start = reshape.axis if reshape.axis >= 0 else num_axes + 1 + reshape.axis
         if not 0 <= start <= num_axes:

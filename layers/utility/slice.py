@@ -1,8 +1,8 @@
-"""Slice: the parts of the bottom along `axis`, a top each.
+"""Slice: the bottom is cut along `axis` into parts, one per top.
 
 bottom[0]  any shape
 top[0..]   the bottom's shape but for `axis` (default 1; slice_dim is its old name): the parts begin at 0 and
-           at each slice_point; without slice_point all are of one size
+           at each slice_point; without slice_point all have the same size
 
 Caffe: slice_layer.cpp. Differs: a last slice_point at or beyond the end of the axis is an error.
 """

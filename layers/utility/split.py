@@ -1,4 +1,4 @@
-"""Split: the bottom once more for each of its readers; their gradients are added. Inserted by the net itself.
+"""Split: one copy of the bottom for each of its readers; their gradients are added. The net inserts it.
 
 bottom[0]  any shape
 top[0..]   the same shape, the same memory

@@ -1,9 +1,9 @@
-"""SyncedMemory: tensors as scripts see them, arrays in the CPU's memory.
+"""SyncedMemory: tensors as scripts see them, as arrays in the CPU's memory.
 
-A tensor that is there is seen as it is. Of a tensor on a device there is a copy, which is brought up to date
-when it is asked for and taken back before the device computes with the tensor again. As in Caffe, an array
-that was asked for earlier then no longer belongs to the tensor: later results are not in it, and what is
-written to it is lost.
+A tensor in the CPU's memory is used directly. A tensor on a device has a copy, which is updated when a script
+asks for it, and written back before the device computes with the tensor again. As in Caffe, an array that a
+script got before that is then detached from the tensor: it does not show later results, and what is written
+to it is lost.
 
 Caffe: syncedmem.cpp.
 """
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 
 class SyncedMemory:
-    """`current` gives the tensor, which may change its size and place from one time to the next."""
+    """`current` returns the tensor, whose size and memory may change from call to call."""
 
     def __init__(self, current: Callable[[], Tensor]) -> None:
         self._current = current
         self._copy = np.empty(0, np.float32)
-        self._lent = False
+        self._is_lent = False
 
     def array(self) -> NDArray[np.float32]:
         """The values, to read and to write."""
@@ -33,32 +33,32 @@ class SyncedMemory:
         if in_cpu_memory(tensor):
             array: NDArray[np.float32] = tensor.numpy()
             return array
-        if not self._lent:
+        if not self._is_lent:
             copy = torch.from_numpy(self._copy)
             if copy.shape != tensor.shape or copy.dtype != tensor.dtype:
                 copy = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
                 self._copy = copy.numpy()
             copy.copy_(tensor)
-            self._lent = True
+            self._is_lent = True
         return self._copy
 
     def take_back(self) -> None:
-        """Put into the tensor what scripts may have written since they asked for the values."""
-        if self._lent:
-            # .data: autograd must not take it for a change of what a backward pass needs, as on the CPU.
+        """Write the copy back to the tensor, if a script has asked for it since the last time."""
+        if self._is_lent:
+            # .data: autograd must not notice the write, as it does not on the CPU, where numpy writes.
             self._current().data.copy_(torch.from_numpy(self._copy))
-            self._lent = False
+            self._is_lent = False
 
 
 class ParameterMemory:
-    """data and diff of a parameter blob; all who share the parameter share this (`of`)."""
+    """data and diff of a parameter blob; there is one for all layers that share it (`of_parameter`)."""
 
     def __init__(self, parameter: nn.Parameter) -> None:
         self.data = SyncedMemory(lambda: parameter)
         self.diff = SyncedMemory(lambda: parameter_diff(parameter))
 
     @classmethod
-    def of(cls, parameter: Any) -> ParameterMemory:
+    def of_parameter(cls, parameter: Any) -> ParameterMemory:
         """The memory of this parameter."""
         if not hasattr(parameter, "synced_memory"):
             parameter.synced_memory = cls(parameter)
@@ -67,7 +67,7 @@ class ParameterMemory:
 
 
 def take_back(parameters: Iterable[Any]) -> None:
-    """Put into parameters what scripts may have written to them."""
+    """Write back to parameters what scripts may have written to their copies."""
     for parameter in parameters:
         if hasattr(parameter, "synced_memory"):
             parameter.synced_memory.data.take_back()
@@ -75,7 +75,7 @@ def take_back(parameters: Iterable[Any]) -> None:
 
 
 def parameter_diff(parameter: nn.Parameter) -> Tensor:
-    """The diff of a parameter blob, made where it is not there yet."""
+    """The diff of a parameter blob; it is made if it does not exist yet."""
     if parameter.grad is None:
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
@@ -85,5 +85,5 @@ def parameter_diff(parameter: nn.Parameter) -> Tensor:
 
 
 def in_cpu_memory(tensor: Tensor) -> bool:
-    """Whether a script can look at the tensor itself."""
+    """Whether a script can use the tensor's own memory."""
     return tensor.device.type == "cpu"

@@ -1,4 +1,4 @@
-"""Tile: the bottom `tiles` times in a row along `axis`.
+"""Tile: the bottom, repeated `tiles` times along `axis`.
 
 bottom[0]  any shape; axis is 1 by default
 top[0]     the same but for `axis`, which is `tiles` times as long
@@ -31,7 +31,7 @@ class Tile(Layer):
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         shape = bottom_shapes[0]
         times = self._times(len(shape))
-        return [tuple(size * often for size, often in zip(shape, times, strict=True))]
+        return [tuple(size * count for size, count in zip(shape, times, strict=True))]
 
     def forward(self, x: Tensor) -> Tensor:
         return x.repeat(self._times(x.dim()))
@@ -41,7 +41,7 @@ class Tile(Layer):
         graph.node("Tile", [bottoms[0], graph.constant(times)], tops)
 
     def _times(self, num_axes: int) -> list[int]:
-        """How often along each axis."""
+        """Number of repetitions along each axis."""
         tile = self.param.tile_param
         times = [1] * num_axes
         times[self.canonical_axis(tile.axis, num_axes)] = tile.tiles

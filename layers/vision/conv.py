@@ -1,11 +1,11 @@
-"""Convolution: learned filters slid over the spatial axes, those behind `axis`.
+"""Convolution: learned filters slid over the spatial axes, which follow `axis`.
 
     top[n, o, y, x] = bias[o] + sum_c,i,j weight[o, c, i, j] * bottom[n, c, y s + i d - p, x s + j d - p]
 
 with stride s, dilation d and zero padding p; the sum over c runs over the channels of o's group only. Each
-spatial size becomes (size + 2 p - (d (k - 1) + 1)) / s + 1, the division cut towards zero.
+spatial size becomes (size + 2 p - (d (k - 1) + 1)) / s + 1, the division rounded towards zero.
 
-bottom[i]  (..., C, H, W); any number of axes before the channel axis, and of spatial ones behind it
+bottom[i]  (..., C, H, W); any number of axes before the channel axis, and of spatial axes after it
 top[i]     (..., num_output, H', W'), all bottoms through the same filters
 blobs      weight (num_output, C / group, kernel_h, kernel_w); bias (num_output) if bias_term
 
@@ -39,23 +39,23 @@ class Windows(NamedTuple):
 
     @property
     def extent(self) -> Shape:
-        """What a window covers, holes included."""
+        """The size that a window covers, holes included."""
         return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
 
     def counts(self, sizes: Sequence[int]) -> Shape:
         """How many windows there are on each axis; 0 where none fits."""
-        # Caffe: C++ cuts towards zero, so a window that sticks out by less than the stride counts as one.
-        rooms = [size + 2 * p - e for size, p, e in zip(sizes, self.pad, self.extent, strict=True)]
+        # Caffe: C++ rounds towards zero, so a window that sticks out by less than the stride counts as one.
+        spans = [size + 2 * p - e for size, p, e in zip(sizes, self.pad, self.extent, strict=True)]
         return tuple(
-            max(room, 0) // s + 1 if room > -s else 0 for room, s in zip(rooms, self.stride, strict=True)
+            max(span, 0) // s + 1 if span > -s else 0 for span, s in zip(spans, self.stride, strict=True)
         )
 
-    def spread(self, counts: Sequence[int]) -> Shape:
-        """The sizes that so many windows cover, without the padding."""
+    def covered_sizes(self, counts: Sequence[int]) -> Shape:
+        """The sizes that `counts` windows cover, without the padding."""
         covered = zip(counts, self.stride, self.extent, self.pad, strict=True)
         return tuple(s * (count - 1) + e - 2 * p for count, s, e, p in covered)
 
-    def beyond(self, sizes: Sequence[int]) -> Shape:
+    def overhang(self, sizes: Sequence[int]) -> Shape:
         """How far the first window sticks out of the padded end of each axis."""
         return tuple(
             max(0, e - size - 2 * p) for size, e, p in zip(sizes, self.extent, self.pad, strict=True)
@@ -68,44 +68,44 @@ def read_windows(layer: Layer, axes: int) -> Windows:
     stride = _per_axis(layer, "stride", axes, 1, ("stride_h", "stride_w"))
     pad = _per_axis(layer, "pad", axes, 0, ("pad_h", "pad_w"))
     dilation = _per_axis(layer, "dilation", axes, 1)
-    for what, sizes in (("Filter", kernel), ("Stride", stride), ("Dilation", dilation)):
+    for kind, sizes in (("Filter", kernel), ("Stride", stride), ("Dilation", dilation)):
         if not all(sizes):
-            raise layer.error(f"{what} dimensions must be nonzero.; got {', '.join(map(str, sizes))}")
+            raise layer.error(f"{kind} dimensions must be nonzero.; got {', '.join(map(str, sizes))}")
     return Windows(kernel, stride, pad, dilation)
 
 
 def _per_axis(
     layer: Layer, name: str, axes: int, default: int | None, pair: tuple[str, str] | None = None
 ) -> Shape:
-    """A field that is given once or once per spatial axis, or as a pair _h, _w of its own."""
+    """A field that is given once, once per spatial axis, or as the pair of fields _h and _w."""
     param = layer.param.convolution_param
-    given = tuple(getattr(param, name))
+    values = tuple(getattr(param, name))
     if pair and (param.HasField(pair[0]) or param.HasField(pair[1])):
         stem = pair[0].removesuffix("_h")
         if axes != 2:
             raise layer.error(
                 f"{stem}_h & {stem}_w can only be used for 2D convolution.; there are {axes} spatial axes"
             )
-        if given:
+        if values:
             raise layer.error(f"Either {name} or {stem}_h/w should be specified; not both.")
         return (getattr(param, pair[0]), getattr(param, pair[1]))
-    if not given and default is not None:
+    if not values and default is not None:
         return (default,) * axes
-    if len(given) not in (1, axes):
+    if len(values) not in (1, axes):
         raise layer.error(
             f"{name} must be specified once, or once per spatial dimension "
-            f"({name} specified {len(given)} times; {axes} spatial dims)."
+            f"({name} specified {len(values)} times; {axes} spatial dims)."
         )
-    return given * axes if len(given) == 1 else given
+    return values * axes if len(values) == 1 else values
 
 
 class BaseConvolution(Layer):
-    """What Convolution and Deconvolution share, and the direction that tells them apart."""
+    """What Convolution and Deconvolution share; `reverse` tells them apart."""
 
     min_bottoms = min_tops = 1
     same_count = True
     reads = ("convolution_param",)
-    reverse: ClassVar[bool]  # Deconvolution: the weight leads from the bottom's channels to the top's
+    reverse: ClassVar[bool]  # True: Deconvolution, whose weight has the bottom's channels first
     operator: ClassVar[str]  # ONNX
     functions: ClassVar[tuple[Callable[..., Tensor], ...]]  # for 1, 2, 3 spatial axes
     reads_bottom = True
@@ -131,12 +131,12 @@ class BaseConvolution(Layer):
             raise self.error(
                 f"Number of output should be multiples of group {self.group}.; got {self.num_output}"
             )
-        ends = (shape[axis], self.num_output) if self.reverse else (self.num_output, shape[axis])
+        channels = (shape[axis], self.num_output) if self.reverse else (self.num_output, shape[axis])
         windows = read_windows(self, spatial)
         kernel = windows.kernel
-        self.add_blob((ends[0], ends[1] // self.group, *kernel), convolution.weight_filler)
-        pixels = windows.kernel == windows.stride == (1,) * spatial and not any(windows.pad)
-        self.spoils_in_place = "data" if pixels else ""  # Caffe: else a window is copied before it is used
+        self.add_blob((channels[0], channels[1] // self.group, *kernel), convolution.weight_filler)
+        is_1x1 = windows.kernel == windows.stride == (1,) * spatial and not any(windows.pad)
+        self.spoils_in_place = "data" if is_1x1 else ""  # Caffe: others copy a window before they use it
         if self.bias_term:
             self.add_blob((self.num_output,), convolution.bias_filler)
 
@@ -146,7 +146,7 @@ class BaseConvolution(Layer):
 
     @property
     def channels(self) -> int:
-        """Of a bottom."""
+        """Number of channels of a bottom."""
         shape = self.blob_shapes[0]
         return shape[0] if self.reverse else shape[1] * self.group
 
@@ -169,7 +169,7 @@ class BaseConvolution(Layer):
                     f"bottom[{index}]: {shape_string(shape)}"
                 )
         sizes = first[axis + 1 :]
-        new_sizes = windows.spread(sizes) if self.reverse else windows.counts(sizes)
+        new_sizes = windows.covered_sizes(sizes) if self.reverse else windows.counts(sizes)
         if any(size < 1 for size in (*sizes, *new_sizes)):
             raise self.error(
                 f"nothing would be left of bottom {first}: the top's spatial sizes would be {new_sizes} with "
@@ -180,16 +180,16 @@ class BaseConvolution(Layer):
     def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
         weight, bias = self.blob(0), self.blob(1) if self.bias_term else None
         if len(bottoms) == 1:
-            return self._one(bottoms[0], weight, bias)
-        return tuple(self._one(bottom, weight, bias) for bottom in bottoms)
+            return self._convolve_bottom(bottoms[0], weight, bias)
+        return tuple(self._convolve_bottom(bottom, weight, bias) for bottom in bottoms)
 
-    def _one(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _convolve_bottom(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         windows, spatial = self.windows, len(self.windows.kernel)
         shape = x.shape
         axis = len(shape) - spatial - 1
-        beyond = (0,) if self.reverse else windows.beyond(shape[axis + 1 :])
-        if any(beyond):
-            x = F.pad(x, [n for out in reversed(beyond) for n in (0, out)])
+        overhang = (0,) if self.reverse else windows.overhang(shape[axis + 1 :])
+        if any(overhang):
+            x = F.pad(x, [n for end in reversed(overhang) for n in (0, end)])
         if axis == 1 and spatial:
             return self._convolve(x, weight, bias, windows)
         if not spatial:  # a convolution over one pixel
@@ -209,7 +209,7 @@ class BaseConvolution(Layer):
         return function(x, weight, bias, windows.stride, windows.pad, windows.dilation, self.group)
 
     def _convolve_first_axis(self, x: Tensor, weight: Tensor, windows: Windows) -> Tensor:
-        """The sum, over the kernel's places on the first spatial axis, of convolutions over the others."""
+        """The sum, over the kernel's positions on the first spatial axis, of convolutions over the others."""
         kernel, stride, pad, dilation = (field[0] for field in windows)
         others = Windows(*(field[1:] for field in windows))
         reach = dilation * (kernel - 1)
@@ -228,7 +228,7 @@ class BaseConvolution(Layer):
         x = F.pad(x, [0, 0] * len(others.kernel) + [pad, pad])  # F.pad begins with the last axis
         span = x.shape[2] - reach
         rows = (x[:, :, place * dilation :][:, :, :span:stride] for place in range(kernel))
-        return reduce(torch.add, (over_the_others(some, place) for place, some in enumerate(rows)))
+        return reduce(torch.add, (over_the_others(part, place) for place, part in enumerate(rows)))
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         weight = self.blob(0)
@@ -241,7 +241,7 @@ class BaseConvolution(Layer):
             shape = graph.shape(bottom)
             axis = len(shape) - spatial - 1
             sizes = shape[axis + 1 :] or (1,)
-            beyond = (0,) * len(sizes) if self.reverse else windows.beyond(sizes)
+            overhang = (0,) * len(sizes) if self.reverse else windows.overhang(sizes)
             plain = axis == 1 and spatial > 0
             flat = bottom if plain else graph.node(
                 "Reshape", [bottom, graph.constant(np.array([-1, self.channels, *sizes]))]
@@ -252,7 +252,7 @@ class BaseConvolution(Layer):
                 [top] if plain else None,
                 kernel_shape=windows.kernel,
                 strides=windows.stride,
-                pads=[*windows.pad, *(p + out for p, out in zip(windows.pad, beyond, strict=True))],
+                pads=[*windows.pad, *(p + end for p, end in zip(windows.pad, overhang, strict=True))],
                 dilations=windows.dilation,
                 group=self.group,
             )

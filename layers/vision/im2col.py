@@ -1,8 +1,8 @@
-"""Im2col: the patch under every place of a convolution window, laid out along the channel axis.
+"""Im2col: the patch under every position of a convolution window, laid out along the channel axis.
 
     top[n, (c, i, j), y, x] = bottom[n, c, y s + i d - p, x s + j d - p], 0 outside the bottom
 
-bottom[0]  (..., C, H, W); one or more spatial axes behind the channel axis
+bottom[0]  (..., C, H, W); one or more spatial axes after the channel axis
 top[0]     (..., C * kernel_h * kernel_w, H', W'), H' and W' as in Convolution
 
 convolution_param gives axis, kernel, stride, pad and dilation.
@@ -34,7 +34,7 @@ class Im2col(Layer):
         super().__init__(param)
         for name in ("num_output", "bias_term", "group", "weight_filler", "bias_filler"):
             if param.convolution_param.HasField(name):
-                self.pass_over(f"convolution_param.{name}")
+                self.note_leftover(f"convolution_param.{name}")
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         axes = len(bottom_shapes[0])
@@ -82,15 +82,15 @@ class Im2col(Layer):
         graph.node("Reshape", [x, graph.constant(np.array([-1, *self.top_shapes([shape])[0][1:]]))], tops)
 
     def _padding(self, sizes: Sequence[int]) -> list[tuple[int, int]]:
-        """Zeros before and behind each spatial axis."""
-        return [(p, p + out) for p, out in zip(self.windows.pad, self.windows.beyond(sizes), strict=True)]
+        """Zeros before and after each spatial axis."""
+        return [(p, p + end) for p, end in zip(self.windows.pad, self.windows.overhang(sizes), strict=True)]
 
     def _index(self, axis: int, count: int, device: torch.device | None = None) -> Tensor:
-        """Where on the padded axis each kernel place (row) of each window (column) reads."""
+        """The position on the padded axis that each kernel position (row) of each window (column) reads."""
         places = torch.arange(self.windows.kernel[axis], device=device) * self.windows.dilation[axis]
         return places[:, None] + torch.arange(count, device=device) * self.windows.stride[axis]
 
     def _order(self, first: int) -> list[int]:
         """The axes of (..., C, k1, count1, k2, count2, ...): first all kernel axes, then all counts."""
-        last = first + 2 * len(self.windows.kernel)
-        return [*range(first), *range(first, last, 2), *range(first + 1, last, 2)]
+        end = first + 2 * len(self.windows.kernel)
+        return [*range(first), *range(first, end, 2), *range(first + 1, end, 2)]

@@ -4,25 +4,25 @@
                 wins
     AVE         top = sum of the window's pixels / size of the window, which counts padding, up to the padded
                 end
-    STOCHASTIC  TRAIN: top = a pixel, drawn with a probability like its value; it alone gets the gradient
+    STOCHASTIC  TRAIN: top = a pixel, drawn in proportion to its value; it alone gets the gradient
                 TEST:  top = sum of the window's pixels squared / their sum, or 0 where the sum is not above 0
 
-There are ceil((size + 2 pad - kernel) / stride) + 1 windows on an axis (round_mode FLOOR: floor); if there is
-any padding, one less where the last would start at or behind size + pad. So windows may stick out of the far
-end. Without padding and with stride > kernel the last window may be empty: its maximum is the lowest number
-there is, its average NaN.
+An axis has ceil((size + 2 pad - kernel) / stride) + 1 windows (round_mode FLOOR: floor), or, with any
+padding, one less if the last would start at or after size + pad. So windows may stick out of the far end.
+Without padding and with stride > kernel the last window may be empty: its maximum is then the lowest float,
+its average NaN.
 
 bottom[0]  (N, C, H, W)
 top[0]     (N, C, H', W')
 top[1]     MAX only, optional: where the maximum is, y W + x, as a number (-1 for an empty window)
 
-STOCHASTIC takes no padding and, as in Caffe, computes on a GPU only. Each output takes one number of the
+STOCHASTIC takes no padding and, as in Caffe, computes on a GPU only. Each output draws one number of the
 random stream, in memory order; `device_masks` lets the device draw them itself.
 
 Caffe: pooling_layer.cpp, pooling_layer.cu. Differs: stride 0 and a top without pixels are errors. MAX gives
-NaN for a window with a NaN, where Caffe passes over it. Where no pixel can be drawn, STOCHASTIC gives 0 (the
-sum is negative, or the window empty) or NaN (the sum is NaN); Caffe leaves what lay in memory. In TEST its
-gradient is the derivative; Caffe takes that of pixels that nobody drew.
+NaN for a window with a NaN, where Caffe ignores it. Where no pixel can be drawn, STOCHASTIC gives 0 (the sum
+is negative, or the window empty) or NaN (the sum is NaN); Caffe leaves the top's memory as it was. In TEST
+the gradient of STOCHASTIC is the derivative; Caffe sends it to pixels that were not drawn.
 """
 
 from collections.abc import Sequence
@@ -59,18 +59,18 @@ class PoolWindows(NamedTuple):
 
     def _count(self, axis: int, size: int) -> int:
         kernel, stride, pad = self.kernel[axis], self.stride[axis], self.pad[axis]
-        room = size + 2 * pad - kernel
-        count = (room // stride if self.floor else -(-room // stride)) + 1
+        span = size + 2 * pad - kernel
+        count = (span // stride if self.floor else -(-span // stride)) + 1
         return count - 1 if any(self.pad) and (count - 1) * stride >= size + pad else count
 
     def filled(self, sizes: Sequence[int]) -> Pair:
-        """How many of the windows begin before the padded end."""
+        """Number of windows that begin before the padded end, and so are not empty."""
         axes = zip(self.counts(sizes), self.stride, sizes, self.pad, strict=True)
         height, width = (min(count, -(-(size + p) // s)) for count, s, size, p in axes)
         return height, width
 
     def ends(self, sizes: Sequence[int], counts: Pair) -> Pair:
-        """Pixels that the last of `counts` windows needs behind each axis."""
+        """Padding that the last of `counts` windows needs after each axis."""
         axes = zip(counts, self.stride, self.kernel, sizes, self.pad, strict=True)
         height, width = (max(0, (count - 1) * s + k - size - p) for count, s, k, size, p in axes)
         return height, width
@@ -88,17 +88,17 @@ class PoolWindows(NamedTuple):
         return (start + self.kernel[axis]).clamp(max=size + pad) - start
 
     def fits_torch(self, sizes: Sequence[int]) -> bool:
-        """Whether torch's kernels place the windows alike; they drop an empty one and want less padding."""
+        """Whether torch can place the windows like Caffe: none is empty, pad is at most half the kernel."""
         narrow = all(2 * p <= k for p, k in zip(self.pad, self.kernel, strict=True))
         return narrow and self.filled(sizes) == self.counts(sizes)
 
     @property
-    def one_pixel(self) -> bool:
-        """Whether a window is a pixel of the bottom: all that is left to do is to take every so many."""
+    def is_subsampling(self) -> bool:
+        """Whether every window is one pixel of the bottom, without padding."""
         return self.kernel == (1, 1) and not any(self.pad)
 
-    def near(self, sizes: Sequence[int]) -> "PoolWindows":
-        """As many windows, of the same pixels: one that begins far behind the end begins right behind it."""
+    def clip_stride(self, sizes: Sequence[int]) -> "PoolWindows":
+        """As many windows with the same pixels, but no stride larger than needed (torch's has 31 bits)."""
         axes = zip(self.stride, sizes, self.pad, self.kernel, strict=True)
         down, right = (min(s, max(size + p, k)) for s, size, p, k in axes)
         return self._replace(stride=(down, right))
@@ -109,14 +109,14 @@ class PoolWindows(NamedTuple):
         return F.pad(x, (left, right, top, bottom), value=value)
 
 
-class _Picked(torch.autograd.Function):
-    """Every stride[0]th row, every stride[1]th column; the gradient lies in memory as the bottom does."""
+class _Subsample(torch.autograd.Function):
+    """Every stride[0]th row, every stride[1]th column; the gradient has the bottom's memory format."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stride: Pair) -> Tensor:
         ctx.shape, ctx.stride = x.shape, stride
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        ctx.memory_format = torch.channels_last if last else torch.contiguous_format
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
+        ctx.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         return x[:, :, :: stride[0], :: stride[1]].clone()
 
     @staticmethod
@@ -129,24 +129,24 @@ class _Picked(torch.autograd.Function):
         return diff, None
 
 
-def picked(x: Tensor, windows: PoolWindows) -> Tensor:
-    """The pixels that windows of one pixel, which fit, see."""
-    return apply(_Picked, x, windows.stride)
+def subsample(x: Tensor, windows: PoolWindows) -> Tensor:
+    """The pixels of windows of one pixel, which lie inside the bottom."""
+    return apply(_Subsample, x, windows.stride)
 
 
 def max_pool(x: Tensor, windows: PoolWindows) -> Tensor:
     """The maxima."""
-    fits, windows = windows.fits_torch(x.shape[2:]), windows.near(x.shape[2:])  # torch's stride has 31 bits
+    fits, windows = windows.fits_torch(x.shape[2:]), windows.clip_stride(x.shape[2:])
     if fits:
-        if windows.one_pixel:
-            return picked(x, windows)
+        if windows.is_subsampling:
+            return subsample(x, windows)
         return F.max_pool2d(x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor)
     return F.max_pool2d(windows.padded(x, torch.finfo(x.dtype).min), windows.kernel, windows.stride)
 
 
 def max_pool_with_mask(x: Tensor, windows: PoolWindows) -> tuple[Tensor, Tensor]:
-    """The maxima and where they are."""
-    fits, windows = windows.fits_torch(x.shape[2:]), windows.near(x.shape[2:])
+    """The maxima and their positions, y W + x."""
+    fits, windows = windows.fits_torch(x.shape[2:]), windows.clip_stride(x.shape[2:])
     if fits:
         top, index = F.max_pool2d_with_indices(
             x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor
@@ -163,12 +163,12 @@ def max_pool_with_mask(x: Tensor, windows: PoolWindows) -> tuple[Tensor, Tensor]
 
 def average_pool(x: Tensor, windows: PoolWindows) -> Tensor:
     """The averages."""
-    near = windows.near(x.shape[2:])
-    if windows.fits_torch(x.shape[2:]):  # torch's divisor is Caffe's
-        if near.one_pixel:
-            return picked(x, near)
-        return F.avg_pool2d(x, near.kernel, near.stride, near.pad, ceil_mode=not near.floor)
-    sums = F.avg_pool2d(near.padded(x, 0), near.kernel, near.stride, divisor_override=1)
+    clipped = windows.clip_stride(x.shape[2:])
+    if windows.fits_torch(x.shape[2:]):  # torch's divisor is then Caffe's
+        if clipped.is_subsampling:
+            return subsample(x, clipped)
+        return F.avg_pool2d(x, clipped.kernel, clipped.stride, clipped.pad, ceil_mode=not clipped.floor)
+    sums = F.avg_pool2d(clipped.padded(x, 0), clipped.kernel, clipped.stride, divisor_override=1)
     return sums / windows.areas(x, x.shape[2:])
 
 
@@ -177,13 +177,13 @@ def drawn_pool(x: Tensor, windows: PoolWindows, draws: Tensor) -> Tensor:
 
     draws   numbers of [0, 1], of the top's shape
     """
-    windows = windows.near(x.shape[2:])
-    padded = windows.padded(x, 0)  # adds nothing to the sums, so that no such pixel is the first to reach it
+    windows = windows.clip_stride(x.shape[2:])
+    padded = windows.padded(x, 0)  # zeros add nothing, so none of them is the first to reach the draw
     (height, width), (down, right) = windows.kernel, windows.stride
     with torch.no_grad():
         sums = padded.unfold(2, height, down).unfold(3, width, right).flatten(4).cumsum(4)
         reached = sums >= draws.unsqueeze(4) * sums[..., -1:]
-        place = reached.to(torch.uint8).argmax(4)  # the first of those that are 1
+        place = reached.to(torch.uint8).argmax(4)  # the first 1
         rows = torch.arange(place.shape[2], device=x.device) * down
         columns = torch.arange(place.shape[3], device=x.device) * right
         index = (rows[:, None] + place // width) * padded.shape[3] + columns + place % width
@@ -192,8 +192,8 @@ def drawn_pool(x: Tensor, windows: PoolWindows, draws: Tensor) -> Tensor:
 
 
 def expected_pool(x: Tensor, windows: PoolWindows) -> Tensor:
-    """The mean of each window's pixels, weighted with the pixels; 0 where their sum is not above 0."""
-    windows = windows.near(x.shape[2:])
+    """The mean of each window's pixels, weighted by the pixels; 0 where their sum is not above 0."""
+    windows = windows.clip_stride(x.shape[2:])
     padded = windows.padded(x, 0)
     sums, squares = (
         F.avg_pool2d(value, windows.kernel, windows.stride, divisor_override=1)
@@ -211,12 +211,12 @@ def pool_to_onnx(
     method: str,
     sizes: Sequence[int],
 ) -> None:
-    """Nodes that pool `bottom`, of spatial `sizes`, to `tops`; no padding comes from rounding."""
+    """Nodes that pool `bottom`, of spatial `sizes`, to `tops`; all padding is explicit, without ceil_mode."""
     counts, filled = windows.counts(sizes), windows.filled(sizes)
     ends = windows.ends(sizes, filled)
 
     def complete(value: str, fill: float, top: str | None) -> str:
-        """Put what empty windows give behind the others."""
+        """Append the values of empty windows to those of the other windows."""
         empty = graph.constant(np.array([0] * 6 + [counts[0] - filled[0], counts[1] - filled[1]]))
         return graph.node("Pad", [value, empty, graph.constant(np.array(fill, np.float32))], top and [top])
 
@@ -248,7 +248,7 @@ def pool_to_onnx(
     else:
         from onnx import TensorProto  # here, because it is slow to import
 
-        index = f"{tops[1]}@index"  # counts through the whole blob
+        index = f"{tops[1]}@index"  # counted through the whole blob
         graph.node("MaxPool", [bottom], [names[0], index], **geometry)
         place = graph.node("Mod", [index, graph.constant(np.array(sizes[0] * sizes[1]))])
         graph.node("Cast", [place], names[1:], to=TensorProto.FLOAT)
@@ -262,7 +262,7 @@ class PoolingMethod(Layer):
 
     method         MAX, AVE or STOCHASTIC
     device_masks   let a device draw the random numbers itself; may be set on a layer
-    on_cpu         compute STOCHASTIC on the CPU, too; the check of an export does
+    on_cpu         compute STOCHASTIC on the CPU, too; the check of an export sets it
     """
 
     method: str
@@ -272,7 +272,7 @@ class PoolingMethod(Layer):
 
     @property
     def draws(self) -> bool:
-        """Whether the forward pass takes random numbers."""
+        """Whether the forward pass draws random numbers."""
         return self.method == "STOCHASTIC" and self.phase == TRAIN
 
     @property
@@ -280,7 +280,7 @@ class PoolingMethod(Layer):
         return not self.draws or self.device_masks
 
     def pool(self, x: Tensor, windows: PoolWindows) -> Tensor:
-        """One top."""
+        """The top of a bottom, without the mask."""
         if not x.numel():
             return x.reshape(*x.shape[:2], *windows.counts(x.shape[2:]))
         if self.method == "MAX":
@@ -300,7 +300,7 @@ class PoolingMethod(Layer):
         return drawn_pool(x, windows, draws.to(x.device, x.dtype, non_blocking=True))
 
     def check_pad(self, pad: Pair) -> None:
-        """LayerError for padding that the method has no meaning for."""
+        """LayerError for padding that the method does not support."""
         if self.method == "STOCHASTIC" and any(pad):
             raise self.error(f"Padding implemented only for average and max pooling.; got pad {pad}")
 
@@ -348,12 +348,12 @@ class Pooling(PoolingMethod):
         self.check_pad(pad)
 
     def _check_pair(self, name: str, message: str) -> None:
-        given = [self.param.pooling_param.HasField(f"{name}{end}") for end in ("", "_h", "_w")]
-        if given[1] != given[2] or (given[0] and given[1]):
+        size, height, width = (self.param.pooling_param.HasField(f"{name}{end}") for end in ("", "_h", "_w"))
+        if height != width or (size and height):
             raise self.error(message)
 
     def windows(self, sizes: Sequence[int]) -> PoolWindows:
-        """Of a bottom of these spatial sizes."""
+        """The windows for a bottom of these spatial sizes."""
         if self.param.pooling_param.global_pooling:
             return self.fixed._replace(kernel=(sizes[0], sizes[1]))
         return self.fixed

@@ -1,12 +1,12 @@
-"""SPP: spatial pyramid pooling, a top of one size for pictures of any size (He et al. 2014).
+"""SPP: spatial pyramid pooling, a top of one size for images of any size (He et al. 2014).
 
-Level l = 0 .. pyramid_height - 1 pools 2^l x 2^l windows: kernel and stride ceil(size / 2^l), padding half of
-what that is too much, rounded up. The levels, flattened, stand one behind the other.
+Level l = 0 .. pyramid_height - 1 pools 2^l x 2^l windows: kernel and stride ceil(size / 2^l), padding
+(kernel 2^l - size) / 2, rounded up. The levels are flattened and concatenated.
 
 bottom[0]  (N, C, H, W)
 top[0]     (N, C * (1 + 4 + 16 + ..)); with pyramid_height 1 (N, C, 1, 1)
 
-pool STOCHASTIC is as in Pooling, and takes sizes that need no padding only.
+pool STOCHASTIC is as in Pooling, and allows only sizes that need no padding.
 
 Caffe: spp_layer.cpp. Differs: pyramid_height 0, which crashes Caffe, is refused.
 """

@@ -117,7 +117,7 @@ class FastConvolution:
             not native.conv_supports(x, weight)
             or x.shape[1] != weight.shape[1]
             or torch.is_autocast_enabled("cpu")
-            or any(layer.windows.beyond(x.shape[2:]))
+            or any(layer.windows.overhang(x.shape[2:]))
         ):
             return self._by_torch(x)
         tiles = self._tiles(x.shape) if self.uses_winograd else 0

@@ -25,7 +25,7 @@ from imae.layers.blob import blob_from_array
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data import transformer as transformer_module
 from imae.layers.data.base_data import Buffers
-from imae.layers.data.data import Data, RawForm
+from imae.layers.data.data import Data, RawFormat
 from imae.layers.data.data_resources import DataResources, usable_cores
 from imae.layers.data.datum import array_from_datum, datum_from_array
 from imae.layers.data.lmdb_source import open_lmdb
@@ -96,7 +96,7 @@ def assert_same(got: list[NDArray[Any]], want: list[NDArray[Any]]) -> None:
 
 
 def is_kept(layer: Data) -> bool:
-    return "stay in memory" in layer.reader.manner or "are kept in memory" in layer.reader.manner
+    return "stay in memory" in layer.reader.storage or "are kept in memory" in layer.reader.storage
 
 
 # -- kept or streamed: the same batches ----------------------------------------------------------------------
@@ -223,7 +223,7 @@ def test_records_of_mixed_forms_are_read_as_protobuf_reads_them() -> None:
 )
 def test_the_short_way_through_a_record_agrees_with_the_long_one(change: Callable[[bytes], bytes]) -> None:
     image = pixels(1, (2, 3, 4))[0]
-    form = RawForm(datum_from_array(image, 1))
+    form = RawFormat(datum_from_array(image, 1))
     good = datum_from_array(image, 9).SerializeToString()
     value = change(good)
     for _ in range(2):  # what follows the pixels is remembered
@@ -263,7 +263,7 @@ def test_layers_take_from_one_budget_in_turn_and_give_back() -> None:
     assert is_kept(first) and resources.free == needed - 1
     other = 'type: "Data" top: "data" data_param { source: "other" batch_size: 2 backend: LMDB }'
     second = make(other, resources)
-    assert second.reader.manner == (
+    assert second.reader.storage == (
         f"11 records, {bytes_text(needed)} decoded, are read anew each time; {bytes_text(needed - 1)} are "
         f"free of a budget of {bytes_text(2 * needed - 1)} (--data-cache)"
     )
@@ -281,7 +281,7 @@ def test_layers_that_read_the_same_records_share_them() -> None:
     resources = DataResources(needed)
     train, test = build(resources=resources), build(resources=resources, phase=TEST)
     gray = build("force_gray: true", resources=resources)
-    assert "where another layer has them, too" in test.reader.manner and is_kept(train)
+    assert "where another layer has them, too" in test.reader.storage and is_kept(train)
     assert not is_kept(gray)
     want = batches(build(resources=DataResources(0)))
     assert_same(batches(train), want)
@@ -339,15 +339,15 @@ def test_more_memory_than_there_is(text: str) -> None:
 
 def test_work_for_several_threads_is_done_in_order() -> None:
     resources = DataResources(0, threads=4)
-    assert resources.each(lambda i: i * i, 101) == [i * i for i in range(101)]
+    assert resources.map_indices(lambda i: i * i, 101) == [i * i for i in range(101)]
 
     def fail(i: int) -> None:
         if i in (70, 13, 99):
             raise DataError(str(i))
 
     with pytest.raises(DataError, match="13"):
-        resources.each(fail, 101)
-    assert resources.each(lambda i: i, 0) == []
+        resources.map_indices(fail, 101)
+    assert resources.map_indices(lambda i: i, 0) == []
 
 
 @pytest.mark.parametrize("budget", [0, 1 << 30])

@@ -375,7 +375,7 @@ def test_records_go_round_also_within_a_batch(caplog: pytest.LogCaptureFixture) 
     images = image_lmdb(5)
     with caplog.at_level(logging.INFO):
         layer = build(data_text(7))
-        layer.ahead = 0
+        layer.prefetch = 0
         got = batches(layer, 2)
     order = [[0, 1, 2, 3, 4, 0, 1], [2, 3, 4, 0, 1, 2, 3]]
     for (data, label), want in zip(got, order, strict=True):
@@ -664,11 +664,11 @@ def test_how_far_ahead_batches_are_made_changes_nothing(kind: str) -> None:
     runs, states = [], []
     for ahead in (0, 1, 4):
         layer = build(text, seed=3)
-        layer.ahead = ahead
+        layer.prefetch = ahead
         runs.append(batches(layer, 6))
         states.append(layer.get_state())
         if ahead:
-            layer.ahead = 0  # what waits is handed out first
+            layer.prefetch = 0  # what waits is handed out first
             runs[-1] += batches(layer, 6)
         else:
             runs[-1] += batches(layer, 6)
@@ -726,7 +726,7 @@ def test_an_error_comes_with_its_batch_again_and_again(order: str, ahead: int) -
     records = {b"%d" % i: raw(random_images(1)[0], i) for i in range(6)}
     write_lmdb("db", {**records, b"4": b"\xff" * 9})
     layer = build(data_text(1) + f"data_order_param {{ order: {order} }}")
-    layer.ahead = ahead
+    layer.prefetch = ahead
     rows = CaffeRandom(1).fork().shuffle(6).tolist() if order == "SHUFFLED" else range(6)
     before = rows.index(4)
     assert [label.tolist() for _, label in batches(layer, before)] == [[row] for row in rows[:before]]

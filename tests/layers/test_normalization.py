@@ -58,7 +58,7 @@ def test_batch_norm_adds_the_batches_to_its_blobs(shape: Shape) -> None:
     """Five passes against the rule, in float64; one number a channel has variance 0 and factor 1."""
     layer = norm_layer(batch_norm("TRAIN", "moving_average_fraction: 0.9 eps: 0.01"), shape).double()
     channels = shape[1] if len(shape) > 1 else 1
-    fraction, eps = layer.fraction, layer.eps
+    fraction, eps = layer.moving_average_fraction, layer.eps
     sums, squares, weight = *torch.zeros(2, channels, dtype=torch.float64), 0.0
     for step in range(5):
         x = normal(*shape, seed=step, dtype=torch.float64) * 3 + step

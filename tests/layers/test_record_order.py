@@ -19,7 +19,7 @@ from imae.files.errors import ImaeError, SnapshotError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.data import Data
 from imae.layers.data.datum import datum_from_array
-from imae.layers.data.record_order import draw
+from imae.layers.data.record_order import draw_rows
 from imae.layers.run import Run
 from imae.net.net import Net
 from imae.prototxt import TRAIN, LayerParameter
@@ -168,11 +168,11 @@ def test_a_small_class_gives_all_its_images_equally_often() -> None:
 
 def test_every_draw_is_as_likely_as_any_other() -> None:
     random, times = CaffeRandom(1), 20000
-    drawn = Counter(tuple(draw(4, 2, random).tolist()) for _ in range(times))
+    drawn = Counter(tuple(draw_rows(4, 2, random).tolist()) for _ in range(times))
     assert set(drawn) == set(permutations(range(4), 2))
     for count in drawn.values():
         assert abs(count / times - 1 / 12) < tolerance("drawn share").atol
-    assert sorted(draw(50, 50, random).tolist()) == list(range(50))
+    assert sorted(draw_rows(50, 50, random).tolist()) == list(range(50))
 
 
 def test_the_label_in_the_database_is_the_class() -> None:
@@ -223,7 +223,7 @@ def test_a_saved_state_goes_on_as_if_nothing_had_been(order: str, ahead: int) ->
 
     def layer(seed: int) -> Data:
         made = build(text, batch_size, "crop_size: 4 mirror: true", seed)
-        made.ahead = ahead
+        made.prefetch = ahead
         return made
 
     straight = batches_of(layer(3), 20)

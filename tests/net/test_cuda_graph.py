@@ -222,8 +222,8 @@ def test_batches_of_resident_records_are_the_same(
     plain, resident = layers
     plain.next_batch()
     resident.next_batch()  # some batches wait already
-    assert not resident.reside(torch.device("cpu"), IMAGES_BYTES - 1)
-    assert resident.reside(torch.device("cpu"), IMAGES_BYTES)
+    assert not resident.make_resident(torch.device("cpu"), IMAGES_BYTES - 1)
+    assert resident.make_resident(torch.device("cpu"), IMAGES_BYTES)
     saved = resident.get_state()
     for rounds in range(2):
         if rounds:

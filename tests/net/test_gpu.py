@@ -86,7 +86,7 @@ def test_resident_batches_are_those_of_the_cpu(database: str) -> None:
         (layer,) = net.data_layers()
         assert isinstance(layer, Data)
         layers.append(layer)
-    assert layers[0].reside(GPU, IMAGES_BYTES)
+    assert layers[0].make_resident(GPU, IMAGES_BYTES)
     for _ in range(20):
         for got, want in zip(layers[0].next_batch(), layers[1].next_batch(), strict=True):
             assert got.is_cuda
