@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from imae.files.errors import LayerError
 from imae.files.nearest import did_you_mean
-from imae.prototxt.forks import fork_of_type
+from imae.prototxt.fork_names import fork_of_type
 
 if TYPE_CHECKING:
     from imae.layers.layer import Layer

@@ -21,7 +21,7 @@ from imae.files.file_kinds import FileKind, file_kind, mistaken_for
 from imae.files.nearest import did_you_mean
 from imae.files.read import AnyPath, read_bytes
 from imae.prototxt.caffe_pb2 import NetParameter, SolverParameter
-from imae.prototxt.forks import fork_of_field, fork_of_value
+from imae.prototxt.fork_names import fork_of_field, fork_of_value
 from imae.prototxt.upgrade import complete_snapshot_prefix, upgrade_net, upgrade_solver
 
 M = TypeVar("M", bound=Message)

@@ -31,7 +31,7 @@ from imae.layers.data.datum import datum_from_array
 from imae.net.net import Net
 from imae.net.weights import load_caffemodel, save_caffemodel
 from imae.prototxt import caffe_pb2
-from imae.prototxt.forks import FORKS
+from imae.prototxt.fork_names import FORKS
 from imae.prototxt.text import parse_net, parse_solver, read_net, read_solver
 from imae.train.solverstate import State, read_state, write_state
 
