@@ -23,7 +23,9 @@ def make_executor(net: Net, options: Options, passes: int) -> Executor:
     device = torch.device(options.device)
     reduced, compiled, channels_last = options.reduced, options.compiled, options.channels_last
     if options.recorder is None:
-        return NetExecutor(net, device, options.fast, reduced=reduced, compiled=compiled, last=channels_last)
+        return NetExecutor(
+            net, device, options.fast, reduced=reduced, compiled=compiled, channels_last=channels_last
+        )
     return GraphExecutor(
         net,
         device,
@@ -31,7 +33,7 @@ def make_executor(net: Net, options: Options, passes: int) -> Executor:
         replaces=passes == 1,
         reduced=reduced,
         compiled=compiled,
-        last=channels_last,
+        channels_last=channels_last,
     )
 
 

@@ -13,7 +13,7 @@ from imae.files.errors import PrototxtError
 from imae.layers.ranks import ALONE
 from imae.layers.run import Run
 from imae.net.net import Net
-from imae.net.no_loss import no_loss_words
+from imae.net.no_loss import no_loss_message
 from imae.net.weights import load_caffemodel
 from imae.prototxt import TEST, TRAIN, NetState, SolverParameter
 from imae.prototxt.dialects import read_net_text
@@ -52,7 +52,7 @@ def build_train_net(param: SolverParameter, run: Run, dialect: str | None = None
         net_param = read_net_text(param.net, dialect, _weights(param))
     state = in_state(net_param, TRAIN, param.train_state)
     net = Net(state, run)
-    if run.ranks.rank == 0 and (words := no_loss_words(net, net_param)):
+    if run.ranks.rank == 0 and (words := no_loss_message(net, net_param)):
         logger.warning("%s, and the training learns nothing, as in Caffe", words)
     _load_weights(net, param, dialect)
     return net

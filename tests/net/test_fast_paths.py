@@ -490,7 +490,7 @@ def trained_plan(name: str, folder: Path, keep: tuple[str, ...] = ()) -> tuple[N
 
 def test_statistics_that_nobody_shares_are_renewed_together(tmp_path: Path) -> None:
     _, runs = trained_plan("shared", tmp_path)
-    fused = {run.norm.name: run.together for run in runs if isinstance(run, FusedBatchNormScale)}
+    fused = {run.norm.name: run.running_statistics for run in runs if isinstance(run, FusedBatchNormScale)}
     assert {name for name, together in fused.items() if together is None} == {"b_norm_bn", "c_norm_bn"}
     assert fused["a_norm_bn"] is fused["d_norm_bn"]
 
@@ -514,7 +514,7 @@ def test_statistics_renewed_together_are_the_same_bit_for_bit(tmp_path: Path) ->
     together, alone = (solver(net_of("resnet20", tmp_path / n, batch=4), fast=True) for n in ("a", "b"))
     for step in executor_of(alone).plan:
         if isinstance(step.run, FusedBatchNormScale):
-            step.run.together = None
+            step.run.running_statistics = None
     for each in (together, alone):
         each.step(2)
     for name, values in blobs_of(alone).items():
