@@ -651,7 +651,7 @@ def test_layers_that_others_look_into_run_by_themselves(name: str, tmp_path: Pat
         each.step(2)
     runs = [step.run for step in executor_of(solvers[0]).plan if isinstance(step.run, FusedBatchNormScale)]
     assert [
-        f"{run.norm.name} {run.scale.name}{' sum' * run.adds}{' relu' * run.relu}" for run in runs
+        f"{run.norm.name} {run.scale.name}{' sum' * run.has_shortcut}{' relu' * run.relu}" for run in runs
     ] == joined
     assert_equal(solvers[0], solvers[1])
 
@@ -665,7 +665,7 @@ def test_a_blob_that_is_kept_is_not_joined_away(tmp_path: Path) -> None:
 def test_sums_are_joined(name: str, tmp_path: Path) -> None:
     _, runs = trained_plan(name, tmp_path)
     joined = [run for run in runs if isinstance(run, FusedBatchNormScale)]
-    sums = sum(run.adds and run.relu for run in joined)
+    sums = sum(run.has_shortcut and run.relu for run in joined)
     assert (sums, len(joined)) == {"resnet20": (9, 19), "shared": (1, 4)}[name]
 
 
