@@ -112,8 +112,8 @@ def draw_on_device(net: Net, device: torch.device, seed: int) -> bool:
     with torch.cuda.device(device):
         torch.cuda.manual_seed(seed)
     logger.info(
-        "The random numbers of %s layers are drawn by the GPU, so they are not those of the CPU; "
-        "--gpu-dropout caffe draws those, more slowly",
+        "The random numbers of %s layers are drawn by the GPU and differ from the CPU's; "
+        "--gpu-dropout caffe draws the CPU's, more slowly",
         " and ".join(sorted({layer.type for layer in drawing})),
     )
     return True

@@ -93,7 +93,7 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
                 + (
                     "have, whose HDF5 files are not read; write a binary one with it"
                     if hdf5
-                    else "have; say --dialect nvidia, and put a Scale layer behind it"
+                    else "have; say --dialect nvidia, and add a Scale layer after it"
                 )
             )
         for index in range(max(len(layer.blobs), *(i + 1 for i in blobs), 0)):
@@ -132,7 +132,7 @@ def load_to_use(net: Net, path: AnyPath, dialect: str | None = None) -> None:
     """Load weights for a net that is not trained any further, and warn of layers that have none."""
     if missing := load_caffemodel(net, path, dialect).fresh:
         logger.warning(
-            "the results are those of random numbers in the layers %s: %s has no blobs for them",
+            "the results come from random weights in the layers %s: %s has no blobs for them",
             ", ".join(missing), path,
         )  # fmt: skip
 

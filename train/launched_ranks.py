@@ -65,9 +65,8 @@ class LaunchedRanks(Ranks):
             )
         try:
             store, rank, size = next(rendezvous("env://"))
-            self._watched, _, _ = next(
-                rendezvous("env://")
-            )  # for the thread: a store answers one request at a time
+            # A second connection, for the thread: a store answers one request at a time.
+            self._watched, _, _ = next(rendezvous("env://"))
             local_rank = int(os.environ.get("LOCAL_RANK", rank))
             local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
         except (ValueError, RuntimeError) as error:

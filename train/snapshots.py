@@ -229,7 +229,7 @@ class Snapshots:
         if not os.path.isfile(model):
             raise SnapshotError(
                 f"{path}: File not found: {model}, the model that belongs to it; its path is relative to "
-                f"the working directory, start where the snapshot was taken"
+                f"the working directory: start in the folder where the snapshot was taken"
             )
         try:
             damaged = checksum not in (None, file_checksum(model))
@@ -237,8 +237,8 @@ class Snapshots:
             raise SnapshotError(f"{path}: {model}: cannot be read: {error.strerror}") from None
         if damaged:
             raise SnapshotError(
-                f"{path}: {model} is damaged, or another model than it was written with "
-                f"(--resume-as-caffe takes it all the same)"
+                f"{path}: {model} is damaged, or not the model that was written with it "
+                f"(--resume-as-caffe loads it nevertheless)"
             )
         try:
             load_caffemodel(self._net, model, dialect)

@@ -5,10 +5,11 @@ Caffe's order, and Caffe reads them. In addition, `run` holds what an exact resu
 save: data positions, random generators, the window of the smoothed loss. Caffe ignores it.
 
 Files are written under a temporary name, synced, then renamed, so that no reader sees a partial file. A disk
-or a copy can still damage them, so a file with a `run` ends with a seal: the CRC-32 of all bytes before it. In
-a binary file the seal is a field that Caffe ignores; in HDF5 it comes after the bytes that the library reads.
-`run` records that the file must have a seal. Earlier versions had a checksum of all other values in `run`
-instead. Their files are read, with a warning, since damage in `run` is noticed only if `run` is unreadable.
+or a copy can still damage them, so a file with a `run` ends with a seal: the CRC-32 of all bytes before it.
+In a binary file the seal is a field that Caffe ignores; in HDF5 it comes after the bytes that the library
+reads. `run` records that the file must have a seal. Earlier versions had a checksum of all other values in
+`run` instead. Their files are read, with a warning, since damage in `run` is noticed only if it makes `run`
+unreadable.
 
 A snapshot is a model and a state: PREFIX_iter_N.caffemodel and PREFIX_iter_N.solverstate, in HDF5 with the
 suffix .h5. The state is written last: if both exist, both are whole.

@@ -134,7 +134,7 @@ def supported_isas() -> list[str]:
 def description(dtype: torch.dtype) -> str:
     """The log line that names the kernels which a run in this type uses."""
     if not available():
-        return "The kernels in C were not built (is there a C compiler?); training takes longer without"
+        return "The kernels in C were not built (is there a C compiler?); training is slower without them"
     use, single = chosen(), dtype == torch.float32
     names = [
         name
