@@ -237,7 +237,7 @@ class Snapshots:
             raise SnapshotError(f"{path}: {model}: cannot be read: {error.strerror}") from None
         if damaged:
             raise SnapshotError(
-                f"{path}: {model} is damaged, or not the model that was written with it "
+                f"{path}: {model} is damaged, or another model than the one written with it "
                 f"(--resume-as-caffe loads it nevertheless)"
             )
         try:
