@@ -431,7 +431,7 @@ def test_layers_whose_names_have_a_slash_are_read_again_from_hdf5(
 
 
 def test_two_layers_of_one_name_do_not_go_into_hdf5(here: Path) -> None:
-    more = " ".join(NET.splitlines()[4:6]).replace('top: "a"', 'top: "z"')
+    more = " ".join(NET.splitlines()[5:7]).replace('top: "a"', 'top: "z"')
     text = SOLVER.replace('layer { name: "loss"', more + ' layer { name: "loss"')
     with pytest.raises(CaffemodelError, match="two layers with blobs are called 'a', which HDF5 cannot hold"):
         Solver(parse_solver(f"{text} snapshot_format: HDF5")).snapshot()
