@@ -1,7 +1,7 @@
-"""`python -m benchmarks [NAME ...]`, in the top folder of the repository: all, or those named.
+"""`python -m benchmarks [NAME]`, in the top folder of the repository: run one benchmark, or all.
 
-Each prints Markdown: what is compared, in one run, in turns, with versions and device. BENCHMARKS.md holds
-the last figures.
+Each prints Markdown: what is compared, the versions and the device, and the figures. All ways to do the same
+thing are timed in turns in one run. BENCHMARKS.md holds the last figures.
 """
 
 from __future__ import annotations

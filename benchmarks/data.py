@@ -1,12 +1,12 @@
-"""How fast do records become batches: raw CIFAR images, and JPEGs of 256x256?
+"""How fast are batches made from records: raw CIFAR images, and JPEGs of 256x256?
 
     python -m benchmarks data [--batches 40]
 
-imae's Data layer (crop, mirror, mean), with records kept in memory and streamed (--data-cache 0), against a
-PyTorch DataLoader that does the same with the same LMDB, and against what bounds them all: reading the LMDB's
-bytes, decoding its JPEGs on all cores, and the disk. Each way has a process of its own, for its peak memory
-(what the workers of a DataLoader share is counted in each), and begins each turn with nothing made ahead.
-Then: the share of a training's time that is spent waiting for data.
+imae's Data layer (crop, mirror, mean), with records kept in memory and streamed (--data-cache 0), is compared
+with a PyTorch DataLoader that does the same with the same LMDB, and with the limits of all: reading the
+LMDB's bytes, decoding its JPEGs on all cores, and the disk. Each way has its own process, to measure its peak
+memory (memory that the workers of a DataLoader share is counted in each), and starts each turn without
+prefetched batches. Then: the share of a training's time that is spent waiting for data.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Records(Dataset[tuple[torch.Tensor, int]]):
         return torch.from_numpy(np.ascontiguousarray(image)), datum.label
 
 
-# -- the ways: each makes something that is called once a turn -----------------------------------------------
+# -- the ways: each returns a function that is called once a turn --------------------------------------------
 
 
 def imae_way(budget: int | None, path: Path, crop: int, batches: int) -> Callable[[], object]:
@@ -89,7 +89,7 @@ def imae_way(budget: int | None, path: Path, crop: int, batches: int) -> Callabl
     def turn() -> object:
         for _ in range(batches):
             net.next_batch()
-        return lambda: layer.set_state(layer.get_state())  # drop what was made ahead
+        return lambda: layer.set_state(layer.get_state())  # drop prefetched batches
 
     return turn
 
@@ -124,15 +124,15 @@ def read_way(path: Path, crop: int, batches: int) -> Callable[[], object]:
 
 def decode_way(path: Path, crop: int, batches: int) -> Callable[[], object]:
     with open_lmdb(path) as source:
-        pictures = [np.frombuffer(source.datum(i).data, np.uint8) for i in range(len(source))]
-    wanted = [pictures[i % len(pictures)] for i in range(batches * BATCH)]
+        jpegs = [np.frombuffer(source.datum(i).data, np.uint8) for i in range(len(source))]
+    sequence = [jpegs[i % len(jpegs)] for i in range(batches * BATCH)]
     pool = ThreadPoolExecutor(usable_cores())
 
-    def part(begin: int) -> None:
-        for picture in wanted[begin : begin + 16]:
-            cv2.imdecode(picture, cv2.IMREAD_COLOR)
+    def decode(begin: int) -> None:
+        for jpeg in sequence[begin : begin + 16]:
+            cv2.imdecode(jpeg, cv2.IMREAD_COLOR)
 
-    return lambda: list(pool.map(part, range(0, len(wanted), 16)))
+    return lambda: list(pool.map(decode, range(0, len(sequence), 16)))
 
 
 def nothing(path: Path, crop: int, batches: int) -> Callable[[], object]:
@@ -151,7 +151,7 @@ WAYS: dict[str, Callable[[Path, int, int], Callable[[], object]]] = {
 
 
 class Worker:
-    """A way in a process of its own."""
+    """A way in its own process."""
 
     def __init__(self, name: str, path: Path, crop: int, batches: int) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -166,12 +166,12 @@ class Worker:
         self._connection.recv()
 
     def settle(self) -> None:
-        """Wait until what the turn has left behind is done, too."""
+        """Run what the last turn returned, so that no work of it is left."""
         self._connection.send("settle")
         self._connection.recv()
 
     def end(self) -> float:
-        """The peak of its memory, in MiB; with processes of its own, of all together."""
+        """End the process; returns its peak memory in MiB, including that of its own workers."""
         self._connection.send("end")
         peak: float = self._connection.recv()
         self._process.join()
@@ -193,16 +193,16 @@ def _serve(connection: Connection, name: str, path: Path, crop: int, batches: in
 
 def _peak(process: str) -> float:
     status = Path(f"/proc/{process}/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return int(found[1]) / 1024 if found else float("nan")
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(peak[1]) / 1024 if peak else float("nan")
 
 
-# -- the whole -----------------------------------------------------------------------------------------------
+# -- the benchmark -------------------------------------------------------------------------------------------
 
 
 def main(arguments: argparse.Namespace) -> None:
     print(machine() + f"; {usable_cores()} threads decode\n")
-    print("| | images per second | of imae, kept | peak memory, MiB |\n| --- | ---: | ---: | ---: |")
+    print("| | images per second | / imae, kept | peak memory, MiB |\n| --- | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         raw = write_images(folder / f"train_lmdb_{RAW_IMAGES}", RAW_IMAGES)
@@ -212,7 +212,7 @@ def main(arguments: argparse.Namespace) -> None:
         _waiting(folder)
 
 
-def _rates(what: str, path: Path, crop: int, batches: int) -> None:
+def _rates(title: str, path: Path, crop: int, batches: int) -> None:
     names = [name for name in WAYS if crop > 32 or "decoding" not in name]
     workers = {name: Worker(name, path, crop, batches) for name in names}
     timings = in_turns(
@@ -224,19 +224,19 @@ def _rates(what: str, path: Path, crop: int, batches: int) -> None:
     for name, timing in timings.items():
         rate, peak = batches * BATCH / timing.least, workers[name].end()
         if WAYS[name] is nothing:
-            print(f"| {what}: {name} | | | {peak:.0f} |", flush=True)
+            print(f"| {title}: {name} | | | {peak:.0f} |", flush=True)
             continue
         ratio = timings[KEPT].least / timing.least
-        print(f"| {what}: {name} | {rate:,.0f} | {ratio:.2f} | {peak:.0f} |", flush=True)
+        print(f"| {title}: {name} | {rate:,.0f} | {ratio:.2f} | {peak:.0f} |", flush=True)
     size, seconds = _disk(path / "data.mdb")
     with open_lmdb(path) as source:
         rate = len(source) / seconds
     ratio = rate / (batches * BATCH / timings[KEPT].least)
-    print(f"| {what}: the disk, {size / seconds / 1e9:.2f} GB/s | {rate:,.0f} | {ratio:.2f} | |", flush=True)
+    print(f"| {title}: the disk, {size / seconds / 1e9:.2f} GB/s | {rate:,.0f} | {ratio:.2f} | |", flush=True)
 
 
 def _disk(file: Path, rounds: int = 3) -> tuple[int, float]:
-    """The size of a file and the least seconds to read it when none of it is in the system's memory."""
+    """The size of a file, and the least seconds to read it when it is not in the page cache."""
     best, number = float("inf"), os.open(file, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -253,10 +253,10 @@ def _disk(file: Path, rounds: int = 3) -> tuple[int, float]:
 
 
 def _waiting(folder: Path) -> None:
-    """How long ResNet-20, batch 128, waits for the raw images."""
+    """Print how long ResNet-20, batch 128, waits for the raw images."""
     keep_freed_memory()
     param = make_solver(folder, BATCH, 20, count=RAW_IMAGES).param
-    for what, budget in ((KEPT, None), (STREAMED, 0)):
+    for way, budget in ((KEPT, None), (STREAMED, 0)):
         solver = Solver(param, data_resources=DataResources(budget))
         (layer,) = solver.net.data_layers()
         solver.step(2)
@@ -264,14 +264,14 @@ def _waiting(folder: Path) -> None:
         solver.step(TRAINED)
         seconds, waited = time.perf_counter() - begun, layer.waited - waited
         print(
-            f"- ResNet-20, batch {BATCH}, {TRAINED} iterations, {what}: waited for data "
+            f"- ResNet-20, batch {BATCH}, {TRAINED} iterations, {way}: waited for data "
             f"{1e3 * waited:.1f} ms of {seconds:.2f} s ({100 * waited / seconds:.2f} %)",
             flush=True,
         )
 
 
 def _write_jpegs(path: Path, count: int = JPEGS) -> Path:
-    """Smooth random pictures: noise compresses to files of an unusual size."""
+    """Write JPEGs of smooth random images, since noise would compress to files of an unusual size."""
     random = np.random.default_rng(1)
 
     def datum(i: int) -> Datum:

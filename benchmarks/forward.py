@@ -1,11 +1,11 @@
-"""One way to compute a forward pass, in a process of its own, so that its memory and its threads are its own.
+"""One way to compute a forward pass, in its own process, so that memory and threads can be measured alone.
 
     python -m benchmarks.forward WAY FOLDER DEVICE
 
-It answers lines `BATCH CALLS` on stdin with JSON: the seconds of so many calls, after one that is not
-counted, and the largest resident memory so far in MiB. FOLDER holds images.npy, the models, and the weights
-of the plain PyTorch net; the probabilities of all images are written there first. But for NumPy nothing is
-imported that the way itself does not need: OpenCV 4 has an environment of its own.
+It answers lines `BATCH CALLS` on stdin with JSON: the seconds of CALLS calls, after one that is not counted,
+and the peak resident memory so far in MiB. FOLDER holds images.npy, the models, and the weights of the plain
+PyTorch net; the probabilities of all images are first written there. Except NumPy, only what the way needs is
+imported, since OpenCV 4 has its own environment.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
     from imae.net.step import Step
 
-# Takes images in host memory, gives their probabilities there.
+# From images to probabilities, both in host memory.
 Forward = Callable[[Any], Any]
 
 
 def onnx_runtime(path: Path, device: str) -> Forward:
-    """On the CPU as it comes; on CUDA as `imae run` does it."""
+    """ONNX Runtime with its default settings on the CPU; on CUDA as in `imae run`."""
     if device == "cuda":
         from imae.converters.run_onnx import open_session, run_bound
 
@@ -59,7 +59,7 @@ def imae_net(folder: Path, device: str, fold: bool = False, fast: bool = False) 
     load_caffemodel(net, folder / "weights.caffemodel")
     net.to(device)
     plan: Sequence[Step] = fold_shortcuts(net, fold_batch_norm(net)) if fold else net.steps
-    form = torch.channels_last if fast else torch.contiguous_format
+    memory_format = torch.channels_last if fast else torch.contiguous_format
     if fast:
         from imae.net.executor import NetExecutor
 
@@ -67,30 +67,31 @@ def imae_net(folder: Path, device: str, fold: bool = False, fast: bool = False) 
 
     def forward(images: Any) -> Any:
         with torch.inference_mode():
-            data = torch.from_numpy(images).to(device).contiguous(memory_format=form)
+            data = torch.from_numpy(images).to(device).contiguous(memory_format=memory_format)
             return net({"data": data}, plan=plan)["prob"].cpu().numpy()
 
     return forward
 
 
-def plain_torch(folder: Path, device: str, last: bool = False, compiled: bool = False) -> Forward:
-    """The same net as one writes it in PyTorch."""
+def plain_torch(folder: Path, device: str, channels_last: bool = False, compiled: bool = False) -> Forward:
+    """The same net in plain PyTorch."""
     import torch
 
     net = load_plain(folder).to(device)
-    form = torch.channels_last if last else torch.contiguous_format
-    net = net.to(memory_format=form)  # type: ignore[call-overload]  # not in torch's stubs
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    net = net.to(memory_format=memory_format)  # type: ignore[call-overload]  # not in torch's stubs
     run = torch.compile(net) if compiled else net
 
     def forward(images: Any) -> Any:
         with torch.inference_mode():
-            return run(torch.from_numpy(images).to(device).contiguous(memory_format=form)).cpu().numpy()
+            x = torch.from_numpy(images).to(device).contiguous(memory_format=memory_format)
+            return run(x).cpu().numpy()
 
     return forward
 
 
 def load_plain(folder: Path) -> nn.Module:
-    """benchmarks.peers.resnet behind a softmax, with the weights of plain.npz."""
+    """benchmarks.peers.resnet followed by a softmax, with the weights of plain.npz."""
     import torch
     from torch import nn
 
@@ -103,7 +104,7 @@ def load_plain(folder: Path) -> nn.Module:
 
 
 def opencv(folder: Path, device: str) -> Forward:
-    """OpenCV's reader of prototxt and caffemodel. It cannot pool without rounding up: see _for_opencv."""
+    """OpenCV's reader of prototxt and caffemodel. Its Pooling always rounds up: see inference._for_opencv."""
     import cv2
 
     net = cv2.dnn.readNetFromCaffe(str(folder / "opencv.prototxt"), str(folder / "opencv.caffemodel"))
@@ -125,10 +126,10 @@ WAYS: dict[str, tuple[str, Callable[[Path, str], Forward]]] = {
     "imae_folded": ("imae's net, folded", lambda f, d: imae_net(f, d, fold=True)),
     "imae_fast": ("imae's net, as `imae test` runs it", lambda f, d: imae_net(f, d, fast=True)),
     "eager": ("PyTorch eager", lambda f, d: plain_torch(f, d)),
-    "last": ("PyTorch eager, channels-last", lambda f, d: plain_torch(f, d, last=True)),
+    "last": ("PyTorch eager, channels-last", lambda f, d: plain_torch(f, d, channels_last=True)),
     "compiled": (
         "PyTorch compiled, channels-last",
-        lambda f, d: plain_torch(f, d, last=True, compiled=True),
+        lambda f, d: plain_torch(f, d, channels_last=True, compiled=True),
     ),
     "opencv": ("OpenCV, prototxt and caffemodel", opencv),
 }
@@ -136,24 +137,24 @@ WAYS: dict[str, tuple[str, Callable[[Path, str], Forward]]] = {
 
 def main() -> None:
     way, folder, device = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-    answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print must not stand among the answers
+    answers, sys.stdout = sys.stdout, sys.stderr  # keep the output of libraries out of the answers
     images = np.load(folder / "images.npy")
     forward = WAYS[way][1](folder, device)
     np.save(folder / f"{way}_{device}.npy", forward(images))
     for line in sys.stdin:
         batch, calls = map(int, line.split())
-        given = images[:batch]
-        forward(given)
+        batch_images = images[:batch]
+        forward(batch_images)
         seconds = []
         for _ in range(calls):
             begun = time.perf_counter()
-            forward(given)
+            forward(batch_images)
             seconds.append(time.perf_counter() - begun)
         print(json.dumps({"seconds": seconds, "memory": _peak_memory()}), file=answers, flush=True)
 
 
 def _peak_memory() -> float:
-    """In MiB. Linux's getrusage would count what the parent had before this program was started."""
+    """Peak memory in MiB. Linux's getrusage would include the parent's memory before this program started."""
     status = Path("/proc/self/status")
     if status.exists():
         peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

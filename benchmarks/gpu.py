@@ -1,10 +1,10 @@
-"""How fast does a GPU train, against a PyTorch loop there, and against what it can multiply?
+"""How fast does a GPU train, compared to a PyTorch loop and to its rate of matrix products?
 
     python -m benchmarks gpu [--depths 20,56] [--rounds 5] [--together 1,2,4]
 
 imae runs its whole path: draws on the host, records on the device, crop, mirror, mean, both passes, update.
-PyTorch gets a batch that lies ready on the device. `--together`: how many iterations several trainings side
-by side make in all.
+PyTorch gets a batch that is already on the device. `--together` measures the total rate of several trainings
+at once.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _solver(
     precision: str,
     recorded: bool,
     compiled: bool = False,
-    last: bool | None = None,
+    channels_last: bool | None = None,
 ) -> Solver:
     device = torch.device("cuda", torch.cuda.current_device())
     return make_solver(
@@ -69,27 +69,28 @@ def _solver(
         device=device,
         reduced=torch.bfloat16 if precision == "bf16" else None,
         compiled=compiled,
-        channels_last=last,
+        channels_last=channels_last,
         recorder=(lambda: CudaRecorder(device)) if recorded else None,
     )
 
 
 def _compare(folder: Path, depth: int, rounds: int) -> None:
-    """One table: iterations per second of each way."""
+    """Print a table: iterations per second of each way."""
     ways: dict[str, tuple[str, Callable[[], None]]] = {}
     solver = _solver(folder, depth, "fp32", recorded=False)
     ways["imae, fp32, each kernel launched"] = "fp32", lambda solver=solver: solver.step(ITERATIONS)
     for precision in PRECISIONS:
-        for compiled, last in ((False, False), (False, True), (True, False), (True, True)):
-            solver = _solver(folder, depth, precision, True, compiled, last)
+        for compiled, channels_last in ((False, False), (False, True), (True, False), (True, True)):
+            solver = _solver(folder, depth, precision, True, compiled, channels_last)
             name = f"imae, {precision}, CUDA graphs" + (", compiled" if compiled else "")
-            name += ", channels-last" if last else ""
+            name += ", channels-last" if channels_last else ""
             ways[name] = precision, lambda solver=solver: solver.step(ITERATIONS)
     for precision in ("fp32", "tf32"):
-        for last, compiled in ((False, False), (True, False), (True, True)):
-            step = training_step(BATCH, depth, last, compiled, "cuda")
+        for channels_last, compiled in ((False, False), (True, False), (True, True)):
+            step = training_step(BATCH, depth, channels_last, compiled, "cuda")
             name = f"PyTorch {'compiled' if compiled else 'eager'}, {precision}"
-            ways[name + (", channels-last" if last else "")] = precision, lambda step=step: _repeat(step)
+            name += ", channels-last" if channels_last else ""
+            ways[name] = precision, lambda step=step: _repeat(step)
 
     def timed(precision: str, work: Callable[[], None]) -> Callable[[], None]:
         def way() -> None:
@@ -128,7 +129,7 @@ def _distance(folder: Path) -> float:
 
 
 def _product_rate(precision: str, size: int = 8192) -> float:
-    """What matrix products reach on the device, in operations per second."""
+    """The rate of matrix products on the device, in operations per second."""
     _allow_tf32(precision)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.randn(size, size, device="cuda", dtype=dtype) for _ in range(2))
@@ -141,7 +142,7 @@ def _product_rate(precision: str, size: int = 8192) -> float:
 
 
 def _side_by_side(folder: Path, counts: list[int]) -> None:
-    """Iterations per second, in all, of several trainings of ResNet-20 at once, each a process."""
+    """Print the total iterations per second of several trainings of ResNet-20 at once, each a process."""
     print("\n### ResNet-20 in fp32, CUDA graphs, several at once\n")
     print("| trainings | iterations per second, all together | times one |\n| ---: | ---: | ---: |")
     one = 0.0
@@ -151,7 +152,7 @@ def _side_by_side(folder: Path, counts: list[int]) -> None:
         started = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(count)]
         for process in started:
             assert process.stdout is not None
-            process.stdout.readline()  # it is ready
+            process.stdout.readline()  # "ready"
         begun = time.perf_counter()
         for process in started:
             process.communicate("go\n")
@@ -161,7 +162,7 @@ def _side_by_side(folder: Path, counts: list[int]) -> None:
 
 
 def _train_alone(folder: Path) -> None:
-    """One of several: get ready, say so, wait, train."""
+    """One of several trainings: prepare, print "ready", wait for a line on stdin, train."""
     with redirect_stderr(StringIO()):
         solver = _solver(folder, 20, "fp32", recorded=True)
         solver.step(10)

@@ -2,11 +2,11 @@
 
     python -m benchmarks inference [--opencv] [--weights resnet20.caffemodel --lmdb test_lmdb]
 
-ResNet-20, latency of one image and throughput of 128, each way in a process of its own, in turns, on the CPU
-and, where PyTorch finds a GPU, there too; images start and probabilities end in host memory. OpenCV 5 no
-longer reads Caffe's files: --opencv installs opencv-python-headless<5 into an environment in a temporary
-folder, --opencv-python PYTHON takes one that has it. Without --weights the net has random weights and the
-statistics of random images; a trained net says better how much int8 changes.
+ResNet-20, latency of one image and throughput of 128, on the CPU and, if PyTorch finds a GPU, on the GPU.
+Each way runs in its own process, in turns with the others. Images start and probabilities end in host memory.
+OpenCV 5 does not read Caffe's files: --opencv installs opencv-python-headless<5 into an environment in a
+temporary folder; --opencv-python names a Python that has it. Without --weights the net has random weights and
+the statistics of random images; the effect of int8 is better measured with a trained net.
 """
 
 from __future__ import annotations
@@ -69,22 +69,22 @@ def main(arguments: argparse.Namespace) -> None:
             _compare(folder, pythons, "cuda", arguments.rounds)
 
 
-def _compare(folder: Path, pythons: Mapping[str, str], device: str, more: int) -> None:
+def _compare(folder: Path, pythons: Mapping[str, str], device: str, repeats: int) -> None:
     """Start all ways, measure them in turns, print a table."""
     children = {way: _Child(way, python, folder, device) for way, python in pythons.items()}
     try:
-        for child in children.values():  # compiles, and warms up
+        for child in children.values():  # to compile, and to warm up
             for batch in BATCHES:
                 child.ask(batch, 1)
         seconds = {
-            batch: _in_turns(children, batch, rounds * more, calls)
+            batch: _in_turns(children, batch, rounds * repeats, calls)
             for batch, (rounds, calls) in BATCHES.items()
         }
     finally:
         for child in children.values():
             child.end()
     columns = [f"{column}, batch {batch}" for batch in BATCHES for column in ("ms", "median, ms", "/ plain")]
-    print(f"### ResNet-20, forward, {device}: the least time, and it as a ratio to that of `imae export`\n")
+    print(f"### ResNet-20, forward, {device}: least time, median, least time / that of `imae export`\n")
     print("| | " + " | ".join([*columns, "difference", "same class", "peak memory, MiB"]) + " |")
     print("| --- |" + " ---: |" * (len(columns) + 3))
     want = np.load(folder / "probabilities.npy")
@@ -97,10 +97,8 @@ def _compare(folder: Path, pythons: Mapping[str, str], device: str, more: int) -
         got = np.load(folder / f"{way}_{device}.npy").reshape(want.shape)
         cells += [f"{np.abs(got - want).max():.1g}", f"{(got.argmax(1) == want.argmax(1)).mean():.3f}"]
         print(f"| {WAYS[way][0]} | " + " | ".join([*cells, f"{child.memory:.0f}"]) + " |")
-    print(
-        "\n- difference: of the 128 images' probabilities from those of imae's plain net on the CPU, at most"
-    )
-    print("- peak memory: of the process, Python and libraries included; not that of a GPU")
+    print("\n- difference: the largest one of the 128 images' probabilities to imae's plain net on the CPU")
+    print("- peak memory: of the process, including Python and libraries, not of a GPU")
 
 
 def _in_turns(children: Mapping[str, _Child], batch: int, rounds: int, calls: int) -> dict[str, list[float]]:
@@ -128,7 +126,7 @@ class _Child:
         )
 
     def ask(self, batch: int, calls: int) -> list[float]:
-        """The seconds of `calls` calls. RuntimeError, with what it wrote, where the process has ended."""
+        """The seconds of `calls` calls. RuntimeError, with the log's end, if the process has ended."""
         assert self._process.stdin is not None and self._process.stdout is not None
         with suppress(BrokenPipeError):  # then there is no answer either
             self._process.stdin.write(f"{batch} {calls}\n")
@@ -148,7 +146,7 @@ class _Child:
 
 
 def write_models(folder: Path, weights: str, lmdb: str) -> None:
-    """The net as prototxt and caffemodel, as ONNX in all forms, as arrays for PyTorch; and 128 images."""
+    """Write the net as prototxt and caffemodel, as ONNX in all forms, as arrays for PyTorch; 128 images."""
     param = deploy(resnet(20), 3, 32, 32)
     images = _images(lmdb)
     np.save(folder / "images.npy", images)
@@ -157,7 +155,7 @@ def write_models(folder: Path, weights: str, lmdb: str) -> None:
     if weights:
         load_caffemodel(net, weights)
     else:
-        trained = _with_phase(param, TRAIN)  # its statistics become those of the images
+        trained = _with_phase(param, TRAIN)  # a TRAIN pass gives BatchNorm the statistics of the images
         with torch.no_grad():
             trained({"data": torch.from_numpy(images)})
         net.load_state_dict(trained.state_dict())
@@ -169,9 +167,9 @@ def write_models(folder: Path, weights: str, lmdb: str) -> None:
     int8 = to_int8(folded, iter([(images, None)]))
     for name, model in (("plain", plain), ("folded", folded), ("int8", int8), ("fp16", to_fp16(folded))):
         onnx.save(model, folder / f"{name}.onnx")
-    np.savez(folder / "plain.npz", **_arrays(net))  # type: ignore[arg-type]  # its stubs want allow_pickle
+    np.savez(folder / "plain.npz", **_arrays(net))  # type: ignore[arg-type]  # NumPy's stubs demand allow_pickle
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there is a newer exporter, which needs onnxscript
+        warnings.simplefilter("ignore")  # about the newer exporter, which needs onnxscript
         torch.onnx.export(
             load_plain(folder),
             (torch.from_numpy(images[:2]),),
@@ -184,7 +182,7 @@ def write_models(folder: Path, weights: str, lmdb: str) -> None:
 
 
 def _for_opencv(folder: Path, param: NetParameter) -> None:
-    """The net with its shortcuts as convolutions: OpenCV takes no Pooling with round_mode FLOOR."""
+    """Write the net with its shortcuts as convolutions: OpenCV has no Pooling with round_mode FLOOR."""
     result = NetParameter(name=param.name)
     sources = {layer.top[0]: layer.bottom[0] for layer in param.layer if layer.type == "Pooling"}
     for layer in param.layer:
@@ -227,7 +225,7 @@ def _with_phase(param: NetParameter, phase: Phase) -> Net:
 
 
 def _arrays(net: Net) -> dict[str, NDArray[np.float32]]:
-    """The state of benchmarks.peers.resnet behind a softmax: its modules stand in the net's order."""
+    """The state of benchmarks.peers.resnet followed by a softmax. Its modules have the net's order."""
     layers = {
         kind: iter([layer for layer in net.layers if layer.type in types])
         for kind, types in (
@@ -265,9 +263,9 @@ def _opencv_environment(folder: Path) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=1, help="how many times as long as usual (1)")
+    parser.add_argument("--rounds", type=int, default=1, help="multiple of the usual rounds (1)")
     parser.add_argument("--opencv", action="store_true", help="compare with OpenCV 4; installs it")
-    parser.add_argument("--opencv-python", default="", metavar="PYTHON", help="that has OpenCV 4")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS], help="these alone, and plain")
-    parser.add_argument("--weights", default="", metavar="CAFFEMODEL", help="of the paper's ResNet-20")
+    parser.add_argument("--opencv-python", default="", metavar="PYTHON", help="a Python with OpenCV 4")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=[*WAYS], help="only these, and plain")
+    parser.add_argument("--weights", default="", metavar="CAFFEMODEL", help="for the paper's ResNet-20")
     parser.add_argument("--lmdb", default="", help="CIFAR-10 images of 32x32, instead of random ones")

@@ -1,4 +1,4 @@
-"""Times of several ways to do the same thing, taken in turns in one run, and shown as ratios."""
+"""Time several ways to do the same thing, in turns in one run, and print them as ratios."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of the calls, round by round."""
+    """The seconds of each round's call."""
 
     seconds: tuple[float, ...]
 
@@ -33,7 +33,7 @@ class Timing:
         return statistics.median(self.seconds)
 
     def ratio(self, other: Timing) -> float:
-        """The median over the rounds of this way's time by another's: slow minutes meet both."""
+        """The median over the rounds of this way's time / the other's: slow minutes affect both."""
         return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
@@ -43,9 +43,9 @@ def in_turns(
     warm_up: int = 2,
     after: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, Timing]:
-    """Call each way once per round, in a new order, so that slow moments and caches meet all of them alike.
+    """Call each way once per round, in a new order, so that slow moments and caches affect all equally.
 
-    after   by name, what else to call after each turn; it is not timed
+    after   by name, a function to call after each turn; it is not timed
     """
     after = after or {}
     for _ in range(warm_up):
@@ -65,24 +65,30 @@ def in_turns(
     return {name: Timing(tuple(times)) for name, times in seconds.items()}
 
 
-def table(title: str, timings: Mapping[str, Timing], base: str, unit: float = 1e3, what: str = "ms") -> str:
-    """A Markdown table: the times, and each one's by `base`'s: the least, the medians, round by round."""
+def table(
+    title: str, timings: Mapping[str, Timing], base: str, per_second: float = 1e3, unit: str = "ms"
+) -> str:
+    """A Markdown table: the times, and their ratios to `base`'s: of the least, the medians, in each round.
+
+    unit   the unit of the times, of which a second has `per_second`
+    """
     lines = [
         f"### {title}",
         "",
-        f"| | least, {what} | median, {what} | least / {base} | median / {base} | in each round, median |",
+        f"| | least, {unit} | median, {unit} | least / {base} | median / {base} | in each round, median |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, timing in timings.items():
-        own = timings[base]
-        ratios = timing.least / own.least, timing.median / own.median, timing.ratio(own)
-        cells = [f"{timing.least * unit:.3g}", f"{timing.median * unit:.3g}", *(f"{r:.2f}" for r in ratios)]
+        other = timings[base]
+        ratios = timing.least / other.least, timing.median / other.median, timing.ratio(other)
+        cells = [f"{seconds * per_second:.3g}" for seconds in (timing.least, timing.median)]
+        cells += [f"{ratio:.2f}" for ratio in ratios]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def machine() -> str:
-    """Date, versions, device: a line to stand above the figures."""
+    """Date, versions, device: a line to print above the figures."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -102,9 +108,9 @@ def machine() -> str:
 
 
 def peak_memory() -> float:
-    """The largest resident memory of this process so far, in MiB."""
+    """The peak resident memory of this process so far, in MiB."""
     status = Path("/proc/self/status")
-    if status.exists():  # where getrusage also counts what the parent had when it started this process
+    if status.exists():  # on Linux, where getrusage would include the parent's memory at the start
         line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
         return int(line.split()[1]) / 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -112,18 +118,18 @@ def peak_memory() -> float:
 
 
 def matrix_product(size: int = 2048) -> Callable[[], object]:
-    """A product of float32 matrices, 2 size^3 operations: how fast they go is the ceiling of convolutions."""
+    """A product of float32 matrices, 2 size^3 operations: its rate is the upper limit of convolutions."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     return lambda: torch.mm(a, b)
 
 
 def matrix_product_rate(size: int = 2048, rounds: int = 5) -> float:
-    """What such products reach here, in operations per second."""
+    """The rate of such products here, in operations per second."""
     return 2 * size**3 / in_turns({"mm": matrix_product(size)}, rounds)["mm"].least
 
 
 def copy_rate(megabytes: int = 256, rounds: int = 5) -> float:
-    """What a copy in memory reaches here, in bytes read and written per second."""
+    """The rate of a copy in memory here, in bytes read and written per second."""
     source = torch.ones(megabytes << 18)
     target = torch.empty_like(source)
     timing = in_turns({"copy": lambda: target.copy_(source)}, rounds)["copy"]

@@ -1,4 +1,4 @@
-"""ResNet-20 and its training in plain PyTorch, as one would write them: what imae is measured against."""
+"""ResNet-20 and its training in plain PyTorch, written as usual, to compare imae with."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(width)
-        self.stride, self.more = stride, width - inputs
+        self.stride, self.added_channels = stride, width - inputs
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
         if self.stride > 1:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.added_channels))
         return F.relu(y + x)
 
 
@@ -44,7 +44,7 @@ def resnet(depth: int = 20) -> nn.Module:
 def training_step(
     batch: int, depth: int = 20, channels_last: bool = False, compiled: bool = False, device: str = "cpu"
 ) -> Callable[[], None]:
-    """One iteration of SGD on a batch that lies ready: no data to read, nothing to log."""
+    """A function that runs one iteration of SGD on a fixed batch: it reads no data and logs nothing."""
     net = resnet(depth).to(device)
     images = torch.randn(batch, 3, 32, 32, device=device)
     labels = torch.randint(0, 10, (batch,), device=device)
@@ -69,7 +69,7 @@ def training_step(
 
 
 def operations(depth: int, batch: int) -> int:
-    """Multiplications and additions of a training iteration: forward, and twice as many backward."""
+    """Multiplications and additions of a training iteration: one forward pass, and twice that backward."""
     total, inputs, size = 16 * 27 * 1024, 16, 32
     for width in WIDTHS:
         for block in range((depth - 2) // 6):

@@ -2,8 +2,8 @@
 
     python -m benchmarks scaling [--rounds 3]
 
-Each line is a process of its own, so that its peak memory is its own: imae's, before PyTorch begins. Beside
-it, in turns, the same net in plain PyTorch, channels-last, with a batch that lies ready.
+Each line runs in its own process, to measure imae's peak memory before PyTorch's net starts. For comparison,
+the same net in plain PyTorch, channels-last, with a batch that is already in memory; both are timed in turns.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def main(arguments: argparse.Namespace) -> None:
         done = subprocess.run(
             [*command, "--one", json.dumps(case)], capture_output=True, text=True, check=True
         )
-        found = json.loads(done.stdout.splitlines()[-1])
-        seconds, peer = found["seconds"], found["peer"]
+        figures = json.loads(done.stdout.splitlines()[-1])
+        seconds, peer = figures["seconds"], figures["peer"]
         rate = operations(case["depth"], case["batch"]) / seconds / 1e9
         cells = [
             *case.values(),
@@ -59,11 +59,11 @@ def main(arguments: argparse.Namespace) -> None:
             f"{rate:.0f}",
         ]
         cells += [f"{1e3 * peer:.0f}", f"{seconds / peer:.2f}"] if peer else ["", ""]
-        print("| " + " | ".join(map(str, [*cells, f"{found['memory']:.0f}"])) + " |", flush=True)
+        print("| " + " | ".join(map(str, [*cells, f"{figures['memory']:.0f}"])) + " |", flush=True)
 
 
 def _measure(batch: int, depth: int, images: int, threads: int, rounds: int) -> dict[str, float]:
-    """Seconds of an iteration, imae's and PyTorch's (0: not measured, it would take long), and memory."""
+    """Seconds of an iteration by imae and by PyTorch (0: not measured, too slow), and imae's peak memory."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     cheap = batch * depth <= LARGEST_PEER

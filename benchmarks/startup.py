@@ -2,8 +2,8 @@
 
     python -m benchmarks startup [--rounds 3]
 
-Until the line `Iteration 0` is in the log, which means: the first batch went forward and backward. Beside
-it, how long Python takes to start and to import torch alone.
+The time ends with the line `Iteration 0` in the log, after the forward and backward pass of the first batch.
+For comparison: the time to start Python, and to import torch.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _until(wanted: bytes, *arguments: str) -> None:
-    """Run Python until it writes this to stderr, or to its end."""
+    """Run Python until it writes `wanted` to stderr; to its end if `wanted` is empty."""
     process = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE)
     assert process.stderr is not None
-    found = not wanted
+    seen = not wanted
     for line in process.stderr:
         if wanted and wanted in line:
-            found = True
+            seen = True
             process.kill()
             break
     process.stderr.close()
     process.wait()
-    if not found:
+    if not seen:
         raise RuntimeError(f"{arguments[0]} ended without a line {wanted!r}")
 
 

@@ -1,9 +1,9 @@
-"""Is training ResNet-20 on the CPU as fast as plain PyTorch, and how far is the machine's limit?
+"""Is training ResNet-20 on the CPU as fast as plain PyTorch, and how near to the machine's limit?
 
     python -m benchmarks training [--rounds 15] [--batch 128] [--depth 20]
 
 imae runs its whole path: records from an LMDB, crop, mirror, mean, forward, backward, update. PyTorch gets
-a batch that lies ready in memory. Peak memory is that of a process that trains one way alone.
+a batch that is already in memory. Peak memory is measured in a separate process for each way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from imae.prototxt.models.resnet import paper_solver, resnet, with_cifar10_data
 from imae.train.options import Options
 from imae.train.solver import Solver
 
-# Seconds an iteration: Caffe's CPU build on 2 cores of AMD Zen 4; what matrix products reach there.
+# Caffe's CPU build on 2 cores of AMD Zen 4: seconds an iteration, and operations/s of matrix products there.
 CAFFE, CAFFE_RATE = 0.81, 180e9
 PEERS = {
     "PyTorch eager": {},
@@ -44,7 +44,7 @@ LOSSES = {"imae": "IMAELoss", "imae, SoftmaxWithLoss": "SoftmaxWithLoss"}
 
 
 def write_images(path: Path, count: int = 2000, side: int = 40) -> Path:
-    """An LMDB of random raw images, as CIFAR's with a padding of 4."""
+    """Write an LMDB of random raw images with the size of CIFAR's after a padding of 4."""
     random = np.random.default_rng(1)
     write_lmdb(
         path,
@@ -59,7 +59,7 @@ def write_images(path: Path, count: int = 2000, side: int = 40) -> Path:
 def make_solver(
     folder: Path, batch: int, depth: int, loss: str = "IMAELoss", count: int = 2000, **arguments: Any
 ) -> Solver:
-    """The paper's solver on random images, without tests, logs and snapshots; `arguments` are Options'."""
+    """The paper's solver on random images, without tests, logs and snapshots; `arguments` go to Options."""
     source = folder / f"train_lmdb_{count}"
     if not source.exists():
         write_images(source, count)
@@ -89,21 +89,21 @@ def main(arguments: argparse.Namespace) -> None:
     work, unit, rate = operations(depth, batch), 2 * SIZE**3, 2 * SIZE**3 / product.least
     least = min(timings[name].least for name in PEERS)
     print(
-        f"- of the best plain PyTorch's time ({best}) imae takes {ours.ratio(timings[best]):.2f}, by the "
-        f"median over the rounds; {ours.least / least:.2f} by the least"
+        f"- imae's time / the best plain PyTorch's ({best}): {ours.ratio(timings[best]):.2f}, the median "
+        f"over the rounds; {ours.least / least:.2f} by the least times"
     )
     print(f"- an iteration is {work / 1e9:.1f} GFLOP; matrix products reach {rate / 1e9:.0f} GFLOP/s at best")
     print(
-        f"- imae reaches {work / ours.least / 1e9:.0f} GFLOP/s at best; of what a matrix product reached in "
-        f"the same round {work / unit / ours.ratio(product):.2f}, by the median"
+        f"- imae reaches {work / ours.least / 1e9:.0f} GFLOP/s at best; its rate / a matrix product's in the "
+        f"same round: {work / unit / ours.ratio(product):.2f}, the median"
     )
     print(f"- a copy in memory: {copy_rate() / 1e9:.1f} GB/s")
     if (batch, depth) == (128, 20):
         scaled = CAFFE * CAFFE_RATE / unit / ours.ratio(product)
         print(
             f"- Caffe's CPU build (2 cores of AMD Zen 4, matrix products {CAFFE_RATE / 1e9:.0f} GFLOP/s): "
-            f"{CAFFE} s = {CAFFE / ours.least:.2f} of imae's least time here; scaled by the rates of matrix "
-            f"products, by the median over the rounds, {scaled:.2f}"
+            f"{CAFFE} s = {CAFFE / ours.least:.2f} times imae's least time here; scaled by the two machines' "
+            f"rates of matrix products: {scaled:.2f} times, the median over the rounds"
         )
     print("\n| trained alone | peak memory, MiB | without the libraries |\n| --- | ---: | ---: |")
     for name in ways:
@@ -115,14 +115,14 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 def _way(name: str, folder: Path, batch: int, depth: int) -> Callable[[], object]:
-    """One iteration."""
+    """A function that runs one iteration."""
     if name in PEERS:
         return training_step(batch, depth, **PEERS[name])
     return partial(make_solver(folder, batch, depth, LOSSES[name]).step, 1)
 
 
 def _alone(name: str, batch: int, depth: int) -> tuple[float, float]:
-    """Peak memory of this process, in MiB, before and after it has trained this way."""
+    """Peak memory of this process, in MiB, before and after it trains this way."""
     before = peak_memory()
     with tempfile.TemporaryDirectory() as folder:
         way = _way(name, Path(folder), batch, depth)

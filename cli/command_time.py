@@ -24,7 +24,7 @@ from imae.files.caffe_log import log_line, number
 from imae.files.errors import ImaeError
 from imae.net.device import DeviceLog, choose_device, set_threads
 from imae.net.net import Net
-from imae.net.no_loss import no_loss_words, stages_of_losses
+from imae.net.no_loss import no_loss_message, stages_of_losses
 from imae.net.stepwise import Stepwise
 
 DEVICE_LOG = DeviceLog(
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     device = choose_device(requested_gpu(args.gpu), DEVICE_LOG)
     param = chosen_net(args.model, args)
     net = Net(param)
-    if (words := no_loss_words(net, param)) and stages_of_losses(param):  # a deploy net has none, rightly
+    if (words := no_loss_message(net, param)) and stages_of_losses(param):  # a deploy net has none, rightly
         logger.warning("%s, and the times of the backward pass are of nothing, as in Caffe", words)
     measure(net, device, args.iterations)
 

@@ -40,7 +40,7 @@ from imae.net.device import (
 from imae.prototxt import SolverParameter
 from imae.prototxt.leftovers import report_leftovers
 from imae.prototxt.text import read_solver
-from imae.train.launched_ranks import is_launched, joined, spawn
+from imae.train.launched_ranks import is_launched, join_ranks, spawn
 from imae.train.options import Options
 from imae.train.progress import training_bar
 from imae.train.signals import SignalRequests, action
@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
         count = len(gpus(args.gpu, f"--gpu {args.gpu}", "leave --gpu out"))
         if count > 1:
             return spawn(count, args.command_line)
-    with joined() as ranks:
+    with join_ranks() as ranks:
         _train(args, ranks)
     return 0
 

@@ -1,4 +1,4 @@
-"""How a net is built: the layers of a NetParameter made, connected and checked, in Caffe's order.
+"""Build a net: make the layers of a NetParameter, connect and check them, in Caffe's order.
 
 Caffe: net.cpp, Net::Init, AppendBottom, AppendTop, AppendParam, ShareTrainedLayersWith.
 """
@@ -33,16 +33,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Built:
-    """A net as it has been built.
+    """The parts of a net that has been built.
 
-    param           the message that was built: its rules applied, splits inserted
+    param           the message that was built: include and exclude rules applied, splits inserted
     steps           in order, automatic splits included
     blob_shapes     shape of every blob, in order of first appearance
-    inputs          tops that are given from outside; outputs: blobs that nobody consumes, in byte order of
-                    their names
-    learnable       one (owner) parameter blob each, in Caffe's order, with lr_mults and decay_mults beside
+    inputs          tops that the user provides; outputs: blobs that no layer consumes, in byte order of their
+                    names
+    learnable       parameter blobs in Caffe's order, a shared one only once (its owner's); lr_mults and
+                    decay_mults in the same order
     loss_weights    weight by blob name, of the blobs that have one
-    memory          by blob that lies in another one's memory, in Caffe: that other one
+    memory          for each blob that in Caffe lies in another blob's memory: the name of that blob
     """
 
     param: NetParameter
@@ -58,11 +59,11 @@ class Built:
 
 
 def build(param: NetParameter, run: Run, share_from: Sequence[Step] | None = None) -> Built:
-    """Build the layers that are in by `param.state`, and log what Caffe logs.
+    """Build the layers that `param.state` includes, and log what Caffe logs.
 
     share_from   the steps of a net whose parameters are used where layer names agree
 
-    LayerError for what does not fit together.
+    LayerError for layers that do not fit together.
     """
     filtered = filter_by_state(param, param.state)
     if logger.isEnabledFor(logging.INFO):
@@ -106,8 +107,8 @@ def build(param: NetParameter, run: Run, share_from: Sequence[Step] | None = Non
 class _Blobs:
     """The blobs of a net that is being built.
 
-    available       those that no layer has consumed so far
-    need_backward   whether a gradient can reach something that learns through it
+    available       blobs that no layer has consumed so far
+    need_backward   by blob: whether it depends on parameters that learn
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -119,7 +120,7 @@ class _Blobs:
         self._itemsize, self._values = dtype.itemsize, 0
 
     def consume(self, param: LayerParameter, index: int) -> bool:
-        """Take bottom `index` of a layer; whether it gets a gradient. Caffe: AppendBottom."""
+        """Consume bottom `index` of a layer; returns whether it gets a gradient. Caffe: AppendBottom."""
         bottom = param.bottom[index]
         if bottom not in self.available:
             raise LayerError(f"Unknown bottom blob '{bottom}' (layer '{param.name}', bottom index {index})")
@@ -130,7 +131,7 @@ class _Blobs:
         return self.need_backward[bottom]
 
     def name_tops(self, param: LayerParameter, layer: Layer) -> list[str]:
-        """The tops of a layer, those included that it needs and the prototxt leaves out. Caffe: AppendTop."""
+        """The tops of a layer, including automatic ones that the prototxt leaves out. Caffe: AppendTop."""
         seen: set[str] = set()
         for index, top in enumerate(param.top):
             if index < len(param.bottom) and param.bottom[index] == top:
@@ -148,7 +149,7 @@ class _Blobs:
         if layer.auto_tops:
             while len(tops) < max(layer.min_tops, layer.num_tops or 0):
                 log_line("net.cpp:382", f"{param.name} -> {AUTOMATIC}")
-                # Caffe calls every such blob so; a name each keeps them apart here (see blob_name).
+                # Caffe gives all such blobs one name; here each has its own (see blob_name).
                 tops.append(f"{AUTOMATIC}{param.name}:{len(tops)}")
                 self.need_backward[tops[-1]] = False
         return tops
@@ -167,17 +168,17 @@ class _Blobs:
 
 
 class _Parameters:
-    """The parameter blobs of a net that is being built: one owner each, whatever layers share it."""
+    """The parameter blobs of a net that is being built: each has one owner, and layers that share it."""
 
     def __init__(self) -> None:
         self.learnable: list[nn.Parameter] = []
         self.lr_mults: list[float] = []
         self.decay_mults: list[float] = []
-        self._given_mults: list[tuple[bool, bool]] = []
+        self._explicit_mults: list[tuple[bool, bool]] = []
         self._owners: dict[str, tuple[int, Layer, int]] = {}
 
     def add(self, layer: Layer) -> None:
-        """Own or share the blobs of a layer. Caffe: AppendParam."""
+        """Let a layer own its blobs, or share those of another layer. Caffe: AppendParam."""
         for index, spec in enumerate(layer.param_specs()):
             owner = self._owners.get(spec.name) if spec.name else None
             if owner is None:
@@ -191,7 +192,7 @@ class _Parameters:
         self.learnable.append(layer.blobs[index])
         self.lr_mults.append(spec.lr_mult)
         self.decay_mults.append(spec.decay_mult)
-        self._given_mults.append((spec.HasField("lr_mult"), spec.HasField("decay_mult")))
+        self._explicit_mults.append((spec.HasField("lr_mult"), spec.HasField("decay_mult")))
 
     def _share(self, layer: Layer, index: int, spec: ParamSpec, owner: tuple[int, Layer, int]) -> None:
         learnable_id, owner_layer, owner_index = owner
@@ -214,19 +215,19 @@ class _Parameters:
         layer.blobs[index] = theirs
 
     def _settle_mults(self, layer: Layer, spec: ParamSpec, learnable_id: int) -> None:
-        """Use what a sharing layer says of lr_mult and decay_mult, if the owner says nothing else."""
+        """Use a sharing layer's lr_mult and decay_mult; LayerError if other values were given before."""
         mults = (self.lr_mults, self.decay_mults)
-        given = list(self._given_mults[learnable_id])
+        explicit = list(self._explicit_mults[learnable_id])
         for which, name in enumerate(("lr_mult", "decay_mult")):
             if spec.HasField(name):
                 value = getattr(spec, name)
-                if given[which] and mults[which][learnable_id] != value:
+                if explicit[which] and mults[which][learnable_id] != value:
                     raise LayerError(
                         f"Shared param '{spec.name}' has mismatched {name}: "
                         f"{mults[which][learnable_id]:g} and, in layer '{layer.name}', {value:g}"
                     )
-                mults[which][learnable_id], given[which] = value, True
-        self._given_mults[learnable_id] = (given[0], given[1])
+                mults[which][learnable_id], explicit[which] = value, True
+        self._explicit_mults[learnable_id] = (explicit[0], explicit[1])
 
 
 def _add_layer(
@@ -274,21 +275,21 @@ def _next_tops(layer: DataLayer, dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 
 def _loss_weights(layer: Layer, num_tops: int) -> list[float]:
-    given = list(layer.param.loss_weight)
-    if given:
-        if len(given) != num_tops:
+    weights = list(layer.param.loss_weight)
+    if weights:
+        if len(weights) != num_tops:
             raise layer.error(
-                f"loss_weight must be unspecified or specified once per top blob; got {len(given)} for "
+                f"loss_weight must be unspecified or specified once per top blob; got {len(weights)} for "
                 f"{num_tops} tops"
             )
-        return given
+        return weights
     return [float(layer.default_loss_weight(index)) for index in range(num_tops)]
 
 
 def _has_learned_blobs(layer: Layer) -> bool:
-    """Whether the layer needs a backward pass for blobs of its own.
+    """Whether the layer needs a backward pass for its own blobs.
 
-    Caffe: that is judged by the prototxt's lr_mult, before a layer (BatchNorm) sets its own to 0.
+    Caffe: decided by the prototxt's lr_mult, even where a layer (BatchNorm) sets lr_mult to 0 itself.
     """
     specs = layer.param.param
     if len(specs) > len(layer.blobs):
@@ -300,13 +301,13 @@ def _has_learned_blobs(layer: Layer) -> bool:
 
 def _report_leftovers(param: NetParameter, steps: Sequence[Step]) -> None:
     layers = [step.layer for step in steps]
-    found = [f"layer '{layer.name}' ({layer.type}): {', '.join(layer.leftovers)}"
+    lines = [f"layer '{layer.name}' ({layer.type}): {', '.join(layer.leftovers)}"
              for layer in layers if layer.leftovers]  # fmt: skip
-    report_leftovers(logger, f"net '{param.name}' ({Phase.Name(param.state.phase)})", found, LayerError)
+    report_leftovers(logger, f"net '{param.name}' ({Phase.Name(param.state.phase)})", lines, LayerError)
 
 
 def _prune_backward(steps: Sequence[Step], loss_weights: Mapping[str, float]) -> None:
-    """Take the backward passes away that cannot reach a loss."""
+    """Remove the backward passes that do not contribute to a loss's gradients."""
     under_loss: set[str] = set()
     skip: set[str] = set()
     for step in reversed(steps):
@@ -324,7 +325,7 @@ def _prune_backward(steps: Sequence[Step], loss_weights: Mapping[str, float]) ->
 
 
 def _force_backward(steps: Sequence[Step]) -> None:
-    """Give all layers a backward pass, and all bottoms that may have one a gradient."""
+    """Give every layer a backward pass, and a gradient to every bottom that may have one."""
     for step in steps:
         step.need_backward = True
         step.bottom_need_backward = [
@@ -334,7 +335,7 @@ def _force_backward(steps: Sequence[Step]) -> None:
 
 
 def _tell_layers(steps: Sequence[Step]) -> None:
-    """Let each layer know which bottoms get a gradient, and cut those that the prototxt cuts."""
+    """Tell each layer which bottoms get a gradient; detach those that propagate_down cuts."""
     for step in steps:
         needs = step.bottom_need_backward if step.need_backward else [False] * len(step.bottoms)
         step.layer.bottom_need_backward = tuple(needs)

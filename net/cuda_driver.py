@@ -1,4 +1,4 @@
-"""The GPUs that there are, as `caffe device_query` logs them.
+"""The GPUs of this machine, as `caffe device_query` logs them.
 
 Sizes are bytes, the clock rate is in kHz. The numbers come from CUDA's driver: no torch is needed.
 
@@ -17,7 +17,7 @@ from imae.files.errors import DeviceError
 
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
-# What a line of common.cpp says, and the driver's numbers of it (CUdevice_attribute in cuda.h).
+# Line of common.cpp, its label, the driver's attributes for it (CUdevice_attribute in cuda.h).
 ATTRIBUTES = (
     (179, "Major revision number:", (75,)),
     (180, "Minor revision number:", (76,)),
@@ -39,33 +39,33 @@ YES_OR_NO = (15, 17)
 
 
 def log_gpus(wanted: str) -> None:
-    """Log what Caffe logs of the GPUs in a list `0,1` or of `all`; of none if the text is empty.
+    """Log what Caffe logs of the GPUs in a list `0,1` or of `all`; of none if `wanted` is empty.
 
-    DeviceError where there is no driver, or not this GPU.
+    DeviceError where there is no driver, or no such GPU.
     """
     log_line("caffe.cpp:138", f"Querying GPUs {wanted}")
     if not wanted:
         return
     driver = CudaDriver(wanted)
     for index in _indices(wanted, driver.count()):
-        for line, what, text in driver.properties(index):
-            log_line(f"common.cpp:{line}", f"{what:<31}{text}")
+        for line, label, text in driver.properties(index):
+            log_line(f"common.cpp:{line}", f"{label:<31}{text}")
 
 
-def _indices(given: str, count: int) -> Sequence[int]:
-    if given == "all":
+def _indices(wanted: str, count: int) -> Sequence[int]:
+    if wanted == "all":
         return range(count)
-    parts = given.split(",")
+    parts = wanted.split(",")
     for part in parts:
         if not (part.isdecimal() and int(part[:9]) < count):
             raise DeviceError(
-                f"--gpu {given}: there is no GPU {part}; {count} are here, counted from 0, or say all"
+                f"--gpu {wanted}: there is no GPU {part}; {count} are here, counted from 0, or say all"
             )
     return list(map(int, parts))
 
 
 class CudaDriver:
-    """CUDA's driver, asked through its C interface; DeviceError where there is none, or no GPU."""
+    """CUDA's driver, called through its C interface; DeviceError where there is none, or no GPU."""
 
     def __init__(self, asked_by: str) -> None:
         self._asked_by = asked_by
@@ -80,7 +80,7 @@ class CudaDriver:
         return self._number("cuDeviceGetCount")
 
     def properties(self, index: int) -> Iterator[tuple[int, str, str]]:
-        """(line of common.cpp, what it says, value) in the order of the lines."""
+        """(line of common.cpp, its label, value) in the order of the lines."""
         device = self._number("cuDeviceGet", index)
         name = ctypes.create_string_buffer(256)
         self._call("cuDeviceGetName", name, len(name), device)
@@ -91,10 +91,10 @@ class CudaDriver:
             (181, "Name:", name.value.decode(errors="replace")),
             (182, "Total global memory:", str(memory.value)),
         ]
-        for line, what, attributes in ATTRIBUTES:
+        for line, label, attributes in ATTRIBUTES:
             numbers = [self._number("cuDeviceGetAttribute", number, device) for number in attributes]
             texts = (["No", "Yes"][bool(n)] if attributes[0] in YES_OR_NO else str(n) for n in numbers)
-            values.append((line, what, ", ".join(texts)))
+            values.append((line, label, ", ".join(texts)))
         yield from sorted(values)
 
     def _number(self, function: str, *arguments: int) -> int:

@@ -1,9 +1,9 @@
 """The device's part of an iteration, recorded once as CUDA graphs and replayed from then on.
 
-Launching the hundreds of small kernels of an iteration one by one takes the host longer than the device needs
-for them. A graph is launched as a whole; it works on the memory that it was recorded with. So a pass reads
-its batch from buffers that stay, diffs and outputs lie where they lay, and what changes from one iteration to
-the next (the batch, the learning rate) is written to the device before the replay.
+An iteration has hundreds of small kernels. Launching them one by one takes longer than the device needs to
+run them. A graph is launched as a whole, and works on the memory that it was recorded with. So a pass reads
+its batch from fixed buffers, and diffs and outputs keep their memory. What changes from one iteration to the
+next (the batch, the learning rate) is written to the device before the replay.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from imae.net.net import Net
 
 T = TypeVar("T")
 
-WARM_UP = 3  # calls before the recording, in which libraries choose algorithms and take their workspace
+WARM_UP = 3  # calls before the recording, in which libraries choose algorithms and allocate workspace
 
 
 class Recorder(Protocol):
-    """Records the device's work of one call, once, and repeats it."""
+    """Records the device's work of one call once, and replays it."""
 
     def warm_up(self, work: Callable[[], T]) -> T:
-        """Do the work, as it is going to be recorded."""
+        """Do the work in the way in which it will be recorded."""
 
     def record(self, work: Callable[[], T]) -> T:
-        """Record the work without doing it; what it returns holds values after each `replay`."""
+        """Record the work without doing it; the tensors that it returns get their values in each `replay`."""
 
     def replay(self) -> None:
         """Do the recorded work."""
@@ -57,9 +57,9 @@ class CudaRecorder:
         return result
 
     def record(self, work: Callable[[], T]) -> T:
-        """DeviceError where the work asks the host for something."""
+        """DeviceError where the work needs the host."""
         try:
-            # Of other threads (those that make batches, NCCL's) nothing is recorded or refused.
+            # thread_local: the work of other threads (batches, NCCL) is neither recorded nor refused.
             with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
                 return work()
         except RuntimeError as error:
@@ -73,7 +73,7 @@ class CudaRecorder:
 
 
 class Recorded(Generic[T]):
-    """`work` as a function that does it by a replay, after the first calls."""
+    """`work` as a function that records it after WARM_UP calls, and then replays it."""
 
     def __init__(self, work: Callable[[], T], recorder: Recorder) -> None:
         self._work, self._recorder = work, recorder
@@ -81,7 +81,7 @@ class Recorded(Generic[T]):
         self._result: T
 
     def __call__(self) -> T:
-        """What the work returns; from the recording on always the same tensors."""
+        """The result of the work; after the recording always the same tensors."""
         if self._calls < WARM_UP:
             self._calls += 1
             return self._recorder.warm_up(self._work)
@@ -95,9 +95,9 @@ class Recorded(Generic[T]):
 class GraphExecutor(NetExecutor):
     """A NetExecutor whose passes are recorded and replayed.
 
-    recorder   makes what records one kind of pass
-    replaces   a pass replaces the diffs, instead of adding to them
-    options    further ones of NetExecutor
+    recorder   makes the recorder of one kind of pass
+    replaces   whether a pass replaces the diffs instead of adding to them
+    options    further options of NetExecutor
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class GraphExecutor(NetExecutor):
                 buffer.copy_(pinned, non_blocking=True)
         return self._buffers
 
-    def _pass(self, given: Sequence[Sequence[Tensor]], backward: bool) -> Result:
+    def _pass(self, placed: Sequence[Sequence[Tensor]], backward: bool) -> Result:
         loss, outputs = self._passes[backward]()
         return loss.clone(), {name: blob.clone() for name, blob in outputs.items()}
 
@@ -145,11 +145,11 @@ class GraphExecutor(NetExecutor):
                 torch._foreach_zero_(fixed)
             for parameter in self.net.learnable:
                 if parameter.requires_grad:
-                    parameter.grad = None  # autograd then puts the diff in its place, and adds nothing
+                    parameter.grad = None  # so that autograd stores the diff instead of adding to it
         return super()._pass(self._buffers, backward)
 
     def _check(self) -> None:
-        """LayerError for a layer whose forward pass asks the host for something."""
+        """LayerError for a layer whose forward pass needs the host."""
         for step in self.net.steps:
             if not (isinstance(step.layer, DataLayer) or step.layer.capturable):
                 raise step.layer.error(

@@ -1,4 +1,4 @@
-"""What `debug_info: true` logs: the mean absolute values of blobs and diffs as they arise, layer by layer.
+"""What `debug_info: true` logs: the mean absolute values of blobs and diffs after each layer's pass.
 
 Caffe: net.cpp, ForwardDebugInfo, BackwardDebugInfo, Backward.
 """
@@ -18,7 +18,7 @@ from imae.net.step import Step
 
 
 def log_forward(step: Step, blobs: Mapping[str, Tensor]) -> None:
-    """The tops and parameters of a layer that has just run."""
+    """Log the tops and parameters of a layer that has just run."""
     where = f"[Forward] Layer {step.layer.name}"
     for top in step.tops:
         log_line("net.cpp:593", f"    {where}, top blob {blob_name(top)} data: {_mean(blobs[top])}")
@@ -27,7 +27,7 @@ def log_forward(step: Step, blobs: Mapping[str, Tensor]) -> None:
 
 
 def log_backward(step: Step, diffs: Mapping[str, Tensor]) -> None:
-    """The diffs of the bottoms and parameters of a layer whose backward pass has just run, if it has one."""
+    """Log the diffs of bottoms and parameters of a layer whose backward pass has just run, if it has one."""
     if not step.need_backward:
         return
     where = f"[Backward] Layer {step.layer.name}"
@@ -40,7 +40,7 @@ def log_backward(step: Step, diffs: Mapping[str, Tensor]) -> None:
 
 
 def log_totals(learnable: Sequence[torch.nn.Parameter]) -> None:
-    """The norms of all parameters and their diffs, after the backward pass of a whole net."""
+    """Log the norms of all parameters and their diffs, after the backward pass of a whole net."""
     datas, diffs = [p.detach() for p in learnable], [parameter_diff(p) for p in learnable]
     l1, l2 = ([_norm(blobs, order) for blobs in (datas, diffs)] for order in (1, 2))
     norms = f"L1 norm = ({l1[0]}, {l1[1]}); L2 norm = ({l2[0]}, {l2[1]})"

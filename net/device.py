@@ -1,4 +1,4 @@
-"""What computes, and how: the GPU that was asked for, or an error; precision; threads, memory on the CPU."""
+"""The device of a run: the requested GPU or an error; precision; threads and freed memory on the CPU."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from imae.layers.data.data_resources import most_threads, usable_cores
 
 
 def gpu(wanted: str, asked_by: str, instead: str) -> torch.device:
-    """The device of an id, or of `all` where there is one GPU; from now on CUDA's current one.
+    """The GPU of an id, or of `all` where there is one GPU; it becomes CUDA's current device.
 
-    asked_by   what asked for it, `instead` what to do without one, both for the DeviceError
+    asked_by   the option that asks for it, for the DeviceError; `instead`: what to do without a GPU
     """
     ids = gpus(wanted, asked_by, instead)
     if len(ids) > 1:
@@ -29,7 +29,7 @@ def gpu(wanted: str, asked_by: str, instead: str) -> torch.device:
 
 
 def gpus(wanted: str, asked_by: str, instead: str) -> list[int]:
-    """The ids in a list `0,1`, or those of all GPUs; DeviceError, as of `gpu`, where they are not there."""
+    """The ids in a list `0,1`, or those of all GPUs; DeviceError, as in `gpu`, where one is missing."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
         raise DeviceError(f"{asked_by}: no CUDA device is available here; {instead} to compute on the CPU")
@@ -44,7 +44,7 @@ def gpus(wanted: str, asked_by: str, instead: str) -> list[int]:
 
 
 def gpus_of_ranks(wanted: str, asked_by: str, instead: str, count: int) -> list[int]:
-    """The GPUs of the `count` ranks on this machine: those of a list, or the first ones for `0` and `all`."""
+    """The GPUs for `count` ranks on this machine: those of a list, or the first ones for `0` and `all`."""
     from_first = wanted in ("0", "all")
     ids = gpus("all" if from_first else wanted, asked_by, instead)
     if len(ids) < count or (len(ids) > count and not from_first):
@@ -53,7 +53,7 @@ def gpus_of_ranks(wanted: str, asked_by: str, instead: str, count: int) -> list[
 
 
 class GpuRequest(NamedTuple):
-    """A GPU that is asked for: `0`, `0,1` or `all`; what asks for it, and what to do without one."""
+    """A request for GPUs: `0`, `0,1` or `all`; the option that asks for it; what to do without a GPU."""
 
     wanted: str
     asked_by: str
@@ -61,9 +61,9 @@ class GpuRequest(NamedTuple):
 
 
 class DeviceLog(NamedTuple):
-    """How one of Caffe's tools logs what it computes on: (place in the tool's source, text).
+    """How one of Caffe's tools logs its device: (place in the tool's source, text).
 
-    In a text {ids} stands for the ids of all GPUs, {id} and {name} for those of one.
+    In a text, {ids} stands for the ids of all GPUs, {id} and {name} for the id and name of one.
 
     cpu      the line for the CPU
     gpus     the lines for all GPUs together
@@ -90,11 +90,11 @@ class DeviceLog(NamedTuple):
 def choose_device(
     request: GpuRequest | None, log: DeviceLog | None = None, ranks: tuple[int, int] | None = None
 ) -> torch.device:
-    """The GPU that is asked for, or the CPU if None is; DeviceError where the GPU is not there.
+    """The requested GPU, or the CPU without a request; DeviceError where the GPU does not exist.
 
-    log     says in the log which it is
+    log     logs which device it is
     ranks   this process's number among the processes on this machine that compute together, and how many
-            these are; each takes a GPU of its own
+            these are; each uses a different GPU
     """
     if request is None:
         device, ids = torch.device("cpu"), list[int]()
@@ -111,17 +111,17 @@ def choose_device(
 
 
 def use_gpu(index: int) -> torch.device:
-    """Make this GPU CUDA's current one; what it computes twice is the same twice."""
-    torch.backends.cudnn.deterministic = True  # or a resumed run would not be the one that was not stopped
+    """Make this GPU CUDA's current device, with deterministic results."""
+    torch.backends.cudnn.deterministic = True  # else a resumed run would differ from an uninterrupted one
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
 
 
 def set_precision(wanted: str, device: torch.device) -> torch.dtype | None:
-    """Let torch compute as --precision says; the dtype that blobs are reduced to, None for none.
+    """Set torch's precision to that of --precision; returns the reduced dtype of blobs, None for none.
 
-    DeviceError where the device cannot.
+    DeviceError where the device does not support it.
     """
     if wanted == "tf32" and device.type == "cpu":
         raise DeviceError("--precision tf32 is of GPUs; give --gpu, too, or use fp32 or bf16")
@@ -131,7 +131,7 @@ def set_precision(wanted: str, device: torch.device) -> torch.dtype | None:
 
 
 def device_budget(device: torch.device, share: float = 0.25) -> int:
-    """Bytes that the records of one data layer may take on a device: a share of what is free there."""
+    """Bytes that the records of one data layer may use on a device: a share of its free memory."""
     return int(torch.cuda.mem_get_info(device)[0] * share)
 
 
@@ -148,10 +148,10 @@ def keep_freed_memory() -> None:
 
 
 def set_threads(count: int | None, processes: int = 1) -> None:
-    """Let torch compute with so many threads; None leaves it to torch, which takes all cores.
+    """Let torch compute with `count` threads; None: with torch's own choice, all cores.
 
-    processes   like this one on the machine: with None each takes its share of the cores. torchrun sets
-                OMP_NUM_THREADS to 1 where it is not set, however many cores there are; a larger one counts
+    processes   how many processes like this one run on the machine. With None each uses its share of the
+                cores, unless OMP_NUM_THREADS is larger than 1 (torchrun sets it to 1 where it is not set)
     """
     if count is None and processes > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         count = max(1, usable_cores() // processes)

@@ -1,4 +1,4 @@
-"""How the solver runs a net: once forward, or forward and backward.
+"""How the solver runs a net: one forward pass, or one forward and backward pass.
 
 An executor returns (loss, outputs): the weighted sum of the losses, a scalar, and the output blobs by name,
 on the net's device, valid also after the next run. Gradients ADD UP in `.grad` of the learnable parameters.
@@ -28,20 +28,21 @@ Result = tuple[Tensor, dict[str, Tensor]]
 
 
 class Executor(Protocol):
-    """What the solver asks of it."""
+    """The interface that the solver uses."""
 
     def forward_backward(self) -> Result:
-        """The next batch through the net, both ways."""
+        """Run the net forward and backward on the next batch."""
 
     def forward(self) -> Result:
-        """The next batch through the net, without gradients."""
+        """Run the net forward on the next batch, without gradients."""
 
 
 @dataclass
 class _Feed:
-    """A data layer's step: what the host gives for a pass, and the blobs that the device makes of it.
+    """A data layer's step: what the host fetches for a pass, and the blobs that the device makes of it.
 
-    resident   whether the layer's records lie on the device, so that the host only draws
+    resident   whether the layer's records are resident on the device, so that the host only makes a draw
+               (see DataLayer.next_draw)
     """
 
     step: Step
@@ -49,31 +50,32 @@ class _Feed:
     resident: bool
 
     def fetch(self) -> tuple[Tensor, ...]:
-        """For the next pass, on the host."""
+        """What the next pass needs, on the host: a draw, or the tops."""
         if self.resident:
             return (self.layer.next_draw(),)
         return run_step(self.step, {})
 
-    def blobs(self, given: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    def blobs(self, fetched: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         """The tops, by name, from what was fetched and is now on the device."""
+        tops = fetched
         if self.resident:
-            given = [top.to(dtype) for top in self.layer.assemble(given[0])]
-        return dict(zip(self.step.tops, given, strict=True))
+            tops = [top.to(dtype) for top in self.layer.assemble(fetched[0])]
+        return dict(zip(self.step.tops, tops, strict=True))
 
 
 class NetExecutor:
     """Runs the whole net as one autograd graph.
 
-    fast        fuse layers (fuse.py); on a GPU, keep databases there; on the CPU and in reduced precision,
-                keep 4-axis blobs in the order N, H, W, C in memory. Shapes stay N, C, H, W, and values are
-                the same up to rounding
-    keep        names of further blobs, which stay in `kept` after a run
-    compiled    let torch.compile make the kernels of joined layers
-    last        whether 4-axis blobs have the order N, H, W, C in memory; None: as said above
-    reduced     bfloat16: convolutions and matrix products take and give it, and blobs between them are in it;
-                parameters, their diffs, losses and measures stay in single precision. None: nothing is
+    fast            fuse layers (fuse.py); on a GPU, make databases resident there; on the CPU and in reduced
+                    precision, keep 4-axis blobs in the order N, H, W, C in memory. Shapes stay N, C, H, W,
+                    and values are the same up to rounding
+    keep            names of further blobs, which stay in `kept` after a run
+    reduced         bfloat16: convolutions and matrix products and the blobs between them are in it, while
+                    parameters, their diffs, losses and measures stay in single precision. None: not reduced
+    compiled        let torch.compile make the kernels of fused layers
+    channels_last   whether 4-axis blobs have the order N, H, W, C in memory; None: as described for `fast`
 
-    plan        the steps that a pass runs
+    plan            the steps that a pass runs
     """
 
     def __init__(
@@ -84,20 +86,22 @@ class NetExecutor:
         keep: Collection[str] = (),
         reduced: torch.dtype | None = None,
         compiled: bool = False,
-        last: bool | None = None,
+        channels_last: bool | None = None,
     ) -> None:
+        if channels_last is None:
+            channels_last = fast and (device.type == "cpu" or reduced is not None)
         self.net, self.device, self.reduced = net.to(device), device, reduced
         self.keep, self.kept = keep, dict[str, Tensor]()
-        self.channels_last = fast and (device.type == "cpu" or reduced is not None) if last is None else last
+        self.channels_last = channels_last
         self.plan: Sequence[Step] = net.steps
-        if fast and not net.debug_info:  # which names the layers' blobs one by one
+        if fast and not net.debug_info:  # debug_info logs the blobs of every layer
             self.plan = fuse_training(net, keep, compiled)
         if reduced is not None:
             self.plan = _with_single_losses(self.plan)
         if self.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
         self._feeds = [
-            _Feed(step, step.layer, fast and device.type == "cuda" and _reside(step.layer, device))
+            _Feed(step, step.layer, fast and device.type == "cuda" and _make_resident(step.layer, device))
             for step in net.steps
             if isinstance(step.layer, DataLayer)
         ]
@@ -113,7 +117,7 @@ class NetExecutor:
         return [feed.fetch() for feed in self._feeds]
 
     def _placed(self, fetched: list[tuple[Tensor, ...]]) -> list[list[Tensor]]:
-        """The same on the device."""
+        """What was fetched, on the device."""
         return [[self._place(tensor) for tensor in tensors] for tensors in fetched]
 
     def _place(self, tensor: Tensor) -> Tensor:
@@ -121,11 +125,11 @@ class NetExecutor:
             return tensor.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         return tensor.to(self.device, non_blocking=True)
 
-    def _pass(self, given: Sequence[Sequence[Tensor]], backward: bool) -> Result:
-        """A pass over what lies on the device; work of the device alone."""
+    def _pass(self, placed: Sequence[Sequence[Tensor]], backward: bool) -> Result:
+        """A pass over what `_placed` returned; it runs on the device alone."""
         with torch.set_grad_enabled(backward):
             batch: dict[str, Tensor] = {}
-            for feed, tensors in zip(self._feeds, given, strict=True):
+            for feed, tensors in zip(self._feeds, placed, strict=True):
                 batch.update(feed.blobs(tensors, self.net.dtype))
             with self._reduction():
                 blobs = self.net.forward(batch, self.keep, self.plan)
@@ -136,19 +140,19 @@ class NetExecutor:
         return loss.detach(), {name: blobs[name].detach() for name in self.net.outputs}
 
     def _reduction(self) -> AbstractContextManager[object]:
-        """Reduced precision, if it is asked for."""
+        """A context of reduced precision, if there is one."""
         if self.reduced is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.reduced, cache_enabled=False)
 
 
-def _reside(layer: DataLayer, device: torch.device) -> bool:
-    """Let a data layer keep its records on the device, if it can and there is room."""
+def _make_resident(layer: DataLayer, device: torch.device) -> bool:
+    """Let a data layer keep its records on the device, if it can and they fit; returns whether it does."""
     return layer.make_resident(device, device_budget(device))
 
 
 def _with_single_losses(plan: Sequence[Step]) -> list[Step]:
-    """The plan, with losses and measures that get single precision whatever the blobs before them have."""
+    """The plan, with the bottoms of losses and measures converted to single precision."""
 
     def in_single(run: StepFunction) -> StepFunction:
         return lambda *bottoms: run(*(bottom.float() for bottom in bottoms))
@@ -163,7 +167,7 @@ def _with_single_losses(plan: Sequence[Step]) -> list[Step]:
 
 
 class StepwiseExecutor:
-    """Runs the net layer by layer, so that every blob and diff can be looked at afterwards."""
+    """Runs the net layer by layer, so that every blob and diff can be read afterwards."""
 
     def __init__(self, stepwise: Stepwise) -> None:
         self.stepwise = stepwise

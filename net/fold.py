@@ -1,9 +1,9 @@
 """Plans for TEST nets with fewer layers: BatchNorms and Scales as weights, shortcuts as one convolution.
 
 He et al.'s shortcut A, which appends channels of zeros, is Pooling with kernel 1 (every second pixel), Power
-with scale 0 (zeros) and Concat. Each value of its top is one of its bottom's, or 0: a 1x1 convolution whose
-weights are 1 and 0, and exact for finite values. ONNX Runtime keeps convolutions in a layout of its own and
-adds, rectifies and convolves there at once; the three layers made it leave that layout after every block.
+with scale 0 (zeros) and Concat. Each value of its top is a value of its bottom, or 0. So it equals a 1x1
+convolution whose weights are 1 and 0; for finite values exactly. ONNX Runtime keeps convolutions in its own
+memory layout, and fuses sums and ReLUs into them; the three layers interrupt this layout after every block.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from imae.net.plan import Plan, scales_channels
 from imae.net.step import Step, mark_frees
 from imae.prototxt import LayerParameter
 
-# Of the top. The products grow with the square of the channels, what they save only with their number.
+# Of the top. The products' cost grows with the square of the channels, the time saved only linearly.
 MAX_CHANNELS = 1024
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A blob that holds every `stride`-th pixel of `source`, or zeros in their places."""
+    """A blob that holds every `stride`-th pixel of `source`, or as many zeros."""
 
     source: str
-    version: int  # how often the source had been written
+    version: int  # how often the source had been written before
     stride: tuple[int, int] = (1, 1)
     zero: bool = False
 
@@ -68,7 +68,7 @@ def fold_shortcuts(net: Net, steps: Sequence[Step]) -> list[Step]:
 
 
 def _part(net: Net, step: Step, parts: dict[str, _Part], writes: Counter[str]) -> _Part | None:
-    """What the tops of a step are if it only picks pixels of its bottom, makes zeros, or hands a part on."""
+    """The part in a step's tops if it only picks pixels of its bottom, makes zeros, or passes a part on."""
     layer = step.layer
     if isinstance(layer, Split):
         return parts.get(step.bottoms[0])
@@ -82,7 +82,7 @@ def _part(net: Net, step: Step, parts: dict[str, _Part], writes: Counter[str]) -
     every = tuple((size - 1) // stride + 1 for size, stride in zip(sizes, windows.stride, strict=True))
     if layer.method == "STOCHASTIC" or (windows.kernel, windows.pad) != ((1, 1), (0, 0)):
         return None
-    if windows.counts(sizes) != every:  # one window more, outside of the image
+    if windows.counts(sizes) != every:  # one more window, outside of the image
         return None
     return replace(part, stride=(part.stride[0] * windows.stride[0], part.stride[1] * windows.stride[1]))
 
@@ -92,19 +92,19 @@ def _convolution(net: Net, step: Step, parts: dict[str, _Part], writes: Counter[
     if not isinstance(step.layer, Concat):
         return None
     shape, channels = net.blob_shapes[step.tops[0]], [net.blob_shapes[name][1:2] for name in step.bottoms]
-    found = [parts[bottom] for bottom in step.bottoms if bottom in parts]
-    if len(shape) != 4 or shape[1] != sum(c[0] for c in channels) or len(found) < len(channels):
+    joined = [parts[bottom] for bottom in step.bottoms if bottom in parts]
+    if len(shape) != 4 or shape[1] != sum(c[0] for c in channels) or len(joined) < len(channels):
         return None
-    first = found[0]
-    if {part.zero for part in found} != {False, True}:
+    first = joined[0]
+    if {part.zero for part in joined} != {False, True}:
         return None
-    if any(replace(part, zero=first.zero) != first for part in found):
+    if any(replace(part, zero=first.zero) != first for part in joined):
         return None
     if writes[first.source] != first.version or shape[1] > MAX_CHANNELS:
         return None
-    one = torch.eye(channels[0][0])
-    weight = torch.cat([torch.zeros_like(one) if part.zero else one for part in found])
-    layer = _one_by_one(step.layer, weight.to(next(net.parameters(), one)), first.stride)
+    identity = torch.eye(channels[0][0])
+    weight = torch.cat([torch.zeros_like(identity) if part.zero else identity for part in joined])
+    layer = _one_by_one(step.layer, weight.to(next(net.parameters(), identity)), first.stride)
     return Step(layer, layer, (first.source,), step.tops)
 
 
@@ -121,10 +121,10 @@ def _one_by_one(concat: Concat, weight: Tensor, stride: tuple[int, int]) -> Conv
 
 
 def fold_batch_norm(net: Net) -> list[Step]:
-    """A plan for a TEST net: BatchNorm and Scale become part of the weights of the layer before them.
+    """A plan for a TEST net: BatchNorm and Scale are folded into the weights of the layer before them.
 
     That layer is a convolution or an inner product. The new weights are computed in float64 and stored in
-    layers of their own; the net's parameters stay as they are.
+    new layers; the net's parameters are unchanged.
     """
     plan = Plan(net)
     for index, step in enumerate(net.steps):
@@ -133,11 +133,11 @@ def fold_batch_norm(net: Net) -> list[Step]:
             continue
         if _channel_axis(source, len(net.blob_shapes[step.bottoms[0]])) != 1:
             continue
-        members, layers, at = [index], [], plan.only_reader(index)
-        while at is not None and _is_affine(net.steps[at].layer):
-            members.append(at)
-            layers.append(net.steps[at].layer)
-            at = plan.only_reader(at)
+        members, layers, reader = [index], [], plan.only_reader(index)
+        while reader is not None and _is_affine(net.steps[reader].layer):
+            members.append(reader)
+            layers.append(net.steps[reader].layer)
+            reader = plan.only_reader(reader)
         if layers:
             folded = _folded(source, layers)
             plan.fuse(members, folded, folded)
@@ -173,12 +173,12 @@ def _folded(source: Layer, affine: Sequence[Layer]) -> Layer:
 
 
 def _channel_axis(layer: Convolution | InnerProduct, num_axes: int) -> int:
-    """The axis of the top that the outputs stand on."""
+    """The top's axis of the outputs."""
     param = layer.param
     kind = param.convolution_param if isinstance(layer, Convolution) else param.inner_product_param
     return layer.canonical_axis(kind.axis, num_axes)
 
 
 def _is_affine(layer: Layer) -> bool:
-    """A BatchNorm by its own statistics, not the batch's, or a Scale of channels."""
+    """Whether the layer is a BatchNorm that uses its running statistics, or a Scale of channels."""
     return layer.use_global_stats if isinstance(layer, BatchNorm) else scales_channels(layer)

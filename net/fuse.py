@@ -45,11 +45,11 @@ def fuse_training(net: Net, keep: Collection[str] = (), compiled: bool = False) 
 
     - BatchNorm + Scale (+ sum) (+ ReLU) are one step, and update their running statistics together;
     - other BatchNorms and, where they are faster, convolutions use the kernels of net/kernels;
-    - other sums and ReLUs are in-place where nobody needs the bottom any more;
-    - splits pass on their bottom as it is.
+    - other sums and ReLUs are in-place where no other step needs the bottom;
+    - splits return their bottom unchanged.
 
-    keep       names of blobs that somebody wants to have after a pass
-    compiled   let torch.compile make the kernels of the fused steps that go by the batch
+    keep       names of further blobs that are needed after a pass
+    compiled   let torch.compile make the kernels of the fused steps that use the batch's statistics
     """
     plan, fusable = Plan(net), _Fusable(net, keep)
     fused: list[tuple[int, FusedBatchNormScale]] = []
@@ -68,7 +68,7 @@ def fuse_training(net: Net, keep: Collection[str] = (), compiled: bool = False) 
             norm,
             scale,
             relu=any(isinstance(layer, ReLU) for layer in later),
-            adds=any(isinstance(layer, Eltwise) for layer in later),
+            has_shortcut=any(isinstance(layer, Eltwise) for layer in later),
             by_batch=normalize_compiled if compiled else normalize_by_batch,
         )
         plan.fuse(members, run)
@@ -110,16 +110,16 @@ def fuse_training(net: Net, keep: Collection[str] = (), compiled: bool = False) 
 def _members_from(net: Net, plan: Plan, index: int) -> list[int]:
     """BatchNorm `index`, and the Scale, the sum with one other blob and the ReLU that follow it, if any."""
     members = [index]
-    at = plan.only_reader(index)
-    if at is None or not scales_channels(net.steps[at].layer):
+    reader = plan.only_reader(index)
+    if reader is None or not scales_channels(net.steps[reader].layer):
         return members
-    members.append(at)
-    at = plan.only_reader(at, bottoms=2)
-    if at is not None and len(net.steps[at].bottoms) == 2 and _is_plain_sum(net.steps[at]):
-        members.append(at)
-        at = plan.only_reader(at)
-    if at is not None and _is_plain_relu(net.steps[at]):
-        members.append(at)
+    members.append(reader)
+    reader = plan.only_reader(reader, bottoms=2)
+    if reader is not None and len(net.steps[reader].bottoms) == 2 and _is_plain_sum(net.steps[reader]):
+        members.append(reader)
+        reader = plan.only_reader(reader)
+    if reader is not None and _is_plain_relu(net.steps[reader]):
+        members.append(reader)
     return members
 
 
@@ -129,13 +129,14 @@ Normalize = Callable[[NormCall, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 class FastBatchNorm:
     """A BatchNorm by the kernels of net/kernels.
 
-    by_batch   the kernel where the batch's own statistics are used
-    together   updates the running statistics of several such; this one is number `place` of them
+    by_batch             the kernel where the batch's own statistics are used
+    running_statistics   updates the blobs of several BatchNorms together, `norm` being number `place`; None:
+                         `norm` updates its own
     """
 
     def __init__(self, norm: BatchNorm, by_batch: Normalize = normalize_by_batch) -> None:
         self.norm, self.by_batch = norm, by_batch
-        self.together: RunningStatistics | None = None
+        self.running_statistics: RunningStatistics | None = None
         self.place = 0
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -145,9 +146,9 @@ class FastBatchNorm:
         norm = self.norm
         if norm.use_global_stats:
             return normalize_by_statistics(call, *norm.statistics())
-        if self.together is not None:
-            top, mean, variance = self.by_batch(call, *self.together.zeros(self.place))
-            self.together.add(self.place, mean, variance)
+        if self.running_statistics is not None:
+            top, mean, variance = self.by_batch(call, *self.running_statistics.zeros(self.place))
+            self.running_statistics.add(self.place, mean, variance)
         else:
             zeros = torch.zeros_like(norm.blob(0)), torch.zeros_like(norm.blob(1))
             top, mean, variance = self.by_batch(call, *zeros)
@@ -156,9 +157,9 @@ class FastBatchNorm:
 
 
 class FusedBatchNormScale(FastBatchNorm):
-    """BatchNorm, Scale, perhaps a sum with another blob, perhaps ReLU, by one kernel in each direction.
+    """BatchNorm, Scale, optionally a sum with another blob, optionally ReLU, as one kernel in each direction.
 
-    adds   whether there is a second bottom, to be added
+    has_shortcut   whether there is a second bottom, which is added
     """
 
     def __init__(
@@ -166,11 +167,11 @@ class FusedBatchNormScale(FastBatchNorm):
         norm: BatchNorm,
         scale: Scale,
         relu: bool,
-        adds: bool = False,
+        has_shortcut: bool = False,
         by_batch: Normalize = normalize_by_batch,
     ) -> None:
         super().__init__(norm, by_batch)
-        self.scale, self.relu, self.adds = scale, relu, adds
+        self.scale, self.relu, self.has_shortcut = scale, relu, has_shortcut
 
     def __call__(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         weight, bias = self.scale.blob(0), self.scale.blob(1) if len(self.scale.blobs) > 1 else None
@@ -178,16 +179,16 @@ class FusedBatchNormScale(FastBatchNorm):
 
 
 def _update_together(net: Net, fused: list[FusedBatchNormScale]) -> None:
-    """Let fused steps, in the order of a pass, update the statistics that no other layer uses together."""
+    """Let the fused steps, in the order of a pass, update together those blobs that no other layer uses."""
     owners = set(map(id, sole_owners((step.layer for step in net.steps), (run.norm for run in fused))))
     fused = [run for run in fused if id(run.norm) in owners]
-    together = RunningStatistics([run.norm for run in fused])
+    running_statistics = RunningStatistics([run.norm for run in fused])
     for place, run in enumerate(fused):
-        run.together, run.place = together, place
+        run.running_statistics, run.place = running_statistics, place
 
 
 def _spare_bottom(net: Net, plan: Plan, fusable: _Fusable, index: int, keep: Collection[str]) -> int | None:
-    """Which of a plain sum's first two bottoms it may overwrite: one in memory that nobody else reads."""
+    """Which of a plain sum's first two bottoms it may overwrite: one that no other step reads; or None."""
     step = net.steps[index]
     if not _is_plain_sum(step):
         return None
@@ -197,7 +198,7 @@ def _spare_bottom(net: Net, plan: Plan, fusable: _Fusable, index: int, keep: Col
             continue
         fused = plan.fused(writer)
         if isinstance(fused, FusedBatchNormScale):
-            if not fused.relu:  # whose backward pass reads its top
+            if not fused.relu:  # a ReLU's backward pass reads its top
                 return place
         elif fused is None and isinstance(net.steps[writer].layer, Convolution | InnerProduct):
             return place
@@ -224,16 +225,16 @@ def _sum_in_place(place: int, *bottoms: Tensor) -> Tensor:
 
 
 def _split_tops(count: int, x: Tensor) -> tuple[Tensor, ...]:
-    """The tops of a split. As they are no views, autograd can add up their gradients in-place."""
+    """The tops of a split. They are not views, so autograd can add up their gradients in-place."""
     return (x,) * count
 
 
 class _Fusable:
-    """Which steps may run as one, in the place of the last: no other step reads the blobs between them."""
+    """Which steps may be fused, in the place of the last: no other step reads the blobs between them."""
 
     def __init__(self, net: Net, keep: Collection[str]) -> None:
         self._net, self._steps, self._keep = net, net.steps, keep
-        # By the memory of a blob: the first step whose backward pass reads what later layers leave there.
+        # By memory: the first step whose backward pass reads what later layers write there.
         self._read_from: dict[str, int] = {}
         for index, step in enumerate(net.steps):
             if step.overwritten:
@@ -244,7 +245,7 @@ class _Fusable:
                 self._users[id(blob)].append(index)
 
     def read_earlier(self, name: str, index: int) -> bool:
-        """Whether the backward pass of a step before `index` reads what later steps leave in this memory."""
+        """Whether the backward pass of a step before `index` reads what later steps write to this memory."""
         return self._read_from.get(self._net.memory_of(name), index) < index
 
     def can_fuse(self, members: Sequence[int]) -> bool:
@@ -252,7 +253,7 @@ class _Fusable:
         for member, following in pairwise(members):
             name = self._steps[member].tops[0]
             if name == self._steps[following].tops[0]:
-                continue  # in the end the same blob holds the same value
+                continue  # the fused step leaves the same value in this blob
             if name in self._keep or self.read_earlier(name, member):
                 return False
         # A step between them that shares their statistics would read them before they are updated.

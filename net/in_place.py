@@ -1,4 +1,4 @@
-"""What layers that compute in place, or hand memory on, overwrite in Caffe; nothing is overwritten here."""
+"""What in-place layers, and layers that share memory, overwrite in Caffe. Here nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 def note_in_place(steps: Sequence[Step], phase: Phase) -> dict[str, str]:
-    """Note `memory` and `overwritten` of each step, and warn where Caffe would compute something else.
+    """Set `memory` and `overwritten` of each step, and warn where Caffe's results differ.
 
-    Returns, for each blob that lies in another one's memory in Caffe, that other one (see `memory_of`).
+    Returns, for each blob that in Caffe lies in another blob's memory, that blob (see `memory_of`).
     """
     memory: dict[str, str] = {}
-    last_in_place: dict[str, tuple[int, str]] = {}  # by memory: the last step to overwrite it, the blob
+    last_in_place: dict[str, tuple[int, str]] = {}  # by memory: the last step that overwrites it, its top
     for index, step in enumerate(steps):
         if step.layer.shares_memory:
             memory.update(dict.fromkeys(step.tops, memory_of(memory, step.bottoms[0])))
@@ -45,31 +45,31 @@ def note_in_place(steps: Sequence[Step], phase: Phase) -> dict[str, str]:
 
 
 def memory_of(memory: Mapping[str, str], blob: str) -> str:
-    """The blob in whose memory this one lies, in Caffe: its own but where a layer hands memory on."""
+    """The blob whose memory this one uses in Caffe: itself, unless its layer shares the bottom's."""
     return memory.get(blob, blob)
 
 
 def _overwritten_for_others(
     steps: Sequence[Step], memory: Mapping[str, str], phase: Phase
 ) -> list[tuple[Layer, str, Layer]]:
-    """Who reads a blob whose memory has been overwritten under another name: reader, blob, writer."""
-    found: list[tuple[Layer, str, Layer]] = []
+    """(reader, blob, writer): layers that read a blob whose memory was overwritten under another name."""
+    conflicts: list[tuple[Layer, str, Layer]] = []
     written: dict[str, int] = {}
     overwritten: dict[str, int] = {}  # by memory
     for index, step in enumerate(steps):
         for bottom in step.bottoms:
-            at = overwritten.get(memory_of(memory, bottom), -1)
-            if at > written.get(bottom, -1):
-                found.append((step.layer, bottom, steps[at].layer))
+            writer = overwritten.get(memory_of(memory, bottom), -1)
+            if writer > written.get(bottom, -1):
+                conflicts.append((step.layer, bottom, steps[writer].layer))
         written.update(dict.fromkeys(step.tops, index))
         if not (step.layer.idle_in_test and phase == TEST):
             for top in {*step.tops}.intersection(step.bottoms):
                 overwritten[memory_of(memory, top)] = index
-    return found
+    return conflicts
 
 
 def _is_overwritten(step: Step, later: bool) -> bool:
-    """Whether what a step's backward pass reads in Caffe is overwritten in place, by it or a later step."""
+    """Whether this or a later step overwrites in-place what the step's backward pass reads in Caffe."""
     in_place = bool(step.tops) and step.tops[0] in step.bottoms
     if in_place and step.layer.spoils_in_place:
         return False
@@ -77,7 +77,7 @@ def _is_overwritten(step: Step, later: bool) -> bool:
 
 
 def _is_spoilt(step: Step) -> bool:
-    """Whether Caffe, in place, would give a wrong top or gradient."""
+    """Whether the step is in-place and Caffe would compute a wrong top or gradient."""
     in_place = not set(step.tops).isdisjoint(step.bottoms)
     return in_place and (
         step.layer.spoils_in_place == "data" or (step.layer.spoils_in_place == "diff" and step.need_backward)

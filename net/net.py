@@ -1,7 +1,7 @@
 """Net: a NetParameter made into a torch module that runs its layers in order over named blobs.
 
-The plain net is the reference. Faster plans over the same layers (see fuse.py) are made from it; `forward`
-runs the one that it is given, and they must give the same blobs at their ends.
+The plain net is the reference. Faster plans of the same layers (see fuse.py) are made from it. `forward` runs
+the plan that is passed to it; every plan must give the same output blobs.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ from imae.prototxt import NetParameter
 
 
 class Net(nn.Module):
-    """The layers of a net, built, connected and checked as Caffe does it (see build.py).
+    """The layers of a net, built, connected and checked as in Caffe (see build.py).
 
-    param          NetParameter; `state` (phase, level, stage) decides which layers are in
-    run            what the layers need of the run: random numbers, which the fillers draw in Caffe's order,
+    param          NetParameter; `state` (phase, level, stage) decides which layers are included
+    run            what all layers of a run share: random numbers, which the fillers draw in Caffe's order,
                    ranks, memory and threads for the data layers, dtype
     share_from     a net whose parameters are used where layer names agree (a test net's train net); this
-                   net's own blobs are filled all the same, so that the random stream is Caffe's
+                   net's own blobs are filled nevertheless, so that the random stream is Caffe's
 
     name, phase, layers, steps
-    param          the message that was built, rules applied and splits inserted; a snapshot's NetParameter
-                   comes from it
+    param          the message that was built: include and exclude rules applied, splits inserted; a
+                   snapshot's NetParameter comes from it
     layer_names    in order, automatic splits included
     blob_shapes    shape of every blob, in order of first appearance
-    inputs         tops of Input layers; outputs: blobs that nobody consumes, in byte order of their names
+    inputs         tops of Input layers; outputs: blobs that no layer consumes, in byte order of their names
     params         parameter blobs by layer name
-    learnable      one (owner) parameter blob each, in Caffe's order, with lr_mults and decay_mults beside
+    learnable      parameter blobs in Caffe's order, a shared one only once (its owner's); lr_mults and
+                   decay_mults in the same order
     loss_weights   weight by blob name, of the blobs that have one
     debug_info     whether passes log the mean absolute values of blobs and diffs; may be set
     """
@@ -66,7 +67,7 @@ class Net(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of parameters and blobs."""
+        """The type of parameters and blobs."""
         return self.run.dtype
 
     @property
@@ -81,7 +82,7 @@ class Net(nn.Module):
         raise LayerError(f"net {self.name!r} has no layer {name!r}; it has {', '.join(self.layer_names)}")
 
     def memory_of(self, blob: str) -> str:
-        """The blob in whose memory this one lies, in Caffe: its own but where a layer hands memory on."""
+        """The blob whose memory this one uses in Caffe: itself, unless its layer shares the bottom's."""
         return memory_of(self.built.memory, blob)
 
     def share_with(self, other: Net) -> None:
@@ -110,7 +111,7 @@ class Net(nn.Module):
         """Run all layers; returns the output blobs, the losses, and the blobs named in `keep`.
 
         blobs   values of the inputs and, if they have been fetched already, of the data layers' tops; a data
-                layer whose tops are not given fetches its next batch.
+                layer whose tops are missing fetches its next batch
         plan    the steps to run; by default `steps`, one for each layer
         """
         values = dict(blobs) if blobs is not None else {}
@@ -131,7 +132,7 @@ class Net(nn.Module):
         return {name: value for name, value in values.items() if name in kept}
 
     def _put_tops(self, step: Step, values: dict[str, Tensor], memory: dict[str, Tensor | None]) -> None:
-        """Put the step's tops into `values`, and into `memory` those that lie where a backward pass reads."""
+        """Put the step's tops into `values`; into `memory`, too, if a backward pass reads them there."""
         place = self.memory_of(step.tops[0]) if step.tops else ""
         overwritten = None
         if step.overwritten and torch.is_grad_enabled():
@@ -139,7 +140,7 @@ class Net(nn.Module):
             overwritten = Memory(partial(memory.get, place))
         values.update(zip(step.tops, run_step(step, values, overwritten), strict=True))
         if place in memory:
-            memory[place] = values[step.tops[0]]  # the last one to be put there stays
+            memory[place] = values[step.tops[0]]  # of several tops in one memory, the last one stays
 
     def loss(self, blobs: Mapping[str, Tensor]) -> Tensor:
         """Sum of loss_weight * top over all tops that have a loss weight, a scalar."""
@@ -151,7 +152,7 @@ class Net(nn.Module):
         return torch.zeros(()) if total is None else total
 
     def check_labels(self) -> None:
-        """Raise for a label out of range that a loss saw on a device; one sync each."""
+        """Raise for a label out of range that a layer read on a device; each layer's check waits for it."""
         for reader in self._label_readers:
             reader.check()
 

@@ -1,6 +1,6 @@
-"""The words for a net without a loss: often its losses are in stages, and none of these was chosen.
+"""The warning for a net without a loss: often its losses are in stages, and none of these was chosen.
 
-Caffe says nothing of it: a training shows the loss 0 and learns nothing; weight decay alone changes weights.
+Caffe does not warn: a training shows the loss 0 and learns nothing; only weight decay changes the weights.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from imae.net.net import Net
 from imae.prototxt import LayerParameter, NetParameter
 
 
-def no_loss_words(net: Net, param: NetParameter) -> str:
+def no_loss_message(net: Net, param: NetParameter) -> str:
     """What is missing and how to choose it; "" where the net has a loss.
 
     param   the net before its layers were filtered by its state
@@ -31,14 +31,14 @@ def no_loss_words(net: Net, param: NetParameter) -> str:
 
 def stages_of_losses(param: NetParameter) -> list[str]:
     """The stages that the losses of an unfiltered net ask for, in their order."""
-    found = [
+    stages = [
         stage for layer in param.layer if _is_loss(layer) for rule in layer.include for stage in rule.stage
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(stages))
 
 
 def _is_loss(layer: LayerParameter) -> bool:
-    """Whether it adds to the loss; one of an unknown type, which may be filtered out, is taken to be none."""
+    """Whether the layer adds to the loss; False for an unknown type, as the layer may be filtered out."""
     if layer.loss_weight:
         return any(layer.loss_weight)
     try:

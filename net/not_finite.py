@@ -1,4 +1,4 @@
-"""Where the first number that is NaN or infinite comes from."""
+"""Find the layer that makes the first NaN or infinity."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def all_finite(blobs: Iterable[Tensor]) -> bool:
 
 @torch.no_grad()
 def first_not_finite(net: Net, batch: dict[str, Tensor]) -> str:
-    """The first layer whose top is not finite in a pass over `batch`, layer by layer, in words; "" for none.
+    """A phrase that names the first layer whose top is not finite in a pass over `batch`; "" for none.
 
     batch   the tops of the data layers, on the net's device
     """
@@ -40,9 +40,9 @@ def first_not_finite(net: Net, batch: dict[str, Tensor]) -> str:
 
 
 class Tracer:
-    """Makes the passes of an iteration once more, to find what was not finite in them.
+    """Repeats the passes of an iteration, to find what was not finite in them.
 
-    passes   how many an iteration has
+    passes   how many passes an iteration has
     """
 
     def __init__(self, net: Net, streams: Streams, passes: int) -> None:
@@ -50,19 +50,19 @@ class Tracer:
         self._before: dict[str, Any] = {}
 
     def remember(self) -> None:
-        """Call this before the passes; it does not wait for the device unless layers keep blobs there."""
+        """Call this before the passes; it waits for the device only if layers keep buffers there."""
         self._before = self.streams.get_state()
 
     def culprit(self) -> str:
-        """What the passes find not finite first, in words; everything is left as it was."""
-        now, learnable = self.streams.get_state(), [p.detach().clone() for p in self.net.learnable]
+        """A phrase that names what was not finite first; streams and weights are restored afterwards."""
+        after, learnable = self.streams.get_state(), [p.detach().clone() for p in self.net.learnable]
         self.streams.set_state(self._before)
-        found = ""
+        culprit = ""
         for _ in range(self.passes):
             batch = {name: blob.to(self.streams.device) for name, blob in self.net.next_batch().items()}
-            found = found or first_not_finite(self.net, batch)
-        self.streams.set_state(now)
+            culprit = culprit or first_not_finite(self.net, batch)
+        self.streams.set_state(after)
         with torch.no_grad():
             for parameter, values in zip(self.net.learnable, learnable, strict=True):
-                parameter.copy_(values)  # a pass changes BatchNorm's
-        return found or "every top of this iteration is finite, so it comes from one since the last display"
+                parameter.copy_(values)  # a pass changes BatchNorm's blobs
+        return culprit or "every top of this iteration is finite, so it comes from one since the last display"

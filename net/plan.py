@@ -1,6 +1,6 @@
-"""A net's steps while passes over them make a faster plan: see fuse.py and fold.py.
+"""The steps of a net while they are fused and replaced into a faster plan: see fuse.py and fold.py.
 
-Layers are found by the blobs that they pass on, never by their place in the list.
+Neighbouring layers are found by the blobs that connect them, never by their place in the list.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ StepFunction = Callable[..., Tensor | tuple[Tensor, ...]]
 
 @dataclass
 class _Fused:
-    """One step in the place of several; `layer` is the one that it is named after."""
+    """One step that replaces several; it is named after `layer`."""
 
     members: list[int]
     run: StepFunction
@@ -31,7 +31,7 @@ class _Fused:
 
 
 class Plan:
-    """The steps of a net while a pass over them fuses or replaces some. Steps are numbered as in the net."""
+    """The steps of a net, some of them fused or replaced. Steps are numbered as in the net."""
 
     def __init__(self, net: Net) -> None:
         self._net = net
@@ -50,9 +50,9 @@ class Plan:
         return index in self._members
 
     def only_reader(self, index: int, bottoms: int = 1) -> int | None:
-        """The step that alone reads the only top of step `index`, and cuts no gradient.
+        """The one step that reads the only top of step `index`, and cuts no gradient; or None.
 
-        bottoms   how many it may have, that top included
+        bottoms   how many bottoms it may have
         """
         step = self._steps[index]
         if len(step.tops) != 1 or step.tops[0] in self._net.loss_weights:
@@ -61,18 +61,18 @@ class Plan:
         following = bisect_right(readers, index)
         if following == len(readers):
             return None
-        later = readers[following]  # splits see to it that every value has one reader
+        later = readers[following]  # thanks to the splits every value has one reader
         reader = self._steps[later]
         alone = len(reader.bottoms) <= bottoms and len(reader.tops) == 1 and not any(reader.detach)
         return later if alone and not self.is_fused(later) else None
 
     def fused(self, index: int) -> StepFunction | None:
-        """What runs in the place of steps of which `index` is the last; None if it is not fused."""
+        """The function of the fused step whose last member is step `index`; None if there is none."""
         fused = self._fused.get(index)
         return None if fused is None else fused.run
 
     def only_writer(self, index: int, place: int = 0) -> int | None:
-        """The step whose only top is bottom `place` of step `index`."""
+        """The step whose only top is bottom `place` of step `index`; or None."""
         writers = self._writers[self._steps[index].bottoms[place]]
         before = bisect_left(writers, index)
         if not before:
@@ -86,13 +86,13 @@ class Plan:
         self._members.update(members)
 
     def replace(self, index: int, run: StepFunction) -> None:
-        """Let another function compute what the layer of step `index` computes."""
+        """Let `run` compute the tops of step `index` instead of its layer."""
         step = copy.copy(self._steps[index])
         step.run = run
         self._steps[index] = step
 
     def steps(self) -> list[Step]:
-        """The plan as it stands now, steps of its own."""
+        """The plan so far; its steps are copies."""
         result = []
         for index, step in enumerate(self._steps):
             if (fused := self._fused.get(index)) is not None:
@@ -116,7 +116,7 @@ class Plan:
         return result
 
     def _outer_bottoms(self, members: list[int]) -> tuple[tuple[str, ...], tuple[bool, ...]]:
-        """The bottoms of fused steps that none of them makes, and whether their gradients are cut."""
+        """The bottoms of fused steps that come from other steps, and whether their gradients are cut."""
         first, *later = (self._steps[member] for member in members)
         made, others = first.tops, list[str]()
         for step in later:

@@ -18,7 +18,7 @@ f32 = np.float32
 
 
 def score(net: Net, device: torch.device, iterations: int) -> dict[str, Array]:
-    """Run so many batches, log what `caffe test` logs, return the means of the output blobs."""
+    """Run `iterations` batches, log what `caffe test` logs, return the means of the output blobs."""
     run_net = NetExecutor(net, device)
     log_line("caffe.cpp:281", f"Running for {iterations} iterations.")
     total = f32(0)

@@ -1,4 +1,4 @@
-"""A step of a net: one layer in its place, and how it is run."""
+"""A step of a net: one layer with the blobs that it reads and writes, and how it is run."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from imae.layers.layer import Layer, Shape
 class Step:
     """One layer in its place: which blobs it reads and writes.
 
-    run                   computes the tops from the bottoms: the layer, or what stands for it
+    run                   computes the tops from the bottoms: the layer, or a function that replaces it
     bottom_need_backward  which bottoms get a gradient (`propagate_down`, `force_backward`, Caffe's own rules)
     need_backward         whether Caffe runs this layer's backward pass at all
-    detach                bottoms through which autograd must not reach further down
-    frees                 blobs that nobody reads after this step
+    detach                for each bottom, whether it is detached from autograd's graph; () for none
+    frees                 blobs that no step after this one reads
     overwritten           whether in-place layers change the memory that this step's backward pass reads
-    memory                the blob that they leave there, under its last name
-    members               the steps for which this one stands, in order, where it stands for several
-    shapes                those of the bottoms that were checked last
+    memory                the name of the blob that the last of these layers writes there
+    members               the steps that this one replaces, in order, if several were fused
+    shapes                the bottoms' shapes at the last check
     """
 
     layer: Layer
@@ -41,7 +41,7 @@ class Step:
     shapes: list[Shape] = field(default_factory=list)
 
     def check(self, bottoms: Sequence[Tensor]) -> None:
-        """LayerError for bottoms that do not fit. No more than a comparison while their shapes stay."""
+        """LayerError for bottoms that do not fit. While their shapes stay the same, only a comparison."""
         shapes: list[Shape] = [bottom.shape for bottom in bottoms]
         if shapes == self.shapes:
             return
@@ -53,40 +53,40 @@ class Step:
 
 
 class Memory:
-    """What a layer's backward pass finds in the memory of its top after in-place layers have overwritten it.
+    """The memory of a layer's top, as its backward pass reads it after in-place layers have overwritten it.
 
-    Caffe: a layer that reads its top (TanH, Sigmoid, ...) in its backward pass reads what lies there by
-    then, so an in-place Dropout after an in-place TanH changes TanH's gradient. A step that is run with a
-    Memory has its tops computed so that autograd takes `read()`, once that gives a tensor, for the top (and,
-    of an in-place layer, the bottom) that it saved.
+    Caffe: a layer that reads its top (TanH, Sigmoid, ...) in its backward pass reads the current content of
+    that memory, so an in-place Dropout after an in-place TanH changes TanH's gradient. When a step is run
+    with a Memory, its backward pass uses `read()`, if that is a tensor by then, instead of the saved top
+    (and, for an in-place layer, instead of the saved bottom).
     """
 
     def __init__(self, read: Callable[[], Tensor | None]) -> None:
         self._read = read
-        self._places: set[int] = set()
+        self._addresses: set[int] = set()
 
     def watch(self) -> AbstractContextManager[object]:
-        """What autograd saves in this context is looked up here in the backward pass."""
-        return torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, self._saved)
+        """A context; the backward pass looks up here what autograd saves in it."""
+        return torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, self._unpack)
 
     def note(self, step: Step, bottoms: Sequence[Tensor], tops: Sequence[Tensor]) -> None:
-        """Note where the blobs lie that Caffe's backward pass of this step reads again."""
+        """Note the addresses of the blobs that Caffe's backward pass of this step reads again."""
         if step.layer.reads_top:
-            self._places.add(tops[0].data_ptr())
+            self._addresses.add(tops[0].data_ptr())
         if step.layer.reads_bottom and step.tops[0] in step.bottoms:
-            self._places.add(bottoms[0].data_ptr())
+            self._addresses.add(bottoms[0].data_ptr())
 
-    def _saved(self, saved: Tensor) -> Tensor:
-        now = self._read()
-        if now is None or saved.data_ptr() not in self._places:
+    def _unpack(self, saved: Tensor) -> Tensor:
+        current = self._read()
+        if current is None or saved.data_ptr() not in self._addresses:
             return saved
-        return now.detach().reshape(saved.shape)
+        return current.detach().reshape(saved.shape)
 
 
 def run_step(step: Step, values: Mapping[str, Tensor], memory: Memory | None = None) -> tuple[Tensor, ...]:
-    """The tops of a step, from the bottoms that `values` holds by name.
+    """Run a step on the bottoms that `values` holds by name; returns its tops.
 
-    memory   where later in-place layers overwrite what the step's backward pass reads: what it finds there
+    memory   for a step whose backward pass reads memory that in-place layers overwrite
 
     LayerError for bottoms that do not fit the layer.
     """
@@ -106,7 +106,7 @@ def run_step(step: Step, values: Mapping[str, Tensor], memory: Memory | None = N
 
 
 def mark_frees(steps: Sequence[Step]) -> None:
-    """Note for each step which blobs nobody reads after it."""
+    """Note for each step the blobs that no later step reads."""
     last_reader = {bottom: index for index, step in enumerate(steps) for bottom in step.bottoms}
     for index, step in enumerate(steps):
         step.frees = tuple(b for b in {*step.bottoms}.difference(step.tops) if last_reader[b] == index)

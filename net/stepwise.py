@@ -1,13 +1,13 @@
-"""Stepwise: runs a Net as Caffe does, layer by layer, every blob with data and diff in memory of its own.
+"""Stepwise: runs a Net as Caffe does, layer by layer. Every blob has its own memory for data and diff.
 
-`Net.forward` is one autograd graph: fast, and blobs come and go. Here each layer has a graph of its own, so a
-user may read and write any blob or diff between layers, run parts of the net, and finds every diff after
-`backward`. Values are the same (tests compare them).
+`Net.forward` builds one autograd graph: it is fast, and blobs are freed early. Here each layer has its own
+graph. So a user can read and write any blob or diff between layers, run parts of the net, and read every diff
+after `backward`. The values are the same (tests compare them).
 
 Caffe: Net::ForwardFromTo, Net::BackwardFromTo. Parameter diffs add up until they are cleared; bottom diffs
-are overwritten; the diff of a loss blob holds its loss_weight from the start. Differs: it still does when the
-blob has grown, where Caffe leaves 0, and so no loss. A layer whose backward pass comes without a forward pass
-before it is computed once more from its bottoms, and its tops stay as they are.
+are overwritten; the diff of a loss blob holds its loss_weight from the start. Differs: it also does after the
+blob has grown, where Caffe leaves 0, and so no loss. If the backward pass of a layer runs without a forward
+pass before it, the layer is computed again from its bottoms, and its tops stay unchanged.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Callback = Callable[[int], object]
 
 
 class BlobMemory:
-    """data and diff of one blob: tensors whose memory stays the same until it must grow.
+    """data and diff of one blob: tensors that keep their memory until it must grow.
 
-    loss_weight   what new memory of the diff is filled with
+    loss_weight   the value that fills new memory of the diff
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class BlobMemory:
         self.synced_diff.take_back()
 
     def store(self, value: Tensor) -> None:
-        """Copy a layer's top here; past autograd, which must not count it as a change of a saved bottom."""
+        """Copy a layer's top here, bypassing autograd, which would see it as a change of a saved bottom."""
         self.reshape(value.shape)
         self.data.data.copy_(value.detach())
 
@@ -69,10 +69,10 @@ class BlobMemory:
 class Stepwise:
     """Forward and backward of `net`, moved to `device`, over the memory `blobs` (by blob name).
 
-    Lists of callbacks, which get the index of the layer:
-    before_forward, after_forward, before_backward, after_backward   as pycaffe has them
-    before_compute, after_compute     around the layer's own forward pass, without the copying of its blobs,
-                                      which Caffe's layers write in place
+    Lists of callbacks, called with the index of the layer:
+    before_forward, after_forward, before_backward, after_backward   as in pycaffe
+    before_compute, after_compute     around the layer's own forward pass, without the copying of its blobs
+                                      (Caffe's layers write directly into them)
     """
 
     def __init__(self, net: Net, device: torch.device = CPU) -> None:
@@ -112,7 +112,7 @@ class Stepwise:
         for name, top in zip(step.tops, self._compute(index), strict=True):
             self.blobs[name].store(top)
             if name in self.net.loss_weights:
-                # Caffe: the dot product of top and diff, which hold loss_weight unless the user changed it.
+                # Caffe: the dot product of top and diff, which holds loss_weight unless the user changed it.
                 loss += float((self.blobs[name].data * self.blobs[name].diff).sum())
         return loss
 
@@ -121,7 +121,7 @@ class Stepwise:
         step = self.net.steps[index]
         bottoms: dict[str, Tensor] = {}
         for name, need in zip(step.bottoms, step.bottom_need_backward, strict=True):
-            # The top of an in-place layer overwrites the memory that its backward pass still needs.
+            # An in-place layer's top overwrites memory that its backward pass still needs.
             data = self.blobs[name].data
             bottom = data.clone() if name in step.tops else data.detach()
             bottoms[name] = bottom.requires_grad_(need)
@@ -139,7 +139,7 @@ class Stepwise:
         return tops
 
     def backward(self, start: int | None = None, end: int = 0) -> None:
-        """Run the backward passes of layers start..end, downwards, from the diffs that lie in the tops."""
+        """Run the backward passes of layers start..end, downwards, from the diffs of their tops."""
         steps = self.net.steps
         for index in range(len(steps) - 1 if start is None else start, end - 1, -1):
             _call(self.before_backward, index)
@@ -179,7 +179,7 @@ class Stepwise:
                 parameter_diff(parameter).add_(grad)
 
     def _take_back(self, step: Step) -> None:
-        """Take what the layer works with back from scripts."""
+        """Take the layer's blobs and parameters back from scripts."""
         for name in (*step.bottoms, *step.tops):
             self.blobs[name].take_back()
         take_back(step.layer.blobs)
@@ -195,7 +195,7 @@ class Stepwise:
             parameter_diff(parameter).zero_()
 
     def reshape(self) -> None:
-        """Carry the shapes of the inputs through all layers (Caffe: Net::Reshape)."""
+        """Propagate the shapes of the inputs through all layers (Caffe: Net::Reshape)."""
         for step in self.net.steps:
             if step.bottoms:
                 shapes = [tuple(self.blobs[name].data.shape) for name in step.bottoms]

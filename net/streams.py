@@ -1,4 +1,4 @@
-"""What the next pass depends on beyond weights: places in the data, random numbers, what layers remember."""
+"""What the next pass depends on besides the weights: data positions, random numbers, states of layers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Array = NDArray[np.generic]
 
 
 class Streams:
-    """Those of a solver's nets.
+    """The streams of a solver's nets.
 
     random   the run's random numbers
     nets     the train net, then the test nets
@@ -38,7 +38,7 @@ class Streams:
         self.random, self.nets, self.device, self.masks = random, nets, device, masks
 
     def get_state(self) -> dict[str, Any]:
-        """What `set_state` needs to go on from here: numbers, bytes and arrays in dicts and lists."""
+        """The state from which `set_state` continues: numbers, bytes and arrays in dicts and lists."""
         state: dict[str, Any] = {
             "random": self.random.get_state(),
             "data": [{layer.name: layer.get_state() for layer in net.data_layers()} for net in self.nets],
@@ -52,7 +52,7 @@ class Streams:
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where `get_state` was called; SnapshotError or KeyError where the state is of other nets."""
+        """Continue where `get_state` was called; SnapshotError or KeyError for a state of other nets."""
         self.random.set_state(state["random"])
         if self.masks and "device_random" in state:
             torch.cuda.set_rng_state(torch.from_numpy(state["device_random"]), self.device)
@@ -61,22 +61,22 @@ class Streams:
                 if layer.name in data:
                     layer.set_state(data[layer.name])
             kept = _kept_buffers(net)
-            named: dict[str, list[Layer]] = {}
+            layers: dict[str, list[Layer]] = {}
             for step in net.steps:
-                named.setdefault(step.layer.name, []).append(step.layer)
+                layers.setdefault(step.layer.name, []).append(step.layer)
             for name, values in buffers.items():
-                owner, _, buffer = name.rpartition("/")
-                for owned in named.get(owner, []) if name in kept else []:
-                    saved = _like(kept[name], values, name)
-                    now: Tensor = getattr(owned, buffer)
-                    if saved.shape == now.shape:
-                        now.copy_(saved)  # in its place, where a recorded pass reads it
+                layer_name, _, buffer_name = name.rpartition("/")
+                for owner in layers.get(layer_name, []) if name in kept else []:
+                    saved = _saved_buffer(kept[name], values, name)
+                    buffer: Tensor = getattr(owner, buffer_name)
+                    if saved.shape == buffer.shape:
+                        buffer.copy_(saved)  # in-place, since a CUDA graph reads this memory
                     else:
-                        setattr(owned, buffer, saved.to(self.device))
+                        setattr(owner, buffer_name, saved.to(self.device))
 
 
-def _like(kept: Tensor, values: Array, name: str) -> Tensor:
-    """The saved values of a buffer; SnapshotError unless they can stand in its place."""
+def _saved_buffer(kept: Tensor, values: Array, name: str) -> Tensor:
+    """The saved values of a buffer; SnapshotError unless their type and shape fit."""
     saved = torch.from_numpy(values)
     if saved.dtype != kept.dtype or (kept.numel() and saved.shape != kept.shape):
         raise SnapshotError(
@@ -87,7 +87,7 @@ def _like(kept: Tensor, values: Array, name: str) -> Tensor:
 
 
 def _kept_buffers(net: Net) -> dict[str, Tensor]:
-    """What layers keep from one forward pass to the next (the state of an LSTM), by `layer/name`."""
+    """The buffers that layers keep from one forward pass to the next (an LSTM's state), by `layer/name`."""
     return {
         f"{step.layer.name}/{name}": buffer
         for step in net.steps
@@ -96,9 +96,9 @@ def _kept_buffers(net: Net) -> dict[str, Tensor]:
 
 
 def draw_on_device(net: Net, device: torch.device, seed: int) -> bool:
-    """Let a GPU draw dropout masks and the like, from a stream of its own, which begins at `seed`.
+    """Let a GPU draw dropout masks and the like, from its own stream, seeded with `seed`.
 
-    Whether it does: not the CPU, nor where no layer of the net draws in each pass.
+    Returns whether it does: False on the CPU, and where no layer of the net draws in each pass.
     """
     drawing = [
         layer
@@ -112,8 +112,8 @@ def draw_on_device(net: Net, device: torch.device, seed: int) -> bool:
     with torch.cuda.device(device):
         torch.cuda.manual_seed(seed)
     logger.info(
-        "The random numbers of %s layers are drawn by the GPU, so they are not those of the CPU; "
-        "--gpu-dropout caffe draws those, more slowly",
+        "The random numbers of %s layers are drawn by the GPU and differ from the CPU's; "
+        "--gpu-dropout caffe draws the CPU's, more slowly",
         " and ".join(sorted({layer.type for layer in drawing})),
     )
     return True

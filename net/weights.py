@@ -1,8 +1,9 @@
 """Weights: .caffemodel (a binary NetParameter) and .caffemodel.h5 <-> the parameter blobs of a net.
 
-Loading goes by layer name, as in Caffe: layers that the net lacks are passed over, layers that the file lacks
-keep their values, and layers of one name must have blobs of one shape. A binary file of a fork is converted
-first where its dialect is named (prototxt/dialects.py).
+Loading goes by layer name, as in Caffe: layers that the net lacks are ignored, layers that the file lacks
+keep their values, and layers of the same name must have blobs of the same shape. A fork's binary file is
+converted first, if its dialect is given (prototxt/dialects.py).
+
 Caffe: net.cpp, CopyTrainedLayersFrom, ToProto, ToHDF5. Differs: a file with nothing for the net is an error.
 """
 
@@ -44,12 +45,12 @@ Array = NDArray[np.floating[Any]]
 
 @dataclass
 class Report:
-    """What became of the layers that have blobs.
+    """Which layers with blobs were loaded.
 
-    copied    those whose blobs were loaded
-    ignored   those of the file that the net lacks
-    fresh     those of the net that the file lacks, and whose blobs no other layer of it shares; they keep
-              their values
+    copied    layers whose blobs were loaded
+    ignored   layers of the file that the net lacks
+    fresh     layers of the net that the file lacks, unless a loaded layer shares their blobs; they keep their
+              values
     """
 
     copied: list[str] = field(default_factory=list)
@@ -60,10 +61,10 @@ class Report:
 def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Report:
     """Load the blobs of a .caffemodel of any age, or of a .caffemodel.h5, into the layers of the same names.
 
-    dialect   the fork whose binary file it is, one of DIALECTS; None: Caffe's own. The scale and bias of a
+    dialect   the fork that wrote the binary file, one of DIALECTS; None: Caffe. The scale and bias of a
               fork's BatchNorm go to the Scale layer that reads its top.
 
-    CaffemodelError where the file cannot be read or does not fit; the net is then as it was.
+    CaffemodelError where the file cannot be read or does not fit; the net is then unchanged.
     """
     try:
         hdf5 = is_hdf5(path)
@@ -71,7 +72,7 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
         hdf5 = False
     if hdf5 and dialect:
         raise CaffemodelError(f"{path}: dialects are of binary files, this is HDF5; leave out --dialect")
-    sources = _read_hdf5(path) if hdf5 else _read_binary(path, dialect, _scales_behind_batch_norms(net))
+    sources = _read_hdf5(path) if hdf5 else _read_binary(path, dialect, _scales_after_batch_norms(net))
     layers: dict[str, Layer] = {}
     for step in net.steps:
         layers.setdefault(step.layer.name, step.layer)
@@ -92,7 +93,7 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
                 + (
                     "have, whose HDF5 files are not read; write a binary one with it"
                     if hdf5
-                    else "have; say --dialect nvidia, and put a Scale layer behind it"
+                    else "have; say --dialect nvidia, and add a Scale layer after it"
                 )
             )
         for index in range(max(len(layer.blobs), *(i + 1 for i in blobs), 0)):
@@ -114,8 +115,8 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
     ]
     if report.fresh and report.ignored and not report.copied:
         raise CaffemodelError(
-            f"{path}: the model of another net: it has blobs for {_some(report.ignored)}, the net needs "
-            f"{_some(report.fresh)}"
+            f"{path}: the model of another net: it has blobs for {_shortened(report.ignored)}, the net needs "
+            f"{_shortened(report.fresh)}"
         )
     with torch.no_grad():
         for parameter, values in loads:
@@ -128,10 +129,10 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
 
 
 def load_to_use(net: Net, path: AnyPath, dialect: str | None = None) -> None:
-    """Load weights that the net is used with at once, and warn of layers that have none."""
+    """Load weights for a net that is not trained any further, and warn of layers that have none."""
     if missing := load_caffemodel(net, path, dialect).fresh:
         logger.warning(
-            "the results are those of random numbers in the layers %s: %s has no blobs for them",
+            "the results come from random weights in the layers %s: %s has no blobs for them",
             ", ".join(missing), path,
         )  # fmt: skip
 
@@ -139,8 +140,8 @@ def load_to_use(net: Net, path: AnyPath, dialect: str | None = None) -> None:
 def save_caffemodel(net: Net, path: AnyPath, *, hdf5: bool = False, diff: bool = False) -> int:
     """Write the net's blobs (and diffs), as a binary NetParameter or as HDF5; FileError where that fails.
 
-    Those of a net of double precision are written as such, as Caffe does; Caffe reads them into any net.
-    Returns the CRC-32 of what was written.
+    Blobs of double precision are written in double precision, as Caffe does; Caffe reads them into any net.
+    Returns the CRC-32 of the file.
     """
     data = _to_hdf5(net, diff) if hdf5 else net_to_proto(net, diff).SerializeToString()
     write_atomically(path, data)
@@ -154,7 +155,7 @@ def net_to_proto(net: Net, diff: bool = False) -> NetParameter:
         layer = proto.layer.add()
         layer.CopyFrom(step.layer.param)
         del layer.blobs[:]
-        # Caffe: layers fill in their own parameters at set-up, and save them so.
+        # Caffe: layers fill in their own LayerParameter at set-up, and it is saved like that.
         if isinstance(step.layer, LossLayer) and not layer.loss_weight:
             layer.loss_weight.append(1)
         layer.param.extend(s for s in step.layer.param_specs()[len(layer.param) :] if s != ParamSpec())
@@ -168,14 +169,14 @@ def net_to_proto(net: Net, diff: bool = False) -> NetParameter:
 
 @dataclass
 class _Source:
-    """A blob of a file. `legacy`: its shape is (num, channels, height, width), filled up with 1s in front."""
+    """A blob of a file. `legacy`: its shape is (num, channels, height, width), padded with leading 1s."""
 
     values: Array
     legacy: bool = False
 
 
-def _scales_behind_batch_norms(net: Net) -> dict[str, str | None]:
-    """By the name of a BatchNorm layer that of the Scale layer which reads its top; None where none does."""
+def _scales_after_batch_norms(net: Net) -> dict[str, str | None]:
+    """The name of the Scale layer that reads a BatchNorm layer's top, or None; by the BatchNorm's name."""
     scales: dict[str, str | None] = {
         step.layer.name: None for step in net.steps if isinstance(step.layer, BatchNorm)
     }
@@ -214,7 +215,7 @@ def _sources(layer: LayerParameter, path: AnyPath) -> Iterator[_Source]:
 
 
 def _read_hdf5(path: AnyPath) -> dict[str, dict[int, _Source]]:
-    """A layer whose name has a slash is a group within a group, which Caffe itself cannot write."""
+    """Blobs by layer name and index. A name with a slash is a group within a group: Caffe cannot write it."""
     try:
         with open_hdf5(path) as data_sets:
             return {
@@ -237,7 +238,7 @@ def _to_hdf5(net: Net, diff: bool) -> bytes:
     with h5py.File(buffer, "w") as file:
         for step in net.steps:
             layer = step.layer
-            # There already is that of a layer "a" where one before was called "a/b".
+            # The group of a layer "a" already exists if an earlier layer is called "a/b".
             data = file.require_group(f"data/{layer.name}")
             diffs = file.require_group(f"diff/{layer.name}") if diff else None
             if layer.blobs and "0" in data:
@@ -266,7 +267,7 @@ def _shared_blobs(net: Net) -> set[tuple[str, int]]:
 
 
 def _fitted(source: _Source, layer: Layer, index: int, path: AnyPath) -> Array:
-    """The values, after a check that they have the shape of the layer's blob."""
+    """The values; CaffemodelError unless they have the shape of the layer's blob."""
     shape = layer.blob_shapes[index]
     wanted = (1,) * (4 - len(shape)) + shape if source.legacy else shape
     if source.values.shape != wanted:
@@ -288,5 +289,5 @@ def _diff(parameter: nn.Parameter, shape: Shape) -> Array:
     return grad.detach().cpu().contiguous().view(shape).numpy()
 
 
-def _some(names: list[str]) -> str:
+def _shortened(names: list[str]) -> str:
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")

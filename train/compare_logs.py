@@ -1,7 +1,7 @@
-"""Two training logs side by side: where they part, and by how much.
+"""Compare two training logs: where they begin to differ, and by how much.
 
-Numbers belong together that are of one kind (loss: the smoothed one, lr, train and test outputs), iteration,
-test net and output. A relative difference is relative to the first log's number.
+Two numbers are compared if they have the same kind (loss: the smoothed one, lr, train and test outputs),
+iteration, test net and output. A relative difference is relative to the first log's number.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from imae.train.plot_log import KINDS, Chart, draw_curves, finish_axes, write_pi
 
 
 def summary(differences: Sequence[LogDifference]) -> str:
-    """The differences as a table, a kind of numbers a line.
+    """The differences as a table with one line for each kind of numbers.
 
     both, missing, extra   how many numbers are in both logs, only in the first, only in the second
-    parts at               the first iteration beyond the tolerance
+    parts at               the first iteration whose difference exceeds the tolerance
     worst                  where the largest absolute difference is
     """
     lines = [["what", "both", "missing", "extra", "max abs", "max rel", "parts at", "worst"]]
@@ -34,7 +34,7 @@ def summary(differences: Sequence[LogDifference]) -> str:
 
 
 def side_by_side(first: Iterable[LogNumber], second: Iterable[LogNumber]) -> str:
-    """All numbers of both logs, those that belong together in one line; - where one is missing."""
+    """All numbers of both logs, one line for each compared pair; - where a log lacks the number."""
     a, b = ({n[:5]: number(n.value) for n in log} for log in (first, second))
     keys = sorted({**a, **b}, key=lambda key: key[1])
     rows = [(str(key[1]), key[0], key[4], str(key[2]), a.get(key, "-"), b.get(key, "-")) for key in keys]
@@ -42,14 +42,14 @@ def side_by_side(first: Iterable[LogNumber], second: Iterable[LogNumber]) -> str
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    lines = [[printable(cell) for cell in line] for line in lines]  # a name may act on a terminal
+    lines = [[printable(cell) for cell in line] for line in lines]  # a name may hold control characters
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     cells = ([cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
     return "\n".join(map("  ".join, cells))
 
 
 def draw_comparison(path: AnyPath, logs: Sequence[tuple[str, list[LogNumber]]]) -> None:
-    """A chart for each kind of numbers, one below the other, and one of the relative differences."""
+    """Draw a chart for each kind of numbers, one below the other, and one of the relative differences."""
     first, second = ({n[:5]: n.value for n in numbers} for _, numbers in logs)
     kinds = [kind for kind in KINDS if any(key[0] == kind for key in (*first, *second))]
 
@@ -57,14 +57,14 @@ def draw_comparison(path: AnyPath, logs: Sequence[tuple[str, list[LogNumber]]]) 
         *charts, last = figure.subplots(len(kinds) + 1, squeeze=False)[:, 0]
         for kind, axes in zip(kinds, charts, strict=True):
             draw_curves(axes, logs, Chart(kind), seconds=False)
-            apart = [
+            differences = [
                 (key[1], difference)
                 for key in sorted(first.keys() & second.keys())
                 if key[0] == kind
                 and 0 < (difference := relative_difference(first[key], second[key])) < math.inf
             ]
-            if apart:
-                last.semilogy(*zip(*apart, strict=True), ".", label=kind)
+            if differences:
+                last.semilogy(*zip(*differences, strict=True), ".", label=kind)
         finish_axes(last, f"difference of {logs[1][0]}, relative to {logs[0][0]}", "iterations")
 
     write_picture(path, draw, height=3.5 * (len(kinds) + 1))

@@ -1,4 +1,4 @@
-"""Which executors run the nets of a solver."""
+"""The executors that run the nets of a solver."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ logger = logging.getLogger(__name__)
 
 
 def make_executor(net: Net, options: Options, passes: int) -> Executor:
-    """The executor that the options ask for; `passes` is how many of them an iteration makes."""
+    """The executor for these options; `passes` is how many passes an iteration has."""
     if options.executor is not None:
         return options.executor(net)
     device = torch.device(options.device)
     reduced, compiled, channels_last = options.reduced, options.compiled, options.channels_last
     if options.recorder is None:
-        return NetExecutor(net, device, options.fast, reduced=reduced, compiled=compiled, last=channels_last)
+        return NetExecutor(
+            net, device, options.fast, reduced=reduced, compiled=compiled, channels_last=channels_last
+        )
     return GraphExecutor(
         net,
         device,
@@ -31,19 +33,19 @@ def make_executor(net: Net, options: Options, passes: int) -> Executor:
         replaces=passes == 1,
         reduced=reduced,
         compiled=compiled,
-        last=channels_last,
+        channels_last=channels_last,
     )
 
 
 class DebugInfoExecutor:
-    """Runs a net as `run` does; layer by layer while its debug_info is set, which tells of every blob."""
+    """Runs a net by `executor`; layer by layer while its debug_info is set, which logs every blob."""
 
-    def __init__(self, run: Executor, net: Net, device: torch.device) -> None:
-        self._run, self._net = run, net
+    def __init__(self, executor: Executor, net: Net, device: torch.device) -> None:
+        self._executor, self._net = executor, net
         self._layer_by_layer = StepwiseExecutor(Stepwise(net, device))
 
     def _chosen(self) -> Executor:
-        return self._layer_by_layer if self._net.debug_info else self._run
+        return self._layer_by_layer if self._net.debug_info else self._executor
 
     def forward_backward(self) -> Result:
         return self._chosen().forward_backward()
@@ -53,20 +55,20 @@ class DebugInfoExecutor:
 
 
 def with_debug_info(
-    runs: Sequence[Executor], nets: Sequence[Net], wanted: bool, device: torch.device
+    executors: Sequence[Executor], nets: Sequence[Net], debug_info: bool, device: torch.device
 ) -> list[Executor]:
-    """What runs the nets, also where `debug_info` is to log. Caffe: the solver's replaces the nets' own.
+    """The executors, able to log `debug_info`. Caffe: the solver's debug_info replaces that of its nets.
 
-    nets     the train net, whose own counts up to the first iteration; then the test nets
-    wanted   the solver's debug_info
+    nets         the train net, whose own debug_info holds up to the first iteration; then the test nets
+    debug_info   the solver's
     """
-    if not wanted and any(net.debug_info for net in nets):
+    if not debug_info and any(net.debug_info for net in nets):
         logger.warning("debug_info of a net has no effect here: the solver's counts, which is false")
     for net in nets[1:]:
-        net.debug_info = wanted
+        net.debug_info = debug_info
     return [
-        DebugInfoExecutor(run, net, device)
-        if (wanted or net.debug_info) and not isinstance(run, StepwiseExecutor)
-        else run
-        for run, net in zip(runs, nets, strict=True)
+        DebugInfoExecutor(executor, net, device)
+        if (debug_info or net.debug_info) and not isinstance(executor, StepwiseExecutor)
+        else executor
+        for executor, net in zip(executors, nets, strict=True)
     ]

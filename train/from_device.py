@@ -1,4 +1,4 @@
-"""Numbers that are read from the device: single ones later and together, blobs at once."""
+"""Reading numbers from the device: scalars later and together, blobs at once."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ MAX_PENDING = 1000  # scalars that may stay on the device unread
 
 
 class DeviceScalars:
-    """Scalars that stay on their device until they are read together, so that nothing waits in between."""
+    """Scalars that stay on their device until they are read together, so that the host rarely waits."""
 
     def __init__(self) -> None:
         self._pending: list[Tensor] = []
 
     def add(self, scalar: Tensor) -> None:
-        """Keep one more."""
+        """Keep another scalar."""
         self._pending.append(scalar)
 
     @property
     def full(self) -> bool:
-        """Whether they are MAX_PENDING; then they are to be read."""
+        """Whether there are MAX_PENDING scalars; then they must be read."""
         return len(self._pending) >= MAX_PENDING
 
     def read(self) -> list[float]:
-        """Those that were added since the last call; waits for the device."""
+        """The scalars that were added since the last call; waits for the device."""
         values: list[float] = torch.stack(self._pending).tolist() if self._pending else []
         self._pending = []
         return values

@@ -1,10 +1,9 @@
 """The tables of a training log as CSV files, as Caffe's parse_log.py writes them.
 
-The columns are NumIters, Seconds, LearningRate and the outputs of the net; the rows are Caffe's, in which the
-outputs of several test nets mix (see `caffe_rows`), or each test net has a table of its own.
+The columns are NumIters, Seconds, LearningRate and the outputs of the net. The rows are Caffe's, where the
+outputs of several test nets share a table (see `caffe_rows`), or there is one table for each test net.
 
-Caffe: tools/extra/parse_log.py. Differs: NaN and a prefix with a year are read, and the only row of a log is
-kept.
+Caffe: tools/extra/parse_log.py. Differs: NaN and a prefix with a year are read, and a single row is kept.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ Table = Sequence[Mapping[str, float]]
 def write_tables(
     log: AnyPath, folder: AnyPath, delimiter: str = ",", per_net: bool = False
 ) -> dict[Path, bool]:
-    """Write the tables of a log that have rows into a folder; of each table's file, whether it was written.
+    """Write the tables of a log into a folder, except empty ones; returns for each file if it was written.
 
     delimiter   one character, between the columns
-    per_net     a table of its own for each test net
+    per_net     whether each test net has its own table
 
     DataError for a log that cannot be read.
     """
@@ -53,8 +52,8 @@ def csv_text(table: Table, delimiter: str = ",") -> str:
 
 
 def _tables(numbers: Sequence[LogNumber], per_net: bool) -> dict[str, Table]:
-    """The tables by the ending of their file."""
+    """The tables by the suffix of their file."""
     if not per_net:
-        return {what: caffe_rows(numbers, what) for what in ("train", "test")}
+        return {kind: caffe_rows(numbers, kind) for kind in ("train", "test")}
     nets = sorted({number.net for number in numbers if number.what == "test"})
     return {"train": rows(numbers), **{f"test.{net}": rows(numbers, "test", net) for net in nets}}

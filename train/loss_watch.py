@@ -1,4 +1,4 @@
-"""What a training does about losses and test outputs that are NaN or infinite."""
+"""How a training reacts to losses and test outputs that are NaN or infinite."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ OnNan = Literal["stop", "continue"]
 
 
 class LossWatch:
-    """Looks at the losses that are shown.
+    """Checks the losses that are displayed.
 
-    passes   how many an iteration has
-    on_nan   "stop": NotFiniteError for a loss that is NaN or infinite; "continue": nothing, as in Caffe
+    passes   how many passes an iteration has
+    on_nan   "stop": NotFiniteError for a loss that is NaN or infinite; "continue": no error, as in Caffe
     """
 
     def __init__(self, net: Net, streams: Streams, passes: int, on_nan: OnNan) -> None:
@@ -31,14 +31,14 @@ class LossWatch:
         self._has_warned = False
 
     def before_display(self) -> None:
-        """Call this before the passes whose loss is going to be shown."""
+        """Call this before the passes whose loss will be displayed."""
         if self._tracer is not None:
             self._tracer.remember()
 
     def is_finite(self, loss: np.float32, iteration: int, last_good: str) -> bool:
-        """Whether a shown loss is; NotFiniteError, which names the first layer that is not, where it is not.
+        """Whether a displayed loss is finite. Under "stop", NotFiniteError that names the first bad layer.
 
-        last_good   the snapshot to go back to
+        last_good   the snapshot to resume from, for the error
         """
         if np.isfinite(loss):
             return True
@@ -51,7 +51,7 @@ class LossWatch:
         return False
 
     def warn_of_test(self, means: dict[str, Array]) -> None:
-        """Say once where a test is not finite. It need not be the training's fault."""
+        """Warn once of a test output that is not finite. The training need not be the cause."""
         broken = [name for name, mean in means.items() if not np.isfinite(mean).all()]
         if broken and self._tracer is not None and not self._has_warned:
             self._has_warned = True

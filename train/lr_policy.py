@@ -8,8 +8,9 @@
     poly       base_lr * (1 - iteration / max_iter) ^ power
     sigmoid    base_lr / (1 + exp(-gamma * (iteration - stepsize)))
 
-Iterations count from 0; the rate is that of the update made at the iteration. It equals Caffe's bit by bit:
-the powers of step, exp and multistep are double, all else is float32, 1 + gamma * iteration is rounded once.
+Iterations count from 0; the rate is used in the update of that iteration. It equals Caffe's bit for bit: the
+powers of step, exp and multistep are double, all else is float32, 1 + gamma * iteration is rounded once.
+
 Caffe: sgd_solver.cpp, GetLearningRate.
 """
 
@@ -28,7 +29,7 @@ Policy = Callable[[SolverParameter, int, int], np.float32 | np.float64]
 
 
 def learning_rate(param: SolverParameter, iteration: int, current_step: int) -> float:
-    """The rate of the update made at `iteration`; PrototxtError: the policy is unknown or lacks a field."""
+    """The rate of the update at `iteration`; PrototxtError if the policy is unknown or lacks a field."""
     name = param.lr_policy
     if name not in POLICIES:
         hint = did_you_mean(name, POLICIES, "'")
@@ -44,11 +45,11 @@ def learning_rate(param: SolverParameter, iteration: int, current_step: int) -> 
 
 
 def advance_step(param: SolverParameter, iteration: int, current_step: int) -> int:
-    """current_step at `iteration`, given that of the iteration before."""
+    """current_step at `iteration`, from current_step at the iteration before."""
     if param.lr_policy == "step" and param.stepsize > 0:
         return iteration // param.stepsize
     if param.lr_policy == "multistep" and current_step < len(param.stepvalue):
-        # Caffe: one step per iteration at most; values that lie too close together are caught up with later.
+        # Caffe: at most one step per iteration; with stepvalues close together, later iterations catch up.
         return current_step + (iteration >= param.stepvalue[current_step])
     return current_step
 

@@ -1,4 +1,4 @@
-"""What a training is started with beside its solver file: how it computes, and what it looks after."""
+"""The settings of a training beside its solver file: how it computes, and which snapshots it keeps."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from imae.train.loss_watch import OnNan
 
 @dataclass(frozen=True)
 class Options:
-    """Those of a Solver; by default a SolverParameter means what it means to Caffe on the CPU.
+    """The options of a Solver. By default a SolverParameter has the meaning that it has in Caffe on the CPU.
 
     device          where the nets compute
-    executor        makes what runs a net (executor.py). None: one as the fields from `fast` to `recorder` say
-    fast, channels_last, compiled, reduced   as for NetExecutor, whose `last` is channels_last
-    recorder        makes what records passes and updates to replay them (cuda_graph.py). None: each is
-                    launched anew
+    executor        makes the executor of a net (executor.py). None: one by the fields `fast` to `recorder`
+    fast, channels_last, compiled, reduced   as for NetExecutor
+    recorder        makes the recorder of passes and updates (cuda_graph.py). None: they are launched
+                    each time
     on_nan          "stop": a train loss that is NaN or infinite is a NotFiniteError at the next display.
-                    "continue": it is shown and that is all, as in Caffe
-    keep            how many snapshots stay, the newest ones, once they are whole; besides them the last good
-                    one (before there is one, that from which this run goes on), and the last one whose
-                    weights are finite. 0: all stay
+                    "continue": it is only displayed, as in Caffe
+    keep            how many whole snapshots stay, the newest ones; besides them the last good one (before
+                    there is one, the one from which this run was restored), and the last one whose weights
+                    are finite. 0: all stay
     gpu_dropout     "device": a GPU draws dropout masks, and the pixels of stochastic pooling, itself.
-                    "caffe": they come from the run's random numbers, as Caffe's on the CPU, which is slower
-    dialect         the fork that the files of nets and weights are of; None: Caffe's own
+                    "caffe": they come from the run's random numbers, as in Caffe on the CPU, which is slower
+    dialect         the fork that wrote the files of nets and weights; None: Caffe
     """
 
     device: str | torch.device = "cpu"

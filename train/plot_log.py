@@ -1,6 +1,6 @@
-"""Curves of several training logs, Caffe's and ours, in one picture.
+"""Curves of several training logs, Caffe's and ours, in one image.
 
-What is drawn is a number, as for Caffe's plot_training_log.py, or a name: see `imae plot-log --help`.
+A chart is chosen by a number, as in Caffe's plot_training_log.py, or by a name: see `imae plot-log --help`.
 
 Caffe: tools/extra/plot_training_log.py.example.
 """
@@ -18,12 +18,12 @@ from imae.files.caffe_log import LogNumber, read_log
 from imae.files.errors import DataError, ImaeError
 from imae.files.read import AnyPath
 
-STYLES = ("-", "--", ":", "-.")  # of the first log, the second, ...: seen where they lie upon each other
+STYLES = ("-", "--", ":", "-.")  # of the first log, the second, ...: to see curves that coincide
 KINDS = ("loss", "lr", "test_loss", "train", "test")
 
 
 class Chart(NamedTuple):
-    """What is drawn: a kind of numbers, and of outputs those of a name, or with a word in their names."""
+    """What is drawn: a kind of numbers; of the outputs, those with this name, or this word in their name."""
 
     kind: str
     name: str = ""
@@ -35,16 +35,16 @@ class Chart(NamedTuple):
         )
 
     def shows(self, number: LogNumber) -> bool:
-        """Whether this number is part of it."""
+        """Whether this number belongs to the chart."""
         return number.what == self.kind and self.name in ("", number.name) and self.word in number.name
 
 
-# Of the numbers 0 and 1, 2 and 3, ...
+# The charts 0 and 1 (over seconds), 2 and 3, ...
 NUMBERED = (Chart("test", word="accuracy"), Chart("test", word="loss"), Chart("lr"), Chart("loss"))
 
 
 class Curve(NamedTuple):
-    """A line of the picture."""
+    """A line of a chart."""
 
     label: str
     iterations: list[int]
@@ -54,22 +54,22 @@ class Curve(NamedTuple):
 
 def curves(numbers: Iterable[LogNumber], chart: Chart) -> list[Curve]:
     """The curves of a chart in one log, by the outputs' names; each element of a vector has its own."""
-    found: dict[tuple[int, str, int], Curve] = {}
+    by_output: dict[tuple[int, str, int], Curve] = {}
     for number in filter(chart.shows, numbers):
-        curve = found.setdefault((number.net, number.name, number.place), Curve("", [], [], []))
+        curve = by_output.setdefault((number.net, number.name, number.place), Curve("", [], [], []))
         curve.iterations.append(number.iteration)
         curve.seconds.append(number.seconds)
         curve.values.append(number.value)
-    outputs = [key[:2] for key in found]
+    outputs = [key[:2] for key in by_output]
     labelled = []
-    for index, (curve, (net, name)) in enumerate(zip(found.values(), outputs, strict=True)):
+    for index, (curve, (net, name)) in enumerate(zip(by_output.values(), outputs, strict=True)):
         element = f"[{outputs[:index].count((net, name))}]" if outputs.count((net, name)) > 1 else ""
         labelled.append(curve._replace(label=name + element + (f" (test net #{net})" if net else "")))
     return labelled
 
 
 def draw_curves(axes: Any, logs: Sequence[tuple[str, list[LogNumber]]], chart: Chart, seconds: bool) -> None:
-    """Draw the chart of several logs, each given with its name, into one pair of axes."""
+    """Draw the chart of several (name, log) pairs into one pair of axes."""
     for index, (name, numbers) in enumerate(logs):
         for curve in curves(numbers, chart):
             label = f"{name}: {curve.label}" if chart.kind in ("train", "test") else name
@@ -88,7 +88,7 @@ def finish_axes(axes: Any, title: str, x: str) -> None:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty matplotlib Figure of so many inches; ImaeError without matplotlib."""
+    """An empty matplotlib Figure, sizes in inches; ImaeError without matplotlib."""
     try:
         figure_module = importlib.import_module("matplotlib.figure")
     except ModuleNotFoundError:
@@ -97,7 +97,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def write_picture(path: AnyPath, draw: Callable[[Any], None], height: float = 5) -> None:
-    """Write what `draw` puts into a matplotlib Figure, `height` inches high; ImaeError without matplotlib."""
+    """Write the Figure that `draw` fills, `height` inches high, to a file; ImaeError without matplotlib."""
     figure = new_figure(8, height)
     draw(figure)
     ending = os.path.splitext(path)[1].removeprefix(".").lower()
@@ -112,13 +112,13 @@ def write_picture(path: AnyPath, draw: Callable[[Any], None], height: float = 5)
 
 
 def log_names(paths: Sequence[str]) -> list[str]:
-    """What a legend calls the logs: the names of the files, or their paths where names are the same."""
+    """The names of the logs in a legend: their file names, or their paths if two file names are equal."""
     names = [os.path.basename(path) for path in paths]
     return names if len(set(names)) == len(names) else list(paths)
 
 
 def chart_of(text: str) -> tuple[Chart, bool]:
-    """What an argument asks for, and whether over seconds."""
+    """The chart that an argument names, and whether its x axis is seconds."""
     if text.isdecimal() and int(text[:9]) < 2 * len(NUMBERED):
         return NUMBERED[int(text) // 2], int(text) % 2 == 1
     kind, colon, name = text.partition(":")
@@ -127,15 +127,15 @@ def chart_of(text: str) -> tuple[Chart, bool]:
     return Chart(kind, name), False
 
 
-def plot_logs(what: str, output: AnyPath, paths: Sequence[str], seconds: bool = False) -> None:
-    """Draw the curves of some logs into the picture `output`, whose ending is its format.
+def plot_logs(chart_text: str, output: AnyPath, paths: Sequence[str], seconds: bool = False) -> None:
+    """Draw the curves of some logs into the image `output`, whose suffix chooses the format.
 
-    what      the chart, as `imae plot-log --help` lists them: 0 to 7, loss, test:accuracy ...
-    seconds   over the seconds since the training began, not over the iterations
+    chart_text   the chart, as `imae plot-log --help` lists them: 0 to 7, loss, test:accuracy ...
+    seconds      whether the x axis is seconds since the training began, not iterations
 
-    ImaeError for an unknown chart or ending; DataError for one of which the logs have no numbers.
+    ImaeError for an unknown chart or suffix; DataError if the logs have no numbers for the chart.
     """
-    chart, over_seconds = chart_of(what)
+    chart, over_seconds = chart_of(chart_text)
     logs = list(zip(log_names(paths), map(read_log, paths), strict=True))
     if not any(chart.shows(number) for _, numbers in logs for number in numbers):
         known = {

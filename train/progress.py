@@ -1,4 +1,4 @@
-"""A progress bar below the log lines where stderr is a terminal; nothing where it is a file."""
+"""A progress bar below the log lines if stderr is a terminal; none if it is a file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class StderrHandler(logging.Handler):
-    """Writes log lines to stderr; a bar that is shown there steps aside for them.
+    """Writes log lines to stderr, above a progress bar.
 
-    Once it is closed it writes no more, whatever a thread that still runs has to say. A line for which there
-    is no room (a full disk, a quota) is lost: a training goes on without it, as under glog.
+    After it is closed it writes nothing, even if a thread still logs. A line that does not fit (a full disk,
+    a quota) is lost, and the training continues, as with glog.
     """
 
     closed = False
@@ -28,7 +28,7 @@ class StderrHandler(logging.Handler):
             return
         try:
             tqdm.write(self.format(record), file=sys.stderr)
-        except BrokenPipeError:  # nobody reads: see main
+        except BrokenPipeError:  # see main
             raise
         except OSError:
             return
@@ -42,7 +42,7 @@ class StderrHandler(logging.Handler):
 
 @contextmanager
 def training_bar(solver: Solver) -> Iterator[None]:
-    """Show how far `solver` has got towards max_iter while the block runs."""
+    """Show the progress of `solver` towards max_iter while the block runs."""
     total = solver.param.max_iter
     with tqdm(
         total=total, initial=min(solver.iteration, total), unit="iter", disable=None, leave=False

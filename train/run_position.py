@@ -1,4 +1,4 @@
-"""Where a run stands, beyond weights and history: what an exact resume needs and Caffe does not save."""
+"""The position of a run, besides weights and history: what an exact resume needs and Caffe does not save."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ logger = logging.getLogger(__name__)
 
 
 class RunPosition:
-    """The places in the data and in the random numbers, and the window of the smoothed loss."""
+    """The positions in the data and the random streams, and the window of the smoothed loss."""
 
     def __init__(self, streams: Streams, loss: SmoothedLoss, dtype: torch.dtype, ranks: Ranks) -> None:
         self._streams, self._loss, self._ranks = streams, loss, ranks
         self._double = dtype == torch.float64
 
     def get_state(self) -> dict[str, Any]:
-        """What `set_state` needs to go on from here, for this rank."""
+        """The state from which `set_state` continues, for this rank."""
         return {**self._streams.get_state(), "loss": self._loss.get_state(), "double": self._double}
 
     def of_all_ranks(self, state: dict[str, Any], path: str) -> dict[str, Any]:
@@ -33,9 +33,9 @@ class RunPosition:
         return {**state, "ranks": [unpack(data, path) for data in others]} if others else state
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where the states of all ranks were taken.
+        """Continue where the states of all ranks were taken.
 
-        SnapshotError where they are of a run of another kind; other errors where they are damaged.
+        SnapshotError for a run with other ranks or another precision; other errors for damaged states.
         """
         ranks, size = [state, *state.get("ranks", ())], self._ranks.size
         if len(ranks) != size:

@@ -1,9 +1,9 @@
-"""Signals as `caffe train` takes them: a request that the solver acts upon after the current iteration.
+"""Signals as in `caffe train`: a request that the solver acts on after the current iteration.
 
-SIGINT stops (with a snapshot, if snapshot_after_train), SIGHUP snapshots and goes on; both can be changed.
-SIGTERM does what SIGINT does, so that a job that is cancelled keeps its work; Caffe does not catch it.
-A SIGINT after a stop was asked for interrupts at once, wherever the program is; a second SIGTERM does not,
-since who cancels a job may well send it twice.
+SIGINT stops (with a snapshot, if snapshot_after_train), SIGHUP snapshots and continues; both can be changed.
+SIGTERM does the same as SIGINT, so that a cancelled job keeps its work; Caffe does not catch it.
+A SIGINT after a requested stop interrupts the program at once. A second SIGTERM does not, since schedulers
+may send it twice.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from imae.files.errors import ImaeError
 
 
 class Action(enum.Enum):
-    """What the solver is asked for."""
+    """What a signal requests."""
 
     NONE = "none"
     STOP = "stop"
@@ -37,22 +37,22 @@ def action(effect: str) -> Action:
 
 
 class SignalRequests:
-    """Catches the signals while its `with` block runs; a call says what was asked for since the last one."""
+    """Catches the signals while its `with` block runs; a call returns what was requested since the last."""
 
     def __init__(self, sigint: Action = Action.STOP, sighup: Action = Action.SNAPSHOT) -> None:
         self._actions = {signal.SIGINT: sigint, signal.SIGTERM: sigint}
         if hasattr(signal, "SIGHUP"):  # not on Windows
-            # In front: Caffe looks at it first.
+            # First, as Caffe checks it first.
             self._actions = {signal.SIGHUP: sighup, **self._actions}
         self._seen: set[int] = set()
         self._stopping = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __call__(self) -> Action:
-        for number, wanted in self._actions.items():
+        for number, requested in self._actions.items():
             if number in self._seen:
                 self._seen.discard(number)
-                return wanted
+                return requested
         return Action.NONE
 
     def __enter__(self) -> SignalRequests:
@@ -75,12 +75,15 @@ class SignalRequests:
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM, a closed terminal: as Ctrl-C while the block runs, or the processes would go on alone."""
+    """Treat SIGTERM and SIGHUP (a closed terminal) as Ctrl-C while the block runs.
+
+    Otherwise the processes that the block has started would go on alone.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    names = ("SIGTERM", "SIGHUP")  # the latter is not on Windows
+    names = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
     before = {
         number: signal.signal(number, interrupt)
         for number in (getattr(signal, name, None) for name in names)

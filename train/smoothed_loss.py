@@ -16,7 +16,7 @@ f32 = np.float32
 
 
 class SmoothedLoss:
-    """The mean of the last `size` losses, kept as Caffe keeps it: in float32, renewed term by term.
+    """The mean of the last `size` losses, computed as in Caffe: in float32, updated loss by loss.
 
     Losses stay on their device until `read`, or until there are from_device.MAX_PENDING of them.
     """
@@ -32,14 +32,14 @@ class SmoothedLoss:
         self._pending = DeviceScalars()
 
     def add(self, loss: Tensor) -> None:
-        """Take the loss of a further iteration."""
+        """Add the loss of an iteration."""
         self._pending.add(loss)
         if self._pending.full:
             self.read()
 
     def read(self) -> np.float32:
         """The mean; waits for the device."""
-        with np.errstate(all="ignore"):  # NaN and infinity are to be shown
+        with np.errstate(all="ignore"):  # NaN and infinity are logged
             for loss in self._pending.read():
                 self._update(f32(loss))
         return self._value
@@ -56,12 +56,12 @@ class SmoothedLoss:
         self._count += 1
 
     def get_state(self) -> dict[str, Any]:
-        """What `set_state` needs to go on from here."""
+        """The state from which `set_state` continues."""
         self.read()
         return {"window": np.array(self._window, f32), "value": float(self._value), "count": self._count}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on where `get_state` was called."""
+        """Continue where `get_state` was called."""
         self.clear()
         with np.errstate(over="ignore"):
             self._window = list(np.asarray(state["window"], f32).ravel()[: self.size])

@@ -1,4 +1,4 @@
-"""A lock on a snapshot_prefix: two trainings never write under one at the same time."""
+"""A lock on a snapshot_prefix: two trainings never write under the same prefix at the same time."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from imae.files.errors import FileError
 def writing_alone(prefix: str, refusal: str = "") -> Iterator[None]:
     """Keep other trainings from writing snapshots under a prefix while the block runs.
 
-    FileError where one does already: each would overwrite the other's, and `keep` would remove them. What
-    says so is a lock on a file `.PREFIX.lock`, which the system takes off whatever ends the process. Where
-    files cannot be locked, the block just runs.
+    FileError if another training holds the prefix: each would overwrite the other's snapshots, and `keep`
+    would remove them. The block holds a lock on the file `.PREFIX.lock`. The system releases it however the
+    process ends. Where files cannot be locked, the block runs without a lock.
 
-    refusal   the error's text, where another one says more
+    refusal   the error's text, instead of the usual one
     """
     handle = _lock(prefix, refusal)
     try:
@@ -26,12 +26,12 @@ def writing_alone(prefix: str, refusal: str = "") -> Iterator[None]:
     finally:
         if handle is not None:
             with suppress(OSError):
-                os.unlink(_lock_path(prefix))  # while locked: whoever gets it looks whether it is there
+                os.unlink(_lock_path(prefix))  # while locked: the next holder checks that the file exists
             os.close(handle)
 
 
 def _lock(prefix: str, refusal: str) -> int | None:
-    """The open file that is locked; None where that cannot be done."""
+    """The locked file, open; None where files cannot be locked."""
     try:
         import fcntl  # not on all systems
     except ModuleNotFoundError:
@@ -41,13 +41,13 @@ def _lock(prefix: str, refusal: str) -> int | None:
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             handle = os.open(path, flags, 0o666)
-        except (OSError, ValueError):  # no such folder, not writable, a zero byte: the solver says so
+        except (OSError, ValueError):  # no such folder, not writable, a zero byte: the solver reports it
             return None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.stat(path), os.fstat(handle)):
                 return handle
-            os.close(handle)  # it was another training's, which has just ended
+            os.close(handle)  # another training has just removed this file at its end
         except FileNotFoundError:
             os.close(handle)
         except BlockingIOError:

@@ -1,7 +1,7 @@
-"""The snapshots of a training: written, found, removed, and gone on from.
+"""Write, find, remove and restore the snapshots of a training.
 
 A snapshot is a model and a solver state (solverstate.py): PREFIX_iter_N.caffemodel and
-PREFIX_iter_N.solverstate, with .h5 after that in HDF5. The state is written last: where both are, both are
+PREFIX_iter_N.solverstate, in HDF5 with the suffix .h5. The state is written last: if both exist, both are
 whole.
 
 Caffe: solver.cpp, Snapshot, Restore.
@@ -38,12 +38,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Marks:
-    """Which snapshots of a run matter, by the paths of their states; "" where there is none.
+    """The special snapshots of a run, by the paths of their states; "" where there is none.
 
-    last_finite   the last one, written or gone on from, whose weights are finite
-    last_good     the last one after which a finite loss was shown
-    spared        last_good; before there is one, that from which this run goes on
-    exact_from    the one from which this run goes on exactly, as a real path
+    last_finite   the last snapshot, written or restored, whose weights are finite
+    last_good     the last snapshot after which a finite loss was displayed
+    spared        last_good; before there is one, the snapshot from which this run was restored
+    exact_from    the snapshot from which this run was restored exactly, as a real path
     """
 
     last_finite: str = ""
@@ -52,18 +52,18 @@ class Marks:
     exact_from: str = ""
 
     def written(self, path: str, finite: bool) -> None:
-        """A snapshot was written."""
+        """Note that a snapshot was written."""
         if finite:
             self.last_finite = path
 
     def restored(self, path: str, finite: bool) -> None:
-        """The run goes on from a snapshot, perhaps not exactly."""
+        """Note that the run was restored from a snapshot, perhaps not exactly."""
         self.exact_from = ""
         if finite:
             self.last_finite = self.spared = path
 
     def finite_loss(self) -> bool:
-        """A finite loss was shown; whether another snapshot is the last good one from now on."""
+        """Note that a finite loss was displayed; returns whether last_good is now another snapshot."""
         if self.last_good == self.last_finite:
             return False
         self.last_good = self.spared = self.last_finite
@@ -71,9 +71,9 @@ class Marks:
 
 
 class Restored(NamedTuple):
-    """Where a run goes on.
+    """A snapshot from which a run was restored.
 
-    exact   whether data, random numbers and smoothed loss go on there, too
+    exact   whether data, random numbers and smoothed loss were restored, too
     """
 
     path: str
@@ -83,11 +83,11 @@ class Restored(NamedTuple):
 
 
 class Snapshots:
-    """Those of one solver.
+    """The snapshots of one solver.
 
-    options    `keep` and `on_nan` count
-    ranks      all of them call `save`, `is_current` and what restores; rank 0 writes
-    net, update, position   what is saved and restored; with iteration and current_step, all that a run is
+    options    `keep` and `on_nan` are used
+    ranks      all ranks call `save`, `is_current`, `restore` and `restore_newest`; rank 0 writes
+    net, update, position   what is saved and restored, besides iteration and current_step
     """
 
     def __init__(
@@ -122,16 +122,16 @@ class Snapshots:
         return f"{stem}.caffemodel{end}", f"{stem}.solverstate{end}"
 
     def is_current(self, iteration: int) -> bool:
-        """Whether the run goes on exactly from the snapshot that it would write now; Caffe rewrites it."""
+        """Whether the run was restored exactly from the snapshot that it would write; Caffe rewrites it."""
         model, path = self.paths(iteration)
-        its_own = os.path.realpath(path) == self.marks.exact_from
-        there = its_own and os.path.isfile(path) and os.path.isfile(model)
-        return bool(self._ranks.broadcast_int(int(there)))
+        is_restored = os.path.realpath(path) == self.marks.exact_from
+        exists = is_restored and os.path.isfile(path) and os.path.isfile(model)
+        return bool(self._ranks.broadcast_int(int(exists)))
 
     # -- writing --------------------------------------------------------------------------------------------
 
     def save(self, iteration: int, current_step: int, run: dict[str, Any]) -> str:
-        """Write the model, then the solver state, remove what `keep` has too many; the path of the state.
+        """Write the model, then the solver state; remove snapshots beyond `keep`; returns the state's path.
 
         run   this rank's RunPosition.get_state
         """
@@ -141,7 +141,7 @@ class Snapshots:
         if self._ranks.rank == 0:
             kind = "HDF5 file" if self.hdf5 else "binary proto file"
             log_line("solver.cpp:474" if self.hdf5 else "solver.cpp:464", f"Snapshotting to {kind} {model}")
-            # Not of the file read again: another program may have removed or replaced it.
+            # Not from reading the file again: another program may have removed or replaced it.
             checksum = save_caffemodel(self._net, model, hdf5=self.hdf5, diff=self.param.snapshot_diff)
             place = "sgd_solver.cpp:296" if self.hdf5 else "sgd_solver.cpp:284"
             log_line(place, f"Snapshotting solver state to {kind} {path}")
@@ -153,32 +153,36 @@ class Snapshots:
         return path
 
     def finite_loss(self, iteration: int) -> None:
-        """Note that a finite loss was shown: the last snapshot of finite weights is a good one."""
+        """Note that a finite loss was displayed: the last snapshot with finite weights is a good one."""
         if self.marks.finite_loss():
             self._remove_older(iteration)
 
     def _remove_older(self, iteration: int) -> None:
-        """Remove what `keep` has too many; a run that goes bad leaves what it can be resumed from."""
+        """Remove snapshots beyond `keep`, except those from which a diverged run can be resumed."""
         if self.keep and self._ranks.rank == 0:
             remove_older(self.prefix, iteration, self.keep, (self.marks.spared, self.marks.last_finite))
 
-    # -- going on -------------------------------------------------------------------------------------------
+    # -- restoring ------------------------------------------------------------------------------------------
 
     def restore(self, path: str, *, as_caffe: bool, dialect: str | None) -> Restored:
-        """Go on from a solver state; see Solver.restore."""
-        return self._go_on(path, self._load(path, as_caffe=as_caffe, dialect=dialect), as_caffe)
+        """Continue from a solver state; see Solver.restore."""
+        return self._continue_from(path, self._load(path, as_caffe=as_caffe, dialect=dialect), as_caffe)
 
     def restore_newest(self, *, as_caffe: bool) -> Restored | None:
-        """Go on from the newest whole snapshot; see Solver.restore_newest."""
+        """Continue from the newest whole snapshot; see Solver.restore_newest."""
         if self._ranks.rank:
             path, _, model = self._ranks.broadcast_str("").partition("\0")
-            return self._go_on(path, self._load(path, model, as_caffe=as_caffe), as_caffe) if path else None
+            return (
+                self._continue_from(path, self._load(path, model, as_caffe=as_caffe), as_caffe)
+                if path
+                else None
+            )
         snapshots, failed = find_snapshots(self.prefix), None
         for snapshot in snapshots:
             try:
                 if not snapshot.state or not snapshot.model:
-                    there, lacks = ("model", "state") if snapshot.model else ("state", "model")
-                    raise SnapshotError(f"{snapshot.model or snapshot.state}: a {there} without a {lacks}")
+                    present, absent = ("model", "state") if snapshot.model else ("state", "model")
+                    raise SnapshotError(f"{snapshot.model or snapshot.state}: a {present} without a {absent}")
                 state = self._load(snapshot.state, snapshot.model, as_caffe=as_caffe)
             except SnapshotError as error:
                 logger.warning("Passing over a snapshot: %s", error)
@@ -186,13 +190,13 @@ class Snapshots:
             log_line("caffe.cpp:235", f"Resuming from {snapshot.state}")
             self._ranks.broadcast_str(f"{snapshot.state}\0{snapshot.model}")
             try:
-                return self._go_on(snapshot.state, state, as_caffe)
+                return self._continue_from(snapshot.state, state, as_caffe)
             except SnapshotError as error:
                 if state.sealed or self._ranks.size > 1:
                     raise
                 logger.warning("Passing over a snapshot: %s", error)
                 failed = error
-        if failed is not None:  # some of it has been taken already: there is no start from scratch any more
+        if failed is not None:  # it is partly restored, so the training cannot start from scratch
             raise failed
         self._ranks.broadcast_str("")
         which = "whole snapshot" if snapshots else "snapshot"
@@ -202,7 +206,7 @@ class Snapshots:
     def _load(self, path: str, model: str = "", *, as_caffe: bool, dialect: str | None = None) -> State:
         """Read a state and load its model, `model` or the one that it names, into the net.
 
-        SnapshotError, and a solver as it was, where one of them is missing, damaged or foreign.
+        SnapshotError if one of them is missing, damaged or foreign; the solver is then unchanged.
         """
         state = read_state(path, dialect)
         self._check_history(path, state)
@@ -215,7 +219,7 @@ class Snapshots:
         return state
 
     def _check_history(self, path: str, state: State) -> None:
-        """SnapshotError for the history of another net or type of solver."""
+        """SnapshotError for the history of another net or solver type."""
         history = self._update.history
         if len(state.history) != len(history):
             raise SnapshotError(
@@ -231,11 +235,11 @@ class Snapshots:
                 )
 
     def _load_model(self, path: str, model: str, checksum: int | None, dialect: str | None) -> None:
-        """Load the model of the state at `path`; `checksum` is that of what was written with the state."""
+        """Load the model of the state at `path`; `checksum`: of the model file that was written with it."""
         if not os.path.isfile(model):
             raise SnapshotError(
                 f"{path}: File not found: {model}, the model that belongs to it; its path is relative to "
-                f"the working directory, start where the snapshot was taken"
+                f"the working directory: start in the folder where the snapshot was taken"
             )
         try:
             damaged = checksum not in (None, file_checksum(model))
@@ -243,16 +247,16 @@ class Snapshots:
             raise SnapshotError(f"{path}: {model}: cannot be read: {error.strerror}") from None
         if damaged:
             raise SnapshotError(
-                f"{path}: {model} is damaged, or another model than it was written with "
-                f"(--resume-as-caffe takes it all the same)"
+                f"{path}: {model} is damaged, or another model than the one written with it "
+                f"(--resume-as-caffe loads it nevertheless)"
             )
         try:
             load_caffemodel(self._net, model, dialect)
         except CaffemodelError as error:
             raise SnapshotError(f"{path}: {error}") from None
 
-    def _go_on(self, path: str, state: State, as_caffe: bool) -> Restored:
-        """Take the history, and where the run stood, from a state whose model is loaded."""
+    def _continue_from(self, path: str, state: State, as_caffe: bool) -> Restored:
+        """Restore the history and the run's position from a state whose model is loaded."""
         if not path.endswith(".h5"):  # Caffe: silent there
             log_line("sgd_solver.cpp:336", "SGDSolver: restoring history")
         for values, blob in zip(state.history, self._update.history, strict=True):
@@ -271,7 +275,7 @@ class Snapshots:
 
 
 def _same_shape(values: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Whether the shapes agree; old files fill a shape up with 1s in front to 4 axes."""
+    """Whether the shapes agree; old files pad a shape with leading 1s to 4 axes."""
     return values in (wanted, (1,) * (4 - len(wanted)) + wanted)
 
 
@@ -280,7 +284,7 @@ def _same_shape(values: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The files of a prefix's snapshot in one format; "" for one that is not there."""
+    """The files of one snapshot in one format; "" for a missing file."""
 
     iteration: int
     model: str
@@ -288,42 +292,43 @@ class Snapshot:
 
 
 def find_snapshots(prefix: str) -> list[Snapshot]:
-    """The snapshots that lie under a snapshot_prefix, whole or not, in both formats, newest first."""
+    """The snapshots under a snapshot_prefix, whole or not, in both formats, newest first."""
     folder, base = os.path.split(prefix)
-    named = re.compile(re.escape(base) + r"_iter_(0|[1-9]\d*)\.(caffemodel|solverstate)(\.h5)?", re.ASCII)
-    found: dict[tuple[int, str], dict[str, str]] = {}
+    pattern = re.compile(re.escape(base) + r"_iter_(0|[1-9]\d*)\.(caffemodel|solverstate)(\.h5)?", re.ASCII)
+    files_of: dict[tuple[int, str], dict[str, str]] = {}
     try:
         with os.scandir(folder or ".") as entries:
             for entry in entries:
-                match = named.fullmatch(entry.name)
+                match = pattern.fullmatch(entry.name)
                 if match and entry.is_file():
                     iteration, kind, end = match.groups()
-                    found.setdefault((int(iteration), end or ""), {})[kind] = os.path.join(folder, entry.name)
+                    files = files_of.setdefault((int(iteration), end or ""), {})
+                    files[kind] = os.path.join(folder, entry.name)
     except OSError as error:
         raise FileError(f"cannot look for snapshots of '{prefix}': {error.strerror}") from None
     return [
         Snapshot(iteration, files.get("caffemodel", ""), files.get("solverstate", ""))
-        for (iteration, _), files in sorted(found.items(), reverse=True)
+        for (iteration, _), files in sorted(files_of.items(), reverse=True)
     ]
 
 
 def remove_older(prefix: str, iteration: int, keep: int, spared: Collection[str] = ()) -> None:
-    """Remove what lies before the newest `keep` snapshots up to `iteration`, except the `spared` states.
+    """Remove snapshots older than the newest `keep` up to `iteration`, except the `spared` states.
 
-    Later ones, which are of another run, stay; so do links. A file that cannot be removed is logged.
+    Later snapshots, which belong to another run, stay; so do links. A file that cannot be removed is logged.
     """
     check_removable(prefix)
-    keep_places = {os.path.realpath(path) for path in spared if path}
-    snapshots = [found for found in find_snapshots(prefix) if found.iteration <= iteration]
-    whole = sorted({found.iteration for found in snapshots if found.model and found.state}, reverse=True)
+    spared_paths = {os.path.realpath(path) for path in spared if path}
+    snapshots = [s for s in find_snapshots(prefix) if s.iteration <= iteration]
+    whole = sorted({s.iteration for s in snapshots if s.model and s.state}, reverse=True)
     if len(whole) <= keep:
         return
-    for found in reversed(snapshots):
-        if os.path.realpath(found.state) in keep_places:
+    for snapshot in reversed(snapshots):
+        if os.path.realpath(snapshot.state) in spared_paths:
             continue
-        # The state goes first: a model alone is nothing that a run could be resumed from.
-        for path in (found.state, found.model):
-            if path and found.iteration < whole[keep - 1] and not os.path.islink(path):
+        # The state first: a run cannot be resumed from a model alone.
+        for path in (snapshot.state, snapshot.model):
+            if path and snapshot.iteration < whole[keep - 1] and not os.path.islink(path):
                 try:
                     os.unlink(path)
                 except OSError as error:
@@ -331,9 +336,9 @@ def remove_older(prefix: str, iteration: int, keep: int, spared: Collection[str]
 
 
 def check_removable(prefix: str) -> None:
-    """FileError for a prefix under which nothing may be removed, since it leads out of the working directory.
+    """FileError for a prefix outside the working directory, where no file may be removed.
 
-    A prototxt can come from anybody; it must not name files elsewhere to be removed.
+    A prototxt can come from a stranger; it must not choose files elsewhere to be removed.
     """
     folder, here = (os.path.realpath(path) for path in (os.path.dirname(prefix) or ".", "."))
     if os.path.commonpath([folder, here]) != here:
@@ -344,7 +349,7 @@ def check_removable(prefix: str) -> None:
 
 
 def check_writable(prefix: str) -> None:
-    """FileError where snapshots could not be written under a prefix."""
+    """FileError where snapshots cannot be written under a prefix."""
     try:
         with tempfile.TemporaryFile(dir=os.path.dirname(prefix) or "."):
             pass

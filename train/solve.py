@@ -6,7 +6,7 @@ python train/solve.py SOLVER [--snapshot S | --weights W[,W]] [--gpu ID]
 import sys
 from pathlib import Path
 
-# Python has put this folder in front of the path; nothing in it may be found under a bare name.
+# Python puts this folder first in sys.path; its files must not be importable as top-level modules.
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
 
 from imae.cli.main import main  # noqa: E402

@@ -1,13 +1,13 @@
-"""Solver: trains a net as a SolverParameter says, in Caffe's order.
+"""Solver: trains a net as its SolverParameter describes, in Caffe's order.
 
 One iteration:
 
     clear the gradients; test, if due
-    iter_size times forward and backward, gradients adding up; display, if due
-    where several ranks train together: the mean of their gradients
+    iter_size times forward and backward, adding up the gradients; display, if due
+    where several ranks train together: average their gradients
     rate -> clip the summed gradients -> divide by iter_size -> regularise (decay_mult)
          -> update rule (lr_mult, the rate inside the history) -> subtract
-    iteration + 1; snapshot, if due or asked for
+    iteration + 1; snapshot, if due or requested
 
 Caffe: solver.cpp, sgd_solver.cpp.
 """
@@ -56,29 +56,29 @@ f32 = np.float32
 class Solver:
     """A train net, its test nets, and the update of the weights.
 
-    param           SolverParameter; `net:` and the like are relative to the working directory, as in Caffe
-    options         how to compute, and what to look after (options.py)
-    random          the run's random numbers; by default a stream of its own
+    param           SolverParameter; `net:` and other paths are relative to the working directory, as in Caffe
+    options         settings beside the solver file (options.py)
+    random          the run's random numbers; by default a new stream
     ranks           the processes that train this net together (layers/ranks.py)
     data_resources  memory and threads for the data layers of all nets
-    dtype           of all that the nets and the update compute with; learning rates and the smoothed loss are
-                    float32 as Caffe's
+    dtype           the type of the nets and the update; learning rates and the smoothed loss are float32, as
+                    in Caffe
 
     iteration       updates made so far
     device          where the nets compute
-    net, test_nets  in Caffe's order; the test nets use the train net's parameters, and rank 0 alone has them
-    update          makes new weights from gradients; has the history (update.py)
-    snapshots       writes them and goes on from them (snapshots.py)
-    request         asked after each iteration and each test batch: what a signal wants
+    net, test_nets  in Caffe's order; the test nets use the train net's parameters, and only rank 0 has them
+    update          computes new weights from gradients; holds the history (update.py)
+    snapshots       writes and restores snapshots (snapshots.py)
+    request         called after each iteration and each test batch: returns the action that a signal requests
 
-    Who wants to watch appends functions to these lists:
+    To watch a training, append functions to these lists:
 
     on_start            called before the forward pass of each iteration
     on_gradients_ready  called before the update of each iteration
     on_test             called with a test net's index and the means of its outputs, {} if a signal stopped it
     on_snapshot         called with the path of a solver state that was written
 
-    PrototxtError for fields that make no sense, FileError where snapshots could not be written or removed.
+    PrototxtError for invalid fields, FileError where snapshots cannot be written or removed.
     """
 
     def __init__(
@@ -124,16 +124,16 @@ class Solver:
         self._log.line("solver.cpp:57", "Solver scaffolding done.")
 
     def _seeded(self, random: CaffeRandom | None) -> CaffeRandom:
-        """The run's random numbers, those of this rank."""
-        made = random if random is not None else CaffeRandom(None)
+        """The random numbers of the run for this rank."""
+        seeded = random if random is not None else CaffeRandom(None)
         if self.param.random_seed >= 0:
-            made.reseed(self.param.random_seed + self.ranks.rank)
+            seeded.reseed(self.param.random_seed + self.ranks.rank)
         elif random is None:
-            made.reseed(self.ranks.broadcast_int(made.seed) + self.ranks.rank)
-            logger.info("random_seed was not specified; this run's seed is %d", made.seed)
-        return made
+            seeded.reseed(self.ranks.broadcast_int(seeded.seed) + self.ranks.rank)
+            logger.info("random_seed was not specified; this run's seed is %d", seeded.seed)
+        return seeded
 
-    # -- what others may ask for ----------------------------------------------------------------------------
+    # -- the solver's state ---------------------------------------------------------------------------------
 
     @property
     def history(self) -> list[Tensor]:
@@ -157,11 +157,11 @@ class Solver:
         return learning_rate(self.param, self.iteration, step)
 
     def get_learning_rate(self) -> float:
-        """The rate of the next update, and current_step is moved on to it.
+        """The rate of the next update; current_step is advanced to that update's step.
 
         Caffe: GetLearningRate. It runs once in each update and, in pycaffe, whenever a script reads
-        `solver.lr`. Where several stepvalues are due at once each run moves on by one of them; `lr` moves
-        nothing.
+        `solver.lr`. Where several stepvalues are due at once, each call advances by one of them. The property
+        `lr` here advances nothing.
         """
         step = advance_step(self.param, self.iteration, self.current_step)
         if self.param.lr_policy == "multistep" and step != self.current_step:
@@ -174,14 +174,14 @@ class Solver:
     # -- training -------------------------------------------------------------------------------------------
 
     def solve(self, resume_file: str | None = None) -> None:
-        """Train up to max_iter, with the snapshot, the line and the test that Caffe puts at the end."""
+        """Train up to max_iter, then snapshot, log the loss and test, as Caffe does at the end."""
         param, log = self.param, self._log
         wait = DataWait([self.net, *self.test_nets])
         log.line("solver.cpp:289", f"Solving {self.net.name}")
         log.line("solver.cpp:290", f"Learning Rate Policy: {param.lr_policy}")
         self._stopped = False
         if param.snapshot_after_train and self.ranks.rank == 0:
-            check_writable(param.snapshot_prefix)  # rather now than after days of training
+            check_writable(param.snapshot_prefix)  # now rather than after days of training
         if resume_file is not None:
             log.line("solver.cpp:296", f"Restoring previous solver status from {resume_file}")
             self.restore(resume_file)
@@ -207,10 +207,10 @@ class Solver:
         log.line("solver.cpp:332", "Optimization Done.")
 
     def step(self, iterations: int) -> None:
-        """Make so many updates, or fewer if a signal stops the training."""
+        """Run `iterations` iterations, or fewer if a signal stops the training."""
         param = self.param
         if iterations > 0:
-            _ = self.lr  # an unknown policy is refused before the first pass rather than after it
+            _ = self.lr  # refuses an unknown policy before the first pass rather than after it
         if not self._keep_loss:
             self._loss.clear()
         self._keep_loss, self._before_tests = False, None
@@ -222,8 +222,8 @@ class Solver:
                 self.test_all()
                 if self._stopped:
                     break
-            for started in self.on_start:
-                started()
+            for callback in self.on_start:
+                callback()
             display = self._due(param.display)
             self.net.debug_info = display and param.debug_info
             if display:
@@ -235,8 +235,8 @@ class Solver:
                 self.net.check_labels()
                 self._log.display(self.iteration, self._loss.read(), self.net, outputs)
                 self._watch_loss()
-            for gradients_ready in self.on_gradients_ready:
-                gradients_ready()
+            for callback in self.on_gradients_ready:
+                callback()
             self.ranks.average(self.update.diffs(), self._requested)
             self.apply_update()
             to_snapshot, to_stop = self.ranks.any_rank(self._requested)
@@ -248,29 +248,29 @@ class Solver:
         self._log.flush()
 
     def _requested(self) -> Flags:
-        """Whether a signal asks for a snapshot, and whether one asks to stop."""
-        wanted = self.request()
-        return wanted is Action.SNAPSHOT, wanted is Action.STOP
+        """Whether a signal requests a snapshot, and whether one requests to stop."""
+        action = self.request()
+        return action is Action.SNAPSHOT, action is Action.STOP
 
     def _due(self, interval: int) -> bool:
         return interval != 0 and self.iteration % interval == 0
 
     def _forward_backward(self) -> Result:
-        """iter_size passes; the mean loss, and the outputs of the last pass."""
+        """Run iter_size passes; returns the mean loss, and the outputs of the last pass."""
         loss, outputs = self._run.forward_backward()
         for _ in range(self.param.iter_size - 1):
-            further, outputs = self._run.forward_backward()
-            loss = loss + further
+            pass_loss, outputs = self._run.forward_backward()
+            loss = loss + pass_loss
         return loss / self.param.iter_size, outputs
 
     def _watch_loss(self) -> None:
-        """NotFiniteError for a shown loss that is not finite, if that is asked for."""
+        """NotFiniteError for a displayed loss that is not finite, if `on_nan` is "stop"."""
         if self._loss_watch.is_finite(self._loss.read(), self.iteration, self.last_good):
             self.snapshots.finite_loss(self.iteration)
 
     @torch.no_grad()
     def apply_update(self) -> None:
-        """Update the weights from the gradients as they stand, and the history; count the iteration."""
+        """Update weights and history from the current gradients; increment `iteration`."""
         rate = self.get_learning_rate()
         if self._due(self.param.display):
             self._log.line("sgd_solver.cpp:112", f"Iteration {self.iteration}, lr = {number(rate)}")
@@ -282,21 +282,21 @@ class Solver:
     def test_all(self) -> None:
         """Test every test net, unless a signal stops it.
 
-        The ranks other than 0 have no test nets; they snapshot and stop when a signal to rank 0 asks for it.
+        Ranks other than 0 have no test nets. They snapshot and stop when a signal to rank 0 requests it.
         """
         self._before_tests = self._position.get_state()
         for index in range(len(self.test_nets)):
             if not self._stopped:
                 self.test(index)
-        mine = Action.STOP if self._stopped else Action.NONE
-        while (wanted := Action(self.ranks.broadcast_str(mine.value))) is Action.SNAPSHOT:
+        own = Action.STOP if self._stopped else Action.NONE
+        while (action := Action(self.ranks.broadcast_str(own.value))) is Action.SNAPSHOT:
             self.snapshot()
-        self._stopped = wanted is Action.STOP
+        self._stopped = action is Action.STOP
         if not self._stopped:
             self._before_tests = None
 
     def test(self, index: int) -> dict[str, Array]:
-        """Run test_iter batches through a test net; the means of its outputs ({} if a signal stopped it)."""
+        """Run test_iter batches of a test net; returns the means of its outputs, {} if a signal stops it."""
         net, log = self.test_nets[index], self._log
         log.line("solver.cpp:347", f"Iteration {self.iteration}, Testing net (#{index})")
         names = set(net.layer_names)
@@ -310,12 +310,12 @@ class Solver:
         else:
             log.outputs("solver.cpp:414", "Test", net, means)
             self._loss_watch.warn_of_test(means)
-        for tested in self.on_test:
-            tested(index, means)
+        for callback in self.on_test:
+            callback(index, means)
         return means
 
     def _test_means(self, index: int) -> dict[str, Array] | None:
-        """The batches of a test; the means of its outputs, None if a signal stopped it."""
+        """Run the batches of a test; returns the means of its outputs, None if a signal stopped it."""
         param, run = self.param, self._run_test[index]
         total: Tensor | float = 0.0
         sums: dict[str, Tensor] = {}
@@ -328,17 +328,17 @@ class Solver:
             sums = {name: sums[name] + blob if name in sums else blob for name, blob in outputs.items()}
         self.test_nets[index].check_labels()
         batches = f32(param.test_iter[index])
-        with np.errstate(all="ignore"):  # NaN and infinity are to be shown
+        with np.errstate(all="ignore"):  # NaN and infinity are logged
             if param.test_compute_loss:
                 mean_loss = f32(float(total)) / batches
                 self._log.line("solver.cpp:401", f"Test loss: {number(mean_loss)}")
             return {name: host_array(blob) / batches for name, blob in sums.items()}
 
     def _act_on_requests(self) -> None:
-        """Amid a test: snapshot, or note that the training is to stop, as signals have asked."""
-        while (wanted := self.request()) is not Action.NONE:
-            if wanted is Action.SNAPSHOT:
-                self.ranks.broadcast_str(wanted.value)
+        """During a test: snapshot, or note that the training must stop, as signals request."""
+        while (action := self.request()) is not Action.NONE:
+            if action is Action.SNAPSHOT:
+                self.ranks.broadcast_str(action.value)
                 self.snapshot()
             else:
                 self._stopped = True
@@ -346,43 +346,43 @@ class Solver:
     # -- snapshots ------------------------------------------------------------------------------------------
 
     def snapshot(self) -> str:
-        """Write the model, then the solver state, remove what `keep` has too many; the path of the state.
+        """Write the model, then the solver state; remove snapshots beyond `keep`; returns the state's path.
 
-        Rank 0 does it, with the states of all ranks, which all call this.
+        All ranks call this; rank 0 writes the states of all.
         """
         self._log.flush()
-        # A test that a signal broke off, or looked into, is made again from its beginning.
+        # A snapshot during a test, or after a stopped test, holds the state before it: the test runs again.
         run = self._before_tests or self._position.get_state()
         path = self.snapshots.save(self.iteration, self.current_step, run)
-        for written in self.on_snapshot:
-            written(path)
+        for callback in self.on_snapshot:
+            callback(path)
         return path
 
     def restore(self, path: AnyPath, *, as_caffe: bool = False, dialect: str | None = None) -> None:
-        """Go on from a solver state; SnapshotError: it or its model is missing, damaged or foreign.
+        """Continue from a solver state; SnapshotError if it or its model is missing, damaged or foreign.
 
         as_caffe   start the data at the first record and the random numbers at the seed, as Caffe does, even
-                   where the state says how the run stood
-        dialect    the fork that wrote it and its model; None: Caffe, or this program
+                   where the state holds the run's position
+        dialect    the fork that wrote the state and its model; None: Caffe, or this program
         """
         self._log.flush()
-        self._go_on(self.snapshots.restore(os.fspath(path), as_caffe=as_caffe, dialect=dialect))
+        self._continue_from(self.snapshots.restore(os.fspath(path), as_caffe=as_caffe, dialect=dialect))
 
     def restore_newest(self, *, as_caffe: bool = False) -> str:
-        """Go on from the newest whole snapshot under snapshot_prefix; its state's path, "" where none is.
+        """Continue from the newest whole snapshot under snapshot_prefix; returns its state's path, or "".
 
-        One that is damaged, half there, of another net, or of weights that are not finite is passed over with
-        a line in the log. SnapshotError where one is whole and cannot be gone on with: the data have changed.
-        One of an earlier version may also be damaged then: it is passed over, too, if there is another one.
+        Snapshots that are damaged, incomplete, of another net, or with weights that are not finite are
+        skipped, with a warning. SnapshotError where a whole one cannot be continued: the data have changed. A
+        snapshot of an earlier version may be damaged in this case; it is skipped, too, if there is another.
         """
         self._log.flush()
         restored = self.snapshots.restore_newest(as_caffe=as_caffe)
         if restored is None:
             return ""
-        self._go_on(restored)
+        self._continue_from(restored)
         return restored.path
 
-    def _go_on(self, restored: Restored) -> None:
+    def _continue_from(self, restored: Restored) -> None:
         self.iteration, self.current_step = restored.iteration, restored.current_step
         self._keep_loss = self._keep_loss or restored.exact
         self._log.end_lap()

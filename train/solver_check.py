@@ -1,7 +1,7 @@
-"""What is checked of a solver before its nets are built: fields that make no sense, and those of no effect.
+"""Checks of a solver before its nets are built: invalid fields, and fields without effect.
 
-Caffe passes over fields that change nothing; here a warning names them. They are no error: solver files keep
-what an earlier `type` or `lr_policy` had a use for.
+Caffe ignores fields that have no effect; here a warning names them. They are no error, since solver files
+often keep fields of an earlier `type` or `lr_policy`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from imae.train.snapshots import check_removable, check_writable
 
 logger = logging.getLogger(__name__)
 
-# Fields of which NaN or infinity would make NaN of the weights.
+# Fields whose NaN or infinity would turn the weights into NaN.
 FINITE = ("base_lr", "delta", "gamma", "momentum", "momentum2", "power", "rms_decay", "weight_decay")
 TYPES = {
     "momentum2": ("Adam",),
@@ -31,11 +31,11 @@ POLICIES = {
 
 
 def check_param(param: SolverParameter, device: str, *, writes: bool, removes: bool) -> None:
-    """PrototxtError for fields that make no sense; a warning in the log for each that has no effect.
+    """PrototxtError for invalid fields; a warning in the log for each field without effect.
 
-    device   cpu or cuda
-    writes   whether this process writes the snapshots; FileError where it could not
-    removes  whether it removes those that are not kept; FileError where it must not
+    device    cpu or cuda
+    writes    whether this process writes snapshots; FileError where it cannot
+    removes   whether it removes snapshots that are not kept; FileError where it must not
     """
     for name in ("display", "max_iter", "snapshot", "test_interval"):
         if (value := getattr(param, name)) < 0:

@@ -1,4 +1,4 @@
-"""The nets of a solver: one to train, and those to test.
+"""The nets of a solver: the train net and the test nets.
 
 Caffe: solver.cpp, InitTrainNet, InitTestNets.
 """
@@ -13,7 +13,7 @@ from imae.files.errors import PrototxtError
 from imae.layers.ranks import ALONE
 from imae.layers.run import Run
 from imae.net.net import Net
-from imae.net.no_loss import no_loss_words
+from imae.net.no_loss import no_loss_message
 from imae.net.weights import load_caffemodel
 from imae.prototxt import TEST, TRAIN, NetState, SolverParameter
 from imae.prototxt.dialects import read_net_text
@@ -25,18 +25,18 @@ TRAIN_FIELDS = ("net", "net_param", "train_net", "train_net_param")
 
 
 def build_train_net(param: SolverParameter, run: Run, dialect: str | None = None) -> Net:
-    """The net that exactly one of TRAIN_FIELDS gives, with the weights that the solver names.
+    """The net of the one field of TRAIN_FIELDS that is set, with the weights that the solver names.
 
-    dialect   the fork that the files of nets and weights are of; None: Caffe's own
+    dialect   the fork that wrote the files of nets and weights; None: Caffe
     """
-    given = [name for name in TRAIN_FIELDS if param.HasField(name)]
+    specified = [name for name in TRAIN_FIELDS if param.HasField(name)]
     fields = ", ".join(TRAIN_FIELDS)
-    if not given:
+    if not specified:
         raise PrototxtError(f"SolverParameter must specify a train net using one of these fields: {fields}")
-    if len(given) > 1:
+    if len(specified) > 1:
         raise PrototxtError(
             "SolverParameter must not contain more than one of these fields specifying a train_net: "
-            f"{fields}; got {', '.join(given)}"
+            f"{fields}; got {', '.join(specified)}"
         )
     if param.HasField("train_net_param"):
         log_line("solver.cpp:88", "Creating training net specified in train_net_param.")
@@ -52,17 +52,17 @@ def build_train_net(param: SolverParameter, run: Run, dialect: str | None = None
         net_param = read_net_text(param.net, dialect, _weights(param))
     state = in_state(net_param, TRAIN, param.train_state)
     net = Net(state, run)
-    if run.ranks.rank == 0 and (words := no_loss_words(net, net_param)):
-        logger.warning("%s, and the training learns nothing, as in Caffe", words)
+    if run.ranks.rank == 0 and (message := no_loss_message(net, net_param)):
+        logger.warning("%s, and the training learns nothing, as in Caffe", message)
     _load_weights(net, param, dialect)
     return net
 
 
 def build_test_nets(param: SolverParameter, train_net: Net, dialect: str | None = None) -> list[Net]:
-    """The nets of test_net_param, of test_net, then `net` or `net_param` for the test_iters that are left.
+    """The nets of test_net_param and test_net; `net` or `net_param` for each further test_iter.
 
-    They use the parameters of the train net's layers of the same names, and its run, but for the ranks: those
-    who test do so alone.
+    They share the parameters of the train net's layers of the same names. They share its run except the
+    ranks: only one rank tests.
     """
     weights = _weights(param)
     sources = [("test_net_param", net_param) for net_param in param.test_net_param]
@@ -95,7 +95,7 @@ def build_test_nets(param: SolverParameter, train_net: Net, dialect: str | None 
 
 
 def _weights(param: SolverParameter) -> list[str]:
-    """The files of weights that the solver names, in order."""
+    """The weight files that the solver names, in order."""
     return [name.strip() for names in param.weights for name in names.split(",")]
 
 

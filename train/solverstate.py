@@ -1,17 +1,18 @@
 """Solver states: .solverstate (a binary SolverState) and .solverstate.h5.
 
 Both hold iter, learned_net (the model file's path as it was written), current_step and the history blobs in
-Caffe's order, and Caffe reads them. Beyond that, `run` holds what an exact resume needs and Caffe does not
-save: places in the data, random generators, the window of the smoothed loss. Caffe passes over it.
+Caffe's order, and Caffe reads them. In addition, `run` holds what an exact resume needs and Caffe does not
+save: data positions, random generators, the window of the smoothed loss. Caffe ignores it.
 
-Files are written beside, synced, then renamed: nobody ever sees half of one. A disk or a copy can still
-damage them, so a file with a `run` ends in a seal: the CRC-32 of all bytes before it. In a binary file that
-is a field which Caffe passes over, in HDF5 it stands behind what the library reads. `run` says that there
-must be one. Earlier versions had a checksum in `run` instead, over all the rest; their files are read, with a
-word in the log, since a damaged `run` is not noticed there unless it cannot be read.
+Files are written under a temporary name, synced, then renamed, so that no reader sees a partial file. A disk
+or a copy can still damage them, so a file with a `run` ends with a seal: the CRC-32 of all bytes before it.
+In a binary file the seal is a field that Caffe ignores; in HDF5 it comes after the bytes that the library
+reads. `run` records that the file must have a seal. Earlier versions had a checksum of all other values in
+`run` instead. Their files are read, with a warning, since damage in `run` is noticed only if it makes `run`
+unreadable.
 
-A snapshot is a model and a state: PREFIX_iter_N.caffemodel and PREFIX_iter_N.solverstate, with .h5 behind in
-HDF5. The state is written last: where both are, both are whole.
+A snapshot is a model and a state: PREFIX_iter_N.caffemodel and PREFIX_iter_N.solverstate, in HDF5 with the
+suffix .h5. The state is written last: if both exist, both are whole.
 
 Caffe: sgd_solver.cpp, SnapshotSolverStateTo..., RestoreSolverStateFrom...
 """
@@ -46,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 RUN = "imae_run"  # the dataset of `run`
 SEALED = "sealed"  # in `run`: the file has a seal
-CHECKSUM = "checksum"  # in `run`, of earlier versions: the CRC-32 of all the rest
+CHECKSUM = "checksum"  # in `run`, by earlier versions: the CRC-32 of all other values
 # Field 1001 of SolverState (see caffe.proto), 21 bytes long.
 SEAL = re.compile(rb"\xca\x3e\x15imae, CRC-32 ([0-9a-f]{8})")
 SEAL_SIZE = 24
@@ -54,12 +55,12 @@ SEAL_SIZE = 24
 
 @dataclass
 class State:
-    """What a solver state file says.
+    """The content of a solver state file.
 
     history   float32 or float64 arrays, one or two per learnable parameter
     run       for an exact resume: nested dicts and lists of numbers, strings, bytes and arrays; empty where
               Caffe wrote the file
-    sealed    whether the file had a checksum over all of it
+    sealed    whether the file had a seal
     """
 
     iteration: int
@@ -71,13 +72,13 @@ class State:
 
 
 def write_state(state: State, path: AnyPath) -> None:
-    """Write a state, as HDF5 where the path ends in .h5; FileError where that is not possible."""
+    """Write a state, as HDF5 if the path ends in .h5; FileError where it cannot be written."""
     data = _to_hdf5(state) if _is_hdf5(path) else _to_binary(state)
     write_atomically(path, seal(data) if state.run else data)
 
 
 def read_state(path: AnyPath, dialect: str | None = None) -> State:
-    """Read a state; SnapshotError where the file is missing, damaged or something else.
+    """Read a state; SnapshotError where the file is missing, damaged or no solver state.
 
     dialect   the fork that wrote it, one of prototxt.dialects.DIALECTS; None: Caffe, or this program
     """
@@ -87,9 +88,9 @@ def read_state(path: AnyPath, dialect: str | None = None) -> State:
         data = read_content(path)
     except PrototxtError as error:
         raise SnapshotError(str(error)) from None
-    found = SEAL.fullmatch(data[-SEAL_SIZE:])
-    whole = found is not None and int(found[1], 16) == zlib.crc32(memoryview(data)[:-SEAL_SIZE])
-    if found and not whole:
+    checksum = SEAL.fullmatch(data[-SEAL_SIZE:])
+    whole = checksum is not None and int(checksum[1], 16) == zlib.crc32(memoryview(data)[:-SEAL_SIZE])
+    if checksum and not whole:
         raise SnapshotError(f"{path}: damaged: its checksum is not that of its content")
     content = data[:-SEAL_SIZE] if whole else data
     state = _from_hdf5(path) if _is_hdf5(path) else _from_binary(path, content, dialect)
@@ -106,7 +107,7 @@ def read_state(path: AnyPath, dialect: str | None = None) -> State:
 
 
 def seal(data: bytes) -> bytes:
-    """The bytes of a solver state with their checksum behind them."""
+    """The bytes of a solver state, followed by their seal."""
     return data + b"\xca\x3e\x15imae, CRC-32 %08x" % zlib.crc32(data)
 
 
@@ -130,7 +131,7 @@ def _to_binary(state: State) -> bytes:
         current_step=state.current_step,
         history=[blob_from_array(values) for values in state.history],
     )
-    # `run` in front: a file that was cut still has it, and so is known to lack its seal.
+    # `run` first: a truncated file still has it, so that the missing seal is noticed.
     run = SolverState(imae_run=_pack_run(state)).SerializeToString() if state.run else b""
     return run + message.SerializeToString()
 
@@ -154,7 +155,7 @@ def _to_hdf5(state: State) -> bytes:
     with h5py.File(buffer, "w") as file:
         file["iter"] = np.array([state.iteration], np.int32)
         name = state.learned_net.encode()
-        file["learned_net"] = np.array(name, f"S{len(name) + 1}")  # Caffe reads it up to a zero byte
+        file["learned_net"] = np.array(name, f"S{len(name) + 1}")  # Caffe reads up to the zero byte
         file["current_step"] = np.array([state.current_step], np.int32)
         history = file.create_group("history")
         for index, values in enumerate(state.history):
@@ -186,7 +187,7 @@ def _from_hdf5(path: AnyPath) -> State:
 
 
 def _checksum(state: State) -> int:
-    """The CRC-32 of all values but `run`, as earlier versions had it."""
+    """The CRC-32 of all values except `run`, as earlier versions computed it."""
     checksum = zlib.crc32(f"{state.iteration} {state.current_step} {state.learned_net}".encode())
     for values in state.history:
         checksum = zlib.crc32(single_or_double(values).tobytes(), checksum)
@@ -214,7 +215,7 @@ def _pack_leaf(leaf: Any) -> dict[str, Any]:
 
 
 def unpack(data: bytes, path: AnyPath) -> dict[str, Any]:
-    """What `pack` packed; SnapshotError names `path` where it is damaged."""
+    """Undo `pack`; a SnapshotError for damaged data names `path`."""
     if not data:
         return {}
     try:

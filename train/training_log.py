@@ -1,4 +1,4 @@
-"""The lines that a training writes into the log, as Caffe writes them.
+"""The log lines of a training, as Caffe writes them.
 
 Caffe: solver.cpp, Step, Test; sgd_solver.cpp, ClipGradients.
 """
@@ -24,9 +24,9 @@ f32 = np.float32
 
 
 class TrainingLog:
-    """Writes them in Caffe's order, though the norms of gradients stay on the device until the next line.
+    """Writes the lines in Caffe's order. Norms of gradients stay on the device until the next line.
 
-    norms_wait   whether they do: on the CPU nothing is gained by it
+    norms_wait   whether they do; not on the CPU, where reading them costs nothing
     """
 
     def __init__(self, param: SolverParameter, device: torch.device) -> None:
@@ -36,12 +36,12 @@ class TrainingLog:
         self._lap: tuple[float, int] | None = None
 
     def line(self, place: str, message: str) -> None:
-        """A line from this place in Caffe's sources, after those that wait."""
+        """Log a line with this place in Caffe's sources, after the pending lines."""
         self.flush()
         log_line(place, message)
 
     def clipped(self, norm: Tensor | None) -> None:
-        """A line if the gradients of this L2 norm were clipped; None: they are not limited."""
+        """Log a line if gradients of this L2 norm were clipped; None: clip_gradients is off."""
         if norm is None:
             return
         self._norms.add(norm)
@@ -49,7 +49,7 @@ class TrainingLog:
             self.flush()
 
     def flush(self) -> None:
-        """Write the lines about clipped gradients that wait."""
+        """Write the pending lines about clipped gradients."""
         limit = f32(self.param.clip_gradients)
         for norm in self._norms.read():
             if norm > limit:
@@ -60,18 +60,18 @@ class TrainingLog:
                 )
 
     def start_lap(self, iteration: int, *, anew: bool = False) -> None:
-        """Count iterations and seconds from here, unless they are counted already."""
+        """Count iterations and seconds from here; unless `anew`, not if they are counted already."""
         if self._lap is None or anew:
             self._lap = time.monotonic(), iteration
 
     def end_lap(self) -> None:
-        """Count no longer."""
+        """Stop counting."""
         self._lap = None
 
     def display(self, iteration: int, loss: np.float32, net: Net, outputs: dict[str, Tensor]) -> None:
-        """The speed since the last display, the smoothed loss, the outputs of the last pass."""
+        """Log the speed since the last display, the smoothed loss, the outputs of the last pass."""
         begun, first = self._lap or (time.monotonic(), iteration)
-        lapse = f32(int((time.monotonic() - begun) * 1000) / 1000)  # Caffe: cut to milliseconds
+        lapse = f32(int((time.monotonic() - begun) * 1000) / 1000)  # Caffe: truncated to milliseconds
         speed = f32(iteration - first) / (lapse or f32(1))
         self.line(
             "solver.cpp:239",
@@ -82,7 +82,7 @@ class TrainingLog:
         self.outputs("solver.cpp:258", "Train", net, {n: host_array(blob) for n, blob in outputs.items()})
 
     def outputs(self, place: str, which: str, net: Net, values: dict[str, Array]) -> None:
-        """One line per element of each output blob; `which` is Train or Test."""
+        """Log one line per element of each output blob; `which` is Train or Test."""
         outputs = [(name, value) for name, blob in values.items() for value in blob.ravel()]
         for index, (name, value) in enumerate(outputs):
             text = output_text(name, value, f32(net.loss_weights.get(name, 0)))
@@ -90,7 +90,7 @@ class TrainingLog:
 
 
 class DataWait:
-    """How long a training has waited, since this was made, for layers that make their batches ahead."""
+    """How long a training has waited, since this object was made, for layers that prefetch batches."""
 
     def __init__(self, nets: Sequence[Net]) -> None:
         self._layers = [layer for net in nets for layer in net.data_layers()]
@@ -100,7 +100,7 @@ class DataWait:
         return sum(layer.waited for layer in self._layers)
 
     def log(self) -> None:
-        """The share of the time; a line that Caffe lacks."""
+        """Log the time and its share; Caffe has no such line."""
         if not any(layer.prefetches for layer in self._layers):
             return
         waited, seconds = self._waited() - self._before, time.monotonic() - self._begun

@@ -1,4 +1,4 @@
-"""The update of the weights, from the gradients that an iteration has summed up.
+"""The update of the weights, from the summed gradients of an iteration.
 
     clip the summed gradients -> divide by iter_size -> regularise (decay_mult)
          -> update rule (lr_mult, the rate inside the history) -> subtract
@@ -23,7 +23,7 @@ from imae.train.update_rules import UpdateRule
 
 @dataclass
 class ParameterGroup:
-    """Learnable parameters with one lr_mult and one decay_mult, by their places in `net.learnable`.
+    """Learnable parameters with the same lr_mult and decay_mult, by their places in `net.learnable`.
 
     rate   learning rate * lr_mult, on the device
     """
@@ -35,11 +35,11 @@ class ParameterGroup:
 
 
 class Update:
-    """Updates the learnable parameters of a net; work of the device alone.
+    """Updates the learnable parameters of a net. The work runs on the device without the host.
 
-    rule       what is subtracted (update_rules.py)
+    rule       computes what is subtracted (update_rules.py)
     device     where the net computes
-    recorder   makes what records the work to replay it (cuda_graph.py); None: it is launched each time
+    recorder   makes a recorder of the work (cuda_graph.py); None: the work is launched each time
 
     history    history blobs in Caffe's order: one per learnable parameter, then a second one where the rule
                has two
@@ -68,7 +68,7 @@ class Update:
             torch._foreach_zero_(self.diffs())
 
     def __call__(self, rate: float, iteration: int) -> Tensor | None:
-        """Make the update of an iteration; the L2 norm of the gradients, where clip_gradients limits it."""
+        """Update the weights; returns the L2 norm of the gradients, where clip_gradients limits it."""
         if not self._groups:
             return None
         for group in self._groups:
@@ -78,7 +78,7 @@ class Update:
 
     @torch.no_grad()
     def launch(self) -> Tensor | None:
-        """The update at the rates that the groups have; what a recorder records."""
+        """Update with the rates of the groups; a recorder records this."""
         param, learnable, diffs = self.param, self.net.learnable, self.diffs()
         datas = [p.detach() for p in learnable]
         norm = self._clip(diffs)
@@ -98,7 +98,7 @@ class Update:
         return norm
 
     def _clip(self, diffs: list[Tensor]) -> Tensor | None:
-        """Scale all diffs down together so that their L2 norm is at most clip_gradients; what it was."""
+        """Scale all diffs so that their common L2 norm is at most clip_gradients; returns the norm before."""
         limit = self.param.clip_gradients
         if limit < 0:
             return None
@@ -112,4 +112,4 @@ def _group_parameters(net: Net, device: torch.device) -> list[ParameterGroup]:
     for place, mults in enumerate(zip(net.lr_mults, net.decay_mults, strict=True)):
         places.setdefault(mults, []).append(place)
     rate = torch.zeros((), dtype=net.dtype, device=device)
-    return [ParameterGroup(found, *mults, rate.clone()) for mults, found in places.items()]
+    return [ParameterGroup(members, *mults, rate.clone()) for mults, members in places.items()]

@@ -1,8 +1,8 @@
 """The six update rules: what is subtracted from the weights, and the history that each rule keeps.
 
 Below, g is the diff of a parameter after clipping, division by iter_size and weight decay; r is the learning
-rate times lr_mult, a tensor on the device, so that a captured graph stays valid when it changes. A rule turns
-the diffs in place into what is subtracted (Caffe leaves it there, too), all those of one lr_mult at once.
+rate times lr_mult, a tensor on the device, so that a CUDA graph stays valid when it changes. A rule replaces
+the diffs in-place by what is subtracted (as in Caffe), for all parameters of one lr_mult at once.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class UpdateRule:
         self.momentum, self.delta = param.momentum, param.delta
 
     def corrected(self, rate: float, iteration: int) -> float:
-        """The rate with the rule's own factor that depends on the iteration, if it has one."""
+        """The rate times the rule's factor for this iteration, if it has one."""
         return rate
 
     def update(self, diffs: Tensors, histories: list[Tensors], rate: Tensor) -> None:
-        """Replace each g in `diffs` by what is to be subtracted; renew the histories."""
+        """Replace each g in `diffs` by what is subtracted; update the histories."""
         raise AssertionError("an UpdateRule is one of RULES")
 
 
@@ -44,7 +44,7 @@ class SGD(UpdateRule):
     """h <- momentum * h + r * g;  subtract h.
 
     The rate is inside the history: after a rate drop the old velocity keeps its old scale. torch.optim.SGD
-    multiplies by the rate outside and so differs from the first drop on.  Caffe: sgd_solver.cpp.
+    multiplies by the rate outside and so differs after the first drop.  Caffe: sgd_solver.cpp.
     """
 
     def update(self, diffs: Tensors, histories: list[Tensors], rate: Tensor) -> None:
@@ -167,7 +167,7 @@ RULES: dict[str, type[UpdateRule]] = {
 
 
 def update_rule(param: SolverParameter) -> UpdateRule:
-    """The rule that `type` names; PrototxtError for an unknown one or a field that does not go with it."""
+    """The rule that `type` names; PrototxtError for an unknown type or a field that is invalid with it."""
     if param.type not in RULES:
         hint = did_you_mean(param.type, RULES, "'")
         raise PrototxtError(f"Unknown solver type: {param.type} (known types: {', '.join(RULES)}){hint}")

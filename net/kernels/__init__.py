@@ -1,16 +1,16 @@
 """Faster implementations of a few layers: kernels in C, and kernels that torch.compile makes.
 
-This is the one door: code outside of this folder imports from here, not from its modules.
+Code outside of this folder imports from here, not from its modules.
 
     NormCall                   the arguments of BatchNorm, Scale, a sum and ReLU as one operation
     normalize_by_batch         that operation by the statistics of the batch
     normalize_compiled         the same by torch.compile
     normalize_by_statistics    the same by a given mean and variance
-    add_in_place               a sum of two blobs
+    add_in_place               a sum of two blobs, in the memory of the first where possible
     FastConvolution            a convolution where the kernels are faster
     SubsampledConvolution      a convolution where oneDNN writes past the end of its memory
     available, supported_isas  whether the kernels in C were built, and which instructions they can use here
-    chosen, description        which of them this process uses, in values and in words
+    chosen, description        which of them this process uses, as values and as a line for the log
 """
 
 from imae.net.kernels.compiled_norm import normalize_compiled

@@ -2,7 +2,7 @@
 
    A template: kernels.c includes it once for each REAL (float, double) and each instruction set. It defines
        REAL       the type of the numbers
-       NAME(x)    the name of function x in this form
+       NAME(x)    the name of function x for this REAL and instruction set
        TARGET     attributes of the functions whose loops the compiler turns into vector instructions
 
    A blob is `rows` (N H W) times `channels` numbers. It is divided into blocks that stay in the processor's
@@ -206,9 +206,8 @@ int NAME(batch_norm_by_statistics)(const REAL *x, int64_t rows, int64_t channels
     return failed;
 }
 
-/* The same by the batch's mean, which it gives with the unbiased variance and factor = 1 / sqrt(biased variance
-   + eps).
-   Returns 0, or 1 if memory cannot be allocated. */
+/* The same by the statistics of the batch. It also writes their mean, unbiased variance and
+   factor = 1 / sqrt(biased variance + eps). Returns 0, or 1 if memory cannot be allocated. */
 int NAME(batch_norm)(const REAL *x, int64_t rows, int64_t channels, const REAL *weight, const REAL *bias,
                      const REAL *shortcut, double eps, int relu, int threads, REAL *top, REAL *mean,
                      REAL *variance, REAL *factor)
@@ -245,8 +244,8 @@ int NAME(batch_norm)(const REAL *x, int64_t rows, int64_t channels, const REAL *
     return failed;
 }
 
-/* The gradients of the above. With a ReLU and a shortcut, `top` is needed, and `masked` gets the gradient of
-   the ReLU's bottom, which is the shortcut's; else both are NULL.
+/* The gradients of batch_norm. With a ReLU and a shortcut, `top` is needed, and `masked` gets the gradient of
+   the ReLU's bottom, which is also the shortcut's; else both are NULL.
    Returns 0, or 1 if memory cannot be allocated. */
 int NAME(batch_norm_gradients)(const REAL *x, const REAL *top, const REAL *top_diff, int64_t rows,
                                int64_t channels, const REAL *weight, const REAL *bias, const REAL *mean,

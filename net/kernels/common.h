@@ -1,4 +1,4 @@
-/* What all kernels include. */
+/* Included by all kernels. */
 
 #ifndef COMMON_H
 #define COMMON_H

@@ -1,8 +1,8 @@
 """BatchNorm by the batch, Scale, a sum with another blob and ReLU as kernels that torch.compile makes.
 
-They are for GPUs, where each of these layers alone reads and writes whole blobs. torch.compile makes them
-when a blob of a new shape comes for the first time: some seconds each, kept on disk for the next run. On the
-CPU they are right, too, which is how they are tested, but the kernels in C are faster.
+They are for GPUs, where unfused each of these layers reads and writes whole blobs. torch.compile makes a
+kernel when a blob of a new shape comes: some seconds each time, cached on disk for the next run. They are
+tested on the CPU, where they work too, but the kernels in C are faster.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_SHAPES = 1024  # torch.compile gives up beyond 8; a deep net has more
 
 
 def normalize_compiled(call: NormCall, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """As `normalize_by_batch`, which does it where there is one number a channel."""
+    """Like `normalize_by_batch`, which it calls where each channel has one number."""
     if call.x.numel() <= call.x.shape[1]:
         return normalize_by_batch(call, mean, variance)
     with torch._dynamo.config.patch(cache_size_limit=MAX_SHAPES, accumulated_cache_size_limit=MAX_SHAPES):
@@ -31,7 +31,7 @@ def normalize_compiled(call: NormCall, mean: Tensor, variance: Tensor) -> tuple[
 
 @cache
 def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    # torch.compile looks at every attribute of what it is given, and torch warns of this one.
+    # torch.compile reads every attribute of its arguments, and torch warns about this one.
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
     return torch.compile(_normalize, fullgraph=True, dynamic=False)
 
@@ -42,6 +42,6 @@ def _normalize(
     top = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)[0]
     if shortcut is not None:
         top = top + shortcut
-    dtype = torch.promote_types(x.dtype, torch.float32)  # of statistics, also where blobs are in bfloat16
+    dtype = torch.promote_types(x.dtype, torch.float32)  # the statistics', even where blobs are bfloat16
     variance, mean = torch.var_mean(x.detach().to(dtype), [0, *range(2, x.dim())])
     return F.relu(top) if relu else top, mean, variance

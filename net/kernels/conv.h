@@ -1,5 +1,5 @@
-/* What the convolutions' kernels share. They are in single precision, for processors with AVX2 and FMA.
-   Where the compiler has none for these, HAS_CONV_KERNELS is 0. */
+/* Shared by the convolutions' kernels. They are in single precision, for processors with AVX2 and FMA.
+   With a compiler that cannot compile for these, HAS_CONV_KERNELS is 0. */
 
 #ifndef CONV_H
 #define CONV_H
@@ -54,8 +54,8 @@ INLINE_AVX2 void add_outer(const int side, const int vectors, const float *x, in
             sums[k][v] += x[k * x_step] * y_vectors[v];
 }
 
-/* How many sums stay in registers: 1 to MAX_SIDE times 1 or 2 vectors. FOR_EACH_SIZE expands a macro for each
-   size, to make a function; SIZE_TABLE is the table of these functions, [vectors - 1][side - 1]. */
+/* The sums in registers: 1 to MAX_SIDE times 1 or 2 vectors. FOR_EACH_SIZE expands a macro that defines a
+   function for each size; SIZE_TABLE is the table of these functions, [vectors - 1][side - 1]. */
 #define FOR_EACH_SIZE(make)                                                                                    \
     make(1, 1) make(2, 1) make(3, 1) make(4, 1) make(5, 1) make(6, 1)                                          \
     make(1, 2) make(2, 2) make(3, 2) make(4, 2) make(5, 2) make(6, 2)

@@ -45,7 +45,7 @@ class SubsampledConvolution:
 
     @staticmethod
     def is_needed(layer: Convolution, bottom: Shape) -> bool:
-        """Whether this is for the layer, with a bottom of this shape."""
+        """Whether the layer needs this replacement, with a bottom of this shape."""
         windows = layer.windows
         return (
             _is_2d(layer, bottom)
@@ -175,10 +175,11 @@ class _Convolve(torch.autograd.Function):
             weight_diff = native.conv_weight_gradient(x, top_diff, weight.shape, ctx.stride, pad)
         missing = [want and got is None for want, got in zip(wanted, (diff, weight_diff), strict=False)]
         if any(missing):
-            found = torch.ops.aten.convolution_backward(
+            gradients = torch.ops.aten.convolution_backward(
                 top_diff, x, weight, None, ctx.stride, pad, [1, 1], False, [0, 0], 1, [*missing, False]
             )
-            diff, weight_diff = (found[0] if missing[0] else diff), (found[1] if missing[1] else weight_diff)
+            diff = gradients[0] if missing[0] else diff
+            weight_diff = gradients[1] if missing[1] else weight_diff
         if wanted[2]:
             bias_diff = top_diff.sum((0, 2, 3))
         return diff, weight_diff, bias_diff, None, None, None, None

@@ -1,4 +1,4 @@
-/* Loops over blobs that lie in memory in the order N, H, W, C, for the CPU. Python calls them by ctypes.
+/* Kernels for the CPU, for blobs in the memory order N, H, W, C. Python calls them through ctypes.
 
    A sum over many numbers is made of short sums in REAL that are added up in double. */
 
@@ -6,7 +6,7 @@
 #include "conv_weight.h"
 #include "winograd.h"
 
-/* setup.py defines the hash of all files here; native.py does not use a library with the hash of others. */
+/* setup.py defines the hash of all files here; native.py does not use a library with another hash. */
 #ifndef SOURCES_HASH
 #define SOURCES_HASH unknown
 #endif
@@ -34,7 +34,7 @@ const char *imae_sources_hash(void)
 #undef ISA
 #undef TARGET
 
-/* For processors with further instructions: Python asks which this one has, and chooses a form. */
+/* For processors with further instructions: Python asks which ones this processor has, and chooses. */
 #if defined(__x86_64__) && defined(__GNUC__)
 
 #define ISA avx2
@@ -96,7 +96,7 @@ int imae_conv_weight_is_faster(void)
     return imae_conv_supported() && !__builtin_cpu_supports("avx512f");
 }
 
-/* AMD's Zen 3 and 4. The latter has AVX-512, but multiplies no more numbers at once with it than with AVX2. */
+/* AMD's Zen 3 and 4. Zen 4 has AVX-512, but multiplies no more numbers at once with it than with AVX2. */
 static int is_zen_3_or_4(void)
 {
     unsigned a, b, c, d, vendor[3];

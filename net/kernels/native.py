@@ -1,14 +1,14 @@
 """Kernels in C for the CPU (kernels.c), built when the package is installed and there is a C compiler.
 
-Without them torch's operations do the same work: slower, and less exactly for the gradient of a convolution's
-weights. `available` says whether they were built, `chosen` which of them this process uses. By default these
-are the fastest on this processor. Two environment variables choose others, to try what another would use:
+Without them torch's operations do the same work: more slowly, and the gradient of a convolution's weights
+less exactly. `available` tells whether they were built, `chosen` which of them this process uses: by default
+the fastest on this processor. Two environment variables choose others, to try what another processor uses:
 
-    IMAE_KERNELS       auto (the fastest), none, batch_norm (convolutions are torch's, as on Intel's
-                       processors with AVX-512), all (also where torch has faster ones)
-    IMAE_KERNELS_ISA   auto (the newest that the processor has), default (of any processor), avx2, avx512f:
-                       the instructions that BatchNorm's kernels are compiled to. The convolutions' kernels
-                       are compiled to AVX2 and FMA, and left out with `default`
+    IMAE_KERNELS       auto (the fastest), none, batch_norm (convolutions by torch, as on Intel's processors
+                       with AVX-512), all (also where torch is faster)
+    IMAE_KERNELS_ISA   the instruction set of BatchNorm's kernels: auto (the newest that the processor has),
+                       default (of any processor), avx2, avx512f. The convolutions' kernels are compiled to
+                       AVX2 and FMA, and are not used with `default`
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def available() -> bool:
-    """Whether the kernels were built, from the sources that lie here now."""
+    """Whether the kernels were built, from the current sources."""
     return _library() is not None
 
 
@@ -72,13 +72,13 @@ class Chosen(NamedTuple):
     batch_norm: bool
     conv_weight: bool
     winograd: bool
-    isa: str  # the instructions of BatchNorm's kernels
+    isa: str  # the instruction set of BatchNorm's kernels
 
 
 def chosen() -> Chosen:
     """The kernels for this processor, or those that IMAE_KERNELS and IMAE_KERNELS_ISA ask for.
 
-    DeviceError where these say what cannot be understood, or ask for what is not there.
+    DeviceError for an unknown value, or kernels that were not built or need another processor.
     """
     asked = (os.environ.get(name) or "auto" for name in ("IMAE_KERNELS", "IMAE_KERNELS_ISA"))
     return _choose(*asked, _library())
@@ -132,9 +132,9 @@ def supported_isas() -> list[str]:
 
 
 def description(dtype: torch.dtype) -> str:
-    """Which kernels a run in this type uses, for its log."""
+    """The log line that names the kernels which a run in this type uses."""
     if not available():
-        return "The kernels in C were not built (is there a C compiler?); training takes longer without"
+        return "The kernels in C were not built (is there a C compiler?); training is slower without them"
     use, single = chosen(), dtype == torch.float32
     names = [
         name
@@ -165,16 +165,16 @@ def _same_float_type_on_cpu(*tensors: Tensor | None) -> bool:
 
 
 def requires_grad_any(*tensors: Tensor | None) -> bool:
-    """Whether autograd is to compute a gradient for one of these tensors."""
+    """Whether autograd will compute a gradient for at least one of these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def batch_norm(call: NormCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The top of NormCall's formula, and of the batch mean, unbiased variance and factor, (C) each.
+    """The top of NormCall's formula, and the batch's mean, unbiased variance and factor, (C) each.
 
         factor = 1 / sqrt(biased variance + eps)
 
-    x, shortcut   (N, C, H, W) with the channels last in memory, as the top is
+    x, shortcut, top   (N, C, H, W) with the channels last in memory
     """
     x, weight, bias, eps, relu, shortcut = call
     channels, top = x.shape[1], torch.empty_like(x)
@@ -190,7 +190,7 @@ def batch_norm(call: NormCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def batch_norm_by_statistics(call: NormCall, mean: Tensor, variance: Tensor) -> Tensor:
-    """The top as `batch_norm` has it, by a given mean and variance, (C) each."""
+    """The top as in `batch_norm`, by a given mean and variance, (C) each."""
     x, weight, bias, eps, relu, shortcut = call
     channels, top = x.shape[1], torch.empty_like(x)
     _check_layout(x, x if shortcut is None else shortcut, x.shape, weight, bias, mean, variance)
@@ -207,10 +207,10 @@ def batch_norm_by_statistics(call: NormCall, mean: Tensor, variance: Tensor) -> 
 def batch_norm_gradients(
     call: NormCall, top: Tensor | None, top_diff: Tensor, mean: Tensor, factor: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, weight, bias and shortcut, of a call of `batch_norm`; its shortcut is not needed.
+    """The gradients of x, weight, bias and shortcut in a call of `batch_norm`; call.shortcut is not read.
 
-    top             what the call gave, if it had a shortcut and a ReLU; else None
-    mean, factor    what it gave
+    top            returned by `batch_norm`, if the call has a shortcut and a ReLU; else None
+    mean, factor   returned by `batch_norm`
     """
     x, weight, bias, _, relu, _ = call
     channels, diff = x.shape[1], torch.empty_like(x)
@@ -229,7 +229,7 @@ def batch_norm_gradients(
 
 
 def uses_conv_weight() -> bool:
-    """Whether `conv_weight_gradient` is used: it is faster than torch on this processor, or asked for."""
+    """Whether `conv_weight_gradient` is used: it is faster than torch on this processor, or requested."""
     return available() and chosen().conv_weight
 
 
@@ -309,7 +309,7 @@ def winograd(
 
 
 def winograd_bottom_gradient(top_diff: Tensor, weight: Tensor, pad: Sequence[int]) -> Tensor:
-    """The gradient of the bottom of such a convolution, padded by at most 2."""
+    """The gradient of the bottom of a convolution by `winograd`, with a padding of at most 2."""
     return winograd(top_diff, weight.transpose(0, 1), None, [2 - p for p in pad], rotated=True)
 
 
@@ -350,7 +350,7 @@ def _int64_array(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
 
 
 def _check_layout(x: Tensor, blob: Tensor, shape: Sequence[int], *values: Tensor | None) -> None:
-    """ValueError if the kernels would read memory of others, or numbers of another type."""
+    """ValueError for shapes, types or strides with which the kernels would read wrong memory."""
     order = torch.channels_last
     for tensor in (x, blob):
         if not tensor.is_contiguous(memory_format=order):
@@ -372,7 +372,7 @@ def _kernel(name: str, dtype: torch.dtype | None = None) -> Callable[..., int]:
 
 
 def _batch_norm_isa() -> str:
-    """The form of BatchNorm's kernels; tests call them also where the environment says that none is used."""
+    """The instruction set of BatchNorm's kernels; tests call these even where IMAE_KERNELS is `none`."""
     isa = os.environ.get("IMAE_KERNELS_ISA") or "auto"
     return _choose("batch_norm", isa, _library()).isa
 

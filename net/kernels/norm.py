@@ -1,12 +1,12 @@
 """Batch normalisation, then Scale, a sum with another blob and ReLU, for the fast plan.
 
-Of blobs whose memory is in the order N, H, W, C, on the CPU: by kernels in C, or by torch's kernels on the
-same memory seen otherwise. Of all other blobs: by `torch.batch_norm`.
+On the CPU, blobs in the memory order N, H, W, C are normalised by kernels in C, or by torch's kernels on
+another view of the same memory. All other blobs are normalised by `torch.batch_norm`.
 
 torch's own kernels for that order add all N H W values of a channel one after another in single precision:
-the variance of 131,072 values is wrong by 1e-5 of itself, and so are the top and the gradients. Seen as N H
-rows of W C numbers, the same memory has W columns for each channel. The statistics of the columns, merged,
-are wrong by 2e-7, and torch's kernels are faster with long rows.
+the variance of 131,072 values has a relative error of 1e-5, and so have the top and the gradients. Viewed as
+N H rows of W C numbers, the same memory has W columns for each channel. The merged statistics of the columns
+have a relative error of 2e-7, and torch's kernels are faster with long rows.
 
     forward   mean = mean_w means[w]      variance = mean_w variances[w] + mean_w (means[w] - mean)^2
     backward  with x' = (x - mean) factor, factor = 1 / sqrt(variance + eps), m = N H W, sums over all but C:
@@ -32,14 +32,14 @@ aten = torch.ops.aten
 def normalize_by_batch(call: NormCall, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The top by the batch's own statistics, its mean and its unbiased variance, (C) each.
 
-    mean, variance   zeros, (C) each, of the type that is wanted; the result may lie in their memory
+    mean, variance   zeros, (C) each, of the type of the results, which may use their memory
     """
     x = call.x
     if is_channels_last(x):
         return normalize_channels_last(call)
-    # With momentum 1 torch leaves the batch's mean and unbiased variance in these two.
+    # With momentum 1 torch writes the batch's mean and unbiased variance into these two.
     top = torch.batch_norm(x, call.weight, call.bias, mean, variance, True, 1, call.eps, True)
-    if x.numel() == x.shape[1]:  # one number a channel: the variance is 0, where torch divides it by 0
+    if x.numel() == x.shape[1]:  # one number for each channel: the variance is 0, torch divides 0 by 0
         variance = torch.zeros_like(variance)
     return add_and_relu(top, call), mean, variance
 
@@ -70,13 +70,13 @@ def is_channels_last(x: Tensor) -> bool:
 
 
 def normalize_channels_last(call: NormCall) -> tuple[Tensor, Tensor, Tensor]:
-    """As `normalize_by_batch`, of a blob for which `is_channels_last` holds."""
-    found: tuple[Tensor, Tensor, Tensor]
+    """Like `normalize_by_batch`, for a blob for which `is_channels_last` holds."""
+    results: tuple[Tensor, Tensor, Tensor]
     if _kernels_support(call):
-        found = _Native.apply(*call)  # type: ignore[no-untyped-call]  # torch's
-        return found
-    found = _Normalize.apply(*call[:4])  # type: ignore[no-untyped-call]
-    return add_and_relu(found[0], call), *found[1:]
+        results = _Native.apply(*call)  # type: ignore[no-untyped-call]  # torch's
+        return results
+    results = _Normalize.apply(*call[:4])  # type: ignore[no-untyped-call]
+    return add_and_relu(results[0], call), *results[1:]
 
 
 def _kernels_support(call: NormCall, *statistics: Tensor) -> bool:
@@ -133,7 +133,7 @@ class _Native(torch.autograd.Function):
         call = NormCall(x, weight, bias, ctx.eps, ctx.relu)
         diffs = native.batch_norm_gradients(call, top, top_diff, mean, factor)
         diff, weight_diff, bias_diff, shortcut_diff = (
-            found if want else None for found, want in zip(diffs, (*wanted[:3], wanted[5]), strict=True)
+            d if want else None for d, want in zip(diffs, (*wanted[:3], wanted[5]), strict=True)
         )
         return diff, weight_diff, bias_diff, None, None, shortcut_diff
 
@@ -151,7 +151,7 @@ class _Normalize(torch.autograd.Function):
         values = (weight, bias, mean, variance)
         repeated = iter(_repeat_for_columns(w, *(value for value in values if value is not None)))
         factors = [None if value is None else next(repeated) for value in values]
-        top, nothing = torch.empty_like(x), x.new_empty(0)  # no view, so that a ReLU may overwrite it
+        top, nothing = torch.empty_like(x), x.new_empty(0)  # not a view, so that a ReLU may overwrite it
         aten.native_batch_norm.out(
             columns, *factors, False, 0.0, eps,
             out=_columns(top), save_mean=nothing, save_invstd=nothing,
@@ -172,7 +172,7 @@ class _Normalize(torch.autograd.Function):
         top_diff = top_diff.contiguous(memory_format=torch.channels_last)
         n, c, h, w = x.shape
         factor = (variance + ctx.eps).rsqrt_()
-        # By given statistics, this kernel gives the two sums of each column.
+        # With given statistics, this kernel returns the two sums of each column.
         _, weight_diffs, bias_diffs = aten.native_batch_norm_backward(
             _columns(top_diff), _columns(x), *_repeat_for_columns(w, factor, mean, variance), None, None,
             False, ctx.eps, [False, True, True],
@@ -194,7 +194,7 @@ class _Normalize(torch.autograd.Function):
 
 
 def _repeat_for_columns(w: int, *values: Tensor) -> tuple[Tensor, ...]:
-    """Each of the values (C) repeated for `w` columns, (w C). In one copy, as many small ones take long."""
+    """Each of the values (C) repeated for `w` columns, (w C). One copy, since many small ones are slow."""
     return torch.stack(values)[:, None].expand(-1, w, -1).reshape(len(values), -1).unbind()
 
 

@@ -1,4 +1,4 @@
-"""What all implementations of BatchNorm with Scale, a sum and ReLU are called with."""
+"""The arguments of all implementations of BatchNorm with Scale, a sum and ReLU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class NormCall(NamedTuple):
     x          (N, C, ...)
     weight     (C); None for 1
     bias       (C); None for 0
-    relu       whether the ReLU is taken
+    relu       whether the ReLU is applied
     shortcut   of x's shape; None for 0
     """
 

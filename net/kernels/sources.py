@@ -1,7 +1,7 @@
 """Which C sources the kernels were built from.
 
-setup.py runs this file by itself to put the hash into the library; native.py compares it when the library is
-loaded, so that a library of other sources is never called. To build one by hand:
+setup.py runs this file alone to put the hash into the library. native.py compares it when the library is
+loaded, so that a library built from other sources is never called. To build a library by hand:
 
     gcc ... -DSOURCES_HASH=$(python net/kernels/sources.py) net/kernels/kernels.c
 """

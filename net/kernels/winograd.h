@@ -26,8 +26,8 @@
 
 enum { PLACES = 16, TILES = 24, WIDE = 2 * VECTOR };
 
-/* The step in memory from the numbers of one place to those of the next. The 16 more keep the places from
-   competing for the same lines of the cache. */
+/* The step in memory from the numbers of one place to the numbers of the next. The 16 extra numbers keep the
+   places from competing for the same lines of the cache. */
 static int64_t place_step(int64_t tiles, int64_t channels)
 {
     return tiles * channels + 16;

@@ -490,7 +490,7 @@ def trained_plan(name: str, folder: Path, keep: tuple[str, ...] = ()) -> tuple[N
 
 def test_statistics_that_nobody_shares_are_renewed_together(tmp_path: Path) -> None:
     _, runs = trained_plan("shared", tmp_path)
-    fused = {run.norm.name: run.together for run in runs if isinstance(run, FusedBatchNormScale)}
+    fused = {run.norm.name: run.running_statistics for run in runs if isinstance(run, FusedBatchNormScale)}
     assert {name for name, together in fused.items() if together is None} == {"b_norm_bn", "c_norm_bn"}
     assert fused["a_norm_bn"] is fused["d_norm_bn"]
 
@@ -514,7 +514,7 @@ def test_statistics_renewed_together_are_the_same_bit_for_bit(tmp_path: Path) ->
     together, alone = (solver(net_of("resnet20", tmp_path / n, batch=4), fast=True) for n in ("a", "b"))
     for step in executor_of(alone).plan:
         if isinstance(step.run, FusedBatchNormScale):
-            step.run.together = None
+            step.run.running_statistics = None
     for each in (together, alone):
         each.step(2)
     for name, values in blobs_of(alone).items():
@@ -651,7 +651,7 @@ def test_layers_that_others_look_into_run_by_themselves(name: str, tmp_path: Pat
         each.step(2)
     runs = [step.run for step in executor_of(solvers[0]).plan if isinstance(step.run, FusedBatchNormScale)]
     assert [
-        f"{run.norm.name} {run.scale.name}{' sum' * run.adds}{' relu' * run.relu}" for run in runs
+        f"{run.norm.name} {run.scale.name}{' sum' * run.has_shortcut}{' relu' * run.relu}" for run in runs
     ] == joined
     assert_equal(solvers[0], solvers[1])
 
@@ -665,7 +665,7 @@ def test_a_blob_that_is_kept_is_not_joined_away(tmp_path: Path) -> None:
 def test_sums_are_joined(name: str, tmp_path: Path) -> None:
     _, runs = trained_plan(name, tmp_path)
     joined = [run for run in runs if isinstance(run, FusedBatchNormScale)]
-    sums = sum(run.adds and run.relu for run in joined)
+    sums = sum(run.has_shortcut and run.relu for run in joined)
     assert (sums, len(joined)) == {"resnet20": (9, 19), "shared": (1, 4)}[name]
 
 

@@ -15,7 +15,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is ma
 
 from imae.cli.main import main
 from imae.files.errors import ImaeError
-from imae.train.launched_ranks import joined
+from imae.train.launched_ranks import join_ranks
 
 PATIENCE = 120  # seconds after which a rank counts as hung
 
@@ -95,7 +95,7 @@ def be_rank(
 
 def fail_beside_one_that_waits() -> int:
     """Rank 1 fails; rank 0 is somewhere where it hears of nothing."""
-    with joined() as ranks:
+    with join_ranks() as ranks:
         if ranks.rank == 1:
             raise ImaeError("it is broken")
         time.sleep(PATIENCE)

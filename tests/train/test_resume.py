@@ -429,7 +429,7 @@ def started(*arguments: str) -> subprocess.Popen[str]:
 
 
 def test_sighup_snapshots_and_sigint_stops_a_process(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("solver.prototxt").write_text(SOLVER.replace("snapshot: 2 max_iter: 10", "max_iter: 1000000"))
+    Path("solver.prototxt").write_text(SOLVER.replace("snapshot: 2\nmax_iter: 10", "max_iter: 1000000"))
     process = started()
     process.send_signal(signal.SIGHUP)
     deadline = time.monotonic() + 60
