@@ -84,7 +84,7 @@ def read_tracklets(path: AnyPath, name: str) -> Tracklets:
 
 
 def read_queries(path: AnyPath, tracklets: Tracklets, name: str = "query_IDX") -> Numbers:
-    """Read which tracklets are queries; DataError for one that does not exist, comes twice or shows nobody."""
+    """Read the tracklets that are queries; DataError if one does not exist, comes twice or shows nobody."""
     rows = _whole_numbers(read_mat(path, name), f"'{path}': {name}").ravel() - 1
     count = len(tracklets.person)
     if not len(rows):

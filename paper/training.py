@@ -129,7 +129,7 @@ def _set_order(data: LayerParameter, order: str) -> None:
 
 
 def _data(net: NetParameter, images: Labelled, batch: int, after_mean: bool) -> LayerParameter:
-    """A Data layer. It crops images to 32x32: for training at random, with mirroring, else in the centre."""
+    """A Data layer with 32x32 crops: in training random, mirrored ones of 40x40 images, else central ones."""
     data = net.layer.add(name="data", type="Data", top=["data", "label"])
     if after_mean:
         data.transform_param.mean_file = str(images.mean)
