@@ -114,5 +114,5 @@ def chosen_compiled(args: argparse.Namespace, device: torch.device, plain: bool 
     if args.compile and device.type == "cpu":
         raise DeviceError("--compile is of GPUs; give --gpu, too, or leave it out")
     if args.compile and plain:
-        raise ImaeError("--plain runs the layers one by one, --compile joins some; give one")
+        raise ImaeError("--plain runs the layers one by one, --compile fuses some; give one")
     return bool(args.compile)

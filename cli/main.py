@@ -171,7 +171,7 @@ def _run(arguments: Sequence[str]) -> int:
     name = arguments[0] if arguments else "--help"
     name = name.replace("_", "-")  # Caffe's tools are spelt with underscores
     if name in ("--help", "-help", "-h", "help"):
-        print("usage: imae COMMAND ...    (imae COMMAND --help says more)\n\ncommands:")
+        print("usage: imae COMMAND ...    (imae COMMAND --help shows its options)\n\ncommands:")
         for known, description in COMMANDS.items():
             print(f"  {known:27}{description}")
     elif name in ("--version", "-version"):

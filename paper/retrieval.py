@@ -78,7 +78,7 @@ def read_tracklets(path: AnyPath, name: str) -> Tracklets:
         row = int(wrong[0])
         raise DataError(
             f"'{path}': {name}, {tracklets.text(row)}: the images must begin with "
-            f"{tracklets.end[row - 1] + 1 if row else 1}, behind the row before, and the person be -1 or more"
+            f"{tracklets.end[row - 1] + 1 if row else 1}, after the row before, and the person be -1 or more"
         )
     return tracklets
 

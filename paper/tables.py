@@ -69,7 +69,7 @@ HEADINGS = {
     "hopeless": "p < 1e-6",
 }
 SUSPECT_MEASURES = ("final", "corrupted")
-MARS_FORMAT = '{"IMAE": {"mAP": 0.709, "CMC-1": 0.835}, ...}, of CCE, MAE, GCE and IMAE those that there are'
+MARS_FORMAT = '{"IMAE": {"mAP": 0.709, "CMC-1": 0.835}, ...}, with any of CCE, MAE, GCE and IMAE'
 HOW_TO_GET_MARS = (
     "MARS (Zheng et al., ECCV 2016; bbox_train, bbox_test and info, from its authors) is not at hand. With "
     "it where prototxt/models/mars says: imae train its solver with each loss, imae retrieve --results FILE, "
