@@ -1,4 +1,4 @@
-"""The command line: one file for each command, and the options that several of them have."""
+"""The command line: one file per command, and the options that several commands share."""
 
 if __name__ != "imae.cli":
     raise ImportError(f"import this package as imae.cli, not as {__name__}")

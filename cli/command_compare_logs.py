@@ -1,10 +1,10 @@
-"""`imae compare-logs`: two training logs side by side: where they part, and by how much.
+"""`imae compare-logs`: two training logs side by side: where they begin to differ, and by how much.
 
     imae compare-logs caffe.log imae.log --rtol 0.01 --picture both.png
 
-Numbers belong together that are of one kind (loss: the smoothed one, lr, train and test outputs), iteration,
-test net and output. A relative difference is relative to the first log's number. With --rtol the exit status
-is 1 if a number differs by more, or is missing in the second log.
+Two numbers are compared if they have the same kind (loss: the smoothed one, lr, train and test outputs),
+iteration, test net and output. A relative difference is relative to the first log's number. With --rtol the
+exit status is 1 if a number differs by more, or is missing in the second log.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", metavar="REFERENCE", help="a log, Caffe's or ours")
     parser.add_argument("second", metavar="OTHER", help="the log to compare with it")
     parser.add_argument(
-        "--rtol", type=float, metavar="R", help="the relative difference above which logs have parted (0)"
+        "--rtol", type=float, metavar="R", help="the relative difference above which numbers differ (0)"
     )
     parser.add_argument("--numbers", action="store_true", help="print the numbers of both, side by side")
     parser.add_argument("--picture", metavar="FILE", help="draw the curves of both: .png, .svg, .pdf ...")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the table; returns 1 where the logs differ by more than --rtol, else 0."""
+    """Print the table. Return 1 if the logs differ by more than --rtol, else 0."""
     if args.rtol is not None and not args.rtol >= 0:
         raise ImaeError(f"--rtol must be 0 or more, got {args.rtol}")
     paths = [args.first, args.second]

@@ -2,10 +2,11 @@
 
     imae compute-image-mean train_lmdb mean.binaryproto
 
-The mean is a BlobProto with num 1, channels, height and width. It is summed up in single precision in the
-order of the records, and so it is Caffe's to the last bit.
+The mean is a BlobProto with num 1, channels, height and width. It is summed in single precision in the order
+of the records, so it equals Caffe's bit for bit.
 
-Caffe: tools/compute_image_mean.cpp. Differs: images of equal count and different shapes are refused, too.
+Caffe: tools/compute_image_mean.cpp. Differs: images with the same number of values but different shapes are
+refused, too.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     imae convert-cifar cifar-10-binary.tar.gz data     # data/cifar10_train_lmdb, data/cifar10_test_lmdb
 
 Reads the binary and the Python version, from the folder or straight from the .tar.gz archive. Keys have 5
-digits, as in Caffe's convert_cifar_data. As there, the channels stay in the file's order, red first, although
-all other pictures in Caffe have blue first: --bgr swaps them. --resize 36 --interpolation bicubic --bgr makes
-what the authors of IMAE cropped their images from (see exclude_last_crop in imae.layers.data.transformer).
+digits, as in Caffe's convert_cifar_data. As there, the channels keep the file's order, red first. All other
+images in Caffe have blue first: --bgr swaps the channels. --resize 36 --interpolation bicubic --bgr makes the
+images that the authors of IMAE took their crops from (see exclude_last_crop in imae.layers.data.transformer).
 
 Binary: records of a label (CIFAR-100: coarse, then fine label), then the red, green and blue plane of 32x32.
 Python: a pickled dict, see cifar_pickle.py.  (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html)
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--label", choices=("fine", "coarse"), help="CIFAR-100: which labels (default: fine)")
     parser.add_argument(
-        "--bgr", action="store_true", help="blue first, as other pictures in Caffe; default: red"
+        "--bgr", action="store_true", help="blue first, as other images in Caffe; default: red first"
     )
     parser.add_argument(
         "--resize", type=pixel_count, default=0, metavar="N", help="make all images N x N, before --pad"

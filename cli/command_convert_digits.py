@@ -1,4 +1,4 @@
-"""The UCI handwritten digits (see data/README.md), which come with this package, into LMDBs.
+"""Write the UCI handwritten digits (see data/README.md), which come with this package, into LMDBs.
 
     imae convert-digits data             # data/digits_train_lmdb, data/digits_test_lmdb
 

@@ -1,14 +1,14 @@
-"""A folder of class folders, or a .tar archive of one, into an LMDB.
+"""Write a folder of class folders, or a .tar archive of one, into an LMDB.
 
     imae convert-folder cifar10.tar.xz train_lmdb --subfolder train --pad 4 --shuffle 1
 
-Pictures are SOURCE/CLASS/PICTURE. Classes are labelled in the order of their names, or as --classes says; the
-records follow by class, then by name, under the keys %08d_CLASS/PICTURE. Channels are BGR.
+Images are SOURCE/CLASS/PICTURE. Classes are labelled in the order of their names, or in that of --classes.
+Records are sorted by class, then by name, under the keys %08d_CLASS/PICTURE. Channels are BGR.
 
-Labels that were collected for the pictures in another order, human ones for instance, need that order again:
---class-sequence gives the class of each record, and the pictures of a class are taken by name. Where names do
-not have that order, --within-class gives it: an .npz with an array for each class, whose number k is the
-place, among the sorted names of the class, of the picture that comes k-th.
+Labels that were collected for the images in another order, such as human labels, need the records in that
+order: --class-sequence gives the class of each record, and the images of a class are taken in the order of
+their names. If that is not their order, --within-class gives it: an .npz with an array for each class; its
+number k is the index, among the sorted names of the class, of the image that comes k-th.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--classes",
         default="",
         metavar="A,B,..|FILE",
-        help="class folders in the order of their labels, or a file of it",
+        help="class folders in the order of their labels, or a file that lists them",
     )
     parser.add_argument(
         "--class-sequence", metavar="FILE", help=f"order by the class of each record: {FORMS}"
     )
     parser.add_argument(
-        "--within-class", metavar="FILE.npz", help="order of the pictures of each class, an array for each"
+        "--within-class", metavar="FILE.npz", help="order of the images of each class, an array per class"
     )
     parser.add_argument(
         "--labels", metavar="FILE", help=f"other labels, in the order of the unshuffled records: {FORMS}"
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read_classes(text: str) -> list[str]:
-    """The classes in a text A,B,.. or, if that names a file, in its lines."""
+    """The classes in the text A,B,.. or, if the text names a file, in the lines of that file."""
     if not os.path.isfile(text) and not is_own_pipe(text):
         return [name for name in text.split(",") if name]
     try:

@@ -1,12 +1,12 @@
-"""Caffe's convert_imageset: the pictures of a list, a line being "FILE LABEL", into an LMDB.
+"""Caffe's convert_imageset: write the images of a list of lines "FILE LABEL" into an LMDB.
 
     imae convert-imageset --resize_height=256 --resize_width=256 ./ list.txt train_lmdb
 
-Keys are %08d_FILE with the place in the list. A picture that cannot be read is reported and left out, and the
-places of the others stay. Raw Datums are BGR.
+Keys are %08d_FILE with the line's index in the list. An image that cannot be read is reported and left out;
+the indices of the others do not change. Raw Datums are BGR.
 
-Caffe: tools/convert_imageset.cpp, io.cpp. Differs: --shuffle takes a seed; --pad, --interpolation; an LMDB
-without records is refused.
+Caffe: tools/convert_imageset.cpp, io.cpp. Differs: --shuffle takes a seed; --pad and --interpolation are
+added; an LMDB without records is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from imae.converters.convert_imageset import convert_imageset
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     parser.add_argument(
-        "root", metavar="ROOTFOLDER/", help="put before each name as it is: mind the final slash"
+        "root", metavar="ROOTFOLDER/", help="prefix of each file name; the final slash is needed"
     )
     parser.add_argument("list", metavar="LISTFILE", help='lines "FILE LABEL"')
     parser.add_argument("output", metavar="DB_NAME", help="LMDB to write")
@@ -30,13 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--encode_type",
         default="",
         metavar="TYPE",
-        help="store pictures encoded so: png, jpg, ...",
+        help="store images encoded in this format: png, jpg, ...",
     )
     parser.add_argument(
         "--check-size",
         "--check_size",
         action="store_true",
-        help="stop where a picture has another size than the first",
+        help="stop at an image whose size differs from the first one's",
     )
     parser.add_argument("--backend", choices=["lmdb"], default="lmdb")
     add_image_options(parser, "the images")

@@ -1,24 +1,25 @@
-"""An LMDB again, with part of its labels made wrong on purpose.
+"""Copy an LMDB and make part of its labels wrong on purpose.
 
     imae corrupt-labels train_lmdb train_noisy40_lmdb --noise symmetric --rate 0.4 --seed 123
 
-The images, the keys and the order stay. Beside the new LMDB lies NAME.clean_labels.npz with the keys, the
-clean and the noisy labels, so that the noisy and the clean part of the training set can be told apart later.
+The images, the keys and the order stay the same. NAME.clean_labels.npz, written beside the new LMDB, holds
+the keys, the clean and the noisy labels, so that later the noisy and the clean part of the training set can
+be told apart.
 
 Kinds of noise, with rate r and C classes:
 
-    symmetric            with probability r, any of the C classes, the own included (the paper, section 5.1):
-                         about r (C - 1) / C of the labels are wrong
+    symmetric            with probability r, any of the C classes, the right one included (the paper, section
+                         5.1): about r (C - 1) / C of the labels are wrong
     symmetric-exclusive  with probability r, one of the C - 1 other classes (the paper's later version)
     asymmetric-cifar10   with probability r: truck -> automobile, bird -> airplane, deer -> horse, cat <-> dog
-    asymmetric-cifar100  in each of the 20 superclasses two classes A and B are drawn; the share r of A's
-                         images gets B's label, and the share r of B's gets A's
+    asymmetric-cifar100  in each of the 20 superclasses two classes A and B are drawn; a share r of A's
+                         images gets B's label, and a share r of B's images gets A's
     pair-flip            with probability r, the next class: c -> (c + 1) mod C
-    file                 the labels of a file, e.g. those that people gave
+    file                 the labels of a file, e.g. human labels
 
-The random numbers are those of numpy's RandomState(seed) (mt19937), whose streams are frozen: a seed means
-the same labels with every version of numpy. They are drawn alike whatever r is: at a higher rate the same
-labels are wrong, and more.
+The random numbers are those of numpy's RandomState(seed) (mt19937), whose streams are frozen: a seed gives
+the same labels with every version of numpy. The same numbers are drawn for every r, so the labels that are
+wrong at a low rate are wrong at a higher rate, too.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--order",
         metavar="FILE",
-        help="for --noise file: which of its labels each record has, if not its own place's",
+        help="for --noise file: the index of each record's label in it; default: the record's own index",
     )
 
 

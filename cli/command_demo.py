@@ -1,12 +1,14 @@
-"""`imae demo`: label noise on handwritten digits, each step as the command that a user would type.
+"""`imae demo`: label noise on handwritten digits; each step is a command that a user could type.
 
 60 % of the training labels are made wrong. The same net is trained with CCE, with MAE and with IMAE, with
-three seeds each. The test digits have right labels. The training digits are tested with the labels that they
-are trained with: a net that knew every digit, and none of the wrong labels, would have 0.40 there. More means
-that it has memorised wrong labels, less that it has not fitted the right ones.
+three seeds each. The test digits have right labels. The accuracy on the training digits is measured against
+the labels that they are trained with. A net that recognises every digit and has memorised no wrong label
+would score 0.40 there. A higher score means that it has memorised wrong labels, a lower score that it has not
+fitted the right ones.
 
-The best run of the best loss is exported to ONNX and run in ONNX Runtime; the net's accuracy and the model's
-must agree to four digits. All files are written into data/; prototxts, logs and the picture into data/demo/.
+The best run of the best loss is exported to ONNX and run in ONNX Runtime. The accuracies of the net and of
+the model must agree to four digits. All files are written into data/; prototxts, logs and the plot into
+data/demo/.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from imae.paper.demo import demo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each loss (3)")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs per loss (3)")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time (2)")
 
 

@@ -1,8 +1,8 @@
-"""`imae device-query`: what GPUs there are, as `caffe device_query` says it.
+"""`imae device-query`: list the GPUs in the form of `caffe device_query`.
 
     imae device-query --gpu all
 
-Sizes are bytes, the clock rate is in kHz. Without --gpu none is asked, as in Caffe.
+Sizes are in bytes, the clock rate is in kHz. Without --gpu no GPU is queried, as in Caffe.
 
 Caffe: tools/caffe.cpp, device_query(); common.cpp, DeviceQuery. The numbers come from CUDA's driver.
 """
@@ -20,5 +20,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Log what Caffe logs of each GPU."""
+    """Log what Caffe logs about each GPU."""
     log_gpus(args.gpu)

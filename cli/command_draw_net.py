@@ -1,14 +1,14 @@
-"""A net as a Graphviz drawing: layers as boxes, blobs as octagons.
+"""Draw a net with Graphviz: layers as boxes, blobs as octagons.
 
     imae draw-net train_val.prototxt net.png --rankdir TB --phase TRAIN
 
-Needs the package pydot (`imae[draw]`). A file NAME.dot, NAME.gv or NAME.raw gets Graphviz's own text; for any
-other ending, a format such as png, svg or pdf, Graphviz's program `dot` must be installed.
+Needs the package pydot (`imae[draw]`). A file NAME.dot, NAME.gv or NAME.raw gets Graphviz's own text. Any
+other ending is a format such as png, svg or pdf, for which Graphviz's program `dot` must be installed.
 
 The functions have the names that scripts know from caffe.draw.
 
 Caffe: python/draw_net.py, python/caffe/draw.py. Differs: nets of old forms are upgraded first; a rule without
-a phase holds in both phases; names may have any characters; both sides of an oblong window are told.
+a phase holds in both phases; names may have any characters; an oblong window is labelled with both its sides.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     parser.add_argument("net", metavar="NET", help="the net's prototxt")
     parser.add_argument("output", metavar="OUTPUT", help="the drawing: .png, .svg, .pdf, .dot ...")
-    parser.add_argument("--rankdir", choices=RANKDIRS, default="LR", help="where the net runs to (LR)")
+    parser.add_argument("--rankdir", choices=RANKDIRS, default="LR", help="direction of the drawing (LR)")
     parser.add_argument(
         "--phase", choices=["TRAIN", "TEST", "ALL"], default="ALL", help="draw the layers of one phase (ALL)"
     )

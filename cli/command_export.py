@@ -1,9 +1,10 @@
-"""A net and its weights as an ONNX model that computes what the net computes in phase TEST.
+"""Export a net and its weights as an ONNX model that computes what the net computes in phase TEST.
 
     imae export --model train_val.prototxt --weights w.caffemodel --output net.onnx --fold
 
-Data layers become inputs; losses, accuracies and whatever hangs on labels are left out. Each layer adds its
-own nodes (`Layer.to_onnx`). The model is checked in ONNX Runtime against the net before it is written.
+Data layers become inputs. Losses, accuracies and all other layers that need labels are left out. Each layer
+adds its own nodes (`Layer.to_onnx`). The model is checked in ONNX Runtime against the net before it is
+written.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[NAME:]SHAPE",
-        help="C,H,W or N,C,H,W of the only input, or NAME:N,C,H,W, the whole shape, for each of several; "
-        "where no data source tells",
+        help="shape of an input that no data source gives: C,H,W or N,C,H,W of the only input, or "
+        "NAME:N,C,H,W, the whole shape, for each of several",
     )
     parser.add_argument(
         "--opset", type=int, default=DEFAULT_OPSET, help=f"ONNX operator set ({DEFAULT_OPSET})"
@@ -43,18 +44,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--softmax",
         action="store_true",
-        help="end with the softmax of the outputs, except of those that a Softmax layer has made",
+        help="apply a softmax to each output that is not the top of a Softmax layer",
     )
     parser.add_argument(
         "--allow-missing",
         action="store_true",
-        help="export layers that the weights lack with their fillers' values",
+        help="export layers that are not in the weights with their fillers' values",
     )
     add_net_options(parser, "TEST", changeable=False)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export, and say what was written and compared."""
+    """Export the net; print what was written and compared."""
     result = export_file(
         chosen_net(args.model, args),
         args.weights,
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def read_shapes(texts: Sequence[str]) -> InputShape | None:
-    """The shapes of --input-shape: one without a name, or any number with a name each; None of none."""
+    """The shapes of --input-shape: one without a name, or several by name; None without the option."""
     named: dict[str, Shape] = {}
     for text in texts:
         name, _, numbers = text.rpartition(":")

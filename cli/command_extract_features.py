@@ -1,12 +1,12 @@
-"""Caffe's extract_features: blobs of a net, batch after batch, as records of LMDBs.
+"""Caffe's extract_features: write blobs of a net, batch after batch, as records of LMDBs.
 
     imae extract-features w.caffemodel net.prototxt fc7,prob fc7_lmdb,prob_lmdb 100 lmdb
 
-The net runs in phase TEST. Each item of a batch is a Datum without a label whose float_data are the item's
-numbers, under its place as a number of ten digits.
+The net runs in phase TEST. Each item of a batch becomes a Datum without a label whose float_data holds the
+item's values. Its key is its index, as a number of ten digits.
 
-Caffe: tools/extract_features.cpp. Differs: the LMDBs appear only when all is done; a net whose input nobody
-gives is refused.
+Caffe: tools/extract_features.cpp. Differs: the LMDBs appear only when all batches are done; a net with an
+input that no layer fills is refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`imae paper`: the paper's tables and figures, reproduced.
+"""`imae paper`: reproduce the paper's tables and figures.
 
     imae paper table4
     imae paper table2 --cifar10 cifar-10-binary.tar.gz --gpu 0 --jobs 4
@@ -8,10 +8,10 @@
     imae paper report --output report.html --readme README.md
     imae paper net resnet20_cce_clean_seed1_640x1000
 
-Trains what has no record yet, then prints the table, or draws the figure, from the records; --show trains
-nothing. --scale makes runs of fewer iterations on fewer images, --precision bf16 runs in less precision; they
-have records and tables of their own, and say so. A grid that is stopped goes on with the same command, also
-from a copy of --work on another machine. `net` prints the train_val net of a record.
+Trains the runs that have no record yet, then prints the table, or draws the figure, from the records; --show
+trains nothing. --scale makes runs of fewer iterations on fewer images, --precision bf16 runs in lower
+precision; both have records and tables of their own, which state it. A grid that was stopped continues with
+the same command, also from a copy of --work on another machine. `net` prints the train_val net of a record.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--within-class",
         default="",
         metavar="NPZ",
-        help="with --human-labels, for pictures whose names lack CIFAR-10's order: see convert-folder",
+        help="with --human-labels, for images whose names are not in CIFAR-10's order: see convert-folder",
     )
     parser.add_argument(
         "--scale",
@@ -82,13 +82,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--work", default="data/paper", metavar="DIR", help="for LMDBs, snapshots, logs (data/paper)"
     )
     parser.add_argument("--records", default=str(RECORDS), metavar="DIR", help="of finished runs")
-    parser.add_argument("--show", action="store_true", help="train nothing; show the records that there are")
+    parser.add_argument("--show", action="store_true", help="train nothing; show the existing records")
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help=f"the picture or the page to write ({OUTPUT}/NAME.png, {OUTPUT}/report.html)",
+        help=f"the figure or the page to write ({OUTPUT}/NAME.png, {OUTPUT}/report.html)",
     )
-    parser.add_argument("--readme", metavar="FILE", help="for report: a README whose table is renewed")
+    parser.add_argument("--readme", metavar="FILE", help="for report: a README whose table is updated")
     parser.add_argument(
         "--mars", metavar="JSON", help="for table3 and report: results on MARS, of imae retrieve --results"
     )
@@ -100,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train what is missing, then show it."""
+    """Train the missing runs, then show the results."""
     records = Path(args.records)
     if args.record and args.what != "net":
         raise ImaeError(f"imae paper {args.what} takes no record; got {args.record!r}")
@@ -123,15 +123,15 @@ def run(args: argparse.Namespace) -> None:
         raise ImaeError(f"--jobs must be at least 1, got {args.jobs}")
     if wanted and not args.show and args.log is None:
         _train(args, wanted, cifar10, records)
-    found = read_records(records)
+    finished = read_records(records)
     if args.what in ("report", "all"):
-        _report(args, found)
+        _report(args, finished)
     else:
-        _show(args, found)
+        _show(args, finished)
 
 
 def _print_net(wanted: str, records: Path) -> None:
-    """Print the train_val net of a record; a comment on top says how it differs from the run's own file."""
+    """Print the train_val net of a record; a comment on top tells how it differs from the run's own file."""
     path = Path(wanted) if wanted.endswith(".json") else records / f"{wanted}.json"
     if not wanted or not path.exists():
         raise ImaeError(
@@ -160,31 +160,31 @@ def _train(args: argparse.Namespace, wanted: list[Run], cifar10: Cifar10, record
     train_all(wanted, cifar10, records, args.jobs, options)
 
 
-def _show(args: argparse.Namespace, found: list[Record]) -> None:
-    """Print the tables that have this name, and draw its figure."""
+def _show(args: argparse.Namespace, records: list[Record]) -> None:
+    """Print the tables of this name, and draw its figure."""
     if args.what in tables.NAMES:
-        tables.print_table(args.what, found, mars=args.mars, log=args.log, noise=args.noise, loss=args.loss)
+        tables.print_table(args.what, records, mars=args.mars, log=args.log, noise=args.noise, loss=args.loss)
     if args.what in figures.NAMES and (args.output or args.what.startswith("figure")):
-        path = args.output or _beside(f"{args.what}.png")
-        figures.draw(args.what, found, path, log=args.log, noise=args.noise, loss=args.loss)
+        path = args.output or _default_output(f"{args.what}.png")
+        figures.draw(args.what, records, path, log=args.log, noise=args.noise, loss=args.loss)
         print(f"wrote {path}")
 
 
-def _report(args: argparse.Namespace, found: list[Record]) -> None:
-    path = args.output or _beside("report.html")
-    write_report(found, path, args.mars)
+def _report(args: argparse.Namespace, records: list[Record]) -> None:
+    path = args.output or _default_output("report.html")
+    write_report(records, path, args.mars)
     print(f"wrote {path}")
-    if args.readme and update_readme(args.readme, found):
+    if args.readme and update_readme(args.readme, records):
         print(f"renewed the table in {args.readme}")
 
 
-def _beside(name: str) -> Path:
+def _default_output(name: str) -> Path:
     Path(OUTPUT).mkdir(parents=True, exist_ok=True)
     return Path(OUTPUT, name)
 
 
 def _train_one(args: argparse.Namespace, records: Path) -> None:
-    """Train a run inside --work, so that its prototxts have no path of this machine."""
+    """Train a run inside --work, so that its prototxts hold no absolute paths."""
     try:
         wanted = Run(**json.loads(args.run_json or "null"))
     except (ImaeError, ValueError, TypeError) as error:
@@ -195,8 +195,8 @@ def _train_one(args: argparse.Namespace, records: Path) -> None:
     keep_freed_memory()
     device = choose_device(requested_gpu(args.gpu))
     records = records.absolute()
-    given = (args.cifar10, args.human_labels, args.within_class)
-    sources = [os.path.abspath(path) if path else "" for path in given]  # before the folder changes
+    paths = (args.cifar10, args.human_labels, args.within_class)
+    sources = [os.path.abspath(path) if path else "" for path in paths]  # before the folder changes
     make_folder(args.work)
     os.chdir(args.work)
     train(

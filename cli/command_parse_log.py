@@ -1,14 +1,13 @@
-"""`imae parse-log`: the tables of a training log as CSV files, as Caffe's parse_log.py writes them.
+"""`imae parse-log`: write the tables of a training log as CSV files, in the form of Caffe's parse_log.py.
 
     imae parse-log train.log .          writes ./train.log.train and ./train.log.test
 
-The columns are NumIters, Seconds, LearningRate and the outputs of the net; the rows are Caffe's, in which the
-outputs of several test nets mix (see `caffe_rows`). With --per-net nothing mixes: each test net has a file
-of its own, train.log.test.0 and so on, each element of a vector a column, and each row the rate of its
-iteration.
+The columns are NumIters, Seconds, LearningRate and the outputs of the net. The rows are Caffe's, which mix
+the outputs of several test nets (see `caffe_rows`). With --per-net they are kept apart: each test net has its
+own file, train.log.test.0 and so on, each element of a vector its own column, and each row the learning rate
+of its iteration.
 
-Caffe: tools/extra/parse_log.py. Differs: NaN and a prefix with a year are read, and the only row of a log is
-kept.
+Caffe: tools/extra/parse_log.py. Differs: NaN and a prefix with a year are read; a log's only row is kept.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("log", metavar="LOGFILE", help="the log, Caffe's or ours")
     parser.add_argument("folder", metavar="OUTPUT_DIR", help="where to put LOGFILE.train and LOGFILE.test")
     parser.add_argument("--delimiter", default=",", help="what separates the columns (a comma)")
-    parser.add_argument("--verbose", action="store_true", help="say what is written")
+    parser.add_argument("--verbose", action="store_true", help="print the names of the files")
     parser.add_argument("--per-net", action="store_true", help="a table of its own for each test net")
 
 

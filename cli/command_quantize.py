@@ -1,16 +1,16 @@
-"""An ONNX model in half precision, or in 8-bit integers whose ranges an LMDB gives.
+"""Convert an ONNX model to half precision, or to 8-bit integers whose ranges are calibrated on an LMDB.
 
     imae quantize net.onnx net_fp16.onnx --to fp16 --lmdb test_lmdb
     imae quantize net.onnx net_int8.onnx --to int8 --calibrate train_lmdb --lmdb test_lmdb
 
-With --lmdb the accuracy before and after is printed. int8: weights per channel, symmetric, in 7 of the 8
-bits; activations per blob, between the least and the largest value that the calibration records give. Inputs
-and outputs stay float32, so whatever runs the model goes on as before; so does Softmax, as 8 bits are too few
-for its exponentials. Both by ONNX Runtime's own tools.
+With --lmdb the accuracy before and after is printed. int8: weights are quantized per channel, symmetrically,
+to 7 of the 8 bits; activations per blob, from the smallest to the largest value in the calibration records.
+Inputs and outputs stay float32, so programs that run the model need no change. Softmax stays float32, too: 8
+bits are too few for its exponentials. Both conversions use ONNX Runtime's own tools.
 
-Seven bits, because processors without VNNI add two products of 8 bits in 16, which overflow: of a ResNet-20's
-scores one was wrong by 5.3 instead of 0.7. int8 is for CPUs. fp16 is for GPUs; a CPU computes such a model in
-float32, as fast as before.
+Why 7 bits: processors without VNNI add two 8-bit products in 16 bits, which overflow. With 8 bits one of a
+ResNet-20's scores was wrong by 5.3 instead of 0.7. int8 is for CPUs. fp16 is for GPUs; a CPU computes such a
+model in float32, as fast as before.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="the .onnx file")
     parser.add_argument("output", help="the .onnx file to write")
     parser.add_argument("--to", required=True, choices=["fp16", "int8"])
-    parser.add_argument("--calibrate", metavar="LMDB", help="for int8: records like those that will come")
+    parser.add_argument("--calibrate", metavar="LMDB", help="for int8: records to calibrate on")
     parser.add_argument("--records", type=int, default=1000, metavar="N", help="how many of them (1000)")
     parser.add_argument("--lmdb", help="records with labels, for the accuracy before and after")
-    parser.add_argument("--provider", default="CPU", help="that computes the accuracy: CPU, CUDA, ... (CPU)")
+    parser.add_argument("--provider", default="CPU", help="provider for --lmdb: CPU, CUDA, ... (CPU)")
 
 
 def run(args: argparse.Namespace) -> None:

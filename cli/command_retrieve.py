@@ -1,13 +1,13 @@
-"""`imae retrieve`: how well a model's features find persons again, by the rules of the MARS benchmark.
+"""`imae retrieve`: evaluate a model's features for finding persons, by the rules of the MARS benchmark.
 
     imae retrieve info --images bbox_test --model deploy.prototxt --weights w.caffemodel --blob pool5 \\
         --resize 256 --crop 224 --mean-value 104,117,123 --features features.npz
     imae retrieve info --lmdb test_lmdb --onnx net.onnx
     imae retrieve info --features features.npz --ap step
 
-The model computes a feature of each test image; paper/retrieval.py says what becomes of them. Images
-are resized, then transformed as the transform_param of the model's TEST data layer says, or that in the
-metadata of an ONNX model; the options overrule it. Nothing is mirrored.
+The model computes a feature of each test image; paper/retrieval.py gives the rules of the evaluation. Images
+are resized, then transformed by the transform_param of the model's TEST data layer, or by that in the
+metadata of an ONNX model; the options override it. Nothing is mirrored.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from imae.paper.tracklet_features import (
 )
 
 RANKS = (1, 5, 10, 20)
-# Options that say nothing where features are only evaluated.
-OF_MODELS = (
+# Options that have no effect when kept features are evaluated.
+MODEL_OPTIONS = (
     "model", "weights", "dialect", "strict", "onnx", "blob", "resize", "crop", "mean_value", "scale",
     "batch_size", "gpu",
 )  # fmt: skip
@@ -48,7 +48,7 @@ OF_MODELS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     parser.add_argument(
-        "protocol", help="folder of tracks_test_info.mat, query_IDX.mat and, if it is there, test_name.txt"
+        "protocol", help="folder of tracks_test_info.mat, query_IDX.mat and, if there is one, test_name.txt"
     )
     images = parser.add_mutually_exclusive_group()
     images.add_argument(
@@ -58,14 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--features",
         metavar="NPZ",
-        help="keep the tracklets' features here; without --images and --lmdb: evaluate those kept here",
+        help="file to keep the tracklets' features in; without --images and --lmdb: the features to evaluate",
     )
     parser.add_argument("--model", metavar="NET", help="prototxt, train_val or deploy")
     parser.add_argument("--weights", metavar="W", help="its .caffemodel")
     add_dialect_option(parser)
     add_strict_option(parser)
     parser.set_defaults(strict=None)  # not given
-    parser.add_argument("--onnx", metavar="MODEL", help="an .onnx file instead of both")
+    parser.add_argument("--onnx", metavar="MODEL", help="an .onnx file instead of --model and --weights")
     parser.add_argument(
         "--blob", metavar="NAME", help="blob (ONNX: output) with the features (the only output)"
     )
@@ -93,18 +93,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gallery",
         choices=["rest", "all"],
         default="rest",
-        help="search the tracklets that are no queries, or all, as the benchmark's script does (rest)",
+        help="search the tracklets that are not queries, or all, as the benchmark's script does (rest)",
     )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compute the features, or read them; print mAP and CMC."""
+    """Compute or read the features; print mAP and CMC."""
     if (args.results is None) != (args.loss is None):
         raise ImaeError("--results FILE and --loss NAME go together")
     others = mars_results(args.results) if args.results is not None and Path(args.results).exists() else {}
     tracklets, queries = read_test_protocol(args.protocol)
     if args.images is not None or args.lmdb is not None:
-        # The file is begun before the work, which may take hours: rather fail now than then.
+        # The work may take hours, so the file is opened first: an error in its path shows at once.
         with atomic_file(args.features) if args.features is not None else nullcontext() as file:
             model = _model(args)
             preparation = _preparation(args, model.preparation)
@@ -115,10 +115,10 @@ def run(args: argparse.Namespace) -> None:
             if file is not None:
                 write_features(file, means, tracklets)
     else:
-        given = [f"--{name.replace('_', '-')}" for name in OF_MODELS if getattr(args, name) is not None]
-        if args.features is None or given:
+        extra = [f"--{name.replace('_', '-')}" for name in MODEL_OPTIONS if getattr(args, name) is not None]
+        if args.features is None or extra:
             raise ImaeError(
-                f"{', '.join(given) or 'without --features'}: a model needs images, --images or --lmdb; kept "
+                f"{', '.join(extra) or 'without --features'}: a model needs images, --images or --lmdb; kept "
                 f"features need --features alone"
             )
         means = read_features(args.features, tracklets)
@@ -130,8 +130,8 @@ def run(args: argparse.Namespace) -> None:
     for k in RANKS:
         print(f"CMC-{k} = {100 * result.cmc(k):.2f} %")
     if args.results is not None:
-        found = {**others, args.loss: {"mAP": result.mean_ap, "CMC-1": result.cmc(1)}}
-        write_atomically(args.results, (json.dumps(found, indent=1) + "\n").encode())
+        results = {**others, args.loss: {"mAP": result.mean_ap, "CMC-1": result.cmc(1)}}
+        write_atomically(args.results, (json.dumps(results, indent=1) + "\n").encode())
 
 
 def _model(args: argparse.Namespace) -> Model:
@@ -146,7 +146,7 @@ def _model(args: argparse.Namespace) -> Model:
 
 
 def _preparation(args: argparse.Namespace, own: Preparation) -> Preparation:
-    """The model's own, with what the options say instead."""
+    """The model's own preparation, overridden by the options."""
     transform = own.transform
     if args.crop is not None:
         transform.crop_size = args.crop
@@ -160,10 +160,10 @@ def _preparation(args: argparse.Namespace, own: Preparation) -> Preparation:
 
 def sides(text: str) -> tuple[int, int]:
     """Height and width of an argument N or H,W."""
-    given = [pixel_count(side) for side in text.split(",")]
-    if len(given) > 2 or min(given) < 1:
+    lengths = [pixel_count(side) for side in text.split(",")]
+    if len(lengths) > 2 or min(lengths) < 1:
         raise argparse.ArgumentTypeError(f"must be N or H,W of at least 1, got {text}")
-    return given[0], given[-1]
+    return lengths[0], lengths[-1]
 
 
 def numbers(text: str) -> list[float]:

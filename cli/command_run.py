@@ -3,12 +3,13 @@
     imae run net.onnx --lmdb test_lmdb --provider CPU
     imae run net.onnx --images cat.png dog.png --provider CUDA
 
-Images are prepared (mean, scale, crop) as the TEST net's transform_param says, which `imae export` stores
-in the model's metadata; `--transform` gives another one in prototxt text. Nothing is mirrored.
+Images are prepared (mean, scale, crop) by the TEST net's transform_param, which `imae export` stores in the
+model's metadata; `--transform` gives another one in prototxt text. Nothing is mirrored.
 
-On CUDA and TensorRT a batch is put on the device once, and the scores alone come back; CUDA computes float32
-models in float32, not TF32. On the CPU ONNX Runtime reads a batch where it lies, and its defaults are kept:
-binding, threads, spinning, arena, memory patterns and denormals were tried, and none made ResNet-20 faster.
+On CUDA and TensorRT a batch is copied to the device once, and only the scores are copied back. CUDA computes
+float32 models in float32, not TF32. On the CPU ONNX Runtime reads a batch in place, without a copy. Its
+defaults are kept there: binding, threads, spinning, arena, memory patterns and denormals were tried, and none
+made ResNet-20 faster.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from imae.converters.run_onnx import run_file
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     parser.add_argument("model", help="the .onnx file")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--lmdb", help="LMDB of Datums; their labels give the accuracy")
-    what.add_argument("--images", nargs="+", metavar="FILE", help="image files")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--lmdb", help="LMDB of Datums; their labels give the accuracy")
+    source.add_argument("--images", nargs="+", metavar="FILE", help="image files")
     parser.add_argument("--output", metavar="NAME", help="the output with the scores, if there are several")
     parser.add_argument("--provider", default="CPU", help="CPU, CUDA, TensorRT, ... (CPU)")
     parser.add_argument("--batch-size", type=int, default=128, help="images per run (128)")
@@ -60,9 +61,10 @@ def run(args: argparse.Namespace) -> None:
 
 @contextmanager
 def _ended_by_ctrl_c() -> Iterator[None]:
-    """Let Ctrl-C end the process at once: a model is a program, which may never end, and Python would wait.
+    """Let Ctrl-C end the process at once.
 
-    Nothing is written meanwhile that could be left half done.
+    A model is a program, which may never end, and Python's own handler would wait for it. No file is being
+    written in the block, so none can be left half-written.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

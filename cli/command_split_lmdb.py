@@ -1,4 +1,4 @@
-"""Part of an LMDB as an LMDB of its own, and the rest as another.
+"""Copy part of an LMDB into an LMDB of its own, and the rest into another.
 
     imae split-lmdb train_lmdb fit_lmdb validation_lmdb --share 0.8 --seed 123
     imae split-lmdb train_lmdb small_lmdb --per-class 500
@@ -7,12 +7,12 @@
                     records of each class c
     --per-class K   the first K records of each class
 
-The records stay in order and keep their keys. Where the clean labels of noisy ones are kept beside the LMDB,
-the class of a record is its clean label, and each part gets its clean labels as well. The random numbers are
-those of numpy's RandomState(seed), whose streams are frozen.
+The records keep their order and their keys. If a file of clean labels lies beside the LMDB, the class of a
+record is its clean label, and each part gets its own file of clean labels. The random numbers are those of
+numpy's RandomState(seed), whose streams are frozen.
 
-The authors of IMAE want intact labels in a validation set: split first, then give wrong labels to the larger
-part alone.
+The authors of IMAE want intact labels in a validation set: split first, then corrupt the labels of the larger
+part only.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", help="LMDB to read")
     parser.add_argument("output", help="LMDB to write")
     parser.add_argument(
-        "rest", nargs="?", help="LMDB to write the other records into; without it they are left out"
+        "rest", nargs="?", help="LMDB to write the other records into; without it they are dropped"
     )
     parser.add_argument("--share", type=float, metavar="S", help="of the records, drawn at random")
     parser.add_argument("--seed", type=whole_number, help=f"for --share (default: {DEFAULT_SEED})")

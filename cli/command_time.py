@@ -2,12 +2,12 @@
 
     imae time --model train_val.prototxt --iterations 50 --gpu 0
 
-The layers run one after the other and each is waited for, so that a layer's time holds the start of its work,
-too; a training run, which waits for nothing, is faster. Input blobs are 0, the weights are the fillers'.
+The layers run one after the other. On a GPU the host waits for each layer, so a layer's time includes the
+launching of its kernels; a training run, which does not wait, is faster. Input blobs are 0, the weights are
+the fillers'.
 
-Caffe: tools/caffe.cpp, time(). Differs: the total is the sum over the layers, without what happens between
-them; times are fractions of milliseconds everywhere, where Caffe on a CPU cuts those of iterations and the
-total to whole ones.
+Caffe: tools/caffe.cpp, time(). Differs: the total is the sum over the layers, without the time between them;
+all times have fractions of milliseconds, whereas Caffe on a CPU truncates those of iterations and the total.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def run(args: argparse.Namespace) -> None:
     device = choose_device(requested_gpu(args.gpu), DEVICE_LOG)
     param = chosen_net(args.model, args)
     net = Net(param)
-    if (words := no_loss_message(net, param)) and stages_of_losses(param):  # a deploy net has none, rightly
+    if (words := no_loss_message(net, param)) and stages_of_losses(param):  # a deploy net needs no loss
         logger.warning("%s, and the times of the backward pass are of nothing, as in Caffe", words)
     measure(net, device, args.iterations)
 
 
 class LayerClock:
-    """How long the passes of each layer of a net have taken, all together, in milliseconds.
+    """The total time of each layer's passes, in milliseconds.
 
     `start` and `stop` are called with the layer's index.
     """
@@ -75,11 +75,11 @@ class LayerClock:
         return sum(self.layers)
 
     def start(self, index: int) -> None:
-        """The layer begins."""
+        """Call this before the layer computes."""
         self._started = self._now()
 
     def stop(self, index: int) -> None:
-        """The layer is done."""
+        """Call this after the layer has computed."""
         self.layers[index] += 1e3 * (self._now() - self._started)
 
     def _now(self) -> float:
@@ -89,7 +89,7 @@ class LayerClock:
 
 
 def timed(stepwise: Stepwise) -> tuple[LayerClock, LayerClock]:
-    """Clocks of the layers' forward and backward passes from now on."""
+    """Clocks that measure the layers' forward and backward passes from now on."""
     forward, backward = (LayerClock(len(stepwise.net.steps), stepwise.device) for _ in range(2))
     stepwise.before_compute.append(forward.start)
     stepwise.after_compute.append(forward.stop)
@@ -105,7 +105,7 @@ def measure(net: Net, device: torch.device, iterations: int) -> tuple[list[float
     log_line("caffe.cpp:356", f"Initial loss: {number(stepwise.forward())}")
     log_line("caffe.cpp:357", "Performing Backward")
     stepwise.backward()
-    net.debug_info = False  # Caffe measures the layers alone, without what the net logs
+    net.debug_info = False  # Caffe measures the layers only, without the net's logging
     forward, backward = timed(stepwise)
     log_line("caffe.cpp:365", "*** Benchmark begins ***")
     log_line("caffe.cpp:366", f"Testing for {iterations} iterations.")

@@ -64,14 +64,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume-as-caffe",
         action="store_true",
-        help="when resuming: begin with the first record and the first random number, as Caffe does, "
-        "instead of going on exactly where the snapshot was taken",
+        help="when resuming: start with the first record and the first random number, as Caffe does, "
+        "instead of continuing exactly where the snapshot was taken",
     )
     parser.add_argument(
         "--resume",
         choices=["auto"],
-        help="auto: resume from the newest whole snapshot under snapshot_prefix; start from scratch, or from "
-        "--weights, where there is none",
+        help="auto: resume from the newest whole snapshot under snapshot_prefix; if there is none, start "
+        "from scratch or from --weights",
     )
     parser.add_argument(
         "--keep",
@@ -94,8 +94,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="0",
         metavar="ID[,ID]",
-        help="compute on this GPU, or on several or `all`, each in a process with a batch of its own; under "
-        "torchrun each rank takes its own",
+        help="compute on this GPU, or on several or `all`: one process per GPU, each with batches of its "
+        "own; under torchrun each rank uses its own GPU",
     )
     parser.add_argument("--level", type=level, help="the train net's level (0)")
     parser.add_argument("--stage", default="", metavar="S[,S]", help="the train net's stages")
@@ -104,7 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--{name}_effect", default=default, metavar="EFFECT", help=f"stop, snapshot or none ({default})"
         )
     parser.add_argument(
-        "--plain", action="store_true", help="run the layers one by one as they stand, as a reference"
+        "--plain", action="store_true", help="run the layers one by one, none of them fused, as a reference"
     )
     parser.add_argument(
         "--gpu-dropout",
@@ -120,13 +120,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_cache_option(parser)
     add_threads_option(
         parser,
-        "threads to compute with on the CPU (all cores; each of several ranks takes its share), and to "
-        "decode pictures with",
+        "threads to compute with on the CPU (all cores, shared by the ranks), and to decode images with",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train to the end, or until a signal stops it; on several GPUs, the exit status of the ranks."""
+    """Train to the end, or until a signal stops it; the exit status, on several GPUs that of the ranks."""
     if not is_launched() and args.gpu is not None and ("," in args.gpu or args.gpu == "all"):
         count = len(gpus(args.gpu, f"--gpu {args.gpu}", "leave --gpu out"))
         if count > 1:
@@ -155,7 +154,7 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> None:
     param = read_solver(path)
     _set_train_state(param, args, path)
     device = _device(param, args.gpu, ranks)
-    kernels.chosen()  # an error where the environment asks for what is not there, used or not
+    kernels.chosen()  # raises if IMAE_KERNELS asks for kernels that are missing, even if none is used
     if device.type == "cpu" and not args.plain:
         logger.info(kernels.description(torch.bfloat16 if args.precision == "bf16" else chosen_dtype(args)))
     ranks.connect(device)
@@ -202,9 +201,9 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def _set_train_state(param: SolverParameter, args: argparse.Namespace, path: str) -> None:
-    """Put level and stages of the command line into train_state."""
+    """Set train_state's level and stages from the command line."""
     if args.level is None and param.train_state.level:
-        # Caffe: the flag's default, 0, silently takes its place.
+        # Caffe: the flag's default, 0, silently replaces it.
         leftover = f"train_state.level (write --level {param.train_state.level})"
         report_leftovers(logger, path, [leftover], PrototxtError)
     param.train_state.level = args.level or 0
@@ -212,7 +211,7 @@ def _set_train_state(param: SolverParameter, args: argparse.Namespace, path: str
 
 
 def _device(param: SolverParameter, flag: str | None, ranks: Ranks) -> torch.device:
-    """--gpu, or else solver_mode where it is written: the field's default GPU does not count."""
+    """The device of --gpu, or of solver_mode if the file sets it: the default, GPU, does not count."""
     request = requested_gpu(flag)
     if request is None and param.HasField("solver_mode") and param.solver_mode == SolverParameter.GPU:
         request = GpuRequest(str(param.device_id), "solver_mode: GPU", "write solver_mode: CPU")

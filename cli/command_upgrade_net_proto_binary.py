@@ -1,10 +1,10 @@
-"""Caffe's upgrade_net_proto_binary: a binary net such as a .caffemodel of an old form, written in today's.
+"""Caffe's upgrade_net_proto_binary: write a binary net (.caffemodel) of an old form in today's form.
 
     imae upgrade-net-proto-binary old.caffemodel new.caffemodel
     imae upgrade-net-proto-binary --dialect nvidia theirs.caffemodel caffes.caffemodel
 
-With --dialect a fork's file becomes one that Caffe reads (prototxt/dialects.py). What a V0 net says and no
-newer form has is reported and left out, and the exit status is 1; the rest is written.
+With --dialect a fork's file becomes one that Caffe reads (prototxt/dialects.py). Parts of a V0 net that no
+newer form has are reported and left out; the rest is written, and the exit status is 1.
 
 Caffe: tools/upgrade_net_proto_binary.cpp.
 """
@@ -24,6 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file; returns 1 where something was left out, else 0."""
+    """Write the file. Return 1 if something was left out, else 0."""
     problems = upgrade_net_binary(args.input, args.output, args.dialect)
     return 1 if problems else 0

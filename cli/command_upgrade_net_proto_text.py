@@ -1,10 +1,10 @@
-"""Caffe's upgrade_net_proto_text: a net's prototxt of an old form, written in today's.
+"""Caffe's upgrade_net_proto_text: write a net's prototxt of an old form in today's form.
 
     imae upgrade-net-proto-text old.prototxt new.prototxt
     imae upgrade-net-proto-text --dialect nvidia theirs.prototxt caffes.prototxt
 
-With --dialect a fork's prototxt becomes one that Caffe reads (prototxt/dialects.py). What a V0 net says and
-no newer form has is reported and left out, and the exit status is 1; the rest is written.
+With --dialect a fork's prototxt becomes one that Caffe reads (prototxt/dialects.py). Parts of a V0 net that
+no newer form has are reported and left out; the rest is written, and the exit status is 1.
 
 Caffe: tools/upgrade_net_proto_text.cpp.
 """
@@ -25,6 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the file; returns 1 where something was left out, else 0."""
+    """Write the file. Return 1 if something was left out, else 0."""
     problems = upgrade_net_text(args.input, args.output, args.dialect)
     return 1 if problems else 0

@@ -1,4 +1,4 @@
-"""Caffe's upgrade_solver_proto_text: a solver's prototxt of an old form, written in today's.
+"""Caffe's upgrade_solver_proto_text: write a solver's prototxt of an old form in today's form.
 
     imae upgrade-solver-proto-text old.prototxt new.prototxt
 

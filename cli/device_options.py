@@ -1,4 +1,4 @@
-"""The options that say what computes, and how: --gpu, --double, --precision, --cuda-graph and others."""
+"""Options for the device and the way of computing: --gpu, --double, --precision, --cuda-graph and others."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from imae.net.device import GpuRequest
 
 
 def add_gpu_option(parser: argparse.ArgumentParser) -> None:
-    """--gpu, for commands that one GPU computes."""
+    """--gpu, for commands that run on one GPU."""
     parser.add_argument("--gpu", nargs="?", const="0", metavar="ID", help="compute on this GPU")
 
 
 def requested_gpu(flag: str | None) -> GpuRequest | None:
-    """What --gpu asks for; None where it is not given."""
+    """The request that --gpu makes; None without --gpu."""
     return None if flag is None else GpuRequest(flag, f"--gpu {flag}", "leave --gpu out")
 
 
-def add_threads_option(parser: argparse.ArgumentParser, what: str) -> None:
-    """--threads; `what` says which threads these are."""
-    parser.add_argument("--threads", type=int, metavar="N", help=what)
+def add_threads_option(parser: argparse.ArgumentParser, description: str) -> None:
+    """--threads; `description` is its help."""
+    parser.add_argument("--threads", type=int, metavar="N", help=description)
 
 
 def add_double_option(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_double_option(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_dtype(args: argparse.Namespace) -> torch.dtype:
-    """What --double asks for."""
+    """The dtype of the blobs: float64 with --double, else float32."""
     return torch.float64 if args.double else torch.float32
 
 
@@ -50,8 +50,8 @@ def add_precision_option(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=["fp32", "tf32", "bf16"],
         default="fp32",
-        help="what convolutions and matrix products compute in: fp32 (default); tf32, on a GPU only: inputs "
-        "rounded to 10 bits behind the point; bf16: blobs between layers are in bfloat16, too. Parameters, "
+        help="precision of convolutions and matrix products: fp32 (default); tf32, on a GPU only: inputs "
+        "rounded to a mantissa of 10 bits; bf16: blobs between layers are in bfloat16, too. Parameters, "
         "diffs, losses and the update stay in single precision",
     )
 
@@ -62,13 +62,14 @@ def add_data_cache_option(parser: argparse.ArgumentParser) -> None:
         "--data-cache",
         type=_memory,
         metavar="SIZE",
-        help="memory for decoded records, of all Data layers and all ranks of a machine together: 4G, 512M, "
-        "a share of it such as 25%% (default), or 0; what does not fit is read and decoded anew each time",
+        help="memory for decoded records, shared by all Data layers and all ranks of a machine: 4G, 512M, "
+        "a share of the memory such as 25%% (default), or 0; records that do not fit are read and decoded "
+        "again each time",
     )
 
 
 def chosen_data_resources(args: argparse.Namespace, ranks: int = 1) -> DataResources:
-    """What --data-cache and --threads leave each of so many ranks on this machine."""
+    """The data cache and threads of one of `ranks` ranks on this machine, by --data-cache and --threads."""
     return DataResources(args.data_cache, args.threads, ranks)
 
 
@@ -84,21 +85,21 @@ def add_launch_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cuda-graph",
         action="store_true",
-        help="on a GPU: record the passes and the update as CUDA graphs and replay them, which spares the "
-        "host the launching of each kernel",
+        help="on a GPU: record the passes and the update as CUDA graphs and replay them, which saves the "
+        "cost of launching each kernel",
     )
     parser.add_argument(
         "--compile",
         action="store_true",
-        help="on a GPU: let torch.compile make one kernel of BatchNorm, Scale, a sum and ReLU, which takes "
-        "some seconds before the first iteration",
+        help="on a GPU: let torch.compile fuse BatchNorm, Scale, a sum and ReLU into one kernel; compiling "
+        "takes some seconds before the first iteration",
     )
 
 
 def chosen_recorder(
     args: argparse.Namespace, device: torch.device, plain: bool = False
 ) -> Callable[[], Recorder] | None:
-    """What --cuda-graph asks for; `plain`: whether --plain is given, too."""
+    """The maker of recorders if --cuda-graph is given, else None; `plain`: whether --plain is given, too."""
     if not args.cuda_graph:
         return None
     if device.type == "cpu":
@@ -109,9 +110,9 @@ def chosen_recorder(
 
 
 def chosen_compiled(args: argparse.Namespace, device: torch.device, plain: bool = False) -> bool:
-    """Whether --compile asks for it."""
+    """Whether --compile is given; `plain`: whether --plain is given, too."""
     if args.compile and device.type == "cpu":
         raise DeviceError("--compile is of GPUs; give --gpu, too, or leave it out")
     if args.compile and plain:
-        raise ImaeError("--plain runs the layers one by one, --compile joins some; give one")
+        raise ImaeError("--plain runs the layers one by one, --compile fuses some; give one")
     return bool(args.compile)

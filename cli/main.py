@@ -5,11 +5,13 @@
     imae convert-cifar, corrupt-labels, export, run ...      see `imae --help`, `imae COMMAND --help`
 
 Caffe's spellings work: -solver=X, --solver X, -gpu all; convert_imageset for convert-imageset. The log goes
-to stderr. Exit status: 0, also where a signal ended the training early; 1 where an upgrade left something out
-or compared logs differ; 2 for bad input, a loss that is not finite, or memory or room on a disk that there
-is not, which one line on stderr describes;
-130 where Ctrl-C ended another command, or a second one the training; 141 where nobody reads the output any
-more.
+to stderr. Exit status:
+
+    0    success, also when a signal ended the training early
+    1    an upgrade left something out, or the compared logs differ
+    2    bad input, a loss that is not finite, not enough memory or disk space; one line on stderr says what
+    130  Ctrl-C, for commands other than train; a second Ctrl-C during training
+    141  broken pipe: the reader of the output has closed it
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.python_layers import no_python_layers
 from imae.train.progress import StderrHandler
 
-# What each command does. Its module, cli/command_NAME.py, is imported when it is used, so that no command
-# waits for another's libraries, and `imae --help` for none.
+# What each command does. Its module, cli/command_NAME.py, is imported only when the command runs. So a
+# command loads only its own libraries, and `imae --help` loads none.
 COMMANDS = {
     "train": "train a solver: from scratch, from weights, or on from a snapshot",
     "test": "score a model: the mean outputs of its TEST net over some batches",
@@ -66,23 +68,23 @@ COMMANDS = {
 
 
 class Command(Protocol):
-    """What the module of a command offers."""
+    """The interface of a command's module."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command's arguments."""
 
     def run(self, args: argparse.Namespace) -> object:
-        """Do it; an int is the exit status. An ImaeError says what is wrong with the input."""
+        """Run the command. An int is the exit status. Bad input raises an ImaeError."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are ImaeErrors, and which knows gflags' way to write a flag."""
+    """An ArgumentParser that raises ImaeErrors and accepts flags as gflags writes them."""
 
     def error(self, message: str) -> NoReturn:
         raise ImaeError(f"{self.prog.removeprefix('imae ')}: {message}")
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """The arguments of a command line; `-gpu` is read as `--gpu`."""
+        """Parse a command line; `-gpu` is read as `--gpu`."""
         arguments = [re.sub(r"^-(?=[A-Za-z]\w)", "--", argument) for argument in arguments]
         flags = set(re.findall(r"(?<![\w-])--[\w-]+", self.format_help()))
         for argument in arguments:
@@ -94,82 +96,82 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    _open_what_is_closed()
+    _open_closed_streams()
     try:
-        return _status(sys.argv[1:] if arguments is None else arguments)
+        return _exit_status(sys.argv[1:] if arguments is None else arguments)
     finally:
-        _drop_what_cannot_be_written()
+        _discard_unwritable_output()
 
 
-def _status(arguments: Sequence[str]) -> int:
+def _exit_status(arguments: Sequence[str]) -> int:
     try:
-        with _log_on_stderr():  # which ends before an error's line: that is the last
+        with _log_on_stderr():  # closed before an error is printed, so that the error is the last line
             status = _run(arguments)
             sys.stdout.flush()
             return status
     except ImaeError as error:
-        return _say(" ".join(str(error).splitlines()), 2)
+        return _print_error(" ".join(str(error).splitlines()), 2)
     except KeyboardInterrupt:
-        return _say("interrupted", 130)
-    except BrokenPipeError:  # whoever read our output has stopped reading, as `head` does
+        return _print_error("interrupted", 130)
+    except BrokenPipeError:  # the reader of the output has closed the pipe, as `head` does
         return 141
     except OSError as error:
-        if error.errno not in NO_ROOM or error.filename is not None:
+        if error.errno not in NO_SPACE or error.filename is not None:
             raise
-        return _say(f"the output cannot be written: {error.strerror}", 2)
+        return _print_error(f"the output cannot be written: {error.strerror}", 2)
     except MemoryError:
-        return _say(NO_MEMORY, 2)
+        return _print_error(NO_MEMORY, 2)
     except RuntimeError as error:
-        remedy = next((text for words, text in REFUSED.items() if words in str(error)), None)
+        remedy = next((text for words, text in REMEDIES.items() if words in str(error)), None)
         if remedy is None:
             raise
-        return _say(remedy, 2)
+        return _print_error(remedy, 2)
 
 
 NO_MEMORY = "there is not enough memory; choose smaller sizes, or raise the limit (ulimit -v)"
 NO_THREAD = "no further thread can be started; end other processes, or raise the limit (ulimit -u)"
-# What Python and torch raise where the system refuses them something.
-REFUSED = {"can't start new thread": NO_THREAD, "DefaultCPUAllocator: ": NO_MEMORY}
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+# Parts of the messages that Python and torch raise when the system refuses a resource, and the remedies.
+REMEDIES = {"can't start new thread": NO_THREAD, "DefaultCPUAllocator: ": NO_MEMORY}
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
-def _say(line: str, status: int) -> int:
-    with suppress(OSError):  # the disk of the log can be full, too
+def _print_error(line: str, status: int) -> int:
+    with suppress(OSError):  # stderr may be a file on a full disk
         print("imae:", line, file=sys.stderr)
     return status
 
 
-def _open_what_is_closed() -> None:
-    """Put the null device in the place of a standard stream that is closed (`>&-`).
+def _open_closed_streams() -> None:
+    """Replace each closed standard stream (`>&-`) with the null device.
 
-    Else the next file that is opened takes its number, and gets what libraries write there.
+    Otherwise the next opened file gets the stream's descriptor, and libraries write their output into it.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the least number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is this one
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # for the rest of the process
 
 
-def _drop_what_cannot_be_written() -> None:
-    """Let Python not try once more, at its end, to write what was refused: that changes the status."""
+def _discard_unwritable_output() -> None:
+    """Discard output that cannot be written. Python would try again at exit and change the exit status."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
+            null_device = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null_device, stream.fileno())
+            os.close(null_device)
 
 
 def _run(arguments: Sequence[str]) -> int:
     name = arguments[0] if arguments else "--help"
-    name = name.replace("_", "-")  # Caffe's tools
+    name = name.replace("_", "-")  # Caffe's tools are spelt with underscores
     if name in ("--help", "-help", "-h", "help"):
-        print("usage: imae COMMAND ...    (imae COMMAND --help says more)\n\ncommands:")
+        print("usage: imae COMMAND ...    (imae COMMAND --help shows its options)\n\ncommands:")
         for known, description in COMMANDS.items():
             print(f"  {known:27}{description}")
     elif name in ("--version", "-version"):
@@ -189,7 +191,7 @@ def _run(arguments: Sequence[str]) -> int:
         )
         args = parser.parse(arguments[1:])
         args.command_line = list(arguments)
-        strict = bool(getattr(args, "strict", False))  # of the commands that build nets
+        strict = bool(getattr(args, "strict", False))  # only commands that build nets have --strict
         with no_python_layers() if args.no_python_layers else nullcontext(), strict_fields(strict):
             status = command.run(args)
         return status if isinstance(status, int) else 0
@@ -197,7 +199,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def command_module(name: str) -> Command:
-    """The module of one of COMMANDS."""
+    """Import the module of one of COMMANDS."""
     return cast(Command, importlib.import_module(f"imae.cli.command_{name.replace('-', '_')}"))
 
 

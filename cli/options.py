@@ -1,4 +1,4 @@
-"""The options that commands share which read nets: --phase, --level, --stage, --dialect, --strict."""
+"""Options shared by the commands that read nets: --phase, --level, --stage, --dialect, --strict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from imae.prototxt.state import in_state
 def add_net_options(
     parser: argparse.ArgumentParser, phase: Literal["TRAIN", "TEST"], changeable: bool = True
 ) -> None:
-    """All of them. `phase` is the default, or the only one if it is not `changeable`."""
+    """Add all of these options. `phase` is the default; if it is not `changeable`, there is no --phase."""
     if changeable:
         parser.add_argument("--phase", default=phase, help=f"TRAIN or TEST ({phase})")
     else:
@@ -30,23 +30,23 @@ def add_net_options(
 def add_dialect_option(parser: argparse.ArgumentParser, known: Sequence[str] = DIALECTS) -> None:
     """--dialect, for commands that read caffemodels, solver states and nets."""
     parser.add_argument(
-        "--dialect", choices=known, help="the fork that the given files are of, where they are not Caffe's"
+        "--dialect", choices=known, help="the Caffe fork that wrote the files, if it was not Caffe itself"
     )
 
 
 def add_strict_option(parser: argparse.ArgumentParser) -> None:
-    """--strict, which `main` hands on to all that the command does."""
+    """--strict, which `main` applies to everything that the command does."""
     parser.add_argument(
         "--strict",
         action="store_true",
-        help="make an error of fields of a net that do nothing, such as another type's; a warning lists them "
-        "otherwise",
+        help="treat fields of a net that have no effect, such as those of another layer type, as an error; "
+        "by default a warning lists them",
     )
 
 
-def add_file_arguments(parser: argparse.ArgumentParser, what: str) -> None:
-    """The file to read and the one to write, for commands that upgrade files; `what` is to be upgraded."""
-    parser.add_argument("input", metavar="IN", help=f"{what} of an old form")
+def add_file_arguments(parser: argparse.ArgumentParser, kind: str) -> None:
+    """The input and output files of a command that upgrades files; `kind` describes the input in the help."""
+    parser.add_argument("input", metavar="IN", help=f"{kind} of an old form")
     parser.add_argument("output", metavar="OUT", help="the file to write, in today's form")
 
 
@@ -67,12 +67,12 @@ def whole_number(text: str) -> int:
 
 
 def chosen_net(path: AnyPath, args: argparse.Namespace) -> NetParameter:
-    """The net of a prototxt in the state that the options say."""
+    """Read the net of a prototxt in the state that the options give."""
     if args.phase not in ("TRAIN", "TEST"):
         raise ImaeError(f'phase must be "TRAIN" or "TEST"; got {args.phase!r}')
     check_utf8(args.stage, "--stage names a stage of a prototxt")
     phase = TRAIN if args.phase == "TRAIN" else TEST
     # Caffe: without --stage this adds the stage "".
     state = NetState(phase=phase, level=args.level, stage=args.stage.split(","))
-    weights = [args.weights] if getattr(args, "weights", None) else []  # not every command takes them
+    weights = [args.weights] if getattr(args, "weights", None) else []  # not every command has --weights
     return in_state(read_net_text(path, args.dialect, weights), phase, state)

@@ -1,4 +1,4 @@
-"""The options of the commands that make databases of pictures: --pad, --gray, --encoded and others."""
+"""The options of the commands that make databases of images: --pad, --gray, --encoded and others."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from imae.converters.resize import BILINEAR, INTERPOLATIONS
 LONGEST_SIDE = 10000  # pixels that an option may ask for
 
 
-def add_image_options(parser: argparse.ArgumentParser, what: str = "the training images") -> None:
-    """--pad and --shuffle."""
+def add_image_options(parser: argparse.ArgumentParser, images: str = "the training images") -> None:
+    """--pad and --shuffle; `images` is what the help calls the images that they apply to."""
     parser.add_argument(
-        "--pad", type=pixel_count, default=0, metavar="N", help=f"put N zeros on each side of {what}"
+        "--pad", type=pixel_count, default=0, metavar="N", help=f"put N zeros on each side of {images}"
     )
     parser.add_argument(
-        "--shuffle", type=int, metavar="SEED", help=f"write {what} in an order that depends on SEED alone"
+        "--shuffle", type=int, metavar="SEED", help=f"write {images} in a random order given by SEED"
     )
 
 
@@ -32,7 +32,7 @@ def add_interpolation_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_picture_options(parser: argparse.ArgumentParser) -> None:
-    """--gray, --resize_height, --resize_width, --interpolation, --encoded; spelt with hyphens, too."""
+    """--gray, --resize_height, --resize_width, --interpolation, --encoded; hyphens work as well."""
     parser.add_argument("--gray", action="store_true", help="one channel instead of three")
     for side in ("height", "width"):
         names = (f"--resize-{side}", f"--resize_{side}")
@@ -44,14 +44,14 @@ def add_picture_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_form(args: argparse.Namespace) -> PictureForm:
-    """What add_picture_options and --pad say becomes of the pictures."""
+    """The form of the stored images, from the options of add_picture_options and --pad."""
     return PictureForm(
         args.gray, args.resize_height, args.resize_width, args.interpolation, args.pad, args.encoded
     )
 
 
 def pixel_count(text: str) -> int:
-    """An argument that is a number of pixels, within reason."""
+    """An argument that is a number of pixels, from 0 to LONGEST_SIDE."""
     number = whole_number(text)
     if number > LONGEST_SIDE:
         raise argparse.ArgumentTypeError(f"must be at most {LONGEST_SIDE}, got {number}")

@@ -1,7 +1,8 @@
-"""The authors' own CIFAR-100 curves, and the log of any CIFAR-100 run beside them.
+"""The authors' own CIFAR-100 curves, compared with the log of any CIFAR-100 run.
 
-Their runs are described in authors_cifar100_resnet44.csv. Their tables print the best value of each run, but
-70.0 for CCE with clean labels (best 70.11, final 70.04) and 50.6 for GCE with noise 0.6 (best 50.67).
+Their runs are described in authors_cifar100_resnet44.csv. Their tables print the best value of each run, with
+two exceptions: 70.0 for CCE with clean labels (best 70.11, final 70.04) and 50.6 for GCE with noise 0.6 (best
+50.67).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ NOISE = (0.0, 0.2, 0.4, 0.6)
 
 
 class Curve(NamedTuple):
-    """Test accuracy, 0 to 1, along a training."""
+    """Test accuracy, 0 to 1, by iteration of a training."""
 
     iterations: tuple[int, ...]
     accuracy: tuple[float, ...]
@@ -36,7 +37,11 @@ class Curve(NamedTuple):
 
 
 class AuthorsRun(NamedTuple):
-    """One of their runs. lambda_, beta: of DM, else None; noise: rate of labels of another class."""
+    """One of the authors' runs.
+
+    lambda_, beta   the parameters of DM; None for other losses
+    noise           the share of labels that are of another class
+    """
 
     loss: str
     lambda_: float | None
@@ -54,14 +59,14 @@ class AuthorsRun(NamedTuple):
 
     @property
     def family(self) -> str:
-        """The loss without what was tuned for each noise: IMAE, DM of a λ, or the loss itself."""
+        """The loss without the parameters tuned per noise rate: IMAE, DM of a λ, or the loss itself."""
         if self.lambda_ is None:
             return self.loss
         return self.label if self.beta == 0 else "IMAE" if self.lambda_ == 1 else f"DM, λ = {self.lambda_:g}"
 
 
 def authors_runs() -> list[AuthorsRun]:
-    """Their 48 runs."""
+    """The authors' 48 runs."""
     lines = [line for line in CURVES.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
     header, *runs = csv.reader(lines)
     iterations = tuple(map(int, header[4:]))
@@ -78,7 +83,7 @@ def authors_runs() -> list[AuthorsRun]:
 
 
 def chosen(runs: Iterable[AuthorsRun], noise: float | None, loss: str | None) -> list[AuthorsRun]:
-    """The runs with this noise and loss (family or label, in any case); ImaeError where there is none."""
+    """The runs with this noise and loss (family or label, case ignored); ImaeError if there is none."""
     runs = list(runs)
     if noise is not None and noise not in NOISE:
         known = ", ".join(f"{rate:g}" for rate in NOISE)
@@ -86,19 +91,19 @@ def chosen(runs: Iterable[AuthorsRun], noise: float | None, loss: str | None) ->
     names = sorted({run.family for run in runs} | {run.label for run in runs})
     if loss is not None and loss.lower() not in map(str.lower, names):
         raise ImaeError(f"the authors' logs have no loss '{loss}'; they have {', '.join(names)}")
-    found = [
+    matching = [
         run
         for run in runs
         if noise in (None, run.noise)
         and (loss is None or loss.lower() in (run.family.lower(), run.label.lower()))
     ]
-    if not found:
+    if not matching:
         raise ImaeError(f"the authors' logs have no run of {loss} with noise {noise:g}")
-    return found
+    return matching
 
 
 def read_curve(path: AnyPath) -> Curve:
-    """The test accuracy of a Caffe log, ours or Caffe's; DataError where it has none."""
+    """The test accuracy in a log, ours or Caffe's; DataError if the log has none."""
     table = rows(read_log(path), "test")
     names = [name for name in (table[0] if table else {}) if "acc" in name.lower()]
     if not names:
@@ -110,11 +115,11 @@ def read_curve(path: AnyPath) -> Curve:
 
 
 def difference(ours: Curve, theirs: Curve) -> tuple[int, float] | None:
-    """At how many iterations both were tested, and the mean of ours - theirs there; None if at none."""
+    """The number of iterations at which both were tested, and the mean of ours - theirs there; None if 0."""
     known = dict(zip(theirs.iterations, theirs.accuracy, strict=True))
-    apart = [
+    differences = [
         value - known[iteration]
         for iteration, value in zip(ours.iterations, ours.accuracy, strict=True)
         if iteration in known
     ]
-    return (len(apart), sum(apart) / len(apart)) if apart else None
+    return (len(differences), sum(differences) / len(differences)) if differences else None

@@ -1,9 +1,10 @@
 """What the paper claims, and whether it holds: in the paper's own tables, and in ours.
 
-A claim is a list of comparisons of quantities (accuracies, differences of them), all of which must be true.
-Means over seeds are compared. "Much", "almost" and the like need a bound; it stands in the claim. Those for
-what tables 1 and 2 print are met by every number there; those for figures without numbers are ours. A
-comparison counts as narrow if less than two standard errors (`Sample.error`) decide it.
+A claim is a list of comparisons of quantities (accuracies, differences of accuracies), all of which must be
+true. Means over seeds are compared. Words such as "much" and "almost" need a bound, which is part of the
+claim. Bounds for claims about tables 1 and 2 are met by every number in these tables; bounds for figures,
+which print no numbers, are our choice. A comparison is narrow if its values differ from the bound by less
+than two standard errors (`Sample.error`).
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ MUCH_HIGHER = 3.0  # points; CCE's smallest fall in table 2 is 3.9
 ALMOST_SAME = 0.5  # MAE's largest fall in table 2 is 0.3
 COMPETITIVE = 1.0  # IMAE is at most 0.4 below CCE in table 1
 SIGNIFICANT = 1.0  # IMAE is at least 1.5 above MAE in table 1
-AT_HIGHEST = 1.0  # for figure 3
-ALIKE = 2.0  # for the figures, which have no numbers: "similar", "similarly"
+AT_HIGHEST = 1.0  # figure 3
+ALIKE = 2.0  # "similar", "similarly" in the text on figures that print no numbers
 
 
 class Source(Protocol):
-    """Where numbers come from: our results, or the paper's tables. digits: behind the point."""
+    """Where numbers come from: our results, or the paper's tables. digits: decimals to print."""
 
     @property
     def digits(self) -> int: ...
@@ -51,7 +52,7 @@ class Source(Protocol):
 
 
 class Printed:
-    """The numbers of a paper."""
+    """The numbers that a paper prints."""
 
     digits = 1
 
@@ -59,7 +60,7 @@ class Printed:
         self._numbers = numbers
 
     def sample(self, run: Run, measure: str) -> Sample | None:
-        """What is printed for a run; `fall` is the difference of what is printed."""
+        """The printed number of a run; `fall` is the difference of the printed best and final."""
         numbers = self._numbers.get(run, {})
         if measure == "fall" and "best" in numbers:
             return Sample((numbers["best"] - numbers["final"],))
@@ -70,7 +71,7 @@ PAPER, LATER = Printed(paper_tables_1_2()), Printed(paper_later_table_6())
 
 
 class Value(NamedTuple):
-    """A quantity's value and rough standard error, in points, and the fewest seeds that it comes from."""
+    """A quantity's value and rough standard error, in points, and its smallest number of seeds."""
 
     value: float
     error: float
@@ -79,21 +80,20 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True)
 class Quantity:
-    """What is compared: a function of the measures of some runs, all of the same kind of number."""
+    """A compared quantity: a function of measures of some runs, all of them the same kind of number."""
 
     label: str
     parts: tuple[tuple[Run, str], ...]
     combine: Callable[[Sequence[float]], float]
 
     def value(self, source: Source) -> Value | None:
-        """None where a part is missing."""
-        samples = [source.sample(*part) for part in self.parts]
-        found = [sample for sample in samples if sample is not None]
-        if len(found) < len(samples):
+        """The quantity in the numbers of `source`; None if a part is missing."""
+        samples = [sample for part in self.parts if (sample := source.sample(*part)) is not None]
+        if len(samples) < len(self.parts):
             return None
-        value = self.combine([sample.mean for sample in found])
-        error = math.sqrt(sum(sample.error**2 for sample in found))
-        return Value(round(value, 6), error, min(len(sample.values) for sample in found))
+        value = self.combine([sample.mean for sample in samples])
+        error = math.sqrt(sum(sample.error**2 for sample in samples))
+        return Value(round(value, 6), error, min(len(sample.values) for sample in samples))
 
 
 def measured(run: Run, measure: str, label: str = "") -> Quantity:
@@ -103,17 +103,17 @@ def measured(run: Run, measure: str, label: str = "") -> Quantity:
 
 def lead(run: Run, others: Sequence[Run], measure: str) -> Quantity:
     """How far a run is above the best of the others."""
-    parts = tuple((each, measure) for each in (run, *others))
+    parts = tuple((part, measure) for part in (run, *others))
     return Quantity(noise_words(run), parts, lambda values: values[0] - max(values[1:]))
 
 
 def difference_between(runs: Sequence[Run], measure: str, label: str) -> Quantity:
-    """The largest less the smallest."""
+    """The largest minus the smallest."""
     return Quantity(label, tuple((run, measure) for run in runs), lambda values: max(values) - min(values))
 
 
 class Comparison(NamedTuple):
-    """left - right, or left alone, is `sign` (>, <, ≥, ≤) the bound."""
+    """left - right, or left if there is no right, is `sign` (>, <, ≥, ≤) the bound."""
 
     left: Quantity
     sign: str
@@ -130,7 +130,7 @@ SIGNS: dict[str, Callable[[float, float], bool]] = {
 
 
 class Verdict(NamedTuple):
-    """How a claim fares: HELD, NOT_HELD or NO_DATA; the numbers; whether it was decided narrowly."""
+    """Whether a claim holds: HELD, NOT_HELD or NO_DATA; the numbers; whether the decision is narrow."""
 
     verdict: str
     numbers: str = ""
@@ -138,20 +138,20 @@ class Verdict(NamedTuple):
 
     @property
     def words(self) -> str:
-        """With the remark that it is narrow."""
+        """The verdict, with ", narrowly" if it is narrow."""
         return f"{self.verdict}, narrowly" if self.narrow else self.verdict
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim about one net and noise, or across some.
+    """A claim about one net and noise rate, or across several.
 
-    text         the claim, the same for all that it is made about
-    where        what it is made about
+    text         the claim; claims about different nets and rates share a text
+    where        the net and the noise that it is about
     source       where the paper makes it
-    shown        the tables and figures beside which it belongs
-    comparisons  what must be true
-    printed      the paper's tables that it can be held against; None where there is only a figure
+    shown        the tables and figures that it is listed with
+    comparisons  all of them must be true
+    printed      the paper's numbers to check it against; None if there is only a figure
     """
 
     text: str
@@ -164,7 +164,7 @@ class Claim:
     def check(self, source: Source) -> Verdict:
         """Whether it holds in these numbers."""
         numbers: dict[str, str] = {}
-        outcomes: list[tuple[bool, bool]] = []  # whether a comparison is true, and whether narrowly so
+        outcomes: list[tuple[bool, bool]] = []  # of each comparison: whether it is true, whether it is narrow
         for left, sign, bound, right in self.comparisons:
             quantities = [left] if right is None else [left, right]
             values = [value for quantity in quantities if (value := quantity.value(source)) is not None]
@@ -184,20 +184,20 @@ class Claim:
         return Verdict(HELD if held else NOT_HELD, ", ".join(numbers.values()), narrow)
 
     def in_paper(self) -> Verdict:
-        """Whether it holds in what the paper prints."""
+        """Whether it holds in the numbers that the paper prints."""
         return self.check(self.printed) if self.printed else Verdict(NO_DATA)
 
 
 def _above(run: Run, others: Iterable[Run], measure: str, by: float = 0.0) -> tuple[Comparison, ...]:
-    """The run's measure is above each of the others', by so much at least."""
+    """The run's measure is above that of each other run, by at least `by`."""
     sign = "≥" if by else ">"
     return tuple(Comparison(measured(run, measure), sign, by, measured(other, measure)) for other in others)
 
 
-def _trio(runs: Iterable[Run], **which: object) -> tuple[Run, Run, Run]:
-    """CCE, MAE and IMAE of one net and noise, from the runs of a grid."""
-    found = {r.loss: r for r in runs if all(getattr(r, field) == value for field, value in which.items())}
-    return found["CCE"], found["MAE"], found["IMAE"]
+def _trio(runs: Iterable[Run], **fields: object) -> tuple[Run, Run, Run]:
+    """CCE, MAE and IMAE of one net and noise: the runs of a grid with these values of `fields`."""
+    by_loss = {r.loss: r for r in runs if all(getattr(r, field) == value for field, value in fields.items())}
+    return by_loss["CCE"], by_loss["MAE"], by_loss["IMAE"]
 
 
 Row = tuple[str, str, tuple[str, ...], tuple[Comparison, ...]]  # text, source, shown, comparisons
@@ -205,12 +205,14 @@ Row = tuple[str, str, tuple[str, ...], tuple[Comparison, ...]]  # text, source, 
 
 def _claims(where: str, printed: Printed | None, rows: Iterable[Row]) -> list[Claim]:
     """Claims about one net and noise."""
-    return [Claim(text, where, source, shown, what, printed) for text, source, shown, what in rows]
+    return [
+        Claim(text, where, source, shown, comparisons, printed) for text, source, shown, comparisons in rows
+    ]
 
 
 def _noisy_claims() -> list[Claim]:
     """Section 5.1.2: table 2, figures 3 and 4."""
-    found, section = [], "section 5.1.2"
+    claims, section = [], "section 5.1.2"
     tested, fitted, across = ("table2", "figure4"), ("table2", "figure3"), ("table2", "figure4")
     nets = ("resnet20", "resnet32")
     for net, rate in product(nets, RATES):
@@ -283,7 +285,7 @@ def _noisy_claims() -> list[Claim]:
             (Comparison(below, "≤", AT_HIGHEST),),
         )
         where = f"{net_words(net)}, {noise_words(cce)}"
-        found += _claims(where, PAPER, printed) + _claims(where, None, [drawn])
+        claims += _claims(where, PAPER, printed) + _claims(where, None, [drawn])
     for net in nets:
         trios = [_trio(table_2(), net=net, rate=rate) for rate in RATES]
         falls = [measured(cce, "fall", noise_words(cce)) for cce, _, _ in trios]
@@ -297,23 +299,23 @@ def _noisy_claims() -> list[Claim]:
                 _growing(leads),
             ),
         ]
-        found += _claims(net_words(net), PAPER, rows)
+        claims += _claims(net_words(net), PAPER, rows)
     for rate in RATES:
         by_net = [_trio(table_2(), net=net, rate=rate)[0] for net in nets]
         falls = [measured(run, "fall", net_words(run.net)) for run in by_net]
         row: Row = ("CCE's fall is larger in the deeper net", section, across, _growing(falls))
-        found += _claims(noise_words(by_net[0]), PAPER, [row])
-    return found
+        claims += _claims(noise_words(by_net[0]), PAPER, [row])
+    return claims
 
 
 def _growing(quantities: Sequence[Quantity]) -> tuple[Comparison, ...]:
-    """Each is larger than the one before."""
+    """Each quantity is larger than the one before."""
     return tuple(Comparison(a, "<", 0, b) for a, b in pairwise(quantities))
 
 
 def _clean_claims() -> list[Claim]:
     """Section 5.1.1: table 1."""
-    found, source, shown = [], "section 5.1.1", ("table1",)
+    claims, source, shown = [], "section 5.1.1", ("table1",)
     for net in ("resnet20", "resnet32", "resnet56"):
         cce, mae, imae = _trio(table_1(), net=net)
         rows: list[Row] = [
@@ -330,8 +332,8 @@ def _clean_claims() -> list[Claim]:
                 _above(imae, (mae,), "final", SIGNIFICANT),
             ),
         ]
-        found += _claims(f"{net_words(net)}, clean", PAPER, rows)
-    return found
+        claims += _claims(f"{net_words(net)}, clean", PAPER, rows)
+    return claims
 
 
 def _temperature_claims() -> list[Claim]:
@@ -425,7 +427,7 @@ def _temperature_claims() -> list[Claim]:
 
 
 def _cost_of_choice(runs: Sequence[Run]) -> Quantity:
-    """How far the final test accuracy of the T that is best on held-out images is below the best one."""
+    """The best final test accuracy of any T minus that of the T that is best on held-out images."""
     parts = tuple((run, measure) for measure in ("validation", "final") for run in runs)
 
     def cost(values: Sequence[float]) -> float:
@@ -436,8 +438,8 @@ def _cost_of_choice(runs: Sequence[Run]) -> Quantity:
 
 
 def _later_claims() -> list[Claim]:
-    """The later version's table 6, and its words on it."""
-    found, source, shown = [], "later version, table 6", ("later-tables",)
+    """The later version's table 6, and its text about that table."""
+    claims, source, shown = [], "later version, table 6", ("later-tables",)
     for net, rate in product(("resnet20", "resnet56"), (0.4, 0.8)):
         cce, mae, imae = _trio(later_table_6(), net=net, rate=rate)
         rows: list[Row] = [
@@ -466,13 +468,13 @@ def _later_claims() -> list[Claim]:
                 _above(imae, (cce, mae), "hybrid"),
             ),
         ]
-        found += _claims(f"{net_words(net)}, {noise_words(cce)}", LATER, rows)
-    return found
+        claims += _claims(f"{net_words(net)}, {noise_words(cce)}", LATER, rows)
+    return claims
 
 
 def _human_claims() -> list[Claim]:
-    """The same questions about labels that people gave; the paper has no such experiment."""
-    found, source, shown = [], "ours, of CIFAR-10N", ("human-noise",)
+    """The same questions about human labels; the paper has no such experiment."""
+    claims, source, shown = [], "ours, of CIFAR-10N", ("human-noise",)
     for human in HUMAN:
         cce, mae, imae = trio = _trio(human_noise(), human=human)
         fall = {run: measured(run, "fall") for run in trio}
@@ -496,22 +498,22 @@ def _human_claims() -> list[Claim]:
                 _above(cce, (mae, imae), "noisy_subset"),
             ),
         ]
-        found += _claims(f"ResNet-20, {human}", None, rows)
-    return found
+        claims += _claims(f"ResNet-20, {human}", None, rows)
+    return claims
 
 
 CLAIMS = (*_noisy_claims(), *_clean_claims(), *_temperature_claims(), *_human_claims(), *_later_claims())
 
 
 def count(results: Results) -> dict[str, int]:
-    """How many claims are held, not held, without data."""
+    """The number of claims per verdict."""
     verdicts = [claim.check(results).verdict for claim in CLAIMS]
     return {verdict: verdicts.count(verdict) for verdict in (HELD, NOT_HELD, NO_DATA)}
 
 
 def by_text(claims: Iterable[Claim]) -> dict[str, list[Claim]]:
-    """Claims with the same text together."""
-    found: dict[str, list[Claim]] = {}
+    """Claims grouped by their text."""
+    groups: dict[str, list[Claim]] = {}
     for claim in claims:
-        found.setdefault(claim.text, []).append(claim)
-    return found
+        groups.setdefault(claim.text, []).append(claim)
+    return groups

@@ -1,7 +1,7 @@
-"""The images of the MARS benchmark into an LMDB.
+"""Write the images of the MARS benchmark into an LMDB.
 
-A label for training is the person's place among the persons in ascending order, 0 to 624; for testing it is
-the person. Keys are %08d_PPPP/NAME with the place in the order. Raw Datums are BGR.
+A training label is the person's index among the persons in ascending order, 0 to 624. A test label is the
+person's number. Keys are %08d_PPPP/NAME with the index in the order. Raw Datums are BGR.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def convert_mars(
 ) -> None:
     """Write the images of one part of the benchmark into an LMDB, labelled by person.
 
-    protocol   folder of tracks_train_info.mat and, if it is there, train_name.txt (or of the test's)
-    images     folder bbox_train (bbox_test), or a .tar archive of what is in it
-    form       what becomes of the images
-    shuffle    seed of the order of the records; None: that of the protocol
+    protocol   folder of tracks_train_info.mat and, if there is one, train_name.txt (or the files for test)
+    images     folder bbox_train (bbox_test), or a .tar archive of its contents
+    form       how images are stored
+    shuffle    seed of the order of the records; None: the protocol's order
 
     DataError for images that are not the protocol's, and for a form that contradicts itself.
     """
@@ -44,8 +44,8 @@ def convert_mars(
         labels = np.unique(labels, return_inverse=True)[1]
     labels = np.repeat(labels, tracklets.end - tracklets.begin)
     with open_tree(images) as tree:
-        found = find_images(tree.names)
-        names = order_images(found, protocol, part, tracklets, f"'{images}'")
+        paths = find_images(tree.names)
+        names = order_images(paths, protocol, part, tracklets, f"'{images}'")
         order = shuffled_order(len(names), shuffle)
-        pictures = [Picture(found[names[i]], int(labels[i])) for i in order]
+        pictures = [Picture(paths[names[i]], int(labels[i])) for i in order]
         write_lmdb(output, folder_records(tree, pictures, form), len(pictures))

@@ -1,11 +1,12 @@
-"""The images of a run as LMDBs, made by imae's own commands and printed as they run.
+"""Make the LMDBs of a run with imae's own commands, which are printed as they run.
 
-From CIFAR-10 as its authors distribute it, or from a folder or archive of train/CLASS/PICTURE and
-test/CLASS/PICTURE. Training images get 4 zeros on each side; channels are BGR. The noise is put into the
-labels of all training images before some of them are taken, so that a small run's labels are those of the
-full one.
+The source is CIFAR-10 as its authors distribute it, or a folder or archive of train/CLASS/PICTURE and
+test/CLASS/PICTURE. Training images are padded with 4 zeros on each side; channels are BGR. Label noise is
+added to all training images before a subset is taken, so that a small run has the same labels as the full
+one.
 
-What the images are is told by a digest of all pixels and clean labels, whatever file and order they came in.
+The images are identified by a digest of all pixels and clean labels, which does not depend on the kind of
+file and the order.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ HOW_TO_GET_HUMAN = (
     "give --human-labels FILE.npz with the arrays clean, human_aggregate, human_random1 and human_worst, "
     "each the labels of the 50,000 training images in CIFAR-10's order (CIFAR-10N, http://noisylabels.com)"
 )
-NOISE_SEED = 122  # added to a run's seed
+NOISE_SEED = 122  # added to a run's seed to get the seed of the noise
 TRAIN_IMAGES, TEST_IMAGES = 50000, 10000  # of CIFAR-10
 PAD = 4  # black pixels on each side of a training image
 # pixels_sha256 of CIFAR-10, from lossless PNGs whose mean and standard deviation are the published ones in
@@ -58,10 +59,11 @@ LOSSY = (".jpg", ".jpeg")
 
 
 class Labelled(NamedTuple):
-    """An LMDB, the labels of its records in their order (`noisy` are those in it), and the mean image.
+    """An LMDB, the labels of its records in order, and the mean image.
 
-    mean    .binaryproto of the size of the images: the mean of all clean training images, 0 where they are
-            padded
+    clean   the clean labels
+    noisy   the labels in the LMDB
+    mean    .binaryproto of the size of the images: the mean of all clean training images, 0 in the padding
     """
 
     lmdb: Path
@@ -72,10 +74,10 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Images:
-    """What a run needs.
+    """The images of a run.
 
     held_out   the images to choose T on, or None
-    words      what the images are, for people
+    words      a description of the images for people
     sha256     pixels_sha256 of all of CIFAR-10, training and test
     """
 
@@ -87,17 +89,17 @@ class Images:
 
     @property
     def tested(self) -> dict[str, Labelled]:
-        """What is tested, by the stage of the test net, in the order of the test nets."""
+        """The images of each test net, by its stage, in the order of the test nets."""
         sets = {"test": self.test, "train": self.train}
         return {**sets, "held_out": self.held_out} if self.held_out else sets
 
 
 class Cifar10:
-    """Makes LMDBs in the folder `work` where they are not there yet.
+    """Makes the LMDBs that are missing in the folder `work`.
 
-    source         as HOW_TO_GET says; "" if what `work` holds must do
-    human_labels   as HOW_TO_GET_HUMAN says, or ""
-    within_class   --within-class of `imae convert-folder`, for pictures whose names do not have CIFAR-10's
+    source         see HOW_TO_GET; "" if `work` holds CIFAR-10's LMDBs already
+    human_labels   see HOW_TO_GET_HUMAN, or ""
+    within_class   --within-class of `imae convert-folder`, for images whose names are not in CIFAR-10's
                    order, or ""
     """
 
@@ -106,10 +108,10 @@ class Cifar10:
         self.within_class = within_class
 
     def images(self, run: Run) -> Images:
-        """What a run needs; ImaeError where it cannot be had."""
+        """The images of a run; ImaeError if they cannot be made."""
         train, test = self._originals()
         about = self._about(train, test)
-        padded, unpadded = self._means(train)  # of the clean images, all of them
+        padded, unpadded = self._means(train)  # over all clean training images
         train = self._noisy(train, run)
         held_out = None
         if run.held_out:
@@ -137,7 +139,7 @@ class Cifar10:
         else:
             folder = ("convert-folder", self.source)
             classes = ("--classes", ",".join(CLASSES))
-            # The pictures of a folder come class by class, which no solver can learn from.
+            # The images of a folder come class by class; a net does not learn from batches of one class.
             order: tuple[str, ...] = ("--shuffle", "1")
             if self.human_labels:
                 order = ("--class-sequence", f"{self.human_labels}:clean")
@@ -151,7 +153,7 @@ class Cifar10:
         return train, test
 
     def _kind(self) -> str:
-        """CIFAR for the files of its authors, JPEG for lossy pictures, else PICTURES."""
+        """CIFAR for the files of its authors, JPEG for lossy images, else PICTURES."""
         with open_tree(self.source, depth=3) as tree:
             names = list(tree.names)
         if any("data_batch_1" in name for name in names):
@@ -159,7 +161,7 @@ class Cifar10:
         return "JPEG" if any(name.lower().endswith(LOSSY) for name in names) else "PICTURES"
 
     def _note(self, train: Path, test: Path, others: str, shuffled: str = "") -> dict[str, str]:
-        """Write down what the images are: CIFAR-10's if their pixels are, or else `others`."""
+        """Write a description of the images to cifar10.json: CIFAR-10 if the digest is its, else `others`."""
         sha256 = pixels_sha256(train, test)
         words = ORIGINAL_WORDS if sha256 == ORIGINAL_PIXELS else others
         about = {"images": words + shuffled, "sha256": sha256}
@@ -167,7 +169,7 @@ class Cifar10:
         return about
 
     def _about(self, train: Path, test: Path) -> dict[str, str]:
-        """What `_note` wrote; LMDBs of unknown origin are looked at now."""
+        """Read what `_note` wrote; for LMDBs of unknown origin, call it now."""
         path = self.work / "cifar10.json"
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
@@ -178,7 +180,7 @@ class Cifar10:
             raise DataError(f"'{path}' does not say what the images are: {error}; remove it") from None
 
     def _means(self, train: Path) -> tuple[Path, Path]:
-        """The mean image of the clean training images, as they are and without their padding."""
+        """Files of the mean of the clean training images: padded, and without the padding."""
         padded, unpadded = _mean_files(self.work)
         if not padded.exists():
             _step("compute-image-mean", train, padded)
@@ -204,7 +206,7 @@ class Cifar10:
         return noisy
 
     def _check_order(self, train: Path, run: Run) -> None:
-        """ImaeError unless the human labels are there and are those of these images in this order."""
+        """ImaeError unless there are human labels and they belong to these images in this order."""
         if not self.human_labels:
             raise ImaeError(f"human labels are needed for {run.name}: {HOW_TO_GET_HUMAN}")
         clean = read_labels(f"{self.human_labels}:clean").labels
@@ -224,8 +226,8 @@ class Cifar10:
 
     def _subset(self, lmdb: Path, images: int) -> Path:
         with open_lmdb(lmdb) as source:
-            there = len(source)
-        if there <= images:
+            count = len(source)
+        if count <= images:
             return lmdb
         subset = _subset_lmdb(lmdb, images)
         if not subset.exists():
@@ -234,9 +236,9 @@ class Cifar10:
 
 
 def named_images(run: Run, work: Path) -> Images:
-    """What `Cifar10(work).images(run)` gives for CIFAR-10 itself, by names alone.
+    """The paths that `Cifar10(work).images(run)` gives for CIFAR-10 itself.
 
-    No file is read, so there are no labels, and no words and digest of the images.
+    No file is read, so the labels, the description and the digest of the images are empty.
     """
     train, test = _original_lmdbs(work)
     padded, unpadded = _mean_files(work)
@@ -246,9 +248,9 @@ def named_images(run: Run, work: Path) -> Images:
         train, held_out = _split_lmdbs(train, run)
         sizes = round(TRAIN_IMAGES * (1 - run.held_out)), round(TRAIN_IMAGES * run.held_out)
 
-    def named(lmdb: Path, there: int, images: int, mean: Path) -> Labelled:
-        none = np.zeros(0, np.int64)
-        return Labelled(lmdb if there <= images else _subset_lmdb(lmdb, images), none, none, mean)
+    def named(lmdb: Path, count: int, images: int, mean: Path) -> Labelled:
+        no_labels = np.zeros(0, np.int64)
+        return Labelled(lmdb if count <= images else _subset_lmdb(lmdb, images), no_labels, no_labels, mean)
 
     return Images(
         named(train, sizes[0], run.images, padded),
@@ -263,12 +265,12 @@ def _original_lmdbs(work: Path) -> tuple[Path, Path]:
 
 
 def _mean_files(work: Path) -> tuple[Path, Path]:
-    """Of the padded images, and of the others."""
+    """The files of the mean of the padded and of the unpadded images."""
     return work / "cifar10_mean.binaryproto", work / "cifar10_mean_32.binaryproto"
 
 
 def _noisy_lmdb(train: Path, run: Run) -> Path:
-    """Human labels are there once; others are drawn for each seed."""
+    """The LMDB with the run's labels: one per kind of human labels, else one per kind, rate and seed."""
     if run.noise == "none":
         return train
     seed = "" if run.noise == "human" else f"_seed{run.seed + NOISE_SEED}"
@@ -276,7 +278,7 @@ def _noisy_lmdb(train: Path, run: Run) -> Path:
 
 
 def _split_lmdbs(train: Path, run: Run) -> tuple[Path, Path]:
-    """What remains for training, and what is held out."""
+    """The LMDBs of the images that remain for training and of the images that are held out."""
     share = f"{100 * run.held_out:g}"
     return train.parent / f"{train.name}_without{share}", train.parent / f"{train.name}_heldout{share}"
 
@@ -286,7 +288,7 @@ def _subset_lmdb(lmdb: Path, images: int) -> Path:
 
 
 def make_folder(path: AnyPath) -> None:
-    """Make a folder where it is not there; FileError where that cannot be."""
+    """Make a folder if it is missing; FileError if that fails."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -296,8 +298,8 @@ def make_folder(path: AnyPath) -> None:
 def pixels_sha256(train: Path, test: Path) -> str:
     """A digest of CIFAR-10's images and clean labels: the same for any order and any kind of file.
 
-    SHA-256 of the sorted digests of all images, each of "train" or "test", the label as a byte, and the
-    pixels without padding: 3 x 32 x 32, blue, green, red.
+    It is the SHA-256 of the sorted digests of all images. An image's digest is over "train" or "test", the
+    label as a byte, and the pixels without padding: 3 x 32 x 32, blue, green, red.
     """
     digests = []
     for part, lmdb in ((b"train", train), (b"test", test)):
@@ -312,14 +314,14 @@ def pixels_sha256(train: Path, test: Path) -> str:
 
 
 def _labelled(lmdb: Path, mean: Path = Path()) -> Labelled:
-    """An LMDB with its labels; clean ones are noisy ones where none are kept beside."""
+    """An LMDB with its labels. Without a file of clean labels beside it, its labels are the clean ones."""
     with open_lmdb(lmdb) as source:
         _, noisy, clean = read_lmdb_labels(source)
     return Labelled(lmdb, noisy if clean is None else clean, noisy, mean)
 
 
 def _step(command: str, *arguments: str | Path) -> None:
-    """Print and run a command of imae's; ImaeError with its last line where it fails."""
+    """Print and run an imae command; if it fails, ImaeError with its last line."""
     words = [command, *(str(argument) for argument in arguments)]
     print("$ imae", shlex.join(words), flush=True)
     done = subprocess.run([*imae_program(), *words], capture_output=True, text=True, check=False)

@@ -1,9 +1,10 @@
-"""The demo: label noise on handwritten digits, each step as the command that a user would type.
+"""The demo: label noise on handwritten digits; each step is a command that a user could type.
 
 60 % of the training labels are made wrong. The same net is trained with CCE, with MAE and with IMAE, with
-several seeds each. The test digits have right labels. The training digits are tested with the labels that
-they are trained with: a net that knew every digit, and none of the wrong labels, would have 0.40 there. More
-means that it has memorised wrong labels, less that it has not fitted the right ones.
+several seeds each. The test digits have right labels. The accuracy on the training digits is measured against
+the labels that they are trained with. A net that recognises every digit and has memorised no wrong label
+would score 0.40 there. A higher score means that it has memorised wrong labels, a lower score that it has not
+fitted the right ones.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ TRAIN = "imae train {solver} --threads 1"
 TEST = "imae test --model {net} --stage test --weights {weights} --iterations 3"
 EXPORT = "imae export --model {net} --stage test --weights {weights} --output {onnx} --fold"
 RUN = "imae run {onnx} --lmdb data/digits_test_lmdb"
-LOOK = 0.1  # seconds between two looks at the processes
+POLL_INTERVAL = 0.1  # seconds between two checks of the processes
 
 
 class Trained(NamedTuple):
-    """A run: accuracies at each test, on the test digits and on the training labels as given."""
+    """A finished run: its accuracies at each test, on the test digits and on the given training labels."""
 
     loss: str
     seed: int
@@ -57,9 +58,9 @@ class Trained(NamedTuple):
 
 
 def demo(seeds: int = 3, jobs: int = 2) -> None:
-    """Run all steps in this folder; ImaeError where one fails or the exported net's two accuracies differ.
+    """Run all steps in this folder; ImaeError if one fails or the accuracies of net and ONNX model differ.
 
-    seeds   runs of each loss
+    seeds   runs per loss
     jobs    runs at a time
     """
     for option, value in (("seeds", seeds), ("jobs", jobs)):
@@ -84,30 +85,30 @@ def demo(seeds: int = 3, jobs: int = 2) -> None:
 
 
 def _train_all(wanted: Sequence[tuple[str, int]], jobs: int) -> list[Trained]:
-    """Train each loss with each seed, `jobs` of them at a time; say how each ends."""
-    waiting, found = list(wanted), list[Trained]()
-    going: list[tuple[str, int, subprocess.Popen[bytes]]] = []
+    """Train each loss with each seed, `jobs` runs at a time; print the result of each run."""
+    waiting, trained = list(wanted), list[Trained]()
+    running: list[tuple[str, int, subprocess.Popen[bytes]]] = []
     print(f"\n{len(wanted)} runs, {jobs} at a time; their logs are in {FOLDER}:")
     try:
-        while waiting or going:
-            while waiting and len(going) < jobs:
-                going.append((*waiting[0], _start(*waiting.pop(0))))
-            time.sleep(LOOK)
-            for entry in [entry for entry in going if entry[2].poll() is not None]:
-                going.remove(entry)
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append((*waiting[0], _start(*waiting.pop(0))))
+            time.sleep(POLL_INTERVAL)
+            for entry in [entry for entry in running if entry[2].poll() is not None]:
+                running.remove(entry)
                 loss, seed, process = entry
                 if process.returncode:
                     last = _name(loss, seed, "log").read_text(encoding="utf-8").strip().splitlines()[-1:]
                     raise ImaeError(f"the training with {loss.upper()} failed: {''.join(last)}")
-                found.append(_read(loss, seed))
-                best, final = max(found[-1].test), found[-1].test[-1]
+                trained.append(_read(loss, seed))
+                best, final = max(trained[-1].test), trained[-1].test[-1]
                 print(f"  {loss.upper():5} seed {seed}: test best {best:.4f}, final {final:.4f}", flush=True)
     finally:
-        for *_, process in going:
+        for *_, process in running:
             process.terminate()
-        for *_, process in going:
+        for *_, process in running:
             process.wait()
-    return sorted(found, key=lambda one: (LOSSES.index(one.loss), one.seed))
+    return sorted(trained, key=lambda run: (LOSSES.index(run.loss), run.seed))
 
 
 def _name(loss: str, seed: int, ending: str) -> Path:
@@ -115,7 +116,7 @@ def _name(loss: str, seed: int, ending: str) -> Path:
 
 
 def _start(loss: str, seed: int) -> subprocess.Popen[bytes]:
-    """Start a training: the solver that ships with imae, with this seed."""
+    """Start a training with the solver that ships with imae and this seed."""
     param = read_text(MODELS / f"{loss}_solver.prototxt", SolverParameter)
     param.net = str(FOLDER / "train_val.prototxt")
     param.snapshot_prefix = str(FOLDER / f"{loss}_seed{seed}")
@@ -129,7 +130,7 @@ def _start(loss: str, seed: int) -> subprocess.Popen[bytes]:
 
 
 def _read(loss: str, seed: int) -> Trained:
-    """What the log of a run says of its tests."""
+    """Read the accuracies of a run from its log."""
     tests = [n for n in read_log(_name(loss, seed, "log")) if (n.what, n.name) == ("test", "accuracy")]
     on_test, on_given = ([n for n in tests if n.net == net] for net in (0, 1))
     iterations = [number.iteration for number in on_test]
@@ -139,7 +140,7 @@ def _read(loss: str, seed: int) -> Trained:
 
 
 def best_run(runs: Sequence[Trained]) -> Trained:
-    """Of the loss that is best at the end on average, the run that is best at the end."""
+    """The loss with the best mean final test accuracy; of its runs, the one with the best final accuracy."""
     final = {
         loss: statistics.fmean(run.test[-1] for run in runs if run.loss == loss)
         for loss in dict.fromkeys(run.loss for run in runs)
@@ -149,7 +150,7 @@ def best_run(runs: Sequence[Trained]) -> Trained:
 
 
 def print_results(runs: Sequence[Trained]) -> None:
-    """Mean and standard deviation over the seeds, and how to read them."""
+    """Print mean and standard deviation over the seeds, and how to read them."""
     print(
         f"\n{100 * WRONG:.0f} % of the 1,500 training labels are wrong; 297 test digits have right labels.\n"
     )
@@ -177,8 +178,8 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def draw(runs: Sequence[Trained], path: Path) -> None:
-    """The accuracies along the training: means over the seeds, in a band from the lowest to the highest."""
-    from imae.train.plot_log import write_picture  # matplotlib takes a while
+    """Plot the accuracies along the training: means over the seeds, in a band from lowest to highest."""
+    from imae.train.plot_log import write_picture  # here: matplotlib takes a while to load
 
     def both(figure: Any) -> None:
         left, right = figure.subplots(1, 2)
@@ -220,7 +221,7 @@ def draw(runs: Sequence[Trained], path: Path) -> None:
 
 
 def _export(best: Trained) -> None:
-    """Test a run, export it, run the model; ImaeError where the accuracies differ in four digits."""
+    """Test a run, export it, run the ONNX model; ImaeError if the accuracies differ in four digits."""
     names = {"net": FOLDER / "train_val.prototxt", "weights": best.weights, "onnx": FOLDER / "digits.onnx"}
     net = _accuracy(_step(TEST.format(**names), show=r"\] accuracy = "))
     _step(EXPORT.format(**names), show=r"^(wrote|largest)")
@@ -234,13 +235,13 @@ def _export(best: Trained) -> None:
 
 
 def _program(command: str) -> list[str]:
-    """The words of a command, for this Python."""
+    """The arguments that run a command with this Python."""
     _, *words = shlex.split(command)
     return [*imae_program(), *words]
 
 
 def _step(command: str, show: str = "") -> str:
-    """Print and run a command; show its output, or the lines that match `show`. Returns the output."""
+    """Print and run a command; print its output, or the lines that match `show`. Return the output."""
     print(f"\n$ {command}", flush=True)
     lines = []
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Features of images: a blob of a net or an output of an ONNX model, for images prepared as it needs them."""
+"""Features of images: a blob of a net or an output of an ONNX model, on images prepared for that model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Batch = NDArray[np.float32]
 
 
 class Preparation(NamedTuple):
-    """What becomes of images: decoded in gray or colour, resized to (height, width), transformed."""
+    """How images are prepared: decoded in gray or colour, resized to (height, width), transformed."""
 
     gray: bool
     size: tuple[int, int] | None
@@ -42,18 +42,18 @@ class Preparation(NamedTuple):
 
 
 class Images(NamedTuple):
-    """names, and a function that gives the pixels (C, H, W) of image i, BGR, 0-255."""
+    """The names, and a function that reads the pixels (C, H, W) of image i, BGR, 0-255."""
 
     names: list[str]
     read: Callable[[int], Array]
 
 
 class Model(NamedTuple):
-    """A model that is going to compute features.
+    """A model that can compute features.
 
-    preparation   as its TEST data layer, or the metadata of an ONNX model, say
-    batch_size    that it was made for; None: any
-    start         gives, for a shape (N, C, H, W), the function from a batch of at most N images to their
+    preparation   as in its TEST data layer, or in the metadata of an ONNX model
+    batch_size    the only batch size that it accepts; None: any
+    start         for a shape (N, C, H, W), returns a function from a batch of at most N images to their
                   features (n, D)
     """
 
@@ -65,7 +65,7 @@ class Model(NamedTuple):
 def net_model(
     path: AnyPath, weights: AnyPath, blob: str | None, dialect: str | None, device: torch.device
 ) -> Model:
-    """A blob of a train_val or deploy net in phase TEST; by default its only output."""
+    """A train_val or deploy net in phase TEST; a blob, by default the only output, gives the features."""
     param = read_net_text(path, dialect)
     test = in_state(param, TEST, NetState(phase=TEST))
     layers = filter_by_state(test, test.state).layer
@@ -118,7 +118,7 @@ def _embed_with_net(net: Net, blob: str, device: torch.device) -> Callable[[Batc
     plan = folded if any(blob in step.tops for step in folded) else net.steps
 
     def embed(batch: Batch) -> Batch:
-        # A net may fix its batch size in a Reshape, so the last batch is as long as the others.
+        # A Reshape layer may fix the net's batch size, so the last batch is padded to the same size.
         images = torch.zeros(net.blob_shapes[feed], device=device)
         images[: len(batch)] = torch.from_numpy(batch)
         with torch.no_grad():
@@ -129,7 +129,7 @@ def _embed_with_net(net: Net, blob: str, device: torch.device) -> Callable[[Batc
 
 
 def onnx_model(path: AnyPath, output: str | None, device: torch.device) -> Model:
-    """An output of an ONNX model, by default the only one."""
+    """An ONNX model; an output, by default the only one, gives the features."""
     if device.type == "cpu":
         session = open_session(path)
     else:
@@ -147,7 +147,7 @@ def onnx_model(path: AnyPath, output: str | None, device: torch.device) -> Model
 
 
 def features(model: Model, images: Images, preparation: Preparation, batch_size: int) -> Iterator[Batch]:
-    """The features of all images in order, a batch (n, D) at a time; the next one is prepared meanwhile."""
+    """The features of all images in order, in batches (n, D); a thread prepares the next batch meanwhile."""
     count = len(images.names)
     transformer = DataTransformer(preparation.transform, TEST, "image")
 
@@ -159,17 +159,17 @@ def features(model: Model, images: Images, preparation: Preparation, batch_size:
     batches = [range(begin, min(begin + batch_size, count)) for begin in range(0, count, batch_size)]
     embed = model.start((batch_size, *prepare(range(1)).shape[1:]))
     with ThreadPoolExecutor(1) as pool, tqdm(total=count, unit=" images", disable=None) as bar:
-        ahead = pool.submit(prepare, batches[0])
+        prefetched = pool.submit(prepare, batches[0])
         for following in [*batches[1:], None]:
-            batch = ahead.result()
+            batch = prefetched.result()
             if following is not None:
-                ahead = pool.submit(prepare, following)
+                prefetched = pool.submit(prepare, following)
             yield embed(batch)
             bar.update(len(batch))
 
 
 def _resized(pixels: Array, size: tuple[int, int] | None, name: str) -> Array:
-    """(C, H, W) -> (C, height, width), bilinearly, as Caffe's tools do it."""
+    """Resize (C, H, W) to (C, height, width), bilinearly, as Caffe's tools do."""
     if size is None or pixels.shape[1:] == size:
         return pixels
     if len(pixels) not in (1, 3):

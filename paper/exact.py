@@ -1,4 +1,4 @@
-"""What the paper prints that needs no training: table 4, figures 1 and 5, and the later version's table 2."""
+"""Results of the paper that need no training: table 4, figures 1 and 5, and the later version's table 2."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Curves = dict[str, tuple[Tensor, Tensor]]  # (p, w) by name
 CLASSES = 10
 
 OfP = Callable[[Tensor], Tensor]
-# The formulas of LATER_TABLE_2 as functions: dL/dz_y, dL/dz_j, L1 norm; of p, and of p_j where it occurs.
+# The formulas of LATER_TABLE_2 as functions of p (and p_j): dL/dz_y, dL/dz_j, L1 norm.
 FORMULAS: dict[str, tuple[OfP, Callable[[Tensor, Tensor], Tensor], OfP]] = {
     "CCE": (lambda p: p - 1, lambda p, p_j: p_j, lambda p: 2 * (1 - p)),
     "MAE": (lambda p: 2 * p * (p - 1), lambda p, p_j: 2 * p * p_j, lambda p: 4 * p * (1 - p)),
@@ -51,7 +51,7 @@ FORMULAS: dict[str, tuple[OfP, Callable[[Tensor, Tensor], Tensor], OfP]] = {
 
 
 class Exact(NamedTuple):
-    """A number of the paper as it is printed, ours, and ours rounded to as many digits."""
+    """A number of the paper as printed, and our value, which is also rounded to as many digits."""
 
     name: str
     printed: str
@@ -59,13 +59,13 @@ class Exact(NamedTuple):
 
     @property
     def rounded(self) -> str:
-        """Ours as the paper would print it."""
+        """Our value as the paper would print it."""
         text = f"{self.value:.{len(self.printed.partition('.')[2])}f}"
         return text if float(text) else text.removeprefix("-")  # a variance of 0 may be -1e-17
 
     @property
     def same(self) -> bool:
-        """Whether it is the paper's to the printed digit."""
+        """Whether our value equals the paper's to the printed digit."""
         return self.rounded == self.printed
 
 
@@ -89,12 +89,15 @@ def figure_1(points: int = 201) -> Curves:
 
 
 def figure_5(points: int = 201) -> Curves:
-    """The weights of IMAE for each T."""
+    """IMAE's weights for each T."""
     return {f"{t:g}": weights.curve(partial(weights.imae, t=t), points) for t in TEMPERATURES}
 
 
 class Checked(NamedTuple):
-    """A row of the later table 2; by how much our layer's gradient differs, relative to the weight."""
+    """A row of the later table 2, and the largest errors of our layer's gradient, relative to its L1 norm.
+
+    own, other, norm   the errors of dL/dz_y, of dL/dz_j and of the L1 norm
+    """
 
     formula: Formula
     own: float
@@ -103,7 +106,7 @@ class Checked(NamedTuple):
 
 
 def later_table_2() -> list[Checked]:
-    """The gradients that the layers compute, in double precision, against the printed formulas."""
+    """Compare the layers' gradients, in double precision, with the printed formulas."""
     return [_check(formula) for formula in LATER_TABLE_2]
 
 

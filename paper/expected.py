@@ -1,4 +1,4 @@
-"""The numbers that the paper and its later version print, typed as they stand there.
+"""The numbers that the paper and its later version print, copied as printed.
 
 Paper: "Improving MAE against CCE under Label Noise", arXiv 1903.12141, first version. Later version: the same
 number, "IMAE for Noise-Robust Learning". Accuracies, mAP and CMC are in per cent.
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from imae.paper.experiments import Run, later_table_6, table_1, table_2
 
-# Table 1: test accuracy with clean labels; which one, best or final, the paper does not say.
+# Table 1: test accuracy with clean labels. The paper does not say whether it is the best or the final one.
 _TABLE_1 = {
     "resnet20": {"CCE": 91.0, "MAE": 89.9, "IMAE": 91.4},
     "resnet32": {"CCE": 92.5, "MAE": 82.4, "IMAE": 92.1},
@@ -62,9 +62,9 @@ VARIANCES = {"MAE": "0.09", "IMAE-8": "4.55"}
 
 
 class Formula(NamedTuple):
-    """A loss of the later version's table 2, in p, the probability of the annotated label, and p_j.
+    """A loss of the later version's table 2: formulas in p, the probability of the annotated label, and p_j.
 
-    prototxt   the layer that is meant, as prototxt text
+    prototxt   our layer for this loss, as prototxt text
     """
 
     loss: str
@@ -144,18 +144,18 @@ _LATER_TABLE_6_MEASURES = ("best", "final", "noisy_subset", "clean_subset", "hyb
 
 def paper_tables_1_2() -> dict[Run, dict[str, float]]:
     """Tables 1 and 2 by run and measure (names as in results.MEASURES); table 1's number counts as final."""
-    found = {run: {"final": _TABLE_1[run.net][run.loss]} for run in table_1()}
+    numbers = {run: {"final": _TABLE_1[run.net][run.loss]} for run in table_1()}
     for run in table_2():
         values = _TABLE_2[run.net, run.rate, run.loss]
-        found[run] = dict(zip(_TABLE_2_MEASURES, values, strict=True))
-    return found
+        numbers[run] = dict(zip(_TABLE_2_MEASURES, values, strict=True))
+    return numbers
 
 
 def paper_later_table_6() -> dict[Run, dict[str, float]]:
     """The later version's table 6 by run and measure."""
-    found = {}
+    numbers = {}
     for run in later_table_6():
         values = _LATER_TABLE_6[run.net, run.rate, run.loss]
         named = zip(_LATER_TABLE_6_MEASURES, values, strict=True)
-        found[run] = {name: value for name, value in named if value is not None}
-    return found
+        numbers[run] = {name: value for name, value in named if value is not None}
+    return numbers

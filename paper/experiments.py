@@ -1,8 +1,8 @@
-"""The runs behind the paper's tables and figures, and behind those of its later version.
+"""The runs of the paper's tables and figures, and of those in its later version.
 
-A run is a net, a loss, a kind and a rate of label noise, and a seed. Its name says all of that, so a run that
-two experiments share is trained once. A variant is a run that differs from the paper's in one of the choices
-that the paper leaves open or that its authors made otherwise later; its name says which.
+A run has a net, a loss, a kind and a rate of label noise, and a seed. Its name contains all of these, so a
+run that two experiments share is trained once. A variant differs from the paper's run in one choice that the
+paper leaves open or that its authors changed later; its name contains that choice.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from imae.files.errors import ImaeError
 
 LOSSES = ("CCE", "MAE", "IMAE")
-CLEAN_T, NOISY_T = 0.5, 8.0  # the paper: fixed, for clean and for noisy labels
+CLEAN_T, NOISY_T = 0.5, 8.0  # the paper's fixed T for clean and for noisy labels
 RATES = (0.2, 0.5, 0.8)
 TEMPERATURES = (16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0)  # of figures 5 to 8
 HUMAN = ("aggregate", "random1", "worst")
@@ -24,9 +24,9 @@ ITERATIONS = 64000
 WEIGHT_DECAY, BASE_LR = 0.0001, 0.1
 EPSILON = 1e-6  # of the authors' layer
 LATER_DECAY = 0.0005  # of the authors' later runs
-LONG = 8000  # from so many iterations on, a test and a snapshot come every 1,000
-LONG_RUN_DECAY = 0.01  # in 640 iterations rate x decay x iterations is what it is in the paper's 64,000
-# By the annotation of a Run's field: what a value may be, and what to call it. A bool is no number here.
+LONG = 8000  # runs of at least this many iterations have a test and a snapshot every 1,000
+LONG_RUN_DECAY = 0.01  # with it, rate x decay x iterations in 640 iterations is that of the paper's 64,000
+# The types that each annotation of a Run's field allows, and their name in errors. A bool is not a number.
 VALUES: dict[str, tuple[tuple[type, ...], str]] = {
     "str": ((str,), "a string"),
     "bool": ((bool,), "true or false"),
@@ -39,7 +39,7 @@ VARYING = ("normalizer", "epsilon", "authors_loss", "weight_decay", "base_lr", "
 
 
 class Choices(NamedTuple):
-    """What a protocol has where the paper leaves a choice open; see Run."""
+    """A protocol's values for the choices that the paper leaves open; see Run."""
 
     order: str
     padding: str
@@ -47,8 +47,8 @@ class Choices(NamedTuple):
     epsilon: float
 
 
-# 1: of the first, scaled-down runs. 2: of all others; order and padding are He et al.'s, the arithmetic of
-# IMAE that of the authors' layer.
+# 1: the first, scaled-down runs. 2: all other runs; order and padding are those of He et al., IMAE's
+# arithmetic is that of the authors' layer.
 PROTOCOLS = {
     1: Choices("SEQUENTIAL", "BEFORE_MEAN", "BATCH_SIZE", 0.0),
     2: Choices("SHUFFLED", "AFTER_MEAN", "SUM_OF_WEIGHTS", EPSILON),
@@ -62,29 +62,29 @@ class Run:
     net           "resnet20", ...
     loss          "CCE", "MAE" or "IMAE"
     t             T of IMAE, None for the others
-    noise         "none", "human", or a kind of `imae corrupt-labels`: "symmetric" includes the own class
-    rate          of the noise, 0 to 1; 0 for "none" and for "human", whose rate nobody set
-    human         which human annotation, "aggregate", "random1" or "worst"; "" otherwise
+    noise         "none", "human", or a kind of `imae corrupt-labels`: "symmetric" includes the right class
+    rate          of the noise, 0 to 1; 0 for "none" and for "human", whose rate is not a parameter
+    human         the human annotation, "aggregate", "random1" or "worst"; "" otherwise
     seed          the solver's random_seed; the noise is drawn with seed + 122, so that seed 1 has the
                   authors' 123
     iterations    64,000 in the paper
-    images        training images, 50,000 in the paper; fewer are the first ones of each class
+    images        training images, 50,000 in the paper; a smaller number takes the first ones of each class
     test_images   10,000 in the paper
-    held_out      the share of the training images that is held out to choose T on, of which at most
-                  `test_images` are looked at; 0 in the paper
+    held_out      the share of the training images that is held out to choose T on; at most `test_images`
+                  of them are tested; 0 in the paper
 
-    precision     what convolutions and matrix products compute in: "fp32", "tf32" or "bf16"
-    protocol      which of PROTOCOLS the following are counted against; "" and None mean what it has
+    precision     precision of convolutions and matrix products: "fp32", "tf32" or "bf16"
+    protocol      the one of PROTOCOLS that gives the following fields their defaults, for "" and None
 
-    What makes a variant, where it is not what the protocol has:
-    normalizer    of MAE's and IMAE's gradients: "BATCH_SIZE" as in the paper, or "SUM_OF_WEIGHTS"; the
-                  protocol's is IMAE's, the others are divided by the batch size
-    epsilon       of IMAE, 0 for the exact form; None for the others
-    authors_loss  IMAE by the layer of the authors' later code, UnifiedWeightLoss
+    A run is a variant if one of these differs from the protocol's value:
+    normalizer    divisor of MAE's and IMAE's gradients: "BATCH_SIZE" as in the paper, or "SUM_OF_WEIGHTS".
+                  The protocol's value is for IMAE; other losses divide by the batch size
+    epsilon       of IMAE, 0 for the exact form; None for other losses
+    authors_loss  whether IMAE is computed by the layer of the authors' later code, UnifiedWeightLoss
     weight_decay  0.0001 in the paper
     base_lr       0.1 in the paper
-    order         of the images: "SEQUENTIAL", as Caffe reads an LMDB; "SHUFFLED" anew for each epoch; or
-                  "CLASS_BALANCED": 8 classes x 16 images by the labels trained with
+    order         of the images: "SEQUENTIAL", as Caffe reads an LMDB; "SHUFFLED" in each epoch; or
+                  "CLASS_BALANCED": 8 classes x 16 images, by the labels that are trained on
     padding       "AFTER_MEAN": the mean image is subtracted, then 4 zeros are put on each side, as He et al.
                   did; "BEFORE_MEAN": 4 black pixels, then each channel's mean is subtracted
     """
@@ -131,7 +131,7 @@ class Run:
 
     @property
     def _own_choices(self) -> dict[str, str | float | None]:
-        """What the protocol has for this loss."""
+        """The protocol's values for this loss."""
         choices = PROTOCOLS[self.protocol]._asdict()
         if self.loss != "IMAE":
             choices |= {"normalizer": "BATCH_SIZE", "epsilon": None}
@@ -139,7 +139,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The stem of its files. From protocol 2 on it says every choice, so that it outlives a default."""
+        """The stem of its files. From protocol 2 on it contains every choice, even if it is a default."""
         loss = self.loss.lower() if self.t is None else f"{self.loss.lower()}-{self.t:g}"
         parts = [self.net, loss, self.noise_name, f"seed{self.seed}"]
         if self.is_scaled:
@@ -155,29 +155,29 @@ class Run:
 
     @property
     def changes(self) -> list[str]:
-        """What makes it a variant, as parts of file names; nothing for the protocol's own runs."""
+        """The choices that make it a variant, as parts of file names; none for the protocol's own runs."""
         own = self._own_choices
-        found = [] if self.normalizer == own["normalizer"] else [_words(self.normalizer)]
-        found += [] if self.epsilon == own["epsilon"] else [f"epsilon{self.epsilon:g}"]
-        found += self._free_changes
-        found += [] if self.order == own["order"] else [_words(self.order)]
-        return found + ([] if self.padding == own["padding"] else [_words(self.padding)])
+        changes = [] if self.normalizer == own["normalizer"] else [_words(self.normalizer)]
+        changes += [] if self.epsilon == own["epsilon"] else [f"epsilon{self.epsilon:g}"]
+        changes += self._free_changes
+        changes += [] if self.order == own["order"] else [_words(self.order)]
+        return changes + ([] if self.padding == own["padding"] else [_words(self.padding)])
 
     @property
     def _free_changes(self) -> list[str]:
-        """Those of the choices that are one in every protocol."""
-        found = ["authors-loss"] if self.authors_loss else []
-        found += [f"decay{self.weight_decay:g}"] if self.weight_decay != WEIGHT_DECAY else []
-        return found + ([f"rate{self.base_lr:g}"] if self.base_lr != BASE_LR else [])
+        """The changes in fields that no protocol sets."""
+        changes = ["authors-loss"] if self.authors_loss else []
+        changes += [f"decay{self.weight_decay:g}"] if self.weight_decay != WEIGHT_DECAY else []
+        return changes + ([f"rate{self.base_lr:g}"] if self.base_lr != BASE_LR else [])
 
     @property
     def base(self) -> Run:
-        """The protocol's own run of which it is a variant."""
+        """The protocol's own run that this run is a variant of."""
         own = Run(self.net, self.loss, protocol=self.protocol)
         return replace(self, **{field: getattr(own, field) for field in VARYING})
 
     def under(self, protocol: int) -> Run:
-        """The same run in another protocol: what is the protocol's own becomes the other's own."""
+        """The same run in another protocol: fields with this protocol's value get the other's value."""
         own = self._own_choices
         blank = {
             field: None if field == "epsilon" else "" for field in own if getattr(self, field) == own[field]
@@ -186,7 +186,7 @@ class Run:
 
     @property
     def noise_name(self) -> str:
-        """The labels that it is trained with, as a part of file names."""
+        """The labels that it is trained on, as a part of file names."""
         if self.noise == "none":
             return "clean"
         return f"human-{self.human}" if self.noise == "human" else f"{self.noise}{100 * self.rate:g}"
@@ -218,12 +218,12 @@ class Scale:
     @classmethod
     def parse(cls, text: str) -> Scale:
         """ITERATIONS:IMAGES or ITERATIONS:IMAGES:TEST_IMAGES; ImaeError for anything else."""
-        found = re.fullmatch(r"(\d{1,9}):(\d{1,9})(?::(\d{1,9}))?", text)
-        if not found:
+        match = re.fullmatch(r"(\d{1,9}):(\d{1,9})(?::(\d{1,9}))?", text)
+        if not match:
             raise ImaeError(
                 f"--scale must be ITERATIONS:IMAGES or ITERATIONS:IMAGES:TEST_IMAGES, got {text!r}"
             )
-        scale = cls(*(int(number) for number in found.groups() if number is not None))
+        scale = cls(*(int(number) for number in match.groups() if number is not None))
         if not 200 <= scale.iterations <= ITERATIONS:
             raise ImaeError(f"--scale: iterations must be from 200 to {ITERATIONS}, got {scale.iterations}")
         if scale.iterations % 40:
@@ -259,7 +259,7 @@ def table_1() -> list[Run]:
 
 
 def table_2() -> list[Run]:
-    """Labels replaced at random, the own class included: ResNet-20, 32. Figures 3 and 4 are of these runs."""
+    """Labels replaced at random, by any class: ResNet-20, 32. Figures 3 and 4 show these runs."""
     return [
         Run(net, loss, t, "symmetric", rate)
         for net, rate, (loss, t) in product(("resnet20", "resnet32"), RATES, _losses(True))
@@ -267,7 +267,7 @@ def table_2() -> list[Run]:
 
 
 def figures_6_7() -> list[Run]:
-    """IMAE with every T, on clean and on half-noisy labels; figure 8 is of the latter, T = 16, 8, 4."""
+    """IMAE with every T, on clean and on half-noisy labels; figure 8 shows the latter, T = 16, 8, 4."""
     return [
         Run("resnet20", "IMAE", t, *noise)
         for noise, t in product((("none", 0.0), ("symmetric", 0.5)), TEMPERATURES)
@@ -280,7 +280,7 @@ def figure_8() -> list[Run]:
 
 
 def human_noise() -> list[Run]:
-    """CIFAR-10N: what people answered when asked for the labels."""
+    """CIFAR-10N: labels given by people."""
     return [
         Run("resnet20", loss, t, "human", human=human) for human, (loss, t) in product(HUMAN, _losses(True))
     ]
@@ -296,14 +296,14 @@ def later_table_6() -> list[Run]:
 
 
 def choose_t() -> list[Run]:
-    """T on a fifth of the training images that is held out, half of the labels wrong."""
+    """Runs to choose T on a held-out fifth of the training images, with 50 % noise."""
     return [Run("resnet20", "IMAE", t, "symmetric", 0.5, held_out=0.2) for t in TEMPERATURES]
 
 
 def arithmetic() -> list[Run]:
     """IMAE-8 with and without the epsilon, divided by the batch size or by the sum of the weights.
 
-    What is expected of them stands in suspects.py.
+    The hypotheses about them are in suspects.py.
     """
     return [
         Run("resnet20", "IMAE", NOISY_T, "symmetric", rate, normalizer=normalizer, epsilon=epsilon)
@@ -312,12 +312,12 @@ def arithmetic() -> list[Run]:
 
 
 def suspects() -> list[Run]:
-    """Variants that tell what is to blame where a claim does not hold in scaled-down runs, and their bases.
+    """Variants that test why a claim does not hold in scaled-down runs, and their bases, all in protocol 1.
 
-    All of protocol 1. What each is expected to do stands in suspects.py.
+    The hypotheses about them are in suspects.py.
     """
     clean = Run("resnet20", "IMAE", CLEAN_T, protocol=1)
-    found = [
+    suspected = [
         clean,
         replace(clean, authors_loss=True),
         replace(clean, weight_decay=LONG_RUN_DECAY),
@@ -327,18 +327,18 @@ def suspects() -> list[Run]:
         cce, mae, imae = (
             Run("resnet20", loss, t, "symmetric", rate, protocol=1) for loss, t in _losses(True)
         )
-        found += [cce, imae, replace(imae, normalizer="SUM_OF_WEIGHTS"), replace(imae, authors_loss=True)]
-        found += [replace(run, weight_decay=LONG_RUN_DECAY) for run in (cce, imae)]
+        suspected += [cce, imae, replace(imae, normalizer="SUM_OF_WEIGHTS"), replace(imae, authors_loss=True)]
+        suspected += [replace(run, weight_decay=LONG_RUN_DECAY) for run in (cce, imae)]
         if rate == 0.5:
-            found += [mae, replace(mae, normalizer="SUM_OF_WEIGHTS")]
-            found += [replace(run, order="CLASS_BALANCED") for run in (cce, imae)]
-            found += [replace(run, order="SHUFFLED") for run in (cce, imae)]
-            found += [replace(imae, weight_decay=LATER_DECAY)]
-    return found
+            suspected += [mae, replace(mae, normalizer="SUM_OF_WEIGHTS")]
+            suspected += [replace(run, order="CLASS_BALANCED") for run in (cce, imae)]
+            suspected += [replace(run, order="SHUFFLED") for run in (cce, imae)]
+            suspected += [replace(imae, weight_decay=LATER_DECAY)]
+    return suspected
 
 
 def variants() -> list[Run]:
-    """Those of `suspects` that are none of the paper's own."""
+    """The runs of `suspects` that are variants."""
     return [run for run in suspects() if run.changes]
 
 
@@ -365,14 +365,14 @@ def runs(
     only: Iterable[str] = (),
     precision: str = "fp32",
 ) -> list[Run]:
-    """The runs of these experiments (of GRIDS), each once; `only` keeps names with one of these words."""
+    """The runs of these experiments (of GRIDS), each once; with `only`, names must have one of its words."""
     size = {**vars(scale), "precision": precision}
-    found: dict[str, Run] = {}
+    by_name: dict[str, Run] = {}
     words = tuple(only)
     for seed in seeds:
         for experiment in experiments:
             for run in GRIDS[experiment]():
                 sized = Run(**{**vars(run), **size, "seed": seed})
                 if not words or any(word in sized.name for word in words):
-                    found.setdefault(sized.name, sized)
-    return list(found.values())
+                    by_name.setdefault(sized.name, sized)
+    return list(by_name.values())

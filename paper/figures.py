@@ -1,8 +1,8 @@
 """The paper's figures, drawn from records: 1, 3 to 8, human labels, the authors' CIFAR-100 logs.
 
-A chart is one figure of one setting; its panels share the scale of y, as curves are compared across them.
-With several seeds a line is their mean and the band beside it reaches from the lowest to the highest.
-matplotlib is imported only to draw.
+A chart is one figure of one setting. Its panels share the scale of y, so that curves can be compared across
+them. With several seeds a line is their mean, and the band around it reaches from the lowest to the highest.
+matplotlib is imported only when something is drawn.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from imae.paper.results import Results, gather, net_words, noise_words, seed_wor
 from imae.paper.suspects import CHANGES, change_words
 from imae.train.plot_log import new_figure, write_picture
 
-# Colours that the colour-blind tell apart, on light and on dark ground; each with its own dash.
+# Line patterns. The colours of STYLES can be told apart by colour-blind people, on light and dark background.
 DASHES = {"solid": "", "dashed": "5 2.5", "dotted": "1.2 1.8", "dash-dot": "7 2 1.5 2"}
 
 
 class Style(NamedTuple):
-    """How a line looks: its colour on light and on dark ground, and the name of its dash."""
+    """The look of a line: its colour on light and on dark background, and the name of its dash."""
 
     light: str
     dark: str
@@ -50,7 +50,7 @@ class Style(NamedTuple):
 
 
 INK = Style("#1b1f24", "#e6e9ee")  # text and axes
-FAINT = Style("#d5dae0", "#3a424d")  # grid, and the lines where the rate drops
+FAINT = Style("#d5dae0", "#3a424d")  # the grid, and marks where the learning rate drops
 STYLES = {
     "CCE": Style("#c8500a", "#ff9350", "solid"),
     "MAE": Style("#0a66b0", "#62b0f4", "dashed"),
@@ -61,7 +61,7 @@ STYLES = {
     "DM, λ = 0": Style("#96720b", "#e0b841", "dotted"),
     "DM(λ 1, β 0)": Style("#00805d", "#2fc99b", "dotted"),
     "log": Style("#1b1f25", "#e6e9ef", "solid"),
-    # T, from high to low: one scale of colours, and dashes to tell neighbours apart.
+    # T, from high to low: one scale of colours, with dashes that distinguish neighbours.
     "16": Style("#7a0f3c", "#ffb1a0", "solid"),
     "8": Style("#c02a2a", "#ff8a66", "dashed"),
     "4": Style("#d96a00", "#f7a83c", "dash-dot"),
@@ -70,13 +70,12 @@ STYLES = {
     "0.5": Style("#1f78a8", "#5fc3e0", "dash-dot"),
     "0": Style("#3b3b8f", "#a3a8f0", "dotted"),
 }
-OF_CHANGES = dict(
-    zip(CHANGES, cycle(("16", "8", "4", "2", "GCE", "0.5", "0")), strict=False)
-)  # names of styles
+# The name in STYLES of each change of a variant.
+CHANGE_STYLES = dict(zip(CHANGES, cycle(("16", "8", "4", "2", "GCE", "0.5", "0")), strict=False))
 
 
 class Line(NamedTuple):
-    """A curve; `low` and `high` bound its band and are empty where there is none."""
+    """A curve; `low` and `high` bound its band, and are empty if it has none."""
 
     label: str
     style: Style
@@ -96,7 +95,7 @@ class Panel(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A figure: panels in rows of `across`, one legend for all. about: size and images of the runs."""
+    """A figure: panels in rows of `across`, with one legend. about: size and images of the runs."""
 
     title: str
     x: str
@@ -107,7 +106,7 @@ class Chart(NamedTuple):
 
     @property
     def legend(self) -> dict[str, Style]:
-        """What the lines of all panels are called, each once."""
+        """The labels of the lines of all panels, each once, and their styles."""
         return {line.label: line.style for panel in self.panels for line in panel.lines}
 
 
@@ -126,7 +125,7 @@ def figure_1() -> Chart:
 
 
 def figure_5() -> Chart:
-    """The weights of IMAE-T; those of T = 16 and 8 dwarf the rest, so the same again up to 3."""
+    """The weights of IMAE-T. T = 16 and 8 dwarf the others, so a second panel shows the weights below 3."""
     chart = _weights("Figure 5: an example's weight in IMAE-T", exact.figure_5(), lambda t: (f"T = {t}", t))
     whole = chart.panels[0].lines
     small = tuple(line for line in whole if max(line.y) < 3)
@@ -161,9 +160,9 @@ def _panel(
 def _chart(
     results: Results, title: str, y: str, panels: Iterable[Panel], across: int, runs: Iterable[Run]
 ) -> Chart:
-    found = tuple(panel for panel in panels if panel.lines)
+    drawn = tuple(panel for panel in panels if panel.lines)
     about = f"{results.setting.words}; {results.setting.data}; {seed_words(results.of(runs))}"
-    return Chart(title, "thousands of iterations", y, found, min(across, len(found)), about)
+    return Chart(title, "thousands of iterations", y, drawn, min(across, len(drawn)), about)
 
 
 def _by_loss(run: Run) -> tuple[str, str]:
@@ -175,7 +174,7 @@ def _by_t(run: Run) -> tuple[str, str]:
 
 
 def _noise_figure(results: Results, title: str, y: str, read: Callable[[Point], float]) -> Chart:
-    """Each net and noise rate of table 2."""
+    """A panel for each net and noise rate of table 2."""
     panels = (
         _panel(
             results,
@@ -226,7 +225,7 @@ def figure_7(results: Results) -> Chart:
 
 
 def figure_8(results: Results) -> Chart:
-    """Accuracy on the intact labels when trained on the corrupted ones."""
+    """Accuracy on the intact labels of nets trained on the corrupted labels."""
     panel = _panel(results, "trained with noise 50 %", figure_8_runs(), lambda p: p.intact, _by_t)
     title = "Figure 8: IMAE-T, ResNet-20, intact labels"
     return _chart(results, title, "accuracy, %", [panel], 1, figure_8_runs())
@@ -248,7 +247,7 @@ def human_figure(results: Results) -> Chart:
 
 
 def suspects_figure(results: Results) -> Chart:
-    """How IMAE fits the labels that it is trained with, as in the paper and with one thing changed."""
+    """How IMAE fits the labels that it is trained on, as in the paper and with one thing changed."""
     runs = [run for run in suspects() if run.loss == "IMAE"]
     panels = (
         _panel(
@@ -266,14 +265,14 @@ def suspects_figure(results: Results) -> Chart:
 
 
 def _by_change(run: Run) -> tuple[str, str]:
-    """The base looks as IMAE does; variants have colours that others have elsewhere."""
-    return (change_words(run), OF_CHANGES[run.changes[0]]) if run.changes else ("as in the paper", "IMAE")
+    """The label and style of a variant or a base. Bases have IMAE's style; variants reuse other styles."""
+    return (change_words(run), CHANGE_STYLES[run.changes[0]]) if run.changes else ("as in the paper", "IMAE")
 
 
 def authors_charts(
     log: AnyPath | None = None, noise: float | None = None, loss: str | None = None
 ) -> list[Chart]:
-    """The authors' CIFAR-100 curves: the losses as published, then variants; with a log of ours if given."""
+    """The authors' CIFAR-100 curves: the published losses, then variants; with a log of ours if given."""
     runs = chosen(authors_runs(), noise, loss)
     ours = read_curve(log) if log is not None else None
     plain = {"CCE", "MAE", "GCE", "MSE", "IMAE", "DM, λ = 0.5"}
@@ -305,8 +304,8 @@ def authors_charts(
     return charts
 
 
-# Figures made of runs, and the runs of each.
-OF_RUNS: dict[str, tuple[Callable[[Results], Chart], Callable[[], list[Run]]]] = {
+# The figures drawn from runs: the function that makes each, and its runs.
+FROM_RUNS: dict[str, tuple[Callable[[Results], Chart], Callable[[], list[Run]]]] = {
     "figure3": (figure_3, table_2),
     "figure4": (figure_4, table_2),
     "figure6": (figure_6, figures_6_7),
@@ -316,7 +315,7 @@ OF_RUNS: dict[str, tuple[Callable[[Results], Chart], Callable[[], list[Run]]]] =
     "suspects": (suspects_figure, variants),
 }
 OTHER = {"figure1": figure_1, "figure5": figure_5}
-NAMES = (*OTHER, *OF_RUNS, "later-tables")
+NAMES = (*OTHER, *FROM_RUNS, "later-tables")
 
 
 def charts(
@@ -326,9 +325,9 @@ def charts(
     noise: float | None = None,
     loss: str | None = None,
 ) -> list[Chart]:
-    """The charts of one of NAMES, of runs one for each setting that has any; ImaeError for another name."""
-    if name in OF_RUNS:
-        make, runs = OF_RUNS[name]
+    """The charts of one of NAMES; figures of runs have one per setting. ImaeError for another name."""
+    if name in FROM_RUNS:
+        make, runs = FROM_RUNS[name]
         return [make(results) for results in gather(records) if results.has(runs())]
     if name in OTHER:
         return [OTHER[name]()]
@@ -345,25 +344,26 @@ def draw(
     noise: float | None = None,
     loss: str | None = None,
 ) -> None:
-    """Write the picture of one of NAMES, settings below each other; DataError where there are no runs for it.
+    """Write one of NAMES as an image file, settings below each other; DataError if there are no runs for it.
 
-    log, noise, loss   for later-tables: the log of a CIFAR-100 run, among the authors' of that noise and loss
+    log, noise, loss   for later-tables: the log of a CIFAR-100 run, drawn with the authors' of this noise
+                       and loss
     """
-    found = charts(name, records, log, noise, loss)
-    if not found:
+    drawn = charts(name, records, log, noise, loss)
+    if not drawn:
         raise DataError(f"there is no record of a run for {name}; train some first: imae paper {name}")
-    heights = [1.1 + 2.6 * -(-len(chart.panels) // chart.across) for chart in found]
+    heights = [1.1 + 2.6 * -(-len(chart.panels) // chart.across) for chart in drawn]
 
     def draw_all(figure: Any) -> None:
-        parts = figure.subfigures(len(found), 1, height_ratios=heights, squeeze=False)[:, 0]
-        for chart, part in zip(found, parts, strict=True):
+        parts = figure.subfigures(len(drawn), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for chart, part in zip(drawn, parts, strict=True):
             _draw_chart(part, chart)
 
     write_picture(path, draw_all, height=sum(heights))
 
 
 def _draw_chart(figure: Any, chart: Chart) -> None:
-    """Panels, a title, and a legend under it."""
+    """Draw the title, the panels, and the legend below them."""
     rows = -(-len(chart.panels) // chart.across)
     axes = figure.subplots(rows, chart.across, squeeze=False, sharey=_shared(chart)).ravel()
     for place, panel in zip(axes, chart.panels, strict=False):
@@ -389,7 +389,7 @@ def _draw_chart(figure: Any, chart: Chart) -> None:
 
 
 def _shared(chart: Chart) -> bool:
-    """Whether the panels have one scale: not where the second is there to enlarge."""
+    """Whether the panels share one scale: not in figure 5, whose second panel enlarges the first."""
     return chart.y != "weight"
 
 
@@ -424,17 +424,17 @@ def _draw_panel(axes: Any, panel: Panel, chart: Chart) -> None:
         spine.set_color(INK.light)
 
 
-# -- for pages: each panel an SVG whose colours are the page's variables -------------------------------------
+# -- HTML pages: each panel is an SVG whose colours are CSS variables of the page ----------------------------
 
 
 def _variables() -> dict[str, Style]:
-    """CSS variables and what they stand for."""
+    """The CSS variables and their styles."""
     numbered = {f"--line{index}": style for index, style in enumerate(STYLES.values())}
     return {"--ink": INK, "--faint": FAINT, **numbered}
 
 
 def css_variables(dark: bool) -> str:
-    """The declarations of the colours that `panel_svgs` and `legend_html` use."""
+    """The declarations of the colour variables that `panel_svgs` and `legend_html` use."""
     return " ".join(f"{name}: {style.dark if dark else style.light};" for name, style in _variables().items())
 
 
@@ -443,8 +443,8 @@ def _variable(style: Style) -> str:
 
 
 def panel_svgs(chart: Chart, prefix: str) -> list[str]:
-    """Each panel as an <svg> element; the same panels give the same text. prefix: for the ids in it."""
-    found = []
+    """Each panel as an <svg> element; equal panels give equal text. prefix: of the ids inside."""
+    svgs = []
     for index, panel in enumerate(chart.panels):
         figure = new_figure(3.7, 2.7)
         figure.set_layout_engine("none")  # the margins are known, and fitting them takes most of the time
@@ -452,23 +452,23 @@ def panel_svgs(chart: Chart, prefix: str) -> list[str]:
         _draw_panel(axes, panel, chart)
         if _shared(chart):
             axes.set_ylim(*_limits(chart))
-        drawn = io.StringIO()
+        svg = io.StringIO()
         matplotlib = importlib.import_module("matplotlib")
         with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "imae"}):
-            figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
-        found.append(_for_page(drawn.getvalue(), f"{prefix}-{index}-", f"{chart.title}. {panel.title}"))
-    return found
+            figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        svgs.append(_for_page(svg.getvalue(), f"{prefix}-{index}-", f"{chart.title}. {panel.title}"))
+    return svgs
 
 
 def _limits(chart: Chart) -> tuple[float, float]:
-    """Of y, for all panels."""
+    """The limits of y, the same for all panels."""
     values = [y for panel in chart.panels for line in panel.lines for y in (*line.y, *line.low, *line.high)]
     margin = 0.04 * (max(values) - min(values)) or 1.0
     return min(values) - margin, max(values) + margin
 
 
 def _for_page(svg: str, prefix: str, label: str) -> str:
-    """The <svg> element of a file, with the page's colours and font and ids of its own."""
+    """The <svg> element of an SVG file, with unique ids and the page's colours and font."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*|<!--.*?-->\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{prefix}', svg)
@@ -485,7 +485,7 @@ def _for_page(svg: str, prefix: str, label: str) -> str:
 
 
 def legend_html(chart: Chart) -> str:
-    """The lines' names with a piece of each line."""
+    """The legend: the label of each line with a sample of the line."""
     items = []
     for label, style in chart.legend.items():
         line = f'<line x1="1" y1="6" x2="35" y2="6" style="stroke: {_variable(style)}"'

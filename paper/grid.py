@@ -1,6 +1,6 @@
-"""Many runs, several at a time, each a process of its own whose log lies in its folder.
+"""Train many runs, several at a time. Each is a process of its own, with its log in its folder.
 
-A grid that was stopped goes on where it stood: finished runs are left alone, begun ones resume.
+A grid that was stopped continues where it stopped: finished runs are skipped, unfinished runs resume.
 """
 
 from __future__ import annotations
@@ -22,41 +22,42 @@ from imae.paper.experiments import Run
 from imae.paper.record import read_record
 from imae.train.signals import terminated_as_interrupted
 
-LOOK = 1.0  # seconds between two looks at the processes
+POLL_INTERVAL = 1.0  # seconds between two checks of the processes
 
 
 def train_all(
     runs: Sequence[Run], cifar10: Cifar10, records: Path, jobs: int, options: Sequence[str] = ()
 ) -> None:
-    """Train the runs that have no record yet; ImaeError that names those that failed, once all have ended.
+    """Train the runs that have no record yet. When all have ended, ImaeError names those that failed.
 
     jobs      processes at a time
-    options   of each process's command line: --gpu, --threads and the like
+    options   options of each process's command line: --gpu, --threads and the like
     """
     make_folder(records)
     waiting = [run for run in runs if not is_done(run, records)]
     for run in waiting:
         cifar10.images(run)  # here, so that no two processes make the same LMDB
     print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them with a record", flush=True)
-    going: list[tuple[Run, subprocess.Popen[bytes]]] = []
+    running: list[tuple[Run, subprocess.Popen[bytes]]] = []
     failed: list[str] = []
     steps = sum(run.iterations for run in waiting)
     with terminated_as_interrupted(), tqdm(total=steps, unit="iter", disable=None) as bar:
         try:
             todo = list(waiting)
-            while todo or going:
-                while todo and len(going) < jobs:
-                    going.append((todo[0], _start(todo.pop(0), cifar10, records, options)))
-                time.sleep(LOOK)
-                for run, process in list(going):
+            while todo or running:
+                while todo and len(running) < jobs:
+                    running.append((todo[0], _start(todo.pop(0), cifar10, records, options)))
+                time.sleep(POLL_INTERVAL)
+                for run, process in list(running):
                     if process.poll() is not None:
-                        going.remove((run, process))
-                        failed += [] if _ended(run, process.returncode, cifar10.work, records) else [run.name]
+                        running.remove((run, process))
+                        if not _report_end(run, process.returncode, cifar10.work, records):
+                            failed.append(run.name)
                 bar.update(sum(_iteration(run, cifar10.work, records) for run in waiting) - bar.n)
         except BaseException:
-            for _, process in going:
+            for _, process in running:
                 process.send_signal(signal.SIGINT)
-            for _, process in going:
+            for _, process in running:
                 process.wait()
             raise
     if failed:
@@ -67,7 +68,7 @@ def train_all(
 
 
 def is_done(run: Run, records: Path) -> bool:
-    """Whether there is a whole record of exactly this run; DataError where its name is another run's."""
+    """Whether the run has a complete record; DataError if the record of this name is of another run."""
     path = records / f"{run.name}.json"
     if not path.exists():
         return False
@@ -88,12 +89,12 @@ def _start(run: Run, cifar10: Cifar10, records: Path, options: Sequence[str]) ->
     command = [*imae_program(), "paper", "run", "--run", json.dumps(asdict(run))]
     command += ["--work", str(cifar10.work), "--records", str(records), *options]
     with open(folder / "log", "ab") as log:
-        # In a session of its own: Ctrl-C reaches it once, through `train_all`.
+        # A session of its own, so that Ctrl-C reaches it only once, through `train_all`.
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
 
-def _ended(run: Run, status: int, work: Path, records: Path) -> bool:
-    """Say how a run has ended; whether it is done."""
+def _report_end(run: Run, status: int, work: Path, records: Path) -> bool:
+    """Print how a run has ended. Return whether it is complete."""
     if status == 0 and is_done(run, records):
         record = read_record(records / f"{run.name}.json")
         tqdm.write(
@@ -107,7 +108,7 @@ def _ended(run: Run, status: int, work: Path, records: Path) -> bool:
 
 
 def _iteration(run: Run, work: Path, records: Path) -> int:
-    """How far a run has got, as its last test says."""
+    """The iteration of a run's last test."""
     for path in (records / f"{run.name}.json", run_folder(work, run.name) / "record.json"):
         if path.exists():
             points = read_record(path).points

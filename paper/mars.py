@@ -2,11 +2,11 @@
 
     tracks_train_info.mat, tracks_test_info.mat    tracklets: first image, last image, person, camera
     query_IDX.mat                                  which of the test tracklets are queries
-    train_name.txt, test_name.txt                  the images' names in the order that the tracklets count in
+    train_name.txt, test_name.txt                  the images' names, in the order of the tracklets' numbers
 
-In a name, PPPP is the person (00-1: junk), the x behind C the camera; the image lies in the folder PPPP.
-Without a list of names the order is that of the names' bytes. Either way person and camera of each image must
-be its tracklet's; junk tracklets are passed over.
+In a name, PPPP is the person (00-1: junk) and the x after C the camera; the image is in the folder PPPP.
+Without a list of names the images are sorted by the bytes of their names. In both cases person and camera of
+each image must be those of its tracklet; junk tracklets are not checked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from imae.paper.retrieval import JUNK, Numbers, Tracklets, read_queries, read_tr
 
 Part = Literal["train", "test"]
 
-# A path, or a key of an LMDB: the name alone, or behind a folder or a place in the order.
+# A path, or a key of an LMDB: the name alone, or after a folder or an index.
 NAME_AT_END = re.compile(r"(?:^|[/_])((?:[0-9]{4}|00-1)C[0-9]T[0-9]+F[0-9]+\.jpg)$")
 
 
@@ -40,37 +40,37 @@ def read_test_protocol(folder: AnyPath) -> tuple[Tracklets, Numbers]:
 
 
 def find_images(paths: Iterable[str]) -> dict[str, str]:
-    """Name: path of each image among these files or keys; DataError for a name that comes twice."""
-    found: dict[str, str] = {}
+    """The path of each image, by its name, among these files or keys; DataError for a repeated name."""
+    by_name: dict[str, str] = {}
     for path in paths:
         if match := NAME_AT_END.search(path):
-            if match[1] in found:
-                raise DataError(f"the image {match[1]} comes twice: '{found[match[1]]}' and '{path}'")
-            found[match[1]] = path
-    return found
+            if match[1] in by_name:
+                raise DataError(f"the image {match[1]} comes twice: '{by_name[match[1]]}' and '{path}'")
+            by_name[match[1]] = path
+    return by_name
 
 
 def order_images(
-    found: dict[str, str], folder: AnyPath, part: Part, tracklets: Tracklets, where: str
+    paths: dict[str, str], folder: AnyPath, part: Part, tracklets: Tracklets, where: str
 ) -> list[str]:
     """The names of the tracklets' images in order.
 
-    found    the images that are there; `where` is what errors call their folder or database
-    folder   the protocol's; the list of names in it decides
+    paths    the images, as find_images returns them; errors call their folder or database `where`
+    folder   of the protocol; if it has a list of names, that gives the order
 
-    DataError where images are missing, too few or too many, or not of the tracklets' persons and cameras.
+    DataError if images are missing, too few or too many, or not of the tracklets' persons and cameras.
     """
     list_path = Path(folder, f"{part}_name.txt")
     if list_path.exists():
         names, source = _read_lines(list_path), f"'{list_path}'"
-        missing = [name for name in names if name not in found]
+        missing = [name for name in names if name not in paths]
         if missing:
             raise DataError(
                 f"{where} lacks {len(missing)} of the {len(names)} images that {source} names, the first is "
                 f"'{missing[0]}'"
             )
     else:
-        names, source = sorted(found), where
+        names, source = sorted(paths), where
     if len(names) != tracklets.images:
         raise DataError(f"{source} has {len(names)} images of MARS; the tracklets have {tracklets.images}")
     _check_names(names, tracklets, source)

@@ -76,7 +76,7 @@ OPEN_QUESTIONS = (
     ),
     Question(
         "Biases of convolutions",
-        "Not said; He et al. have BatchNorm behind each, which makes them idle.",
+        "Not said; He et al. have BatchNorm after each convolution, which makes biases redundant.",
         "There are some, with twice the learning rate.",
         "No biases.",
     ),
@@ -136,18 +136,18 @@ OPEN_QUESTIONS = (
         "`imae paper suspects` trains with a decay that makes up for it at 640 iterations.",
     ),
     Question(
-        "How many runs a number is of",
+        "How many runs each number is from",
         "Not said.",
         "One log for each.",
-        "Each table has the number of seeds, and the spread where there are several.",
+        "Each table gives the number of seeds, and the spread if there are several.",
     ),
     Question(
         "The images",
         "CIFAR-10.",
         "CIFAR-100.",
-        "What `Images` says of the runs, told by a digest of all pixels. The recompressed JPEGs differ from "
-        "the original pixels by about 5.9 grey levels on average, so accuracies on them are taken to be a "
-        "little lower.",
+        "What `Images` states for the runs, identified by a digest of all pixels. The recompressed JPEGs "
+        "differ from the original pixels by about 5.9 grey levels on average, so accuracies on them are "
+        "taken to be a little lower.",
     ),
     Question(
         "The later version's table 6",

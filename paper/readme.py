@@ -1,4 +1,4 @@
-"""The README's table of results: made from the records, between two markers."""
+"""The README's tables of results, which are generated from the records between two markers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEASURES = {"best": "test best", "final": "test final", "corrupted": "train, cor
 
 
 def readme_table(records: Sequence[Record]) -> str:
-    """What stands between the markers."""
+    """The text between the markers."""
     same = [entry.same for entry in (*exact.table_4(), *exact.figure_1_variances())]
     parts = [
         f"Without training: {sum(same)} of {len(same)} numbers of table 4 and figure 1 match to the printed "
@@ -59,15 +59,15 @@ def _table(results: Results) -> Table:
 
 
 def _suspects_table(results: Results) -> Table:
-    """Each variant of a run that there is: the base -> changed, in per cent."""
+    """Each variant that has records: base -> changed, in per cent."""
     rows = []
     runs = [run for run in variants() if run in results]
     for run in runs:
         cells = []
         for measure in MEASURES:
-            own, changed = results.sample(run.base, measure), results.sample(run, measure)
-            apart = number(changed.mean - own.mean, sign=True) if own and changed else NOTHING
-            cells.append(f"{ours(own)} / {ours(changed)} ({apart})")
+            base, changed = results.sample(run.base, measure), results.sample(run, measure)
+            difference = number(changed.mean - base.mean, sign=True) if base and changed else NOTHING
+            cells.append(f"{ours(base)} / {ours(changed)} ({difference})")
         seeds = f"{len(results.seeds(run.base))} / {len(results.seeds(run))}"
         rows.append((noise_words(run), run.label, change_words(run), *cells, seeds))
     columns = ("noise", "loss", "changed", *MEASURES.values(), "seeds")
@@ -81,13 +81,13 @@ def _suspects_table(results: Results) -> Table:
 
 
 def _hypotheses(results: Results, study: str, note: str) -> str:
-    """What was expected of the runs of a study, and whether they did so."""
+    """The hypotheses about the runs of a study, and whether they hold."""
     lines, source = [], WithSpreadOfBase(results)
     checked = {claim: claim.check(source) for claim in STUDIES[study]}
     judged = {claim: verdict for claim, verdict in checked.items() if verdict.verdict != NO_DATA}
     for text, group in by_text(judged).items():
-        said = "; ".join(f"{c.where}: {judged[c].words} ({judged[c].numbers})" for c in group)
-        lines.append(f"- {group[0].source}. {text}: {said}")
+        verdicts = "; ".join(f"{c.where}: {judged[c].words} ({judged[c].numbers})" for c in group)
+        lines.append(f"- {group[0].source}. {text}: {verdicts}")
     return "\n".join([f"If these are to blame. {note}" if study == "suspects" else note, "", *lines])
 
 
@@ -101,7 +101,7 @@ def _cell(paper: float | None, results: Results, run: Run, measure: str) -> str:
 
 
 def _claims(results: Results) -> str:
-    """How many of the paper's claims hold, and which do not."""
+    """The number of the paper's claims that hold, and a list of those that do not."""
     checked = [(claim, claim.check(results)) for claim in CLAIMS]
     held = sum(verdict.verdict == HELD for _, verdict in checked)
     judged = sum(verdict.verdict != NO_DATA for _, verdict in checked)
@@ -114,7 +114,7 @@ def _claims(results: Results) -> str:
 
 
 def update_readme(path: AnyPath, records: Sequence[Record]) -> bool:
-    """Put the table between the markers of a file; whether that changed it. DataError without the markers."""
+    """Write the tables between the markers of a file; True if that changes it. DataError without markers."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

@@ -1,6 +1,6 @@
-"""A run's record: what was trained, on what, and every test point, as one JSON file.
+"""A run's record: its settings, its images and every test point, as one JSON file.
 
-Accuracies are fractions, 0 to 1. A record is written when its run has ended; a run that is going on keeps the
+Accuracies are fractions, 0 to 1. A record is written when its run has ended; until then the run keeps the
 same file in its own folder.
 """
 
@@ -18,28 +18,29 @@ from imae.files.read import AnyPath
 from imae.paper.experiments import Run
 
 FORMAT = 2
-# Format 1 is of runs of protocol 1, without a commit. Instead of the net's digest it had the net in a file
-# (`net_file`); the digest was made of that file, and added, later.
-CERTAIN = 1e-6
+# Format 1: runs of protocol 1, without a commit. Instead of the net's digest it had the name of a file with
+# the net (`net_file`); the digest of that file was added later.
+CERTAIN = 1e-6  # a label is certain if 1 - p is below this, and hopeless if p is
 RECORDS = Path(__file__).with_name("records")
 
 
 @dataclass(frozen=True)
 class Point:
-    """A test along the training, after `iteration` updates.
+    """A test during the training, after `iteration` updates. All but `loss` are accuracies or shares.
 
     loss           the smoothed training loss, as the log shows it; None before the first display
-    test           accuracy on the test images
-    corrupted      on the training images, not augmented, against the labels trained with
-    intact         the same against the clean labels; equal to `corrupted` where no label is wrong
-    noisy_subset   against the labels trained with, on the images whose label is wrong; None if there are none
-    clean_subset   on the images whose label is right
-    hybrid         on the test images and the images whose label is right, together
-    validation     against the labels as given, on a part of the training images that was held out; or None
+    test           on the test images
+    corrupted      on the training images, not augmented, against the labels that are trained on
+    intact         the same against the clean labels; equal to `corrupted` if no label is wrong
+    noisy_subset   against the labels that are trained on, on the training images whose label is wrong; None
+                   if there are none
+    clean_subset   the same on the training images whose label is right
+    hybrid         on the test images and the training images whose label is right, together
+    validation     on the held-out part of the training images, against the given labels; or None
     validation_clean    the same against the clean labels
-    certain        share of the training images whose label, as trained with, has p > 1 - CERTAIN; None in
-                   records from before this was measured
-    hopeless       the same for p < CERTAIN
+    certain        share of the training images with p > 1 - CERTAIN for the label that is trained on; None
+                   in records made before this was measured
+    hopeless       the same with p < CERTAIN
     """
 
     iteration: int
@@ -58,20 +59,20 @@ class Point:
 
 @dataclass(frozen=True)
 class Record:
-    """All that is needed to judge a run, and to make it again.
+    """Everything that is needed to judge a run and to repeat it.
 
-    data           what the images are, in words
-    images_sha256  pixels_sha256 of them (data.py); "" in format 1
-    wrong_labels   how many of the `train_images` labels are wrong
-    net_sha256     of the train_val prototxt, whose paths are relative to the folder of --work, in format 1 to
-                   that of the command; recorded_net.py makes the text again. "" in a record of format 1 to
-                   which it was not added
-    solver         the solver prototxt, with paths like that
-    commit         of the code that the run was started with, "-dirty" after it if files were changed; ""
-                   where that is not known. A run that went on with another one has both: "A, then B"
-    device         in words, with the threads; likewise
+    data           description of the images
+    images_sha256  pixels_sha256 of the images (data.py); "" in format 1
+    wrong_labels   number of wrong labels among the `train_images` labels
+    net_sha256     SHA-256 of the train_val prototxt; recorded_net.py makes the text again. Its paths are
+                   relative to the folder of --work, in format 1 to the working directory. "" in records of
+                   format 1 to which it was not added
+    solver         the solver prototxt, with the same kind of paths
+    commit         of the code that the run was started with, with "-dirty" if files were changed; "" if not
+                   known. A run that was resumed with another commit has both: "A, then B"
+    device         description of the device, with the number of threads; "A, then B" as for commit
     versions       of imae, torch, numpy, python, at the start
-    seconds        of training and tests, of all parts of a run that was stopped and resumed
+    seconds        time of training and tests, over all parts of a run that was stopped and resumed
     """
 
     run: Run
@@ -91,7 +92,7 @@ class Record:
 
     @property
     def best(self) -> Point:
-        """The point with the best test accuracy, the first of equal ones."""
+        """The point with the best test accuracy; if several are equal, the first."""
         return max(self.points, key=lambda point: point.test)
 
     @property
@@ -105,12 +106,12 @@ class Record:
         return bool(self.points) and self.final.iteration == self.run.iterations
 
     def with_point(self, point: Point, seconds: float) -> Record:
-        """The record with one point more, after so many seconds in all."""
+        """The record with one more point; `seconds` is the new total time."""
         return replace(self, points=(*self.points, point), seconds=round(seconds, 1))
 
 
 def write_record(record: Record, path: AnyPath) -> None:
-    """Write a record as JSON, a line per test point."""
+    """Write a record as JSON, one line per test point."""
     content = {"format": FORMAT, **asdict(record)}
     points = content.pop("points")
     text = json.dumps(content, indent=1, ensure_ascii=False).removesuffix("\n}")
@@ -119,13 +120,13 @@ def write_record(record: Record, path: AnyPath) -> None:
 
 
 def read_record(path: AnyPath) -> Record:
-    """A record from its file; DataError where it is none."""
+    """Read a record; DataError if the file is not a record."""
     try:
         content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-        if (form := content.pop("format")) not in (1, FORMAT):
-            raise ValueError(f"its format is {form}, not 1 or {FORMAT}")
+        if (version := content.pop("format")) not in (1, FORMAT):
+            raise ValueError(f"its format is {version}, not 1 or {FORMAT}")
         content.pop("net_file", "")
-        if form == 1:
+        if version == 1:
             content["run"]["protocol"] = 1
         points = tuple(Point(**point) for point in content.pop("points"))
         record = Record(**{**content, "run": Run(**content["run"]), "points": points})
@@ -146,7 +147,7 @@ def _check(record: Record) -> None:
 
 
 def read_records(folder: AnyPath = RECORDS) -> list[Record]:
-    """The records of a folder by name; those of runs that have not ended are left out."""
+    """The records of a folder, sorted by name, without those of unfinished runs."""
     return [record for record in _all(Path(folder)) if record.complete]
 
 

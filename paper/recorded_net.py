@@ -1,6 +1,6 @@
-"""The net of a record, made again from its run: records keep the SHA-256 of its text, not the text.
+"""Make the net of a record again from its run. Records keep the SHA-256 of the net's text, not the text.
 
-The text is that of `train_val.prototxt` in the run's folder (`training.train_val`), over CIFAR-10 itself.
+The text is that of `train_val.prototxt` in the run's folder (`training.train_val`), for CIFAR-10 itself.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from imae.prototxt.text import parse_text, to_text
 
 
 class RecordedNet(NamedTuple):
-    """The text of a net that computes what the net of a record did, and how it differs from the text of then.
+    """The text of a net that computes the same as the net of a record.
 
-    note   "" where its digest is that of the record
+    note   how it differs from the text of the run; "" if the digests are equal
     """
 
     text: str
@@ -28,7 +28,7 @@ class RecordedNet(NamedTuple):
 
 
 def recorded_net(record: Record) -> RecordedNet:
-    """The net of a record, as the makers of today write it; ImaeError for a run that they refuse."""
+    """The net of a record, as today's code writes it; ImaeError for a run that it refuses."""
     net = train_val(record.run, named_images(record.run, work_folder(record)))
     text = to_text(net)
     if digest(text) == record.net_sha256:
@@ -50,10 +50,10 @@ def recorded_net(record: Record) -> RecordedNet:
 
 
 def before_epsilon(net: NetParameter) -> tuple[str, list[str]]:
-    """The text of a net as it was written before IMAELoss had an epsilon, and the fields that were not in it.
+    """The text of a net as written before IMAELoss had an epsilon, and the fields that the text lacked.
 
-    The loss was exact, and divided by the batch size unless a normalizer was given. Today's default of
-    epsilon is another, so this text now means another net.
+    At that time the loss was exact, and divided by the batch size unless a normalizer was given. Today's
+    default of epsilon is different, so this text now describes a different net.
     """
     older, fields = NetParameter(), []
     older.CopyFrom(net)
@@ -69,13 +69,13 @@ def before_epsilon(net: NetParameter) -> tuple[str, list[str]]:
 
 
 def work_folder(record: Record) -> Path:
-    """The folder of --work as the solver names it: WORK/runs/NAME/train_val.prototxt is the net."""
+    """The folder of --work, from the solver's path of the net: WORK/runs/NAME/train_val.prototxt."""
     solver = parse_text(record.solver, SolverParameter, f"solver of {record.run.name}")
     return Path(*PurePosixPath(solver.net).parts[:-3])
 
 
 def digest(text: str) -> str:
-    """As the record has it: SHA-256 of the UTF-8 text."""
+    """The digest that records keep: SHA-256 of the UTF-8 text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,6 +1,6 @@
 """The reproduction as one HTML page: claims, tables, figures, the authors' logs, open questions, every run.
 
-The page holds everything it needs (no scripts, no files, no fonts), follows the reader's light or dark theme,
+The page is self-contained (no scripts, no other files, no fonts), follows the reader's light or dark theme,
 and is the same, byte for byte, for the same records.
 """
 
@@ -114,7 +114,7 @@ summary { cursor: pointer; }
 
 
 def write_report(records: Sequence[Record], output: AnyPath, mars: AnyPath | None = None) -> None:
-    """Write the page. mars: results on MARS, a JSON file as tables.MARS_FORMAT says."""
+    """Write the page. mars: a JSON file of results on MARS, see tables.MARS_FORMAT."""
     write_atomically(output, page(records, mars).encode())
 
 
@@ -126,9 +126,9 @@ def page(records: Sequence[Record], mars: AnyPath | None = None) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<style>{_style()}</style></head><body>",
         f"<h1>{html.escape(TITLE)}</h1>",
-        f'<p>Every table and figure of <a href="{PAPER}">arXiv 1903.12141</a> (first version) beside what '
-        "imae makes of it, and what can be had of the later version. Differences are in points, ours less "
-        "the paper's. Nothing was tuned towards the paper.</p>",
+        f'<p>Every table and figure of <a href="{PAPER}">arXiv 1903.12141</a> (first version), compared with '
+        "the results of imae, and the available parts of the later version. Differences are in points, ours "
+        "minus the paper's. Nothing was tuned towards the paper.</p>",
         _contents(),
         *_summary(settings),
     ]
@@ -155,7 +155,7 @@ def _paragraph(text: str, css: str = "note") -> str:
 
 
 def _about(results: Results, records: Sequence[Record]) -> str:
-    """Size, images, device of these records; scaled ones stand out."""
+    """Size, images and device of these records; scaled-down runs are highlighted."""
     css = "about scaled" if results.setting.is_scaled else "about"
     return _paragraph(" ".join(provenance(results, records)), css)
 
@@ -192,7 +192,7 @@ def _size(results: Results) -> str:
 
 
 def claim_list(claims: Iterable[Claim], results: Results) -> str:
-    """The claims that can be judged, each with a chip for what it is about."""
+    """The claims that can be judged, each with a chip per net and noise."""
     items = []
     for text, group in by_text(claims).items():
         chips = []
@@ -239,7 +239,7 @@ def _section(
 
 
 def _hypotheses(records: Sequence[Record], study: str) -> Iterator[str]:
-    """What was expected of the runs of a study, and what they did."""
+    """The hypotheses about the runs of a study, and their verdicts."""
     for table in tables.claim_tables(records, study):
         yield f"<h3>{html.escape(table.title)}</h3>"
         yield _paragraph(f"{SPREAD_NOTE} {tables.CLAIM_NOTE}" if study == "suspects" else tables.CLAIM_NOTE)
@@ -260,7 +260,7 @@ def _chart(chart: figures.Chart, prefix: str) -> str:
 
 
 def _text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of words, left-aligned and wrapped; a first cell like the one above is left empty."""
+    """A table of text, left-aligned and wrapped; a first cell equal to the one above it is left empty."""
     cells, above = "", None
     for first, *rest in rows:
         shown = (first if first != above else "", *rest)
@@ -272,7 +272,7 @@ def _text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _code(text: str) -> str:
-    """Text with what stands in backquotes as code; no line ends before a %."""
+    """Text as HTML: parts in backquotes become code, and no line breaks before a %."""
     return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text).replace(" %", "&nbsp;%"))
 
 

@@ -1,7 +1,7 @@
-"""Records put together for tables, figures and claims: the seeds of a run side by side, sizes kept apart.
+"""Records grouped for tables, figures and claims: by setting, and within a setting by kind of run.
 
-Runs of another size (iterations, images) or of other images are never put together. A run without its seed
-and size is called its kind here: a Run as `experiments` lists it.
+Runs of different size (iterations, images) or on different images are never grouped. The kind of a run is the
+run without its seed and size: a Run as `experiments` lists it. A group holds the seeds of one kind.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ IMAGES, TEST_IMAGES = 50000, 10000
 
 
 class Measure(NamedTuple):
-    """A number of a record. Shares of images; `images` says of how many, 0 if it is none of a fixed set."""
+    """A number read from a record, a share of images; `images` gives of how many, 0 if not of a fixed set."""
 
     label: str
     read: Callable[[Record], float | None]
@@ -66,7 +66,7 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Sample:
-    """A measure of all seeds of a run, in per cent. images: how many it is the share of; 0 if not known."""
+    """A measure of all seeds of a run, in per cent. images: the number it is a share of; 0 if not known."""
 
     values: tuple[float, ...]
     images: int = 0
@@ -77,12 +77,12 @@ class Sample:
 
     @property
     def spread(self) -> float | None:
-        """The standard deviation between seeds; None for a single one."""
+        """The standard deviation between seeds; None for a single seed."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     @property
     def error(self) -> float:
-        """A rough standard error of the mean, in points: of a share of so many images, and between seeds."""
+        """A rough standard error of the mean, in points: of a share of `images`, and between seeds."""
         share = min(max(self.mean / 100, 0.0), 1.0)
         of_images = 1e4 * share * (1 - share) / self.images if self.images else 0.0
         between = (self.spread or 0.0) ** 2 / len(self.values)
@@ -90,7 +90,7 @@ class Sample:
 
 
 class Setting(NamedTuple):
-    """What must be equal in runs that are compared."""
+    """The settings that must be equal in runs that are compared."""
 
     iterations: int
     images: int
@@ -107,7 +107,7 @@ class Setting(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The size, and that it is scaled if it is."""
+        """The size, and whether it is scaled down."""
         if not self.is_scaled:
             return f"Full size: {ITERATIONS:,} iterations, {IMAGES:,} training images"
         return (
@@ -139,8 +139,8 @@ def kind(run: Run) -> Run:
 class Results:
     """The records of one setting by kind of run, in the order of their seeds.
 
-    A run that is no variant is found under the choices of the setting's own protocol; a variant only in the
-    protocol that it is a variant of.
+    A run that is not a variant is looked up with the choices of the setting's protocol, whatever its own
+    protocol is. A variant is looked up only in settings of its own protocol.
     """
 
     setting: Setting
@@ -151,7 +151,7 @@ class Results:
         return bool(self.seeds(run))
 
     def seeds(self, run: Run) -> tuple[Record, ...]:
-        """The records of a run, one for each seed."""
+        """The records of a run, one per seed."""
         if run.protocol != self.setting.protocol:
             if run.changes:
                 return ()
@@ -159,14 +159,14 @@ class Results:
         return self.runs.get(run, ())
 
     def sample(self, run: Run, measure: str) -> Sample | None:
-        """A measure of all seeds of a run; None where there is no record, or it has no such number."""
+        """A measure of all seeds of a run; None if there is no record, or none with this number."""
         records = self.seeds(run)
-        found = MEASURES[measure]
-        values = [100 * value for record in records if (value := found.read(record)) is not None]
-        return Sample(tuple(values), found.images(records[0])) if values else None
+        _, read, images = MEASURES[measure]
+        values = [100 * value for record in records if (value := read(record)) is not None]
+        return Sample(tuple(values), images(records[0])) if values else None
 
     def mean_points(self, run: Run) -> list[list[Point]]:
-        """The points of all seeds of a run, those of one iteration together; of iterations that all have."""
+        """The points of all seeds of a run, grouped by iteration; only iterations that all seeds have."""
         by_seed = [{point.iteration: point for point in record.points} for record in self.seeds(run)]
         common = set.intersection(*map(set, by_seed)) if by_seed else set()
         return [[points[iteration] for points in by_seed] for iteration in sorted(common)]
@@ -186,12 +186,12 @@ class Results:
 
     @property
     def own_records(self) -> list[Record]:
-        """Those of the paper's own runs, without variants of them."""
+        """The records of runs that are not variants."""
         return self.of(run for run in self.runs if not run.changes)
 
 
 def gather(records: Sequence[Record]) -> list[Results]:
-    """The whole records by setting, the largest first; DataError where one run has two."""
+    """Group the complete records by setting, the largest first; DataError if a run has two records."""
     settings: dict[Setting, dict[Run, dict[int, Record]]] = {}
     for record in filter(lambda record: record.complete, records):
         run = record.run
@@ -203,28 +203,29 @@ def gather(records: Sequence[Record]) -> list[Results]:
         if run.seed in seeds:
             raise DataError(f"there are two records of the run {run.name}; remove one of them")
         seeds[run.seed] = record
-    found = []
+    groups = []
     for setting in sorted(settings, key=lambda s: (-s.iterations, -s.images, -s.test_images, *s[3:])):
         by_name = sorted(settings[setting].items(), key=lambda item: item[0].name)
-        found.append(
+        groups.append(
             Results(setting, {run: tuple(seeds[s] for s in sorted(seeds)) for run, seeds in by_name})
         )
-    return found
+    return groups
 
 
 def provenance(results: Results, records: Sequence[Record]) -> list[str]:
-    """What a reader must know of these records: size, images, seeds, devices, versions; a sentence each."""
-    said = [f"{results.setting.words}.", f"Images: {results.setting.data}.", f"{results.setting.choices}."]
+    """Size, images, choices, seeds, devices and versions of these records, as sentences."""
+    setting = results.setting
+    sentences = [f"{setting.words}.", f"Images: {setting.data}.", f"{setting.choices}."]
     if records:
         devices = sorted({record.device for record in records})
         versions = sorted({f"torch {r.versions['torch']}" for r in records if "torch" in r.versions})
-        said.append(f"{len(records)} run{'s' * (len(records) > 1)}, {seed_words(records)}.")
-        said.append(f"Device: {'; '.join(devices)}" + (f"; {', '.join(versions)}." if versions else "."))
-    return said
+        sentences.append(f"{len(records)} run{'s' * (len(records) > 1)}, {seed_words(records)}.")
+        sentences.append(f"Device: {'; '.join(devices)}" + (f"; {', '.join(versions)}." if versions else "."))
+    return sentences
 
 
 def seed_words(records: Iterable[Record]) -> str:
-    """The seeds of these records."""
+    """The seeds of these records, as text."""
     seeds = sorted({record.run.seed for record in records})
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
@@ -235,7 +236,7 @@ def net_words(net: str) -> str:
 
 
 def noise_words(run: Run) -> str:
-    """The labels that a run is trained with."""
+    """The labels that a run is trained on."""
     if run.noise == "none":
         return "clean"
     return f"human, {run.human}" if run.noise == "human" else f"{100 * run.rate:g} %"

@@ -1,19 +1,19 @@
 """Retrieval by the rules of the MARS benchmark (Zheng et al., ECCV 2016): finding a person in other cameras.
 
     feature(t)  = mean of the features of t's images, scaled to length 1
-    similarity  = feature(query) . feature(t) for each t of the gallery; largest first, equals in row order
+    similarity  = feature(query) . feature(t) for each t of the gallery; largest first, ties in row order
     good        t shows the query's person in another camera
-    junk        t shows nobody (person -1), or the query's person in the query's camera; it is passed over
+    junk        t shows nobody (person -1), or the query's person in the query's camera; it is skipped
     CMC-k       = share of the queries that have a good tracklet among their first k
     AP          = sum_r (recall(r) - recall(r - 1)) (precision(r - 1) + precision(r)) / 2,    trapezoid
                   sum_r (recall(r) - recall(r - 1)) precision(r),                             step
                   over the ranks r = 1, 2, .., with recall(0) = 0 and precision(0) = 1
     mAP         = mean of the queries' AP
 
-Person 0 is a distractor: never good, never junk. The gallery is "rest", the tracklets that are no queries, or
-"all". With "rest" 140 of the benchmark's 1,980 queries have no good tracklet; their recall is undefined, and
-they are left out of both means. The benchmark's own script (test_mars.m) searches all: a query meets itself,
-which is junk, and its person's other queries, and each has a good tracklet.
+Person 0 is a distractor: never good, never junk. The gallery is "rest", the tracklets that are not queries,
+or "all". With "rest" 140 of the benchmark's 1,980 queries have no good tracklet; their recall is undefined,
+and they are left out of both means. The benchmark's own script (test_mars.m) searches all: the gallery then
+has the query itself, which is junk, and its person's other queries, and every query has a good tracklet.
 
 Rows and images count from 1 in the benchmark's files and in messages, from 0 here.
 """
@@ -41,7 +41,7 @@ QUERIES_AT_ONCE = 128  # about 100 MB of ranks for the benchmark's 12,180 trackl
 
 
 class Tracklets(NamedTuple):
-    """A row each: its images are begin <= i < end of the list of images; they follow one another."""
+    """One row per tracklet. Its images are begin <= i < end of the list; there are no gaps between rows."""
 
     begin: Numbers
     end: Numbers
@@ -50,11 +50,11 @@ class Tracklets(NamedTuple):
 
     @property
     def images(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         return int(self.end[-1])
 
     def text(self, row: int) -> str:
-        """What errors call a tracklet."""
+        """The name of a tracklet in errors."""
         return (
             f"tracklet {row + 1} (person {self.person[row]}, camera {self.camera[row]}, "
             f"images {self.begin[row] + 1} to {self.end[row]})"
@@ -62,7 +62,7 @@ class Tracklets(NamedTuple):
 
 
 def read_tracklets(path: AnyPath, name: str) -> Tracklets:
-    """The rows (first image, last image, person, camera) of a matrix; DataError where they make no sense."""
+    """Read a matrix of rows (first image, last image, person, camera); DataError for invalid rows."""
     rows = _whole_numbers(read_mat(path, name), f"'{path}': {name}")
     if rows.ndim != 2 or rows.shape[1] != 4 or not len(rows):
         raise DataError(
@@ -78,13 +78,13 @@ def read_tracklets(path: AnyPath, name: str) -> Tracklets:
         row = int(wrong[0])
         raise DataError(
             f"'{path}': {name}, {tracklets.text(row)}: the images must begin with "
-            f"{tracklets.end[row - 1] + 1 if row else 1}, behind the row before, and the person be -1 or more"
+            f"{tracklets.end[row - 1] + 1 if row else 1}, after the row before, and the person be -1 or more"
         )
     return tracklets
 
 
 def read_queries(path: AnyPath, tracklets: Tracklets, name: str = "query_IDX") -> Numbers:
-    """The tracklets that are queries; DataError for one that is not there, comes twice or shows nobody."""
+    """Read the tracklets that are queries; DataError if one does not exist, comes twice or shows nobody."""
     rows = _whole_numbers(read_mat(path, name), f"'{path}': {name}").ravel() - 1
     count = len(tracklets.person)
     if not len(rows):
@@ -113,9 +113,9 @@ def _whole_numbers(values: NDArray[Any], what: str) -> Numbers:
 
 
 def average_tracklets(batches: Iterable[Features], tracklets: Tracklets) -> Features:
-    """The tracklets' mean features, (T, D), from those of the images in order, any number (N, D) at a time.
+    """The tracklets' mean features, (T, D), from the images' features in order, in batches (N, D).
 
-    DataError where they are not as many as the tracklets' images, or where one is NaN or infinite.
+    DataError if their number is not that of the tracklets' images, or if one is NaN or infinite.
     """
     sums, done = np.zeros((len(tracklets.end), 0)), 0
     for batch in batches:
@@ -143,10 +143,10 @@ def _check_finite(features: NDArray[Any], rows: Numbers, tracklets: Tracklets) -
 
 @dataclass(frozen=True)
 class Retrieval:
-    """How well each query found its person.
+    """The result of each query.
 
-    ap        (Q,), in [0, 1]; NaN where there is no good tracklet
-    rank      (Q,), of the first good tracklet, from 1; 0 where there is none
+    ap        (Q,), in [0, 1]; NaN if there is no good tracklet
+    rank      (Q,), of the first good tracklet, from 1; 0 if there is none
     gallery   number of tracklets that were searched, junk included
     """
 
@@ -156,7 +156,7 @@ class Retrieval:
 
     @property
     def counted(self) -> int:
-        """How many queries have a good tracklet; the others do not count."""
+        """The number of queries that have a good tracklet; the others do not count."""
         return int((self.rank > 0).sum())
 
     @property
@@ -177,9 +177,9 @@ def evaluate(
     gallery: Gallery = "rest",
     queries_at_once: int = QUERIES_AT_ONCE,
 ) -> Retrieval:
-    """Search the gallery for each of the `queries`, rows of the tracklets, by these features, (T, D).
+    """Search the gallery for each of the `queries` (rows of the tracklets) with these features, (T, D).
 
-    DataError for a feature that is zero, NaN or infinite, and where no query has a good tracklet.
+    DataError for a feature that is zero, NaN or infinite, and if no query has a good tracklet.
     """
     if features.ndim != 2 or len(features) != len(tracklets.person):
         raise DataError(f"features of shape {features.shape} for {len(tracklets.person)} tracklets")
@@ -188,7 +188,7 @@ def evaluate(
     if gallery == "rest":
         searched[queries] = False
     size = int(searched.sum())
-    # These are junk for every query.
+    # Tracklets that show nobody are junk for every query.
     rows = np.flatnonzero(searched & (tracklets.person != JUNK))
     person, camera, columns = tracklets.person[rows], tracklets.camera[rows], places[rows]
     aps, ranks = np.full(len(queries), np.nan), np.zeros(len(queries), np.int64)
@@ -206,7 +206,7 @@ def evaluate(
         hits = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
         height = hits / rank
         if ap == "trapezoid":
-            # Before the first rank precision is 1.
+            # Precision at rank 0 is 1.
             height = (height + np.where(rank > 1, (hits - 1) / np.maximum(rank - 1, 1), 1)) / 2
         with np.errstate(invalid="ignore"):
             aps[begin : begin + len(chunk)] = np.bincount(query, height, len(chunk)) / counts
@@ -219,10 +219,10 @@ def evaluate(
 
 
 def _directions(features: Features, tracklets: Tracklets) -> tuple[Numbers, NDArray[np.float64]]:
-    """Each tracklet's place among the distinct features, and these, scaled to length 1.
+    """Each tracklet's index into the distinct features, and the distinct features, scaled to length 1.
 
-    Equal features must have equal similarities, or no order of theirs could be told; a matrix product rounds
-    equal columns differently. So each is multiplied once.
+    Equal features must have equal similarities, so that they keep their row order. A matrix product may round
+    equal columns differently, so each distinct feature is multiplied only once.
     """
     _check_finite(features, np.arange(len(features)), tracklets)
     places: dict[bytes, int] = {}

@@ -1,8 +1,8 @@
-"""What may be to blame where a claim does not hold in scaled-down runs, and what each was found to do.
+"""Suspects: possible reasons why a claim does not hold in scaled-down runs, and hypotheses about them.
 
-A hypothesis says what variants of a run do if their suspect is to blame; each was written down before its
-variants had run. They are judged as the paper's claims are, by means over seeds; where a variant has one
-seed, its spread between seeds is taken to be its base's, if that has several.
+A hypothesis states how variants of a run behave if their suspect is the reason. Each was written down before
+its variants had run. Hypotheses are checked like the paper's claims, by means over seeds. If a variant has
+only one seed, its spread between seeds is taken to be that of its base, if the base has several.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ CHANGES = {
 
 
 def change_words(run: Run) -> str:
-    """What makes a run a variant, for people."""
+    """A description of the changes that make a run a variant."""
     return ", ".join(CHANGES.get(change, change) for change in run.changes)
 
 
 @dataclass(frozen=True)
-class _Lone(Sample):
-    """A sample of one seed whose spread between seeds is taken to be that of another run."""
+class _SingleSeed(Sample):
+    """A sample of one seed whose spread between seeds is taken from another run."""
 
     between: float = 0.0
 
@@ -68,11 +68,11 @@ class WithSpreadOfBase:
         self._results, self.digits = results, results.digits
 
     def sample(self, run: Run, measure: str) -> Sample | None:
-        """As Results has it."""
-        found, own = self._results.sample(run, measure), self._results.sample(run.base, measure)
-        if found is None or own is None or own.spread is None or not run.changes or len(found.values) > 1:
-            return found
-        return _Lone(found.values, found.images, own.spread)
+        """As Results.sample, with the spread of the base."""
+        sample, base = self._results.sample(run, measure), self._results.sample(run.base, measure)
+        if sample is None or base is None or base.spread is None or not run.changes or len(sample.values) > 1:
+            return sample
+        return _SingleSeed(sample.values, sample.images, base.spread)
 
 
 def _above_base(run: Run, measure: str) -> tuple[Comparison, ...]:
@@ -216,7 +216,7 @@ def _arithmetic_hypotheses(rate: float) -> Iterator[Row]:
 
 
 def arithmetic_words(run: Run) -> str:
-    """The arithmetic of an IMAE run, for people."""
+    """A description of the arithmetic of an IMAE run."""
     divisor = "sum" if run.normalizer == "SUM_OF_WEIGHTS" else "size"
     return f"by {divisor}, {f'epsilon {run.epsilon:g}' if run.epsilon else 'exact'}"
 

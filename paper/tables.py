@@ -1,7 +1,7 @@
-"""The paper's tables with ours beside: the paper's number, ours, the difference in points.
+"""The paper's tables, compared with ours: the paper's number, our number, the difference in points.
 
-Ours is the mean over seeds, with ± the standard deviation between them where there are several. Each table is
-of one setting (size and images); a table with runs of none shows the paper's numbers alone.
+Our number is the mean over seeds, with ± the standard deviation between them if there are several. Each table
+is for one setting (size and images); a table without runs shows only the paper's numbers.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ HEADINGS = {
     "hopeless": "p < 1e-6",
 }
 SUSPECT_MEASURES = ("final", "corrupted")
-MARS_FORMAT = '{"IMAE": {"mAP": 0.709, "CMC-1": 0.835}, ...}, of CCE, MAE, GCE and IMAE those that there are'
+MARS_FORMAT = '{"IMAE": {"mAP": 0.709, "CMC-1": 0.835}, ...}, with any of CCE, MAE, GCE and IMAE'
 HOW_TO_GET_MARS = (
     "MARS (Zheng et al., ECCV 2016; bbox_train, bbox_test and info, from its authors) is not at hand. With "
     "it where prototxt/models/mars says: imae train its solver with each loss, imae retrieve --results FILE, "
@@ -79,9 +79,9 @@ HOW_TO_GET_MARS = (
 
 @dataclass(frozen=True)
 class Table:
-    """Text in cells. columns: (group, name); columns of one group stand under one heading.
+    """Cells of text. columns: (group, name); columns of one group share a heading.
 
-    keys   how many of the first columns say what a row is about
+    keys   the number of first columns that identify a row
     """
 
     title: str
@@ -92,7 +92,7 @@ class Table:
 
 
 def number(value: float | None, sign: bool = False) -> str:
-    """A number of per cent or points with one decimal, as the paper prints them."""
+    """A number of per cent or points with one decimal, as the paper prints it."""
     if value is None:
         return NOTHING
     value = round(value, 1) or 0.0  # no minus zero
@@ -101,19 +101,19 @@ def number(value: float | None, sign: bool = False) -> str:
 
 
 def ours(sample: Sample | None) -> str:
-    """The mean over seeds, and the spread between them."""
+    """The mean over seeds and the spread between them, as text."""
     if sample is None:
         return NOTHING
     return number(sample.mean) + ("" if sample.spread is None else f" ± {sample.spread:.1f}")
 
 
 def compared(paper: float | None, sample: Sample | None) -> tuple[str, str, str]:
-    """The paper's number, ours, the difference of what is compared."""
-    apart = None if paper is None or sample is None else sample.mean - paper
-    return number(paper), ours(sample), number(apart, sign=True)
+    """The paper's number, our number, and their difference, as text."""
+    difference = None if paper is None or sample is None else sample.mean - paper
+    return number(paper), ours(sample), number(difference, sign=True)
 
 
-def _beside(measures: Iterable[str]) -> list[tuple[str, str]]:
+def _compared_columns(measures: Iterable[str]) -> list[tuple[str, str]]:
     """The three columns of each measure."""
     return [
         (HEADINGS.get(measure, MEASURES[measure].label), name)
@@ -127,7 +127,7 @@ def _seeds(results: Results, run: Run) -> str:
 
 
 def _titled(title: str, results: Results) -> str:
-    """With what a reader must not overlook."""
+    """The title with the size of the runs, which a reader must not overlook."""
     if not results.runs:
         return f"{title}: {NO_RUNS_YET}"
     return f"{title}; {'SCALED DOWN' if results.setting.is_scaled else 'full size'}"
@@ -145,7 +145,7 @@ def _paper_table(
     results: Results,
     note: str,
 ) -> Table:
-    """Net, noise and loss against measures."""
+    """A row per net, noise and loss; three columns per measure."""
     rows = []
     for run in runs:
         cells = [net_words(run.net), noise_words(run), run.label]
@@ -155,7 +155,7 @@ def _paper_table(
     keys = [("", "net"), ("", "noise"), ("", "loss")]
     return Table(
         _titled(title, results),
-        (*keys, *_beside(measures), ("", "seeds")),
+        (*keys, *_compared_columns(measures), ("", "seeds")),
         tuple(rows),
         (note, *_notes(results, runs)),
         keys=3,
@@ -163,13 +163,14 @@ def _paper_table(
 
 
 def table1(results: Results) -> Table:
-    """Clean labels. The paper gives one number; it is set beside our final one, and our best is shown too."""
+    """Clean labels. The paper gives one number. It is compared with our final one; our best is shown, too."""
     printed, rows = paper_tables_1_2(), []
     for run in table_1():
         cells = compared(printed[run]["final"], results.sample(run, "final"))
         best = ours(results.sample(run, "best"))
         rows.append((net_words(run.net), run.label, *cells, best, _seeds(results, run)))
-    columns = (("", "net"), ("", "loss"), *_beside(["final"]), (HEADINGS["best"], "ours"), ("", "seeds"))
+    best_column = (HEADINGS["best"], "ours")
+    columns = (("", "net"), ("", "loss"), *_compared_columns(["final"]), best_column, ("", "seeds"))
     note = "Test accuracy in %. The paper does not say whether its number is the best or the final one."
     return Table(
         _titled("Table 1: CIFAR-10, clean labels", results),
@@ -213,7 +214,7 @@ def _own_table(
     results: Results,
     note: str,
 ) -> Table:
-    """Measures that the paper prints no numbers for."""
+    """A table of measures for which the paper prints no numbers."""
     return Table(
         _titled(title, results),
         (
@@ -248,7 +249,7 @@ def human_table(results: Results) -> Table:
 
 
 def temperature_table(results: Results) -> Table:
-    """T on clean and on half-noisy labels: the ends of the curves of figures 6 to 8."""
+    """T on clean and on half-noisy labels: the final values of the curves in figures 6 to 8."""
     return _own_table(
         "Figures 6 to 8 in numbers: IMAE-T, ResNet-20",
         ("labels", "T"),
@@ -272,16 +273,16 @@ def choose_t_table(results: Results) -> Table:
 
 
 def suspects_table(results: Results) -> Table:
-    """Each variant that there is beside the paper's own run, which is the base of its differences."""
+    """Each variant that has records, compared with its base, the paper's own run."""
     rows, runs = [], [run for run in variants() if run in results] or variants()
     for run in runs:
         cells = [noise_words(run), run.label, change_words(run)]
         for measure in SUSPECT_MEASURES:
-            own, changed = results.sample(run.base, measure), results.sample(run, measure)
-            apart = None if own is None or changed is None else changed.mean - own.mean
-            cells += [ours(own), ours(changed), number(apart, sign=True)]
-        ends = product(("certain", "hopeless"), (run.base, run))
-        cells += [ours(results.sample(each, measure)) for measure, each in ends]
+            base, changed = results.sample(run.base, measure), results.sample(run, measure)
+            difference = None if base is None or changed is None else changed.mean - base.mean
+            cells += [ours(base), ours(changed), number(difference, sign=True)]
+        shares = product(("certain", "hopeless"), (run.base, run))
+        cells += [ours(results.sample(one, measure)) for measure, one in shares]
         rows.append((*cells, _seeds(results, run.base), _seeds(results, run)))
     return Table(
         _titled("What may be to blame: ResNet-20, one thing changed at a time", results),
@@ -298,7 +299,7 @@ def suspects_table(results: Results) -> Table:
         (
             "Accuracy in %, differences in points. Base: all as in the paper, the runs of tables 1 and 2. "
             "p: of the training images' labels as trained with; records from before it was measured lack it.",
-            *_notes(results, dict.fromkeys(run for each in runs for run in (each.base, each))),
+            *_notes(results, dict.fromkeys(run for variant in runs for run in (variant.base, variant))),
         ),
         keys=3,
     )
@@ -322,11 +323,11 @@ def arithmetic_table(results: Results) -> Table:
 
 def table3(mars: AnyPath | None = None) -> Table:
     """MARS. `mars`: a JSON file of results, see MARS_FORMAT."""
-    found = mars_results(mars) if mars is not None else {}
+    results = mars_results(mars) if mars is not None else {}
     rows = []
     for metric, printed in TABLE_3.items():
         for loss, value in printed.items():
-            share = found.get(loss, {}).get(metric)
+            share = results.get(loss, {}).get(metric)
             rows.append((metric, loss, *compared(value, None if share is None else Sample((100 * share,)))))
     note = f"Ours: {mars}." if mars is not None else f"{HOW_TO_GET_MARS}."
     return Table(
@@ -339,26 +340,26 @@ def table3(mars: AnyPath | None = None) -> Table:
 
 
 def mars_results(path: AnyPath) -> dict[str, dict[str, float]]:
-    """The results in a file, as MARS_FORMAT says; DataError for anything else."""
+    """Read results in the form of MARS_FORMAT; DataError for anything else."""
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"cannot read '{path}': {error.strerror}") from None
     except ValueError as error:
         raise DataError(f"'{path}' is not JSON: {error}") from None
     known = {loss for row in TABLE_3.values() for loss in row}
-    whole = isinstance(found, dict) and all(
+    is_valid = isinstance(content, dict) and all(
         loss in known
         and isinstance(metrics, dict)
         and all(
             name in TABLE_3 and isinstance(value, int | float) and 0 <= value <= 1
             for name, value in metrics.items()
         )
-        for loss, metrics in found.items()
+        for loss, metrics in content.items()
     )
-    if not whole:
+    if not is_valid:
         raise DataError(f"'{path}': expected results on MARS as {MARS_FORMAT}")
-    return {loss: dict(metrics) for loss, metrics in found.items()}
+    return {loss: dict(metrics) for loss, metrics in content.items()}
 
 
 def _exact_table(title: str, name: str, entries: Iterable[exact.Exact]) -> Table:
@@ -373,12 +374,12 @@ def table4() -> Table:
 
 
 def variance_table() -> Table:
-    """What figure 1's caption prints."""
+    """The variances in figure 1's caption."""
     return _exact_table("Figure 1: variance of the weights", "loss", exact.figure_1_variances())
 
 
 def formula_table() -> Table:
-    """The later version's table 2, with our layers' gradients held against it."""
+    """The later version's table 2, compared with our layers' gradients."""
     rows = [
         (f.loss, f.value, f.own, f.other, f.norm, f"{max(own, other, norm):.0e}")
         for f, own, other, norm in exact.later_table_2()
@@ -391,7 +392,7 @@ def formula_table() -> Table:
         (
             "Last column: the largest difference between the printed formulas and what the layer computes, "
             "relative to the norm, for p from 0.01 to 0.99, in double precision (GCE's field q has single).",
-            "IMAE here keeps MAE's value 2 (1-p), as the first version does; the integral is of the later.",
+            "IMAE here keeps MAE's value 2 (1-p), as in the first version; the later one has the integral.",
         ),
         keys=5,
     )
@@ -435,19 +436,19 @@ def clothing_table() -> Table:
 
 
 def log_table(log: AnyPath, noise: float | None = None, loss: str | None = None) -> Table:
-    """A log of a CIFAR-100 run beside the authors' own, all of them or those of a noise rate or loss."""
+    """A CIFAR-100 log compared with the authors' own: all of them, or those of one noise rate or loss."""
     curve = read_curve(log)
     rows = []
     for run in chosen(authors_runs(), noise, loss):
-        apart = difference(curve, run.curve)
+        common = difference(curve, run.curve)
         rows.append(
             (
                 run.label,
                 f"{run.noise:g}",
                 *compared(100 * run.curve.best, Sample((100 * curve.best,))),
                 *compared(100 * run.curve.final, Sample((100 * curve.final,))),
-                str(apart[0] if apart else 0),
-                number(100 * apart[1] if apart else None, sign=True),
+                str(common[0] if common else 0),
+                number(100 * common[1] if common else None, sign=True),
             )
         )
     columns = [(measure, name) for measure in ("best", "final") for name in ("authors", "log", "diff.")]
@@ -464,8 +465,8 @@ def log_table(log: AnyPath, noise: float | None = None, loss: str | None = None)
     )
 
 
-# The tables that are made of runs, with the runs of each.
-OF_RUNS: dict[str, tuple[Callable[[Results], Table], Callable[[], list[Run]]]] = {
+# The tables made from runs: the function that makes each, and its runs.
+FROM_RUNS: dict[str, tuple[Callable[[Results], Table], Callable[[], list[Run]]]] = {
     "table1": (table1, table_1),
     "table2": (table2, table_2),
     "temperatures": (temperature_table, figures_6_7),
@@ -475,8 +476,8 @@ OF_RUNS: dict[str, tuple[Callable[[Results], Table], Callable[[], list[Run]]]] =
     "suspects": (suspects_table, variants),
     "arithmetic": (arithmetic_table, arithmetic),
 }
-# The table that has a figure's numbers.
-OF_FIGURE = {"figure3": "table2", "figure4": "table2"} | dict.fromkeys(
+# The table that has the numbers of each figure.
+FIGURE_TABLES = {"figure3": "table2", "figure4": "table2"} | dict.fromkeys(
     ("figure6", "figure7", "figure8"), "temperatures"
 )
 NAMES = (
@@ -497,10 +498,10 @@ NAMES = (
 
 
 def tables(name: str, records: Sequence[Record], mars: AnyPath | None = None) -> list[Table]:
-    """The tables of one of NAMES, those of runs once for each setting; ImaeError for another name."""
-    name = OF_FIGURE.get(name, name)
-    if name in OF_RUNS:
-        make, runs = OF_RUNS[name]
+    """The tables of one of NAMES; tables of runs come once per setting. ImaeError for another name."""
+    name = FIGURE_TABLES.get(name, name)
+    if name in FROM_RUNS:
+        make, runs = FROM_RUNS[name]
         return [make(results) for results in gather(records) if results.has(runs())] or [make(NO_RUNS)]
     if name == "table3":
         return [table3(mars)]
@@ -515,11 +516,11 @@ def tables(name: str, records: Sequence[Record], mars: AnyPath | None = None) ->
 
 
 def claim_tables(records: Sequence[Record], shown: str | None = None) -> list[Table]:
-    """How the paper's claims fare, a table for each setting; only those shown beside a table or figure."""
+    """The verdicts on the claims, a table per setting; `shown`: only those of this table or figure."""
     claims = [claim for claim in CLAIMS if shown in (None, *claim.shown)]
     if shown in STUDIES:
         claims = list(STUDIES[shown])
-    found = []
+    made = []
     for results in gather(records):
         source = WithSpreadOfBase(results) if shown in STUDIES else results
         rows = []
@@ -533,11 +534,11 @@ def claim_tables(records: Sequence[Record], shown: str | None = None) -> list[Ta
             columns = tuple(
                 ("", name) for name in ("claim", "where", "in the paper's table", "ours", "numbers")
             )
-            compared = results.records if shown in STUDIES else results.own_records
-            notes = (*provenance(results, compared), CLAIM_NOTE)
+            judged = results.records if shown in STUDIES else results.own_records
+            notes = (*provenance(results, judged), CLAIM_NOTE)
             title = "Hypotheses" if shown in STUDIES else "Claims"
-            found.append(Table(_titled(title, results), columns, tuple(rows), notes, keys=5))
-    return found
+            made.append(Table(_titled(title, results), columns, tuple(rows), notes, keys=5))
+    return made
 
 
 def print_table(
@@ -550,13 +551,14 @@ def print_table(
 ) -> None:
     """Print the tables of one of NAMES and the claims about them as Markdown.
 
-    mars              results on MARS for table3, a JSON file: see MARS_FORMAT
-    log, noise, loss  for later-tables: the log of a CIFAR-100 run, beside the authors' of that noise and loss
+    mars              for table3: a JSON file of results on MARS, see MARS_FORMAT
+    log, noise, loss  for later-tables: the log of a CIFAR-100 run, compared with the authors' of this noise
+                      and loss
     """
-    found = tables(name, records, mars)
+    printed = tables(name, records, mars)
     if log is not None:
-        found = [log_table(log, noise, loss), *found]
-    print("\n\n".join(markdown(table) for table in [*found, *claim_tables(records, name)]))
+        printed = [log_table(log, noise, loss), *printed]
+    print("\n\n".join(markdown(table) for table in [*printed, *claim_tables(records, name)]))
 
 
 def markdown(table: Table) -> str:
@@ -578,7 +580,7 @@ def markdown(table: Table) -> str:
 
 
 def html_table(table: Table) -> str:
-    """A table as HTML, without its title and notes; columns of a group under one heading."""
+    """A table as HTML, without its title and notes; columns of one group share a heading."""
     groups = [(group, len(list(columns))) for group, columns in groupby(table.columns, key=lambda c: c[0])]
     head = ""
     if any(group for group, _ in groups):

@@ -1,4 +1,4 @@
-"""The features of the MARS tracklets: computed by a model from the test images, and kept in a file."""
+"""The features of the MARS tracklets: compute them with a model, write them to a file, read them again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from imae.paper.mars import find_images, order_images
 from imae.paper.retrieval import Features, Tracklets, average_tracklets
 
 BATCH_SIZE = 128
-# What numpy raises for a file that is none of its archives, or a damaged one.
+# The exceptions that numpy raises for a file that is not one of its archives, or is damaged.
 NPZ_ERRORS = (
     OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, MemoryError, NotImplementedError,
     RuntimeError, SyntaxError, TokenError, zipfile.BadZipFile, zlib.error,
@@ -40,9 +40,9 @@ def tracklet_features(
     """The mean feature of each tracklet's images (T, D).
 
     preparation   of the images, the model's own or another one
-    batch_size    images at a time; None: as many as the model was made for, or BATCH_SIZE
+    batch_size    images at a time; None: the model's fixed batch size, or else BATCH_SIZE
 
-    ImaeError for a batch size that is not the model's; DataError for images that it cannot take.
+    ImaeError for a batch size that is not the model's; DataError for images that do not fit its input.
     """
     size = model.batch_size
     if batch_size is not None and (batch_size < 1 or size not in (None, batch_size)):
@@ -56,14 +56,14 @@ def tracklet_features(
 def lmdb_images(
     path: AnyPath, protocol: AnyPath, tracklets: Tracklets, preparation: Preparation
 ) -> Iterator[Images]:
-    """The test images in the protocol's order, out of an LMDB whose keys end with their names."""
+    """The test images in the protocol's order, from an LMDB whose keys end with their names."""
     where = f"lmdb '{path}'"
     with open_lmdb(path) as source:
         keys = [source.key(row).decode(errors="backslashreplace") for row in range(len(source))]
-        found = find_images(keys)
-        names = order_images(found, protocol, "test", tracklets, where)
+        key_of = find_images(keys)
+        names = order_images(key_of, protocol, "test", tracklets, where)
         row_of = {key: row for row, key in enumerate(keys)}
-        rows = [row_of[found[name]] for name in names]
+        rows = [row_of[key_of[name]] for name in names]
         force_color, force_gray = preparation.transform.force_color, preparation.transform.force_gray
 
         def read_record(i: int) -> Array:
@@ -77,25 +77,25 @@ def lmdb_images(
 def folder_images(
     path: AnyPath, protocol: AnyPath, tracklets: Tracklets, preparation: Preparation
 ) -> Iterator[Images]:
-    """The test images in the protocol's order, out of the folder bbox_test or a .tar archive of it."""
+    """The test images in the protocol's order, from the folder bbox_test or a .tar archive of it."""
     with open_tree(path) as tree:
-        found = find_images(tree.names)
-        names = order_images(found, protocol, "test", tracklets, f"'{path}'")
+        path_of = find_images(tree.names)
+        names = order_images(path_of, protocol, "test", tracklets, f"'{path}'")
 
         def read_picture(i: int) -> Array:
-            file = found[names[i]]
+            file = path_of[names[i]]
             return decode_picture(tree.read(file, LARGEST_PICTURE), file, preparation.gray).transpose(2, 0, 1)
 
         yield Images(names, read_picture)
 
 
 def write_features(file: BinaryIO, means: Features, tracklets: Tracklets) -> None:
-    """Keep the tracklets' features (T, D), and the rows of the protocol that they belong to."""
+    """Write the tracklets' features (T, D), and the rows of the protocol that they belong to."""
     np.savez(file, features=means, tracklets=np.stack(tracklets, 1))
 
 
 def read_features(path: AnyPath, tracklets: Tracklets) -> Features:
-    """Features that `write_features` kept; DataError where they cannot be read, or are another protocol's."""
+    """Read what `write_features` wrote; DataError for an unreadable file or one of another protocol."""
     try:
         with open_to_read(path) as file, np.load(file, allow_pickle=False) as archive:
             means: Features = archive["features"]

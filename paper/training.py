@@ -1,8 +1,7 @@
-"""One run: its net and solver, the training, and the measurements along it.
+"""One run: its net and solver, the training, and the measurements during it.
 
-At each test the test images, the training images without augmentation, and the held-out ones go through the
-net; all accuracies are of those predictions. A run that was stopped goes on exactly where its last snapshot
-stands.
+Each test runs the net on the test images, the training images without augmentation, and the held-out images;
+all accuracies come from these predictions. A run that was stopped continues exactly from its last snapshot.
 """
 
 from __future__ import annotations
@@ -52,28 +51,28 @@ ORDERS = {
     "CLASS_BALANCED": DataOrderParameter.CLASS_BALANCED,
 }
 PADDINGS = ("AFTER_MEAN", "BEFORE_MEAN")
-PREDICTED = ("fc", "label")  # blobs
-CLASSES_PER_BATCH = 8  # where batches are balanced
+PREDICTED = ("fc", "label")  # the blobs that predictions are made from
+CLASSES_PER_BATCH = 8  # in class-balanced batches
 FORGET = 0.001  # 1 - Caffe's default moving_average_fraction, for runs of ITERATIONS
-# What must not change while a run is stopped, by its field in the record.
-BEGUN_WITH = {
+# Fields of the record that must not change between the parts of a run, and what to call a change in errors.
+FIXED_FIELDS = {
     "run": "other choices",
     "solver": "another solver",
     "net_sha256": "another net",
     "images_sha256": "other images",
 }
-TESTS = 8  # along a short run; a long one has a test every TEST_INTERVAL iterations
+TESTS = 8  # number of tests in a short run; a long run has a test every TEST_INTERVAL iterations
 TEST_INTERVAL = 1000
 
 
 def train_val(run: Run, images: Images) -> NetParameter:
-    """The net with a Data layer for training and, in phase TEST, one for each set of images, by stage.
+    """The net with a Data layer for training and, in phase TEST, one Data layer per set of images, by stage.
 
-    What He et al. subtract is the mean image, of padded images one whose border is 0; where the padding comes
-    before, each channel's mean is subtracted, from the black border as well.
+    With padding AFTER_MEAN the mean image is subtracted, as He et al. do; for padded images it is 0 in the
+    border. With BEFORE_MEAN each channel's mean is subtracted, also from the black border.
 
-    A run of fewer iterations forgets its BatchNorm statistics faster in proportion: Caffe's average over
-    about 1,000 iterations of 64,000 is one over the same share of it.
+    BatchNorm's moving average covers the same share of every run: about 1,000 of 64,000 iterations, as by
+    Caffe's default, and proportionally fewer in shorter runs.
     """
     loss = _loss(run)
     try:
@@ -98,7 +97,7 @@ def train_val(run: Run, images: Images) -> NetParameter:
 
 
 def _loss(run: Run) -> LayerParameter:
-    """The loss layer; ImaeError for a variant that there is not."""
+    """The loss layer; ImaeError for a variant that does not exist."""
     if run.authors_loss:
         own = (run.base.normalizer, run.base.epsilon)
         if run.loss != "IMAE" or run.t is None or (run.normalizer, run.epsilon) != own:
@@ -119,7 +118,7 @@ def _loss(run: Run) -> LayerParameter:
 
 
 def _set_order(data: LayerParameter, order: str) -> None:
-    """Another order than the LMDB's, where it is one."""
+    """Set the order of the images, unless it is the LMDB's own."""
     if order not in ORDERS:
         raise ImaeError(f"order must be {', '.join(ORDERS)}, got {order!r}")
     if order != "SEQUENTIAL":
@@ -130,7 +129,7 @@ def _set_order(data: LayerParameter, order: str) -> None:
 
 
 def _data(net: NetParameter, images: Labelled, batch: int, after_mean: bool) -> LayerParameter:
-    """A Data layer: 40x40 images are cropped to 32x32, at random and mirrored for training, else centred."""
+    """A Data layer with 32x32 crops: in training random, mirrored ones of 40x40 images, else central ones."""
     data = net.layer.add(name="data", type="Data", top=["data", "label"])
     if after_mean:
         data.transform_param.mean_file = str(images.mean)
@@ -145,7 +144,7 @@ def _data(net: NetParameter, images: Labelled, batch: int, after_mean: bool) -> 
 
 
 def solver_param(run: Run, net: Path, prefix: Path, sizes: dict[str, int], gpu: bool) -> SolverParameter:
-    """The paper's solver (section 5.1), its drops and tests at the same shares of a shorter run."""
+    """The paper's solver (section 5.1). Shorter runs have drops and tests at the same shares of the run."""
     param = paper_solver(run.net)
     param.net, param.snapshot_prefix = str(net), str(prefix)
     param.max_iter = run.iterations
@@ -162,21 +161,21 @@ def solver_param(run: Run, net: Path, prefix: Path, sizes: dict[str, int], gpu: 
 
 
 def log_odds(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """log(p / (1 - p)) of each label, (N,), without p, which near 0 and 1 has no digits left."""
+    """log(p / (1 - p)) of each label, (N,), computed without p, which loses its precision near 0 and 1."""
     index = labels.long()[:, None]
     others = logits.scatter(1, index, -torch.inf).logsumexp(1)
     return logits.gather(1, index)[:, 0] - others
 
 
 class Predictions(NamedTuple):
-    """What a net says of each image: its class, and log(p / (1 - p)) of the label in the LMDB."""
+    """A net's predictions: the class of each image, and log(p / (1 - p)) of its label in the LMDB."""
 
     classes: NDArray[np.int64]
     log_odds: NDArray[np.float32]
 
 
-class _Predicting(NetExecutor):
-    """Keeps what the net predicts, batch after batch; made with keep=PREDICTED."""
+class _PredictionExecutor(NetExecutor):
+    """Collects the net's predictions, batch after batch; made with keep=PREDICTED."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -189,20 +188,20 @@ class _Predicting(NetExecutor):
         return result
 
     def read(self) -> Predictions:
-        """Of the images since the last call."""
+        """The predictions since the last call."""
         classes, odds = (torch.cat(parts).cpu().numpy() for parts in zip(*self.predicted, strict=True))
         self.predicted.clear()
         return Predictions(classes, odds)
 
 
-class _RecordedPredicting(_Predicting, GraphExecutor):
-    """The same by recorded passes."""
+class _RecordedPredictionExecutor(_PredictionExecutor, GraphExecutor):
+    """The same with recorded passes."""
 
 
 class _Training:
-    """A solver; at each of its tests, accuracies are measured and the record is kept.
+    """A solver that measures the accuracies at each test and writes the record.
 
-    record   with the points so far
+    record   the record with the points so far
     """
 
     def __init__(
@@ -217,16 +216,16 @@ class _Training:
     ) -> None:
         self._images, self.record, self._path = images, record, path
         self._began = time.monotonic()
-        self._tested: list[_Predicting] = []
-        # Of the training; tests are in single precision.
+        self._tested: list[_PredictionExecutor] = []
+        # For training only; tests are in single precision.
         reduced = set_precision(record.run.precision, device)
 
         def executor(net: Net) -> Executor:
             if net.phase == TEST:
                 self._tested.append(
-                    _Predicting(net, device, keep=PREDICTED)
+                    _PredictionExecutor(net, device, keep=PREDICTED)
                     if recorder is None
-                    else _RecordedPredicting(net, device, recorder, replaces=True, keep=PREDICTED)
+                    else _RecordedPredictionExecutor(net, device, recorder, replaces=True, keep=PREDICTED)
                 )
                 return self._tested[-1]
             if recorder is None:
@@ -238,12 +237,12 @@ class _Training:
         self.solver.on_test.append(self._note)
 
     def _note(self, index: int, means: dict[str, Any]) -> None:
-        """Note the accuracies after the last test net, unless a signal broke the test off."""
+        """Add a point to the record after the last test net; if a signal ended the test, add none."""
         if not means:
-            for run in self._tested:
-                run.predicted.clear()
+            for executor in self._tested:
+                executor.predicted.clear()
         elif index == len(self._tested) - 1:
-            predicted, loss = [run.read() for run in self._tested], self.solver.smoothed_loss
+            predicted, loss = [executor.read() for executor in self._tested], self.solver.smoothed_loss
             finite = loss if math.isfinite(loss) else None
             point = measure(self.solver.iteration, finite, self._images, predicted)
             self.record = self.record.with_point(point, self.record.seconds + self._lap_seconds())
@@ -255,8 +254,8 @@ class _Training:
 
 
 def measure(iteration: int, loss: float | None, images: Images, predicted: list[Predictions]) -> Point:
-    """The accuracies of these predictions: of the test, the training and the held-out images."""
-    classes = [one.classes for one in predicted]
+    """The accuracies of these predictions, which are for the test, the training and the held-out images."""
+    classes = [predictions.classes for predictions in predicted]
     test_hits = int((classes[0] == images.test.clean).sum())
     clean, noisy = images.train.clean, images.train.noisy
     hits, right = classes[1] == noisy, clean == noisy
@@ -284,8 +283,8 @@ def measure(iteration: int, loss: float | None, images: Images, predicted: list[
     )
 
 
-def _share(count: int, of: int) -> float:
-    return round(count / of, 6)
+def _share(count: int, total: int) -> float:
+    return round(count / total, 6)
 
 
 def train(
@@ -297,21 +296,23 @@ def train(
     recorder: Callable[[], Recorder] | None = None,
     compiled: bool = False,
 ) -> Record:
-    """Train a run in `folder`, from where it stands there; the record, in `records` if the run has ended.
+    """Train a run in `folder`, from its last snapshot there if there is one. Return its record.
 
-    recorder, compiled   as of Options (train/options.py)
+    If the run has ended, the record is also written to `records`.
 
-    FileError where another process trains it there now.
+    recorder, compiled   see Options (train/options.py)
+
+    FileError if another process is training the run in this folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     records.mkdir(parents=True, exist_ok=True)
     net = folder / "train_val.prototxt"
     net_text = to_text(train_val(run, images))
     sizes = {stage: len(tested.clean) for stage, tested in images.tested.items()}
-    for what, size in sizes.items():
+    for stage, size in sizes.items():
         if size % TEST_BATCH:
             raise ImaeError(
-                f"the {what} images of {run.name} are {size}; a multiple of {TEST_BATCH} is needed"
+                f"the {stage} images of {run.name} are {size}; a multiple of {TEST_BATCH} is needed"
             )
     param = solver_param(run, net, folder / run.net, sizes, device.type != "cpu")
     with writing_alone(param.snapshot_prefix):
@@ -348,24 +349,25 @@ def train(
 
 
 def _earlier(record: Record, earlier: Record, iteration: int) -> Record:
-    """The record of the run's earlier part, up to the snapshot that it goes on from."""
-    for field, what in BEGUN_WITH.items():
+    """The record of the run's earlier part, up to the snapshot that the run resumes from."""
+    for field, change in FIXED_FIELDS.items():
         if getattr(earlier, field) != getattr(record, field):
-            raise ImaeError(f"{record.run.name} was begun with {what}; remove its folder to start anew")
+            raise ImaeError(f"{record.run.name} was begun with {change}; remove its folder to start anew")
     points = tuple(point for point in earlier.points if point.iteration < iteration)
-    commit, device = _then(earlier.commit, record.commit), _then(earlier.device, record.device)
+    commit = _in_sequence(earlier.commit, record.commit)
+    device = _in_sequence(earlier.device, record.device)
     return replace(earlier, points=points, commit=commit, device=device)
 
 
-def _then(before: str, now: str) -> str:
-    """What a run's parts were made with, in order."""
+def _in_sequence(before: str, now: str) -> str:
+    """The commits or devices of a run's parts, in order: "A, then B"."""
     return before if now in before.split(", then ") else f"{before}, then {now}"
 
 
 def commit_words() -> str:
-    """The commit of the code that runs, "-dirty" after it if tracked files differ from it.
+    """The commit of the running code, with "-dirty" if tracked files differ from it.
 
-    "" where that is not known: without git, or where this file is no part of a checkout.
+    "" if it is not known: without git, or if this file is not part of a checkout.
     """
     commands = (
         ("ls-files", "--error-unmatch", Path(__file__).name),
@@ -384,7 +386,7 @@ def commit_words() -> str:
 
 
 def device_words(device: torch.device) -> str:
-    """What computes, for people."""
+    """A description of the device for people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()

@@ -6,9 +6,9 @@
     from caffe import layers as L, params as P
     from caffe.proto import caffe_pb2
 
-A Python layer in a net does that by itself, since its module says `import caffe`.
+A net with a Python layer calls `install_as_caffe` by itself, because the layer's module says `import caffe`.
 
-Caffe: python/caffe. Differs: what Caffe prints is logged, to be seen after `init_log()`; errors are
+Caffe: python/caffe. Differs: what Caffe prints is logged, and visible after `init_log()`; errors are
 exceptions.
 """
 
@@ -82,9 +82,9 @@ add_visible_names(sys.modules[__name__], _MODULES)
 
 
 def install_as_caffe() -> bool:
-    """Let `import caffe` and `import caffe.io` find this package, unless another caffe is imported already.
+    """Make `import caffe` and `import caffe.io` find this package, unless another caffe is already imported.
 
-    Returns whether they do. setup.py declares this function as the entry point that Python layers call.
+    Return whether they find it. setup.py declares this function as the entry point that Python layers call.
     """
     this = sys.modules[__name__]
     if sys.modules.setdefault("caffe", this) is not this:

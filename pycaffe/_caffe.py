@@ -1,4 +1,4 @@
-"""caffe._caffe: what Caffe's C++ library gives to Python.
+"""caffe._caffe: the names that Caffe's C++ library exports to Python.
 
     from caffe._caffe import RawBlobVec
 
@@ -34,7 +34,7 @@ from imae.pycaffe.solver import (
 from imae.pycaffe.timer import Timer
 from imae.pycaffe.vectors import BoolVec, DtypeVec, IntVec, LayerVec, NetVec, StringVec
 
-__version__ = "1.0.0"  # of the Caffe whose API this is
+__version__ = "1.0.0"  # the version of Caffe whose API this is
 
 __all__ = [
     "Net", "Blob", "Layer", "LayerParameter", "SolverParameter", "Timer", "__version__",

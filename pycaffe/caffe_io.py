@@ -1,12 +1,12 @@
-"""caffe.io: arrays to and from Caffe's messages, and pictures made ready for a net.
+"""caffe.io: convert arrays to and from Caffe's messages, and prepare images for a net.
 
-A picture is a float32 array (H, W, K), RGB from 0 to 1; a net wants (K, H, W), most often BGR from 0 to 255
-with a mean subtracted. `Transformer` leads from one to the other and back.
+An image is a float32 array (H, W, K), RGB from 0 to 1. A net expects (K, H, W), usually BGR from 0 to 255
+with a mean subtracted. `Transformer` converts from one to the other and back.
 
 Caffe: python/caffe/io.py. Differs: scikit-image and SciPy are not used. `resize_image` gives their numbers up
 to rounding; `load_image` reads with OpenCV, whose JPEG decoder may differ by a grey level. The caller's
-arrays are never written to. Encoded Datums are decoded. (The module is not called io.py: no file of ours
-bears a standard module's name. It is `imae.pycaffe.io` and `caffe.io` all the same.)
+arrays are never written to. Encoded Datums are decoded. (The file is not named io.py, because no file here
+has the name of a standard module. It is still imported as `imae.pycaffe.io` and `caffe.io`.)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from imae.prototxt import BlobProto, BlobProtoVector, Datum
 
 Array = NDArray[Any]
 
-# The share of red, green and blue in grey: ITU-R 709, as scikit-image has it. (OpenCV's is that of 601.)
+# The weights of red, green and blue in grey: ITU-R 709, as in scikit-image. (OpenCV uses those of ITU-R 601.)
 GREY_OF_RGB = (0.2125, 0.7154, 0.0721)
 
 
@@ -36,8 +36,8 @@ GREY_OF_RGB = (0.2125, 0.7154, 0.0721)
 def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> NDArray[np.float64]:
     """The data, or the diff, of a BlobProto.
 
-    A blob of the old form has the shape (num, channels, height, width), one without any shape must be a
-    scalar; DataError where shape and count disagree.
+    A blob of the old form has the shape (num, channels, height, width). A blob without a shape must be a
+    scalar. DataError if the shape does not fit the number of values.
     """
     single, double = (blob.diff, blob.double_diff) if return_diff else (blob.data, blob.double_data)
     values = np.array(double if len(double) else single, np.float64)
@@ -50,7 +50,7 @@ def blobproto_to_array(blob: BlobProto, return_diff: bool = False) -> NDArray[np
 
 
 def array_to_blobproto(arr: Array, diff: Array | None = None) -> BlobProto:
-    """A BlobProto of an array of any shape, and of its diff if one is given."""
+    """A BlobProto with an array of any shape and, if given, its diff."""
     if diff is not None and diff.shape != arr.shape:
         raise DataError(f"data and diff must have one shape; got {arr.shape} and {diff.shape}")
     blob = BlobProto()
@@ -94,15 +94,15 @@ def datum_to_array(datum: Datum) -> Array:
     return values.astype(np.uint8 if values.dtype == np.uint8 else np.float64)
 
 
-# -- pre-processing ------------------------------------------------------------------------------------------
+# -- preprocessing -------------------------------------------------------------------------------------------
 
 
 class Transformer:
-    """Pictures (H, W, K) to what a net's inputs want, and back.
+    """Convert images (H, W, K) to the blobs of a net's inputs, and back.
 
-        blob = ((picture, resized, transposed, its channels reordered) * raw_scale - mean) * input_scale
+        blob = ((image, resized, transposed, channels reordered) * raw_scale - mean) * input_scale
 
-    inputs   shape (N, K, H, W) by input name; what is not set for an input is left out
+    inputs   shape (N, K, H, W) by input name; steps that are not set for an input are skipped
 
     DataError for a name that is not among the inputs, and for settings that do not fit its shape.
     """
@@ -116,7 +116,7 @@ class Transformer:
         self.input_scale: dict[str, float] = {}
 
     def preprocess(self, in_: str, data: Array) -> NDArray[np.float32]:
-        """The blob (K, H, W) of a picture (H', W', K)."""
+        """The blob (K, H, W) of an image (H', W', K)."""
         size = self._shape(in_)[2:]
         if data.shape[:2] == size:
             blob = data.astype(np.float32)  # a copy
@@ -135,7 +135,7 @@ class Transformer:
         return blob
 
     def deprocess(self, in_: str, data: Array) -> Array:
-        """The picture of a blob: `preprocess` undone, but for the resizing; axes of length 1 are dropped."""
+        """The image of a blob: undo `preprocess`, except for the resizing; axes of length 1 are dropped."""
         self._shape(in_)
         picture = data.copy().squeeze()
         if in_ in self.input_scale:
@@ -151,7 +151,7 @@ class Transformer:
         return picture
 
     def set_transpose(self, in_: str, order: Sequence[int]) -> None:
-        """The order of the axes: (2, 0, 1) makes (H, W, K) into (K, H, W)."""
+        """Set the order of the axes: (2, 0, 1) turns (H, W, K) into (K, H, W)."""
         axes = len(self._shape(in_)) - 1
         if len(order) != axes:
             raise DataError(
@@ -161,7 +161,7 @@ class Transformer:
         self.transpose[in_] = order
 
     def set_channel_swap(self, in_: str, order: Sequence[int]) -> None:
-        """The order of the channels, which are the first axis by then: (2, 1, 0) makes RGB into BGR."""
+        """Set the order of the channels, the first axis after transposing: (2, 1, 0) turns RGB into BGR."""
         channels = self._shape(in_)[1]
         if len(order) != channels:
             raise DataError(
@@ -171,12 +171,12 @@ class Transformer:
         self.channel_swap[in_] = order
 
     def set_raw_scale(self, in_: str, scale: float) -> None:
-        """What to multiply by before the mean is subtracted: 255 for pictures from 0 to 1."""
+        """Set the factor that is applied before the mean is subtracted: 255 for images from 0 to 1."""
         self._shape(in_)
         self.raw_scale[in_] = scale
 
     def set_mean(self, in_: str, mean: Array) -> None:
-        """What to subtract: (K,), one value a channel, or (K, H, W), which is resized to the input's size."""
+        """Set the mean: (K,), one value per channel, or (K, H, W), which is resized to the input's size."""
         channels, *size = self._shape(in_)[1:]
         if mean.ndim == 1:
             if len(mean) != channels:
@@ -193,7 +193,7 @@ class Transformer:
         self.mean[in_] = mean
 
     def set_input_scale(self, in_: str, scale: float) -> None:
-        """What to multiply by after the mean is subtracted."""
+        """Set the factor that is applied after the mean is subtracted."""
         self._shape(in_)
         self.input_scale[in_] = scale
 
@@ -203,12 +203,12 @@ class Transformer:
         return tuple(self.inputs[in_])
 
 
-# -- pictures ------------------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------------------
 
 
 def load_image(filename: str | os.PathLike[str], color: bool = True) -> NDArray[np.float32]:
-    """A picture file as (H, W, 3), RGB from 0 to 1; without `color` as (H, W, 1). Alpha is dropped."""
-    import cv2  # here: few scripts that use this package read pictures
+    """Read an image file as (H, W, 3), RGB from 0 to 1; without `color` as (H, W, 1). Alpha is dropped."""
+    import cv2  # here: few scripts that use this package read images
 
     try:
         data = read_bytes(filename)
@@ -229,13 +229,13 @@ def load_image(filename: str | os.PathLike[str], color: bool = True) -> NDArray[
 
 
 def resize_image(im: Array, new_dims: Sequence[int], interp_order: int = 1) -> NDArray[np.float32]:
-    """(H, W, K) resized to (new_dims[0], new_dims[1], K), without antialiasing.
+    """Resize (H, W, K) to (new_dims[0], new_dims[1], K), without antialiasing.
 
     interp_order   0: the nearest pixel; 1: linear between the pixels
 
-    With one or three channels a pixel is a square, and what lies beyond the border has the picture's least
-    value, so that an enlarged picture may darken at its border; otherwise a pixel is a point, and the
-    outermost points stay where they are. (Caffe: skimage.transform.resize, scipy.ndimage.zoom.)
+    With one or three channels a pixel is a square, and everything outside the image has its least value, so
+    an enlarged image may darken at its border (Caffe: skimage.transform.resize). With other numbers of
+    channels a pixel is a point, and the outermost points stay in place (Caffe: scipy.ndimage.zoom).
     """
     if interp_order not in (0, 1):
         raise DataError(f"interp_order must be 0 (nearest) or 1 (linear); got {interp_order}")
@@ -253,7 +253,7 @@ def resize_image(im: Array, new_dims: Sequence[int], interp_order: int = 1) -> N
 
 
 def _resampling(old: int, new: int, interp_order: int, squares: bool) -> NDArray[np.float64]:
-    """The matrix (new, old) that resamples one axis; rows that look beyond the border sum to less than 1."""
+    """The matrix (new, old) that resamples one axis; rows that reach past the border sum to less than 1."""
     if squares:
         source = (np.arange(new) + 0.5) * (old / new) - 0.5
     else:
@@ -270,7 +270,7 @@ def _resampling(old: int, new: int, interp_order: int, squares: bool) -> NDArray
 
 
 def oversample(images: Iterable[Array], crop_dims: Iterable[int]) -> NDArray[np.float32]:
-    """Ten crops of each picture, (10 N, *crop_dims, K): corners, centre, and these five mirrored."""
+    """Ten crops of each image, (10 N, *crop_dims, K): corners, centre, and these five mirrored."""
     height, width = (int(d) for d in crop_dims)
     crops = []
     for image in images:

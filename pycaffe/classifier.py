@@ -1,4 +1,4 @@
-"""Classifier: a net with the pre-processing of its pictures.
+"""Classifier: a net together with the preprocessing of its images.
 
 Caffe: python/caffe/classifier.py.
 """
@@ -22,12 +22,12 @@ Array = NDArray[Any]
 
 
 class PictureNet(Net):
-    """A net in phase TEST whose first input (N, K, H, W) takes pictures; `transformer` prepares them.
+    """A net in phase TEST whose first input (N, K, H, W) is a batch of images; `transformer` prepares them.
 
-    mean           to subtract: (K,) or (K, H', W')
-    input_scale    to multiply by after that
-    raw_scale      to multiply by before that: 255 where the net knows pictures from 0 to 255
-    channel_swap   the order of the channels: (2, 1, 0) where the net knows BGR
+    mean           the mean to subtract: (K,) or (K, H', W')
+    input_scale    a factor applied after the mean is subtracted
+    raw_scale      a factor applied before the mean is subtracted: 255 if the net expects images from 0 to 255
+    channel_swap   the order of the channels: (2, 1, 0) if the net expects BGR
     """
 
     def __init__(
@@ -53,17 +53,17 @@ class PictureNet(Net):
             self.transformer.set_channel_swap(name, channel_swap)
 
     def predict_pictures(self, pictures: Iterable[Array]) -> Array:
-        """The first output for pictures (H, W, K) of any size, a row each."""
+        """The first output for images (H, W, K) of any size, one row per image."""
         name = self.inputs[0]
         blobs = np.array([self.transformer.preprocess(name, picture) for picture in pictures])
-        given: dict[str, Any] = {name: blobs}
-        return self.forward_all(**given)[self.outputs[0]]
+        inputs: dict[str, Any] = {name: blobs}
+        return self.forward_all(**inputs)[self.outputs[0]]
 
 
 class Classifier(PictureNet):
-    """A net that gives class probabilities of pictures.
+    """A net that predicts class probabilities of images.
 
-    image_dims   (height, width) that pictures are resized to before they are cropped; default: the input's
+    image_dims   (height, width) that images are resized to before cropping; default: the input's size
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class Classifier(PictureNet):
             raise DataError(f"image_dims {self.image_dims} are less than the net's input, {self.crop_dims}")
 
     def predict(self, inputs: Iterable[Array], oversample: bool = True) -> Array:
-        """Class probabilities (N, classes) of pictures (H, W, K).
+        """Class probabilities (N, classes) of images (H, W, K).
 
-        oversample   the mean over ten crops: corners, centre, and their mirror images; else the centre alone
+        oversample   average over ten crops: corners, centre, and their mirror images; False: the centre only
         """
         pictures = [resize_image(picture, self.image_dims) for picture in inputs]
         height, width = self.crop_dims

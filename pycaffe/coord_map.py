@@ -1,15 +1,15 @@
-"""Where a coordinate of one top lies in another, through the layers that connect them; for cropping.
+"""Map coordinates of one top to those of another, through the layers that connect them; used for cropping.
 
-A map (axis, scale, shift) takes coordinate x of a top to scale * x + shift of the other, on all spatial axes
-from `axis` + 1 on; axis None stands for a layer that leaves coordinates alone. Scale and shift are arrays
-where the axes differ.
+A map (axis, scale, shift) takes coordinate x of one top to scale * x + shift of the other, on all spatial
+axes from `axis` + 1 on. Axis None means that the layer does not change coordinates. Scale and shift are
+arrays if the axes differ.
 
     Convolution, Pooling, Im2col    scale 1 / stride    shift (pad - (kernel - 1) / 2) / stride
     Deconvolution                   scale stride        shift (kernel - 1) / 2 - pad
     Crop                            scale 1             shift -offset
 
-kernel is the extent with dilation. Caffe: python/caffe/coord_map.py. Differs: Clip and Swish are passed
-through like all other pointwise layers.
+kernel is the kernel's extent, dilation included. Caffe: python/caffe/coord_map.py. Differs: Clip and Swish
+count as pointwise layers, which do not change coordinates.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ PASS_THROUGH_LAYERS = [
 
 
 class UndefinedMapException(ImaeError):
-    """The layer maps no coordinates."""
+    """The layer has no coordinate map."""
 
 
 class AxisMismatchException(ImaeError):
-    """Two maps are about different axes."""
+    """Two maps start at different axes."""
 
 
 class UnconnectedError(ImaeError, RuntimeError):
@@ -51,9 +51,11 @@ class CropError(ImaeError, AssertionError):
 def conv_params(fn: Function) -> tuple[int, Any, Any, Any]:
     """(axis, stride, extent of the kernel, pad) of a Convolution, Deconvolution, Im2col or Pooling."""
     param = fn.params.get("convolution_param", fn.params.get("pooling_param", fn.params))
-    sided = [f"{what}_{side}" for what in ("kernel", "pad", "stride") for side in "hw"]
-    if given := [name for name in sided if name in param]:
-        raise CropError(f"{fn.type_name}: cropping does not support {', '.join(given)}; give lists instead")
+    sided = [f"{field}_{side}" for field in ("kernel", "pad", "stride") for side in "hw"]
+    if unsupported := [name for name in sided if name in param]:
+        raise CropError(
+            f"{fn.type_name}: cropping does not support {', '.join(unsupported)}; give lists instead"
+        )
     if "kernel_size" not in param:
         raise UndefinedMapException(f"{fn.type_name} without kernel_size maps no coordinates")
     kernel, dilation, stride, pad = (
@@ -79,7 +81,7 @@ def coord_map(fn: Function) -> Map:
         return axis, stride, (kernel - 1) / 2 - pad
     if fn.type_name == "Crop":
         axis, offset = crop_params(fn)
-        return axis - 1, 1, -offset  # the axis of a Crop is the first one that is cropped
+        return axis - 1, 1, -offset  # a Crop's axis is the first one that it crops
     if fn.type_name in PASS_THROUGH_LAYERS:
         return IDENTITY
     raise UndefinedMapException(f"a layer of type {fn.type_name} maps no coordinates")
@@ -103,7 +105,7 @@ def inverse(coord_map: Map) -> Map:
 
 
 def coord_map_from_to(top_from: Top, top_to: Top) -> Map:
-    """The map between two tops through the nearest blob that both come from."""
+    """The map between two tops, through the nearest blob that both are computed from."""
     from_maps = _maps_below(top_from)
     for top, to_map in _maps_below(top_to).items():
         if top in from_maps:
@@ -112,7 +114,7 @@ def coord_map_from_to(top_from: Top, top_to: Top) -> Map:
 
 
 def _maps_below(top: Top) -> dict[Top, Map]:
-    """The maps from a top to all blobs below it that can be reached, the near ones first."""
+    """The maps from a top to all blobs below it that can be reached, the nearest first."""
     maps, reached = {top: IDENTITY}, [top]
     for above in reached:
         try:
@@ -127,12 +129,12 @@ def _maps_below(top: Top) -> dict[Top, Map]:
 
 
 def _mapped_bottoms(fn: Function) -> Sequence[Top]:
-    """All bottoms lie alike, but for the one that only tells a Crop its size."""
+    """The bottoms that the layer's map holds for: all, except a Crop's second one, which gives a size."""
     return fn.inputs[:1] if fn.type_name == "Crop" else fn.inputs
 
 
 def crop(top_from: Top, top_to: Top) -> Top:
-    """A Crop that cuts `top_from` to what lies over `top_to`; CropError where no such cut is possible."""
+    """A Crop that cuts `top_from` to the region of `top_to`; CropError if there is no such crop."""
     axis, scale, shift = coord_map_from_to(top_from, top_to)
     scale, shift = np.asarray(scale), np.asarray(shift)
     if (scale != 1).any():

@@ -1,4 +1,4 @@
-"""Detector: a net that classifies windows of pictures.
+"""Detector: a net that classifies windows of images.
 
 Caffe: python/caffe/detector.py; Girshick et al. 2014 for the windows with context.
 """
@@ -22,10 +22,10 @@ Array = NDArray[Any]
 
 
 class Detector(PictureNet):
-    """A net that classifies windows (ymin, xmin, ymax, xmax) of pictures.
+    """A net that classifies windows (ymin, xmin, ymax, xmax) of images.
 
-    context_pad   how many pixels at each side of the net's input show what is around the window; what is
-                  outside the picture has the mean
+    context_pad   pixels on each side of the net's input that show the surroundings of the window; pixels
+                  outside the image have the mean
     """
 
     def __init__(
@@ -44,23 +44,23 @@ class Detector(PictureNet):
     def detect_windows(
         self, images_windows: Iterable[tuple[AnyPath, Iterable[Sequence[int]]]]
     ) -> list[dict[str, Any]]:
-        """What the net says about windows of picture files: filename, window and prediction of each."""
-        found, crops = [], []
+        """Classify windows of image files: a dict with filename, window and prediction for each window."""
+        places, crops = [], []
         for filename, windows in images_windows:
             image = load_image(filename)
             for window in windows:
-                found.append({"window": window, "filename": filename})
+                places.append({"window": window, "filename": filename})
                 crops.append(self.crop(image, window))
         if not crops:
             return []
         predictions = self.predict_pictures(crops)
         return [
-            {"window": one["window"], "prediction": prediction, "filename": one["filename"]}
-            for one, prediction in zip(found, predictions, strict=True)
+            {"window": place["window"], "prediction": prediction, "filename": place["filename"]}
+            for place, prediction in zip(places, predictions, strict=True)
         ]
 
     def detect_selective_search(self, image_fnames: Iterable[AnyPath]) -> list[dict[str, Any]]:
-        """Detect in the windows that Selective Search proposes (a package of its own, which needs MATLAB)."""
+        """Classify the windows that Selective Search proposes (a separate package, which needs MATLAB)."""
         try:
             search = importlib.import_module("selective_search_ijcv_with_python")
         except ModuleNotFoundError as error:
@@ -73,7 +73,7 @@ class Detector(PictureNet):
         return self.detect_windows(zip(names, windows, strict=True))
 
     def crop(self, im: Array, window: Sequence[int]) -> Array:
-        """The window of a picture (H, W, K), with its context if there is to be any."""
+        """Crop the window from an image (H, W, K), with its context if `context_pad` is set."""
         top, left, bottom, right = (int(edge) for edge in window)
         if not (0 <= top < min(bottom, im.shape[0]) and 0 <= left < min(right, im.shape[1])):
             raise DataError(f"window {tuple(window)} does not lie in a picture of shape {im.shape}")
@@ -87,7 +87,7 @@ class Detector(PictureNet):
         return crop
 
     def configure_crop(self, context_pad: int | None) -> None:
-        """Set `context_pad`, and what stands for the pixels outside a picture."""
+        """Set `context_pad`, and the values of pixels outside the image."""
         name, transformer = self.inputs[0], self.transformer
         channels, height, width = self.blobs[name].shape[1:]
         if context_pad and (height != width or not 0 < 2 * context_pad < width):
@@ -99,7 +99,7 @@ class Detector(PictureNet):
         self.crop_dims = np.array([height, width, channels])
         self.crop_mean: Array = np.zeros(self.crop_dims, np.float32)
         if name in transformer.mean:
-            # The mean is given as the net sees it; a crop is still a picture.
+            # The mean has the net's axes, channel order and scale; a crop still has those of an image.
             mean = np.broadcast_to(transformer.mean[name], (channels, height, width))
             if name in transformer.channel_swap:
                 mean = mean[np.argsort(transformer.channel_swap[name])]
@@ -109,10 +109,10 @@ class Detector(PictureNet):
 def _with_context(
     window: Sequence[int], image_size: tuple[int, ...], size: int, context_pad: int
 ) -> tuple[list[int], tuple[int, int], tuple[int, int]]:
-    """(the window enlarged and cut to the picture, where it begins in the crop, its height and width there).
+    """The window with its context, as (box in the image, start in the crop, size in the crop).
 
-    Caffe: Detector.crop. The window is enlarged so that it fills all of the crop but `context_pad` at each
-    side.
+    The window is enlarged so that the original window fills the crop except for `context_pad` pixels on each
+    side, then it is cut to the image. Caffe: Detector.crop.
     """
     edges = np.array(window, float)
     half = (edges[2:] - edges[:2] + 1) / 2

@@ -1,6 +1,8 @@
-"""caffe.draw: a net as a picture, by Graphviz; see imae.converters.draw_net.
+"""caffe.draw: draw a net with Graphviz; see imae.converters.draw_net.
 
-caffe.draw.draw_net_to_file(net_param, "net.png", rankdir="TB")
+        caffe.draw.draw_net_to_file(net_param, "net.png", rankdir="TB")
+
+Caffe: python/caffe/draw.py.
 """
 
 from imae.converters.draw_net import (

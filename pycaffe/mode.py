@@ -1,4 +1,4 @@
-"""What pycaffe keeps for the whole process: the random generator, the device mode, where the log goes."""
+"""The process-wide state of pycaffe: random generator, device mode, log handler."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEVERITIES = (logging.INFO, logging.WARNING, logging.ERROR)
 
 @dataclass
 class _Mode:
-    """device: where nets compute; gpu: the GPU that it is in GPU mode."""
+    """device: where nets compute; gpu: the GPU to use in GPU mode."""
 
     device: torch.device = CPU
     gpu: int = 0
@@ -38,7 +38,7 @@ def current_random() -> CaffeRandom:
 
 
 def set_random_seed(seed: int) -> None:
-    """Start the generator anew from this seed (taken modulo 2^32)."""
+    """Restart the generator from this seed (taken modulo 2^32)."""
     _random.reseed(seed)
 
 
@@ -48,19 +48,19 @@ def set_mode_cpu() -> None:
 
 
 def set_mode_gpu() -> None:
-    """Nets and solvers made from now on compute on the GPU that `set_device` chose, GPU 0 unless it did."""
+    """Nets and solvers made from now on compute on the GPU that `set_device` chose, by default GPU 0."""
     _mode.device = gpu(str(_mode.gpu), "set_mode_gpu()", "call set_mode_cpu()")
 
 
 def set_device(device_id: int) -> None:
-    """Choose the GPU that computes in GPU mode."""
+    """Choose the GPU to use in GPU mode."""
     _mode.gpu = device_id
     if _mode.device != CPU:
         set_mode_gpu()
 
 
 def current_device() -> torch.device:
-    """Where a net that is made now computes."""
+    """The device of nets and solvers that are made now."""
     return _mode.device
 
 

@@ -1,9 +1,9 @@
 """pycaffe's Net and its blobs over imae's Net, run layer by layer.
 
-A net computes on the CPU or, if it was made in GPU mode, on the GPU; `data` and `diff` of its blobs are
-arrays in the CPU's memory all the same (see imae.layers.utility.synced_memory for what that means on a GPU).
+A net computes on the CPU or, if it was made in GPU mode, on the GPU. In both cases `data` and `diff` of its
+blobs are arrays in the CPU's memory (see imae.layers.utility.synced_memory for how they are synchronized).
 
-Caffe: python/caffe/_caffe.cpp, pycaffe.py. Differs: the mode counts when a net is made, not at each pass.
+Caffe: python/caffe/_caffe.cpp, pycaffe.py. Differs: the mode is read when a net is made, not at each pass.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Array = NDArray[np.float32]
 
 
 class PycaffeError(ImaeError, RuntimeError):
-    """What is a RuntimeError in pycaffe: a file that is not there, a call that the net cannot answer."""
+    """An error that is a RuntimeError in pycaffe: a missing file, a call that the net does not support."""
 
 
 class NetBlob(Blob):
@@ -63,7 +63,7 @@ class NetBlob(Blob):
         return tuple(self._memory.data.shape)
 
     def reshape(self, *shape: int) -> None:
-        """Change the shape; `net.reshape()` carries it through the net (forward does so, too)."""
+        """Change the shape; `net.reshape()` or the next forward pass propagates it through the net."""
         self._memory.reshape(shape)
 
 
@@ -83,8 +83,8 @@ class NetLayer(PythonLayerBase):
 class Net:
     """caffe.Net(network_file, phase, level=0, stages=None, weights=None), or (file, weights, phase).
 
-    dialect             the fork that the files are of, where they are not Caffe's: "nvidia" or "other"
-    strict              whether a field that does nothing is an error, instead of named in a warning
+    dialect             the fork that wrote the files, if it was not Caffe itself: "nvidia" or "other"
+    strict              whether a field without effect is an error; by default a warning lists such fields
 
     name, phase         of the net
     blobs, params       blobs by name; lists of parameter blobs by layer name
@@ -124,7 +124,7 @@ class Net:
 
     @classmethod
     def around(cls, stepwise: Stepwise) -> Net:
-        """The pycaffe face of a net that exists already."""
+        """Wrap an existing net."""
         net = cls.__new__(cls)
         net._wrap(stepwise)
         return net
@@ -139,7 +139,7 @@ class Net:
         self._blobs = RawBlobVec(NetBlob(memory) for memory in stepwise.blobs.values())
         self._blob_ids = {name: index for index, name in enumerate(stepwise.blobs)}
         self._blob_loss_weights = DtypeVec(module.loss_weights.get(name, 0.0) for name in stepwise.blobs)
-        # Caffe: of blobs or layers with one name the last is found by it; `params` knows the last with blobs.
+        # Caffe: if blobs or layers share a name, it means the last of them; in `params` the last with blobs.
         self.blobs = OrderedDict(zip(self._blob_names, self._blobs, strict=True))
         self.blob_loss_weights = OrderedDict(zip(self._blob_names, self._blob_loss_weights, strict=True))
         self.layer_dict = OrderedDict(zip(self._layer_names, self.layers, strict=True))
@@ -163,7 +163,7 @@ class Net:
         end: str | None = None,
         **inputs: Array,
     ) -> dict[str, Array]:
-        """Set the inputs given by name, run the layers start..end, return outputs (and the named blobs)."""
+        """Set the named inputs, run the layers start..end, return the outputs and the named `blobs`."""
         first, last = self._range(start, end)
         names = (self.top_names[end] if end is not None else self.outputs) + list(blobs or ())
         if inputs:
@@ -180,7 +180,7 @@ class Net:
         end: str | None = None,
         **tops: Array,
     ) -> dict[str, Array]:
-        """Set the top diffs given by name, run start..end downwards, return the inputs' (and named) diffs."""
+        """Set the named top diffs, run start..end downwards, return the diffs of inputs and named `diffs`."""
         last, first = self._range(end, start)
         names = (self.bottom_names[end] if end is not None else self.inputs) + list(diffs or ())
         if tops:
@@ -255,7 +255,7 @@ class Net:
         )
 
     def _batch(self, values: Mapping[str, Array]) -> Iterator[dict[str, Any]]:
-        """Batches of the size of the first blob, the last one filled up with 0; none of no values."""
+        """Batches of the size of the first blob, the last one padded with 0; none if `values` is empty."""
         if not values:
             return
         size = next(iter(self.blobs.values())).shape[0]
@@ -281,11 +281,11 @@ class Net:
         self.stepwise.after_backward.append(callback)
 
     def reshape(self) -> None:
-        """Carry changed input shapes through the net."""
+        """Propagate changed input shapes through the net."""
         self.stepwise.reshape()
 
     def clear_param_diffs(self) -> None:
-        """Parameter diffs add up over backward passes; set them to 0."""
+        """Set the parameter diffs to 0; backward passes add to them."""
         self.stepwise.clear_param_diffs()
 
     def set_input_arrays(self, data: Array, labels: Array) -> None:
@@ -301,14 +301,14 @@ class Net:
     # -- weights ---------------------------------------------------------------------------------------------
 
     def copy_from(self, path: AnyPath, dialect: str | None = None) -> None:
-        """Load the blobs of a .caffemodel or .caffemodel.h5 by layer name; `dialect` is the fork it is of."""
+        """Load the blobs of a .caffemodel(.h5) by layer name. `dialect`: the fork that wrote the file."""
         self.stepwise.take_back_parameters()
         load_caffemodel(self.module, path, dialect)
 
     load_hdf5 = copy_from
 
     def share_with(self, other: Net) -> None:
-        """Use the other net's parameters where layer names agree."""
+        """Use the other net's parameters in layers of the same name."""
         if self.stepwise.device != other.stepwise.device:
             raise ImaeError(
                 f"nets on different devices cannot share parameters: {self.stepwise.device} and "
@@ -326,7 +326,7 @@ class Net:
         self.stepwise.take_back_parameters()
         save_caffemodel(self.module, path, hdf5=True)
 
-    # -- what pycaffe's own modules use ----------------------------------------------------------------------
+    # -- names that pycaffe's own modules use ----------------------------------------------------------------
 
     _set_input_arrays = set_input_arrays
 

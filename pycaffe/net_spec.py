@@ -1,4 +1,4 @@
-"""Nets written in Python: layers are functions of the tops of other layers.
+"""Write nets in Python: layers are functions of the tops of other layers.
 
     from caffe import layers as L, params as P
     net = caffe.NetSpec()
@@ -8,12 +8,12 @@
     net.relu = L.ReLU(net.pool, in_place=True)
     print(net.to_proto())
 
-A keyword of `L.Type` is a field of the type's own parameter (Convolution: convolution_param) or else of the
-layer; one that ends in `param` is a field of the layer: a dict is a message, a list a repeated field. `ntop`
-says how many tops there are, `in_place` that they are the bottoms. What has no name is called Type1, Type2,
-...
+A keyword of `L.Type` is a field of the type's own parameter (Convolution: convolution_param) or, if that has
+no such field, of the layer. A keyword that ends in `param` is always a field of the layer. A dict is a
+message, a list a repeated field. `ntop` is the number of tops; `in_place` makes the bottoms the tops. Tops
+and layers without a name are called Type1, Type2, ...
 
-Caffe: python/caffe/net_spec.py. Differs: tuples do for lists, unknown fields are named in the error.
+Caffe: python/caffe/net_spec.py. Differs: tuples work as lists; the error names an unknown field.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Function:
     """A layer: its type, the tops that are its bottoms, and its parameters."""
 
     def __init__(self, type_name: str, inputs: tuple[Top, ...], params: Mapping[str, Any]) -> None:
-        for index, given in enumerate(inputs):
-            if not isinstance(given, Top):
-                raise TypeError(f"{type_name} input {index} is not a Top (type is {type(given)})")
+        for index, top in enumerate(inputs):
+            if not isinstance(top, Top):
+                raise TypeError(f"{type_name} input {index} is not a Top (type is {type(top)})")
         self.type_name, self.inputs = type_name, inputs
         self.params = dict(params)
         self.ntop: int = self.params.pop("ntop", 1)
@@ -68,7 +68,7 @@ class NetSpec:
         self.tops[name] = value
 
     def __getattr__(self, name: str) -> Any:
-        tops = self.__dict__.get("tops", {})  # copy and pickle ask before there are any
+        tops = self.__dict__.get("tops", {})  # copy and pickle look up attributes before `tops` exists
         if name not in tops:
             raise AttributeError(f"the net has no top {name!r}; it has {', '.join(tops)}")
         return tops[name]
@@ -84,7 +84,7 @@ class NetSpec:
 
 
 class Layers:
-    """`L.Type(bottom, ..., field=value, ...)` is the top of such a layer, or a tuple of `ntop` tops."""
+    """`L.Type(bottom, ..., field=value, ...)` is the top of a new layer, or a tuple of its `ntop` tops."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def make(*inputs: Top, **params: Any) -> Any:
@@ -175,7 +175,7 @@ def _assign_params(layer: LayerParameter, function: Function) -> None:
 
 
 def param_name_dict() -> dict[str, str]:
-    """By layer type what its parameter is called, without `_param`: Convolution: convolution."""
+    """The name of each layer type's own parameter, without `_param`: Convolution: convolution."""
     return {kind: field.removesuffix("_param") for kind, field in _own_params().items()}
 
 
@@ -190,7 +190,7 @@ def _own_params() -> dict[str, str]:
 
 
 def assign_proto(proto: Message, name: str, val: Any) -> None:
-    """Set a field: dicts become messages, lists repeated fields; there a single value will do, too."""
+    """Set a field. A dict becomes a message; a list, or a single value, sets a repeated field."""
     if name not in proto.DESCRIPTOR.fields_by_name:
         raise PrototxtError(f"{proto.DESCRIPTOR.name} has no field {name!r}")
     field = getattr(proto, name)

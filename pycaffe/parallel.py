@@ -1,4 +1,4 @@
-"""What pycaffe has for several solvers: one solver computes here, as in a Caffe built without NCCL."""
+"""pycaffe's functions for several solvers. Only one solver is supported, as in a Caffe built without NCCL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ONE_SOLVER = "one solver computes here, and there is no NCCL; train on one devic
 
 
 class NCCL:
-    """Caffe's link between solvers on several GPUs: not here, whatever is asked of it says so."""
+    """Caffe's link between solvers on several GPUs. It is not supported: every call raises a DeviceError."""
 
     def __init__(self, solver: object, uid: str | bytes) -> None:
         self.new_uid()
@@ -49,4 +49,4 @@ def set_solver_rank(rank: int) -> None:
 
 
 def set_multiprocess(multiprocess: bool) -> None:
-    """Accepted: where one solver computes, it makes no difference."""
+    """Accepted without effect, because there is only one solver."""

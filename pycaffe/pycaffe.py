@@ -1,4 +1,4 @@
-"""caffe.pycaffe: the module of Caffe's package that finishes its classes; here they are whole already."""
+"""caffe.pycaffe: in Caffe this module adds methods to the C++ classes; here the classes have them already."""
 
 from imae.pycaffe._caffe import (
     NCCL,

@@ -1,4 +1,4 @@
-"""pycaffe's solvers over imae's Solver, whose nets run layer by layer: scripts see every blob and diff.
+"""pycaffe's solvers over imae's Solver. Nets run layer by layer, so that scripts see every blob and diff.
 
 Caffe: python/caffe/_caffe.cpp.
 """
@@ -26,7 +26,7 @@ from imae.train.solver import Solver as TrainSolver
 class Solver:
     """A solver made from a solver prototxt: step, solve, snapshot, restore, and the nets.
 
-    strict   whether a field of a net that does nothing is an error, instead of named in a warning
+    strict   whether a field of a net without effect is an error; by default a warning lists such fields
     """
 
     type: ClassVar[str] = ""
@@ -38,7 +38,7 @@ class Solver:
     def _make(self, solver_file: AnyPath) -> None:
         param = read_solver(solver_file)
         if self.type and param.type != self.type:
-            # Caffe: the class decides, whatever the file says.
+            # Caffe: the class decides, not the file.
             changed = SolverParameter()
             changed.CopyFrom(param)
             changed.type, param = self.type, changed
@@ -59,50 +59,50 @@ class Solver:
 
     @property
     def iter(self) -> int:
-        """Updates made so far."""
+        """The number of updates made so far."""
         return self.solver.iteration
 
     @property
     def lr(self) -> float:
         """The learning rate of the next update.
 
-        Caffe: this is GetLearningRate() itself. With lr_policy multistep each reading (`hasattr` is one)
-        moves on by one stepvalue that is due, as each update does, and logs it.
+        Caffe: this calls GetLearningRate(). With lr_policy multistep each access (also by `hasattr`) moves
+        on by one stepvalue that is due, as each update does, and logs it.
         """
         return self.solver.get_learning_rate()
 
     def step(self, iterations: int) -> None:
-        """Make so many updates."""
-        self._take_back()
+        """Make this many updates."""
+        self._take_back_parameters()
         self.solver.step(iterations)
 
     def solve(self, resume_file: AnyPath | None = None) -> None:
-        """Train up to max_iter, from a solver state on if one is given."""
+        """Train up to max_iter; resume from a solver state if one is given."""
         if resume_file is not None:
             self.restore(resume_file)
-        self._take_back()
+        self._take_back_parameters()
         self.solver.solve()
 
     def snapshot(self) -> None:
         """Write model and solver state under snapshot_prefix."""
-        self._take_back()
+        self._take_back_parameters()
         self.solver.snapshot()
 
     def restore(self, path: AnyPath, dialect: str | None = None) -> None:
-        """Go on from a solver state, as Caffe does: data and random numbers start anew.
+        """Resume from a solver state as Caffe does: data and random numbers start again from the beginning.
 
-        dialect   the fork that wrote it and its model
+        dialect   the fork that wrote the state and its model
         """
-        self._take_back()
+        self._take_back_parameters()
         self.solver.restore(path, as_caffe=True, dialect=dialect)
 
     def apply_update(self) -> None:
-        """Update the weights from the diffs as they stand."""
-        self._take_back()
+        """Update the weights from the current diffs."""
+        self._take_back_parameters()
         self.solver.apply_update()
 
     def share_weights(self, net: Net) -> None:
-        """Let `net` use the train net's parameters."""
+        """Make `net` use the train net's parameters."""
         net.share_with(self.net)
 
     def add_callback(self, on_start: Callable[[], object], on_gradients_ready: Callable[[], object]) -> None:
@@ -111,12 +111,12 @@ class Solver:
         self._on_gradients_ready.append(on_gradients_ready)
 
     def _gradients_ready(self) -> None:
-        """Call the scripts' callbacks; what they write into diffs counts in the update."""
+        """Call the scripts' callbacks; the update uses the diffs that they write."""
         for callback in self._on_gradients_ready:
             callback()
-        self._take_back()
+        self._take_back_parameters()
 
-    def _take_back(self) -> None:
+    def _take_back_parameters(self) -> None:
         """Take the parameter blobs back from scripts."""
         for net in (self.net, *self.test_nets):
             net.stepwise.take_back_parameters()

@@ -1,6 +1,6 @@
-"""The list types of Caffe's C++ interface, under its names; BlobVec and RawBlobVec are the Python layer's.
+"""The list types of Caffe's C++ interface; BlobVec and RawBlobVec are in imae.layers.utility.python_blobs.
 
-Caffe: python/caffe/_caffe.cpp. Differs: they are lists, so they do all that lists do.
+Caffe: python/caffe/_caffe.cpp. Differs: they are Python lists, with all methods of lists.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Names that Caffe's Python modules have only because they import them; scripts reach them all the same.
+"""Names that Caffe's Python modules have only because they import them. Scripts use them nevertheless.
 
     model = caffe.io.caffe_pb2.NetParameter()
 
-Those of packages that this one does not need (scikit-image, SciPy, six, pydot) are found when they are asked
-for, if the package is installed.
+Names from packages that imae does not need (scikit-image, SciPy, six, pydot) are imported at the first
+access, if the package is installed.
 
 Caffe: the imports of python/caffe/*.py.
 """
@@ -25,7 +25,7 @@ from google import protobuf
 
 from imae.prototxt import caffe_pb2
 
-# By the module's name: what it imports.
+# The names that each module imports, by the module's name.
 IMPORTED: dict[str, dict[str, Any]] = {
     "io": {"caffe_pb2": caffe_pb2, "np": np, "sys": sys},
     "net_spec": {"caffe_pb2": caffe_pb2, "protobuf": protobuf},
@@ -35,39 +35,39 @@ IMPORTED: dict[str, dict[str, Any]] = {
     "draw": {"caffe_pb2": caffe_pb2},
     "coord_map": {"division": __future__.division, "np": np},
 }
-# The same of other packages: the module that brings the name.
+# The same for optional packages: for each name the module that provides it.
 FROM_PACKAGES = {
     "io": {"skimage": "skimage.io", "resize": "skimage.transform", "zoom": "scipy.ndimage"},
     "net_spec": {"six": "six"},
     "pycaffe": {"six": "six"},
     "draw": {"pydot": "pydot"},
 }
-KNOWS_THE_PACKAGE = ("pycaffe", "classifier", "detector")  # as `caffe`
+IMPORT_CAFFE = ("pycaffe", "classifier", "detector")  # modules that import the package itself, as `caffe`
 
 
 def add_visible_names(package: ModuleType, modules: Mapping[str, ModuleType]) -> None:
-    """Put them into the modules, which are given by Caffe's names for them."""
-    for name, found in IMPORTED.items():
-        vars(modules[name]).update(found)
-    for name in KNOWS_THE_PACKAGE:
+    """Add the names to `modules`, a mapping from Caffe's module names."""
+    for name, imported in IMPORTED.items():
+        vars(modules[name]).update(imported)
+    for name in IMPORT_CAFFE:
         vars(modules[name])["caffe"] = package
-    for name, places in FROM_PACKAGES.items():
-        vars(modules[name])["__getattr__"] = _of_packages(f"caffe.{name}", places)
+    for name, providers in FROM_PACKAGES.items():
+        vars(modules[name])["__getattr__"] = _importing_getattr(f"caffe.{name}", providers)
 
 
-def _of_packages(module: str, places: Mapping[str, str]) -> Callable[[str], Any]:
-    """A module's `__getattr__`."""
+def _importing_getattr(module: str, providers: Mapping[str, str]) -> Callable[[str], Any]:
+    """A `__getattr__` for `module` that imports the names of `providers` when they are accessed."""
 
     def get(name: str) -> Any:
-        if name not in places:
+        if name not in providers:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         try:
-            found = importlib.import_module(places[name])
+            provider = importlib.import_module(providers[name])
         except ModuleNotFoundError as error:
             raise AttributeError(
-                f"{module}.{name} comes from {places[name]}, which is not installed: {error}"
+                f"{module}.{name} comes from {providers[name]}, which is not installed: {error}"
             ) from error
-        package = places[name].partition(".")[0]
-        return sys.modules[package] if name == package else getattr(found, name)
+        package = providers[name].partition(".")[0]
+        return sys.modules[package] if name == package else getattr(provider, name)
 
     return get

@@ -1,13 +1,13 @@
-"""Fuzz what reads files: every broken file is read, or refused by an ImaeError of one line.
+"""Fuzz the readers of files: every broken file must be read, or refused by an ImaeError of one line.
 
-    python tests/fuzz --examples 2000                   each target
+    python tests/fuzz --examples 2000                   all targets
     python tests/fuzz lmdb onnx --minutes 30 --keep /tmp/found
 
-That means: no other exception and no warning; no crash; at most 5 s of CPU time and 1 GiB of memory for a file
+This means: no other exception and no warning; no crash; at most 5 s of CPU time and 1 GiB of memory for a file
 of at most 1 MiB; nothing is written or removed outside a temporary folder. Each target runs in processes of
-its own, a batch of different files after the other. The table says how many files were accepted and refused,
-the mean CPU time of making and checking one, and the longest of a check; the findings, each with a file
-that was made smaller if possible, come after it. Exit status: 1 if there are any.
+its own, batch by batch of different files. The table gives the number of accepted and refused files, the mean
+CPU time to make and check a file, and the longest time of a check. Below it are the findings, each with a
+file, made smaller if possible. Exit status: 1 if there are findings.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ from typing import Any, NoReturn
 from choices import Draw, Files, simpler
 from targets import ROOT, TARGETS, Target
 
-SECONDS = 5  # of CPU time for a file
-IDLE = 12  # times that of doing nothing
-SHRINKING = 2  # times that for finding a smaller file
-POLL = 0.02  # seconds
+SECONDS = 5  # CPU time for a file
+IDLE = 12  # idle time after which a process counts as hung, in multiples of the CPU time
+SHRINKING = 2  # time to look for a smaller file, in multiples of the CPU time
+POLL = 0.02  # seconds between two checks of a process
 MEMORY = 1 << 30
 BATCH = 500
 COUNTS = struct.Struct("<QQQQd")  # checks, inputs, accepted, refused, longest time
 
 
 class Slow(BaseException):
-    """The time is up. Not an Exception, so that nobody catches it."""
+    """The time is up. It is not an Exception, so that no handler of Exception catches it."""
 
 
 class Finding(Exception):
-    """The rule is broken: `key` tells one cause from another, `what` is for people."""
+    """A broken rule: `key` identifies the cause, `description` is for people."""
 
-    def __init__(self, key: str, what: str) -> None:
+    def __init__(self, key: str, description: str) -> None:
         super().__init__(key)
-        self.key, self.what = key, what
+        self.key, self.description = key, description
 
 
 def main() -> int:
@@ -85,16 +85,16 @@ def main() -> int:
     totals = {target.name: Totals() for target in chosen}
     end = time.monotonic() + 60 * args.minutes if args.minutes else None
     number = args.seed * 1_000_000
-    going = list(chosen)
-    while going and (end is None or time.monotonic() < end):
-        for target in list(going):
+    unfinished = list(chosen)
+    while unfinished and (end is None or time.monotonic() < end):
+        for target in list(unfinished):
             total = totals[target.name]
             before = total.inputs
             left = BATCH if end is not None else min(args.examples - before, BATCH)
             total.add(run_batch(target, left, number, set(total.findings), args.seconds))
             print(total.row(target.name), *total.findings, sep="\n  ", file=sys.stderr, flush=True)
             if total.inputs == before or (end is None and total.inputs >= args.examples):
-                going.remove(target)
+                unfinished.remove(target)
         number += 1
     print(
         f"{'target':16}{'inputs':>9}{'accepted':>9}{'refused':>9}{'mean':>9}{'longest':>9}{'memory':>9}  findings"
@@ -103,8 +103,8 @@ def main() -> int:
         print(total.row(name))
     print(f"{'':16}{sum(total.inputs for total in totals.values()):>9}")
     for name, total in totals.items():
-        for key, (what, data) in total.findings.items():
-            print(f"\n{name}: {key}\n{what}")
+        for key, (description, data) in total.findings.items():
+            print(f"\n{name}: {key}\n{description}")
             if args.keep is not None:
                 args.keep.mkdir(parents=True, exist_ok=True)
                 path = args.keep / f"{name}-{zlib.crc32(key.encode()):08x}"
@@ -114,7 +114,7 @@ def main() -> int:
 
 
 class Totals:
-    """What became of the files of a target; findings: what, and a file, by key."""
+    """The results for a target's files; findings: description and file, by key."""
 
     def __init__(self) -> None:
         self.inputs = self.accepted = self.refused = self.memory = 0
@@ -128,7 +128,7 @@ class Totals:
         self.longest = max(self.longest, other.longest)
         self.time += other.time
         self.memory = max(self.memory, other.memory)
-        self.findings |= {key: found for key, found in other.findings.items() if key not in self.findings}
+        self.findings |= {key: value for key, value in other.findings.items() if key not in self.findings}
 
     def row(self, name: str) -> str:
         return (
@@ -141,7 +141,7 @@ class Totals:
 
 
 def run_batch(target: Target, examples: int, number: int, known: set[str], seconds: float) -> Totals:
-    """Run so many files of the random seed `number`; findings of `known` keys are passed over."""
+    """Run `examples` files with the random seed `number`; findings with `known` keys are ignored."""
     shared = mmap.mmap(-1, mmap.PAGESIZE)
     totals = Totals()
     in_memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # nothing waits for a disk there
@@ -155,17 +155,17 @@ def run_batch(target: Target, examples: int, number: int, known: set[str], secon
         ended, totals.time = _wait(pid, shared, seconds)
         _, totals.inputs, totals.accepted, totals.refused, totals.longest = COUNTS.unpack_from(shared)
         for path in sorted((folder / "report").glob("*.json")):
-            found = json.loads(path.read_text())
-            totals.memory = max(totals.memory, found.get("memory", 0))
-            if "key" in found:
-                totals.findings[found["key"]] = found["what"], base64.b64decode(found["data"])
+            report = json.loads(path.read_text())
+            totals.memory = max(totals.memory, report.get("memory", 0))
+            if "key" in report:
+                totals.findings[report["key"]] = report["what"], base64.b64decode(report["data"])
         last = folder / "report" / "input"
         data = last.read_bytes() if last.exists() else b""
         if ended:
             trace = (folder / "report" / "trace").read_text()
             place = next((line.strip() for line in trace.splitlines() if f"{ROOT}/" in line), "nowhere")
             totals.findings[f"{ended}: {place}"] = f"{ended}\n{trace[-2000:]}", data
-        # What C code writes is not seen as it happens; whatever stands beside the two folders does not belong.
+        # Files written by C code trigger no audit event, so look for files outside the two folders.
         strange = [path for path in Path(name).rglob("*") if not _belongs(path, folder)]
         if strange:
             totals.findings["outside, once"] = f"outside the folder: {strange[0].relative_to(name)}", data
@@ -178,7 +178,7 @@ def _belongs(path: Path, folder: Path) -> bool:
 
 
 def _wait(pid: int, shared: mmap.mmap, seconds: float) -> tuple[str, float]:
-    """Wait for a process, and end it if it does not get on; how it ended if not well, and its CPU time."""
+    """Wait for a process, and end it if it hangs. Return how it ended ("" if well), and its CPU time."""
     before, used_before, idle, slow = -1, 0.0, 0.0, False
     while True:
         done, status, usage = os.wait4(pid, os.WNOHANG)
@@ -191,15 +191,15 @@ def _wait(pid: int, shared: mmap.mmap, seconds: float) -> tuple[str, float]:
         if checks != before:
             before, used_before, idle = checks, used, 0.0
         elif checks and (idle > IDLE * seconds or used - used_before > 2 * seconds + 1):
-            os.kill(pid, signal.SIGKILL if slow else signal.SIGABRT)  # at the latter it writes a traceback
+            os.kill(pid, signal.SIGKILL if slow else signal.SIGABRT)  # SIGABRT makes it write a traceback
             slow, used_before, idle = True, used, 0.0
-        # A busy machine may let it wait for long; then it is running all the same.
+        # On a busy machine it may wait long for a CPU; its state is "running" then, too.
         idle += 0.0 if running else POLL
         time.sleep(POLL)
 
 
 def _state(pid: int) -> tuple[bool, float]:
-    """Whether a process runs, or could if there were a CPU for it; and the CPU time that it has used."""
+    """Whether a process is running or waits only for a CPU; and the CPU time that it has used."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return fields[0] == "R", (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -233,7 +233,7 @@ def _child(
 
 
 class Runner:
-    """Runs a target's files one by one and writes down what it finds."""
+    """Runs a target's files one by one and writes the findings to files."""
 
     def __init__(
         self, target: Target, folder: Path, known: set[str], shared: mmap.mmap, seconds: float
@@ -250,7 +250,8 @@ class Runner:
         files = self.target.prepare()
         _small_machine()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        # More than is allowed: libraries that get none turn that into an error of the file, which looks well.
+        # The limit of the address space is above the allowed memory: a library that gets no memory reports
+        # an error of the file, which would look like a proper refusal.
         soft = _virtual_memory() + 5 * MEMORY // 2
         resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -285,11 +286,11 @@ class Runner:
         (self.folder / "report" / "memory.json").write_text(json.dumps({"memory": 1024 * (after - before)}))
 
     def _smaller(self, files: Files, made: list[int], data: bytes, key: str) -> bytes:
-        """A file with the same finding that fewer choices make."""
+        """A file with the same finding, made with fewer choices."""
         end = time.monotonic() + SHRINKING * self.seconds
-        going = True
-        while going:
-            going = False
+        improved = True
+        while improved:
+            improved = False
             for choices in simpler(made):
                 if time.monotonic() > end:
                     return data
@@ -300,12 +301,12 @@ class Runner:
                 self._count()
                 outcome = self._outcome(other)
                 if isinstance(outcome, Finding) and outcome.key == key:
-                    made, data, going = draw.made, other, True
+                    made, data, improved = draw.made, other, True
                     break
         return data
 
     def _count(self) -> None:
-        """Tell the parent how far this is."""
+        """Report the progress to the parent process."""
         self.checks += 1
         COUNTS.pack_into(self.shared, 0, self.checks, self.inputs, self.accepted, self.refused, self.longest)
 
@@ -330,9 +331,10 @@ class Runner:
             outcome = Finding(f"outside: {event}", f"outside the folder: {self.outside[0]}")
         return outcome
 
-    def _report(self, found: Finding, data: bytes) -> None:
-        self.known.add(found.key)
-        report = {"key": found.key, "what": found.what, "data": base64.b64encode(data).decode()}
+    def _report(self, finding: Finding, data: bytes) -> None:
+        self.known.add(finding.key)
+        encoded = base64.b64encode(data).decode()
+        report = {"key": finding.key, "what": finding.description, "data": encoded}
         (self.folder / "report" / f"{len(self.known)}.json").write_text(json.dumps(report))
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
@@ -357,7 +359,7 @@ class Runner:
 
 
 def judged(error: BaseException) -> Finding | bool:
-    """False if this is how a file is refused, else what is wrong."""
+    """False if the error is a proper refusal of a file, else a finding."""
     from imae.files.errors import ImaeError
 
     chain: BaseException | None = error
@@ -378,7 +380,7 @@ def judged(error: BaseException) -> Finding | bool:
 
 
 def _small_machine() -> None:
-    """Let imae believe that little memory is free."""
+    """Make imae assume that little memory is free."""
     from imae.files import limits
 
     limits.free_memory = lambda: 1 << 26
@@ -393,7 +395,7 @@ def _slow(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 class _Strict(logging.StreamHandler[io.StringIO]):
-    """Writes log records nowhere; a record that cannot be written is an error."""
+    """Formats and discards log records; a record that cannot be formatted or encoded is an error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         record.getMessage().encode(errors="backslashreplace")

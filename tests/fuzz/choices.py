@@ -1,4 +1,4 @@
-"""Files made by random choices that are written down, so that a file can be made again, and made smaller."""
+"""Make files by random choices that are recorded, so that a file can be made again, or made smaller."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 class Draw:
-    """Makes choices: the given ones, then always the first; or random ones.
+    """Makes choices: random ones, or those of a sequence and after its end always the first option.
 
-    made   the choices so far, each a number from 0
+    made   the choices so far, as numbers from 0
     """
 
     def __init__(self, source: Random | Sequence[int]) -> None:
@@ -47,11 +47,11 @@ class Draw:
         return items[self.below(len(items))]
 
     def index(self, items: Sequence[object]) -> int:
-        """The place of one of `items`."""
+        """The index of one of `items`."""
         return self.below(len(items))
 
     def data(self, shortest: int, longest: int) -> bytes:
-        """So many bytes."""
+        """From `shortest` to `longest` bytes."""
         return bytes(self.below(256) for _ in range(self.number(shortest, longest)))
 
 
@@ -59,7 +59,7 @@ Files = Callable[[Draw], bytes]
 
 
 def choosing(make: Callable[Concatenate[Draw, P], T]) -> Callable[P, Callable[[Draw], T]]:
-    """Decorator: the function called without its Draw is what a Draw can be called with."""
+    """Decorator: calling the function without its Draw returns a function of the Draw."""
 
     @functools.wraps(make)
     def bound(*args: P.args, **kwargs: P.kwargs) -> Callable[[Draw], T]:
@@ -69,12 +69,12 @@ def choosing(make: Callable[Concatenate[Draw, P], T]) -> Callable[P, Callable[[D
 
 
 def either(*files: Files) -> Files:
-    """Any of them."""
+    """Make a file by one of these functions."""
     return lambda draw: draw(draw.item(files))
 
 
 def simpler(made: Sequence[int]) -> Iterator[list[int]]:
-    """Choices that may make a smaller file: without some, with the first in place of some, with smaller ones."""
+    """Choices that may make a smaller file: some left out, some replaced by 0, or single ones made smaller."""
     for size in (len(made) // 2, 16, 8, 4, 2, 1):
         for at in range(0, len(made), max(size, 1)):
             yield [*made[:at], *made[at + size :]]

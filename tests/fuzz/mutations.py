@@ -13,7 +13,7 @@ from google.protobuf import text_format
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-LARGEST = 1 << 20  # bytes of a file that is made here
+LARGEST = 1 << 20  # the largest size of a file, in bytes
 NUMBERS = [0, 1, 2, 3, 7, 8, 15, 16, 100, 127, 128, 255, 256, 1000, 4096, 32767, 32768, 65535, 65536, 10**6]
 NUMBERS += [2**k + d for k in (24, 30, 31, 32, 40, 48, 62, 63, 64) for d in (-1, 0, 1)]
 FLOATS = [0.0, -0.0, 1e-45, 1e-30, 1e30, -1e38, 3.5e38, float("inf"), float("-inf"), float("nan")]
@@ -21,7 +21,7 @@ FLOATS += [-1.0, 0.5, 1e300]
 
 
 def times(draw: Draw) -> int:
-    """How often something is repeated; rarely very often, as files of 1 MiB take their time."""
+    """A number of repetitions; large numbers are rare, because files of 1 MiB take long."""
     return draw.item([10**3, 10**6] if draw.number(0, 19) == 19 else [1, 1, 2, 3, 10, 100])
 
 
@@ -29,7 +29,7 @@ RUN_LENGTHS = [10**2, 10**3, 10**4, 10**5, 10**6]
 
 
 def run_of(draw: Draw, units: Sequence[bytes]) -> bytes:
-    """One of a few bytes, over and over."""
+    """One of `units`, repeated many times."""
     length = draw.item(RUN_LENGTHS) if draw.number(0, 2) == 0 else draw.number(2, 300)
     unit = draw.item(units)
     return unit * (length // len(unit))
@@ -42,7 +42,7 @@ def run_of(draw: Draw, units: Sequence[bytes]) -> bytes:
 def mutated_bytes(
     draw: Draw, seeds: Sequence[bytes], hot: Callable[[bytes], Sequence[int]] | None = None
 ) -> bytes:
-    """A seed after a few edits; `hot` names the places where edits matter most."""
+    """A seed after a few edits; `hot` returns the offsets where edits matter most."""
     data = bytearray(draw.item(seeds))
     for _ in range(draw.number(1, 4)):
         places = hot(bytes(data)) if hot is not None and draw.coin() else ()
@@ -222,8 +222,8 @@ def _number(draw: Draw) -> bytes:
 
 
 def _blocks(tokens: Sequence[bytes]) -> list[tuple[int, int]]:
-    """First and last token of each `name { ... }`."""
-    found, open_ = [], []
+    """The indices of the first and last token of each `name { ... }`."""
+    blocks, open_ = [], []
     for i, token in enumerate(tokens):
         if token == b"{":
             name = i - 1
@@ -231,13 +231,13 @@ def _blocks(tokens: Sequence[bytes]) -> list[tuple[int, int]]:
                 name -= 1
             open_.append(max(name, 0))
         elif token == b"}" and open_:
-            found.append((open_.pop(), i))
-    return found
+            blocks.append((open_.pop(), i))
+    return blocks
 
 
 @choosing
 def mutated_fields(draw: Draw, seeds: Sequence[Message], words: Sequence[str]) -> bytes:
-    """A message of `seeds` as text, with a few fields, at any depth, that are gone or hold something else."""
+    """A message of `seeds` as text, with a few fields, at any depth, cleared or changed."""
     message = copy.deepcopy(draw.item(seeds))
     for _ in range(draw.number(1, 3)):
         inner = [message]
@@ -295,7 +295,7 @@ def _value(draw: Draw, field: FieldDescriptor, words: Sequence[str]) -> object:
 
 @dataclass
 class Field:
-    """A field on the wire: its number, its wire type, and what it holds; `length` lies about the latter."""
+    """A field on the wire: its number, wire type and value; `length`, if set, is a false length of the value."""
 
     number: int
     wire: int
@@ -310,7 +310,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 def mutated_message(
     draw: Draw, seeds: Sequence[bytes], numbers: Sequence[int] = tuple(range(1, 20))
 ) -> bytes:
-    """A message after a few edits of its fields, wherever they are nested; then perhaps of its bytes."""
+    """A message after a few edits of its fields, at any depth, and sometimes of its bytes."""
     message = parse(draw.item(seeds))
     for _ in range(draw.number(1, 4)):
         _edit_message(draw, message, seeds, numbers)
@@ -369,7 +369,7 @@ def _edit_message(draw: Draw, message: list[Field], seeds: Sequence[bytes], numb
 
 @choosing
 def _payload(draw: Draw, old: bytes) -> bytes:
-    """Something else for a string or for packed numbers."""
+    """Another value for a string or for packed numbers."""
     kind = draw.number(0, 5)
     if kind == 0:
         return b""
@@ -385,21 +385,21 @@ def _payload(draw: Draw, old: bytes) -> bytes:
 
 
 def _places(message: list[Field]) -> list[tuple[list[Field], int]]:
-    """All fields, each as the list it stands in and its place there; of repetitions the first."""
-    found = []
+    """All fields, each as the list that holds it and its index; of repeated objects only the first."""
+    places = []
     before = None
     for index, part in enumerate(message):
         if part is before:
             continue
         before = part
-        found.append((message, index))
+        places.append((message, index))
         if isinstance(part.value, list):
-            found += _places(part.value)
-    return found
+            places += _places(part.value)
+    return places
 
 
 def parse(data: bytes) -> list[Field]:
-    """The fields of a message; of bytes that look like a message, their fields in turn."""
+    """The fields of a message; bytes that look like a message are parsed, too."""
     fields = _parse(data, 0)
     assert fields is not None, "a seed is no message"
     return fields
@@ -442,7 +442,7 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def varint(number: int) -> bytes:
-    """A number on the wire."""
+    """The encoding of a number on the wire."""
     out = bytearray()
     while number > 127:
         out.append(number & 127 | 128)
@@ -453,7 +453,7 @@ def varint(number: int) -> bytes:
 def serialized(message: Sequence[Field]) -> bytes:
     """The bytes of a message."""
     parts: list[bytes] = []
-    done: dict[int, bytes] = {}  # a field that stands there many times is written once
+    done: dict[int, bytes] = {}  # an object that is repeated many times is serialized once
     for part in message:
         if id(part) not in done:
             done[id(part)] = _serialized(part)

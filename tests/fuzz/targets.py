@@ -1,7 +1,7 @@
-"""What is fuzzed: for each kind of file, how broken ones are made and what of imae reads them.
+"""The targets of fuzzing: for each kind of file, how broken files are made and which part of imae reads them.
 
-A target works in a folder of its own, the current one. `check` gets the bytes of a broken file; it may raise
-an ImaeError, nothing else, and write into that folder, nowhere else.
+A target works in a folder of its own, the current one. `check` gets the bytes of a broken file. It may raise
+only ImaeErrors, and write only into that folder.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from mutations import mutated_bytes, mutated_fields, mutated_message, mutated_te
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ROOT / "tests" / "cases"
-SMALL = 200_000  # values of all blobs of a net that is run
+SMALL = 200_000  # a net is run only if its blobs have at most this many values
 
 
 @dataclass(frozen=True)
 class Target:
-    """`prepare` writes what stays in the folder, and returns the strategy of the broken files."""
+    """`prepare` writes the files that stay in the folder, and returns the function that makes broken files."""
 
     name: str
     prepare: Callable[[], Files]
@@ -44,7 +44,7 @@ TARGETS: dict[str, Target] = {}
 
 
 def target(prepare: Callable[[], Files]) -> Callable[[Callable[[bytes], object]], Callable[[bytes], object]]:
-    """Decorator: a check of this name, with the files that `prepare` makes."""
+    """Decorator: register the check under its name, with the files that `prepare` makes."""
 
     def register(check: Callable[[bytes], object]) -> Callable[[bytes], object]:
         TARGETS[check.__name__] = Target(check.__name__, prepare, check)
@@ -54,7 +54,7 @@ def target(prepare: Callable[[], Files]) -> Callable[[Callable[[bytes], object]]
 
 
 def command(name: str, *arguments: str) -> None:
-    """Run a command of the command line, but for the end, where main prints an ImaeError."""
+    """Run a command of the command line, without main's handling of an ImaeError."""
     main = importlib.import_module("imae.cli.main")
     module = main.command_module(name)
     parser = main.Parser(prog=f"imae {name}", allow_abbrev=False)
@@ -68,7 +68,7 @@ def write(name: str, data: bytes) -> str:
 
 
 def remove(*names: str) -> None:
-    """Files or folders that may be there."""
+    """Remove files or folders, if they exist."""
     for name in names:
         if os.path.isdir(name) and not os.path.islink(name):
             shutil.rmtree(name)
@@ -77,11 +77,11 @@ def remove(*names: str) -> None:
 
 
 def cases(*patterns: str, largest: int = 20_000) -> list[bytes]:
-    """Small files of tests/cases."""
+    """The contents of small files of tests/cases."""
     paths = [path for pattern in patterns for path in sorted(CASES.glob(pattern))]
-    found = [path.read_bytes() for path in paths if path.stat().st_size <= largest]
-    assert found, patterns
-    return found
+    contents = [path.read_bytes() for path in paths if path.stat().st_size <= largest]
+    assert contents, patterns
+    return contents
 
 
 def picture(extension: str, height: int = 5, width: int = 7, channels: int = 3) -> bytes:
@@ -102,7 +102,7 @@ def datums() -> list[bytes]:
 
 
 def write_lmdb(folder: str, records: dict[bytes, bytes]) -> bytes:
-    """Make a database; the bytes of its file."""
+    """Make a database. Return the bytes of its file."""
     import lmdb
 
     remove(folder)
@@ -168,15 +168,15 @@ NAMES += ["fixed", "step", "multistep", "poly", "Adam", "SGD"]
 
 
 def readable(texts: Sequence[bytes], parse: Callable[[str], Any]) -> list[Any]:
-    """The messages of the texts that can be read."""
+    """The messages of those texts that can be parsed."""
     errors = importlib.import_module("imae.files.errors")
-    found = []
+    messages = []
     for text in texts:
         try:
-            found.append(parse(text.decode(errors="replace")))
+            messages.append(parse(text.decode(errors="replace")))
         except errors.ImaeError:
             continue
-    return found
+    return messages
 
 
 def names_python(param: Any) -> bool:
@@ -211,7 +211,7 @@ def net(data: bytes) -> None:
             inputs = {name: torch.zeros(built.blob_shapes[name]) for name in built.inputs}
             blobs = built.forward(inputs)
             built.loss(blobs)
-            # What Filter lets through, data decide.
+            # The shape of a Filter's tops depends on the data.
             known = all(step.layer.type != "Filter" for step in built.steps)
             for name in built.outputs if known else ():
                 assert tuple(blobs[name].shape) == built.blob_shapes[name], name
@@ -324,9 +324,9 @@ def dialects(data: bytes) -> None:
 
 
 def hdf5_files(make: Callable[[Any], object], names: Sequence[str]) -> Files:
-    """HDF5 files like the one that `make` fills: with other contents under these names, or with other bytes.
+    """HDF5 files like the one that `make` fills, with other contents under these names, or with other bytes.
 
-    There is a pipe, for which whoever opens it waits for ever, and another file.
+    The folder also has another HDF5 file, and a pipe: opening it would block for ever.
     """
     import h5py
 
@@ -357,7 +357,7 @@ def hdf5_files(make: Callable[[Any], object], names: Sequence[str]) -> Files:
 
 
 def _hdf5_places(data: bytes) -> list[int]:
-    """The places that are not 0, most of which are structure."""
+    """The offsets of bytes that are not 0, most of which are structure."""
     return [i for i in range(min(len(data), 4096)) if data[i]]
 
 
@@ -378,7 +378,7 @@ SHAPES = [
 
 
 def _replace(draw: Draw, file: Any, name: str) -> None:
-    """Put something else in the place of a data set or group."""
+    """Replace a data set or group by something else."""
     import h5py
 
     parents = [name[:at] for at, letter in enumerate(name) if letter == "/"]
@@ -442,7 +442,7 @@ def _replace(draw: Draw, file: Any, name: str) -> None:
 
 
 def is_there(file: Any, name: str, hard: bool = True) -> bool:
-    """Whether a group holds a (hard) link; links are not followed, as h5py's own methods do."""
+    """Whether a group holds a (hard) link. Unlike h5py's own methods, this does not follow links."""
     import h5py
 
     links, key = file.id.links, name.encode()
@@ -488,7 +488,7 @@ layer { name: "silence" type: "Silence" bottom: "images" bottom: "rows" bottom: 
 
 
 def stateful_solver() -> Any:
-    """A solver whose run depends on random numbers, data and what layers keep."""
+    """A solver whose run depends on random numbers, on data and on the state of layers."""
     import h5py
 
     from imae.prototxt.text import parse_solver
@@ -502,7 +502,7 @@ def stateful_solver() -> Any:
 
 
 def solver_states(end: str) -> list[bytes]:
-    """Of a solver after some iterations; its model is there, too."""
+    """The state of a solver after some iterations; its model is written, too."""
     from imae.prototxt import SolverParameter
 
     made = stateful_solver()
@@ -518,7 +518,7 @@ def binary_states() -> Files:
 
     @choosing
     def with_run(draw: Draw) -> bytes:
-        """A state in whose JSON something has been changed."""
+        """A state with a change in its JSON."""
         from imae.prototxt import SolverState
 
         state = SolverState.FromString(seeds[0])
@@ -533,7 +533,7 @@ def binary_states() -> Files:
 
 @choosing
 def sealed(draw: Draw, files: Files) -> bytes:
-    """Solver states, mostly with a checksum that is right, as of somebody who means harm."""
+    """Solver states, most of them with a correct checksum, as an attacker would make them."""
     from imae.train.solverstate import SEAL, SEAL_SIZE, seal
 
     data = draw(files)
@@ -562,7 +562,7 @@ RUN_WORDS += [b"|V8", b"<M8[s]", b"<i8", b"buffers"]
 
 @choosing
 def mutated_json(draw: Draw, data: bytes) -> bytes:
-    """A JSON text where one value, at any depth, is another."""
+    """A JSON text with one or two values, at any depth, replaced."""
     import json
 
     tree = json.loads(data)
@@ -627,7 +627,7 @@ JSON_VALUES += [
 
 
 def restore(name: str) -> None:
-    """Restore into a solver, and go on."""
+    """Restore a solver state and continue the training."""
     made = cache["solver"]
     made.restore(name)
     if made.iteration < 10**9:
@@ -662,7 +662,7 @@ SNAPSHOTS = [f"s_iter_2.{kind}{end}" for end in ("", ".h5") for kind in ("caffem
 
 
 def damaged_snapshots() -> Files:
-    """What disks and copies do to the second of two snapshots; the first byte says which file it is."""
+    """Damage as by disks and copies in the second of two snapshots; the first byte tells which file it is."""
     from imae.prototxt import SolverParameter
 
     made = stateful_solver()
@@ -672,7 +672,7 @@ def damaged_snapshots() -> Files:
             made.param.snapshot_format = form
             made.snapshot()
     cache["whole"] = {name: Path(name).read_bytes() for name in SNAPSHOTS}
-    for name in SNAPSHOTS:  # one of the two formats at a time: the other one would be gone on with
+    for name in SNAPSHOTS:  # each check has one format only: else the run would resume from the other one
         os.remove(name)
     cache["solver"] = made
     made.restore("s_iter_1.solverstate")
@@ -681,8 +681,8 @@ def damaged_snapshots() -> Files:
 
     @choosing
     def damaged(draw: Draw) -> bytes:
-        which = draw.index(SNAPSHOTS)
-        data = bytearray(cache["whole"][SNAPSHOTS[which]])
+        index = draw.index(SNAPSHOTS)
+        data = bytearray(cache["whole"][SNAPSHOTS[index]])
         kind, place = draw.number(0, 6), draw.index(data)
         length = draw.item([1, 2, 8, 64, 512, 4096])
         if kind <= 3:
@@ -696,7 +696,7 @@ def damaged_snapshots() -> Files:
             other = draw.index(data)
             part = data[other : other + length]
             data[place : place + len(part)] = part
-        return bytes([which]) + data
+        return bytes([index]) + data
 
     return damaged()
 
@@ -707,7 +707,7 @@ def weights_of(made: Any) -> bytes:
 
 @target(damaged_snapshots)
 def resume_auto(data: bytes) -> None:
-    """A damaged snapshot is passed over, and the run goes on from the one before as if it were alone."""
+    """A damaged snapshot is skipped, and the run resumes from the one before as if there were no other."""
     from imae.files.errors import SnapshotError
 
     name = SNAPSHOTS[data[0]]
@@ -716,17 +716,17 @@ def resume_auto(data: bytes) -> None:
         write(other, data[1:] if other == name else cache["whole"][other])
     made = cache["solver"]
     made.restore_newest()
-    gone_on = made.iteration
-    made.step(3 if gone_on == 1 else 2)
+    resumed_from = made.iteration
+    made.step(3 if resumed_from == 1 else 2)
     for other in pair:
         os.remove(other)
-    assert gone_on == (2 if data[1:] == cache["whole"][name] else 1), gone_on
+    assert resumed_from == (2 if data[1:] == cache["whole"][name] else 1), resumed_from
     assert weights_of(made) == cache["expected"]
-    if gone_on == 1:
+    if resumed_from == 1:
         raise SnapshotError("passed over")
 
 
-# -- pictures and databases ----------------------------------------------------------------------------------
+# -- images and databases ------------------------------------------------------------------------------------
 
 
 @target(lambda: mutated_message(datums(), range(1, 9)))
@@ -767,7 +767,7 @@ def databases() -> Files:
 
 
 def _lmdb_places(data: bytes) -> list[int]:
-    """The heads of the pages, with the lists of nodes, and the heads of the nodes."""
+    """The offsets of the page headers, with their lists of nodes, and of the node headers."""
     places = list(range(150)) + list(range(4096, 4096 + 150))
     for page in range(2, len(data) // 4096):
         start = 4096 * page
@@ -811,7 +811,7 @@ def few_datums() -> Files:
 
 @target(few_datums)
 def records(data: bytes) -> None:
-    """Databases of broken Datums through the converters; the data is a list of them."""
+    """Run converters on a database of broken Datums; the data is a list of these."""
     parts = [bytes.fromhex(part) for part in json.loads(data)]
     write_lmdb("db", {b"%d" % i: part for i, part in enumerate([datums()[0], *parts])})
     remove("out", "out.clean_labels.npz", "mean")
@@ -899,8 +899,8 @@ def picture_files() -> None:
     write("broken.png", picture(".png")[:40])
 
 
-# Each line of a list has a picture opened, read and decoded, some 100 us of work, however short it is. So the
-# limit of time, which is for the file itself, is kept for the work of so many; a longer list takes longer.
+# For each line of a list, however short, an image is opened, read and decoded: some 100 us. The limit on CPU
+# time is meant for the list itself, so lists are cut to this many lines.
 LIST_LINES = 20_000
 
 
@@ -1012,16 +1012,16 @@ def label_files() -> Files:
 
 @target(label_files)
 def labels(data: bytes) -> None:
-    """The first letter says which kind of file it is."""
+    """The first letter of the data gives the kind of file."""
     from imae.converters.label_file import check_range, read_labels
 
     name = {b"t": "labels.txt", b"n": "labels.npy", b"z": "labels.npz"}[data[:1]]
-    found = read_labels(write(name, data[1:]) + (":x" if name.endswith("npz") and len(data) % 2 else ""))
-    check_range(found.labels, 100, "labels")
+    path = write(name, data[1:]) + (":x" if name.endswith("npz") and len(data) % 2 else "")
+    check_range(read_labels(path).labels, 100, "labels")
 
 
 def cifar_parts() -> dict[str, bytes]:
-    """The files of CIFAR-10's binary version with one image each."""
+    """The files of CIFAR-10's binary version, with one image per file."""
     record = bytes([3]) + bytes(3072)
     return {
         f"cifar/{name}.bin": record
@@ -1037,7 +1037,7 @@ def cifar_parts() -> dict[str, bytes]:
 
 
 def cifar_pickle() -> bytes:
-    """A batch of CIFAR-100's Python version as Python 2 wrote it: protocol 2, an array, lists of labels."""
+    """A batch of CIFAR-100's Python version as Python 2 wrote it: protocol 2, an array and lists of labels."""
 
     class Old(np.ndarray):
         pass
@@ -1058,7 +1058,7 @@ def tar(parts: dict[str, bytes], mode: str = "w") -> bytes:
 
 
 def sparse(draw: Draw, name: str) -> bytes:
-    """A member that says it is larger than what it brings, in one of tar's four forms."""
+    """A sparse member that claims to be larger than its data, in one of tar's four forms."""
     numbers = [0, 1, 512, 3073, 3073 * 20000, 2**31, 2**40, 2**63, 2**64, 10**30]
     size, offset, count = draw.item(numbers), draw.item(numbers), draw.item([0, 0, 1, 512, 3073, 2**40])
     kind, info, content = draw.number(0, 3), tarfile.TarInfo(name), b""
@@ -1131,7 +1131,7 @@ def cifar(data: bytes) -> None:
 
 @choosing
 def folder_archives(draw: Draw) -> bytes:
-    """Archives with names and kinds of members that are made to do harm."""
+    """Archives with malicious names and kinds of members."""
     buffer = io.BytesIO()
     names = [
         "a/1.png",

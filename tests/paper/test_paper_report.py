@@ -352,7 +352,7 @@ def test_later_table_6_by_hand() -> None:
 
 
 def test_tables_without_runs_have_the_papers_numbers() -> None:
-    for name in tables.OF_RUNS:
+    for name in tables.FROM_RUNS:
         (table,) = tables.tables(name, [])
         assert table.title.endswith(": no runs yet")
         assert all(row[-1] == "0" for row in table.rows)

@@ -1,4 +1,4 @@
-"""Which of the kernels in C this processor can run, for marks and skips."""
+"""Which of the C kernels this processor can run, for marks and skips of tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from imae.net.kernels import native
 
 
 def conv_supported() -> bool:
-    """Whether the convolutions' kernels were built, and run on this processor with IMAE_KERNELS_ISA."""
+    """Whether the convolution kernels were built and run on this processor with its IMAE_KERNELS_ISA."""
     try:
         chosen = native._choose("all", os.environ.get("IMAE_KERNELS_ISA") or "auto", native._library())
     except DeviceError:

@@ -1,4 +1,4 @@
-"""The recorded runs of Caffe's command line, to be run again: solver, net and the digits' databases."""
+"""Prepare the recorded runs of Caffe's command line to run them again: solver, net, databases of digits."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from reference import CASES
 from imae.cli.main import main
 
 RUNS = CASES / "runs"
-# Some lines are a matter of timing in Caffe; layers that it makes inside of others have a line, too.
+# Lines of Caffe that depend on timing, or are about the layers that Caffe makes inside other layers.
 TIMING = re.compile(r"Restarting data prefetching|Waiting for data|Creating layer ")
-# Lines that Caffe lacks: which kernels are used, whether records are kept, how long data was waited for.
+# Lines that Caffe lacks: the kernels in use, the kept records, the time spent waiting for data.
 OURS = re.compile(
     r"\.py:\d+\] (Kernels in C: |The kernels in C |layer '.*' \(Data\): \d+ records, |Waited for data: )"
 )
@@ -23,14 +23,14 @@ NUMBER = re.compile(r"(?<![\w.])-?(?:\d+\.?\d*(?:e[+-]?\d+)?|nan|inf)(?![\w.])")
 
 
 def prepared(run: str, folder: Path) -> Path:
-    """A copy of a run's inputs in `folder`, with the databases beside it where its nets look for them."""
+    """Copy a run's inputs into `folder` and make the databases that its nets read. Return the copy."""
     assert main(["convert-digits", str(folder / "_db")]) == 0
     shutil.copytree(RUNS / run, folder / run)
     return folder / run
 
 
 def lines(log: str) -> list[str]:
-    """Caffe's lines of a log without what depends on time, and of prefixes only severity and place."""
+    """The lines of a log that Caffe logs, too, without times; their prefixes have only severity and place."""
     return [
         SPEED.sub("(", PREFIX.sub(r"\1 ", line)).rstrip()
         for line in log.splitlines()
@@ -39,12 +39,12 @@ def lines(log: str) -> list[str]:
 
 
 def worded(log: str) -> list[str]:
-    """The same with # for each number."""
+    """The same lines with # in place of each number."""
     return [NUMBER.sub("#", line) for line in lines(log)]
 
 
 def numbers(log: str) -> list[float]:
-    """All numbers of a log, in order."""
+    """All numbers in these lines, in order."""
     return [
         float(number) for line in lines(log) for number in NUMBER.findall(line.partition("] ")[2] or line)
     ]

@@ -1,4 +1,4 @@
-"""Nets that are fed by hand: their data layers are Input layers, their weights need not be drawn."""
+"""Nets whose data layers are replaced by Input layers, optionally without drawing weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from imae.prototxt import TRAIN, NetParameter, Phase
 
 
 def fed(net: NetParameter, *shape: int, phase: Phase = TRAIN) -> NetParameter:
-    """The net behind an Input of `data` (of this shape) and `label` instead of its data layers."""
+    """The net with an Input layer of `data` (of this shape) and `label` in place of its data layers."""
     result = NetParameter(name=net.name)
     result.state.phase = phase
     shapes = [{"dim": shape}, {"dim": shape[:1]}]
@@ -22,7 +22,7 @@ def fed(net: NetParameter, *shape: int, phase: Phase = TRAIN) -> NetParameter:
 
 
 def unfilled(net: NetParameter) -> NetParameter:
-    """The net with zeros for weights, which is built much faster."""
+    """The net with weights of 0, which is built much faster."""
     result = NetParameter()
     result.CopyFrom(net)
     for layer in result.layer:
@@ -34,7 +34,7 @@ def unfilled(net: NetParameter) -> NetParameter:
 
 
 def learned(net: Net) -> int:
-    """How many numbers the net learns: not the statistics of BatchNorm."""
+    """The number of values that the net learns; BatchNorm's statistics do not count."""
     return sum(blob.numel() for blob, mult in zip(net.learnable, net.lr_mults, strict=True) if mult)
 
 

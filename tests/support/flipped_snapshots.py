@@ -1,14 +1,14 @@
-"""Snapshots in which one bit is flipped, and a training that goes on with `--resume auto`.
+"""Flip one bit of a snapshot and continue the training with `--resume auto`.
 
     python tests/support/flipped_snapshots.py FOLDER [--flips 500] [--seed 1]
 
-A training of shuffled, cropped, mirrored records with Dropout, which tests in between, writes snapshots after
-4, 8 and 12 iterations, binary in one run and HDF5 in another. Of the second snapshot the model, then the
-solver state, is taken apart into as many stretches as flips are wanted; in each, one bit of one byte is
-flipped, and the training resumed. It must pass over that snapshot and say so, go on from the first one, say
-the same from there on as the run that was left alone, and end with the same bits.
+A training on shuffled, cropped, mirrored records with Dropout and tests writes snapshots after 4, 8 and 12
+iterations, binary in one run and HDF5 in another. The model of the second snapshot, and then its solver
+state, is divided into as many parts as there are flips. In each part one bit of one byte is flipped, and the
+training is resumed. It must skip that snapshot and log this, continue from the first one, log the same lines
+from there on as the undisturbed run, and end with the same bits.
 
-An AssertionError says what was not so; otherwise the last line is a count of what was done, in JSON.
+An AssertionError shows what failed; otherwise the last line is a count of what was done, in JSON.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ SHORT = SOLVER.replace("max_iter: 150", "max_iter: 12").replace("test_interval: 
 
 
 def flip_and_resume(folder: Path, flips: int, seed: int, stretches: int | None = None) -> dict[str, int]:
-    """Do so many flips for each format and kind of file; the counts by file and outcome.
+    """Make `flips` flips for each format and kind of file. Return counts by file and outcome.
 
-    stretches   into which a file is taken apart, all of them if None, else that many chosen at random
+    stretches   the number of parts that a file is divided into, of which `flips` are chosen at random; None:
+                as many parts as flips
     """
     chance, counts = random.Random(seed), Counter[str]()
     run(folder, "convert.log", ["convert-digits", "_db"])
@@ -54,7 +55,7 @@ def flip_and_resume(folder: Path, flips: int, seed: int, stretches: int | None =
 
 
 def run(folder: Path, log: str, arguments: list[str]) -> str:
-    """Run a command in a process of its own to a good end; its log."""
+    """Run a command, which must succeed, in a process of its own. Return its log."""
     path = folder / log
     _, status = os.waitpid(fork(folder, path, arguments, lambda: None), 0)
     text = path.read_text()
@@ -63,7 +64,7 @@ def run(folder: Path, log: str, arguments: list[str]) -> str:
 
 
 def resume(folder: Path, whole: Path, name: str, place: int, bit: int) -> str:
-    """Flip a bit in a file of the second snapshot and go on; what came of it."""
+    """Flip a bit in a file of the second snapshot and resume the training. Return the outcome."""
     folder.mkdir()
     for path in whole.iterdir():
         if path.suffix == ".prototxt" or "_iter_4." in path.name or "_iter_8." in path.name:
@@ -74,9 +75,9 @@ def resume(folder: Path, whole: Path, name: str, place: int, bit: int) -> str:
     log = run(folder, "log", ["train", "solver.prototxt", "--resume", "auto"])
     where = f"byte {place} of {len(data)} of {name}, bit {bit}"
     assert "Passing over a snapshot: s_iter_8." in log and "Resuming from s_iter_4." in log, (where, log)
-    said, all_said = after_start(log), after_start((whole / "log").read_text())
-    first = next(i for i, line in enumerate(all_said) if "s_iter_4.solverstate" in line) + 1
-    assert said == all_said[first:], (where, said, all_said[first:])
+    logged, all_logged = after_start(log), after_start((whole / "log").read_text())
+    first = next(i for i, line in enumerate(all_logged) if "s_iter_4.solverstate" in line) + 1
+    assert logged == all_logged[first:], (where, logged, all_logged[first:])
     for path in whole.glob("s_iter_*"):
         assert same(folder / path.name, path), (where, path.name)
     shutil.rmtree(folder)
@@ -88,5 +89,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--flips", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    print(json.dumps(flip_and_resume(given.folder, given.flips, given.seed)))
+    args = parser.parse_args()
+    print(json.dumps(flip_and_resume(args.folder, args.flips, args.seed)))

@@ -1,26 +1,26 @@
-"""Trainings that are killed and resumed over and over, compared with one that is left alone.
+"""Kill and resume trainings again and again, and compare them with an undisturbed training.
 
     python tests/support/killed_runs.py FOLDER [--kills 100] [--seed 1]
 
 The libraries are loaded once; each training is a fork of this process, which itself computes nothing. A
-training is killed, up to DEATHS times, and resumed with --resume auto until it gets to its end; then the next
-one begins. It dies
+training is killed, up to DEATHS times, and resumed with --resume auto until it ends; then the next one
+begins. It is killed, in turn,
 
-    when a file of a snapshot has a certain length while it is being written, whoever writes it and how
-    at one of the calls that put a snapshot's files on the disk, or take them off
+    when a snapshot's file reaches a certain length while it is being written, by whatever means
+    at one of the calls that sync, rename or remove a snapshot's files
     at some time
 
-in turn. Snapshots are binary and the data shuffled in one training, HDF5 and class-balanced in the next. Of
-each life is checked
+Snapshots are binary and the data shuffled in one training, HDF5 and class-balanced in the next. After each
+kill these are checked:
 
-    that all files of snapshots on the disk are those of the undisturbed training, and the newest snapshot is
-    gone on with
-    that its log says what that of the undisturbed training says from there on
-    that at the end weights, history and all that a resume needs are the same bit by bit
+    all files of snapshots on the disk equal those of the undisturbed training, and the newest whole snapshot
+    was the one resumed from
+    from there on the log has the same lines as that of the undisturbed training
+    at the end weights, history and all that a resume needs are equal bit for bit
 
-In the end the model's or the state's writer is replaced by one that writes in place: that must be noticed.
+Finally the writer of the model or of the state is replaced by one that writes in place: the checks must fail.
 
-An AssertionError says what was not so; otherwise the last line is a count of what was done, in JSON.
+An AssertionError shows what failed; otherwise the last line is a count of what was done, in JSON.
 """
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ ORDERS = {
 FORMATS = tuple(ORDERS)
 DEATHS = 10
 KINDS = ("killed at a byte", "killed at a call", "killed at some time")
-WRITERS = {"caffemodel": "save_caffemodel", "solverstate": "write_state"}  # what snapshots.py calls for them
+WRITERS = {"caffemodel": "save_caffemodel", "solverstate": "write_state"}  # functions that snapshots.py calls
 ENDED = "solver.cpp:332] Optimization Done."
 
 Plan = Callable[[], object]
 
 
 def fork(folder: Path, log: Path, arguments: list[str], plan: Plan) -> int:
-    """Start `imae ...` in a process of its own that first does `plan()`; its number."""
+    """Start `imae ...` in a process of its own that first calls `plan()`. Return its process id."""
     number = os.fork()
     if number == 0:
         _run(folder, log, arguments, plan)
@@ -114,14 +114,14 @@ def die() -> None:
 
 
 def die_at_a_byte(chance: random.Random, kind: str, size: int) -> None:
-    """Let this process die when one of its next files of a kind, of `size` bytes, is being written."""
+    """Make this process die while it writes one of its next files of this kind, which have `size` bytes."""
     name, count, length = WRITERS[kind], chance.randint(1, 3), chance.randrange(size)
     write = getattr(snapshots, name)
 
     def deadly(*arguments: Any, **options: Any) -> Any:
         nonlocal count
         count -= 1
-        if count == 0:  # the system itself ends it: it matters not by what means the file is written
+        if count == 0:  # the system ends the process, by whatever means the file is written
             signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             resource.setrlimit(resource.RLIMIT_FSIZE, (length, resource.RLIM_INFINITY))
@@ -131,7 +131,7 @@ def die_at_a_byte(chance: random.Random, kind: str, size: int) -> None:
 
 
 def die_at_a_call(chance: random.Random) -> None:
-    """Let this process die at one of the calls that put files on the disk or take them off."""
+    """Make this process die at one of the calls that sync, rename or remove files."""
     count, moment = chance.randint(1, 40), chance.choice(["before", "half", "after"])
 
     def deadly(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -154,14 +154,14 @@ def die_at_a_call(chance: random.Random) -> None:
 
 
 def halve(handle: int) -> None:
-    """Cut an open file, as if it were still being written."""
+    """Cut an open file to half its length, as if it were still being written."""
     status = os.fstat(handle)
     if stat.S_ISREG(status.st_mode):
         os.ftruncate(handle, status.st_size // 2)
 
 
 def train_undisturbed(folder: Path) -> float:
-    """Train in `folder` to the end; the seconds it took."""
+    """Train in `folder` to the end. Return the time in seconds."""
     begun = time.monotonic()
     (folder / "log").unlink(missing_ok=True)
     number = fork(folder, folder / "log", ["train", "solver.prototxt"], lambda: None)
@@ -178,18 +178,19 @@ class Training:
     def __init__(self, folder: Path, undisturbed: Path, chance: random.Random, seconds: float) -> None:
         self.folder, self.chance, self.seconds = folder, chance, seconds
         self.undisturbed = undisturbed
-        self.said = after_start((undisturbed / "log").read_text())
+        self.expected_lines = after_start((undisturbed / "log").read_text())
         self.counts: Counter[str] = Counter()
 
     def live(self, death: str, plan: Plan = lambda: None, kinds: Sequence[str] = tuple(WRITERS)) -> bool:
-        """Start or resume it, let it die of one of KINDS if it lives long enough; whether it got to its end.
+        """Start or resume the training and kill it as `death` says. Return whether it ended before that.
 
-        plan    what it does first
-        kinds   of files, of which it may die at a byte
+        death   one of KINDS, or "" to let it end
+        plan    called first in the process
+        kinds   the kinds of files at whose bytes it may be killed
         """
         before = self.newest_whole()
         path = self.folder / "log"
-        path.unlink(missing_ok=True)  # of the life before: who is killed at once does not get to emptying it
+        path.unlink(missing_ok=True)  # a process that is killed at once would leave the previous log there
         chance = random.Random(self.chance.random())
         written = chance.choice(kinds)
         plans = {
@@ -219,44 +220,44 @@ class Training:
         return not os.WIFSIGNALED(status)
 
     def size(self, kind: str) -> int:
-        """Of the undisturbed training's smallest file of a kind, in bytes."""
+        """The size in bytes of the undisturbed training's smallest file of this kind."""
         return min(path.stat().st_size for path in self.undisturbed.glob(f"s_iter_*.{kind}*"))
 
     def newest_whole(self) -> int:
-        """The iteration of the newest snapshot, 0 for none."""
-        found = find_snapshots(f"{self.folder}/s")
-        return next((each.iteration for each in found if each.model and each.state), 0)
+        """The iteration of the newest whole snapshot, 0 for none."""
+        snapshots = find_snapshots(f"{self.folder}/s")
+        return next((pair.iteration for pair in snapshots if pair.model and pair.state), 0)
 
     def check_log(self, log: str, before: int) -> None:
-        """From the snapshot on it says the same as the undisturbed one."""
+        """From the snapshot on the log has the same lines as that of the undisturbed training."""
         resumed = re.search(r"Resuming from s_iter_(\d+)\.", log)
-        said = after_start(log)
-        if not said:
+        logged = after_start(log)
+        if not logged:
             return  # it died before the training began
         assert int(resumed[1] if resumed else 0) == before, log
-        first = (
-            next((i for i, line in enumerate(self.said) if f"s_iter_{before}.solverstate" in line), -1) + 1
-        )
-        assert said == self.said[first : first + len(said)], (said, self.said[first : first + len(said)])
-        self.counts["lines compared"] += len(said)
+        snapshot = f"s_iter_{before}.solverstate"
+        first = next((i for i, line in enumerate(self.expected_lines) if snapshot in line), -1) + 1
+        expected = self.expected_lines[first : first + len(logged)]
+        assert logged == expected, (logged, expected)
+        self.counts["lines compared"] += len(logged)
 
     def check_files(self) -> None:
-        """Each file is that of the undisturbed training; there are two snapshots and a bit at most."""
-        found = find_snapshots(f"{self.folder}/s")
-        for each in found:
-            for path in filter(None, (each.model, each.state)):
+        """Each file equals that of the undisturbed training; there are few snapshots beyond the kept two."""
+        snapshots = find_snapshots(f"{self.folder}/s")
+        for pair in snapshots:
+            for path in filter(None, (pair.model, pair.state)):
                 assert same(path, self.undisturbed / Path(path).name), path
-            if each.state:
-                assert each.model and read_state(each.state).run["model"] == file_checksum(each.model), each
+            if pair.state:
+                assert pair.model and read_state(pair.state).run["model"] == file_checksum(pair.model), pair
                 self.counts["snapshots read"] += 1
-        assert len(found) <= 4, found
+        assert len(snapshots) <= 4, snapshots
         for path in self.folder.iterdir():
             if path.suffix == ".tmp":
                 self.counts["files left half-written"] += 1
                 path.unlink()
 
     def check_end(self) -> None:
-        """The last snapshot is that of the undisturbed training."""
+        """The last snapshot equals that of the undisturbed training."""
         ours, theirs = (find_snapshots(f"{folder}/s")[0] for folder in (self.folder, self.undisturbed))
         assert ours.iteration == theirs.iteration == 150
         for mine, other in ((ours.model, theirs.model), (ours.state, theirs.state)):
@@ -264,22 +265,22 @@ class Training:
 
 
 def after_start(log: str) -> list[str]:
-    """The whole lines that a training says once it has begun."""
+    """The complete lines that a training logs once it has begun."""
     whole = lines(log[: log.rfind("\n") + 1])
     begin = next((i + 1 for i, line in enumerate(whole) if "Learning Rate Policy:" in line), len(whole))
     return whole[begin:]
 
 
 def same(path: str | Path, other: str | Path) -> bool:
-    """Whether two files of snapshots hold the same."""
+    """Whether two files of snapshots have the same content."""
     try:
         return bool(content(path) == content(other))
-    except OSError:  # what h5py raises for half a file
+    except OSError:  # h5py raises this for half a file
         return False
 
 
 def content(path: str | Path) -> Any:
-    """All that a snapshot's file holds. (HDF5 files of one content differ in unused bytes.)"""
+    """The content of a snapshot's file. (HDF5 files of the same content may differ in unused bytes.)"""
     if not str(path).endswith(".h5"):
         return Path(path).read_bytes()
     held: dict[str, bytes] = {}
@@ -295,7 +296,7 @@ def content(path: str | Path) -> Any:
 
 
 def kill_and_resume(folder: Path, kills: int, seed: int) -> dict[str, float]:
-    """Do it in `folder`; the counts."""
+    """Run everything in `folder`. Return the counts."""
     begun, chance = time.monotonic(), random.Random(seed)
     number = fork(folder, folder / "convert.log", ["convert-digits", "_db"], lambda: None)
     assert os.waitpid(number, 0)[1] == 0, (folder / "convert.log").read_text()
@@ -326,7 +327,7 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> dict[str, float]:
 
 
 def is_noticed(training: Training, kind: str, module: ModuleType) -> bool:
-    """Whether a death at a byte brings to light that a module's files, of this kind, are written in place."""
+    """Whether the checks fail if this module writes its files, of this kind, in place."""
     try:
         training.live(KINDS[0], lambda: setattr(module, "write_atomically", write_in_place), [kind])
     except AssertionError:
@@ -353,5 +354,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    print(json.dumps(kill_and_resume(given.folder, given.kills, given.seed)))
+    args = parser.parse_args()
+    print(json.dumps(kill_and_resume(args.folder, args.kills, args.seed)))

@@ -1,4 +1,4 @@
-"""For each layer type a layer that works, and the files that such layers name."""
+"""A valid layer of each type, and the files that these layers name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from imae.prototxt import Datum, LayerParameter
 
 
 class Case(NamedTuple):
-    """A layer that works: the inside of its prototxt, its bottoms, and which of them get a gradient."""
+    """A valid layer: fields of its prototxt, its bottoms, and the indices of bottoms that get a gradient."""
 
     text: str = ""
     bottoms: tuple[Tensor, ...] = ()
@@ -104,7 +104,7 @@ CASES = {
 
 
 def put(message: Message, path: str, value: Any) -> None:
-    """Set the field at `path`, in the last one of a repeated message; None takes it out."""
+    """Set the field at `path`, in the last element of a repeated message; None clears it."""
     *parents, name = path.split(".")
     for parent in parents:
         child = getattr(message, parent)
@@ -135,7 +135,7 @@ def parsed(type_name: str) -> LayerParameter:
 
 
 def make(type_name: str, given: Mapping[str, Any]) -> LayerParameter:
-    """The layer of CASES with other fields set."""
+    """The layer of CASES with these fields changed."""
     param = LayerParameter()
     param.CopyFrom(parsed(type_name))
     for path, value in given.items():

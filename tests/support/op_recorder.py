@@ -1,7 +1,7 @@
-"""What a CUDA graph does, on the CPU: the operations of a call, noted once and done again on the same memory.
+"""A CUDA graph's behaviour on the CPU: record the operations of a call once, replay them on the same memory.
 
-Python runs only while they are noted. So whatever a pass or an update does in Python beside its operations
-(numbers put into an operation's arguments, lists that grow, branches), a replay does not do, as on a GPU.
+Python runs only during the recording. So everything that a pass or an update does in Python besides its
+operations (numbers passed as arguments, growing lists, branches) is not repeated by a replay, as on a GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 T = TypeVar("T")
 
-# What makes the host wait for a device, or copies between the two, in the midst of the work.
+# Operations that make the host wait for the device, or copy between the two.
 ASKS_THE_HOST = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "unique_dim"}
 
 
@@ -33,7 +33,7 @@ class OpRecorder(TorchDispatchMode):
         return work()
 
     def record(self, work: Callable[[], T]) -> T:
-        """Unlike a CUDA graph it does the work; the first replay does nothing instead."""
+        """Record the work. Unlike a CUDA graph this also does it, so the first replay does nothing."""
         with self:
             result = work()
         self._done = True
@@ -55,7 +55,7 @@ class OpRecorder(TorchDispatchMode):
         inputs = [leaf for leaf in tree_leaves((args, given)) if isinstance(leaf, Tensor)]
         held = {tensor.untyped_storage().data_ptr() for tensor in inputs}
         fresh = [out for out in outputs if out.untyped_storage().data_ptr() not in held]
-        if fresh or func._schema.is_mutable:  # else a view, which stays one
+        if fresh or func._schema.is_mutable:  # else the result is a view, which stays valid
             self.operations.append((func, args, given, [] if func._schema.is_mutable else outputs))
         return result
 

@@ -1,4 +1,4 @@
-"""`imae train` in several ranks on the CPU: each a fork of a process that has loaded the libraries once."""
+"""Run `imae train` in several ranks on the CPU, each forked from a process that has loaded the libraries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PATIENCE = 120  # seconds after which a rank counts as hung
 class Job:
     """The ranks of one training.
 
-    processes   one a rank, started
+    processes   one started process per rank
     """
 
     def __init__(self, folder: Path, count: int, work: Callable[..., int], *arguments: list[str]) -> None:
@@ -42,26 +42,26 @@ class Job:
             process.start()
 
     def ended(self) -> list[int | None]:
-        """The exit statuses; None for a rank that hangs."""
+        """Wait for the ranks. Return the exit statuses; None for a rank that hangs."""
         for process in self.processes:
             process.join(PATIENCE)
         return [process.exitcode for process in self.processes]
 
     def log(self, rank: int) -> str:
-        """What a rank has written to stderr."""
+        """A rank's output on stderr so far."""
         return self.logs[rank].read_text() if self.logs[rank].exists() else ""
 
 
 @contextmanager
 def job(folder: Path, count: int, *arguments: str) -> Iterator[Job]:
-    """`imae train ARGUMENTS` in `folder`; whoever still lives at the end is killed."""
+    """Run `imae train ARGUMENTS` in `folder`; at the end of the block, kill the ranks that still run."""
     with ending(Job(folder, count, main, ["train", *arguments])) as started:
         yield started
 
 
 @contextmanager
 def ending(started: Job) -> Iterator[Job]:
-    """Kill at the end whoever still lives."""
+    """At the end of the block, kill the ranks that still run."""
     try:
         yield started
     finally:
@@ -71,7 +71,7 @@ def ending(started: Job) -> Iterator[Job]:
 
 
 def train(folder: Path, count: int, *arguments: str) -> str:
-    """The log of rank 0 of a training that ends well; the other ranks write nothing."""
+    """Run a training that must succeed. Return the log of rank 0; the other ranks must log nothing."""
     with job(folder, count, *arguments) as started:
         statuses = started.ended()
         logs = [started.log(rank) for rank in range(count)]
@@ -83,7 +83,7 @@ def train(folder: Path, count: int, *arguments: str) -> str:
 def be_rank(
     rank: int, count: int, port: int, folder: Path, log: Path, work: Callable[..., int], *arguments: list[str]
 ) -> None:
-    """Be one of the ranks."""
+    """The body of a rank's process."""
     os.chdir(folder)
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
     numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
@@ -94,7 +94,7 @@ def be_rank(
 
 
 def fail_beside_one_that_waits() -> int:
-    """Rank 1 fails; rank 0 is somewhere where it hears of nothing."""
+    """Rank 1 fails while rank 0 sleeps and does not notice."""
     with join_ranks() as ranks:
         if ranks.rank == 1:
             raise ImaeError("it is broken")

@@ -1,6 +1,6 @@
-"""Replays a case recorded with Caffe: a prototxt and an npz with inputs, parameters and expected arrays.
+"""Replay cases recorded with Caffe: a prototxt and an npz with inputs, parameters and expected arrays.
 
-The keys are explained in tests/cases/README.md.
+tests/cases/README.md explains the keys.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CASES = Path(__file__).parents[1] / "cases"
 class Case:
     """One npz file: `meta` and arrays by key.
 
-    dtypes   those of the arrays that were compared
+    dtypes   the dtypes of the arrays that were compared
     """
 
     path: Path
@@ -37,7 +37,7 @@ class Case:
         return self.path.with_name(self.meta.get("prototxt", f"{self.path.stem}.prototxt"))
 
     def of(self, word: str, step: int) -> dict[str, NDArray[Any]]:
-        """Arrays of `word` at `step`, by the rest of their keys."""
+        """The arrays of `word` at `step`, by the rest of their keys."""
         head = f"{word}@{step}:" if step else f"{word}:"
         return {key[len(head) :]: value for key, value in self.arrays.items() if key.startswith(head)}
 
@@ -57,7 +57,7 @@ class Case:
 
 
 def load(path: Path) -> Case:
-    """Read a case; `phase` may stand in the meta text or as an array of its own."""
+    """Read a case; `phase` may be in the meta text or an array of its own."""
     with np.load(path, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
     meta = json.loads(str(arrays.pop("meta")))
@@ -74,9 +74,9 @@ def find(pattern: str) -> list[Path]:
 
 
 def replay(case: Case) -> int:
-    """Run a case of kind "net" and compare every recorded array; returns how many were compared.
+    """Run a case of kind "net" and compare every recorded array. Return the number of arrays compared.
 
-    Files that the net names are beside the case.
+    Files that the net names are read from the case's folder.
     """
     with contextlib.chdir(case.path.parent):
         return _replay(case)

@@ -1,4 +1,4 @@
-"""One layer by itself: built from prototxt text, held to the contract, differentiated, exported."""
+"""Test a single layer: build it from prototxt text, check its contract, its gradients and its export."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(layer: Layer, *bottoms: Tensor) -> tuple[Tensor, ...]:
 
 
 def refused(message: str) -> AbstractContextManager[object]:
-    """Expects a LayerError that holds this text, word for word."""
+    """Expect a LayerError whose message contains this text."""
     return pytest.raises(LayerError, match=re.escape(message))
 
 
@@ -62,7 +62,7 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 def diffs(
     layer: Layer, *bottoms: Tensor, top_diffs: Sequence[Tensor] | None = None
 ) -> tuple[Tensor | None, ...]:
-    """The bottom diffs for these top diffs (default: 1 everywhere); None where there is none."""
+    """The bottom diffs for these top diffs (default: 1 everywhere); None for a bottom without a diff."""
     leaves = [bottom.detach().clone().requires_grad_() for bottom in bottoms]
     tops = run(layer, *leaves)
     torch.autograd.backward(tops, [torch.ones_like(top) for top in tops] if top_diffs is None else top_diffs)
@@ -72,7 +72,7 @@ def diffs(
 def overwritten(
     text: str, in_place: bool, stepwise: bool, x: Tensor, top_diff: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Bottom diff and top memory of a layer whose top an in-place layer behind it has overwritten."""
+    """Bottom diff and top memory of a layer whose top is overwritten by a later in-place layer."""
     top = "x" if in_place else "y"
     net = Net(parse_net(
         f"""force_backward: true
@@ -97,7 +97,11 @@ def overwritten(
 
 
 def check_contract(text: str, *bottoms: Tensor) -> None:
-    """Shapes as announced, bottoms untouched, any memory layout, the bottoms' dtype, the same twice."""
+    """Check a layer's contract.
+
+    The tops have the announced shapes and the bottoms' dtype; the bottoms do not change; a second layer, and
+    bottoms that are not contiguous, give the same tops.
+    """
     before = [bottom.clone() for bottom in bottoms]
     shapes = [tuple(bottom.shape) for bottom in bottoms]
     layer = build(text, *shapes)
@@ -118,7 +122,7 @@ def check_contract(text: str, *bottoms: Tensor) -> None:
 
 
 def check_gradient(text: str, *bottoms: Tensor, constant: Sequence[int] = ()) -> None:
-    """The gradients of bottoms (but those in `constant`) and parameters against differences, in float64."""
+    """Compare the gradients of parameters and bottoms (except `constant`) with differences, in float64."""
     layer = build(text, *(tuple(bottom.shape) for bottom in bottoms)).double()
     leaves = [bottom.double().requires_grad_(index not in constant) for index, bottom in enumerate(bottoms)]
     blobs = list(layer.blobs)
@@ -131,7 +135,7 @@ def check_gradient(text: str, *bottoms: Tensor, constant: Sequence[int] = ()) ->
 
 
 def check_onnx(text: str, *bottoms: Tensor, opsets: Sequence[int] = (13, 17, 18, 22)) -> None:
-    """ONNX Runtime computes what the layer computes, for the batch size of the export and for another one."""
+    """ONNX Runtime computes the same as the layer, for the batch size of the export and for another one."""
     shapes = [tuple(bottom.shape) for bottom in bottoms]
     layer = build(text, *shapes)
     names, tops = list(layer.param.bottom), list(layer.param.top)

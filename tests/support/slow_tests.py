@@ -1,10 +1,10 @@
 """The tests that `-m "not slow"` leaves out: they train longer, start many processes, or try many inputs.
 
-A name is a file below tests/, or a test of it. What is left takes a contributor about a minute; CI runs all.
+A name is a file below tests/, or a test in it. The other tests take about a minute; CI runs all.
 """
 
 SLOW = (
-    # Trainings and passes of whole nets, again with each set of kernels, rule, loss or bottom shape.
+    # Trainings and passes of whole nets, repeated for each set of kernels, rule, loss or bottom shape.
     "net/test_fast_paths.py",
     "net/test_cuda_graph.py",
     "net/test_changing_shapes.py",
@@ -34,6 +34,6 @@ SLOW = (
 
 
 def is_slow(node: str) -> bool:
-    """Whether the test with this name, as pytest has it (tests/net/test_x.py::test_y[z]), is in the list."""
+    """Whether the test with this pytest name (tests/net/test_x.py::test_y[z]) is in the list."""
     file, _, test = node.partition("tests/")[2].partition("::")
     return file in SLOW or f"{file}::{test.partition('[')[0]}" in SLOW

@@ -1,4 +1,4 @@
-"""A small ResNet on random images, as a solver that trains it in a moment."""
+"""A small ResNet on random images, and a solver that trains it within moments."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def write_images(folder: Path) -> str:
 
 
 def net_on(database: str, loss: str = "IMAELoss", depth: int = 8, batch: int = 8) -> NetParameter:
-    """A ResNet with Data layers; its TEST batches are of 100."""
+    """A ResNet with Data layers; its TEST batches have 100 images."""
     return with_cifar10_data(resnet(depth, loss=loss), database, f"{database}_test", batch)
 
 
 def solver_param(net: NetParameter, iterations: int, fields: str) -> SolverParameter:
-    """A solver whose rate drops on the way, which tests and says its loss."""
+    """A solver that displays its loss and tests; its learning rate drops during the training."""
     param = text_format.Parse(
         f'base_lr: 0.05 lr_policy: "step" stepsize: 3 gamma: 0.5 max_iter: {iterations} random_seed: 3 '
         f"display: 2 average_loss: 3 test_iter: 2 test_interval: 4 snapshot_after_train: false {fields}",

@@ -1,8 +1,9 @@
-"""Rules of the source tree, as functions from a file's path and text to what is wrong with it.
+"""The rules of the source tree, as functions from a file's path and text to a list of problems.
 
-Paths are written from the top of the repository, with slashes. An import counts wherever it stands, also
-inside a function, and where a string names a module: `import_module("imae.net.net")`, a table of modules,
-`-m imae.cli.main` in a command. Only `if TYPE_CHECKING:` does not count. tests/test_layout.py applies them.
+Paths are relative to the top of the repository, with slashes. An import counts anywhere in a file, also
+inside a function, and also if a string names a module: `import_module("imae.net.net")`, a table of modules,
+`-m imae.cli.main` in a command. Only imports under `if TYPE_CHECKING:` do not count. tests/test_layout.py
+applies the rules.
 """
 
 from __future__ import annotations
@@ -39,23 +40,24 @@ DEPENDENCIES = {
     "types-tqdm": (),
     "setuptools": ("setuptools", "pkg_resources"),
 }
-# Functions that import a module by a name that they are given.
+# Functions that import a module by a name passed as an argument.
 IMPORTERS = ("import_module", "__import__", "find_spec", "run_module", "resolve_name")
-# Where such a name is not written as it is, and why that is no way around the order of the parts.
+# Files in which such a name is not a literal, and the modules that it names, which the order of the parts
+# does not forbid.
 NAMES_MADE = {
     "prototxt/__init__.py": "its own modules",
     "prototxt/schema.py": "the packages of plugins, found and not imported",
     "layers/registry.py": "the drawers and the packages of plugins",
     "layers/utility/python.py": "the user's modules",
     "net/kernels/native.py": "the library that was built beside it",
-    "cli/main.py": "the values of its table of commands, which count themselves",
+    "cli/main.py": "the modules in its table of commands, which are checked themselves",
     "pycaffe/visible_names.py": "Python packages that Caffe's modules show",
 }
-PLACEHOLDER = "\0"  # what stands for {...} of an f-string
+PLACEHOLDER = "\0"  # replaces {...} in an f-string
 
 
 class Import(NamedTuple):
-    """A module of this package that a file imports: the line, and the name as far as it is known."""
+    """An import of a module of this package: the line, and the known part of the name."""
 
     line: int
     name: str
@@ -63,19 +65,19 @@ class Import(NamedTuple):
 
 def imports(text: str) -> list[Import]:
     """The modules of this package that a file imports, by statement or by name; `from a import b` is a.b."""
-    found = []
+    all_imports = []
     for node in _run_time_nodes(ast.parse(text)):
         if isinstance(node, ast.Import):
-            found += [Import(node.lineno, alias.name) for alias in node.names]
+            all_imports += [Import(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            found += [Import(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
+            all_imports += [Import(node.lineno, f"{node.module}.{alias.name}") for alias in node.names]
         elif isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp):
-            found += [Import(node.lineno, name) for name in _names_in(_string(node) or "")]
-    return [found_one for found_one in found if found_one.name.split(".")[0] == "imae"]
+            all_imports += [Import(node.lineno, name) for name in _names_in(_string(node) or "")]
+    return [entry for entry in all_imports if entry.name.split(".")[0] == "imae"]
 
 
 def wrong_imports(path: str, text: str) -> list[str]:
-    """Imports that run against the order of the parts, or that the rules below could not see."""
+    """Imports against the order of the parts, and imports in a form that the rules cannot check."""
     part = path.split("/")[0]
     allowed = PARTS[: PARTS.index(part) + 1]
     problems = []
@@ -91,7 +93,7 @@ def wrong_imports(path: str, text: str) -> list[str]:
 
 
 def wrong_imports_between_folders(path: str, text: str, drawers: tuple[str, ...]) -> list[str]:
-    """Imports against the order of the folders of a part; `drawers` are those of layers/, in their order."""
+    """Imports against the order of folders within a part; `drawers`: the folders of layers/, in order."""
     problems = []
     for line, name in imports(text):
         folder, other = path.split("/")[:-1], name.split(".")[1:]
@@ -111,7 +113,7 @@ def wrong_imports_between_folders(path: str, text: str, drawers: tuple[str, ...]
 
 
 def type_tests(path: str, text: str) -> list[str]:
-    """Where a layer's type is compared; what must be known of a layer is an attribute of its class."""
+    """Comparisons of a layer's type. (Properties of a layer type belong into attributes of its class.)"""
     problems = []
     for node in ast.walk(ast.parse(text)):
         sides: list[ast.expr] = []
@@ -125,7 +127,7 @@ def type_tests(path: str, text: str) -> list[str]:
 
 
 def name_clash(path: str) -> list[str]:
-    """A name that a standard module or a dependency has: a script beside the file would import the file."""
+    """A file named like a standard module or a dependency: scripts beside it would import it instead."""
     modules = {module for names in DEPENDENCIES.values() for module in names}
     stem = path.split("/")[-1].removesuffix(".py")
     if stem in sys.stdlib_module_names or stem in modules:
@@ -134,7 +136,7 @@ def name_clash(path: str) -> list[str]:
 
 
 def circles(files: Mapping[str, str]) -> list[str]:
-    """Modules that import each other, and parts that do; a line for each, as `a -> b -> a`."""
+    """Import cycles between modules and between parts, each as `a -> b -> a`."""
     modules = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in files}
     edges: dict[str, set[str]] = {module: set() for module in modules}
     parts: dict[str, set[str]] = {module.split(".")[0]: set() for module in modules}
@@ -152,15 +154,15 @@ def circles(files: Mapping[str, str]) -> list[str]:
 
 
 def _circles(graph: Mapping[str, set[str]]) -> Iterator[list[str]]:
-    """One circle through each node that begins one, by depth-first search."""
+    """Cycles of a graph, by depth-first search."""
     done: set[str] = set()
 
-    def search(node: str, way: list[str]) -> Iterator[list[str]]:
-        if node in way:
-            yield [*way[way.index(node) :], node]
+    def search(node: str, path: list[str]) -> Iterator[list[str]]:
+        if node in path:
+            yield [*path[path.index(node) :], node]
         elif node not in done:
             for other in sorted(graph[node]):
-                yield from search(other, [*way, node])
+                yield from search(other, [*path, node])
             done.add(node)
 
     for node in sorted(graph):
@@ -168,7 +170,7 @@ def _circles(graph: Mapping[str, set[str]]) -> Iterator[list[str]]:
 
 
 def _run_time_nodes(tree: ast.Module) -> Iterator[ast.AST]:
-    """All nodes but docstrings, `if TYPE_CHECKING` blocks, and the parts of strings that count as a whole."""
+    """All nodes except docstrings, `if TYPE_CHECKING` blocks, and the parts of a string that is one whole."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop(0)
@@ -186,7 +188,7 @@ def _is_docstring(node: ast.AST) -> bool:
 
 
 def _string(node: ast.expr) -> str | None:
-    """The text of a string, with a placeholder for each {...}; also of strings that are added up."""
+    """The text of a string or a sum of strings, with a placeholder for each {...}; None for other nodes."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else None
     if isinstance(node, ast.JoinedStr):
@@ -198,16 +200,16 @@ def _string(node: ast.expr) -> str | None:
 
 
 def _names_in(text: str) -> Iterator[str]:
-    """The modules of this package that a string names: the whole of it, or after -m, import, from."""
+    """The modules of this package that a string names: as the whole string, or after -m, import, from."""
     whole = re.fullmatch(rf"(imae\.\w+(?:\.\w+)*)(?:[.:]?\w*{PLACEHOLDER}.*|:[\w.]+)?", text, re.DOTALL)
     names = [whole[1]] if whole else re.findall(r"(?:-m|\bimport|\bfrom)\s+(imae\.\w+(?:\.\w+)*)", text)
     for name in names:
-        if name.split(".")[1] in PARTS:  # else it is a logger, a group of entry points, a key
+        if name.split(".")[1] in PARTS:  # else the name of a logger, a group of entry points, a key
             yield name
 
 
 def _unseen(path: str, node: ast.AST) -> Iterator[str]:
-    """Ways to import that hide what is imported."""
+    """Forms of import that hide the imported module."""
     if isinstance(node, ast.ImportFrom) and node.level:
         yield "relative import; write the module's whole name"
     if isinstance(node, ast.Import | ast.ImportFrom):
@@ -232,7 +234,7 @@ def _unseen(path: str, node: ast.AST) -> Iterator[str]:
 
 
 def _is_type_of_layer(node: ast.expr) -> bool:
-    """`something.type`, where something is not a device, and `type(something)`."""
+    """Whether a node is `something.type`, unless something is a device, or `type(something)`."""
     if isinstance(node, ast.Call):
         return isinstance(node.func, ast.Name) and node.func.id == "type"
     if not (isinstance(node, ast.Attribute) and node.attr == "type"):

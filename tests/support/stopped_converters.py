@@ -1,16 +1,16 @@
-"""Converters that are stopped half-way and started again.
+"""Stop converters half-way and start them again.
 
     python tests/support/stopped_converters.py FOLDER
 
-Each command is a fork of this process. It is ended by SIGKILL before each of the calls that put its output on
-the disk, by the system when a file of the output has a certain length, and by Ctrl-C. Of each is checked
+Each command is a fork of this process. It is ended by SIGKILL before each of the calls that sync or rename
+its output, by the system when an output file reaches a certain length, and by Ctrl-C. Checked each time:
 
-    that its output is not there, or whole
-    that what was there before is as it was, but for hidden files NAME.tmp, and after Ctrl-C not even those
-    that started again it gives what it would have given. Of a pair of outputs the first may be there already:
-    then it says so, names it, and does what it should once that is removed
+    the output is missing or whole
+    all other files are unchanged; only hidden files NAME.tmp may be left, after Ctrl-C not even those
+    when started again, the command gives the same output as undisturbed. If it has two outputs, the first may
+    exist already: then the command names it in an error, and succeeds once it is removed
 
-An AssertionError says what was not so; otherwise the last line is a count of what was done, in JSON.
+An AssertionError shows what failed; otherwise the last line is a count of what was done, in JSON.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ layer { name: "data" type: "Data" top: "data" top: "label"
         data_param { source: "lmdb" batch_size: 5 backend: LMDB } }
 layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_param { num_output: 3 } }
 """
-# Each with what it makes.
+# The commands and their outputs.
 COMMANDS = {
     "convert-cifar cifar.tar.xz cifar": ["cifar/cifar10_train_lmdb", "cifar/cifar10_test_lmdb"],
     "convert-imageset pictures/ list out": ["out"],
@@ -64,7 +64,7 @@ ENDS = {
 
 
 def prepare() -> None:
-    """Make what the commands read, in the working directory."""
+    """Make the commands' inputs in the working directory."""
     random = np.random.default_rng(1)
     for label, kind in enumerate("abc"):
         Path("pictures", kind).mkdir(parents=True)
@@ -82,7 +82,7 @@ def prepare() -> None:
 
 
 def content(path: str) -> Any:
-    """What an output holds; None where there is none."""
+    """The content of an output; None if it does not exist."""
     if not os.path.exists(path):
         return None
     if not os.path.isdir(path):
@@ -92,31 +92,31 @@ def content(path: str) -> Any:
 
 
 def files(ours: list[str]) -> dict[str, bytes]:
-    """All files of the working directory but `ours`, the log, and what a killed process may leave behind."""
+    """All files of the working directory except `ours`, the log, and leftovers of a killed process."""
     hidden = re.compile(r"(.*/)?\.[^/]*\.tmp(/.*)?")
-    passed_over = ("log", *ours)
+    skipped = ("log", *ours)
     paths = [str(path) for path in Path().rglob("*") if path.is_file()]
     return {
         path: Path(path).read_bytes()
         for path in paths
-        if not path.startswith(passed_over) and not hidden.fullmatch(path)
+        if not path.startswith(skipped) and not hidden.fullmatch(path)
     }
 
 
 def run(command: str, plan: Plan = lambda: None) -> tuple[int, str]:
-    """The status with which a command ends in a process of its own, and what it says."""
+    """Run a command in a process of its own. Return its exit status and its output."""
     _, status = os.waitpid(fork(Path(), Path("log"), command.split(), plan), 0)
     return os.waitstatus_to_exitcode(status), Path("log").read_text()
 
 
 def count_calls() -> None:
-    """Write the number of the calls into the file `calls`, one letter each."""
+    """Count the calls in the file `calls`, one letter per call."""
     handle = os.open("calls", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     watch(lambda: os.write(handle, b"x"))
 
 
 def watch(before: Callable[[], object]) -> None:
-    """Do something before each of the calls."""
+    """Call `before` before each of CALLS."""
 
     def watched(call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **options: Any) -> Any:
@@ -130,7 +130,7 @@ def watch(before: Callable[[], object]) -> None:
 
 
 def stop_at(number: int, end: Callable[[], object]) -> None:
-    """End this process before a call."""
+    """Call `end`, which ends this process, before call number `number`."""
     left = number
 
     def before() -> None:
@@ -143,11 +143,11 @@ def stop_at(number: int, end: Callable[[], object]) -> None:
 
 
 def interrupt() -> None:
-    signal.raise_signal(signal.SIGINT)  # in this thread: os.kill may reach another one, later
+    signal.raise_signal(signal.SIGINT)  # in this thread; os.kill may reach another thread, and later
 
 
 def stop_at_length(length: int) -> None:
-    """Let the system end this process when it makes a file longer than that, its log apart."""
+    """Let the system end this process when a file other than its log gets longer than `length`."""
     os.dup2(os.pipe()[1], 2)
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -162,7 +162,7 @@ def remove(outputs: list[str]) -> None:
 
 
 def check(command: str, outputs: list[str], counts: Counter[str]) -> None:
-    """Stop a command at all these places, and start it again each time."""
+    """Stop a command at each of these points, and start it again each time."""
     before = files(outputs)
     status, log = run(command, count_calls)
     assert status == 0, log
@@ -179,9 +179,9 @@ def check(command: str, outputs: list[str], counts: Counter[str]) -> None:
         remove(outputs)
         status, log = run(command, plan)
         if kind == "killed at a byte" and status == 0:
-            continue  # it makes no file as long as that
+            continue  # none of its files is that long
         if kind == "killed at a byte" and status == 2:
-            kind = "without space"  # of a page of LMDB's a part could be written: it gives up
+            kind = "without space"  # LMDB could write only a part of a page, and gave up
         assert status == ENDS[kind], (command, kind, status, log)
         counts[kind] += 1
         assert files(outputs) == before, command
@@ -210,7 +210,7 @@ def check(command: str, outputs: list[str], counts: Counter[str]) -> None:
 
 
 def main(folder: Path) -> None:
-    # A shell lets what it starts in the background ignore it.
+    # Processes that a shell starts in the background ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(folder)
     prepare()

@@ -1,4 +1,4 @@
-"""A solver that is done in a moment: a net on random data, and files of both in the working directory."""
+"""A solver that ends within moments: a net on random data, and prototxts of both in the working directory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ layer { name: "a" type: "InnerProduct" bottom: "data" top: "a"
 """
 LOSS = 'layer { name: "loss" type: "SoftmaxWithLoss" bottom: "a" bottom: "label" top: "loss" }\n'
 TINY_NET = DATA + FIVE_OUTPUTS + LOSS
-# Of `net.prototxt`; max_iter is left to be said.
+# The solver of `net.prototxt`, without max_iter.
 TINY_SOLVER = """
 net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" momentum: 0.9 random_seed: 1 snapshot_prefix: "s"
 display: 1 snapshot: 2

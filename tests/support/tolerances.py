@@ -1,16 +1,15 @@
 """The tolerances of all tests, with their reasons: (what, dtype) -> rtol, atol.
 
-atol is relative to the largest expected value. The libraries below us add up in an order that depends on the
-processor and the number of threads: what they make in single precision is compared with double precision, to
-within `sum_rounding`, which holds for any order.
+atol is relative to the largest expected value. torch and its libraries sum in an order that depends on the
+processor and the number of threads. So their results in single precision are compared with double precision,
+to within `sum_rounding`, which holds for any order.
 """
 
 import math
 from typing import NamedTuple
 
-UNIT = (
-    2**-24
-)  # half the distance from 1 to the next number in single precision: what one rounding loses at most
+# Half the distance from 1 to the next number in single precision: the largest relative error of one rounding.
+UNIT = 2**-24
 
 
 class Tolerance(NamedTuple):
@@ -43,37 +42,37 @@ TOLERANCES = {
     ("history in bfloat16", "float32"): Tolerance(
         0.2,
         0,
-        "the same of the diffs of 8 images, which nearly cancel: 0.12 ± 0.015 over 10 seeds, and 5 of these",
+        "the same for diffs of 8 images, which nearly cancel: 0.12 ± 0.015 over 10 seeds, plus 5 of these",
     ),
     ("loss in bfloat16", "float32"): Tolerance(0.01, 0, "the logits have 8 bits of mantissa"),
     ("fast way", "float64"): Tolerance(0, 1e-11, "the same sums in another order"),
     ("statistics", "float32"): Tolerance(
         0,
         16 * UNIT,
-        "19 layers that each round four numbers of a channel: sqrt(4 * 19) roundings, twice that",
+        "19 layers that each round four numbers of a channel: twice sqrt(4 * 19) roundings",
     ),
     ("kernel", "float32"): Tolerance(
         0,
         1e-6,
-        "ours add some hundred numbers at most in single precision, in the same order on any processor",
+        "our kernels sum at most some hundred numbers in single precision, in one order on any processor",
     ),
     ("kernel", "float64"): Tolerance(0, 1e-12, "the same sums in another order"),
-    ("near-tie", "float32"): Tolerance(0, 1e-5, "a ReLU's bottom that is nothing but rounding"),
+    ("near-tie", "float32"): Tolerance(0, 1e-5, "a ReLU's bottom whose values are only rounding errors"),
     ("trajectory", "float32"): Tolerance(1e-4, 1e-5, "seven updates in single precision against double"),
     ("printed", "float32"): Tolerance(1e-5, 0, "printed with 6 digits"),
     ("logged", "float32"): Tolerance(1e-4, 1e-6, "two updates, printed with 6 digits"),
     ("same decisions", "float32"): Tolerance(
-        1e-3, 0, "a run, while no near-tie of a max pooling or a ReLU is decided otherwise than in Caffe"
+        1e-3, 0, "a run, while every near-tie of a max pooling or a ReLU is decided as in Caffe"
     ),
     ("before a near-tie", "float32"): Tolerance(
-        1e-4, 0, "200 updates add up rounding, which is 2e-5 by then; a near-tie decided otherwise moves 1e-3"
+        1e-4, 0, "rounding adds up to 2e-5 in 200 updates; a near-tie that is decided differently moves 1e-3"
     ),
     ("run", "float32"): Tolerance(
         0, 5e-3, "hundreds of updates; with other BLAS kernels Caffe's own run moves by 3e-3"
     ),
     ("weights after a run", "float32"): Tolerance(0, 2e-2, "as for a run"),
     ("history after a run", "float32"): Tolerance(
-        0, 0.13, "the same; a run that decides near-ties as Caffe with other BLAS kernels ends 0.126 away"
+        0, 0.13, "the same; a run that decides near-ties like Caffe with other BLAS kernels ends 0.126 away"
     ),
     ("weights on a GPU", "float32"): Tolerance(1e-4, 0, "L2 distance after one update; other sums"),
     ("history on a GPU", "float32"): Tolerance(1e-2, 0, "the same of diffs, which nearly cancel"),
@@ -87,10 +86,10 @@ def tolerance(what: str, dtype: str = "float32") -> Tolerance:
 
 
 def sum_rounding(terms: int, layers: int = 1) -> float:
-    """How far a sum of products may be from exact, relative to its size, in single precision: 2 u sqrt(n).
+    """The allowed relative error of a sum of products in single precision: 2 u sqrt(n).
 
-    Added one after another, each of the n partial sums is rounded by up to u = UNIT of itself, up or down as
-    by chance: a random walk, of 0.4 u sqrt(n) in the mean. Five times that is met once in a million sums.
-    Where several layers follow each other, each adds its own: 2 u sqrt(n layers).
+    If the products are added one after another, each of the n partial sums is rounded by up to u = UNIT of
+    itself, up or down at random. The errors form a random walk of 0.4 u sqrt(n) on average; five times that
+    occurs once in a million sums. Several layers in sequence add their errors: 2 u sqrt(n layers).
     """
     return 2 * UNIT * math.sqrt(terms * layers)
