@@ -132,7 +132,7 @@ def load_to_use(net: Net, path: AnyPath, dialect: str | None = None) -> None:
     """Load weights for a net that is not trained any further, and warn of layers that have none."""
     if missing := load_caffemodel(net, path, dialect).fresh:
         logger.warning(
-            "the results come from random weights in the layers %s: %s has no blobs for them",
+            "the results are those of random numbers in the layers %s: %s has no blobs for them",
             ", ".join(missing), path,
         )  # fmt: skip
 

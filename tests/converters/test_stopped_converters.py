@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from waiting import FOR_EVER
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the commands are forks of one process")
@@ -20,7 +21,7 @@ def test_stopped_and_started_again_it_gives_what_it_would_have_given(tmp_path: P
         env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=FOR_EVER,
     )
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout.splitlines()[-1])

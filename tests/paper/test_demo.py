@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import FOR_EVER
 
 from imae.cli.main import main
 from imae.net.device import set_threads
@@ -113,7 +114,7 @@ def test_a_demo_that_is_ended_ends_its_trainings(tmp_path: Path) -> None:
         assert demo.poll() is None
         time.sleep(0.05)
     demo.terminate()
-    assert b"Traceback" not in demo.communicate(timeout=60)[1]
+    assert b"Traceback" not in demo.communicate(timeout=FOR_EVER)[1]
     assert demo.returncode != 0
     size = log.stat().st_size
     time.sleep(1)

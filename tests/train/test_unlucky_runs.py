@@ -23,6 +23,7 @@ from onnx import TensorProto, helper
 from tiny_solver import TINY_NET as NET
 from tiny_solver import TINY_SOLVER, write_solver
 from tiny_solver import made_files as names
+from waiting import FOR_EVER
 
 from imae.cli.main import main
 from imae.converters.lmdb_writer import write_lmdb
@@ -157,7 +158,7 @@ def test_a_second_training_with_the_same_prefix_is_refused(
     Path("long.prototxt").write_text(SOLVER.replace("max_iter: 4", "max_iter: 100000000"))
     first = subprocess.Popen([*IMAE, "train", "long.prototxt", "--keep", "2"], stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + FOR_EVER
         while not Path("s_iter_4.solverstate").exists():
             assert first.poll() is None and time.monotonic() < deadline
             time.sleep(0.01)
@@ -172,7 +173,7 @@ def test_a_second_training_with_the_same_prefix_is_refused(
         )  # it writes nothing there
         assert main(["train", "none.prototxt"]) == 0
         first.send_signal(signal.SIGINT)
-        assert first.wait(60) == 0
+        assert first.wait(FOR_EVER) == 0
     finally:
         first.kill()
         first.wait()
@@ -527,7 +528,7 @@ def test_ctrl_c_ends_a_model_that_never_does(here: Path) -> None:
     process = subprocess.Popen([*IMAE, "run", "m.onnx", "--images", "x.png", "--threads", "1"])
     try:
         status = Path(f"/proc/{process.pid}/stat")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + FOR_EVER
         while time.monotonic() < deadline and process.poll() is None:  # until it counts
             fields = status.read_text().rpartition(")")[2].split()
             if int(fields[11]) / os.sysconf("SC_CLK_TCK") > 5:
@@ -535,7 +536,7 @@ def test_ctrl_c_ends_a_model_that_never_does(here: Path) -> None:
             time.sleep(0.1)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == -signal.SIGINT
+        assert process.wait(FOR_EVER) == -signal.SIGINT
     finally:
         process.kill()
         process.wait()
