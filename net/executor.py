@@ -18,7 +18,7 @@ from torch import Tensor
 
 from imae.layers.layer import DataLayer
 from imae.net.device import device_budget
-from imae.net.fuse import fuse_training
+from imae.net.fuse import fast_batch_norms, fuse_training
 from imae.net.net import Net
 from imae.net.plan import StepFunction
 from imae.net.step import Step, run_step
@@ -94,8 +94,8 @@ class NetExecutor:
         self.keep, self.kept = keep, dict[str, Tensor]()
         self.channels_last = channels_last
         self.plan: Sequence[Step] = net.steps
-        if fast and not net.debug_info:  # debug_info logs the blobs of every layer
-            self.plan = fuse_training(net, keep, compiled)
+        if fast:  # debug_info logs the blobs of every layer
+            self.plan = fast_batch_norms(net) if net.debug_info else fuse_training(net, keep, compiled)
         if reduced is not None:
             self.plan = _with_single_losses(self.plan)
         if self.channels_last:

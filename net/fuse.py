@@ -107,6 +107,15 @@ def fuse_training(net: Net, keep: Collection[str] = (), compiled: bool = False) 
     return plan.steps()
 
 
+def fast_batch_norms(net: Net) -> list[Step]:
+    """The plain plan with the kernels of net/kernels for its BatchNorms: every blob of the net exists."""
+    plan = Plan(net)
+    for index, step in enumerate(net.steps):
+        if isinstance(step.layer, BatchNorm):
+            plan.replace(index, FastBatchNorm(step.layer))
+    return plan.steps()
+
+
 def _members_from(net: Net, plan: Plan, index: int) -> list[int]:
     """BatchNorm `index`, and the Scale, the sum with one other blob and the ReLU that follow it, if any."""
     members = [index]

@@ -183,3 +183,25 @@ def test_the_nets_own_counts_before_the_first_iteration(log: pytest.LogCaptureFi
     log.clear()
     solver.solve()
     assert [what for what, _ in said(log)] == expected("Forward", FORWARD)
+
+
+def test_the_nets_own_does_not_change_what_it_learns() -> None:
+    """It runs the plain plan, but BatchNorms by the same kernels."""
+    layers = """
+    layer { name: "data" type: "DummyData" top: "x" top: "label"
+            dummy_data_param { shape { dim: 8 dim: 3 dim: 16 dim: 16 } shape { dim: 8 }
+                               data_filler { type: "gaussian" } data_filler { value: 1 } } }
+    layer { name: "conv" type: "Convolution" bottom: "x" top: "conv"
+            convolution_param { num_output: 16 kernel_size: 3 weight_filler { type: "xavier" } } }
+    layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "bn" }
+    layer { name: "fc" type: "InnerProduct" bottom: "bn" top: "fc"
+            inner_product_param { num_output: 3 weight_filler { type: "xavier" } } }
+    layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc" bottom: "label" top: "loss" }
+    """
+    common = COMMON.replace("base_lr: 0 ", "base_lr: 0.1 ")
+    texts = [f"{common} net_param {{ {debug} {layers} }}" for debug in ("", "debug_info: true")]
+    solvers = [Solver(parse_solver(text)) for text in texts]
+    for solver in solvers:
+        solver.step(3)
+    for plain, debugged in zip(*(solver.net.learnable for solver in solvers), strict=True):
+        assert torch.equal(plain, debugged)
