@@ -5,8 +5,6 @@
 Needs the package pydot (`imae[draw]`). A file NAME.dot, NAME.gv or NAME.raw gets Graphviz's own text. Any
 other ending is a format such as png, svg or pdf, for which Graphviz's program `dot` must be installed.
 
-The functions have the names that scripts know from caffe.draw.
-
 Caffe: python/draw_net.py, python/caffe/draw.py. Differs: nets of old forms are upgraded first; a rule without
 a phase holds in both phases; names may have any characters; an oblong window is labelled with both its sides.
 """

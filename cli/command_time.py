@@ -26,6 +26,7 @@ from imae.net.device import DeviceLog, choose_device, set_threads
 from imae.net.net import Net
 from imae.net.no_loss import no_loss_message, stages_of_losses
 from imae.net.stepwise import Stepwise
+from imae.prototxt import TRAIN
 
 DEVICE_LOG = DeviceLog(
     cpu=("caffe.cpp:343", "Use CPU."), gpu=[("caffe.cpp:339", "Use GPU with device ID {id}")]
@@ -53,7 +54,9 @@ def run(args: argparse.Namespace) -> None:
     device = choose_device(requested_gpu(args.gpu), DEVICE_LOG)
     param = chosen_net(args.model, args)
     net = Net(param)
-    if (words := no_loss_message(net, param)) and stages_of_losses(param):  # a deploy net needs no loss
+    # A deploy net needs no loss, nor does a test net.
+    trains = param.state.phase == TRAIN
+    if trains and (words := no_loss_message(net, param)) and stages_of_losses(param):
         logger.warning("%s, and the times of the backward pass are of nothing, as in Caffe", words)
     measure(net, device, args.iterations)
 

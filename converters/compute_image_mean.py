@@ -65,6 +65,8 @@ def compute_image_mean(
 
     Logs what Caffe's tool logs, including the means of the channels.
     """
+    if backend not in ("lmdb", "leveldb"):
+        raise DataError(f"backend must be lmdb or leveldb, got '{backend}'")
     with open_lmdb(source) if backend == "lmdb" else open_leveldb(source) as records:
         logger.info("Opened %s %s", backend, source)
         mean = compute_mean(records)

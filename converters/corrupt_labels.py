@@ -24,6 +24,7 @@ from imae.converters.label_file import (
 )
 from imae.converters.lmdb_writer import Record, write_lmdb
 from imae.files.errors import DataError
+from imae.files.nearest import did_you_mean
 from imae.files.read import AnyPath
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
 
@@ -112,6 +113,10 @@ def corrupt_labels(
 
     DataError for arguments that do not go with the noise, and for labels that are not those of the classes.
     """
+    if noise not in NOISES and noise != "file":
+        raise DataError(
+            f"unknown noise '{noise}'{did_you_mean(noise, NOISES)} (known: {', '.join(NOISES)}, file)"
+        )
     from_file = noise == "file"
     if from_file and (not labels or rate is not None or seed is not None):
         raise DataError("--noise file takes --labels FILE, and no --rate and no --seed")

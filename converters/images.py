@@ -45,6 +45,8 @@ def write_train_test(
     The records are raw Datums; their key is their place in `digits` digits. The training images get `pad`
     zeros on each side and are shuffled with `seed`; the test images do not change.
     """
+    if pad < 0:
+        raise DataError(f"pad must be at least 0, got {pad}")
     new = not os.path.lexists(output)
     try:
         Path(output).mkdir(parents=True, exist_ok=True)
@@ -136,7 +138,13 @@ class PictureForm(NamedTuple):
     encoded: bool = False
 
     def check(self) -> None:
-        """DataError for an interpolation without a size to resize to."""
+        """DataError for an unknown interpolation, one without a size to resize to, and sizes below 0."""
+        if self.interpolation and self.interpolation not in INTERPOLATIONS:
+            known = ", ".join(INTERPOLATIONS)
+            raise DataError(f"unknown interpolation '{self.interpolation}' (known: {known})")
+        if min(self.height, self.width, self.pad) < 0:
+            sizes = f"{self.height}, {self.width} and {self.pad}"
+            raise DataError(f"height, width and pad must be at least 0, got {sizes}")
         if self.interpolation and not (self.height and self.width):
             raise DataError("--interpolation is for resizing; it needs --resize-height and --resize-width")
 

@@ -144,6 +144,8 @@ def quantize_file(
 
     ExportError for a model that cannot be read or quantized, DataError for records that do not fit it.
     """
+    if to not in ("fp16", "int8"):
+        raise DataError(f"a model is quantized to fp16 or int8, got '{to}'")
     if (to == "int8") != bool(calibrate):
         raise DataError("--to int8 needs --calibrate LMDB, and --to fp16 takes none")
     if records < 1:

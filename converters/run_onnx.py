@@ -262,7 +262,7 @@ def run_file(
     threads: int = 0,
     transform: str | None = None,
 ) -> Result:
-    """Run a model on the records of an LMDB, or on image files.
+    """Run a model on the records of an LMDB, or on image files: one of the two.
 
     output       the output with the scores, if there are several
     provider     CPU, CUDA, TensorRT, ...
@@ -273,6 +273,8 @@ def run_file(
     ExportError for a model that cannot be run on images, DeviceError for a provider that is not available,
     DataError for images that do not fit the model.
     """
+    if (lmdb is None) == (not images) or isinstance(images, str):
+        raise DataError("a model runs on an lmdb or on a list of images; give one of the two")
     if batch_size < 1:
         raise DataError(f"--batch-size must be at least 1, got {batch_size}")
     most = most_threads()

@@ -79,6 +79,8 @@ def test_without_the_stage_of_a_loss_a_warning_says_which_there_are(
     for stage in ("cce", "l1"):
         assert main([*time, "--stage", stage]) == 0
         assert "has no loss" not in capsys.readouterr().err
+    assert main([*time, "--phase", "TEST"]) == 0
+    assert "has no loss" not in capsys.readouterr().err
     solver = tmp_path / "solver.prototxt"
     for state, warned in (
         ("", True),

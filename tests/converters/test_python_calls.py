@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from imae.converters.convert_folder import convert_folder
 from imae.converters.convert_imageset import convert_imageset
 from imae.converters.corrupt_labels import corrupt_labels
 from imae.converters.images import PictureForm
+from imae.converters.quantize_onnx import quantize_file
+from imae.converters.run_onnx import run_file
 from imae.converters.upgrade_proto import upgrade_net_text
+from imae.files.errors import DataError
 from imae.layers.data.lmdb_source import open_lmdb
 
 UPGRADE = CASES / "upgrade" / "data_fields.in.prototxt"
@@ -83,3 +87,34 @@ def test_a_call_does_what_the_command_does(
     wanted = content(tmp_path / "by_command")
     assert wanted
     assert content(tmp_path / "by_call") == wanted
+
+
+WRONG: list[tuple[Callable[[Path], object], str]] = [
+    (lambda o: convert_digits(o, pad=-1), "pad must be at least 0, got -1"),
+    (
+        lambda o: convert_folder("x", o, PictureForm(pad=-1)),
+        "height, width and pad must be at least 0, got 0, 0 and -1",
+    ),
+    (
+        lambda o: convert_folder("x", o, PictureForm(height=3, width=3, interpolation="cubic")),
+        "unknown interpolation 'cubic' (known: ",
+    ),
+    (
+        lambda o: corrupt_labels("x", o, "symetric", rate=0.1),
+        "unknown noise 'symetric'; did you mean symmetric? (known: symmetric, ",
+    ),
+    (lambda o: compute_image_mean("x", o, "LMDB"), "backend must be lmdb or leveldb, got 'LMDB'"),  # type: ignore[arg-type]
+    (lambda o: quantize_file("x", o, "int4"), "a model is quantized to fp16 or int8, got 'int4'"),  # type: ignore[arg-type]
+    (lambda o: run_file("x"), "give one of the two"),
+    (lambda o: run_file("x", lmdb="y", images=["z"]), "give one of the two"),
+    (lambda o: run_file("x", images="z"), "give one of the two"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG)
+def test_an_argument_that_the_command_line_would_refuse_is_refused(
+    call: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        call(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
