@@ -126,8 +126,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train to the end, or until a signal stops it; the exit status, on several GPUs that of the ranks."""
-    if not is_launched() and args.gpu is not None and ("," in args.gpu or args.gpu == "all"):
-        count = len(gpus(args.gpu, f"--gpu {args.gpu}", "leave --gpu out"))
+    request = requested_gpu(args.gpu)
+    if not is_launched() and request is not None and ("," in request.wanted or request.wanted == "all"):
+        count = len(gpus(*request))
         if count > 1:
             return spawn(count, args.command_line)
     with join_ranks() as ranks:
