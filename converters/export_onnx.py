@@ -28,7 +28,7 @@ from imae.files.errors import ExportError
 from imae.files.read import AnyPath
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Shape
-from imae.layers.registry import layer_class
+from imae.layers.registry import class_of
 from imae.layers.run import Run
 from imae.layers.vision.pooling import PoolingMethod
 from imae.net.fold import fold_batch_norm, fold_shortcuts
@@ -117,9 +117,9 @@ def deploy_net(param: NetParameter, input_shape: InputShape | None = None, batch
     dropped: set[str] = set()
     body: list[LayerParameter] = []
     for layer in filtered.layer:
-        if not layer.bottom and layer_class(layer.type).makes_input:
+        if not layer.bottom and class_of(layer).makes_input:
             sources.update((top, layer) for top in layer.top)
-        elif not layer_class(layer.type).deployed or any(bottom in dropped for bottom in layer.bottom):
+        elif not class_of(layer).deployed or any(bottom in dropped for bottom in layer.bottom):
             dropped.update(top for top in layer.top if top not in layer.bottom)
         else:
             body.append(layer)
@@ -162,13 +162,13 @@ def _shapes_by_name(inputs: Sequence[str], input_shape: InputShape | None, batch
 def _input_shape(source: LayerParameter, top: str, batch: int) -> Shape:
     """The shape that the data source gives."""
     index = list(source.top).index(top)
-    if layer_class(source.type).is_fed:
+    if class_of(source).is_fed:
         shapes = source.input_param.shape
         return tuple(shapes[index if len(shapes) > 1 else 0].dim)
     param = LayerParameter()
     param.CopyFrom(source)
     param.phase = TEST
-    layer = layer_class(param.type)(param)
+    layer = class_of(param)(param)
     shape = layer.build([], Run(CaffeRandom(0)))[index]
     return (batch, *shape[1:])
 

@@ -33,6 +33,9 @@ AUTOMATIC = "(automatic)"  # Caffe's name for a top that a layer needs and the p
 FIRST_PARAMETER = 100
 # Caffe's own fields have lower numbers. A field that Caffe lacks is either read or an error, no leftover.
 FIRST_OF_OURS = 1000
+# The messages that forks of Caffe add to LayerParameter. A fork passes over them, as Caffe over its own, where
+# a type does not read them.
+OF_FORKS = range(2001, 10000)
 OF_THE_FORK = ("caffe.LossParameter.lamda_p", "caffe.LossParameter.scale")
 
 
@@ -87,6 +90,15 @@ class Layer(nn.Module):
     refusal: LayerError | None = None
 
     random: CaffeRandom
+
+    @classmethod
+    def variant(cls, param: LayerParameter) -> type[Layer]:
+        """The class that makes this layer.
+
+        Another than `cls` where forks use one name for different layers, and the fields or the number of bottoms
+        tell which is meant. LayerError, with the candidates, where they do not.
+        """
+        return cls
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__()
@@ -256,8 +268,9 @@ class Layer(nn.Module):
             if parts:
                 unread = [(f"{name}.{p.name}", p) for p, _ in value.ListFields() if p.name not in parts]
             for path, descriptor in unread:
-                of_caffe = descriptor.number < FIRST_OF_OURS and descriptor.full_name not in OF_THE_FORK
-                if not of_caffe or (parts and not self.unread_parts_are_leftovers):
+                passed_over = descriptor.number < FIRST_OF_OURS and descriptor.full_name not in OF_THE_FORK
+                passed_over |= descriptor is field and field.number in OF_FORKS
+                if not passed_over or (parts and not self.unread_parts_are_leftovers):
                     raise self.error(f"{self.type} does not look at {path}; remove it")
                 self.note_leftover(path)
 

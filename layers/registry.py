@@ -22,6 +22,7 @@ from imae.prototxt.fork_names import fork_of_type
 
 if TYPE_CHECKING:
     from imae.layers.layer import Layer
+    from imae.prototxt import LayerParameter
 
 LayerClass = TypeVar("LayerClass", bound="type[Layer]")
 
@@ -35,6 +36,7 @@ DRAWERS = (
     "utility",
     "loss",
     "plugins",
+    "forks",
 )
 
 _classes: dict[str, type[Layer]] = {}
@@ -67,6 +69,11 @@ def layer_class(type_name: str) -> type[Layer]:
         hint = fork_of_type(type_name) or did_you_mean(type_name, _classes, "'")
         raise LayerError(f"Unknown layer type: {type_name}{hint} (known types: {', '.join(layer_types())})")
     return _classes[type_name]
+
+
+def class_of(param: LayerParameter) -> type[Layer]:
+    """The class that makes this layer: its type's, or the variant that its fields ask for."""
+    return layer_class(param.type).variant(param)
 
 
 def layer_types() -> list[str]:

@@ -13,12 +13,13 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
+import fork_cases
 import numpy as np
 import pytest
 import torch
+from case_types import Change, within
 from google.protobuf.descriptor import FieldDescriptor
 from layer_cases import CASES, X, make, write_files
 from single_layer import build, normal, refused
@@ -30,8 +31,8 @@ from imae.files.errors import ImaeError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.base_data import PrefetchingLayer
 from imae.layers.data.memory_data import MemoryData
-from imae.layers.layer import FIRST_PARAMETER
-from imae.layers.registry import layer_class, layer_types
+from imae.layers.layer import FIRST_PARAMETER, OF_FORKS
+from imae.layers.registry import class_of, layer_class, layer_types
 from imae.layers.run import Run
 from imae.layers.vision.conv import Convolution
 from imae.net.net import Net
@@ -41,22 +42,6 @@ from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.text import parse_net
 
 SEED = 7  # with it, mirror and rand_skip do something at once
-
-
-class Change(NamedTuple):
-    """Values that show that a field is looked at: the layer does something else.
-
-    given     other fields that must be set for that; None takes one out
-    refusal   what the error says where the layer looks at the field only to refuse it, or these values of it
-    leftover  Caffe passes over the field, of a message that the layer reads otherwise: it does nothing, and
-              the layer says so
-    """
-
-    values: list[Any]
-    given: Mapping[str, Any] = MappingProxyType({})
-    refusal: str | None = None
-    leftover: bool = False
-
 
 # What a type looks at besides the parameter of its own name; Caffe's types as Caffe's sources have it.
 NORMALIZED = "loss_param.ignore_label loss_param.normalization loss_param.normalize"
@@ -74,18 +59,11 @@ SHARED = {
     "ExtractProb": "loss_param.ignore_label",
     "UnifiedWeightLoss": "softmax_param loss_param.ignore_label loss_param.lamda_p loss_param.scale",
     "WeightedSoftmaxWithLoss": "weighted_softmax_loss_param softmax_param loss_param.ignore_label",
+    **fork_cases.SHARED,
 }  # fmt: skip
 
 
 # -- which values show that a field does something; where nothing is said, one that is 1 larger --------------
-
-
-def within(name: str, changes: dict[str, Change]) -> dict[str, Change]:
-    """The changes of the fields of a message, as those of the field `name` that is such a message."""
-    return {
-        f"{name}.{field}": change._replace(given={f"{name}.{key}": v for key, v in change.given.items()})
-        for field, change in changes.items()
-    }
 
 
 FILLER = {
@@ -227,6 +205,7 @@ CHANGES = {
     "SigmoidCrossEntropyLoss loss_param.normalize": Change([True]),
     "InfogainLoss loss_param.normalize": Change([], refusal="normalize is deprecated."),
     "infogain_loss_param.source": Change(["other_infogain"]),
+    **fork_cases.CHANGES,
 }  # fmt: skip
 
 ACCEPTED = {
@@ -235,6 +214,7 @@ ACCEPTED = {
     "data_param.prefetch": "how far the data run ahead",
     "window_data_param.cache_images": "memory for time",
     "python_param.share_in_parallel": "there is one process",
+    **fork_cases.ACCEPTED,
 }
 
 
@@ -292,6 +272,8 @@ def change_of(type_name: str, path: str) -> Change:
     values: list[Any] = ["other"]
     if field.enum_type is not None:
         values = [value.name for value in field.enum_type.values if value.number != field.default_value]
+        if field.is_repeated:
+            values = [[name] for name in values]
     elif field.is_repeated:
         values = [["other"] if field.type == FieldDescriptor.TYPE_STRING else [1]]
     elif field.type == FieldDescriptor.TYPE_BOOL:
@@ -301,11 +283,11 @@ def change_of(type_name: str, path: str) -> Change:
     return change._replace(values=values)
 
 
-def observe(param: LayerParameter) -> list[Any]:
+def observe(key: str, param: LayerParameter) -> list[Any]:
     """What a layer does: shapes, parameters, tops and gradients of two passes, files."""
-    bottoms, learn = CASES[param.type].bottoms, CASES[param.type].learn
+    bottoms, learn = CASES[key].bottoms, CASES[key].learn
     before = set(os.listdir())
-    layer = layer_class(param.type)(param)
+    layer = class_of(param)(param)
     seen: list[Any] = [layer.build([tuple(bottom.shape) for bottom in bottoms], Run(CaffeRandom(SEED)))]
     seen += [blob.detach().clone() for blob in layer.blobs]
     if isinstance(layer, MemoryData):
@@ -345,7 +327,7 @@ def equal(a: Any, b: Any) -> bool:
 
 def looks_at(type_name: str, path: str) -> bool:
     """Whether the type should look at the field: it bears the type's name, or SHARED has it."""
-    own = path.partition(".")[0].replace("_", "") == f"{type_name.lower()}param"
+    own = path.partition(".")[0].replace("_", "") == f"{type_name.partition(':')[0].lower()}param"
     shared = next((value for key, value in SHARED.items() if type_name in key.split()), "")
     return own or not set(prefixes(path)).isdisjoint(shared.split())
 
@@ -353,7 +335,7 @@ def looks_at(type_name: str, path: str) -> bool:
 def is_unread(param: LayerParameter, path: str) -> bool:
     """Whether the type says that it does not look at the field, in so many words."""
     try:
-        leftovers = layer_class(param.type)(param).leftovers
+        leftovers = class_of(param)(param).leftovers
     except ImaeError as error:
         words = f"layer 'it' ({param.type}): {param.type} does not look at "
         return str(error) in [f"{words}{prefix}; remove it" for prefix in prefixes(path)
@@ -367,7 +349,9 @@ PLUGINS = ("ExtractProb", "UnifiedWeightLoss", "WeightedSoftmaxWithLoss")
 
 
 def ours(path: str) -> bool:
-    """Whether Caffe's schema lacks the field or message."""
+    """Whether Caffe's schema lacks the field or message, and no fork passes over it either."""
+    if "." not in path and LayerParameter.DESCRIPTOR.fields_by_name[path].number in OF_FORKS:
+        return False
     message: Any = LayerParameter.DESCRIPTOR
     for name in path.split("."):
         field = message.fields_by_name[name]
@@ -375,7 +359,7 @@ def ours(path: str) -> bool:
     return field.number >= 1000 or path in ("loss_param.lamda_p", "loss_param.scale")
 
 
-@pytest.mark.parametrize("type_name", layer_types())
+@pytest.mark.parametrize("type_name", sorted(CASES))
 def test_every_field_does_something_or_is_refused(type_name: str) -> None:
     plain: dict[str, list[Any]] = {}
     for path in FIELDS:
@@ -389,12 +373,12 @@ def test_every_field_does_something_or_is_refused(type_name: str) -> None:
                 continue
             if change.refusal is not None:
                 with pytest.raises(ImaeError, match=re.escape(change.refusal)):
-                    observe(param)
+                    observe(type_name, param)
                 continue
             surroundings = str(dict(change.given))
             if surroundings not in plain:
-                plain[surroundings] = observe(make(type_name, change.given))
-            does_nothing = equal(observe(param), plain[surroundings])
+                plain[surroundings] = observe(type_name, make(type_name, change.given))
+            does_nothing = equal(observe(type_name, param), plain[surroundings])
             if change.leftover:
                 assert unread, f"{what} has no effect; say so"
                 assert does_nothing, f"{what} has an effect"
@@ -406,7 +390,7 @@ def test_every_field_does_something_or_is_refused(type_name: str) -> None:
 
 def test_every_parameter_belongs_to_a_type() -> None:
     names = {path.partition(".")[0] for path in FIELDS}
-    for type_name in layer_types():
+    for type_name in CASES:
         for name in list(names):
             param = make(type_name, {})
             getattr(param, name).SetInParent()
@@ -419,7 +403,8 @@ def test_the_tables_name_fields_of_the_schema() -> None:
     known = {prefix for path in FIELDS for prefix in prefixes(path)} | {"engine"}
     assert {key.rpartition(" ")[2] for key in (*CHANGES, *ACCEPTED)} <= known
     assert {name for value in SHARED.values() for name in value.split()} <= known
-    assert {name for key in SHARED for name in key.split()} <= set(CASES) == set(layer_types())
+    assert {name for key in SHARED for name in key.split()} <= set(CASES)
+    assert {key.partition(":")[0] for key in CASES} == set(layer_types())
 
 
 def test_a_field_that_a_type_does_not_look_at_is_named() -> None:

@@ -5,31 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import h5py
 import lmdb
 import numpy as np
 import torch
+from case_types import Case
+from fork_cases import CASES as FORK_CASES
 from google.protobuf import text_format
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 from single_layer import normal
-from torch import Tensor
 
 from imae.layers.blob import blob_from_array
 from imae.layers.data.datum import datum_from_array
-from imae.layers.registry import layer_class
+from imae.layers.registry import class_of
 from imae.prototxt import Datum, LayerParameter
-
-
-class Case(NamedTuple):
-    """A valid layer: fields of its prototxt, its bottoms, and the indices of bottoms that get a gradient."""
-
-    text: str = ""
-    bottoms: tuple[Tensor, ...] = ()
-    learn: tuple[int, ...] = (0,)
 
 
 X, ROWS = normal(2, 3, 4, 6), normal(4, 6)
@@ -100,6 +93,7 @@ CASES = {
         f"{TRAIN} transform_param {{ crop_size: 5 }} "
         'window_data_param { source: "windows" batch_size: 4 fg_fraction: 0.5 }'
     ),
+    **FORK_CASES,
 }  # fmt: skip
 
 
@@ -124,20 +118,20 @@ def put(message: Message, path: str, value: Any) -> None:
 
 
 @cache
-def parsed(type_name: str) -> LayerParameter:
-    """The layer of CASES."""
-    case = CASES[type_name]
-    param = text_format.Parse(f'name: "it" type: "{type_name}" {case.text}', LayerParameter())
+def parsed(key: str) -> LayerParameter:
+    """The layer of CASES; a key is a type, or TYPE:VARIANT."""
+    case = CASES[key]
+    param = text_format.Parse(f'name: "it" type: "{key.partition(":")[0]}" {case.text}', LayerParameter())
     param.bottom.extend(f"bottom{index}" for index in range(len(case.bottoms)))
-    if not param.top and layer_class(type_name).num_tops != 0:
+    if not param.top and class_of(param).num_tops != 0:
         param.top.append("top")
     return param
 
 
-def make(type_name: str, given: Mapping[str, Any]) -> LayerParameter:
+def make(key: str, given: Mapping[str, Any]) -> LayerParameter:
     """The layer of CASES with these fields changed."""
     param = LayerParameter()
-    param.CopyFrom(parsed(type_name))
+    param.CopyFrom(parsed(key))
     for path, value in given.items():
         put(param, path, value)
     return param

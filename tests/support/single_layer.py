@@ -22,7 +22,7 @@ from imae.converters.export_onnx import Graph
 from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Layer, Shape
-from imae.layers.registry import layer_class
+from imae.layers.registry import class_of
 from imae.layers.run import Run
 from imae.net.net import Net
 from imae.net.stepwise import Stepwise
@@ -35,7 +35,7 @@ def build(text: str, *shapes: Shape, seed: int = 1) -> Layer:
     param = text_format.Parse('name: "it" ' + text, LayerParameter())
     if not param.bottom:
         param.bottom.extend(f"bottom{index}" for index in range(len(shapes)))
-    layer_type = layer_class(param.type)
+    layer_type = class_of(param)
     if not param.top and layer_type.num_tops != 0:
         param.top.append("top0")
     layer = layer_type(param)
