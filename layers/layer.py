@@ -33,8 +33,8 @@ AUTOMATIC = "(automatic)"  # Caffe's name for a top that a layer needs and the p
 FIRST_PARAMETER = 100
 # Caffe's own fields have lower numbers. A field that Caffe lacks is either read or an error, no leftover.
 FIRST_OF_OURS = 1000
-# The messages that forks of Caffe add to LayerParameter. A fork passes over them, as Caffe over its own, where
-# a type does not read them.
+# The messages that forks of Caffe add to LayerParameter. A fork passes over them where a type does not read
+# them, as Caffe does over its own.
 OF_FORKS = range(2001, 10000)
 OF_THE_FORK = ("caffe.LossParameter.lamda_p", "caffe.LossParameter.scale")
 
@@ -95,8 +95,8 @@ class Layer(nn.Module):
     def variant(cls, param: LayerParameter) -> type[Layer]:
         """The class that makes this layer.
 
-        Another than `cls` where forks use one name for different layers, and the fields or the number of bottoms
-        tell which is meant. LayerError, with the candidates, where they do not.
+        Another than `cls` where forks use one name for different layers: then the fields or the number of
+        bottoms tell which is meant. LayerError, with the candidates, where they do not.
         """
         return cls
 

@@ -56,7 +56,7 @@ FORK_MESSAGES = set(re.findall(r"^message (\w+)", FORKS_PROTO, re.MULTILINE))
 
 
 def is_forks(line: str) -> bool:
-    """Whether a line describes a field or an enum value that forks.proto, or its part in caffe.proto, adds."""
+    """Whether a line describes a field, or a value of an enum of Caffe's, that forks added."""
     return int(re.findall(r" = (\d+)", line)[0]) in FORKS
 
 

@@ -1,4 +1,4 @@
-"""What the tables of layers in the tests are made of: a valid layer, and values that show what a field does."""
+"""What the tests' tables of layers are made of: a valid layer, and values that show what a field does."""
 
 from __future__ import annotations
 

@@ -24,7 +24,6 @@ from imae.layers.data.datum import datum_from_array
 from imae.layers.registry import class_of
 from imae.prototxt import Datum, LayerParameter
 
-
 X, ROWS = normal(2, 3, 4, 6), normal(4, 6)
 SCORES = normal(4, 5, 5)  # labels fit both axes of 5
 LABELS = torch.tensor([[1.0, 2, 1, 0, 3], [2, 1, 3, 4, 0], [3, 1, 2, 0, 4], [0, 0, 2, 4, 1]])
