@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from imae.files.errors import ExportError, LayerError
@@ -190,6 +191,10 @@ class Layer(nn.Module):
 
     def index_count(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> int | None:
         """For a bottom of indices: their number, valid are 0 to count - 1. None: it may hold any number."""
+        return None
+
+    def example(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> NDArray[np.float32] | None:
+        """Values of a bottom for the check of an export; None where any numbers will do."""
         return None
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:

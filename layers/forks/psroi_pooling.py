@@ -30,7 +30,9 @@ from imae.layers.forks.rois import (
     four_axes,
     image_reader,
     in_enough_bits,
+    number,
     round_away,
+    rounded,
 )
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
@@ -86,7 +88,8 @@ class PSROIPooling(Layer):
         down = down[:, :, None, :] & of_image[:, None, :, None]
         down = down.to(features.dtype).permute(1, 0, 2, 3).reshape(groups, 1, len(rows), images * height)
         maps = features.reshape(images, self.output_dim, groups, groups, height, width)
-        maps = maps.permute(2, 3, 0, 4, 1, 5).reshape(groups, groups, images * height, -1)
+        maps = maps.permute(2, 3, 0, 4, 1, 5)
+        maps = maps.reshape(groups, groups, images * height, self.output_dim * width)
         summed = (down @ maps).view(groups, groups, len(rows), self.output_dim, width)
         across = across.to(features.dtype).permute(1, 0, 2).view(1, groups, len(rows), 1, width)
         sums = (summed * across).sum(4).permute(2, 3, 0, 1)
@@ -96,6 +99,61 @@ class PSROIPooling(Layer):
         (images, _, height, width), (rois, *_) = four_axes(self, 0, bottom_shapes[0]), bottom_shapes[1]
         scale = self.spatial_scale
         return example_rois(rois, images, height / scale, width / scale) if bottom_index == 1 else None
+
+    def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
+        """The same products of matrices as in `forward`."""
+        from onnx import TensorProto  # here, because it is slow to import
+
+        node, groups, dim = graph.node, self.group_size, self.output_dim
+        _, _, height, width = four_axes(self, 0, graph.shape(bottoms[0]))
+        rows = node("Reshape", [bottoms[1], graph.constant(np.array([-1, 5]))])
+
+        def column(index: int) -> str:
+            return node("Gather", [rows, graph.constant(np.array([index]))], axis=1)
+
+        def in_bins(axis: int, cells: int) -> str:
+            """As `_in_bins`, in numbers; axis 0 across, 1 down."""
+            scale, one = number(graph, self.spatial_scale), number(graph, 1)
+            first = node("Mul", [rounded(graph, column(1 + axis)), scale])
+            last = node("Mul", [node("Add", [rounded(graph, column(3 + axis)), one]), scale])
+            size = node("Max", [node("Sub", [last, first]), number(graph, SMALLEST)])
+            size = node("Div", [size, number(graph, groups)])
+            within = []
+            for edge, cut, compare in ((0, "Floor", "GreaterOrEqual"), (1, "Ceil", "Less")):
+                edges = graph.constant(np.arange(edge, groups + edge, dtype=np.float32)[None])
+                place = node(cut, [node("Add", [node("Mul", [edges, size]), first])])
+                place = node("Unsqueeze", [place, graph.constant(np.array([2]))])
+                cell = graph.constant(np.arange(cells, dtype=np.float32)[None, None])
+                within.append(node(compare, [cell, place]))
+            return node("Cast", [node("And", within)], to=TensorProto.FLOAT)
+
+        def reshaped(value: str, *shape: int | str) -> str:
+            parts = [d if isinstance(d, str) else graph.constant(np.array([d])) for d in shape]
+            return node("Reshape", [value, node("Concat", parts, axis=0)])
+
+        across, down = in_bins(0, width), in_bins(1, height)
+        last_axis, axis_1 = graph.constant(np.array([2])), graph.constant(np.array([1]))
+        cells_across = node("ReduceSum", [across, last_axis], keepdims=0)
+        cells_across = node("Unsqueeze", [cells_across, axis_1])
+        area = node("Mul", [node("ReduceSum", [down, last_axis], keepdims=1), cells_across])
+        area = node("Unsqueeze", [node("Max", [area, number(graph, 1)]), axis_1])
+        axis_0 = graph.constant(np.array([0]))
+        rois = node("Gather", [node("Shape", [rows]), axis_0], axis=0)
+        images = node("Gather", [node("Shape", [bottoms[0]]), axis_0], axis=0)
+        scalar = graph.constant(np.array(0)), graph.constant(np.array(1))
+        count = node("Squeeze", [images, axis_0])
+        numbers = node("Cast", [node("Range", [scalar[0], count, scalar[1]])], to=TensorProto.INT64)
+        image = node("Cast", [column(0)], to=TensorProto.INT64)
+        of_image = node("Cast", [node("Equal", [image, numbers])], to=TensorProto.FLOAT)
+        of_image = reshaped(of_image, rois, 1, images, 1)
+        down = node("Mul", [reshaped(down, rois, groups, 1, height), of_image])
+        down = reshaped(node("Transpose", [down], perm=[1, 0, 2, 3]), groups, 1, rois, -1)
+        maps = reshaped(bottoms[0], images, dim, groups, groups, height, width)
+        maps = reshaped(node("Transpose", [maps], perm=[2, 3, 0, 4, 1, 5]), groups, groups, -1, dim * width)
+        summed = reshaped(node("MatMul", [down, maps]), groups, groups, rois, dim, width)
+        across = reshaped(node("Transpose", [across], perm=[1, 0, 2]), 1, groups, rois, 1, width)
+        summed = node("ReduceSum", [node("Mul", [summed, across]), graph.constant(np.array([4]))], keepdims=0)
+        node("Div", [node("Transpose", [summed], perm=[2, 3, 0, 1]), area], tops)
 
 
 def _in_bins(first: Tensor, size: Tensor, bins: int, cells: int) -> Tensor:

@@ -183,6 +183,8 @@ class _MaxOfBins(torch.autograd.Function):
     def backward(ctx: Any, top_diff: Tensor) -> tuple[Tensor | None, ...]:
         image, cell = ctx.saved_tensors
         images, channels, height, width = ctx.shape
+        if not cell.numel() or not ctx.shape.numel():
+            return top_diff.new_zeros(ctx.shape), None, None, None
         planes = image[:, None] * channels + torch.arange(channels, device=image.device)
         places = planes[:, :, None, None] * (height * width) + cell.clamp(min=0)
         diff = top_diff.new_zeros(images * channels * height * width)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from imae.layers.labels import LabelReader
 from imae.layers.layer import Layer, Shape
+from imae.layers.onnx_graph import OnnxGraph
 
 FAR = 2.0**30  # no edge of a bin lies further out; keeps edges within integers
 
@@ -47,6 +48,22 @@ def round_away(x: Tensor) -> Tensor:
     whole = x.trunc()
     rounded = whole + x.sign() * ((x - whole).abs() >= 0.5)
     return torch.nan_to_num(rounded, nan=0, posinf=FAR, neginf=-FAR).clamp(-FAR, FAR)
+
+
+def number(graph: OnnxGraph, value: float) -> str:
+    """A number as a constant of a graph."""
+    return graph.constant(np.array(value, np.float32))
+
+
+def rounded(graph: OnnxGraph, value: str) -> str:
+    """`round_away` in a graph: its own Round goes to the even neighbour."""
+    from onnx import TensorProto  # here, because it is slow to import
+
+    size = graph.node("Abs", [value])
+    whole = graph.node("Floor", [size])
+    up = graph.node("GreaterOrEqual", [graph.node("Sub", [size, whole]), number(graph, 0.5)])
+    whole = graph.node("Add", [whole, graph.node("Cast", [up], to=TensorProto.FLOAT)])
+    return graph.node("Mul", [whole, graph.node("Sign", [value])])
 
 
 def in_enough_bits(rois: Tensor) -> Tensor:

@@ -27,13 +27,44 @@ CASES = {
     ),
 }
 
+MAPS = (torch.sigmoid(normal(1, 4, 4, 6)), normal(1, 8, 4, 6, seed=1), torch.tensor([[60.0, 90, 1]]))
+TWO_TOPS = 'top: "rois" top: "scores"'
+CASES |= {
+    "Proposal": Case(
+        f"""{TWO_TOPS} proposal_param {{ ratio: 0.5 ratio: 1 scale: 2 feat_stride: 15 pre_nms_topn: 20
+            post_nms_topn: 10 nms_thresh: 0.2 }}""",
+        MAPS,
+        (),
+    ),
+    "Python:ProposalLayer": Case(
+        f"""{TWO_TOPS} python_param {{ module: "rpn.proposal_layer" layer: "ProposalLayer"
+            param_str: "'feat_stride': 15" }}""",
+        (torch.sigmoid(normal(1, 18, 4, 6)), normal(1, 36, 4, 6, seed=1), MAPS[2]),
+        (),
+    ),
+}
+
 POSITIONS = "loss_param.normalization loss_param.normalize loss_param.pre_fixed_normalizer"
 SHARED = {
     "SmoothL1LossOHEM": POSITIONS,
     "SoftmaxWithLossOHEM": f"softmax_param loss_param.ignore_label {POSITIONS}",
 }
 
+FOUR_NUMBERS = "reads four numbers of bottom[2]"
 CHANGES = {
+    **within("proposal_param", {
+        "ratio": Change([[0.5, 2]]),
+        "scale": Change([[3]]),
+        "min_size": Change([40]),
+        "pre_nms_topn": Change([15]),
+        "post_nms_topn": Change([5]),
+        "nms_thresh": Change([0.8]),
+        "source": Change(["CAFFE_WINDOWS"], refusal=FOUR_NUMBERS),
+    }),
+    # Another module or layer is the user's own.
+    "Python:ProposalLayer python_param.module": Change(["fields_two"], refusal="has no class 'ProposalLayer'"),
+    "Python:ProposalLayer python_param.layer": Change(["Times"], refusal="No module named 'rpn'"),
+    "Python:ProposalLayer python_param.param_str": Change(["'feat_stride': 8"]),
     "loss_param.pre_fixed_normalizer": Change([7.0], {"loss_param.normalization": "PRE_FIXED"}),
     # These read no normalization, and refuse it.
     **{
