@@ -26,14 +26,21 @@ Types and variants:
     Proposal, source CAFFE_WINDOWS  The same with scale in pixels, and for any number of images, all of the size
                                     of the first.
     Python, module rpn.proposal_layer, layer ProposalLayer
-                                    That of py-faster-rcnn and py-R-FCN, with their configuration: pre_nms_topn is
-                                    6000 in TEST and 12000 in TRAIN, post_nms_topn 300 and 2000, nms_thresh 0.7,
-                                    min_size 16, base_size 16, ratio 0.5, 1 and 2. `param_str` has feat_stride and
-                                    scales (8, 16, 32). A box smaller than min_size times the image's scale is left
-                                    out. One image. top[1] is (R, 1).
+                                    That of py-faster-rcnn, py-R-FCN and pva-faster-rcnn. base_size is 16. A box
+                                    smaller than min_size times the image's scale is left out. One image. top[1]
+                                    is (R, 1).
+
+The Python layer's param_str has feat_stride, scales (by default 8, 16, 32) and ratios (0.5, 1, 2). What these projects
+have in their configuration may stand there, too, by its name; the defaults are those of py-faster-rcnn, in TEST and in
+TRAIN:
+
+    RPN_PRE_NMS_TOP_N 6000, 12000; RPN_POST_NMS_TOP_N 300, 2000 (0 or less: all); RPN_NMS_THRESH 0.7; RPN_MIN_SIZE 16
+    RPN_NORMALIZE_STDS, RPN_NORMALIZE_MEANS    four numbers each, for RPN_NORMALIZE_TARGETS of py-R-FCN: in TRAIN the
+                                               predictions are first multiplied by the ones, then the others added
 
 bottom[2] tells whose Proposal is meant if it has three numbers: mini-caffe's, as the others read a fourth one, the
-width's scale. If it has more, `source` must be given.
+width's scale. If it has more, and no `source` is given, a scale below base_size tells PVANET's, with a warning: in
+pixels such a box is smaller than the one that the anchors are made from. Else it is an error.
 
 PVANET (sanghoon/caffe, branch dev_pvanet), caffe-windows (happynear), mini-caffe (luoyetx): proposal_layer.cpp;
 py-faster-rcnn (rbgirshick): lib/rpn/proposal_layer.py, with suppression as on the GPU, its default. Differs: equal scores
@@ -131,6 +138,10 @@ class RegionProposals(Layer):
         """The scores in the shape of top[1]."""
         return scores
 
+    def changes(self, deltas: Tensor) -> Tensor:
+        """dx, dy, dw, dh of the predictions, by row."""
+        return deltas
+
     def smallest(self, info: Tensor) -> tuple[Tensor, Tensor]:
         """The smallest width and height."""
         return self.min_size * info[2], self.min_size * info[2]
@@ -140,7 +151,7 @@ class RegionProposals(Layer):
         count = len(self.anchors)
         centres, sizes = (torch.from_numpy(part).to(deltas) for part in self._anchors(tuple(deltas.shape[1:])))
         values = scores[count:].permute(1, 2, 0).flatten()
-        deltas = deltas.permute(1, 2, 0).reshape(-1, 4)
+        deltas = self.changes(deltas.permute(1, 2, 0).reshape(-1, 4))
         centres = deltas[:, :2] * sizes + centres
         halves = 0.5 * (deltas[:, 2:].exp() * sizes)
         limit = (info[[1, 0]] - 1).repeat(2)
@@ -259,15 +270,26 @@ class Proposal(RegionProposals):
         self.pre_nms_topn, self.post_nms_topn = proposal.pre_nms_topn, proposal.post_nms_topn
         self.nms_thresh = proposal.nms_thresh
 
-    def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
-        self.check_bottoms(bottom_shapes)
+    def setup(self, bottom_shapes: Sequence[Shape]) -> None:
+        proposal = self.param.proposal_param
         numbers = numbers_of_info(bottom_shapes[2])
-        if numbers > 3 and not self.param.proposal_param.HasField("source"):
+        if numbers < 4 or proposal.HasField("source"):
+            return
+        if min(proposal.scale) >= proposal.base_size:
             raise self.error(
                 f"bottom[2] has {numbers} numbers, which PVANET's Proposal reads (scale counts base_size) and that of "
                 "caffe-windows (scale in pixels); give proposal_param { source: PVANET } or { source: CAFFE_WINDOWS }"
             )
-        if numbers == 3 and self.in_pixels:
+        logger.warning(
+            "layer %r: taken as PVANET's Proposal, whose scale counts base_size, as scale %g is below it; for that of "
+            "caffe-windows, in pixels, give proposal_param { source: CAFFE_WINDOWS }",
+            self.name,
+            min(proposal.scale),
+        )
+
+    def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        self.check_bottoms(bottom_shapes)
+        if numbers_of_info(bottom_shapes[2]) == 3 and self.in_pixels:
             raise self.error("the Proposal of caffe-windows reads four numbers of bottom[2]; got 3")
         most = bottom_shapes[0][0] * self.post_nms_topn
         return [(most, 5), (most,)][: len(self.param.top)]
@@ -282,33 +304,42 @@ class Proposal(RegionProposals):
 @register_python_layer("rpn.proposal_layer", "ProposalLayer")
 class ProposalLayer(RegionProposals):
     leaves_out = True
-    min_size = 16.0
-    nms_thresh = 0.7
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
+        in_train = self.phase == TRAIN
         fields = self._fields(param.python_param.param_str)
+        self.pre_nms_topn = self._count(fields, "RPN_PRE_NMS_TOP_N", 12000 if in_train else 6000)
+        self.post_nms_topn = self._count(fields, "RPN_POST_NMS_TOP_N", 2000 if in_train else 300)
+        (self.nms_thresh,) = self._numbers(fields, "RPN_NMS_THRESH", [0.7])
+        (self.min_size,) = self._numbers(fields, "RPN_MIN_SIZE", [16.0])
+        stds = self._numbers(fields, "RPN_NORMALIZE_STDS", [1.0] * 4)
+        means = self._numbers(fields, "RPN_NORMALIZE_MEANS", [0.0] * 4)
+        self.stds, self.means = (stds, means) if in_train else ([1.0] * 4, [0.0] * 4)
         strides = fields.pop("feat_stride", [])
         scales = fields.pop("scales", [8.0, 16.0, 32.0])
+        ratios = fields.pop("ratios", [0.5, 1.0, 2.0])
         if fields:
             raise self.error(f"python_param.param_str: unknown field {next(iter(fields))!r}")
         if len(strides) != 1 or strides[0] != int(strides[0]) or strides[0] < 1:
             raise self.error("python_param.param_str must give feat_stride, a whole number above 0")
-        if not scales or min(scales) <= 0:
-            raise self.error(f"python_param.param_str: scales must have values, all above 0; got {scales}")
+        for name, values in (("scales", scales), ("ratios", ratios)):
+            if not values or min(values) <= 0:
+                raise self.error(f"python_param.param_str: {name} must have values, all above 0; got {values}")
         self.feat_stride = int(strides[0])
-        self.anchors = anchors_by_base(16, [0.5, 1, 2], scales, np.round)  # halves to the even neighbour
-        in_train = self.phase == TRAIN
-        self.pre_nms_topn, self.post_nms_topn = (12000, 2000) if in_train else (6000, 300)
-        logger.info(
-            "layer %r: built in, in place of the module %s, which is not imported; with py-faster-rcnn's defaults: "
-            "%d boxes before suppression at %g and %d after it, of %g pixels at least",
+        self.anchors = anchors_by_base(16, ratios, scales, np.round)  # halves to the even neighbour
+        logger.warning(
+            "layer %r: built in, in place of the module %s, which is not imported, nor is its configuration: "
+            "RPN_PRE_NMS_TOP_N %d, RPN_POST_NMS_TOP_N %d, RPN_NMS_THRESH %g, RPN_MIN_SIZE %g, RPN_NORMALIZE_STDS %s, "
+            "RPN_NORMALIZE_MEANS %s; param_str may give others, by these names",
             self.name,
             param.python_param.module,
             self.pre_nms_topn,
-            self.nms_thresh,
             self.post_nms_topn,
+            self.nms_thresh,
             self.min_size,
+            self.stds,
+            self.means,
         )
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
@@ -317,6 +348,19 @@ class ProposalLayer(RegionProposals):
 
     def of_scores(self, scores: Tensor) -> Tensor:
         return scores[:, None]
+
+    def changes(self, deltas: Tensor) -> Tensor:
+        return deltas * deltas.new_tensor(self.stds) + deltas.new_tensor(self.means)
+
+    def _numbers(self, fields: dict[str, list[float]], name: str, default: list[float]) -> list[float]:
+        values = fields.pop(name, default)
+        if len(values) != len(default):
+            raise self.error(f"python_param.param_str: {name} must have {len(default)} numbers; got {values}")
+        return values
+
+    def _count(self, fields: dict[str, list[float]], name: str, default: int) -> int:
+        (value,) = self._numbers(fields, name, [default])
+        return int(value) if value > 0 else ALL
 
     def _fields(self, text: str) -> dict[str, list[float]]:
         """The numbers of each field of a param_str: a mapping in YAML or Python, of numbers and lists of them."""
@@ -336,6 +380,7 @@ class ProposalLayer(RegionProposals):
         return fields
 
 
+ALL = 2**31 - 1  # of the boxes
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 LIST = rf"\s*(?:{NUMBER.pattern}\s*(?:,\s*|(?=[\])])))*"
 ENTRY = re.compile(

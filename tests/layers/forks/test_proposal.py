@@ -3,7 +3,6 @@
 Nothing is recorded: the reference is `expected`, written from the description of the forks' sources, box by box.
 """
 
-import logging
 import math
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from tolerances import tolerance
 from torch import Tensor
 
 from imae.files.errors import ExportError, LayerError
-from imae.layers.forks.proposal import ProposalLayer, RegionProposals
+from imae.layers.forks.proposal import Proposal, ProposalLayer, RegionProposals
 from imae.layers.registry import _python_layers, class_of, python_layer_class
 from imae.layers.utility.python import Python
 from imae.net.net import Net
@@ -55,7 +54,7 @@ def expected(layer: RegionProposals, scores: Tensor, deltas: Tensor, info: Tenso
     """Rows of image, x1, y1, x2, y2 and score."""
     rows = []
     height, width, scale_y, *rest = info[0].tolist()
-    scale_x = rest[0] if rest else scale_y
+    scale_x = rest[0] if rest and isinstance(layer, Proposal) else scale_y
     count = len(layer.anchors)
     for image in range(len(scores)):
         boxes = []
@@ -109,6 +108,10 @@ CASES = {
     "py-faster-rcnn, four scales": (
         PYTHON % "'feat_stride': 16 \\n'scales': !!python/tuple [4, 8, 16, 32]",
         bottoms(12, 5, 8, [75, 120, 0.5]),
+    ),
+    "PVANET's copy of py-faster-rcnn": (
+        PYTHON % "{'feat_stride': 16, 'ratios': [0.333, 0.667, 3], 'scales': [2, 5]}",
+        bottoms(6, 5, 8, [80, 128, 1.6, 1, 1, 1]),
     ),
     "training": (STRIDE_16.replace("phase: TEST", "phase: TRAIN"), bottoms(9, 12, 8, [192, 128, 1])),
 }
@@ -203,12 +206,14 @@ def test_forms_of_param_str(param_str: str) -> None:
         ("", "must give feat_stride"),
         ("'feat_stride': 1.5", "a whole number above 0"),
         ("'feat_stride': [16, 8]", "a whole number above 0"),
-        ("'feat_stride': 16 'ratios': [1]", "unknown field 'ratios'"),
+        ("'feat_stride': 16 'sizes': [1]", "unknown field 'sizes'"),
         ("'feat_stride': 16 'scales': []", "scales must have values"),
         ("'feat_stride': 16 'scales': [-1]", "all above 0; got [-1.0]"),
         ("'feat_stride': __import__('os')", 'must be like "\'feat_stride\': 16"'),
         ("'feat_stride': 16 'scales': !!python/object [8]", "cannot read"),
         ("16", "cannot read '16'"),
+        ("'feat_stride': 16, RPN_MIN_SIZE: [1, 2]", "RPN_MIN_SIZE must have 1 numbers; got [1.0, 2.0]"),
+        ("'feat_stride': 16, RPN_NORMALIZE_STDS: 0.1", "RPN_NORMALIZE_STDS must have 4 numbers; got [0.1]"),
     ],
 )
 def test_bad_param_str(param_str: str, message: str) -> None:
@@ -216,7 +221,47 @@ def test_bad_param_str(param_str: str, message: str) -> None:
         build(PYTHON % param_str, (1, 18, 2, 3), (1, 36, 2, 3), (1, 3))
 
 
+CONFIGURED = (
+    "'feat_stride': 16, RPN_PRE_NMS_TOP_N: %d, RPN_POST_NMS_TOP_N: %d, RPN_NMS_THRESH: 0.5, RPN_MIN_SIZE: 15, "
+    "RPN_NORMALIZE_STDS: [0.1, 0.2, 0.3, 0.4], RPN_NORMALIZE_MEANS: [0.5, 0, -0.5, 0.25]"
+)
+
+
+@pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
+@pytest.mark.parametrize("counts", [(200, 4), (-1, 0)])
+def test_the_configuration_in_param_str(counts: tuple[int, int], phase: str) -> None:
+    """What R-FCN's files of configuration set; predictions are normalised in TRAIN alone."""
+    scores, deltas, info = bottoms(9, 5, 8, [80, 128, 1.6])
+    text = PYTHON.replace("phase: TEST", f"phase: {phase}") % (CONFIGURED % counts)
+    layer = build(text, scores.shape, deltas.shape, info.shape)
+    assert isinstance(layer, ProposalLayer)
+    assert (layer.nms_thresh, layer.min_size) == (0.5, 15)
+    rois, _ = run(layer, scores, deltas, info)
+    if phase == "TRAIN":
+        stds, means = (torch.tensor(values).repeat(9).view(1, 36, 1, 1) for values in (layer.stds, layer.means))
+        assert means[0, 2] == -0.5
+        deltas = deltas * stds + means
+    want = np.array(expected(layer, scores, deltas, info))[:, :5]
+    assert len(want) == 4 if counts[1] else len(want) > 4
+    rtol, atol, _ = tolerance("same arithmetic")
+    np.testing.assert_allclose(rois.numpy(), want, rtol=rtol, atol=atol * want.max())
+
+
 FIELDS = "ratio: 1 scale: 8 "
+FOUR = (1, 2, 2, 3), (1, 4, 2, 3), (1, 4)
+
+
+def test_four_numbers_of_the_image_are_two_sources(caplog: pytest.LogCaptureFixture) -> None:
+    with refused("give proposal_param { source: PVANET } or { source: CAFFE_WINDOWS }"):
+        build(PROPOSAL % "ratio: 1 scale: 16", *FOUR)
+    for source in ("PVANET", "CAFFE_WINDOWS"):
+        build(PROPOSAL % f"ratio: 1 scale: 16 source: {source}", *FOUR)
+    assert not caplog.records
+    build(PROPOSAL % "ratio: 1 scale: 15", *FOUR)
+    assert [record.getMessage() for record in caplog.records] == [
+        "layer 'it': taken as PVANET's Proposal, whose scale counts base_size, as scale 15 is below it; for that of "
+        "caffe-windows, in pixels, give proposal_param { source: CAFFE_WINDOWS }"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -248,7 +293,6 @@ SHAPES = [(1, 2, 2, 3), (1, 4, 2, 3), (1, 3)]
         ([SHAPES[0], (1, 4, 3, 2), SHAPES[2]], "bottom[1] must be (1, 4, 2, 3)"),
         ([(2, 2, 2, 3), (2, 4, 2, 3), (2, 3)], "Only single item batches are supported; got 2"),
         ([*SHAPES[:2], (1, 2)], "must have the image's height, width and scale; got the shape (1, 2)"),
-        ([*SHAPES[:2], (1, 6)], "give proposal_param { source: PVANET } or { source: CAFFE_WINDOWS }"),
         (SHAPES[:2], "takes 3 bottom blob(s)"),
     ],
 )
@@ -279,13 +323,15 @@ NET = """
 
 
 def test_the_built_in_layer_is_named_and_nothing_is_imported(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO), no_python_layers():
+    with no_python_layers():
         net = Net(parse_net(NET))
     assert "rpn" not in sys.modules
     (line,) = [record.getMessage() for record in caplog.records if record.name == "imae.layers.forks.proposal"]
     assert line == (
-        "layer 'proposal': built in, in place of the module rpn.proposal_layer, which is not imported; with "
-        "py-faster-rcnn's defaults: 6000 boxes before suppression at 0.7 and 300 after it, of 16 pixels at least"
+        "layer 'proposal': built in, in place of the module rpn.proposal_layer, which is not imported, nor is its "
+        "configuration: RPN_PRE_NMS_TOP_N 6000, RPN_POST_NMS_TOP_N 300, RPN_NMS_THRESH 0.7, RPN_MIN_SIZE 16, "
+        "RPN_NORMALIZE_STDS [1.0, 1.0, 1.0, 1.0], RPN_NORMALIZE_MEANS [0.0, 0.0, 0.0, 0.0]; param_str may give "
+        "others, by these names"
     )
     scores, deltas, info = bottoms(9, 4, 5, [64, 80, 1])
     tops = net({"scores": scores, "deltas": deltas, "im_info": info}, keep=("rois", "ip"))
