@@ -247,9 +247,14 @@ def export_net(
 def _model(
     net: Net, graph: Graph, outputs: Iterable[str], opset: int, dynamic_batch: bool, metadata: dict[str, str]
 ) -> onnx.ModelProto:
+    open_axes = {top: step.layer.open_axes for step in net.steps for top in step.tops}
+
     def info(name: str) -> onnx.ValueInfoProto:
         shape: list[int | str] = list(net.blob_shapes[name])
-        if dynamic_batch and shape:
+        if axes := open_axes.get(name, ()):
+            for axis in axes:
+                shape[axis] = f"size of {name}"
+        elif dynamic_batch and shape:
             shape[0] = "batch"
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
