@@ -19,14 +19,14 @@ import torch
 from numpy.typing import NDArray
 
 from imae.files.errors import ExportError, LayerError
-from imae.layers.layer import Shape
+from imae.layers.layer import Layer, Shape
 from imae.net.net import Net
 
 # Allowed difference of ONNX Runtime from the net, relative to the largest output: kernels round differently.
 ALLOWED = 1e-3
 BATCHES = 3  # that are tried where rounding decides what an output has
 # Types that only move values from bottoms to tops: indices stay indices, probabilities stay probabilities.
-MOVING = ("Concat", "Crop", "Dropout", "Flatten", "Reshape", "Slice", "Split", "Tile")
+MOVING = ("Concat", "Crop", "Flatten", "Reshape", "Slice", "Split", "Tile")
 
 
 @dataclass
@@ -165,7 +165,7 @@ def index_counts(net: Net, size: int | None = None) -> dict[str, int]:
                 counts.update((name, min(counts.get(name, count), count)) for name in sources.get(bottom, ()))
         held = set[str]().union(*(sources.get(bottom, ()) for bottom in step.bottoms))
         for top in step.tops:
-            if step.layer.type in MOVING:
+            if _moves(step.layer):
                 sources[top] = held
             elif step.bottoms:
                 sources.pop(top, None)
@@ -177,10 +177,14 @@ def is_softmax(net: Net, output: str) -> bool:
     name = output
     for step in reversed(net.steps):
         if name in step.tops and not step.layer.is_fed:
-            if step.layer.type not in MOVING:
+            if not _moves(step.layer):
                 return step.layer.type == "Softmax"
             name = step.bottoms[0]
     return False
+
+
+def _moves(layer: Layer) -> bool:
+    return layer.type in MOVING or layer.idle_in_test
 
 
 def _with_batch(shape: Shape, size: int | None) -> Shape:

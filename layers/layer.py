@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from imae.files.errors import ExportError, LayerError
@@ -64,7 +65,7 @@ class Layer(nn.Module):
     deployed: ClassVar[bool] = True  # False: losses and accuracies, which a deployed net leaves out
     makes_input: ClassVar[bool] = False  # True: tops come from outside the net; an Input when deployed
     is_fed: ClassVar[bool] = False  # True: it computes nothing, the net's caller sets the tops (Input)
-    idle_in_test: ClassVar[bool] = False  # True: in phase TEST the top equals the bottom (Dropout)
+    idle_in_test: bool = False  # True: in phase TEST the top equals the bottom (Dropout)
     # Caffe: whether the backward pass reads top[0], or bottom[0], from memory that in-place layers overwrite.
     reads_top: bool = False
     reads_bottom: bool = False
@@ -192,6 +193,10 @@ class Layer(nn.Module):
 
     def index_count(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> int | None:
         """For a bottom of indices: their number, valid are 0 to count - 1. None: it may hold any number."""
+        return None
+
+    def example(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> NDArray[np.float32] | None:
+        """Values of a bottom for the check of an export; None where any numbers will do."""
         return None
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:

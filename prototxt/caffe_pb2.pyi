@@ -2216,7 +2216,13 @@ class BoxAnnotatorOHEMParameter(_message.Message):
     def __init__(self, roi_per_img: _Optional[int] = ..., ignore_label: _Optional[int] = ...) -> None: ...
 
 class ProposalParameter(_message.Message):
-    __slots__ = ("feat_stride", "base_size", "min_size", "ratio", "scale", "pre_nms_topn", "post_nms_topn", "nms_thresh")
+    __slots__ = ("feat_stride", "base_size", "min_size", "ratio", "scale", "pre_nms_topn", "post_nms_topn", "nms_thresh", "source")
+    class Source(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        PVANET: _ClassVar[ProposalParameter.Source]
+        CAFFE_WINDOWS: _ClassVar[ProposalParameter.Source]
+    PVANET: ProposalParameter.Source
+    CAFFE_WINDOWS: ProposalParameter.Source
     FEAT_STRIDE_FIELD_NUMBER: _ClassVar[int]
     BASE_SIZE_FIELD_NUMBER: _ClassVar[int]
     MIN_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -2225,6 +2231,7 @@ class ProposalParameter(_message.Message):
     PRE_NMS_TOPN_FIELD_NUMBER: _ClassVar[int]
     POST_NMS_TOPN_FIELD_NUMBER: _ClassVar[int]
     NMS_THRESH_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     feat_stride: int
     base_size: int
     min_size: int
@@ -2233,7 +2240,8 @@ class ProposalParameter(_message.Message):
     pre_nms_topn: int
     post_nms_topn: int
     nms_thresh: float
-    def __init__(self, feat_stride: _Optional[int] = ..., base_size: _Optional[int] = ..., min_size: _Optional[int] = ..., ratio: _Optional[_Iterable[float]] = ..., scale: _Optional[_Iterable[float]] = ..., pre_nms_topn: _Optional[int] = ..., post_nms_topn: _Optional[int] = ..., nms_thresh: _Optional[float] = ...) -> None: ...
+    source: ProposalParameter.Source
+    def __init__(self, feat_stride: _Optional[int] = ..., base_size: _Optional[int] = ..., min_size: _Optional[int] = ..., ratio: _Optional[_Iterable[float]] = ..., scale: _Optional[_Iterable[float]] = ..., pre_nms_topn: _Optional[int] = ..., post_nms_topn: _Optional[int] = ..., nms_thresh: _Optional[float] = ..., source: _Optional[_Union[ProposalParameter.Source, str]] = ...) -> None: ...
 
 class InterpParameter(_message.Message):
     __slots__ = ("height", "width", "zoom_factor", "shrink_factor", "pad_beg", "pad_end")

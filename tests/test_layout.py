@@ -27,6 +27,7 @@ SHARED = {
         "resident",
     },
     "loss": {"least_probability", "loss_normalizer"},
+    "forks": {"rois", "smooth_l1_loss_rcnn"},
     "plugins": {"designed_loss", "example_weights"},
     "utility": {"python_blobs", "synced_memory"},
 }

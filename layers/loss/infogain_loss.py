@@ -88,7 +88,7 @@ class InfogainLoss(LossLayer):
         classes = scores.shape[axis]
         index, valid = self.labels(reshape_labels(label, scores, axis), classes)
         outer, inner = scores.shape[:axis].numel(), scores.shape[axis + 1 :].numel()
-        divisor = normalizer(self.normalization, outer, inner, valid)
+        divisor = normalizer(self.normalization, outer, inner, valid, self.param.loss_param)
         infogain = matrix[0] if matrix else self.infogain
         rows = infogain.to(scores.dtype).reshape(classes, classes)[index.squeeze(axis)].movedim(-1, axis)
         loss, prob = apply_for_several(_Infogain, scores, rows, valid, divisor, axis)
@@ -103,7 +103,7 @@ class _Infogain(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, rows: Tensor, valid: Tensor | None, divisor: Tensor | int, axis: int
+        ctx: Any, scores: Tensor, rows: Tensor, valid: Tensor | None, divisor: Tensor | float, axis: int
     ) -> tuple[Tensor, Tensor]:
         prob = torch.softmax(scores, axis)
         loss = -(rows * prob.clamp(min=LOG_THRESHOLD).log())

@@ -58,7 +58,7 @@ class SoftmaxWithLoss(LossLayer):
         axis = self._axis(scores.dim())
         index, valid = self.labels(reshape_labels(label, scores, axis), scores.shape[axis])
         outer, inner = scores.shape[:axis].numel(), scores.shape[axis + 1 :].numel()
-        divisor = normalizer(self.normalization, outer, inner, valid)
+        divisor = normalizer(self.normalization, outer, inner, valid, self.param.loss_param)
         return apply(_CrossEntropy, scores, index, valid, divisor, axis)
 
     def _axis(self, num_axes: int) -> int:
@@ -70,7 +70,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, index: Tensor, valid: Tensor | None, divisor: Tensor | int, axis: int
+        ctx: Any, scores: Tensor, index: Tensor, valid: Tensor | None, divisor: Tensor | float, axis: int
     ) -> Tensor:
         prob = torch.softmax(scores, axis)
         p = prob.gather(axis, index)

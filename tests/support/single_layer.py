@@ -134,8 +134,13 @@ def check_gradient(text: str, *bottoms: Tensor, constant: Sequence[int] = ()) ->
     assert torch.autograd.gradcheck(tops, [*leaves, *blobs], rtol=rtol, atol=atol)
 
 
-def check_onnx(text: str, *bottoms: Tensor, opsets: Sequence[int] = (13, 17, 18, 22)) -> None:
-    """ONNX Runtime computes the same as the layer, for the batch size of the export and for another one."""
+def check_onnx(
+    text: str, *bottoms: Tensor, opsets: Sequence[int] = (13, 17, 18, 22), one_batch: bool = False
+) -> None:
+    """ONNX Runtime computes the same as the layer, for the batch size of the export and for another one.
+
+    one_batch   only for that of the export
+    """
     shapes = [tuple(bottom.shape) for bottom in bottoms]
     layer = build(text, *shapes)
     names, tops = list(layer.param.bottom), list(layer.param.top)
@@ -146,7 +151,7 @@ def check_onnx(text: str, *bottoms: Tensor, opsets: Sequence[int] = (13, 17, 18,
         graph = Graph(opset, blobs)
         layer.to_onnx(graph, names, tops)
         session = _session(graph, opset, names, tops)
-        for values in (bottoms, more):
+        for values in (bottoms,) if one_batch else (bottoms, more):
             feeds = {name: value.numpy() for name, value in zip(names, values, strict=True)}
             got: list[NDArray[Any]] = session.run(tops, feeds)
             for value, want in zip(got, run(layer, *values), strict=True):
