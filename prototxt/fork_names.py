@@ -110,15 +110,8 @@ NVIDIAS_OTHERS = Fork(
     SolverParameter.store_blobs_in_old_format SolverParameter.larc SolverParameter.larc_policy
     SolverParameter.rampup_interval SolverParameter.rampup_lr SolverParameter.min_lr""",
 )
-CEIL_MODE = Fork(
-    "a patch of many forks (BVLC/caffe#3057)",
-    "",
-    "PoolingParameter.ceil_mode",
-    "write round_mode: CEIL for true, FLOOR for false",
-)
 FORKS = (
     SSD, FASTER_RCNN, RFCN, SEGNET, PSPNET, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, NVIDIA, NVIDIAS_OTHERS,
-    CEIL_MODE,
     Fork("DepthwiseConvolution (yonghenglh6)", "DepthwiseConvolution", "",
          "write Convolution with group: the number of channels"),
     Fork("caffe-mobilenet (farmingyard)", "ConvolutionDepthwise", "",

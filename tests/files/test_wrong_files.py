@@ -312,10 +312,6 @@ def test_a_command_says_it_in_one_line(
             'no field "permute_param"; the SSD fork (weiliu89/caffe) has it, Caffe has not, nor has imae',
         ),
         (
-            'layer { name: "p" type: "Pooling" pooling_param { ceil_mode: true } }',
-            "a patch of many forks (BVLC/caffe#3057) has it, Caffe has not; write round_mode: CEIL for true",
-        ),
-        (
             'layer { name: "b" type: "BatchNorm" batch_norm_param { scale_filler { } } }',
             "NVIDIA Caffe (NVIDIA/caffe) has it, Caffe has not; give --dialect nvidia",
         ),
