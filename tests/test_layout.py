@@ -27,6 +27,7 @@ SHARED = {
         "resident",
     },
     "loss": {"least_probability", "loss_normalizer"},
+    "forks": {"bn_caffemex", "bn_segnet", "bn_tsn", "channel_norm", "upsample_mask", "upsample_nearest"},
     "plugins": {"designed_loss", "example_weights"},
     "utility": {"python_blobs", "synced_memory"},
 }

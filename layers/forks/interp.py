@@ -52,7 +52,7 @@ class Interp(Layer):
                 self.note_leftover(f"interp_param.{name}")
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
-        shape = self._four_axes(bottom_shapes[0])
+        shape = self.legacy_shape(bottom_shapes[0])
         interp = self.param.interp_param
         cropped = [size + interp.pad_beg + interp.pad_end for size in shape[2:]]
         if min(cropped) < 1:
@@ -66,15 +66,10 @@ class Interp(Layer):
             raise self.error(f"height and width should be positive and fit into 32 bits; got {sizes}")
         return [(*shape[:2], *sizes)]
 
-    def _four_axes(self, shape: Shape) -> Shape:
-        if len(shape) > 4:
-            raise self.error(f"the bottom must have at most 4 axes, (N, C, H, W); got {tuple(shape)}")
-        return (*shape, *(1,) * (4 - len(shape)))
-
     def forward(self, x: Tensor) -> Tensor:
         interp = self.param.interp_param
         shape = self.top_shapes([tuple(x.shape)])[0]
-        x = x.reshape(self._four_axes(tuple(x.shape)))
+        x = x.reshape(self.legacy_shape(tuple(x.shape)))
         if interp.pad_beg or interp.pad_end:
             x = F.pad(x, (interp.pad_beg, interp.pad_end) * 2)
         if x.shape[2:] == shape[2:]:
@@ -91,7 +86,7 @@ class Interp(Layer):
             axes = [0] * len(shape) + [1] * (4 - len(shape))
             value = graph.node("Reshape", [value, graph.constant(np.array(axes))])
         if interp.pad_beg or interp.pad_end:
-            four = self._four_axes(shape)
+            four = self.legacy_shape(shape)
             starts, ends = [-interp.pad_beg] * 2, [size + interp.pad_end for size in four[2:]]
             places = [graph.constant(np.array(numbers)) for numbers in (starts, ends, [2, 3])]
             value = graph.node("Slice", [value, *places])

@@ -9,9 +9,8 @@
 
 An axis has ceil((size + 2 pad - kernel) / stride) + 1 windows (round_mode FLOOR: floor), or, with any
 padding, one less if the last would start at or after size + pad. So windows may stick out of the far end.
-Forks write ceil_mode: true for CEIL, false for FLOOR.
-Without padding and with stride > kernel the last window may be empty: its maximum is then the lowest float,
-its average NaN.
+Forks write ceil_mode: true for CEIL, ceil_mode: false for FLOOR. Without padding and with stride > kernel the
+last window may be empty: its maximum is then the lowest float, its average NaN.
 
 bottom[0]  (N, C, H, W)
 top[0]     (N, C, H', W')
@@ -21,11 +20,11 @@ STOCHASTIC takes no padding and, as in Caffe, computes on a GPU only. Each outpu
 random stream, in memory order; `device_masks` lets the device draw them itself.
 
 Caffe: pooling_layer.cpp, pooling_layer.cu; ceil_mode: foss-for-synopsys-dwc-arc-processors/synopsys-caffe and
-BVLC/caffe#3057. Differs: stride 0 and a top without pixels are errors, and so are a ceil_mode and a round_mode
-that contradict each other (synopsys-caffe follows round_mode). MAX gives NaN for a window with a NaN, where
-Caffe ignores it. Where no pixel can be drawn, STOCHASTIC gives 0 (the sum is negative, or the window empty) or
-NaN (the sum is NaN); Caffe leaves the top's memory as it was. In TEST the gradient of STOCHASTIC is the
-derivative; Caffe sends it to pixels that were not drawn.
+BVLC/caffe#3057. Differs: stride 0 and a top without pixels are errors, and so are a ceil_mode and a
+round_mode that contradict each other (synopsys-caffe follows round_mode). MAX gives NaN for a window with a
+NaN, where Caffe ignores it. Where no pixel can be drawn, STOCHASTIC gives 0 (the sum is negative, or the
+window empty) or NaN (the sum is NaN); Caffe leaves the top's memory as it was. In TEST the gradient of
+STOCHASTIC is the derivative; Caffe sends it to pixels that were not drawn.
 """
 
 from collections.abc import Sequence
