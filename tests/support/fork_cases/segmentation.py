@@ -1,5 +1,7 @@
 """Layers and fields of SegNet, DeepLab, PSPNet and CaffeMex, and the pooling that many forks share."""
 
+import numpy as np
+import torch
 from case_types import Case, Change, within
 from single_layer import normal
 
@@ -16,7 +18,15 @@ def others_of(key: str, fields: str) -> dict[str, Change]:
     return {f"{key} bn_param.{field}": OTHER_BN for field in fields.split()}
 
 
+# Places in a plane of 8 x 12 and of 7 x 11, none of them twice.
+PLACES = torch.from_numpy(np.random.default_rng(0).permutation(72)[:24].reshape(4, 6))
+MASK = PLACES.float().expand(2, 3, 4, 6)
+UNPOOLED = {"upsample_h": 8, "upsample_w": 12}
+OTHER_UPSAMPLE = Change([], refusal="with one bottom it is YOLO's, which has no")
+
 CASES = {
+    "Upsample": Case("", (X, MASK)),
+    "Upsample:YOLO": Case("upsample_param { scale: 2 }", (X,)),
     "BN": Case(f"phase: TRAIN bn_param {{ {SLOPED} }}", (X,)),
     "BN:SegNet": Case(f"phase: TRAIN bn_param {{ {SCALED} }}", (X,)),
     "BN:CaffeMex": Case(f"phase: TRAIN bn_param {{ {SCALED} decay: 0.9 }}", (X,), ()),
@@ -32,6 +42,17 @@ CHANGES = {
         "pad_beg": Change([-1]),
         "pad_end": Change([-1]),
     }),
+    **within("upsample_param", {
+        "scale": Change([3]),
+        "scale_h": Change([3], {"scale_h": 2, "scale_w": 2}),
+        "scale_w": Change([3], {"scale_h": 2, "scale_w": 2}),
+        "upsample_h": Change([9], UNPOOLED),
+        "upsample_w": Change([13], UNPOOLED),
+    }),
+    **{
+        f"Upsample:YOLO upsample_param.{name}": OTHER_UPSAMPLE
+        for name in ("scale_h", "scale_w", "pad_out_h", "pad_out_w", "upsample_h", "upsample_w")
+    },
     **others_of("BN", "scale_filler shift_filler bn_mode var_eps moving_average decay sync_forward"),
     **others_of("BN:SegNet", "slope_filler bias_filler momentum eps frozen engine"),
     **others_of("BN:CaffeMex", "slope_filler bias_filler momentum eps frozen engine bn_mode"),
