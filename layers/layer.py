@@ -64,7 +64,7 @@ class Layer(nn.Module):
     deployed: ClassVar[bool] = True  # False: losses and accuracies, which a deployed net leaves out
     makes_input: ClassVar[bool] = False  # True: tops come from outside the net; an Input when deployed
     is_fed: ClassVar[bool] = False  # True: it computes nothing, the net's caller sets the tops (Input)
-    idle_in_test: ClassVar[bool] = False  # True: in phase TEST the top equals the bottom (Dropout)
+    idle_in_test: bool = False  # True: in phase TEST the top equals the bottom (Dropout)
     # Caffe: whether the backward pass reads top[0], or bottom[0], from memory that in-place layers overwrite.
     reads_top: bool = False
     reads_bottom: bool = False

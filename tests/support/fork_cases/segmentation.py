@@ -32,7 +32,16 @@ CASES = {
     "BN:CaffeMex": Case(f"phase: TRAIN bn_param {{ {SCALED} decay: 0.9 }}", (X,), ()),
     "Interp": Case("interp_param { zoom_factor: 2 }", (X,)),
 }
+SHARED = {
+    "SoftmaxWithLoss": "loss_param.weight_by_label_freqs loss_param.class_weighting",
+}
+WEIGHTED = {"loss_param.class_weighting": [1, 2, 3, 0.5, 0.25]}
 CHANGES = {
+    "Dropout dropout_param.sample_weights_test": Change([True], {"phase": "TEST"}),
+    "SoftmaxWithLoss loss_param.weight_by_label_freqs": Change([True], WEIGHTED),
+    "SoftmaxWithLoss loss_param.class_weighting": Change(
+        [[1, 1, 2, 1, 1]], {**WEIGHTED, "loss_param.weight_by_label_freqs": True}
+    ),
     "pooling_param.ceil_mode": Change([False], {"pooling_param.stride": 4}),
     **within("interp_param", {
         "height": Change([5], BY_SIZE),
