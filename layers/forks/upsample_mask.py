@@ -111,7 +111,8 @@ class MaskUpsample(Layer):
     def forward(self, data: Tensor, mask: Tensor) -> Tensor:
         height, width = self._sizes(tuple(data.shape))
         places, _ = self.places(mask.detach().flatten(2), height * width)
-        return apply(_Unpool, data.flatten(2), places, height * width).unflatten(2, (height, width))
+        planes = apply(_Unpool, data.flatten(2), places, height * width)
+        return planes.reshape(*data.shape[:2], height, width)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         from onnx import TensorProto  # here, because it is slow to import

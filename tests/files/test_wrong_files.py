@@ -316,10 +316,6 @@ def test_a_command_says_it_in_one_line(
             "NVIDIA Caffe (NVIDIA/caffe) has it, Caffe has not; give --dialect nvidia",
         ),
         (
-            'layers { name: "i" type: RELU interp_param { zoom_factor: 2 } }',
-            "PSPNet's fork (hszhao/PSPNet) and DeepLab's fork (cdmh/deeplab-public-ver2) have it, Caffe",
-        ),
-        (
             'layer { name: "l" type: "SoftmaxWithLoss" loss_param { normalization: PRE_FIXED } }',
             "known: FULL, VALID, BATCH_SIZE, NONE; R-FCN's fork (daijifeng001/caffe-rfcn) has it",
         ),
