@@ -24,7 +24,13 @@ MASK = PLACES.float().expand(2, 3, 4, 6)
 UNPOOLED = {"upsample_h": 8, "upsample_w": 12}
 OTHER_UPSAMPLE = Change([], refusal="with one bottom it is YOLO's, which has no")
 
+RESIZED = {"new_height": 6, "new_width": 6}
+CROPPED = {"crop_height": 3, "crop_width": 3}
+
 CASES = {
+    "DenseImageData": Case(
+        'top: "data" top: "label" phase: TRAIN dense_image_data_param { source: "pairs" batch_size: 2 }'
+    ),
     "Upsample": Case("", (X, MASK)),
     "Upsample:YOLO": Case("upsample_param { scale: 2 }", (X,)),
     "BN": Case(f"phase: TRAIN bn_param {{ {SLOPED} }}", (X,)),
@@ -33,10 +39,28 @@ CASES = {
     "Interp": Case("interp_param { zoom_factor: 2 }", (X,)),
 }
 SHARED = {
+    "DenseImageData": "transform_param.scale transform_param.mean_file transform_param.mean_value "
+                      "transform_param.mirror transform_param.crop_size data_param.prefetch",
     "SoftmaxWithLoss": "loss_param.weight_by_label_freqs loss_param.class_weighting",
-}
+}  # fmt: skip
 WEIGHTED = {"loss_param.class_weighting": [1, 2, 3, 0.5, 0.25]}
 CHANGES = {
+    **within("dense_image_data_param", {
+        "source": Change(["other_pairs"]),
+        "batch_size": Change([3]),
+        "rand_skip": Change([2]),
+        "new_height": Change([7], RESIZED),
+        "new_width": Change([7], RESIZED),
+        "mean_file": Change([], leftover=True),
+        "root_folder": Change(["sub/"]),
+        "crop_height": Change([4], CROPPED),
+        "crop_width": Change([4], CROPPED),
+        "label_divide_factor": Change([2], RESIZED),
+    }),
+    "DenseImageData transform_param.mirror": Change([], refusal="Any stochastic transformation will break"),
+    "DenseImageData transform_param.crop_size": Change(
+        [], refusal="Any stochastic transformation will break"
+    ),
     "Dropout dropout_param.sample_weights_test": Change([True], {"phase": "TEST"}),
     "SoftmaxWithLoss loss_param.weight_by_label_freqs": Change([True], WEIGHTED),
     "SoftmaxWithLoss loss_param.class_weighting": Change(
