@@ -86,6 +86,10 @@ class Layer(nn.Module):
     # types that Caffe lacks, where another field is an error, as nobody can state that it has no effect.
     unread_parts_are_leftovers: ClassVar[bool] = True
 
+    # Whether weights may have fewer or more trailing axes of 1 than the layer's blobs, where forks that have
+    # the same layer write other shapes.
+    trailing_ones_vary: ClassVar[bool] = False
+
     # Set by the net: which bottoms need a gradient. As in Caffe, it may be true for a layer that sends none,
     # such as ArgMax.
     bottom_need_backward: tuple[bool, ...] = ()
@@ -249,6 +253,12 @@ class Layer(nn.Module):
         if not -num_axes <= axis < num_axes:
             raise self.error(f"axis {axis} out of range for a blob with {num_axes} axes")
         return axis % num_axes if num_axes else 0
+
+    def legacy_shape(self, shape: Shape) -> Shape:
+        """The shape with four axes, (num, channels, height, width), absent ones 1; LayerError for more."""
+        if len(shape) > 4:
+            raise self.error(f"the bottom must have at most 4 axes, (N, C, H, W); got {tuple(shape)}")
+        return (*shape, *(1,) * (4 - len(shape)))
 
     def error(self, message: str) -> LayerError:
         """A LayerError that names this layer."""

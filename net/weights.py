@@ -270,7 +270,10 @@ def _fitted(source: _Source, layer: Layer, index: int, path: AnyPath) -> Array:
     """The values; CaffemodelError unless they have the shape of the layer's blob."""
     shape = layer.blob_shapes[index]
     wanted = (1,) * (4 - len(shape)) + shape if source.legacy else shape
-    if source.values.shape != wanted:
+    same = source.values.shape == wanted
+    if layer.trailing_ones_vary:
+        same |= _without_trailing_ones(source.values.shape) == _without_trailing_ones(wanted)
+    if not same:
         raise CaffemodelError(
             f"{path}: Cannot copy param {index} weights from layer '{layer.name}'; shape mismatch.  "
             f"Source param shape is {shape_string(source.values.shape)}; target param shape is "
@@ -278,6 +281,12 @@ def _fitted(source: _Source, layer: Layer, index: int, path: AnyPath) -> Array:
             f"a saved net, rename the layer."
         )
     return source.values
+
+
+def _without_trailing_ones(shape: Shape) -> Shape:
+    while shape[-1:] == (1,):
+        shape = shape[:-1]
+    return shape
 
 
 def _data(parameter: nn.Parameter, shape: Shape) -> Array:

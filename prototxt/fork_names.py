@@ -42,28 +42,22 @@ RFCN = Fork(
     """psroi_pooling_param box_annotator_ohem_param LossParameter.pre_fixed_normalizer
     NormalizationMode.PRE_FIXED DropoutParameter.scale_train""",
 )
-SEGNET = Fork(
-    "SegNet's fork (alexgkendall/caffe-segnet)",
-    "BN Upsample DenseImageData",
-    """bn_param upsample_param dense_image_data_param LossParameter.weight_by_label_freqs
-    LossParameter.class_weighting DropoutParameter.sample_weights_test""",
-)
 PSPNET = Fork(
     "PSPNet's fork (hszhao/PSPNet)",
-    "BN Interp ImageSegData",
-    "bn_param interp_param ImageDataParameter.label_type",
+    "ImageSegData",
+    "ImageDataParameter.label_type",
 )
 DEEPLAB = Fork(
     "DeepLab's fork (cdmh/deeplab-public-ver2)",
-    "Interp ImageSegData DenseCRF MatRead MatWrite UniqueLabel",
-    "interp_param ConvolutionParameter.hole ImageDataParameter.label_type",
+    "ImageSegData DenseCRF MatRead MatWrite UniqueLabel",
+    "ConvolutionParameter.hole ImageDataParameter.label_type",
 )
-ACTION = Fork("yjxiong's fork (yjxiong/caffe)", "BN VideoData VIDEO_DATA", "bn_param")
+ACTION = Fork("yjxiong's fork (yjxiong/caffe)", "VideoData VIDEO_DATA", "")
 YOLO = Fork(
     "the YOLO fork (eric612/MobileNet-YOLO)",
-    """Reorg RegionLoss YoloDetectionOutput Yolov3DetectionOutput Yolov3 YoloSeg EvalDetection Upsample
+    """Reorg RegionLoss YoloDetectionOutput Yolov3DetectionOutput Yolov3 YoloSeg EvalDetection
     DepthwiseConvolution""",
-    "reorg_param region_loss_param yolov3_param yolov3_detection_output_param upsample_param",
+    "reorg_param region_loss_param yolov3_param yolov3_detection_output_param",
 )
 WINDOWS = Fork(
     "caffe-windows (happynear/caffe-windows)",
@@ -108,15 +102,8 @@ NVIDIAS_OTHERS = Fork(
     SolverParameter.store_blobs_in_old_format SolverParameter.larc SolverParameter.larc_policy
     SolverParameter.rampup_interval SolverParameter.rampup_lr SolverParameter.min_lr""",
 )
-CEIL_MODE = Fork(
-    "a patch of many forks (BVLC/caffe#3057)",
-    "",
-    "PoolingParameter.ceil_mode",
-    "write round_mode: CEIL for true, FLOOR for false",
-)
 FORKS = (
-    SSD, FASTER_RCNN, RFCN, SEGNET, PSPNET, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, NVIDIA, NVIDIAS_OTHERS,
-    CEIL_MODE,
+    SSD, FASTER_RCNN, RFCN, PSPNET, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, NVIDIA, NVIDIAS_OTHERS,
     Fork("DepthwiseConvolution (yonghenglh6)", "DepthwiseConvolution", "",
          "write Convolution with group: the number of channels"),
     Fork("caffe-mobilenet (farmingyard)", "ConvolutionDepthwise", "",
@@ -126,7 +113,6 @@ FORKS = (
     Fork("MobileNet-SSD's fork (chuanqi305/ssd)", "ReLU6", "relu6_param"),
     Fork("SphereFace's fork (wy1iu/sphereface)", "MarginInnerProduct", "margin_inner_product_param"),
     Fork("caffe-face (ydwen/caffe-face)", "CenterLoss", "center_loss_param"),
-    Fork("CaffeMex (sciencefans/CaffeMex_v2)", "BN", "bn_param"),
     Fork("FlowNet2 (lmb-freiburg/flownet2)", "Correlation Correlation1D FlowWarp Resample Downsample L1Loss",
          "correlation_param flow_warp_param resample_param downsample_param l1_loss_param"),
     Fork("caffe-lstm (junhyukoh/caffe-lstm)", "Lstm", "lstm_param"),

@@ -108,6 +108,7 @@ V1_TYPES = {
     "RELU": "ReLU",
     "SOFTMAX_LOSS": "SoftmaxWithLoss",
     "TANH": "TanH",
+    "BN": "BN",
 }
 
 SOLVER_TYPES = {

@@ -27,7 +27,16 @@ SHARED = {
         "resident",
     },
     "loss": {"least_probability", "loss_normalizer"},
-    "forks": {"rois", "smooth_l1_loss_rcnn"},
+    "forks": {
+        "bn_caffemex",
+        "bn_segnet",
+        "bn_tsn",
+        "channel_norm",
+        "rois",
+        "smooth_l1_loss_rcnn",
+        "upsample_mask",
+        "upsample_nearest",
+    },
     "plugins": {"designed_loss", "example_weights"},
     "utility": {"python_blobs", "synced_memory"},
 }

@@ -1,7 +1,7 @@
 """Dropout: in TRAIN each value is 0 with probability dropout_ratio, else divided by 1 - dropout_ratio.
 
     TRAIN   top = x * mask / (1 - ratio)
-    TEST    top = x
+    TEST    top = x; with sample_weights_test (Bayesian SegNet) as in TRAIN
 
 With scale_train: false (R-FCN's fork) the factor is on the other side:
 
@@ -13,7 +13,8 @@ bottom[0], top[0]  any shape
 One word of the random stream per element, in memory order. `device_masks` lets a device draw its masks
 itself: this is faster, but the masks differ from Caffe's and from the CPU's.
 
-Caffe: dropout_layer.cpp; scale_train: that of daijifeng001/caffe-rfcn, branch r-fcn. Differs: a ratio of 1 or more, or below 0, is an error.
+Caffe: dropout_layer.cpp; scale_train: daijifeng001/caffe-rfcn, branch r-fcn; sample_weights_test:
+alexgkendall/caffe-segnet. Differs: a ratio of 1 or more, or below 0, is an error.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imae.files.errors import ExportError
 from imae.layers.layer import Layer
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
@@ -39,14 +41,20 @@ class Dropout(Layer):
         if not 0 <= ratio < 1:
             raise self.error(f"dropout_param.dropout_ratio must be at least 0 and less than 1, got {ratio:g}")
         self.keep = 1 - ratio
-        self.idle_in_test = self.scale_train = param.dropout_param.scale_train
+        self.scale_train = param.dropout_param.scale_train
+        self.idle_in_test = self.scale_train and not param.dropout_param.sample_weights_test
 
     @property
     def capturable(self) -> bool:
-        return self.phase != TRAIN or self.device_masks
+        return not self.draws or self.device_masks
+
+    @property
+    def draws(self) -> bool:
+        """Whether the forward pass draws a mask."""
+        return self.phase == TRAIN or self.param.dropout_param.sample_weights_test
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.phase != TRAIN:
+        if not self.draws:
             return x.view_as(x) if self.idle_in_test else x * self.keep
         if self.device_masks and x.device.type != "cpu":
             mask = torch.empty_like(x).bernoulli_(self.keep)
@@ -59,6 +67,11 @@ class Dropout(Layer):
         return x * mask.mul_(1 / self.keep)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
+        if self.param.dropout_param.sample_weights_test:
+            raise ExportError(
+                f"layer {self.name!r}: sample_weights_test draws a mask in each pass, which a model cannot; "
+                "set it to false for the mean"
+            )
         if self.idle_in_test:
             graph.node("Identity", bottoms, tops)
         else:

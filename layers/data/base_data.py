@@ -108,8 +108,12 @@ class PrefetchingLayer(DataLayer):
         self.transformer.seed(self.random)
         self.data_setup()
         self.transformer.seed(self.random)  # Caffe: a second seed, which is the one in use
-        self.random.word()  # Caffe: the seed of the thread's own generator, which nothing uses
+        self.seed_thread()
         self._state = self._state_now()
+
+    def seed_thread(self) -> None:
+        """Draw the seed of the thread's own generator, which Caffe's own layers do not use."""
+        self.random.word()
 
     def data_setup(self) -> None:
         """Read the first image, set `shapes`; make the random draws of the type's set-up."""

@@ -4,20 +4,24 @@
     top  = sum_i -log max(prob_i[y_i], FLT_MIN) / S         S: see loss_normalizer.py, VALID by default
     diff = (prob - onehot(y)) / S                           FLT_MIN has no effect on it
 
+With loss_param.weight_by_label_freqs (SegNet) loss and diff of each label are multiplied by
+class_weighting[y], of which there is one for each class. S stays a number of labels.
+
 bottom[0]  (N, C, ...) scores; softmax_param.axis (default 1) is the axis of C
 bottom[1]  labels 0 to C - 1, one for each position on the other axes: (N, ...) or (N, 1, ...); cut to
            integers towards zero; positions with loss_param.ignore_label have loss and gradient 0
 top[0]     (), the loss
 
-Caffe: softmax_loss_layer.cpp. Differs: a label out of range is an error (Caffe reads out of bounds). A second
-top, the probabilities, is not available, nor is it in Caffe: its loss_weight check refuses it.
+Caffe: softmax_loss_layer.cpp; weight_by_label_freqs: alexgkendall/caffe-segnet. Differs: a label out of range
+is an error (Caffe reads out of bounds). A second top, the probabilities, is not available, nor is it in
+Caffe: its loss_weight check refuses it.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from imae.layers.autograd import apply
@@ -33,12 +37,21 @@ from imae.prototxt import LayerParameter
 class SoftmaxWithLoss(LossLayer):
     num_tops = None
     min_tops, max_tops = 1, 2
-    reads = ("softmax_param", *LOSS_FIELDS)
+    reads = (
+        "softmax_param",
+        *LOSS_FIELDS,
+        "loss_param.weight_by_label_freqs",
+        "loss_param.class_weighting",
+    )
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
-        self.normalization = normalization(param.loss_param)
-        self.labels = LabelReader(self, ignored_label(param.loss_param))
+        loss = param.loss_param
+        self.normalization = normalization(loss)
+        self.labels = LabelReader(self, ignored_label(loss))
+        self.class_weights = _ClassWeights(loss.class_weighting) if loss.weight_by_label_freqs else None
+        if loss.class_weighting and not loss.weight_by_label_freqs:
+            self.note_leftover("loss_param.class_weighting")
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         super().setup(bottom_shapes)
@@ -50,7 +63,14 @@ class SoftmaxWithLoss(LossLayer):
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         scores, labels = bottom_shapes
-        check_labels(self, "softmax", self._axis(len(scores)), scores, labels)
+        axis = self._axis(len(scores))
+        check_labels(self, "softmax", axis, scores, labels)
+        weights = self.param.loss_param.class_weighting
+        if self.class_weights is not None and len(weights) != scores[axis]:
+            raise self.error(
+                "Number of class weight values does not match the number of classes.; class_weighting has "
+                f"{len(weights)}, there are {scores[axis]} classes"
+            )
         return [()]
 
     def forward(self, scores: Tensor, label: Tensor) -> Tensor:
@@ -59,33 +79,57 @@ class SoftmaxWithLoss(LossLayer):
         index, valid = self.labels(reshape_labels(label, scores, axis), scores.shape[axis])
         outer, inner = scores.shape[:axis].numel(), scores.shape[axis + 1 :].numel()
         divisor = normalizer(self.normalization, outer, inner, valid, self.param.loss_param)
-        return apply(_CrossEntropy, scores, index, valid, divisor, axis)
+        weights = None if self.class_weights is None else self.class_weights(index)
+        return apply(_CrossEntropy, scores, index, valid, weights, divisor, axis)
 
     def _axis(self, num_axes: int) -> int:
         return self.canonical_axis(self.param.softmax_param.axis, num_axes)
 
 
+class _ClassWeights(nn.Module):
+    """Class indices to the weights of the classes, which are on the layer's device, as those of a module."""
+
+    by_class: Tensor
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("by_class", torch.tensor(list(weights)), persistent=False)
+
+    def forward(self, index: Tensor) -> Tensor:
+        return self.by_class[index]
+
+
 class _CrossEntropy(torch.autograd.Function):
-    """The forward and the backward pass. index and valid have size 1 on the class axis."""
+    """The forward and the backward pass. index, valid and weights have size 1 on the class axis."""
 
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, index: Tensor, valid: Tensor | None, divisor: Tensor | float, axis: int
+        ctx: Any,
+        scores: Tensor,
+        index: Tensor,
+        valid: Tensor | None,
+        weights: Tensor | None,
+        divisor: Tensor | float,
+        axis: int,
     ) -> Tensor:
         prob = torch.softmax(scores, axis)
         p = prob.gather(axis, index)
         loss = p.clamp(min=FLT_MIN).log().neg()
+        if weights is not None:
+            loss = loss * weights
         if valid is not None:
             loss = loss.masked_fill(~valid, 0)
-        ctx.save_for_backward(prob, p, index, valid)
+        ctx.save_for_backward(prob, p, index, valid, weights)
         ctx.divisor, ctx.axis = divisor, axis
         return loss.sum() / divisor
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, top_diff: Tensor) -> tuple[Tensor | None, ...]:
-        prob, p, index, valid = ctx.saved_tensors
+        prob, p, index, valid, weights = ctx.saved_tensors
         diff = prob.scatter(ctx.axis, index, p - 1)
+        if weights is not None:
+            diff = diff.mul_(weights)
         if valid is not None:
             diff = diff.masked_fill_(~valid, 0)
-        return diff.mul_(top_diff / ctx.divisor), None, None, None, None
+        return diff.mul_(top_diff / ctx.divisor), None, None, None, None, None

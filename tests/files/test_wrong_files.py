@@ -312,16 +312,8 @@ def test_a_command_says_it_in_one_line(
             'no field "video_data_param"; the SSD fork (weiliu89/caffe) has it, Caffe has not, nor has imae',
         ),
         (
-            'layer { name: "p" type: "Pooling" pooling_param { ceil_mode: true } }',
-            "a patch of many forks (BVLC/caffe#3057) has it, Caffe has not; write round_mode: CEIL for true",
-        ),
-        (
             'layer { name: "b" type: "BatchNorm" batch_norm_param { scale_filler { } } }',
             "NVIDIA Caffe (NVIDIA/caffe) has it, Caffe has not; give --dialect nvidia",
-        ),
-        (
-            'layers { name: "i" type: RELU interp_param { zoom_factor: 2 } }',
-            "PSPNet's fork (hszhao/PSPNet) and DeepLab's fork (cdmh/deeplab-public-ver2) have it, Caffe",
         ),
         (
             'layer { name: "l" type: "SoftmaxWithLoss" loss_param { normalization: PRE_FIXED } }',

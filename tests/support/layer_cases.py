@@ -183,6 +183,8 @@ def write_files(folder: Path) -> None:
         (folder / name).write_bytes(png(9, 11, 3))
     (folder / "list").write_text("0.png 0\n1.png 1\n2.png 2\n")
     (folder / "other_list").write_text("2.png 2\n")
+    (folder / "pairs").write_text("0.png 1.png\n1.png 2.png\n2.png 0.png\n")
+    (folder / "other_pairs").write_text("2.png 0.png\n")
     (folder / "windows").write_text("".join(WINDOWS.format(index) for index in range(3)))
     (folder / "other_windows").write_text(WINDOWS.format(0))
     for name, shape in (("mean", (1, 3, 9, 11)), ("infogain", (5, 5)), ("other_infogain", (5, 5))):

@@ -15,20 +15,33 @@ from imae.layers.run import Run
 CASES = reference.find("forks/*/*/*.npz")
 
 
+# The exact value of these arrays is 0: a convolution's bias has no effect where a BN takes the mean away.
+# Recorded are the fork's rounding errors.
+ZERO = {"segnet/nets/small_segnet.npz": "paramdiff:c1:1"}
+
+
 def name(path: Path) -> str:
     return "-".join((*path.parts[-3:-1], path.stem))
 
 
+def load(path: Path) -> reference.Case:
+    case = reference.load(path)
+    if key := ZERO.get("/".join(path.parts[-3:])):
+        assert np.abs(case.arrays[key]).max() < 1e-8
+        case.arrays[key] = np.zeros_like(case.arrays[key])
+    return case
+
+
 @pytest.mark.parametrize("path", [path for path in CASES if path.parent.name != "fatal"], ids=name)
 def test_layer_computes_what_the_fork_computed(path: Path) -> None:
-    assert reference.replay(reference.load(path)) > 0
+    assert reference.replay(load(path)) > 0
 
 
 @pytest.mark.parametrize("path", [path for path in CASES if path.parent.name != "fatal"], ids=name)
 def test_layer_computes_in_double_precision(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same numbers, and nothing on the way is of another type."""
     monkeypatch.setattr("imae.pycaffe.net.Run", partial(Run, dtype=torch.float64))
-    case = reference.load(path)
+    case = load(path)
     assert reference.replay(case) > 0
     assert case.dtypes == {np.dtype(np.float64)}
 
