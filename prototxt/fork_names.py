@@ -119,13 +119,7 @@ CEIL_MODE = Fork(
 FORKS = (
     SSD, FASTER_RCNN, RFCN, SEGNET, PSPNET, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, NVIDIA, NVIDIAS_OTHERS,
     CEIL_MODE,
-    Fork("DepthwiseConvolution (yonghenglh6)", "DepthwiseConvolution", "",
-         "write Convolution with group: the number of channels"),
-    Fork("caffe-mobilenet (farmingyard)", "ConvolutionDepthwise", "",
-         "write Convolution with group: the number of channels"),
-    Fork("ShuffleNet (farmingyard)", "ShuffleChannel", "shuffle_channel_param"),
     Fork("SENet's fork (hujie-frank/SENet)", "Axpy", "axpy_param"),
-    Fork("MobileNet-SSD's fork (chuanqi305/ssd)", "ReLU6", "relu6_param"),
     Fork("SphereFace's fork (wy1iu/sphereface)", "MarginInnerProduct", "margin_inner_product_param"),
     Fork("caffe-face (ydwen/caffe-face)", "CenterLoss", "center_loss_param"),
     Fork("CaffeMex (sciencefans/CaffeMex_v2)", "BN", "bn_param"),
