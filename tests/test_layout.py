@@ -28,6 +28,7 @@ SHARED = {
     },
     "loss": {"least_probability", "loss_normalizer"},
     "plugins": {"designed_loss", "example_weights"},
+    "forks": {"yolo_boxes"},
     "utility": {"python_blobs", "synced_memory"},
 }
 

@@ -5,9 +5,9 @@ top[0]     (N, C, H', W'), sizes as of a Convolution
 blobs      weight (C, 1, kernel_h, kernel_w); bias (C) if bias_term
 
 farmingyard/caffe-mobilenet: conv_dw_layer.cpp. It does not read num_output and group; where they are written
-and are not C, they do nothing. Differs: stride is 1 and pad is 0 where they are not written, as in Convolution;
-the fork reads foreign memory. Fields that contradict each other are errors, as in Convolution, and so are an
-axis other than 1, which the fork passes over, and a bottom that has not 4 axes.
+and are not C, they do nothing. Differs: stride is 1 and pad is 0 where they are not written, as in
+Convolution; the fork reads foreign memory. Fields that contradict each other are errors, as in Convolution,
+and so are an axis other than 1, which the fork passes over, and a bottom that has not 4 axes.
 """
 
 from collections.abc import Sequence

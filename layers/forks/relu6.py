@@ -38,9 +38,9 @@ class ReLU6(Layer):
         return torch.where(top >= 6, 6, top)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
-        six = graph.constant(np.float32(6).reshape(()))
+        six = graph.constant(np.array(6, np.float32))
         if self.negative_slope:
             leaky = graph.node("LeakyRelu", bottoms, alpha=self.negative_slope)
             graph.node("Clip", [leaky, "", six], tops)
         else:
-            graph.node("Clip", [*bottoms, graph.constant(np.float32(0).reshape(())), six], tops)
+            graph.node("Clip", [*bottoms, graph.constant(np.array(0, np.float32)), six], tops)

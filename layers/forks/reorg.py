@@ -1,9 +1,9 @@
 """Reorg: blocks of stride x stride pixels as channels, in Darknet's order of memory; reversed, the inverse.
 
-With reverse, channel k of C takes part in top channel k mod (C / s^2), as the pixel at row, column
-divmod(k // (C / s^2), s) of each block. Without, the memory of the bottom is read as if its shape were
-(N, C / s^2, H s, W s), that gives values of the shape (N, C, H, W), and their memory is the top's. So only both
-in sequence, and not the second alone, move what belongs to one pixel.
+With reverse, channel k of C takes part in top channel k mod (C / s^2), as the pixel at row, column divmod(k
+// (C / s^2), s) of each block. Without, the memory of the bottom is read as if its shape were (N, C / s^2, H
+s, W s), that gives values of the shape (N, C, H, W), and their memory is the top's. So only both in sequence,
+and not the second alone, move what belongs to one pixel.
 
 bottom[0]  (N, C, H, W)
 top[0]     (N, C s^2, H / s, W / s), the divisions rounded down; with reverse (N, C / s^2, H s, W s)

@@ -4,9 +4,9 @@ Channel i C / group + j goes to channel j group + i.
 
 bottom[0], top[0]  (N, C, ...)
 
-farmingyard/ShuffleNet: shuffle_channel_layer.cpp. Differs: a group that does not divide C is an error when the
-net is built; the fork stops in the first forward pass. An in-place layer, which in the fork overwrites channels
-before it has moved them, is an error.
+farmingyard/ShuffleNet: shuffle_channel_layer.cpp. Differs: a group that does not divide C is an error when
+the net is built; the fork stops in the first forward pass. An in-place layer, which in the fork overwrites
+channels before it has moved them, is an error.
 """
 
 from collections.abc import Sequence
@@ -36,11 +36,13 @@ class ShuffleChannel(Layer):
         if not 2 <= len(shape) <= 4:
             raise self.error(f"bottom[0] must have 2 to 4 axes, (N, C, ...); got {shape}")
         if shape[1] % self.group:
-            raise self.error(f"the number of channels must be a multiple of group {self.group}; got {shape[1]}")
+            raise self.error(
+                f"the number of channels must be a multiple of group {self.group}; got {shape[1]}"
+            )
         return [shape]
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (self.group, -1)).transpose(1, 2).flatten(1, 2)
+        return x.reshape(len(x), self.group, -1, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         shape = graph.shape(bottoms[0])

@@ -31,14 +31,18 @@ def by_shape(fields: str = "kernel_size: 3 pad: 1 stride: 1") -> str:
     return f'type: "ConvolutionDepthwise" convolution_param {{ {FILLED} {fields} }}'
 
 
-@pytest.mark.parametrize("text", [depthwise(), by_shape(), by_shape("kernel_h: 3 kernel_w: 1 stride: 2 pad: 0")])
+@pytest.mark.parametrize(
+    "text", [depthwise(), by_shape(), by_shape("kernel_h: 3 kernel_w: 1 stride: 2 pad: 0")]
+)
 def test_contract_gradient_and_export(text: str) -> None:
     check_contract(text, X)
     check_gradient(text, X[:1])
     check_onnx(text, X)
 
 
-@pytest.mark.parametrize("fields", ["kernel_size: 3 pad: 1", "kernel_size: 3 stride: 2 dilation: 2 bias_term: false"])
+@pytest.mark.parametrize(
+    "fields", ["kernel_size: 3 pad: 1", "kernel_size: 3 stride: 2 dilation: 2 bias_term: false"]
+)
 def test_they_compute_a_convolution_in_groups(fields: str) -> None:
     text = f'type: "Convolution" convolution_param {{ num_output: 4 group: 4 {FILLED} {fields} }}'
     want = run(build(text, tuple(X.shape)), X)[0]
@@ -62,7 +66,7 @@ def test_several_bottoms_of_a_depthwise_convolution_share_the_filters() -> None:
 def test_a_depthwise_convolution_needs_as_many_outputs_and_groups_as_channels() -> None:
     with refused("num_output and group must be 5, the number of channels"):
         build(depthwise(), (2, 5, 7, 6))
-    with refused("got num_output 4 and group 1; other convolutions are of type Convolution"):
+    with refused("got num_output 4 and group 1; write type Convolution for others"):
         build('type: "DepthwiseConvolution" convolution_param { num_output: 4 kernel_size: 3 }', (2, 4, 7, 6))
 
 
@@ -84,7 +88,8 @@ def test_a_convolution_depthwise_works_on_images() -> None:
 
 
 NET = """
-    name: "net" layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ dim: 2 dim: 4 dim: 7 dim: 6 }} }} }}
+    name: "net"
+    layer {{ name: "x" type: "Input" top: "x" input_param {{ shape {{ dim: 2 dim: 4 dim: 7 dim: 6 }} }} }}
     layer {{ name: "dw" type: "{kind}" bottom: "x" top: "dw" convolution_param {{ {fields} bias_term: false
              weight_filler {{ type: "xavier" }} kernel_size: 3 pad: 1 stride: 1 }} }}
     layer {{ name: "bn" type: "BatchNorm" bottom: "dw" top: "dw" }}
