@@ -63,8 +63,8 @@ DEEPLAB = Fork(
 ACTION = Fork("yjxiong's fork (yjxiong/caffe)", "BN VideoData VIDEO_DATA", "bn_param")
 YOLO = Fork(
     "the YOLO fork (eric612/MobileNet-YOLO)",
-    "RegionLoss Yolov3 YoloSeg EvalDetection Upsample",
-    "region_loss_param yolov3_param yolo_seg_param upsample_param",
+    "YoloSeg EvalDetection Upsample",
+    "yolo_seg_param upsample_param",
 )
 WINDOWS = Fork(
     "caffe-windows (happynear/caffe-windows)",
@@ -76,7 +76,7 @@ WINDOWS = Fork(
 )
 INTEL = Fork(
     "Intel's fork (intel/caffe)",
-    "PriorBoxClustered Proposal RegionLoss",
+    "PriorBoxClustered Proposal",
     """quantization_param prior_box_clustered_param BatchNormParameter.filler Engine.MKL2017
     Engine.MKLDNN""",
 )

@@ -28,7 +28,7 @@ SHARED = {
     },
     "loss": {"least_probability", "loss_normalizer"},
     "plugins": {"designed_loss", "example_weights"},
-    "forks": {"yolo_boxes"},
+    "forks": {"yolo_boxes", "yolo_truths"},
     "utility": {"python_blobs", "synced_memory"},
 }
 

@@ -42,7 +42,11 @@ class ShuffleChannel(Layer):
         return [shape]
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(len(x), self.group, -1, *x.shape[2:]).transpose(1, 2).reshape(x.shape)
+        return (
+            x.reshape(len(x), self.group, x.shape[1] // self.group, *x.shape[2:])
+            .transpose(1, 2)
+            .reshape(x.shape)
+        )
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         shape = graph.shape(bottoms[0])

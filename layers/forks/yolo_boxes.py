@@ -56,8 +56,8 @@ def check_map(layer: Layer, name: str, shape: Shape, boxes: int, classes: int) -
 
 def cells_of(x: Tensor, boxes: int) -> Tensor:
     """A map (N, boxes numbers, H, W) as (N, H, W, boxes, numbers)."""
-    n, _, height, width = x.shape
-    return x.reshape(n, boxes, -1, height, width).permute(0, 3, 4, 1, 2)
+    n, numbers, height, width = x.shape
+    return x.reshape(n, boxes, numbers // boxes, height, width).permute(0, 3, 4, 1, 2)
 
 
 def decoded(xy: Tensor, wh: Tensor, scale: Scale) -> Tensor:

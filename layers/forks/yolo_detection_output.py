@@ -6,8 +6,8 @@ softmax, s the logistic function. The boxes whose score is confidence_threshold 
 of all images, are sorted by score, and one that overlaps a better one by nms_threshold or more is removed.
 
 bottom[0], bottom[1]  (N, num_box (5 + num_classes), W, W); the second one is optional
-top[0]                (1, 1, K, 7): 0, class + 1, score, xmin, ymin, xmax, ymax, best first; the image is 0, in a
-                      batch too; if there is no box, N rows (image, -1, -1, -1, -1, -1, -1).
+top[0]                (1, 1, K, 7): 0, class + 1, score, xmin, ymin, xmax, ymax, best first; the image is 0,
+                      in a batch too; if there is no box, N rows (image, -1, -1, -1, -1, -1, -1).
                       (1, 1, 1, 7) until the first forward pass
 
 The host must know how many boxes remain, so on a GPU it waits here.
