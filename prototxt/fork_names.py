@@ -63,7 +63,7 @@ DEEPLAB = Fork(
 ACTION = Fork("yjxiong's fork (yjxiong/caffe)", "BN VideoData VIDEO_DATA", "bn_param")
 YOLO = Fork(
     "the YOLO fork (eric612/MobileNet-YOLO)",
-    "YoloSeg EvalDetection Upsample",
+    "YoloSeg Upsample",
     "yolo_seg_param upsample_param",
 )
 WINDOWS = Fork(

@@ -404,3 +404,65 @@ class YoloV3:
             raw = p[:, :, :2] if kind == "MSE" else values[:, :, :2]
             split[:, :, :2] *= raw * (1 - raw)
         return loss / images, split.reshape(x.shape) / images
+
+
+def evaluation(
+    x: Array,
+    label: Array,
+    biases: Sequence[float],
+    classes: int,
+    *,
+    score_type: str = "MULTIPLY",
+    nms: float = -1,
+    threshold: float = 0.5,
+) -> Array:
+    """The top of Intel's EvalDetection."""
+    images, _, side, _ = x.shape
+    top = np.zeros((images, classes + side * side * 5 * 4))
+    for image in range(images):
+        truths: dict[int, list[Box]] = {}
+        for item, name, _, left, up, right, down, _ in label.reshape(-1, 8):
+            if int(item) == image:
+                truths.setdefault(int(name) - 1, []).append(
+                    ((left + right) / 2, (up + down) / 2, right - left, down - up)
+                )
+        for name, boxes in truths.items():
+            top[image, name] += len(boxes)
+        candidates: list[tuple[float, int, Box]] = []
+        for row, column, n in np.ndindex(side, side, 5):
+            values = x[image, n * (5 + classes) : (n + 1) * (5 + classes), row, column]
+            box = (
+                (column + logistic(values[0])) / side,
+                (row + logistic(values[1])) / side,
+                exp(values[2]) * biases[2 * n] / side,
+                exp(values[3]) * biases[2 * n + 1] / side,
+            )
+            probabilities = softmax(values[5:])
+            best, score = int(probabilities.argmax()), logistic(values[4])
+            if score_type == "PROB":
+                score = float(probabilities[best])
+            elif score_type == "MULTIPLY":
+                score *= float(probabilities[best])
+            candidates.append((score, best, box))
+        candidates.sort(key=lambda candidate: -candidate[0])
+        kept: list[tuple[float, int, Box]] = []
+        if nms >= 0:
+            for candidate in candidates:
+                if all(iou(other[2], candidate[2]) < nms for other in kept):
+                    kept.append(candidate)
+        taken: set[tuple[int, int]] = set()
+        place = classes
+        for name in range(classes):
+            for score, best, box in kept:
+                if best != name or score < 0.005:
+                    continue
+                overlaps = [iou(box, truth) for truth in truths.get(name, [])]
+                top[image, place : place + 2] = name, score
+                if not overlaps:
+                    top[image, place + 3] = 1
+                elif max(overlaps) >= threshold:
+                    match = name, overlaps.index(max(overlaps))
+                    top[image, place + (3 if match in taken else 2)] = 1
+                    taken.add(match)
+                place += 4
+    return top

@@ -84,7 +84,7 @@ def test_loss_and_gradient(kind: str, settings: dict[str, Any]) -> None:
 
 
 def test_the_cases_have_what_they_are_for() -> None:
-    """A place with several boxes and classes; one that is assigned twice, a place being taken for an anchor."""
+    """A place with several boxes and classes; one that is assigned twice, its place taken for an anchor."""
     x, label = predictions().double().numpy(), boxes_of_images().double().numpy()
     counts = {}
     for mask in ((0, 1, 2), (2, 3, 4)):

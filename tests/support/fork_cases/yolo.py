@@ -15,6 +15,11 @@ OF_A_BATCH = torch.tensor([
 MAP = Change([3], refusal="must be (N, ")
 
 CASES = {
+    "EvalDetection": Case(
+        f"eval_detection_param {{ num_class: 2 side: 4 num_object: 5 nms: 0.6 {TEN_BIASES} }}",
+        (FIVE_BOXES, OF_A_BATCH),
+        (),
+    ),
     "Reorg": Case("reorg_param { stride: 2 }", (normal(2, 4, 4, 4),)),
     "RegionLoss": Case(f"region_loss_param {{ num_class: 2 {TEN_BIASES} }}", (FIVE_BOXES, OF_IMAGES)),
     "RegionLoss:Intel": Case(
@@ -36,6 +41,16 @@ CASES = {
     ),
 }
 CHANGES = {
+    **within("eval_detection_param", {
+        "side": Change([5], refusal="side must be height and width of bottom[0]"),
+        "num_class": MAP,
+        "num_object": Change([2], refusal="num_object must be 5"),
+        "threshold": Change([0.01]),
+        "sqrt": Change([], leftover=True),
+        "constriant": Change([], leftover=True),
+        "nms": Change([-1, 0.1]),
+        "biases": Change([[1.1, 2.1, 3, 2, 2, 2.5, 4, 3, 0.6, 0.7]]),
+    }),
     "reorg_param.stride": Change([1]),
     **within("region_loss_param", {
         "num_class": MAP,
