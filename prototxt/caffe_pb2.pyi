@@ -2368,7 +2368,7 @@ class ShuffleChannelParameter(_message.Message):
     def __init__(self, group: _Optional[int] = ...) -> None: ...
 
 class ReLU6Parameter(_message.Message):
-    __slots__ = ("engine",)
+    __slots__ = ("negative_slope", "engine")
     class Engine(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         DEFAULT: _ClassVar[ReLU6Parameter.Engine]
@@ -2377,9 +2377,11 @@ class ReLU6Parameter(_message.Message):
     DEFAULT: ReLU6Parameter.Engine
     CAFFE: ReLU6Parameter.Engine
     CUDNN: ReLU6Parameter.Engine
+    NEGATIVE_SLOPE_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
+    negative_slope: float
     engine: ReLU6Parameter.Engine
-    def __init__(self, engine: _Optional[_Union[ReLU6Parameter.Engine, str]] = ...) -> None: ...
+    def __init__(self, negative_slope: _Optional[float] = ..., engine: _Optional[_Union[ReLU6Parameter.Engine, str]] = ...) -> None: ...
 
 class ReorgParameter(_message.Message):
     __slots__ = ("stride", "reverse")

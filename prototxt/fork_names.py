@@ -55,9 +55,8 @@ DEEPLAB = Fork(
 ACTION = Fork("yjxiong's fork (yjxiong/caffe)", "VideoData VIDEO_DATA", "")
 YOLO = Fork(
     "the YOLO fork (eric612/MobileNet-YOLO)",
-    """Reorg RegionLoss YoloDetectionOutput Yolov3DetectionOutput Yolov3 YoloSeg EvalDetection
-    DepthwiseConvolution""",
-    "reorg_param region_loss_param yolov3_param yolov3_detection_output_param",
+    "YoloSeg",
+    "yolo_seg_param",
 )
 WINDOWS = Fork(
     "caffe-windows (happynear/caffe-windows)",
@@ -69,7 +68,7 @@ WINDOWS = Fork(
 )
 INTEL = Fork(
     "Intel's fork (intel/caffe)",
-    "Proposal Reorg RegionLoss",
+    "Proposal",
     """quantization_param BatchNormParameter.filler Engine.MKL2017
     Engine.MKLDNN""",
 )
@@ -104,13 +103,7 @@ NVIDIAS_OTHERS = Fork(
 )
 FORKS = (
     SSD, FASTER_RCNN, RFCN, PSPNET, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, NVIDIA, NVIDIAS_OTHERS,
-    Fork("DepthwiseConvolution (yonghenglh6)", "DepthwiseConvolution", "",
-         "write Convolution with group: the number of channels"),
-    Fork("caffe-mobilenet (farmingyard)", "ConvolutionDepthwise", "",
-         "write Convolution with group: the number of channels"),
-    Fork("ShuffleNet (farmingyard)", "ShuffleChannel", "shuffle_channel_param"),
     Fork("SENet's fork (hujie-frank/SENet)", "Axpy", "axpy_param"),
-    Fork("MobileNet-SSD's fork (chuanqi305/ssd)", "ReLU6", "relu6_param"),
     Fork("SphereFace's fork (wy1iu/sphereface)", "MarginInnerProduct", "margin_inner_product_param"),
     Fork("caffe-face (ydwen/caffe-face)", "CenterLoss", "center_loss_param"),
     Fork("FlowNet2 (lmb-freiburg/flownet2)", "Correlation Correlation1D FlowWarp Resample Downsample L1Loss",

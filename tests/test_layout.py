@@ -38,6 +38,7 @@ SHARED = {
         "upsample_nearest",
     },
     "plugins": {"designed_loss", "example_weights"},
+    "forks": {"yolo_boxes", "yolo_truths"},
     "utility": {"python_blobs", "synced_memory"},
 }
 
