@@ -76,7 +76,7 @@ NVIDIA_TEXT = {
         cudnn_math_override:int32 debug:bool""",
     "BatchNormParameter": "engine:Engine",
     "ConvolutionParameter": "conv_algos_override:string cudnn_convolution_algo_seeker:Seeker",
-    "DataParameter": "threads:uint32 parser_threads:uint32 cache:bool precache:bool shuffle:bool",
+    "DataParameter": "threads:uint32 parser_threads:uint32 precache:bool",
     "DropoutParameter": "engine:Engine random_seed:int64",
     "ImageDataParameter": "threads:uint32 cache:bool precache:bool",
     "TransformationParameter": "use_gpu_transform:bool random_seed:int64",
@@ -94,8 +94,10 @@ READ_BY_OTHER = {
     "LayerParameter": {"name", "type", "bottom", "top", "blobs"},
     "V1LayerParameter": {"name", "type", "bottom", "top", "blobs", "layer"},
     "V0LayerParameter": {"name", "type", "blobs"},
-    "SolverState": {"iter", "learned_net", "history", "current_step", "imae_run"},
-}
+    "SolverState": {
+        "iter", "learned_net", "history", "current_step", "minimum_loss", "iter_last_event", "imae_run",
+    },
+}  # fmt: skip
 
 
 def read_net_dialect(
