@@ -209,6 +209,10 @@ def read_net_text_dialect(
     theirs = read_text(path, _nvidia_net())
     _log_left_out(path, sorted(set(_remove_nvidia_fields(theirs))))
     net = NetParameter.FromString(theirs.SerializePartialToString())
+    for layer in net.layer:
+        if layer.loss_param.HasField("label_smoothing"):
+            layer.loss_param.nvidia_label_smoothing = layer.loss_param.label_smoothing
+            layer.loss_param.ClearField("label_smoothing")
     norms = [layer for layer in net.layer if layer.type == "BatchNorm"]
     if passed_over := [layer.name for layer in norms if layer.batch_norm_param.HasField("use_global_stats")]:
         logger.warning(

@@ -4,15 +4,22 @@
     top  = sum_i -log max(prob_i[y_i], FLT_MIN) / S         S: see loss_normalizer.py, VALID by default
     diff = (prob - onehot(y)) / S                           FLT_MIN has no effect on it
 
+loss_param.label_smoothing s changes the gradient alone; D is C times the number of positions of an image:
+    Intel    diff = ((1 - s / D) prob - s / D - (1 - s - s / D) onehot(y)) / S
+    NVIDIA   diff = (prob - s / (D - 1) - (1 - s) onehot(y)) / S       under --dialect nvidia
+
 bottom[0]  (N, C, ...) scores; softmax_param.axis (default 1) is the axis of C
 bottom[1]  labels 0 to C - 1, one for each position on the other axes: (N, ...) or (N, 1, ...); cut to
            integers towards zero; positions with loss_param.ignore_label have loss and gradient 0
 top[0]     (), the loss
 
-Caffe: softmax_loss_layer.cpp. Differs: a label out of range is an error (Caffe reads out of bounds). A second
-top, the probabilities, is not available, nor is it in Caffe: its loss_weight check refuses it.
+Caffe: softmax_loss_layer.cpp; the same file of intel/caffe; softmax_loss_layer.cu of NVIDIA/caffe, branch
+caffe-0.17 (on the CPU it has no smoothing). Differs: a label out of range is an error (Caffe reads out of
+bounds). A second top, the probabilities, is not available, nor is it in Caffe: its loss_weight check refuses
+it.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,17 +35,33 @@ from imae.layers.loss.loss_normalizer import LOSS_FIELDS, normalization, normali
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
+logger = logging.getLogger(__name__)
+
 
 @register_layer("SoftmaxWithLoss")
 class SoftmaxWithLoss(LossLayer):
     num_tops = None
     min_tops, max_tops = 1, 2
-    reads = ("softmax_param", *LOSS_FIELDS)
+    reads = (
+        "softmax_param",
+        "loss_param.label_smoothing",
+        "loss_param.nvidia_label_smoothing",
+        *LOSS_FIELDS,
+    )
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         self.normalization = normalization(param.loss_param)
         self.labels = LabelReader(self, ignored_label(param.loss_param))
+        loss = param.loss_param
+        self.smoothing = loss.label_smoothing or loss.nvidia_label_smoothing
+        if not 0 <= self.smoothing < 1:
+            raise self.error(f"label_smoothing must lie between 0 and 1 (1 left out); got {self.smoothing:g}")
+        if loss.label_smoothing:
+            logger.warning(
+                "layer '%s' (%s): label_smoothing is read as Intel's fork does; the gradient of NVIDIA's is "
+                "another: --dialect nvidia chooses it", self.name, self.type,
+            )  # fmt: skip
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         super().setup(bottom_shapes)
@@ -59,10 +82,24 @@ class SoftmaxWithLoss(LossLayer):
         index, valid = self.labels(reshape_labels(label, scores, axis), scores.shape[axis])
         outer, inner = scores.shape[:axis].numel(), scores.shape[axis + 1 :].numel()
         divisor = normalizer(self.normalization, outer, inner, valid)
-        return apply(_CrossEntropy, scores, index, valid, divisor, axis)
+        slope = self._slope(scores.shape[axis] * inner) if self.smoothing else UNSMOOTHED
+        return apply(_CrossEntropy, scores, index, valid, divisor, axis, slope)
+
+    def _slope(self, count: int) -> tuple[float, float, float]:
+        """See UNSMOOTHED; `count` is D of the formulas above."""
+        s = self.smoothing
+        if self.param.loss_param.label_smoothing:
+            return 1 - s / count, s / count, 1 - s
+        if count == 1:
+            raise self.error("label_smoothing needs two classes or more")
+        return 1, s / (count - 1), 1 - s + s / (count - 1)
 
     def _axis(self, num_axes: int) -> int:
         return self.canonical_axis(self.param.softmax_param.axis, num_axes)
+
+
+# The gradient is a prob - b, and a prob - c at the label: (a, b, c).
+UNSMOOTHED = (1.0, 0.0, 1.0)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -70,7 +107,13 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, index: Tensor, valid: Tensor | None, divisor: Tensor | int, axis: int
+        ctx: Any,
+        scores: Tensor,
+        index: Tensor,
+        valid: Tensor | None,
+        divisor: Tensor | int,
+        axis: int,
+        slope: tuple[float, float, float],
     ) -> Tensor:
         prob = torch.softmax(scores, axis)
         p = prob.gather(axis, index)
@@ -78,14 +121,18 @@ class _CrossEntropy(torch.autograd.Function):
         if valid is not None:
             loss = loss.masked_fill(~valid, 0)
         ctx.save_for_backward(prob, p, index, valid)
-        ctx.divisor, ctx.axis = divisor, axis
+        ctx.divisor, ctx.axis, ctx.slope = divisor, axis, slope
         return loss.sum() / divisor
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, top_diff: Tensor) -> tuple[Tensor | None, ...]:
         prob, p, index, valid = ctx.saved_tensors
-        diff = prob.scatter(ctx.axis, index, p - 1)
+        a, b, c = ctx.slope
+        if ctx.slope == UNSMOOTHED:
+            diff = prob.scatter(ctx.axis, index, p - 1)
+        else:
+            diff = (a * prob - b).scatter_(ctx.axis, index, a * p - c)
         if valid is not None:
             diff = diff.masked_fill_(~valid, 0)
-        return diff.mul_(top_diff / ctx.divisor), None, None, None, None
+        return diff.mul_(top_diff / ctx.divisor), None, None, None, None, None

@@ -328,7 +328,7 @@ def equal(a: Any, b: Any) -> bool:
 def looks_at(type_name: str, path: str) -> bool:
     """Whether the type should look at the field: it bears the type's name, or SHARED has it."""
     own = path.partition(".")[0].replace("_", "") == f"{type_name.partition(':')[0].lower()}param"
-    shared = next((value for key, value in SHARED.items() if type_name in key.split()), "")
+    shared = " ".join(value for key, value in SHARED.items() if type_name in key.split())
     return own or not set(prefixes(path)).isdisjoint(shared.split())
 
 
