@@ -19,7 +19,7 @@ from imae.files.atomic import write_atomically
 from imae.files.caffe_log import log_line
 from imae.files.read import AnyPath
 from imae.prototxt import NetParameter, SolverParameter
-from imae.prototxt.dialects import read_net_dialect, read_net_text_dialect
+from imae.prototxt.dialects import check_numbers, read_net_dialect, read_net_text_dialect
 from imae.prototxt.text import read_binary, read_text, write_text
 from imae.prototxt.upgrade import upgrade_net, upgrade_solver
 
@@ -36,7 +36,10 @@ def upgrade_net_text(source: AnyPath, output: AnyPath, dialect: str | None = Non
 
 def upgrade_net_binary(source: AnyPath, output: AnyPath, dialect: str | None = None) -> list[str]:
     """Write a .caffemodel, or another binary net, in today's form; `dialect` is the fork of the file."""
-    old = read_net_dialect(source, dialect) if dialect else read_binary(source, NetParameter)
+    if dialect:
+        old = read_net_dialect(source, dialect)
+    else:
+        old = check_numbers(read_binary(source, NetParameter), source)
     problems: list[str] = []
     new = upgrade_net(old, os.fspath(source), problems)
     changed = new is not old or bool(dialect)

@@ -1,8 +1,9 @@
 """Weights: .caffemodel (a binary NetParameter) and .caffemodel.h5 <-> the parameter blobs of a net.
 
 Loading goes by layer name, as in Caffe: layers that the net lacks are ignored, layers that the file lacks
-keep their values, and layers of the same name must have blobs of the same shape. A fork's binary file is
-converted first, if its dialect is given (prototxt/dialects.py).
+keep their values, and layers of the same name must have blobs of the same shape. Of a binary file only names
+and blobs are read, which any fork writes alike; NVIDIA's is converted first, if its dialect is given
+(prototxt/dialects.py).
 
 Caffe: net.cpp, CopyTrainedLayersFrom, ToProto, ToHDF5. Differs: a file with nothing for the net is an error.
 """
@@ -13,7 +14,7 @@ import io
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,8 +35,7 @@ from imae.layers.layer import Layer, LossLayer, Shape
 from imae.layers.normalization.batch_norm import BatchNorm
 from imae.net.net import Net
 from imae.prototxt import LayerParameter, NetParameter, ParamSpec
-from imae.prototxt.dialects import fork_hint, read_net_dialect
-from imae.prototxt.text import read_net_binary
+from imae.prototxt.dialects import fork_hint, is_nvidia, read_net_dialect, read_weights
 from imae.prototxt.upgrade import upgrade_net
 
 logger = logging.getLogger(__name__)
@@ -195,13 +195,14 @@ def _read_binary(
     path: AnyPath, dialect: str | None, scales: Mapping[str, str | None]
 ) -> dict[str, dict[int, _Source]]:
     try:
-        if dialect:
-            proto = upgrade_net(read_net_dialect(path, dialect, scales), os.fspath(path))
+        layers: Sequence[LayerParameter]
+        if is_nvidia(dialect):
+            layers = upgrade_net(read_net_dialect(path, "nvidia", scales), os.fspath(path)).layer
         else:
-            proto = read_net_binary(path)
+            layers = read_weights(path)
     except PrototxtError as error:
         raise CaffemodelError(str(error)) from None
-    return {layer.name: dict(enumerate(_sources(layer, path))) for layer in proto.layer}
+    return {layer.name: dict(enumerate(_sources(layer, path))) for layer in layers}
 
 
 def _sources(layer: LayerParameter, path: AnyPath) -> Iterator[_Source]:

@@ -17,6 +17,10 @@
 
 Fields that Caffe's messages lack are left out, and a line in the log lists them.
 
+Weights need no dialect, unless their blobs are NVIDIA's: `read_weights` reads names and blobs alone, whose
+numbers all forks share. A binary net that is used as a net is refused where a fork's number was misread
+(`check_numbers`).
+
 Source: caffe.proto, blob.cpp, net.cpp and batch_norm_layer.cpp of NVIDIA/caffe, branches 0.15, 0.16 and 0.17.
 As its own loader does, the order of 0.15 is recognised by a last blob of one number.
 """
@@ -26,9 +30,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
@@ -76,7 +80,7 @@ NVIDIA_TEXT = {
         cudnn_math_override:int32 debug:bool""",
     "BatchNormParameter": "engine:Engine",
     "ConvolutionParameter": "conv_algos_override:string cudnn_convolution_algo_seeker:Seeker",
-    "DataParameter": "threads:uint32 parser_threads:uint32 cache:bool precache:bool shuffle:bool",
+    "DataParameter": "threads:uint32 parser_threads:uint32 precache:bool",
     "DropoutParameter": "engine:Engine random_seed:int64",
     "ImageDataParameter": "threads:uint32 cache:bool precache:bool",
     "TransformationParameter": "use_gpu_transform:bool random_seed:int64",
@@ -88,14 +92,25 @@ NVIDIA_ENUMS = {
 }
 FIRST_NUMBER = 100_000_000  # of those fields, in a schema that only reads
 
+# Numbers of LayerParameter that Caffe gave late, and forks to other fields.
+LATE_NUMBERS = range(132, 149)
+# What weights are read from, by message.
+READ_OF_WEIGHTS = {
+    "NetParameter": {"name", "layer", "layers"},
+    "LayerParameter": {"name", "type", "blobs"},
+    "V1LayerParameter": {"name", "blobs", "layer"},
+    "V0LayerParameter": {"name", "blobs"},
+}
 # What `other` reads, by message.
 READ_BY_OTHER = {
     "NetParameter": {"name", "layer", "layers"},
     "LayerParameter": {"name", "type", "bottom", "top", "blobs"},
     "V1LayerParameter": {"name", "type", "bottom", "top", "blobs", "layer"},
     "V0LayerParameter": {"name", "type", "blobs"},
-    "SolverState": {"iter", "learned_net", "history", "current_step", "imae_run"},
-}
+    "SolverState": {
+        "iter", "learned_net", "history", "current_step", "minimum_loss", "iter_last_event", "imae_run",
+    },
+}  # fmt: skip
 
 
 def read_net_dialect(
@@ -108,9 +123,52 @@ def read_net_dialect(
 
     PrototxtError where the file cannot be read, CaffemodelError where a blob makes no sense.
     """
-    if not _is_nvidia(dialect):
+    if not is_nvidia(dialect):
         return _read_other(path, NetParameter)
     return _net_from_nvidia(read_binary(path, NetParameter), path, scales or {}, {})
+
+
+def read_weights(path: AnyPath) -> Sequence[LayerParameter]:
+    """Names, types and blobs of the layers of a binary net of any age and fork, except NVIDIA's raw blobs.
+
+    The layers may be of a class of their own, and hold the fields that were not looked at as unknown ones.
+    PrototxtError where the file cannot be read.
+    """
+    read = parse_binary(read_content(path), _reduced(NetParameter.DESCRIPTOR.full_name, "weights"), path)
+    if not read.layers:
+        layers: Sequence[LayerParameter] = read.layer
+        return layers
+    read.DiscardUnknownFields()
+    return upgrade_net(NetParameter.FromString(read.SerializePartialToString()), os.fspath(path)).layer
+
+
+def check_numbers(net: NetParameter, path: AnyPath) -> NetParameter:
+    """The binary net; PrototxtError if a fork wrote it with fields that Caffe lacks, or by other numbers."""
+    foreign = [f"{net.DESCRIPTOR.name}.{number}" for number in _unknown_fields(net)]
+    for layer in net.layer:
+        foreign += [f"{name} of layer '{layer.name}'" for name in _unknown_names(layer, {"BlobProto"})]
+        foreign += [
+            f"{field.name} (LayerParameter.{field.number}) of layer '{layer.name}' ({layer.type})"
+            for field, _ in layer.ListFields()
+            if field.number in LATE_NUMBERS and not _belongs(field.name, layer.type)
+        ]
+    for old in net.layers:
+        foreign += [f"{name} of layer '{old.name}'" for name in _unknown_names(old, {"BlobProto"})]
+    if foreign:
+        more = " and more" if len(foreign) > 1 else ""
+        raise PrototxtError(
+            f"{path}: a fork wrote this net, by whose numbers its fields cannot be read: {foreign[0]}{more}; "
+            "take its prototxt, or give --dialect nvidia if it is NVIDIA's, or --dialect other, which reads "
+            "only names, types, bottoms, tops and blobs"
+        )
+    return net
+
+
+def _belongs(field: str, layer_type: str) -> bool:
+    """Whether a field of LayerParameter is the parameter of a type of Caffe's."""
+    if field == "recurrent_param":
+        return layer_type in ("LSTM", "RNN")
+    return field.removesuffix("_param").replace("_", "") == layer_type.lower()
 
 
 def read_state_dialect(path: AnyPath, dialect: str, data: bytes | None = None) -> SolverState:
@@ -120,7 +178,7 @@ def read_state_dialect(path: AnyPath, dialect: str, data: bytes | None = None) -
 
     PrototxtError where the file cannot be read, SnapshotError where a history blob makes no sense.
     """
-    if not _is_nvidia(dialect):
+    if not is_nvidia(dialect):
         return _read_other(path, SolverState, data)
     state = parse_binary(read_content(path) if data is None else data, SolverState, path)
     try:
@@ -146,11 +204,15 @@ def read_net_text_dialect(
     path: AnyPath, dialect: str | None, weights: Sequence[AnyPath] = ()
 ) -> NetParameter:
     """`read_net_text` without the upgrade: the net as a file of Caffe's would have it."""
-    if dialect is None or not _is_nvidia(dialect):
+    if not is_nvidia(dialect):
         return read_text(path, NetParameter)
     theirs = read_text(path, _nvidia_net())
     _log_left_out(path, sorted(set(_remove_nvidia_fields(theirs))))
     net = NetParameter.FromString(theirs.SerializePartialToString())
+    for layer in net.layer:
+        if layer.loss_param.HasField("label_smoothing"):
+            layer.loss_param.nvidia_label_smoothing = layer.loss_param.label_smoothing
+            layer.loss_param.ClearField("label_smoothing")
     norms = [layer for layer in net.layer if layer.type == "BatchNorm"]
     if passed_over := [layer.name for layer in norms if layer.batch_norm_param.HasField("use_global_stats")]:
         logger.warning(
@@ -176,7 +238,7 @@ def _is_scaled(norm: LayerParameter, net: NetParameter) -> bool:
 def _orders_of_five(weights: AnyPath) -> list[tuple[str, bool]]:
     """The BatchNorm layers that have five blobs, and whether these are in the order of 0.15."""
     try:
-        layers = read_binary(weights, NetParameter).layer
+        layers = read_weights(weights)
     except PrototxtError:  # raised again where the weights are loaded
         return []
     return [
@@ -194,8 +256,9 @@ def fork_hint(blobs: Iterable[BlobProto]) -> str:
     return ", or a fork's, which --dialect reads" if unknown else ""
 
 
-def _is_nvidia(dialect: str) -> bool:
-    if dialect not in DIALECTS:
+def is_nvidia(dialect: str | None) -> bool:
+    """Whether the dialect is NVIDIA's; PrototxtError for an unknown one."""
+    if dialect is not None and dialect not in DIALECTS:
         raise PrototxtError(f"unknown dialect '{dialect}'; known: {', '.join(DIALECTS)}")
     return dialect == "nvidia"
 
@@ -346,14 +409,19 @@ def _blobs_in(message: Message) -> Iterator[Any]:
                     yield from _blobs_in(nested)
 
 
-def _unknown_names(message: Message) -> Iterator[str]:
-    """The unknown fields of the message and of all messages within it, as MESSAGE.NUMBER."""
+def _unknown_names(message: Message, without: Collection[str] = ()) -> Iterator[str]:
+    """The unknown fields of the message and of all messages within it, as MESSAGE.NUMBER.
+
+    without   messages that are not looked into
+    """
+    if message.DESCRIPTOR.name in without:
+        return
     for number in _unknown_fields(message):
         yield f"{message.DESCRIPTOR.name}.{number}"
     for field, value in message.ListFields():
         if field.message_type is not None:
             for nested in [value] if isinstance(value, Message) else value:
-                yield from _unknown_names(nested)
+                yield from _unknown_names(nested, without)
 
 
 @cache
@@ -403,16 +471,9 @@ def _remove_nvidia_fields(message: Message) -> Iterator[str]:
 
 def _read_other(path: AnyPath, kind: type[M], data: bytes | None = None) -> M:
     """The message with only the fields of READ_BY_OTHER: it is read with a schema that has no others."""
-    file = FileDescriptorProto.FromString(caffe_pb2.SERIALIZED)
-    for message in file.message_type:
-        if message.name in READ_BY_OTHER:
-            kept = [field for field in message.field if field.name in READ_BY_OTHER[message.name]]
-            del message.field[:]
-            message.field.extend(kept)
-    pool = DescriptorPool()
-    pool.AddSerializedFile(file.SerializeToString())
-    known = message_class(pool, kind.DESCRIPTOR.full_name)
-    read = parse_binary(read_content(path) if data is None else data, known, path)
+    read = parse_binary(
+        read_content(path) if data is None else data, _reduced(kind.DESCRIPTOR.full_name, "other"), path
+    )
     if any(
         RAW_DATA in _unknown_fields(blob) and not blob.data and not blob.double_data
         for blob in _blobs_in(read)
@@ -420,3 +481,18 @@ def _read_other(path: AnyPath, kind: type[M], data: bytes | None = None) -> M:
         raise PrototxtError(f"{path}: {RAW_NUMBERS}")
     read.DiscardUnknownFields()
     return kind.FromString(read.SerializePartialToString())
+
+
+@cache
+def _reduced(full_name: str, purpose: Literal["weights", "other"]) -> Any:
+    """The class of a message in a schema that has only what READ_OF_WEIGHTS or READ_BY_OTHER names."""
+    kept = READ_OF_WEIGHTS if purpose == "weights" else READ_BY_OTHER
+    file = FileDescriptorProto.FromString(caffe_pb2.SERIALIZED)
+    for message in file.message_type:
+        if message.name in kept:
+            fields = [field for field in message.field if field.name in kept[message.name]]
+            del message.field[:]
+            message.field.extend(fields)
+    pool = DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    return message_class(pool, full_name)

@@ -79,11 +79,16 @@ class PrefetchingLayer(DataLayer):
     """
 
     prefetches = True
+    swaps_colours: ClassVar[bool] = False  # whether the type reads transform_param.bgr2rgb
     image_word: ClassVar[str] = "img"  # what Caffe's messages call an image
     reads: ClassVar[tuple[str, ...]] = ("transform_param", "data_param.prefetch")
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
+        # Intel's fork reads these in other layers, or in none.
+        for field in ("flow", *(() if self.swaps_colours else ("bgr2rgb",))):
+            if getattr(param.transform_param, field):
+                self.note_leftover(f"transform_param.{field}")
         self.prefetch: int = min(param.data_param.prefetch, MAX_PREFETCH)
         self.shapes: list[Shape] = []
         self.arrays = Buffers()

@@ -6,8 +6,8 @@ top[1]  (batch_size,), optional: the labels
 
 Records are read in byte order of their keys; the first one follows the last one, also within a batch. Every
 layer has its own position in the database. The first record of a batch gives the batch its size.
-data_order_param chooses another order (record_order.py). Where several ranks train together, rank r of N
-reads records r, r + N, ...
+data_order_param chooses another order, as does data_param.shuffle of Intel's and NVIDIA's forks
+(record_order.py). Where several ranks train together, rank r of N reads records r, r + N, ...
 
 If all images fit into the free part of a budget (data_resources.py), every image is decoded once and kept.
 Otherwise records are read and decoded anew each time. Both ways give the same batches.
@@ -45,7 +45,7 @@ from imae.layers.data.data_resources import DataResources, KeptRecords, MapIndic
 from imae.layers.data.datum import array_from_datum, parse_datum, planes
 from imae.layers.data.leveldb_source import LeveldbSource, open_leveldb
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
-from imae.layers.data.record_order import check_order, make_order
+from imae.layers.data.record_order import check_order, make_order, shuffles
 from imae.layers.data.resident import ResidentRecords
 from imae.layers.registry import register_layer
 from imae.prototxt import Datum, LayerParameter
@@ -74,6 +74,8 @@ class Data(PrefetchingLayer):
         check_order(param)
         if data.rand_skip:
             self.note_leftover("data_param.rand_skip")
+        if data.shuffle and not shuffles(param):
+            self.note_leftover("data_param.shuffle")
         if not data.source:
             raise self.error("data_param.source is not set; give it the path of an LMDB")
         self.source: Source
@@ -117,7 +119,7 @@ class Data(PrefetchingLayer):
         return batch[: len(self.param.top)]
 
     def make_resident(self, device: torch.device, budget: int) -> bool:
-        if self.reader.bytes_needed > budget:
+        if self.reader.bytes_needed > budget or self.transformer.resize is not None:
             return False
         state = self.get_state()
         self.stop()  # the thread reads from the same file, and its batches were made otherwise

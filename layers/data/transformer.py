@@ -11,6 +11,7 @@
                  resized to 36 x 36, they crop 32 x 32 at offsets 0 to 3 along each axis, not 0 to 4; the
                  centre is offset 1, not 2. They also subtract the means of red, green and blue from blue,
                  green and red: that is mean_value: 125.3 mean_value: 123.0 mean_value: 113.9 on BGR images
+    random_resize_param and other fields of Intel's and NVIDIA's forks: see random_resize.py
 
 The random words come from its own stream. For each image in order: mirror (word mod 2), then in TRAIN with
 crop_size the row and the column (word mod the number of offsets, size - crop_size + 1).
@@ -34,6 +35,7 @@ from imae.layers.blob import array_from_blob
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.data_resources import MapIndices, map_in_order
 from imae.layers.data.datum import planes, size_text
+from imae.layers.data.random_resize import make_random_resize
 from imae.prototxt import TRAIN, BlobProto, TransformationParameter
 from imae.prototxt.text import read_binary
 
@@ -73,6 +75,7 @@ class DataTransformer:
         self.excluded = int(param.exclude_last_crop)  # rows and columns
         if self.excluded and not self.crop_size:
             raise LayerError(f"{name}: exclude_last_crop has no effect without crop_size; leave it out")
+        self.resize = make_random_resize(param, name)
         self.scale = np.float32(param.scale)
         self.random_crop = phase == TRAIN and self.crop_size > 0
         self.random: CaffeRandom | None = None
@@ -88,7 +91,7 @@ class DataTransformer:
 
     def seed(self, random: CaffeRandom) -> None:
         """Seed the stream with one word of `random`, if the transformer is random at all."""
-        if self.mirror or self.random_crop:
+        if self.mirror or self.random_crop or self.resize is not None:
             self.random = random.fork()
 
     def get_state(self) -> bytes:
@@ -102,13 +105,15 @@ class DataTransformer:
 
     def output_size(self, size: Size, name: str) -> Size:
         """(C, h, w) after the crop of an image of `size` (C, H, W); DataError if it does not fit."""
-        if problem := self._problem(size):
+        if self.resize is None and (problem := self._problem(size)):
             raise DataError(f"{name}: {problem}")
         return self._cropped(size)
 
     def transform_rows(self, images: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """images[rows] of an array (K, C, H, W), transformed: (N, C, h, w); call `output_size` first."""
         n, (_, height, width) = len(rows), images.shape[1:]
+        if self.resize is not None:
+            return self.transform_made(lambda i: images[rows[i]], n, str)
         if self._is_large(images.shape[1:]):
             return self._one_by_one(lambda i: images[rows[i]], n, images[rows[0]], str)
         flip, top, left = self.draw(np.full(n, height), np.full(n, width))
@@ -127,6 +132,8 @@ class DataTransformer:
         self, make: Callable[[int], NDArray[Any]], count: int, name_of: Callable[[int], str]
     ) -> NDArray[np.float32]:
         """The same for the images make(0), .., make(count - 1); `make` is called once per image."""
+        if self.resize is not None:
+            make = self._resized(make, count, name_of).__getitem__
         first = make(0)
         if problem := self._problem(first.shape):
             raise DataError(f"{name_of(0)}: {problem}")
@@ -143,6 +150,16 @@ class DataTransformer:
         for i, (image, y, x) in enumerate(zip(images, top.tolist(), left.tolist(), strict=True)):
             pixels[i] = image[:, y : y + size[1], x : x + size[2]]
         return self._arithmetic(_mirrored(pixels, flip), flip, top, left)
+
+    def _resized(
+        self, make: Callable[[int], NDArray[Any]], count: int, name_of: Callable[[int], str]
+    ) -> list[NDArray[Any]]:
+        """The images make(0), .., make(count - 1), resized at random."""
+        resize, random = self.resize, self.random
+        assert resize is not None and random is not None, "seed() comes first"
+        images = list(self.map_indices(make, count))
+        plans = [resize.plan(image.shape[1], image.shape[2], random) for image in images]
+        return list(self.map_indices(lambda i: resize.apply(images[i], plans[i], name_of(i)), count))
 
     def _cropped(self, size: Size) -> Size:
         return (size[0], self.crop_size, self.crop_size) if self.crop_size else size

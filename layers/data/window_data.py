@@ -47,6 +47,7 @@ from imae.layers.data.base_data import (
     output_data_size,
 )
 from imae.layers.data.datum import decode_image, read_file
+from imae.layers.data.random_resize import FIELDS as RESIZE_FIELDS
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
@@ -98,8 +99,14 @@ class WindowData(PrefetchingLayer):
         for field in ("force_color", "force_gray"):
             if getattr(transform, field):
                 self.note_leftover(f"transform_param.{field}")
-        if transform.exclude_last_crop:
-            raise self.error("exclude_last_crop has no effect here, where windows are warped; leave it out")
+        fields = transform.DESCRIPTOR.fields_by_name
+        for field in ("exclude_last_crop", *RESIZE_FIELDS):
+            is_default = (
+                fields[field].message_type is None
+                and getattr(transform, field) == fields[field].default_value
+            )
+            if transform.HasField(field) and not is_default:
+                raise self.error(f"{field} has no effect here, where windows are warped; leave it out")
         if window.crop_mode not in ("warp", "square"):
             raise self.error(f'crop_mode must be "warp" or "square", got "{window.crop_mode}"')
         self.batch_size = checked_batch_size(param, window.batch_size)

@@ -7,16 +7,23 @@
 With loss_param.weight_by_label_freqs (SegNet) loss and diff of each label are multiplied by
 class_weighting[y], of which there is one for each class. S stays a number of labels.
 
+loss_param.label_smoothing s changes the gradient alone; D is C times the number of positions of an image:
+    Intel    diff = ((1 - s / D) prob - s / D - (1 - s - s / D) onehot(y)) / S
+    NVIDIA   diff = (prob - s / (D - 1) - (1 - s) onehot(y)) / S       under --dialect nvidia
+
 bottom[0]  (N, C, ...) scores; softmax_param.axis (default 1) is the axis of C
 bottom[1]  labels 0 to C - 1, one for each position on the other axes: (N, ...) or (N, 1, ...); cut to
            integers towards zero; positions with loss_param.ignore_label have loss and gradient 0
 top[0]     (), the loss
 
-Caffe: softmax_loss_layer.cpp; weight_by_label_freqs: alexgkendall/caffe-segnet. Differs: a label out of range
-is an error (Caffe reads out of bounds). A second top, the probabilities, is not available, nor is it in
-Caffe: its loss_weight check refuses it.
+Caffe: softmax_loss_layer.cpp. weight_by_label_freqs: alexgkendall/caffe-segnet. label_smoothing: the same file
+of intel/caffe; softmax_loss_layer.cu of NVIDIA/caffe, branch caffe-0.17 (on the CPU it has no smoothing).
+Differs: a label out of range is an error (Caffe reads out of bounds). A second top, the probabilities, is not
+available, nor is it in Caffe: its loss_weight check refuses it. No fork has both weights and smoothing; both
+are an error.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +39,8 @@ from imae.layers.loss.loss_normalizer import LOSS_FIELDS, normalization, normali
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
+logger = logging.getLogger(__name__)
+
 
 @register_layer("SoftmaxWithLoss")
 class SoftmaxWithLoss(LossLayer):
@@ -42,6 +51,8 @@ class SoftmaxWithLoss(LossLayer):
         *LOSS_FIELDS,
         "loss_param.weight_by_label_freqs",
         "loss_param.class_weighting",
+        "loss_param.label_smoothing",
+        "loss_param.nvidia_label_smoothing",
     )
 
     def __init__(self, param: LayerParameter) -> None:
@@ -52,6 +63,17 @@ class SoftmaxWithLoss(LossLayer):
         self.class_weights = _ClassWeights(loss.class_weighting) if loss.weight_by_label_freqs else None
         if loss.class_weighting and not loss.weight_by_label_freqs:
             self.note_leftover("loss_param.class_weighting")
+        self.smoothing = loss.label_smoothing or loss.nvidia_label_smoothing
+        if not 0 <= self.smoothing < 1:
+            raise self.error(f"label_smoothing must lie between 0 and 1 (1 left out); got {self.smoothing:g}")
+        if self.smoothing and self.class_weights is not None:
+            raise self.error("loss_param has weight_by_label_freqs (SegNet's) and label_smoothing (Intel's or "
+                             "NVIDIA's), which no fork has together; remove one")  # fmt: skip
+        if loss.label_smoothing:
+            logger.warning(
+                "layer '%s' (%s): label_smoothing is read as Intel's fork does; the gradient of NVIDIA's is "
+                "another: --dialect nvidia chooses it", self.name, self.type,
+            )  # fmt: skip
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         super().setup(bottom_shapes)
@@ -80,7 +102,17 @@ class SoftmaxWithLoss(LossLayer):
         outer, inner = scores.shape[:axis].numel(), scores.shape[axis + 1 :].numel()
         divisor = normalizer(self.normalization, outer, inner, valid, self.param.loss_param)
         weights = None if self.class_weights is None else self.class_weights(index)
-        return apply(_CrossEntropy, scores, index, valid, weights, divisor, axis)
+        slope = self._slope(scores.shape[axis] * inner) if self.smoothing else UNSMOOTHED
+        return apply(_CrossEntropy, scores, index, valid, weights, divisor, axis, slope)
+
+    def _slope(self, count: int) -> tuple[float, float, float]:
+        """See UNSMOOTHED; `count` is D of the formulas above."""
+        s = self.smoothing
+        if self.param.loss_param.label_smoothing:
+            return 1 - s / count, s / count, 1 - s
+        if count == 1:
+            raise self.error("label_smoothing needs two classes or more")
+        return 1, s / (count - 1), 1 - s + s / (count - 1)
 
     def _axis(self, num_axes: int) -> int:
         return self.canonical_axis(self.param.softmax_param.axis, num_axes)
@@ -99,6 +131,10 @@ class _ClassWeights(nn.Module):
         return self.by_class[index]
 
 
+# The gradient is a prob - b, and a prob - c at the label: (a, b, c).
+UNSMOOTHED = (1.0, 0.0, 1.0)
+
+
 class _CrossEntropy(torch.autograd.Function):
     """The forward and the backward pass. index, valid and weights have size 1 on the class axis."""
 
@@ -111,6 +147,7 @@ class _CrossEntropy(torch.autograd.Function):
         weights: Tensor | None,
         divisor: Tensor | float,
         axis: int,
+        slope: tuple[float, float, float],
     ) -> Tensor:
         prob = torch.softmax(scores, axis)
         p = prob.gather(axis, index)
@@ -120,16 +157,20 @@ class _CrossEntropy(torch.autograd.Function):
         if valid is not None:
             loss = loss.masked_fill(~valid, 0)
         ctx.save_for_backward(prob, p, index, valid, weights)
-        ctx.divisor, ctx.axis = divisor, axis
+        ctx.divisor, ctx.axis, ctx.slope = divisor, axis, slope
         return loss.sum() / divisor
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, top_diff: Tensor) -> tuple[Tensor | None, ...]:
         prob, p, index, valid, weights = ctx.saved_tensors
-        diff = prob.scatter(ctx.axis, index, p - 1)
+        a, b, c = ctx.slope
+        if ctx.slope == UNSMOOTHED:
+            diff = prob.scatter(ctx.axis, index, p - 1)
+        else:
+            diff = (a * prob - b).scatter_(ctx.axis, index, a * p - c)
         if weights is not None:
             diff = diff.mul_(weights)
         if valid is not None:
             diff = diff.masked_fill_(~valid, 0)
-        return diff.mul_(top_diff / ctx.divisor), None, None, None, None, None
+        return diff.mul_(top_diff / ctx.divisor), None, None, None, None, None, None

@@ -46,7 +46,8 @@ OURS = {
     "LayerParameter.imae_loss_param", "LayerParameter.mae_loss_param", "LayerParameter.mse_loss_param",
     "LayerParameter.gce_loss_param", "LayerParameter.dm_loss_param",
     "LayerParameter.weighted_softmax_loss_param", "LossParameter.lamda_p", "LossParameter.scale",
-    "SolverState.imae_run", "DataOrderParameter", "LayerParameter.data_order_param",
+    "SolverState.imae_run", "SolverState.minimum_loss", "SolverState.iter_last_event",
+    "DataOrderParameter", "LayerParameter.data_order_param",
     "TransformationParameter.exclude_last_crop",
 }  # fmt: skip
 
