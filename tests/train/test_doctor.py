@@ -165,6 +165,30 @@ def test_troubles_do_not_hide_each_other(project: Path) -> None:
     assert not {"link", "link.prototxt", "pipe.prototxt"} & rows.keys()
 
 
+def test_hostile_files_are_rows(here: Path) -> None:
+    """Huge files without content, deep nesting, names that are no text: each is a row, and soon."""
+    for name in ("a.caffemodel", "b.solverstate", "c.binaryproto", "d.h5", "e.prototxt", "f.caffemodel.h5"):
+        with open(name, "wb") as file:
+            file.truncate(1 << 40)
+    Path("deep.prototxt").write_text("layer { " * 100_000)
+    Path("wide.prototxt").write_text('layer { name: "a" type: "Slice" ' + 'top: "t" ' * 100_000 + "}")
+    Path("words.prototxt").write_text(
+        "".join(f"word{index} {{ a: 1 }}\n" for index in range(5000)) + "layer { }"
+    )
+    Path(os.fsdecode(b"name\xff\n\x1b[2J.prototxt")).write_text("layer { ")
+    Path("db").mkdir()
+    Path("db/data.mdb").write_bytes(b"\0" * 16 + b"\xde\xc0\xef\xbe\x01\0\0\0" + b"\xff" * 9000)
+    Path("level").mkdir()
+    Path("level/CURRENT").write_text("../../etc/passwd")
+    Path("level/MANIFEST-1").write_text("")
+    survey = examine_project(here, seconds=60)
+    assert len(survey.rows) == 12
+    for row in survey.rows:
+        assert row.stops, row.path
+        assert "fault of imae" not in stops(row), stops(row)
+    assert "\x1b" not in as_text(survey) and as_html(survey).encode()
+
+
 def test_one_file_can_be_examined(project: Path) -> None:
     survey = examine_project("deploy.prototxt")
     assert [row.path for row in survey.rows] == ["deploy.prototxt"]
@@ -280,6 +304,20 @@ def test_python_layers_are_named_and_not_imported(here: Path) -> None:
     assert "the code of strange is lib/strange.py" in row.facts
     assert "the code of strange2 is strange2.py, and is no Python 3: bring it up to date" in row.facts
     assert "TEST: 1 of its layers depend on Python layers or missing files" in row.facts
+
+
+def test_a_net_whose_data_python_makes_is_not_judged(here: Path) -> None:
+    data = 'layer { name: "data" type: "Python" top: "data" top: "label"\n'
+    data += '        python_param { module: "m" layer: "L" } }\n'
+    begin, end = TRAIN_NET.index('layer { name: "data"'), TRAIN_NET.index('layer { name: "conv"')
+    Path("net.prototxt").write_text(TRAIN_NET[:begin] + data + TRAIN_NET[end:])
+    assert verdict(row_of("net", "net.prototxt")) == ("yes", "unknown", "unknown", "unknown")
+
+
+def test_a_bottom_that_nothing_makes_is_no_fault_of_the_text(here: Path) -> None:
+    Path("net.prototxt").write_text(BODY)
+    row = row_of("net", "net.prototxt")
+    assert verdict(row) == ("yes", "no", "", "no") and "Unknown bottom blob 'data'" in stops(row)
 
 
 def test_what_caffe_overwrites_and_what_does_nothing_are_warnings(here: Path) -> None:

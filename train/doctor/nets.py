@@ -377,7 +377,7 @@ def _build(net: NetParameter, parts: Parts, phase: Phase, row: Row) -> Net | Non
     try:
         with nullcontext() if python else no_python_layers():
             built = Net(param, Run(Zeros(0)))
-    except LayerError as error:
+    except ImaeError as error:
         if parts.assumed:
             row.facts.append(
                 f"{word}: with an assumed shape ({'; '.join(parts.assumed)}) it does not build: {error}"
@@ -407,7 +407,11 @@ def _outcome(parts: Parts, built: Net | None) -> str:
 def _note_training(net: NetParameter, parts: Parts, built: Net | None, phase: Phase, row: Row) -> None:
     if phase != TRAIN:
         return
-    if built is None or parts.python or parts.lost:
+    if parts.reads_missing_files:
+        row.trains = NO
+    elif parts.python and (built is not None or parts.unknown):
+        row.trains = UNKNOWN  # its Python layers would have to be run
+    elif built is None or parts.lost:
         row.trains = NO
     elif message := no_loss_message(built, net):
         row.trains = NO
@@ -416,13 +420,13 @@ def _note_training(net: NetParameter, parts: Parts, built: Net | None, phase: Ph
         row.trains = NO
         row.facts.append("no blob of it learns")
     else:
-        row.trains = NO if parts.reads_missing_files else YES
+        row.trains = YES
 
 
 def _note_export(parts: Parts, built: Net | None, row: Row) -> None:
     """Whether each layer of the deployed net has an ONNX form."""
     if built is None:
-        row.exports = NO
+        row.exports = _outcome(parts, built)
         return
     problems: Counter[str] = Counter()
     try:

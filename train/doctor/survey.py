@@ -30,7 +30,7 @@ from imae.files.limits import (
     bytes_text,
 )
 from imae.files.read import AnyPath, open_to_read
-from imae.train.doctor.row import FILE, FROM, IMAE, NO, YES, Row
+from imae.train.doctor.row import FILE, FROM, IMAE, NO, NOT_ASKED, YES, Row
 
 SKIPPED_FOLDERS = {
     ".git",
@@ -357,7 +357,7 @@ def _match_weights(examined: list[_Examined]) -> None:
         if not whole:
             best = max(fits, key=lambda fit: fit[1] / fit[2], default=None)
             if best is None or not best[1]:
-                weights.row.facts.append("fits no net of the project")
+                weights.row.facts.append("fits no net of the project that builds")
             else:
                 net, fitting, total, reason = best
                 weights.row.facts.append(
@@ -405,9 +405,9 @@ def _match_solvers(examined: list[_Examined], root: Path) -> None:
             if net is None:
                 continue
             solver.row.facts.append(f"its net is {net.path}")
-            if net.trains != YES and solver.row.trains == YES:
-                solver.row.trains = NO
-                if net.stops:
+            if net.trains not in (YES, NOT_ASKED) and solver.row.trains == YES:
+                solver.row.trains = net.trains
+                if net.trains == NO and net.stops:
                     solver.row.stop(
                         f"its net {net.path} does not train: {net.stops[0].what}", net.stops[0].owner
                     )
