@@ -52,6 +52,8 @@ def fill(shape: Shape, filler: FillerParameter, random: CaffeRandom) -> Values:
 
 
 def constant(shape: Shape, filler: FillerParameter, random: CaffeRandom) -> Values:
+    if filler.value == 0 and math.copysign(1, filler.value) > 0:
+        return np.zeros(shape, f32)  # takes no memory before it is used, as the weights of most deploy nets
     return np.full(shape, filler.value, f32)
 
 

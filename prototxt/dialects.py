@@ -437,7 +437,8 @@ def _nvidia_net() -> type[Message]:
     for message in caffe.nested_type:
         for index, declaration in enumerate(NVIDIA_TEXT.get(message.name, "").split()):
             name, _, kind = declaration.partition(":")
-            _add_field(message, name, FIRST_NUMBER + index, kind)
+            if all(field.name != name for field in message.field):  # the schema of the forks may have it
+                _add_field(message, name, FIRST_NUMBER + index, kind)
         if message.name == "BatchNormParameter":
             _add_field(message, "scale_filler", SCALE_FILLER, ".caffe.FillerParameter")
             _add_field(message, "bias_filler", BIAS_FILLER, ".caffe.FillerParameter")

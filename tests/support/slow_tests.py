@@ -23,6 +23,7 @@ SLOW = (
     "layers/test_data_cache.py",
     "files/test_pipes.py",
     "converters/test_stopped_converters.py",
+    "train/test_doctor.py::test_the_examiner_can_do_no_harm",
     "layers/test_plugin_package.py",
     "paper/test_demo.py",
     "paper/test_paper_runner.py",
