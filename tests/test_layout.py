@@ -36,9 +36,10 @@ SHARED = {
         "smooth_l1_loss_rcnn",
         "upsample_mask",
         "upsample_nearest",
+        "yolo_boxes",
+        "yolo_truths",
     },
     "plugins": {"designed_loss", "example_weights"},
-    "forks": {"yolo_boxes", "yolo_truths"},
     "utility": {"python_blobs", "synced_memory"},
 }
 
