@@ -27,6 +27,7 @@ any).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -56,12 +57,17 @@ class DetectionEvaluate(Layer):
             raise self.error(f"overlap_threshold must be larger than 0; got {fields.overlap_threshold}")
         # The fork keeps it as an int: 2^32 - 1 is -1, no background.
         self.background = int(np.uint32(fields.background_label_id).astype(np.int32))
-        self.labels = [label for label in range(fields.num_classes) if label != self.background]
         self.resize = fields.resize_param if fields.HasField("resize_param") else None
         check_resize(self, self.resize, "detection_evaluate_param.resize_param")
         if self.resize is not None and not fields.name_size_file:
             self.note_leftover("detection_evaluate_param.resize_param")
         self.image = 0  # the line of the next image
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """All but the background; made when the top's shape is known to be possible."""
+        count = self.param.detection_evaluate_param.num_classes
+        return [label for label in range(count) if label != self.background]
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         file = self.param.detection_evaluate_param.name_size_file
@@ -71,7 +77,9 @@ class DetectionEvaluate(Layer):
         for shape, width in zip(bottom_shapes, (7, 8), strict=True):
             if len(shape) != 4 or shape[3] != width or prod(shape[:2]) != 1:
                 raise self.error(f"detections are (1, 1, K, 7), truths (1, 1, G, 8); got {bottom_shapes}")
-        return [(1, 1, len(self.labels) + bottom_shapes[0][2], 5)]
+        count = self.param.detection_evaluate_param.num_classes
+        count -= 0 <= self.background < count
+        return [(1, 1, count + bottom_shapes[0][2], 5)]
 
     @property
     def capturable(self) -> bool:
