@@ -1,7 +1,7 @@
 """Whether an exported model computes what its net computes: both run on random inputs.
 
-An input that a layer reads as indices gets valid indices; every other input gets numbers of the standard
-normal distribution.
+An input that a layer reads as indices gets valid indices, one for which a layer has an example gets that;
+every other input gets numbers of the standard normal distribution.
 """
 
 from __future__ import annotations
@@ -103,12 +103,15 @@ def random_inputs(net: Net, size: int, dynamic: bool) -> dict[str, NDArray[np.fl
     """Values for the inputs of a net, `size` items of each if they are `dynamic`; the same in every call."""
     generator = np.random.default_rng(size)
     counts = index_counts(net, size if dynamic else None)
+    examples = _examples(net, size if dynamic else None)
     feeds = {}
     for name in net.inputs:
         shape = _with_batch(net.blob_shapes[name], size if dynamic else None)
         if name in counts:
             values = generator.integers(0, counts[name], shape).astype(np.float32)
             values.flat[:1] = counts[name] - 1  # Filter selects at least one item
+        elif name in examples:
+            values = examples[name]
         else:
             values = generator.standard_normal(shape).astype(np.float32)
         feeds[name] = values
@@ -134,6 +137,28 @@ def index_counts(net: Net, size: int | None = None) -> dict[str, int]:
             elif step.bottoms:
                 sources.pop(top, None)
     return counts
+
+
+def _examples(net: Net, size: int | None) -> dict[str, NDArray[np.float32]]:
+    """The values that layers propose for inputs."""
+    examples = {}
+    for step in net.steps:
+        shapes = [_with_batch(net.blob_shapes[bottom], size) for bottom in step.bottoms]
+        for index, bottom in enumerate(step.bottoms):
+            source = _source(net, bottom)
+            if source is not None and (values := step.layer.example(index, shapes)) is not None:
+                examples[source] = values
+    return examples
+
+
+def _source(net: Net, blob: str) -> str | None:
+    """The input that a blob is a copy of, if it is one."""
+    for step in reversed(net.steps):
+        if blob in step.tops and not step.layer.is_fed:
+            if step.layer.type != "Split":
+                return None
+            blob = step.bottoms[0]
+    return blob if blob in net.inputs else None
 
 
 def is_softmax(net: Net, output: str) -> bool:

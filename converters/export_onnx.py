@@ -247,7 +247,11 @@ def export_net(
 def _model(
     net: Net, graph: Graph, outputs: Iterable[str], opset: int, dynamic_batch: bool, metadata: dict[str, str]
 ) -> onnx.ModelProto:
-    open_axes = {top: step.layer.open_axes for step in net.steps for top in step.tops}
+    open_axes: dict[str, tuple[int, ...]] = {}
+    for step in net.steps:
+        # Each item of such a top (a region of interest) goes on as an item.
+        of_items = (0,) if any(0 in open_axes.get(bottom, ()) for bottom in step.bottoms) else ()
+        open_axes.update(dict.fromkeys(step.tops, step.layer.open_axes or of_items))
 
     def info(name: str) -> onnx.ValueInfoProto:
         shape: list[int | str] = list(net.blob_shapes[name])

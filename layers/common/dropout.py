@@ -13,7 +13,8 @@ bottom[0], top[0]  any shape
 One word of the random stream per element, in memory order. `device_masks` lets a device draw its masks
 itself: this is faster, but the masks differ from Caffe's and from the CPU's.
 
-Caffe: dropout_layer.cpp; scale_train: that of daijifeng001/caffe-rfcn, branch r-fcn. Differs: a ratio of 1 or more, or below 0, is an error.
+Caffe: dropout_layer.cpp; scale_train: that of daijifeng001/caffe-rfcn, branch r-fcn. Differs: a ratio of 1
+or more, or below 0, is an error.
 """
 
 from collections.abc import Sequence

@@ -38,6 +38,7 @@ class SoftmaxWithLoss(LossLayer):
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         self.normalization = normalization(param.loss_param)
+        self.pre_fixed = param.loss_param.pre_fixed_normalizer
         self.labels = LabelReader(self, ignored_label(param.loss_param))
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
@@ -58,7 +59,7 @@ class SoftmaxWithLoss(LossLayer):
         axis = self._axis(scores.dim())
         index, valid = self.labels(reshape_labels(label, scores, axis), scores.shape[axis])
         outer, inner = scores.shape[:axis].numel(), scores.shape[axis + 1 :].numel()
-        divisor = normalizer(self.normalization, outer, inner, valid, self.param.loss_param)
+        divisor = normalizer(self.normalization, outer, inner, valid, self.pre_fixed)
         return apply(_CrossEntropy, scores, index, valid, divisor, axis)
 
     def _axis(self, num_axes: int) -> int:
