@@ -21,7 +21,9 @@ LEAST_SIZE = 1e-5
 BLOCK = 512
 
 
-def decode(code: PriorBoxParameter.CodeType, priors: Tensor, variances: Tensor | None, coded: Tensor) -> Tensor:
+def decode(
+    code: PriorBoxParameter.CodeType, priors: Tensor, variances: Tensor | None, coded: Tensor
+) -> Tensor:
     """The boxes that predictions stand for; the last two axes of `coded` are those of `priors`.
 
     CORNER       corner = prior's corner + v t
@@ -42,7 +44,9 @@ def decode(code: PriorBoxParameter.CodeType, priors: Tensor, variances: Tensor |
     return torch.cat([centre - half, centre + half], -1)
 
 
-def encode(code: PriorBoxParameter.CodeType, priors: Tensor, variances: Tensor | None, boxes: Tensor) -> Tensor:
+def encode(
+    code: PriorBoxParameter.CodeType, priors: Tensor, variances: Tensor | None, boxes: Tensor
+) -> Tensor:
     """The inverse of `decode`."""
     size = priors[..., 2:] - priors[..., :2]
     if code == PriorBoxParameter.CENTER_SIZE:
@@ -140,9 +144,9 @@ def match(
 ) -> tuple[Tensor, Tensor]:
     """For each box the index of its truth, -1: none, -2: left out; and its largest overlap with any truth.
 
-    First each truth gets a box of its own: the pair with the largest overlap, then the next among what is left
-    (equal ones: the lower box, then the earlier truth). Then each other box gets the truth that it overlaps
-    most, if that is at least the threshold.
+    First each truth gets a box of its own: the pair with the largest overlap, then the next among what is
+    left (equal ones: the lower box, then the earlier truth). Then each other box gets the truth that it
+    overlaps most, if that is at least the threshold.
 
     threshold   None: truths get one box each, and that is all
     outside     mask of the boxes to leave out

@@ -5,21 +5,23 @@ top[0] has two kinds of rows:
     -1, label, number of truths, -1, -1        one for each class but the background, labels ascending
     image, label, score, true, false           one for each detection; images ascend, then labels
 
-Where an image has truths of the label, its detections come by falling score. A detection is true (1, 0) if it
-overlaps the truth that it overlaps most by at least overlap_threshold, and is the first one to do so; else false
-(0, 1). With evaluate_difficult_gt: false difficult truths are not counted, and detections of them are neither
-(0, 0).
+Where an image has truths of the label, its detections come by falling score. A detection is true (1, 0) if
+it overlaps the truth that it overlaps most by at least overlap_threshold, and is the first one to do so; else
+false (0, 1). With evaluate_difficult_gt: false difficult truths are not counted, and detections of them are
+neither (0, 0).
 
 bottom[0]  (1, 1, K, 7) detections: image, label, score, xmin, ymin, xmax, ymax; rows with label -1 are none
-bottom[1]  (1, 1, G, 8) truths: image, label, instance, xmin, ymin, xmax, ymax, difficult; they end at image -1
+bottom[1]  (1, 1, G, 8) truths: image, label, instance, xmin, ymin, xmax, ymax, difficult; up to image -1
 top[0]     (1, 1, classes + detections, 5)
 
 With name_size_file (lines: name height width) boxes are compared in pixels of the images, taken in order: the
-next line for each image that has rows in bottom[0], and from the start again after the last one. As in the fork
-an image without a row takes no line.
+next line for each image that has rows in bottom[0], and from the start again after the last one. As in the
+fork an image without a row takes no line.
 
-No backward pass. SSD (weiliu89/caffe, branch ssd): detection_evaluate_layer.cpp. Differs: equal scores stay in
-order (the fork: any).
+No backward pass.
+
+SSD (weiliu89/caffe, branch ssd): detection_evaluate_layer.cpp. Differs: equal scores stay in order (the fork:
+any).
 """
 
 from __future__ import annotations
@@ -56,7 +58,9 @@ class DetectionEvaluate(Layer):
         self.background = int(np.uint32(fields.background_label_id).astype(np.int32))
         self.labels = [label for label in range(fields.num_classes) if label != self.background]
         self.resize = fields.resize_param if fields.HasField("resize_param") else None
-        check_resize(self, self.resize)
+        check_resize(self, self.resize, "detection_evaluate_param.resize_param")
+        if self.resize is not None and not fields.name_size_file:
+            self.note_leftover("detection_evaluate_param.resize_param")
         self.image = 0  # the line of the next image
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:

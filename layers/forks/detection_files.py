@@ -1,4 +1,4 @@
-"""The result files of DetectionOutput (save_output_param), and the list of image sizes that SSD's layers read.
+"""The result files of DetectionOutput (save_output_param), and the list of image sizes that is read for them.
 
     VOC     PREFIX + name of the class + .txt for each class: image score xmin ymin xmax ymax
     ILSVRC  PREFIX.txt: image label score xmin ymin xmax ymax
@@ -6,14 +6,15 @@
 
 Boxes are in pixels of the image before it was resized, cut to integers but for COCO.
 
-SSD (weiliu89/caffe, branch ssd): detection_output_layer.cpp. Differs: files are written when all images were seen,
-not emptied at the start; a prefix or the name of a class may not lead to another folder; a COCO score below
-1e-4 is a number, not a text.
+SSD (weiliu89/caffe, branch ssd): detection_output_layer.cpp. Differs: files are written when all images were
+seen, not emptied at the start; a prefix or the name of a class may not lead to another folder; a COCO score
+below 1e-4 is a number, not a text.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from pathlib import Path
@@ -28,6 +29,8 @@ from imae.layers.forks.boxes import output_boxes
 from imae.layers.layer import Layer
 from imae.prototxt.caffe_pb2 import LabelMap, ResizeParameter, SaveOutputParameter
 from imae.prototxt.text import read_text
+
+logger = logging.getLogger(__name__)
 
 FORMATS = ("VOC", "COCO", "ILSVRC")
 # What COCO's file has without quotes, as its tools expect numbers.
@@ -72,16 +75,24 @@ class DetectionFiles:
     @classmethod
     def of(cls, layer: Layer, save: SaveOutputParameter, labels: list[int]) -> DetectionFiles | None:
         """The files that a layer writes; None where a folder, a label map or the sizes are not given."""
-        if not (save.output_directory and save.label_map_file and save.name_size_file):
+        if not save.output_directory:
+            return None
+        if not (save.label_map_file and save.name_size_file):
+            logger.warning(
+                "layer %r: output_directory: nothing is saved without label_map_file and name_size_file",
+                layer.name,
+            )
             return None
         return cls(layer, save, labels)
 
     def __init__(self, layer: Layer, save: SaveOutputParameter, labels: list[int]) -> None:
         self._layer, self._save = [layer], save  # a list, as torch would register the layer as its own child
         self._resize = save.resize_param if save.HasField("resize_param") else None
-        check_resize(layer, self._resize)
+        check_resize(layer, self._resize, "detection_output_param.save_output_param.resize_param")
         if save.output_format not in FORMATS:
-            raise layer.error(f"output_format must be one of {', '.join(FORMATS)}; got {save.output_format!r}")
+            raise layer.error(
+                f"output_format must be one of {', '.join(FORMATS)}; got {save.output_format!r}"
+            )
         self._names = read_label_map(layer, save.label_map_file)
         for label in labels:
             if label not in self._names:
@@ -130,10 +141,10 @@ class DetectionFiles:
                 }
                 for d in self._detections
             ]
-            texts = {path: json.dumps(entries, indent=4) + "\n" for path in self._files.values()}
+            texts = dict.fromkeys(self._files.values(), json.dumps(entries, indent=4) + "\n")
         elif self._save.output_format == "ILSVRC":
-            lines = (f"{d.image} {d.label} {_pixels(d)}\n" for d in self._detections)
-            texts = {path: "".join(lines) for path in self._files.values()}
+            lines = "".join(f"{d.image} {d.label} {_pixels(d)}\n" for d in self._detections)
+            texts = dict.fromkeys(self._files.values(), lines)
         else:
             texts = dict.fromkeys(self._files.values(), "")
             for d in self._detections:
@@ -159,23 +170,25 @@ class DetectionFiles:
 
 def read_label_map(layer: Layer, path: str) -> dict[int, str]:
     """The names of the classes by label."""
-    try:
-        items = read_text(path, LabelMap).item
-    except OSError as error:
-        raise layer.error(f"Failed to read label map file: {path} ({error})") from None
     names: dict[int, str] = {}
-    for item in items:
+    for item in read_text(path, LabelMap).item:
         if item.label in names:
             raise layer.error(f"There are many duplicates of label: {item.label}, in {path}")
         names[item.label] = item.name
     return names
 
 
-def check_resize(layer: Layer, resize: ResizeParameter | None) -> None:
-    """LayerError for a resize_param without a size."""
-    if resize is not None and not (resize.height and resize.width):
-        raise layer.error(f"resize_param: height and width must be larger than 0; got {resize.height} and "
-                          f"{resize.width}")  # fmt: skip
+def check_resize(layer: Layer, resize: ResizeParameter | None, path: str) -> None:
+    """LayerError for a resize_param without a size; its fields that say nothing about boxes are leftovers."""
+    if resize is None:
+        return
+    if not (resize.height and resize.width):
+        raise layer.error(
+            f"resize_param: height and width must be larger than 0; got {resize.height} and {resize.width}"
+        )
+    for field, _ in resize.ListFields():
+        if field.name in ("prob", "pad_mode", "pad_value", "interp_mode"):
+            layer.note_leftover(f"{path}.{field.name}")
 
 
 def _pixels(detection: Detection) -> str:

@@ -1,8 +1,8 @@
 """DetectionOutput: SSD's boxes from predictions, the overlapping ones suppressed.
 
-Of each image and class but the background: the top_k best of the scores above confidence_threshold (equal ones:
-the lower prior first); of them the boxes that overlap no better one that stays by more than nms_threshold; of
-all classes together the keep_top_k best.
+Of each image and class but the background: the top_k best of the scores above confidence_threshold (equal
+ones: the lower prior first); of them the boxes that overlap no better one that stays by more than
+nms_threshold; of all classes together the keep_top_k best.
 
 bottom[0]  (N, 4 L P) codes of boxes (boxes.py); L is 1, or num_classes with share_location: false
 bottom[1]  (N, C P) probabilities, C = num_classes
@@ -64,15 +64,13 @@ class DetectionOutput(Layer):
         self.lowest = fields.confidence_threshold if fields.HasField("confidence_threshold") else LOWEST
         self.labels = [c for c in range(fields.num_classes) if c != fields.background_label_id]
         self.loc_classes = 1 if fields.share_location else fields.num_classes
+        self.files = DetectionFiles.of(self, fields.save_output_param, self.labels)
         if fields.visualize:
-            logger.warning("layer %r: visualize: no window shows the detections, no video is saved", self.name)
-
-    def setup(self, bottom_shapes: Sequence[Shape]) -> None:
-        save = self.param.detection_output_param.save_output_param
-        self.files = DetectionFiles.of(self, save, self.labels)
+            logger.warning("layer %r: visualize: no window shows the detections", self.name)
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
-        check_predictions(self, bottom_shapes, self.loc_classes, self.param.detection_output_param.num_classes)
+        num_classes = self.param.detection_output_param.num_classes
+        check_predictions(self, bottom_shapes, self.loc_classes, num_classes)
         return [(1, 1, 1, 7)]
 
     @property
@@ -81,7 +79,6 @@ class DetectionOutput(Layer):
 
     @torch.no_grad()
     def forward(self, loc: Tensor, conf: Tensor, prior: Tensor, image: Tensor | None = None) -> Tensor:
-        fields = self.param.detection_output_param
         boxes, scores = self._decoded(loc, prior), self._scores(conf)
         rows = [self._detect(index, boxes[index], scores[index]) for index in range(len(scores))]
         if self.files is not None:
@@ -131,8 +128,8 @@ class DetectionOutput(Layer):
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         if self.param.detection_output_param.nms_param.eta < 1:
             raise ExportError(
-                f"layer {self.name!r}: nms_param {{ eta }} below 1 has no ONNX form: NonMaxSuppression has one "
-                "threshold; cut the net before it, or remove eta"
+                f"layer {self.name!r}: nms_param {{ eta }} below 1 has no ONNX form: NonMaxSuppression has "
+                "one threshold; cut the net before it, or remove eta"
             )
         _Export(self, graph).add(bottoms, tops[0])
 
@@ -188,8 +185,8 @@ class _Export:
         k = num_priors if self.layer.top_k < 0 else min(self.layer.top_k, num_priors)
         if not k or not self.fields.keep_top_k or not labels:
             raise ExportError(
-                f"layer {self.layer.name!r}: it never finds a box: top_k, keep_top_k or the number of classes "
-                "besides the background is 0"
+                f"layer {self.layer.name!r}: it never finds a box: top_k, keep_top_k or the number of "
+                "classes besides the background is 0"
             )
         best, index = self._top(scores, k)
         all_best, all_boxes = self._flat(best), self._gathered(boxes, index, num_priors, k)
@@ -285,7 +282,8 @@ class _Export:
 
         graph = self.graph
         count = self._slice(graph.node("Shape", [loc]), 0, 1, axis=0)
-        ones = graph.node("ConstantOfShape", [count], value=helper.make_tensor("", TensorProto.INT64, [1], [1]))
+        one = helper.make_tensor("", TensorProto.INT64, [1], [1])
+        ones = graph.node("ConstantOfShape", [count], value=one)
         image = self._upright(self._float(self._column(graph.node("NonZero", [ones]), 0)))
         first = graph.constant(np.array([[1, 0, 0, 0, 0, 0, 0]], np.float32))
         others = graph.constant(np.array([[0, -1, -1, -1, -1, -1, -1]], np.float32))

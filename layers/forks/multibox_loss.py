@@ -1,10 +1,10 @@
 """MultiBoxLoss: SSD's loss of boxes and of their classes.
 
-    top = (loc_weight loc + conf) / S       S: matches (VALID, the default), images (BATCH_SIZE), images x priors
-                                            (FULL) or 1 (NONE), and at least 1
+    top = (loc_weight loc + conf) / S       S: matches (VALID, the default), images (BATCH_SIZE), images x
+                                            priors (FULL) or 1 (NONE), and at least 1
 
-1. Priors, or with use_prior_for_matching: false the predicted boxes, are matched with the truths of their image:
-   `match` in boxes.py. With share_location: false a match belongs to the class of its truth.
+1. Priors, or with use_prior_for_matching: false the predicted boxes, are matched with the truths of their
+   image: `match` in boxes.py. With share_location: false a match belongs to the class of its truth.
 2. mining_type chooses what counts. MAX_NEGATIVE: of the priors without a match whose overlaps are all below
    neg_overlap those with the largest loss of the class, neg_pos_ratio times as many as matches, per image; an
    image without a truth gives none. HARD_EXAMPLE: the sample_size priors of the largest loss, matched or not.
@@ -16,18 +16,20 @@
 bottom[0]  (N, 4 L P) codes of boxes (boxes.py); L is 1, or num_classes with share_location: false
 bottom[1]  (N, C P) scores, C = num_classes
 bottom[2]  (1, 2, 4 P) priors and their variances; no gradient
-bottom[3]  (1, 1, G, 8) truths: image, label, instance, xmin, ymin, xmax, ymax, difficult; no gradient. Rows with
-           image -1 are passed over, difficult ones too with use_difficult_gt: false
+bottom[3]  (1, 1, G, 8) truths: image, label, instance, xmin, ymin, xmax, ymax, difficult; no gradient. Rows
+           with image -1 are passed over, difficult ones too with use_difficult_gt: false
 top[0]     (), the loss; a part whose bottom has propagate_down: false is left out of it
 
-LOGISTIC's targets are as in the fork: they start as the number background_label_id; a chosen negative has 1 for
-the background; with mining_type: NONE those of the second image start P numbers after the first one's, not P C.
+LOGISTIC's targets are as in the fork: they start as the number background_label_id; a chosen negative has 1
+for the background; with mining_type: NONE those of the second image start P numbers after the first one's,
+not P C.
 
 The host reads the truths in each iteration, and which priors are matched.
 
-SSD (weiliu89/caffe, branch ssd): multibox_loss_layer.cpp, util/bbox_util.cpp. Differs: of equal losses the lower
-prior is chosen (the fork: any); each forward pass makes its own matches (in the fork two passes without a
-backward pass between use the first one's, and may read out of bounds); a label out of range is always an error.
+SSD (weiliu89/caffe, branch ssd): multibox_loss_layer.cpp, util/bbox_util.cpp. Differs: of equal losses the
+lower prior is chosen (the fork: any); each forward pass makes its own matches (in the fork two passes without
+a backward pass between use the first one's, and may read out of bounds); a label out of range is always an
+error; force_backward asks for no gradient of priors and truths (the fork aborts).
 """
 
 from __future__ import annotations
@@ -108,6 +110,8 @@ class MultiBoxLoss(LossLayer):
             )
         if fields.mining_type == MultiBoxLossParameter.HARD_EXAMPLE and fields.sample_size <= 0:
             raise self.error(f"sample_size must be larger than 0; got {fields.sample_size}")
+        if fields.nms_param.HasField("eta"):
+            self.note_leftover("multibox_loss_param.nms_param.eta")
         self._check_background()
         self.normalization = normalization(param.loss_param)
         if self.normalization not in MODES:
@@ -134,6 +138,9 @@ class MultiBoxLoss(LossLayer):
         if len(truths) != 4 or truths[3] != 8 or prod(truths[:2]) != 1:
             raise self.error(f"bottom[3] must be truths (1, 1, G, 8); got {truths}")
         return [()]
+
+    def allows_force_backward(self, bottom_index: int) -> bool:
+        return bottom_index == 0
 
     @property
     def capturable(self) -> bool:
@@ -322,7 +329,9 @@ class MultiBoxLoss(LossLayer):
 
     def _conf_loss(self, scores: Tensor, pairs: Pairs, negatives: Tensor) -> Tensor:
         fields = self.fields
-        label = torch.full_like(pairs.label, self.background + 1) if fields.map_object_to_agnostic else pairs.label
+        label = pairs.label
+        if fields.map_object_to_agnostic:
+            label = torch.full_like(label, self.background + 1)
         softmax = fields.conf_loss_type == MultiBoxLossParameter.SOFTMAX
         if self.mines:
             image, prior = negatives.nonzero(as_tuple=True)
@@ -339,9 +348,7 @@ class MultiBoxLoss(LossLayer):
             # Where several classes match a prior the last one gives the label.
             target = torch.full(scores.shape[:2], -1, device=scores.device).flatten()
             target = target.scatter_reduce(0, place, label, "amax")
-            return apply(
-                _Softmax, scores.flatten(0, 1), torch.where(target < 0, self.background, target)
-            )
+            return apply(_Softmax, scores.flatten(0, 1), torch.where(target < 0, self.background, target))
         targets = torch.full_like(scores, self.background).flatten()
         targets[pairs.image * scores.shape[1] + pairs.prior * fields.num_classes + label] = 1
         return apply(_Logistic, scores, targets.reshape(scores.shape))

@@ -4,8 +4,8 @@
     top  = s x / n
     diff = s (d - x (sum x d) / n^2) / n        d: the top's diff
 
-The sums are over the channels of a pixel, or with across_spatial over a whole image. With a scale for each channel
-diff is not the derivative, where the scales would stand inside of the sum: so it is in the fork.
+The sums are over the channels of a pixel, or with across_spatial over a whole image. With a scale for each
+channel diff is not the derivative, where the scales would stand inside of the sum: so it is in the fork.
 
 bottom[0]  (N, C), (N, C, H) or (N, C, H, W)
 top[0]     the same

@@ -4,14 +4,16 @@
     box    = centre -+ size / 2, divided by the image's width and height
 
 For each min_size in turn: a square of min_size; with max_sizes a square of sqrt(min_size max_size); then for
-each aspect ratio r but 1 the width min_size sqrt(r) and the height min_size / sqrt(r). Sizes are cut to integers.
-Ratios: 1, then the given ones, each with 1/r right after it if `flip`; one that is there already is skipped.
+each aspect ratio r but 1 the width min_size sqrt(r) and the height min_size / sqrt(r). Sizes are cut to
+integers. Ratios: 1, then the given ones, each with 1/r right after it if `flip`; one that is there already is
+skipped.
 
 bottom[0]  the feature map; only its H and W count
 bottom[1]  the image; only its H and W count. It may be left out where img_size, or img_h and img_w, give them
 top[0]     (1, 2, H W P 4): boxes (order: row, column, prior) and their variances; constant
 
-A step that is not given is the size of the image by that of the map. Variances: 4, or one for all, or none: 0.1.
+A step that is not given is the size of the image by that of the map. Variances: 4, or one for all, or none:
+0.1.
 
 SSD (weiliu89/caffe, branch ssd): prior_box_layer.cpp.
 """

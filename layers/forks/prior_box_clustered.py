@@ -2,11 +2,11 @@
 
     box = centre -+ (width, height) / 2, divided by the image's width and height
 
-The sizes are not cut to integers. Fields, bottoms and top are those of PriorBox, in prior_box_param, with `width`
-and `height` in place of min_size, max_size, aspect_ratio and flip.
+The sizes are not cut to integers. Fields, bottoms and top are those of PriorBox, in prior_box_param, with
+`width` and `height` in place of min_size, max_size, aspect_ratio and flip.
 
-Intel's training toolbox (openvinotoolkit/training_toolbox_caffe): prior_box_clustered_layer.cpp. Differs: as many
-heights as widths must be given (without a height the fork reads out of bounds).
+Intel's training toolbox (openvinotoolkit/training_toolbox_caffe): prior_box_clustered_layer.cpp. Differs: as
+many heights as widths must be given (without a height the fork reads out of bounds).
 """
 
 from __future__ import annotations

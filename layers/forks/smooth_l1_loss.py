@@ -7,8 +7,8 @@
 bottom[0], bottom[1]  (N, ...) of one shape
 top[0]                (), the loss
 
-SSD (weiliu89/caffe, branch ssd): smooth_L1_loss_layer.cpp. Faster R-CNN has another layer of this name, told by
-its smooth_l1_loss_param or four bottoms: smooth_l1_loss_rcnn.py.
+SSD (weiliu89/caffe, branch ssd): smooth_L1_loss_layer.cpp. Faster R-CNN has another layer of this name, told
+by its smooth_l1_loss_param or four bottoms: smooth_l1_loss_rcnn.py.
 """
 
 from __future__ import annotations

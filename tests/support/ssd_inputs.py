@@ -22,7 +22,7 @@ def random_inputs(
     num: int = 2, priors: int = 24, classes: int = 3, loc_classes: int = 1, truths: int = 5, *, seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> Inputs:  # fmt: skip
-    """Priors over the whole image, some beyond its border; the last image has no truth, the last row is none."""
+    """Priors over the whole image, some beyond its border; the last image has no truths."""
     rng = np.random.default_rng(seed)
 
     def boxes(count: int, least: float, most: float) -> np.ndarray:

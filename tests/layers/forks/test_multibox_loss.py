@@ -42,7 +42,8 @@ def text(options: dict[str, Any]) -> str:
         if name not in ("normalization", "nms_threshold", "nms_top_k"):
             words.append(f"{name}: {str(value).lower() if isinstance(value, bool) else value}")
     if options.get("nms_threshold"):
-        words.append(f"nms_param {{ nms_threshold: {options['nms_threshold']} top_k: {options['nms_top_k']} }}")
+        top_k = options["nms_top_k"]
+        words.append(f"nms_param {{ nms_threshold: {options['nms_threshold']} top_k: {top_k} }}")
     fields = " ".join(words)
     loss = f"loss_param {{ normalization: {options['normalization']} }}"
     return f'type: "MultiBoxLoss" {loss} multibox_loss_param {{ {fields} }}'
