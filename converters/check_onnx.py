@@ -1,7 +1,7 @@
 """Whether an exported model computes what its net computes: both run on random inputs.
 
-An input that a layer reads as indices gets valid indices; every other input gets numbers of the standard
-normal distribution.
+An input that a layer reads as indices gets valid indices, one for which a layer has an example gets that;
+every other input gets numbers of the standard normal distribution.
 
 Rows of detections are compared in any order: rounding may exchange two of nearly equal scores. It may also
 decide which of two boxes stays; so a net with such outputs gets up to three batches, of which one must agree.
@@ -9,7 +9,7 @@ decide which of two boxes stays; so a net with such outputs gets up to three bat
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +53,7 @@ def check_model(
     size      items of each input if `dynamic`; else the net's shapes give their number
     softmax   the outputs to which the model applies a softmax
     """
-    open_outputs = {top for step in net.steps if step.layer.open_axes for top in step.tops} & set(outputs)
+    open_outputs = {name: axes for name, axes in open_axes(net).items() if axes and name in outputs}
     for batch in range(BATCHES if open_outputs else 1):
         feeds = random_inputs(net, size, dynamic, batch)
         check = _check_batch(model, net, outputs, size, feeds, softmax, dynamic, open_outputs)
@@ -64,7 +64,7 @@ def check_model(
 
 def _check_batch(
     model: onnx.ModelProto, net: Net, outputs: list[str], size: int, feeds: dict[str, NDArray[np.float32]],
-    softmax: Collection[str], dynamic: bool, open_outputs: Collection[str],
+    softmax: Collection[str], dynamic: bool, open_outputs: Mapping[str, tuple[int, ...]],
 ) -> Check:  # fmt: skip
     import onnxruntime
 
@@ -94,7 +94,7 @@ def _check_batch(
         if name in softmax:
             want = want.softmax(1)
         if name in open_outputs:
-            _compare_rows(check, value, want.numpy())
+            _compare_rows(check, name, value, want.numpy(), open_outputs[name][0])
             continue
         if value.shape != tuple(want.shape):
             raise ExportError(
@@ -120,16 +120,32 @@ def _compare(check: Check, name: str, value: NDArray[Any], want: NDArray[Any]) -
         check.not_compared[name] = "it is 0 everywhere"
 
 
-def _compare_rows(check: Check, value: NDArray[Any], want: NDArray[Any]) -> None:
-    """Compare the vectors on the last axis, each with the nearest one of the other side."""
-    check.largest = max(check.largest, float(np.abs(want).max(initial=0)))
+def _compare_rows(check: Check, name: str, value: NDArray[Any], want: NDArray[Any], axis: int) -> None:
+    """Compare what lies along an axis, each item with the nearest one of the other side."""
     if value.shape != want.shape:
         check.difference = np.inf
         return
-    rows, others = value.reshape(-1, value.shape[-1]), want.reshape(-1, want.shape[-1])
+    if not np.isfinite(want).all() or not want.any():
+        _compare(check, name, value, want)
+        return
+    check.largest = max(check.largest, float(np.abs(want).max(initial=0)))
+    rows, others = (np.moveaxis(side, axis, 0).reshape(side.shape[axis], -1) for side in (value, want))
     for left, right in ((rows, others), (others, rows)):
         for row in left:
             check.difference = max(check.difference, float(np.abs(right - row).max(1).min()))
+
+
+def open_axes(net: Net) -> dict[str, tuple[int, ...]]:
+    """The axes of each blob whose size depends on values.
+
+    Where they are items, as regions of interest are, what is computed of each goes on as an item.
+    """
+    axes: dict[str, tuple[int, ...]] = {}
+    for step in net.steps:
+        of_items = any(0 in axes.get(bottom, ()) for bottom in step.bottoms)
+        for top in step.tops:
+            axes[top] = step.layer.open_axes or ((0,) if of_items and net.blob_shapes[top] else ())
+    return axes
 
 
 def random_inputs(net: Net, size: int, dynamic: bool, batch: int = 0) -> dict[str, NDArray[np.float32]]:
@@ -139,12 +155,15 @@ def random_inputs(net: Net, size: int, dynamic: bool, batch: int = 0) -> dict[st
     """
     generator = np.random.default_rng([size, batch] if batch else size)
     counts = index_counts(net, size if dynamic else None)
+    examples = _examples(net, size if dynamic else None)
     feeds = {}
     for name in net.inputs:
         shape = _with_batch(net.blob_shapes[name], size if dynamic else None)
         if name in counts:
             values = generator.integers(0, counts[name], shape).astype(np.float32)
             values.flat[:1] = counts[name] - 1  # Filter selects at least one item
+        elif name in examples:
+            values = examples[name]
         else:
             values = generator.standard_normal(shape).astype(np.float32)
         feeds[name] = values
@@ -170,6 +189,28 @@ def index_counts(net: Net, size: int | None = None) -> dict[str, int]:
             elif step.bottoms:
                 sources.pop(top, None)
     return counts
+
+
+def _examples(net: Net, size: int | None) -> dict[str, NDArray[np.float32]]:
+    """The values that layers propose for inputs."""
+    examples = {}
+    for step in net.steps:
+        shapes = [_with_batch(net.blob_shapes[bottom], size) for bottom in step.bottoms]
+        for index, bottom in enumerate(step.bottoms):
+            source = _source(net, bottom)
+            if source is not None and (values := step.layer.example(index, shapes)) is not None:
+                examples[source] = values
+    return examples
+
+
+def _source(net: Net, blob: str) -> str | None:
+    """The input that a blob is a copy of, if it is one."""
+    for step in reversed(net.steps):
+        if blob in step.tops and not step.layer.is_fed:
+            if step.layer.type != "Split":
+                return None
+            blob = step.bottoms[0]
+    return blob if blob in net.inputs else None
 
 
 def is_softmax(net: Net, output: str) -> bool:

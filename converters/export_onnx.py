@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from imae.converters.check_onnx import ALLOWED, check_model, is_softmax
+from imae.converters.check_onnx import ALLOWED, check_model, is_softmax, open_axes
 from imae.files.atomic import write_atomically
 from imae.files.errors import ExportError
 from imae.files.read import AnyPath
@@ -256,11 +256,11 @@ def export_net(
 def _model(
     net: Net, graph: Graph, outputs: Iterable[str], opset: int, dynamic_batch: bool, metadata: dict[str, str]
 ) -> onnx.ModelProto:
-    open_axes = {top: step.layer.open_axes for step in net.steps for top in step.tops}
+    axes_of = open_axes(net)
 
     def info(name: str) -> onnx.ValueInfoProto:
         shape: list[int | str] = list(net.blob_shapes[name])
-        if axes := open_axes.get(name, ()):
+        if axes := axes_of.get(name, ()):
             for axis in axes:
                 shape[axis] = f"size of {name}"
         elif dynamic_batch and shape:

@@ -17,8 +17,8 @@ from imae.files.errors import LayerError
 if TYPE_CHECKING:  # not at run time: the command line needs no schema
     from imae.prototxt.caffe_pb2 import LayerParameter
 
-# Python layers of well-known projects that are built in, by module and class: none of the user's code is imported
-# for them. The values are the types in whose files they are.
+# Python layers of well-known projects that are built in, by module and class: none of the user's code is
+# imported for them. The values are the types in whose files they are.
 BUILT_IN = {("rpn.proposal_layer", "ProposalLayer"): "Proposal"}
 
 VARIABLE = "IMAE_NO_PYTHON_LAYERS"

@@ -1,7 +1,7 @@
-"""BoxAnnotatorOHEM: of each image's regions of interest only those with the largest losses are learned from.
+"""BoxAnnotatorOHEM: of an image's regions of interest only those with the largest losses are learned from.
 
-The `roi_per_img` positions of an image with the largest losses keep their label and their box weights. The others
-get the label `ignore_label` and the weights 0.
+The `roi_per_img` positions of an image with the largest losses keep their label and their box weights. The
+others get the label `ignore_label` and the weights 0.
 
 bottom[0]  (R, 5, H, W): image, x1, y1, x2, y2; axes that are absent count as 1
 bottom[1]  (R, 1, H, W): the losses
@@ -12,8 +12,8 @@ top[1]     (R, K, H, W): box weights
 
 No bottom gets a gradient.
 
-R-FCN (daijifeng001/caffe-rfcn, branch r-fcn): box_annotator_ohem_layer.cu. Differs: of equal losses the first counts
-as the larger one (the fork's order is undefined). A negative image number is an error.
+R-FCN (daijifeng001/caffe-rfcn, branch r-fcn): box_annotator_ohem_layer.cu. Differs: of equal losses the
+first counts as the larger one (the fork's order is undefined). A negative image number is an error.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class BoxAnnotatorOHEM(Layer):
             shape = four_axes(self, index, bottom_shapes[index])
             if shape != (rois[0], channels, *rois[2:]):
                 raise self.error(
-                    f"bottom[{index}] must be {(rois[0], channels, *rois[2:])}; got {tuple(bottom_shapes[index])}"
+                    f"bottom[{index}] must be {(rois[0], channels, *rois[2:])}; "
+                    f"got {tuple(bottom_shapes[index])}"
                 )
         return [others[1], others[2]]
 

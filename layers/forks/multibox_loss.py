@@ -352,7 +352,7 @@ class MultiBoxLoss(LossLayer):
         targets[pairs.image * scores.shape[1] + pairs.prior * fields.num_classes + label] = 1
         return apply(_Logistic, scores, targets.reshape(scores.shape))
 
-    def _divisor(self, num: int, num_priors: int, count: int) -> Tensor | int:
+    def _divisor(self, num: int, num_priors: int, count: int) -> Tensor | float:
         if self.normalization == LossParameter.VALID:
             return max(count, 1)
         return normalizer(self.normalization, num, num_priors, None)

@@ -1,50 +1,53 @@
 """Proposal: the regions of interest (ROIs) that a region proposal network finds in an image.
 
-At each cell of the map lie A anchors, a box for each ratio and scale around the cell's place in the image. Each is
-moved and scaled by the predictions:
+At each cell of the map lie A anchors, a box for each ratio and scale around the cell's place in the image.
+Each is moved and scaled by the predictions:
 
     centre = anchor's centre + (dx, dy) * anchor's size       size = x2 - x1 + 1, and so on
     size   = anchor's size * exp(dw, dh)
     box    = centre -+ size / 2, limited to 0 .. image's size - 1
 
-The pre_nms_topn boxes with the largest scores go on. From the largest score down, a box is taken unless it overlaps
-one that was taken before by more than nms_thresh (intersection by union, with sizes as above), until post_nms_topn
-boxes are taken.
+The pre_nms_topn boxes with the largest scores go on. From the largest score down, a box is taken unless it
+overlaps one that was taken before by more than nms_thresh (intersection by union, with sizes as above),
+until post_nms_topn boxes are taken.
 
-bottom[0]  (N, 2 A, H, W): scores, of which the last A count; an anchor is ratio by ratio, within it scale by scale
+bottom[0]  (N, 2 A, H, W): scores, of which the last A count; anchors are ratio by ratio, then scale by scale
 bottom[1]  (N, 4 A, H, W): dx, dy, dw, dh of each anchor
 bottom[2]  the image's height and width, and its scale
 top[0]     (R, 5): image, x1, y1, x2, y2
 top[1]     (R), optional: scores
 
-No bottom gets a gradient. The host reads the boxes, so on a GPU it waits here.
+No bottom gets a gradient. The host reads the boxes, so on a GPU it waits here. Variants:
 
-Types and variants:
+    type Proposal, source PVANET
+        PVANET's and mini-caffe's. `scale` counts base_size. A box smaller than min_size times the image's
+        scale has the score 0. One image.
+    type Proposal, source CAFFE_WINDOWS
+        The same with `scale` in pixels, and for any number of images, all of the size of the first.
+    type Python, module rpn.proposal_layer, layer ProposalLayer
+        That of py-faster-rcnn, py-R-FCN and pva-faster-rcnn. base_size is 16. A box smaller than min_size
+        times the image's scale is left out. One image. top[1] is (R, 1).
 
-    Proposal, source PVANET         PVANET's and mini-caffe's. scale counts base_size. A box smaller than min_size times
-                                    the image's scale has the score 0. One image.
-    Proposal, source CAFFE_WINDOWS  The same with scale in pixels, and for any number of images, all of the size
-                                    of the first.
-    Python, module rpn.proposal_layer, layer ProposalLayer
-                                    That of py-faster-rcnn, py-R-FCN and pva-faster-rcnn. base_size is 16. A box
-                                    smaller than min_size times the image's scale is left out. One image. top[1]
-                                    is (R, 1).
+bottom[2] tells whose Proposal is meant if it has three numbers: mini-caffe's, as the others read a fourth
+one, the width's scale. If it has more, and no `source` is given, a `scale` below base_size tells PVANET's,
+with a warning: in pixels such a box is smaller than the one that the anchors are made from. Else it is an
+error.
 
-The Python layer's param_str has feat_stride, scales (by default 8, 16, 32) and ratios (0.5, 1, 2). What these projects
-have in their configuration may stand there, too, by its name; the defaults are those of py-faster-rcnn, in TEST and in
-TRAIN:
+The Python layer's param_str has feat_stride, scales (by default 8, 16, 32) and ratios (0.5, 1, 2). What these
+projects have in their configuration may stand there, too, by its name; the defaults are py-faster-rcnn's:
 
-    RPN_PRE_NMS_TOP_N 6000, 12000; RPN_POST_NMS_TOP_N 300, 2000 (0 or less: all); RPN_NMS_THRESH 0.7; RPN_MIN_SIZE 16
-    RPN_NORMALIZE_STDS, RPN_NORMALIZE_MEANS    four numbers each, for RPN_NORMALIZE_TARGETS of py-R-FCN: in TRAIN the
-                                               predictions are first multiplied by the ones, then the others added
+    RPN_PRE_NMS_TOP_N      pre_nms_topn: 6000 in TEST, 12000 in TRAIN; 0 or less: all
+    RPN_POST_NMS_TOP_N     post_nms_topn: 300 in TEST, 2000 in TRAIN; 0 or less: all
+    RPN_NMS_THRESH         nms_thresh: 0.7
+    RPN_MIN_SIZE           min_size: 16
+    RPN_NORMALIZE_STDS, RPN_NORMALIZE_MEANS
+                           four numbers each, for py-R-FCN's RPN_NORMALIZE_TARGETS: in TRAIN the predictions
+                           are multiplied by the first four, and the other four are added
 
-bottom[2] tells whose Proposal is meant if it has three numbers: mini-caffe's, as the others read a fourth one, the
-width's scale. If it has more, and no `source` is given, a scale below base_size tells PVANET's, with a warning: in
-pixels such a box is smaller than the one that the anchors are made from. Else it is an error.
-
-PVANET (sanghoon/caffe, branch dev_pvanet), caffe-windows (happynear), mini-caffe (luoyetx): proposal_layer.cpp;
-py-faster-rcnn (rbgirshick): lib/rpn/proposal_layer.py, with suppression as on the GPU, its default. Differs: equal scores
-keep the order of rows, columns and anchors (the forks' order is undefined).
+PVANET (sanghoon/caffe, branch dev_pvanet), caffe-windows (happynear), mini-caffe (luoyetx):
+proposal_layer.cpp; py-faster-rcnn (rbgirshick): lib/rpn/proposal_layer.py, with suppression as on the GPU,
+its default. Differs: equal scores keep the order of rows, columns and anchors; the forks' order is
+undefined.
 """
 
 from __future__ import annotations
@@ -83,6 +86,7 @@ class RegionProposals(Layer):
     num_bottoms = 3
     min_tops, max_tops = 1, 2
     in_place = False
+    open_axes = (0,)
 
     anchors: Array
     feat_stride: int
@@ -103,12 +107,13 @@ class RegionProposals(Layer):
         count = len(self.anchors)
         if len(scores) != 4 or scores[1] != 2 * count:
             raise self.error(
-                f"bottom[0] must be (N, {2 * count}, H, W), two scores for each of {count} anchors; got {scores}"
+                f"bottom[0] must be (N, {2 * count}, H, W), two scores for each of {count} anchors; "
+                f"got {scores}"
             )
         if deltas != (scores[0], 4 * count, *scores[2:]):
             raise self.error(
-                f"bottom[1] must be {(scores[0], 4 * count, *scores[2:])}, four numbers for each of {count} anchors; "
-                f"got {deltas}"
+                f"bottom[1] must be {(scores[0], 4 * count, *scores[2:])}, four numbers for each of {count} "
+                f"anchors; got {deltas}"
             )
         if self.one_image and scores[0] != 1:
             raise self.error(f"Only single item batches are supported; got {scores[0]}")
@@ -149,7 +154,9 @@ class RegionProposals(Layer):
     def _candidates(self, scores: Tensor, deltas: Tensor, info: Tensor) -> tuple[Tensor, Tensor]:
         """The boxes of an image, by row, column and anchor, and their scores."""
         count = len(self.anchors)
-        centres, sizes = (torch.from_numpy(part).to(deltas) for part in self._anchors(tuple(deltas.shape[1:])))
+        centres, sizes = (
+            torch.from_numpy(part).to(deltas) for part in self._anchors(tuple(deltas.shape[1:]))
+        )
         values = scores[count:].permute(1, 2, 0).flatten()
         deltas = self.changes(deltas.permute(1, 2, 0).reshape(-1, 4))
         centres = deltas[:, :2] * sizes + centres
@@ -178,7 +185,7 @@ class RegionProposals(Layer):
         shape = bottom_shapes[2]
         values = np.ones(numbers_of_info(shape), np.float32)
         values[:2] = height * self.feat_stride, width * self.feat_stride
-        return np.broadcast_to(values, (prod(shape) // len(values), len(values))).reshape(shape)
+        return np.broadcast_to(values, (prod(shape) // len(values), len(values))).reshape(shape).copy()
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         from onnx import TensorProto  # here, because it is slow to import
@@ -219,12 +226,14 @@ class RegionProposals(Layer):
         else:
             scores = node("Mul", [scores, node("Cast", [large], to=TensorProto.FLOAT)])
         left = node("Min", [node("Shape", [scores]), integers(self.pre_nms_topn)])
-        best, order = f"{tops[0]}_scores", f"{tops[0]}_order"
+        best, order = f"{tops[0]}@{self.name}:best", f"{tops[0]}@{self.name}:order"
         node("TopK", [scores, left], [best, order], axis=0)
         boxes = node("Gather", [boxes, order])
-        # The operator's sizes are x2 - x1. Its scores are ranks, so that equal ones do not depend on the runtime.
+        # The operator's sizes are x2 - x1. Its scores are ranks: the order of equal ones is undefined there.
         grown = node("Add", [boxes, graph.constant(np.array([0, 0, 1, 1], np.float32))])
-        ranks = node("Range", [node("Squeeze", [left]), graph.constant(np.array(0)), graph.constant(np.array(-1))])
+        ranks = node(
+            "Range", [node("Squeeze", [left]), graph.constant(np.array(0)), graph.constant(np.array(-1))]
+        )
         ranks = node("Reshape", [node("Cast", [ranks], to=TensorProto.FLOAT), integers(1, 1, -1)])
         chosen = node(
             "NonMaxSuppression",
@@ -277,12 +286,13 @@ class Proposal(RegionProposals):
             return
         if min(proposal.scale) >= proposal.base_size:
             raise self.error(
-                f"bottom[2] has {numbers} numbers, which PVANET's Proposal reads (scale counts base_size) and that of "
-                "caffe-windows (scale in pixels); give proposal_param { source: PVANET } or { source: CAFFE_WINDOWS }"
+                f"bottom[2] has {numbers} numbers, which PVANET's Proposal reads (scale counts base_size) "
+                "and that of caffe-windows (scale in pixels); give proposal_param { source: PVANET } or "
+                "{ source: CAFFE_WINDOWS }"
             )
         logger.warning(
-            "layer %r: taken as PVANET's Proposal, whose scale counts base_size, as scale %g is below it; for that of "
-            "caffe-windows, in pixels, give proposal_param { source: CAFFE_WINDOWS }",
+            "layer %r: taken as PVANET's Proposal, whose scale counts base_size, as scale %g is below it; "
+            "for that of caffe-windows, in pixels, give proposal_param { source: CAFFE_WINDOWS }",
             self.name,
             min(proposal.scale),
         )
@@ -292,7 +302,8 @@ class Proposal(RegionProposals):
         if numbers_of_info(bottom_shapes[2]) == 3 and self.in_pixels:
             raise self.error("the Proposal of caffe-windows reads four numbers of bottom[2]; got 3")
         most = bottom_shapes[0][0] * self.post_nms_topn
-        return [(most, 5), (most,)][: len(self.param.top)]
+        tops: list[Shape] = [(most, 5), (most,)]
+        return tops[: len(self.param.top)]
 
     def smallest(self, info: Tensor) -> tuple[Tensor, Tensor]:
         return self.min_size * info[3 if len(info) > 3 else 2], self.min_size * info[2]
@@ -325,13 +336,15 @@ class ProposalLayer(RegionProposals):
             raise self.error("python_param.param_str must give feat_stride, a whole number above 0")
         for name, values in (("scales", scales), ("ratios", ratios)):
             if not values or min(values) <= 0:
-                raise self.error(f"python_param.param_str: {name} must have values, all above 0; got {values}")
+                raise self.error(
+                    f"python_param.param_str: {name} must have values, all above 0; got {values}"
+                )
         self.feat_stride = int(strides[0])
         self.anchors = anchors_by_base(16, ratios, scales, np.round)  # halves to the even neighbour
         logger.warning(
             "layer %r: built in, in place of the module %s, which is not imported, nor is its configuration: "
-            "RPN_PRE_NMS_TOP_N %d, RPN_POST_NMS_TOP_N %d, RPN_NMS_THRESH %g, RPN_MIN_SIZE %g, RPN_NORMALIZE_STDS %s, "
-            "RPN_NORMALIZE_MEANS %s; param_str may give others, by these names",
+            "RPN_PRE_NMS_TOP_N %d, RPN_POST_NMS_TOP_N %d, RPN_NMS_THRESH %g, RPN_MIN_SIZE %g, "
+            "RPN_NORMALIZE_STDS %s, RPN_NORMALIZE_MEANS %s; param_str may give others, by these names",
             self.name,
             param.python_param.module,
             self.pre_nms_topn,
@@ -344,7 +357,8 @@ class ProposalLayer(RegionProposals):
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         self.check_bottoms(bottom_shapes)
-        return [(1, 5), (1, 1, 1, 1)][: len(self.param.top)]  # as the module's setup has them
+        tops: list[Shape] = [(1, 5), (1, 1)]
+        return tops[: len(self.param.top)]  # one ROI until the first pass, as in the module
 
     def of_scores(self, scores: Tensor) -> Tensor:
         return scores[:, None]
@@ -363,7 +377,7 @@ class ProposalLayer(RegionProposals):
         return int(value) if value > 0 else ALL
 
     def _fields(self, text: str) -> dict[str, list[float]]:
-        """The numbers of each field of a param_str: a mapping in YAML or Python, of numbers and lists of them."""
+        """The numbers of each field of a param_str, a mapping in YAML or Python."""
         rest = text.strip()
         if rest[:1] == "{" and rest[-1:] == "}":
             rest = rest[1:-1].strip()
@@ -372,8 +386,8 @@ class ProposalLayer(RegionProposals):
             entry = ENTRY.match(rest)
             if entry is None:
                 raise self.error(
-                    f"python_param.param_str must be like \"'feat_stride': 16\", with numbers and lists of them; "
-                    f"cannot read {rest!r}"
+                    "python_param.param_str must be like \"'feat_stride': 16\", with numbers and lists of "
+                    f"them; cannot read {rest!r}"
                 )
             fields[entry["key"]] = [float(value) for value in NUMBER.findall(entry["value"])]
             rest = rest[entry.end() :].strip()
@@ -433,7 +447,7 @@ def suppress(boxes: Array, threshold: float, most: int) -> NDArray[np.int64]:
     """The places of the boxes that are taken, which come with falling scores."""
     x1, y1, x2, y2 = boxes.T
     areas = (x2 - x1 + 1) * (y2 - y1 + 1)
-    threshold = boxes.dtype.type(threshold)
+    limit = boxes.dtype.type(threshold)
     left = np.arange(len(boxes))
     taken: list[int] = []
     while len(left) and len(taken) < most:
@@ -442,5 +456,5 @@ def suppress(boxes: Array, threshold: float, most: int) -> NDArray[np.int64]:
         width = np.maximum(np.minimum(x2[first], x2[left]) - np.maximum(x1[first], x1[left]) + 1, 0)
         height = np.maximum(np.minimum(y2[first], y2[left]) - np.maximum(y1[first], y1[left]) + 1, 0)
         shared = width * height
-        left = left[~(shared / (areas[first] + areas[left] - shared) > threshold)]
+        left = left[~(shared / (areas[first] + areas[left] - shared) > limit)]
     return np.array(taken, np.int64)

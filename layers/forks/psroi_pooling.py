@@ -11,7 +11,8 @@ bottom[1]  (R, 5): image, x1, y1, x2, y2; gets no gradient
 top[0]     (R, output_dim, g, g)
 
 R-FCN (daijifeng001/caffe-rfcn, branch r-fcn): psroi_pooling_layer.cpp and .cu; on the CPU as in intel/caffe.
-Differs: an image number out of range is an error. A NaN or an infinity in the map spreads to all bins in its rows.
+Differs: an image number out of range is an error. A NaN or an infinity in the map spreads to all bins in its
+rows.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class PSROIPooling(Layer):
         maps = maps.reshape(groups, groups, images * height, self.output_dim * width)
         summed = (down @ maps).view(groups, groups, len(rows), self.output_dim, width)
         across = across.to(features.dtype).permute(1, 0, 2).view(1, groups, len(rows), 1, width)
-        sums = (summed * across).sum(4).permute(2, 3, 0, 1)
+        sums: Tensor = (summed * across).sum(4).permute(2, 3, 0, 1)
         return sums / area.to(features.dtype)[:, None]
 
     def example(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> NDArray[np.float32] | None:

@@ -11,9 +11,9 @@ bottom[0]  (N, C, H, W)
 bottom[1]  (R, 5): image, x1, y1, x2, y2; gets no gradient
 top[0]     (R, C, pooled_h, pooled_w)
 
-A bin's top diff goes to the first of its largest cells in row order. As in the fork's GPU code, it is lost where
-the cell is not within x1..x2, y1..y2, as for ROIs whose x2 is less than x1, and where rounding puts the cell into
-another bin on the way back.
+A bin's top diff goes to the first of its largest cells in row order. As in the fork's GPU code, it is lost
+where the cell is not within x1..x2, y1..y2, as for ROIs whose x2 is less than x1, and where rounding puts
+the cell into another bin on the way back.
 
 Faster R-CNN (rbgirshick/caffe-fast-rcnn, branch faster-rcnn): roi_pooling_layer.cpp and .cu. Differs: on the
 CPU the fork has no backward pass.
@@ -220,9 +220,7 @@ class Largest(NamedTuple):
         """The larger of both at each place."""
         if self.cells is None or other.cells is None:
             return Largest(torch.maximum(self.values, other.values), None)
-        takes = (other.values > self.values) | (
-            (other.values == self.values) & (other.cells < self.cells)
-        )
+        takes = (other.values > self.values) | ((other.values == self.values) & (other.cells < self.cells))
         return Largest(
             torch.where(takes, other.values, self.values), torch.where(takes, other.cells, self.cells)
         )

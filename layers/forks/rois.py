@@ -1,4 +1,4 @@
-"""Bottoms of regions of interest (ROIs), (R, 5): image, x1, y1, x2, y2; and shapes as these forks count axes."""
+"""Bottoms of regions of interest (ROIs), (R, 5): image, x1, y1, x2, y2; shapes as these forks count axes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FAR = 2.0**30  # no edge of a bin lies further out; keeps edges within integers
 
 
 def four_axes(layer: Layer, bottom_index: int, shape: Shape) -> Shape:
-    """The shape with four axes: those that are absent count as 1, as in Caffe's num(), channels() and so on."""
+    """The shape with four axes: absent ones count as 1, as in Caffe's num(), channels() and so on."""
     if len(shape) > 4:
         raise layer.error(f"bottom[{bottom_index}] may have four axes at most; got {tuple(shape)}")
     return (*shape, 1, 1, 1, 1)[:4]

@@ -2,8 +2,8 @@
 
     d        = w * (a - b)
     f(d)     = d^2 / 2 where |d| < 1, else |d| - 1/2
-    top[0]   = sum f(d) / S       S: VALID (the default) and FULL the positions, BATCH_SIZE the images, PRE_FIXED
-                                  pre_fixed_normalizer, NONE 1; at least 1
+    top[0]   = sum f(d) / S       S: VALID (the default) and FULL the positions, BATCH_SIZE the images,
+                                  PRE_FIXED pre_fixed_normalizer, NONE 1; at least 1
     top[1]   = sum of f(d) over the channels
     diff     = f'(d) / S          without the factor w; negative for b
 
@@ -45,6 +45,7 @@ class SmoothL1LossOHEM(LossLayer):
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         self.normalization = normalization(param.loss_param)
+        self.pre_fixed = param.loss_param.pre_fixed_normalizer
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         check_same_axes(self, bottom_shapes)
@@ -56,7 +57,7 @@ class SmoothL1LossOHEM(LossLayer):
 
     def forward(self, a: Tensor, b: Tensor, w: Tensor | None = None) -> Tensor | tuple[Tensor, ...]:
         images, channels, height, width = four_axes(self, 0, tuple(a.shape))
-        divisor = normalizer(self.normalization, images, height * width, None, self.param.loss_param)
+        divisor = normalizer(self.normalization, images, height * width, None, self.pre_fixed)
         loss, losses = apply_for_several(_SmoothL1, a, b, w, divisor)
         if len(self.param.top) < 2:
             return loss

@@ -1,7 +1,7 @@
-"""SmoothL1Loss of Faster R-CNN: a sum of squares near 0, of absolute values elsewhere, with weights and sigma.
+"""SmoothL1Loss of Faster R-CNN: squares near 0 and absolute values elsewhere, with weights and sigma.
 
     d   = inside * (a - b)
-    top = sum outside * f(d) / N      f(d) = sigma^2 d^2 / 2 where |d| < 1 / sigma^2, else |d| - 1 / (2 sigma^2)
+    top = sum outside * f(d) / N      f(d) = sigma^2 d^2 / 2 where |d| < 1 / sigma^2, |d| - 0.5 / sigma^2 else
 
 bottom[0]  a, predictions: (N, C, H, W); axes that are absent count as 1
 bottom[1]  b, targets: the same shape; may get a gradient
@@ -10,9 +10,9 @@ top[0]     (), the loss
 
 The variant of `smooth_l1_loss.py` for `smooth_l1_loss_param` and for four bottoms.
 
-Faster R-CNN (rbgirshick/caffe-fast-rcnn, branch faster-rcnn): smooth_L1_loss_layer.cpp and .cu; on the CPU as in
-intel/caffe. Differs: `loss_param { normalization: NONE }` is an error, as it divides by 1 in intel/caffe and has
-no effect in the others.
+Faster R-CNN (rbgirshick/caffe-fast-rcnn, branch faster-rcnn): smooth_L1_loss_layer.cpp and .cu; on the CPU
+as in intel/caffe. Differs: `loss_param { normalization: NONE }` is an error, as it divides by 1 in
+intel/caffe and has no effect in the others.
 """
 
 from __future__ import annotations
@@ -37,10 +37,14 @@ class RCNNSmoothL1Loss(LossLayer):
         super().__init__(param)
         sigma = param.smooth_l1_loss_param.sigma
         self.beta = 1 / sigma**2 if sigma else float("inf")
-        if param.loss_param.HasField("normalization") and param.loss_param.normalization == LossParameter.NONE:
+        if (
+            param.loss_param.HasField("normalization")
+            and param.loss_param.normalization == LossParameter.NONE
+        ):
             raise self.error(
-                "loss_param.normalization: NONE divides the sum by 1 in intel/caffe and by the number of images in "
-                "Faster R-CNN's own layer; remove it (and divide loss_weight accordingly)"
+                "loss_param.normalization: NONE divides the sum by 1 in intel/caffe and by the number of "
+                "images in Faster R-CNN's own layer; remove it (for intel's result, multiply loss_weight by "
+                "that number)"
             )
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
@@ -73,7 +77,8 @@ def check_same_axes(layer: LossLayer, bottom_shapes: Sequence[Shape]) -> None:
     for index, shape in enumerate(bottom_shapes[1:], 1):
         if four_axes(layer, index, shape) != first:
             raise layer.error(
-                f"bottom[{index}] must have the shape of bottom[0], {tuple(bottom_shapes[0])}; got {tuple(shape)}"
+                f"bottom[{index}] must have the shape of bottom[0], {tuple(bottom_shapes[0])}; "
+                f"got {tuple(shape)}"
             )
     if not bottom_shapes[0]:
         raise layer.error("bottom[0] must have an axis of images at least; got ()")

@@ -3,12 +3,13 @@
 bottom[0]  (N, C, ...) scores; bottom[1]  labels, as in softmax_loss.py
 top[0]     (), the loss of SoftmaxWithLoss
 top[1]     the shape of bottom[0], optional: the probabilities; its diff has no effect
-top[2]     the shape of bottom[1], optional: the loss at each position, 0 where the label is ignored; its diff has
-           no effect
+top[2]     the shape of bottom[1], optional: the loss at each position, 0 where the label is ignored; its
+           diff has no effect
 
 R-FCN, as in intel/caffe: softmax_loss_ohem_layer.cpp and .cu. Differs: as on the GPU, the probabilities are
-there also with three tops, and with ignore_label all losses are summed; on the CPU the fork leaves the second top
-as it is, and sums as many positions, from the first one, as are not ignored. A label out of range is an error.
+there also with three tops, and with ignore_label all losses are summed; on the CPU the fork leaves the
+second top as it is, and sums as many positions, from the first one, as are not ignored. A label out of range
+is an error.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class SoftmaxWithLossOHEM(LossLayer):
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         self.normalization = normalization(param.loss_param)
+        self.pre_fixed = param.loss_param.pre_fixed_normalizer
         self.labels = LabelReader(self, ignored_label(param.loss_param))
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
@@ -50,7 +52,7 @@ class SoftmaxWithLossOHEM(LossLayer):
         axis = self._axis(scores.dim())
         index, valid = self.labels(reshape_labels(label, scores, axis), scores.shape[axis])
         outer, inner = scores.shape[:axis].numel(), scores.shape[axis + 1 :].numel()
-        divisor = normalizer(self.normalization, outer, inner, valid, self.param.loss_param)
+        divisor = normalizer(self.normalization, outer, inner, valid, self.pre_fixed)
         loss, prob, losses = apply_for_several(_CrossEntropy, scores, index, valid, divisor, axis)
         tops = loss, prob, losses.view(label.shape)
         return tops[: len(self.param.top)] if len(self.param.top) > 1 else loss

@@ -41,16 +41,18 @@ def normalizer(
     outer: int,
     inner: int,
     valid: Tensor | None,
-    loss: LossParameter,
+    pre_fixed: float | None = None,
 ) -> Tensor | float:
     """The divisor for outer * inner labels; `valid` is the mask of labels that count, None if all do.
 
-    So a batch without a valid label has loss 0 and gradient 0, not NaN.
+    `pre_fixed` is loss_param.pre_fixed_normalizer; a loss that refuses PRE_FIXED needs none. So a batch
+    without a valid label has loss 0 and gradient 0, not NaN.
     """
     if mode == LossParameter.NONE:
         return 1
     if mode == LossParameter.PRE_FIXED:
-        return max(loss.pre_fixed_normalizer, 1)
+        assert pre_fixed is not None
+        return max(pre_fixed, 1)
     if mode == LossParameter.BATCH_SIZE:
         return max(outer, 1)
     if mode == LossParameter.FULL or valid is None:

@@ -59,6 +59,7 @@ class SoftmaxWithLoss(LossLayer):
         super().__init__(param)
         loss = param.loss_param
         self.normalization = normalization(loss)
+        self.pre_fixed = loss.pre_fixed_normalizer
         self.labels = LabelReader(self, ignored_label(loss))
         self.class_weights = _ClassWeights(loss.class_weighting) if loss.weight_by_label_freqs else None
         if loss.class_weighting and not loss.weight_by_label_freqs:
@@ -100,7 +101,7 @@ class SoftmaxWithLoss(LossLayer):
         axis = self._axis(scores.dim())
         index, valid = self.labels(reshape_labels(label, scores, axis), scores.shape[axis])
         outer, inner = scores.shape[:axis].numel(), scores.shape[axis + 1 :].numel()
-        divisor = normalizer(self.normalization, outer, inner, valid, self.param.loss_param)
+        divisor = normalizer(self.normalization, outer, inner, valid, self.pre_fixed)
         weights = None if self.class_weights is None else self.class_weights(index)
         slope = self._slope(scores.shape[axis] * inner) if self.smoothing else UNSMOOTHED
         return apply(_CrossEntropy, scores, index, valid, weights, divisor, axis, slope)

@@ -72,6 +72,7 @@ class DesignedLoss(LossLayer):
         self.by_weights = normalize_by == WeightNormalization.SUM_OF_WEIGHTS
         self.labels = LabelReader(self, ignored_label(loss))
         self.normalization = normalization(loss)
+        self.pre_fixed = loss.pre_fixed_normalizer
         fields = ("normalization", "normalize", "pre_fixed_normalizer")
         for field in fields if self.by_weights else ():
             if loss.HasField(field):
@@ -105,7 +106,7 @@ class DesignedLoss(LossLayer):
         if self.by_weights:
             return 1e-8 + weight.sum()
         inner = weight.numel() // max(outer, 1)
-        return normalizer(self.normalization, outer, inner, valid, self.param.loss_param)
+        return normalizer(self.normalization, outer, inner, valid, self.pre_fixed)
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         logits, label = bottom_shapes[:2]

@@ -44,8 +44,9 @@ from imae.prototxt.text import parse_net
 SEED = 7  # with it, mirror and rand_skip do something at once
 
 # What a type looks at besides the parameter of its own name; Caffe's types as Caffe's sources have it.
-NORMALIZED = "loss_param.ignore_label loss_param.normalization loss_param.normalize "\
-    "loss_param.pre_fixed_normalizer"
+NORMALIZED = (
+    "loss_param.ignore_label loss_param.normalization loss_param.normalize loss_param.pre_fixed_normalizer"
+)
 SHARED = {
     "Convolution Deconvolution Im2col": "convolution_param",
     "LSTM RNN": "recurrent_param",

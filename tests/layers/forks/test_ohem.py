@@ -1,4 +1,4 @@
-"""The losses of Faster R-CNN and R-FCN, BoxAnnotatorOHEM, PRE_FIXED and scale_train, beyond the recorded cases."""
+"""Faster R-CNN's and R-FCN's losses, BoxAnnotatorOHEM, PRE_FIXED, scale_train: beyond the recorded cases."""
 
 from __future__ import annotations
 
@@ -79,7 +79,11 @@ def test_a_sigma_of_0_makes_no_loss() -> None:
         ("", (A, B[:, :3]), "bottom[1] must have the shape of bottom[0], (3, 4, 2, 5); got (3, 3, 2, 5)"),
         ("", (A, B, W, OUTSIDE[..., :4]), "bottom[3] must have the shape of bottom[0]"),
         ("", (A[None], B[None]), "bottom[0] may have four axes at most"),
-        ("loss_param { normalization: NONE }", (A, B), "divides the sum by 1 in intel/caffe and by the number"),
+        (
+            "loss_param { normalization: NONE }",
+            (A, B),
+            "divides the sum by 1 in intel/caffe and by the number",
+        ),
     ],
 )
 def test_errors_of_smooth_l1(fields: str, bottoms: tuple[Tensor, ...], message: str) -> None:
@@ -87,7 +91,7 @@ def test_errors_of_smooth_l1(fields: str, bottoms: tuple[Tensor, ...], message: 
         rcnn(fields, *bottoms)
 
 
-# -- SmoothL1LossOHEM ------------------------------------------------------------------------------------------
+# -- SmoothL1LossOHEM ----------------------------------------------------------------------------------------
 
 OHEM = 'type: "SmoothL1LossOHEM" top: "loss" top: "losses" loss_param { %s }'
 DIVISORS = {
@@ -130,7 +134,7 @@ def test_smooth_l1_ohem_without_weights_and_losses() -> None:
     check_contract(OHEM % "", A.reshape(3, 40), B.reshape(3, 40, 1, 1))
 
 
-# -- SoftmaxWithLossOHEM ---------------------------------------------------------------------------------------
+# -- SoftmaxWithLossOHEM -------------------------------------------------------------------------------------
 
 SCORES = normal(4, 5, 3)
 LABELS = torch.tensor([[0.0, 4, 2], [1, 1, 3], [2, 0, 4], [3, 2, 1]])
@@ -139,18 +143,21 @@ SOFTMAX = 'type: "SoftmaxWithLoss%s" loss_param { %s }'
 
 @pytest.mark.parametrize(
     "fields",
-    ["", "ignore_label: 2", "ignore_label: 1 normalization: FULL", "normalization: BATCH_SIZE", "normalize: false",
-     "normalization: NONE", "ignore_label: 2 normalization: PRE_FIXED pre_fixed_normalizer: 2.5"],
+    ["", "ignore_label: 2", "ignore_label: 1 normalization: FULL", "normalization: BATCH_SIZE",
+     "normalize: false", "normalization: NONE",
+     "ignore_label: 2 normalization: PRE_FIXED pre_fixed_normalizer: 2.5"],
 )  # fmt: skip
 def test_softmax_ohem_is_softmax_with_more_tops(fields: str) -> None:
     plain = build(SOFTMAX % ("", fields), SCORES.shape, LABELS.shape)
-    layer = build(SOFTMAX % ("OHEM", fields) + 'top: "loss" top: "prob" top: "losses"', SCORES.shape, LABELS.shape)
+    layer = build(
+        SOFTMAX % ("OHEM", fields) + 'top: "loss" top: "prob" top: "losses"', SCORES.shape, LABELS.shape
+    )
     loss, prob, losses = run(layer, SCORES, LABELS)
     torch.testing.assert_close(loss, run(plain, SCORES, LABELS)[0], rtol=RTOL, atol=ATOL)
     torch.testing.assert_close(prob, SCORES.softmax(1), rtol=RTOL, atol=ATOL)
     want = -SCORES.log_softmax(1).gather(1, LABELS.long()[:, None])[:, 0]
     if "ignore_label" in fields:
-        want = want * (LABELS != layer.param.loss_param.ignore_label)
+        want = want * LABELS.ne(layer.param.loss_param.ignore_label)
     torch.testing.assert_close(losses, want, rtol=RTOL, atol=ATOL)
     leaves = [SCORES.clone().requires_grad_() for _ in range(2)]
     for leaf, it in zip(leaves, (layer, plain), strict=True):
@@ -173,7 +180,7 @@ def test_tops_of_softmax_ohem() -> None:
 @pytest.mark.parametrize("kind", ["SoftmaxWithLoss", "SigmoidCrossEntropyLoss", "IMAELoss", "MAELoss"])
 def test_pre_fixed_in_other_losses(kind: str) -> None:
     """PRE_FIXED n is NONE divided by n, but never by less than 1."""
-    bottoms = (SCORES, LABELS) if kind != "SigmoidCrossEntropyLoss" else (SCORES, (SCORES > 0).float())
+    bottoms = (SCORES, LABELS) if kind != "SigmoidCrossEntropyLoss" else (SCORES, SCORES.gt(0).float())
     shapes = [tuple(bottom.shape) for bottom in bottoms]
 
     def loss(fields: str) -> Tensor:
@@ -199,15 +206,18 @@ def test_pre_fixed_with_infogain() -> None:
 def test_the_sum_of_weights_refuses_a_fixed_normalizer() -> None:
     with refused("loss_param.pre_fixed_normalizer does nothing with the sum of weights"):
         build(
-            'type: "IMAELoss" imae_loss_param { normalizer: SUM_OF_WEIGHTS } loss_param { pre_fixed_normalizer: 2 }',
+            'type: "IMAELoss" imae_loss_param { normalizer: SUM_OF_WEIGHTS } '
+            "loss_param { pre_fixed_normalizer: 2 }",
             SCORES.shape,
             LABELS.shape,
         )
 
 
-# -- BoxAnnotatorOHEM --------------------------------------------------------------------------------------------
+# -- BoxAnnotatorOHEM ----------------------------------------------------------------------------------------
 
-ANNOTATOR = 'type: "BoxAnnotatorOHEM" top: "labels" top: "weights" box_annotator_ohem_param { roi_per_img: %d %s }'
+ANNOTATOR = (
+    'type: "BoxAnnotatorOHEM" top: "labels" top: "weights" box_annotator_ohem_param { roi_per_img: %d %s }'
+)
 
 
 def annotated(
@@ -262,7 +272,11 @@ def test_annotator_takes_rows() -> None:
         (ANNOTATOR % (1, ""), [(3, 4), (3, 1), (3, 1), (3, 8)], "bottom[0] must be (3, 5, 1, 1); got (3, 4)"),
         (ANNOTATOR % (1, ""), [(3, 5), (3, 2), (3, 1), (3, 8)], "bottom[1] must be (3, 1, 1, 1); got (3, 2)"),
         (ANNOTATOR % (1, ""), [(3, 5), (3, 1), (2, 1), (3, 8)], "bottom[2] must be (3, 1, 1, 1); got (2, 1)"),
-        (ANNOTATOR % (1, ""), [(3, 5), (3, 1), (3, 1), (3, 8, 2)], "bottom[3] must be (3, 8, 1, 1); got (3, 8, 2)"),
+        (
+            ANNOTATOR % (1, ""),
+            [(3, 5), (3, 1), (3, 1), (3, 8, 2)],
+            "bottom[3] must be (3, 8, 1, 1); got (3, 8, 2)",
+        ),
         (ANNOTATOR % (1, ""), [(3, 5), (3, 1), (3, 1)], "takes 4 bottom blob(s)"),
     ],
 )
@@ -279,13 +293,15 @@ def test_a_negative_image() -> None:
             rois, torch.zeros(3, 1), torch.zeros(3, 1), torch.zeros(3, 8))  # fmt: skip
 
 
-# -- Dropout -----------------------------------------------------------------------------------------------------
+# -- Dropout -------------------------------------------------------------------------------------------------
 
 DROPOUT = 'type: "Dropout" dropout_param { dropout_ratio: 0.25 scale_train: false }'
 
 
 def test_dropout_without_scale_in_training() -> None:
-    layers = [build(f'{text} phase: TRAIN', A.shape, seed=3) for text in (DROPOUT, DROPOUT.replace("false", "true"))]
+    layers = [
+        build(f"{text} phase: TRAIN", A.shape, seed=3) for text in (DROPOUT, DROPOUT.replace("false", "true"))
+    ]
     (plain,), (scaled,) = (run(layer, A) for layer in layers)
     torch.testing.assert_close(plain, scaled * 0.75, rtol=RTOL, atol=ATOL)
     assert set((plain / A).flatten().tolist()) == {0.0, 1.0}

@@ -1,6 +1,7 @@
 """Proposal of PVANET, mini-caffe and caffe-windows, and in place of py-faster-rcnn's Python layer.
 
-Nothing is recorded: the reference is `expected`, written from the description of the forks' sources, box by box.
+Nothing is recorded: the reference is `expected`, written from the description of the forks' sources, box by
+box.
 """
 
 import math
@@ -30,8 +31,8 @@ PYTHON = f"""type: "Python" {TOPS} phase: TEST
     python_param {{ module: "rpn.proposal_layer" layer: "ProposalLayer" param_str: "%s" }}"""
 STRIDE_16 = PYTHON % "'feat_stride': 16"
 PVANET = PROPOSAL % (
-    "ratio: 0.5 ratio: 1 ratio: 2 scale: 2 scale: 4 feat_stride: 8 min_size: 9 pre_nms_topn: 300 nms_thresh: 0.6 "
-    "post_nms_topn: %s"
+    "ratio: 0.5 ratio: 1 ratio: 2 scale: 2 scale: 4 feat_stride: 8 min_size: 9 pre_nms_topn: 300 "
+    "nms_thresh: 0.6 post_nms_topn: %s"
 )
 WINDOWS = PROPOSAL % (
     "ratio: 0.667 ratio: 1.5 scale: 20 scale: 45 base_size: 12 feat_stride: 8 min_size: 9 pre_nms_topn: 150 "
@@ -47,7 +48,11 @@ THEIR_ANCHORS = [
 
 def bottoms(anchors: int, height: int, width: int, info: Sequence[float], images: int = 1) -> list[Tensor]:
     scores = torch.sigmoid(normal(images, 2 * anchors, height, width))
-    return [scores, 0.4 * normal(images, 4 * anchors, height, width, seed=1), torch.tensor([info] * images, dtype=torch.float32)]
+    return [
+        scores,
+        0.4 * normal(images, 4 * anchors, height, width, seed=1),
+        torch.tensor([info] * images, dtype=torch.float32),
+    ]
 
 
 def expected(layer: RegionProposals, scores: Tensor, deltas: Tensor, info: Tensor) -> list[list[float]]:
@@ -209,7 +214,7 @@ def test_forms_of_param_str(param_str: str) -> None:
         ("'feat_stride': 16 'sizes': [1]", "unknown field 'sizes'"),
         ("'feat_stride': 16 'scales': []", "scales must have values"),
         ("'feat_stride': 16 'scales': [-1]", "all above 0; got [-1.0]"),
-        ("'feat_stride': __import__('os')", 'must be like "\'feat_stride\': 16"'),
+        ("'feat_stride': __import__('os')", "must be like \"'feat_stride': 16\""),
         ("'feat_stride': 16 'scales': !!python/object [8]", "cannot read"),
         ("16", "cannot read '16'"),
         ("'feat_stride': 16, RPN_MIN_SIZE: [1, 2]", "RPN_MIN_SIZE must have 1 numbers; got [1.0, 2.0]"),
@@ -222,8 +227,8 @@ def test_bad_param_str(param_str: str, message: str) -> None:
 
 
 CONFIGURED = (
-    "'feat_stride': 16, RPN_PRE_NMS_TOP_N: %d, RPN_POST_NMS_TOP_N: %d, RPN_NMS_THRESH: 0.5, RPN_MIN_SIZE: 15, "
-    "RPN_NORMALIZE_STDS: [0.1, 0.2, 0.3, 0.4], RPN_NORMALIZE_MEANS: [0.5, 0, -0.5, 0.25]"
+    "'feat_stride': 16, RPN_PRE_NMS_TOP_N: %d, RPN_POST_NMS_TOP_N: %d, RPN_NMS_THRESH: 0.5, "
+    "RPN_MIN_SIZE: 15, RPN_NORMALIZE_STDS: [0.1, 0.2, 0.3, 0.4], RPN_NORMALIZE_MEANS: [0.5, 0, -0.5, 0.25]"
 )
 
 
@@ -238,7 +243,9 @@ def test_the_configuration_in_param_str(counts: tuple[int, int], phase: str) -> 
     assert (layer.nms_thresh, layer.min_size) == (0.5, 15)
     rois, _ = run(layer, scores, deltas, info)
     if phase == "TRAIN":
-        stds, means = (torch.tensor(values).repeat(9).view(1, 36, 1, 1) for values in (layer.stds, layer.means))
+        stds, means = (
+            torch.tensor(values).repeat(9).view(1, 36, 1, 1) for values in (layer.stds, layer.means)
+        )
         assert means[0, 2] == -0.5
         deltas = deltas * stds + means
     want = np.array(expected(layer, scores, deltas, info))[:, :5]
@@ -259,8 +266,8 @@ def test_four_numbers_of_the_image_are_two_sources(caplog: pytest.LogCaptureFixt
     assert not caplog.records
     build(PROPOSAL % "ratio: 1 scale: 15", *FOUR)
     assert [record.getMessage() for record in caplog.records] == [
-        "layer 'it': taken as PVANET's Proposal, whose scale counts base_size, as scale 15 is below it; for that of "
-        "caffe-windows, in pixels, give proposal_param { source: CAFFE_WINDOWS }"
+        "layer 'it': taken as PVANET's Proposal, whose scale counts base_size, as scale 15 is below it; for "
+        "that of caffe-windows, in pixels, give proposal_param { source: CAFFE_WINDOWS }"
     ]
 
 
@@ -288,7 +295,10 @@ SHAPES = [(1, 2, 2, 3), (1, 4, 2, 3), (1, 3)]
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ([(1, 3, 2, 3), *SHAPES[1:]], "bottom[0] must be (N, 2, H, W), two scores for each of 1 anchors; got"),
+        (
+            [(1, 3, 2, 3), *SHAPES[1:]],
+            "bottom[0] must be (N, 2, H, W), two scores for each of 1 anchors; got",
+        ),
         ([(1, 2, 6), *SHAPES[1:]], "bottom[0] must be (N, 2, H, W)"),
         ([SHAPES[0], (1, 4, 3, 2), SHAPES[2]], "bottom[1] must be (1, 4, 2, 3)"),
         ([(2, 2, 2, 3), (2, 4, 2, 3), (2, 3)], "Only single item batches are supported; got 2"),
@@ -314,7 +324,8 @@ NET = """
     layer { name: "in" type: "Input" top: "scores" top: "deltas" top: "im_info" input_param {
             shape { dim: [1, 18, 4, 5] } shape { dim: [1, 36, 4, 5] } shape { dim: [1, 3] } } }
     layer { name: "proposal" type: "Python" bottom: "scores" bottom: "deltas" bottom: "im_info" top: "rois"
-            python_param { module: "rpn.proposal_layer" layer: "ProposalLayer" param_str: "'feat_stride': 16" } }
+            python_param { module: "rpn.proposal_layer" layer: "ProposalLayer"
+                           param_str: "'feat_stride': 16" } }
     layer { name: "map" type: "Power" bottom: "scores" top: "map" }
     layer { name: "pool" type: "ROIPooling" bottom: "map" bottom: "rois" top: "pool"
             roi_pooling_param { pooled_h: 2 pooled_w: 2 spatial_scale: 0.0625 } }
@@ -326,12 +337,14 @@ def test_the_built_in_layer_is_named_and_nothing_is_imported(caplog: pytest.LogC
     with no_python_layers():
         net = Net(parse_net(NET))
     assert "rpn" not in sys.modules
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "imae.layers.forks.proposal"]
+    (line,) = [
+        record.getMessage() for record in caplog.records if record.name == "imae.layers.forks.proposal"
+    ]
     assert line == (
-        "layer 'proposal': built in, in place of the module rpn.proposal_layer, which is not imported, nor is its "
-        "configuration: RPN_PRE_NMS_TOP_N 6000, RPN_POST_NMS_TOP_N 300, RPN_NMS_THRESH 0.7, RPN_MIN_SIZE 16, "
-        "RPN_NORMALIZE_STDS [1.0, 1.0, 1.0, 1.0], RPN_NORMALIZE_MEANS [0.0, 0.0, 0.0, 0.0]; param_str may give "
-        "others, by these names"
+        "layer 'proposal': built in, in place of the module rpn.proposal_layer, which is not imported, nor "
+        "is its configuration: RPN_PRE_NMS_TOP_N 6000, RPN_POST_NMS_TOP_N 300, RPN_NMS_THRESH 0.7, "
+        "RPN_MIN_SIZE 16, RPN_NORMALIZE_STDS [1.0, 1.0, 1.0, 1.0], RPN_NORMALIZE_MEANS [0.0, 0.0, 0.0, 0.0]; "
+        "param_str may give others, by these names"
     )
     scores, deltas, info = bottoms(9, 4, 5, [64, 80, 1])
     tops = net({"scores": scores, "deltas": deltas, "im_info": info}, keep=("rois", "ip"))
@@ -345,7 +358,10 @@ def test_the_built_in_layer_is_named_and_nothing_is_imported(caplog: pytest.LogC
 def test_other_python_layers_stay_the_users() -> None:
     text = NET.replace('layer: "ProposalLayer"', 'layer: "Other"')
     assert class_of(parse_net(text).layer[1]) is Python
-    with no_python_layers(), pytest.raises(LayerError, match=r"import and run the module 'rpn.proposal_layer'"):
+    with (
+        no_python_layers(),
+        pytest.raises(LayerError, match=r"import and run the module 'rpn.proposal_layer'"),
+    ):
         Net(parse_net(text))
 
 
@@ -353,5 +369,7 @@ def test_the_table_of_built_in_python_layers_is_that_of_the_registry() -> None:
     for module, layer in BUILT_IN:
         assert python_layer_class(module, layer) is not None
     assert set(_python_layers) == set(BUILT_IN)
-    param = LayerParameter(type="Python", python_param={"module": "rpn.proposal_layer", "layer": "ProposalLayer"})
+    param = LayerParameter(
+        type="Python", python_param={"module": "rpn.proposal_layer", "layer": "ProposalLayer"}
+    )
     assert class_of(param) is ProposalLayer

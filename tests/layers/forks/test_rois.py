@@ -1,7 +1,7 @@
 """ROIPooling and PSROIPooling beyond the recorded cases.
 
-The references are loops over ROIs, bins and cells, written from the description of the forks' sources. ROIPooling's
-backward pass is recorded nowhere: `roi_pooling_diff` is the GPU code's, cell by cell.
+The references are loops over ROIs, bins and cells, written from the description of the forks' sources.
+ROIPooling's backward pass is recorded nowhere: `roi_pooling_diff` is the GPU code's, cell by cell.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ def some_rois(count: int, images: int, height: int, width: int, scale: float, se
 
 
 def c_round(value: np.floating) -> int:
-    return int(math.copysign(math.floor(abs(float(value)) + 0.5), value)) if abs(value) % 1 == 0.5 else round(value)
+    return (
+        int(math.copysign(math.floor(abs(float(value)) + 0.5), value))
+        if abs(value) % 1 == 0.5
+        else round(value)
+    )
 
 
 def roi_bins(roi: Array, pooled: int, scale: float, cells: int, axis: int) -> Iterator[tuple[int, range]]:
@@ -50,7 +54,9 @@ def roi_bins(roi: Array, pooled: int, scale: float, cells: int, axis: int) -> It
         yield index, range(min(max(start, 0), cells), min(max(end, 0), cells))
 
 
-def roi_pooling(features: Array, rois: Array, pooled: tuple[int, int], scale: float) -> tuple[Array, NDArray[np.int64]]:
+def roi_pooling(
+    features: Array, rois: Array, pooled: tuple[int, int], scale: float
+) -> tuple[Array, NDArray[np.int64]]:
     """The top, and the cell of each maximum: h W + w, or -1."""
     _, channels, height, width = features.shape
     top = np.zeros((len(rois), channels, *pooled), features.dtype)
@@ -262,7 +268,11 @@ def test_an_image_that_is_not_there(text: str, image: float) -> None:
         (ROI.format(1, 1, 1), [(1, 1, 2, 2, 2), (1, 5)], "bottom[0] may have four axes at most"),
         (ROI.format(1, 1, 1), [(1, 1, 2, 2)], "takes 2 bottom blob(s)"),
         (PSROI.format(0, 1, 1), [(1, 1, 2, 2), (1, 5)], "psroi_pooling_param.output_dim must be > 0, got 0"),
-        (PSROI.format(1, -1, 1), [(1, 1, 2, 2), (1, 5)], "psroi_pooling_param.group_size must be > 0, got -1"),
+        (
+            PSROI.format(1, -1, 1),
+            [(1, 1, 2, 2), (1, 5)],
+            "psroi_pooling_param.group_size must be > 0, got -1",
+        ),
         (PSROI.format(2, 3, 1), [(1, 17, 2, 2), (1, 5)], "output_dim * group_size^2 = 18 channels, got 17"),
         (PSROI.format(2, 3, 1), [(1, 18, 2, 2), (5,)], "bottom[1] must be (R, 5), for each of R ROIs"),
     ],

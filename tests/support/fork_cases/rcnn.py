@@ -14,7 +14,8 @@ CASES = {
         "roi_pooling_param { pooled_h: 2 pooled_w: 3 spatial_scale: 0.125 }", (normal(2, 3, 5, 8), ROIS)
     ),
     "PSROIPooling": Case(
-        "psroi_pooling_param { spatial_scale: 0.125 output_dim: 3 group_size: 2 }", (normal(2, 12, 5, 8), ROIS)
+        "psroi_pooling_param { spatial_scale: 0.125 output_dim: 3 group_size: 2 }",
+        (normal(2, 12, 5, 8), ROIS),
     ),
     "BoxAnnotatorOHEM": Case(
         'top: "labels" top: "weights" box_annotator_ohem_param { roi_per_img: 1 }',
@@ -23,7 +24,11 @@ CASES = {
     ),
     "SmoothL1LossOHEM": Case("", (normal(3, 4, 2, 5), normal(3, 4, 2, 5, seed=1) * 2), (0, 1)),
     "SoftmaxWithLossOHEM": Case(
-        "", (normal(4, 5, 5), torch.tensor([[1.0, 2, 1, 0, 3], [2, 1, 3, 4, 0], [3, 1, 2, 0, 4], [0, 0, 2, 4, 1]]))
+        "",
+        (
+            normal(4, 5, 5),
+            torch.tensor([[1.0, 2, 1, 0, 3], [2, 1, 3, 4, 0], [3, 1, 2, 0, 4], [0, 0, 2, 4, 1]]),
+        ),
     ),
 }
 
@@ -62,7 +67,9 @@ CHANGES = {
         "source": Change(["CAFFE_WINDOWS"], refusal=FOUR_NUMBERS),
     }),
     # Another module or layer is the user's own.
-    "Python:ProposalLayer python_param.module": Change(["fields_two"], refusal="has no class 'ProposalLayer'"),
+    "Python:ProposalLayer python_param.module": Change(
+        ["fields_two"], refusal="has no class 'ProposalLayer'"
+    ),
     "Python:ProposalLayer python_param.layer": Change(["Times"], refusal="No module named 'rpn'"),
     "Python:ProposalLayer python_param.param_str": Change(["'feat_stride': 8"]),
     "loss_param.pre_fixed_normalizer": Change([7.0], {"loss_param.normalization": "PRE_FIXED"}),
