@@ -79,6 +79,7 @@ class PrefetchingLayer(DataLayer):
     """
 
     prefetches = True
+    transforms_images: ClassVar[bool] = True  # False: the fields of image_transform.py do nothing
     image_word: ClassVar[str] = "img"  # what Caffe's messages call an image
     reads: ClassVar[tuple[str, ...]] = ("transform_param", "data_param.prefetch")
 
@@ -104,11 +105,12 @@ class PrefetchingLayer(DataLayer):
             self.image_word,
             self.arrays.new,
             self.data_resources.map_indices,
+            self.transforms_images,
         )
         self.transformer.seed(self.random)
         self.data_setup()
         self.transformer.seed(self.random)  # Caffe: a second seed, which is the one in use
-        self.random.word()  # Caffe: the seed of the thread's own generator, which nothing uses
+        self.transformer.seed_thread(self.random)
         self._state = self._state_now()
 
     def data_setup(self) -> None:
@@ -232,6 +234,27 @@ def note_moved_fields(layer: Layer, message: str, fields: Iterable[str]) -> None
         if getattr(old_place, field) != old_place.DESCRIPTOR.fields_by_name[field].default_value:
             new = "force_color" if field == "force_encoded_color" else field
             layer.note_leftover(f"{message}.{field}", f"transform_param {{ {new}: ... }}")
+
+
+def note_fields_of_annotations(layer: Layer) -> None:
+    """Note the set fields of transform_param that the SSD fork reads in AnnotatedData alone, or nowhere."""
+    transform = layer.param.transform_param
+    for field in ("distort_param", "expand_param", "emit_constraint"):
+        if transform.HasField(field):
+            layer.note_leftover(f"transform_param.{field}")
+    for field in ("height_scale", "width_scale"):
+        if getattr(transform.resize_param, field):
+            layer.note_leftover(f"transform_param.resize_param.{field}")
+    note_unused_probabilities(layer)
+
+
+def note_unused_probabilities(layer: Layer) -> None:
+    """Note the set fields of transform_param that the SSD fork reads nowhere."""
+    transform = layer.param.transform_param
+    if transform.resize_param.prob != 1:
+        layer.note_leftover("transform_param.resize_param.prob")
+    if transform.noise_param.prob:
+        layer.note_leftover("transform_param.noise_param.prob")
 
 
 def checked_batch_size(param: LayerParameter, batch_size: int) -> int:

@@ -88,6 +88,7 @@ class Place:
 @register_layer("WindowData")
 class WindowData(PrefetchingLayer):
     num_tops = 2
+    transforms_images = False
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
@@ -95,8 +96,11 @@ class WindowData(PrefetchingLayer):
         note_moved_fields(self, "window_data_param", ("mean_file", "crop_size", "mirror"))
         if transform.scale != 1:
             self.note_leftover("transform_param.scale", "window_data_param { scale: ... }")
-        for field in ("force_color", "force_gray"):
+        for field in ("force_color", "force_gray", "crop_h", "crop_w"):
             if getattr(transform, field):
+                self.note_leftover(f"transform_param.{field}")
+        for field in ("resize_param", "noise_param", "distort_param", "expand_param", "emit_constraint"):
+            if transform.HasField(field):
                 self.note_leftover(f"transform_param.{field}")
         if transform.exclude_last_crop:
             raise self.error("exclude_last_crop has no effect here, where windows are warped; leave it out")
