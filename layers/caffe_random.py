@@ -137,14 +137,14 @@ class CaffeRandom:
         low = f32(a)
         high = np.nextafter(f32(b), _MAX)
         if high / _TWO - low / _TWO > _MAX / _TWO:
-            return self._uniform(1, low, high)[0]
+            return self.uniform(1, a, b)[0]  # type: ignore[no-any-return]
         width = high - low
         while True:
             unit = f32(self.word()) * _PER_32_BITS
             total = float(unit) * float(width) + float(low)  # the product is exact: 24 + 24 bits
             last_bits = math.frexp(total)[0] * 2**24 % 1
             if last_bits == 0.5 or 0 < abs(total) < 2**-100:  # where rounding twice may differ
-                value = multiply_add(np.array([unit]), width, low)[0]
+                value: np.float32 = multiply_add(np.array([unit]), width, low)[0]
             else:
                 value = f32(total)
             if value < high:

@@ -25,13 +25,10 @@ class Fork(NamedTuple):
 
 SSD = Fork(
     "the SSD fork (weiliu89/caffe)",
-    """Permute PriorBox DetectionOutput DetectionEvaluate Normalize AnnotatedData MultiBoxLoss SmoothL1Loss
+    """Permute PriorBox DetectionOutput DetectionEvaluate Normalize MultiBoxLoss SmoothL1Loss
     VideoData""",
     """permute_param prior_box_param detection_output_param detection_evaluate_param norm_param
-    annotated_data_param multibox_loss_param video_data_param TransformationParameter.resize_param
-    TransformationParameter.noise_param TransformationParameter.emit_constraint
-    TransformationParameter.distort_param TransformationParameter.expand_param
-    SolverParameter.eval_type SolverParameter.ap_version SolverParameter.show_per_class_result""",
+    multibox_loss_param video_data_param""",
 )
 FASTER_RCNN = Fork(
     "Faster R-CNN's fork (rbgirshick/caffe-fast-rcnn)",

@@ -212,7 +212,7 @@ class ImageTransform:
     def _check_raw(self, size: Size, window: tuple[int, int]) -> None:
         """DataError for a raw record that is to be resized, disturbed or cut: the fork cannot."""
         if self.noise is not None:
-            raise DataError(f"noise_param is for encoded images, this one is raw; encode it")
+            raise DataError("noise_param is for encoded images, this one is raw; encode it")
         fits = min(size[1] - window[0], size[2] - window[1]) >= 0 if self.crop_size else size[1:] == window
         if not fits:
             raise DataError(
@@ -403,7 +403,7 @@ def add_noise(image: Image, param: NoiseParameter, points: NDArray[np.int64]) ->
 
 
 def through_jpeg(image: Image, flag: int, quality: int | None = None) -> Image:
-    """The image as it is after a JPEG file; `flag` is a cv2.IMREAD_*; OpenCV's own quality if none is given."""
+    """The image as a JPEG file holds it; `flag` is a cv2.IMREAD_*; without a quality, OpenCV's own."""
     options: Sequence[int] = () if quality is None else (cv2.IMWRITE_JPEG_QUALITY, quality)
     decoded = None
     with suppress(cv2.error):

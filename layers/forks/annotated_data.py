@@ -17,7 +17,7 @@ Each record is changed in this order; the boxes follow, and what is outside of t
 
 emit_constraint says which boxes are kept where an image is expanded or cut: those whose centre is inside, or
 of which more than emit_overlap is; without it, those of which any part is. After each of the first three
-steps the fork stores the image as a JPEG file of OpenCV's own quality and decodes it again, and so it is here.
+steps the fork stores the image as a JPEG file of OpenCV's own quality and decodes it, and so it is here.
 A raw record is not distorted, its canvas has the value 32, and it is neither resized nor disturbed.
 
 Records come in the order of Data, with data_order_param, too; ranks divide them as there. The random numbers
@@ -63,7 +63,7 @@ from imae.layers.data.data import open_source
 from imae.layers.data.datum import array_from_datum, size_text
 from imae.layers.data.image_transform import ImageTransform, Plan, of_image, through_jpeg
 from imae.layers.data.record_order import make_order
-from imae.layers.forks.annotations import UNIT, Box, Group, boxes_of, clipped, groups_of, transformed
+from imae.layers.forks.annotations import Box, Group, boxes_of, clipped, groups_of, transformed
 from imae.layers.forks.batch_sampler import sampled_windows, sampler_problem
 from imae.layers.forks.distortion import Change, distorted, distortion_problem, draw_changes
 from imae.layers.layer import Shape

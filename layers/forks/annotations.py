@@ -47,9 +47,6 @@ class Group(NamedTuple):
     annotations: list[Annotation]
 
 
-UNIT = Box(ZERO, ZERO, ONE, ONE)
-
-
 def groups_of(record: AnnotatedDatum) -> list[Group]:
     """The annotations of a record."""
     return [

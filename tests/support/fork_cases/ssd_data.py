@@ -58,9 +58,10 @@ def images(type_name: str, always: dict[str, object]) -> dict[str, Change]:
     return changes
 
 
-FLAGS = "hist_eq inverse decolorize gauss_blur posterize erode clahe convert_to_hsv".split()
+FLAGS = ("hist_eq", "inverse", "decolorize", "gauss_blur", "posterize", "erode", "clahe", "convert_to_hsv")
 WITHOUT_BOXES = (
-    "distort_param", "expand_param", "emit_constraint", "resize_param.height_scale", "resize_param.width_scale",
+    "distort_param", "expand_param", "emit_constraint",
+    "resize_param.height_scale", "resize_param.width_scale",
 )  # fmt: skip
 NOT_IN_WINDOWS = ("crop_h", "crop_w", "resize_param", "noise_param", *WITHOUT_BOXES[:3])
 SAMPLER = within("annotated_data_param.batch_sampler", {"x": Change([], {
@@ -91,6 +92,7 @@ CHANGES = {
     **{f"AnnotatedData {path}": change for path, change in {
         **within("data_param", {
             "source": Change(["other_boxes_db"]),
+            "backend": Change(["LEVELDB"], refusal="Failed to open leveldb boxes_db"),
             "rand_skip": Change([1], leftover=True),
             "shuffle": Change([], refusal="data_param.shuffle is of other forks than SSD's"),
             "cache": Change([], refusal="data_param.cache is of other forks than SSD's"),
@@ -121,6 +123,9 @@ CHANGES = {
             }),
         }),
         "transform_param.force_color": Change([True], {"data_param.source": "gray_boxes_db"}),
+        "transform_param.resize_param.resize_mode": Change(
+            ["FIT_SMALL_SIZE", "FIT_LARGE_SIZE_AND_PAD"], {**SIZE, "data_param.batch_size": 1}
+        ),
         "transform_param.resize_param.height_scale": Change([2], SMALL),
         "transform_param.resize_param.width_scale": Change([2], SMALL),
         "transform_param.emit_constraint.emit_type": Change(
@@ -140,9 +145,9 @@ CHANGES = {
                 "sampler.max_scale": 0.9,
                 "sampler.min_aspect_ratio": 0.5,
                 "sampler.max_aspect_ratio": 2,
-                "sample_constraint.min_jaccard_overlap": 0.3,
+                "sample_constraint.min_jaccard_overlap": 0.5,
                 "sample_constraint.max_jaccard_overlap": 0.1,
-                "sample_constraint.min_sample_coverage": 0.4,
+                "sample_constraint.min_sample_coverage": 0.8,
                 "sample_constraint.max_sample_coverage": 0.1,
                 "sample_constraint.min_object_coverage": 0.9,
                 "sample_constraint.max_object_coverage": 0.2,
@@ -150,7 +155,7 @@ CHANGES = {
             }.items()
         },
         "annotated_data_param.batch_sampler.max_trials": Change(
-            [1], {**SAMPLER, "annotated_data_param.batch_sampler.sample_constraint.min_jaccard_overlap": 0.3}
+            [1], {**SAMPLER, "annotated_data_param.batch_sampler.sample_constraint.min_jaccard_overlap": 0.5}
         ),
     }.items()},
 }  # fmt: skip
