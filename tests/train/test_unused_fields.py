@@ -38,6 +38,9 @@ SETTINGS = [
     *((base, "debug_info: true") for base in ("display: 1", TEST, "")),
     ("", "layer_wise_reduce: false"),
     ("", "device_id: 1"),
+    ("", 'eval_type: "detection"'),
+    *((base, field) for base in (TEST, "")
+      for field in ('ap_version: "11point"', "show_per_class_result: true")),
 ]  # fmt: skip
 # What does something whatever else is set; the tests of the solver show it.
 ALWAYS = """
