@@ -184,7 +184,7 @@ class ImageTransform:
     ) -> Plan:
         """Draw what is done to the next image, of `size` (C, H, W).
 
-        random, thread   the streams of the transformer and of the thread
+        random, thread   the streams of the transformer and of the thread; None where nothing is drawn
         raw              as in Plan
         """
         _, crop_h, crop_w = self.output_size(size, raw)
@@ -258,8 +258,11 @@ class ImageTransform:
         modes = list(self.resize.interp_mode) if self.resize is not None else []
         if not modes:
             return cv2.INTER_LINEAR
-        assert thread is not None, "seed_thread() comes first"
-        return INTERPOLATIONS[modes[roll_die(len(modes), thread)]]
+        if thread is not None:
+            return INTERPOLATIONS[modes[roll_die(len(modes), thread)]]
+        if len(modes) > 1:
+            raise DataError("of several interp_mode one is drawn at random; here there may be one")
+        return INTERPOLATIONS[modes[0]]
 
     def _points(
         self, channels: int, height: int, width: int, thread: CaffeRandom | None
@@ -271,7 +274,8 @@ class ImageTransform:
         share = f32(self.noise.saltpepper_param.fraction) * f32(width) * f32(height)
         if channels not in (1, 3) or share < 1:
             return NO_POINTS
-        assert thread is not None, "seed_thread() comes first"
+        if thread is None:
+            raise DataError("noise_param.saltpepper draws at random; leave it out here")
         return thread.words(2 * int(share)).astype(np.int64).reshape(-1, 2) % (width, height)
 
 
