@@ -45,6 +45,7 @@ COMMANDS = {
     "device-query": "show what GPUs there are",
     "convert-cifar": "CIFAR-10 or CIFAR-100 (binary or Python version, folder or .tar.gz) to LMDBs",
     "convert-imageset": "the pictures of a list file to an LMDB, as Caffe's convert_imageset",
+    "convert-annoset": "images and their boxes (VOC, COCO, text) to an LMDB, as SSD's convert_annoset",
     "convert-folder": "a folder (or .tar archive) of class folders with pictures to an LMDB",
     "convert-digits": "the UCI handwritten digits, which come with this package, to LMDBs",
     "convert-mars": "the images of the MARS benchmark to an LMDB, labelled by person",

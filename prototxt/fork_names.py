@@ -25,11 +25,8 @@ class Fork(NamedTuple):
 
 SSD = Fork(
     "the SSD fork (weiliu89/caffe)",
-    "AnnotatedData VideoData",
-    """annotated_data_param video_data_param TransformationParameter.resize_param
-    TransformationParameter.noise_param TransformationParameter.emit_constraint
-    TransformationParameter.distort_param TransformationParameter.expand_param
-    SolverParameter.eval_type SolverParameter.ap_version SolverParameter.show_per_class_result""",
+    "VideoData",
+    "video_data_param",
 )
 FASTER_RCNN = Fork(
     "Faster R-CNN's fork (rbgirshick/caffe-fast-rcnn)",

@@ -31,9 +31,11 @@ from imae.layers.data.data_resources import DataResources
 from imae.layers.ranks import ALONE, Flags, Ranks
 from imae.layers.run import Run
 from imae.net.executor import Result
+from imae.net.score import check_same_shapes
 from imae.net.streams import Streams, draw_on_device
 from imae.prototxt import SolverParameter
 from imae.prototxt.text import to_text
+from imae.train.detection_evaluation import DetectionEvaluation, log_precisions
 from imae.train.executors import make_executor, with_debug_info
 from imae.train.from_device import Array, host_array
 from imae.train.loss_watch import LossWatch
@@ -353,17 +355,23 @@ class Solver:
             self._before_tests = None
 
     def test(self, index: int) -> dict[str, Array]:
-        """Run test_iter batches of a test net; returns the means of its outputs, {} if a signal stops it."""
+        """Run test_iter batches of a test net; returns the means of its outputs, {} if a signal stops it.
+
+        With eval_type "detection" the mean is that of the average precisions (detection_evaluation.py).
+        """
         net, log = self.test_nets[index], self._log
         log.line("solver.cpp:347", f"Iteration {self.iteration}, Testing net (#{index})")
         names = set(net.layer_names)
         for name in self.net.layer_names:
             if name not in names:
                 log.line("net.cpp:678", f"Ignoring source layer {name}")
-        means = self._test_means(index)
+        found = DetectionEvaluation() if self.param.eval_type == "detection" else None
+        means = self._test_means(index, found)
         if means is None:
             log.line("solver.cpp:396", "Test interrupted.")
             means = {}
+        elif found is not None:
+            means = log_precisions(log.line, found, self.param.ap_version, self.param.show_per_class_result)
         else:
             log.outputs("solver.cpp:414", "Test", net, means)
             self._loss_watch.warn_of_test(means)
@@ -371,8 +379,11 @@ class Solver:
             callback(index, means)
         return means
 
-    def _test_means(self, index: int) -> dict[str, Array] | None:
-        """Run the batches of a test; returns the means of its outputs, None if a signal stopped it."""
+    def _test_means(self, index: int, found: DetectionEvaluation | None) -> dict[str, Array] | None:
+        """Run the batches of a test; returns the means of its outputs, None if a signal stopped it.
+
+        found   collects the outputs instead
+        """
         param, run = self.param, self._run_test[index]
         total: Tensor | float = 0.0
         sums: dict[str, Tensor] = {}
@@ -382,6 +393,10 @@ class Solver:
                 return None
             loss, outputs = run.forward()
             total = total + loss
+            if found is not None:
+                found.add({name: host_array(blob) for name, blob in outputs.items()})
+                continue
+            check_same_shapes(sums, outputs)
             sums = {name: sums[name] + blob if name in sums else blob for name, blob in outputs.items()}
         self.test_nets[index].check_labels()
         batches = f32(param.test_iter[index])

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from imae.files.errors import PrototxtError
 from imae.prototxt import SolverParameter
 from imae.prototxt.caffe_pb2 import NvidiaDataType
+from imae.train.detection_evaluation import AP_VERSIONS, EVAL_TYPES
 from imae.train.local_rates import check_local_rates
 from imae.train.schedules import check_schedules, decay_varies
 from imae.train.snapshots import check_removable, check_writable
@@ -100,6 +101,12 @@ def check_param(param: SolverParameter, device: str, *, writes: bool, removes: b
         )
     if param.regularization_type not in ("L1", "L2"):
         raise PrototxtError(f"Unknown regularization type: {param.regularization_type} (known types: L1, L2)")
+    if param.eval_type not in EVAL_TYPES:
+        raise PrototxtError(
+            f"Unknown evaluation type: {param.eval_type} (known types: {', '.join(EVAL_TYPES)})"
+        )
+    if param.ap_version not in AP_VERSIONS:
+        raise PrototxtError(f"Unknown ap_version: {param.ap_version} (known: {', '.join(AP_VERSIONS)})")
     if "\0" in param.snapshot_prefix:
         raise PrototxtError(f"there is a zero byte in snapshot_prefix '{param.snapshot_prefix}'")
     if param.snapshot:
@@ -139,6 +146,10 @@ def unused_fields(param: SolverParameter, device: str = "cpu") -> dict[str, str]
         where |= dict.fromkeys(
             ("test_interval", "test_initialization", "test_compute_loss", "test_offset"), "without test_iter"
         )
+    if param.eval_type != "detection":
+        where["ap_version"] = where["show_per_class_result"] = 'without eval_type: "detection"'
+    if not param.test_iter:
+        where |= dict.fromkeys(("eval_type", "ap_version", "show_per_class_result"), "without test_iter")
     if not (param.display or param.test_iter):
         where["debug_info"] = "without display or test_iter"
     return {field.name: where[field.name] for field, _ in param.ListFields() if field.name in where}

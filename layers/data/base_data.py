@@ -80,6 +80,7 @@ class PrefetchingLayer(DataLayer):
 
     prefetches = True
     swaps_colours: ClassVar[bool] = False  # whether the type reads transform_param.bgr2rgb
+    transforms_images: ClassVar[bool] = True  # False: the fields of image_transform.py do nothing
     image_word: ClassVar[str] = "img"  # what Caffe's messages call an image
     reads: ClassVar[tuple[str, ...]] = ("transform_param", "data_param.prefetch")
 
@@ -109,6 +110,7 @@ class PrefetchingLayer(DataLayer):
             self.image_word,
             self.arrays.new,
             self.data_resources.map_indices,
+            self.transforms_images,
         )
         self.transformer.seed(self.random)
         self.data_setup()
@@ -117,8 +119,8 @@ class PrefetchingLayer(DataLayer):
         self._state = self._state_now()
 
     def seed_thread(self) -> None:
-        """Draw the seed of the thread's own generator, which Caffe's own layers do not use."""
-        self.random.word()
+        """Seed the stream of the thread that makes the batches, which only the forks' fields draw from."""
+        self.transformer.seed_thread(self.random)
 
     def data_setup(self) -> None:
         """Read the first image, set `shapes`; make the random draws of the type's set-up."""
@@ -241,6 +243,27 @@ def note_moved_fields(layer: Layer, message: str, fields: Iterable[str]) -> None
         if getattr(old_place, field) != old_place.DESCRIPTOR.fields_by_name[field].default_value:
             new = "force_color" if field == "force_encoded_color" else field
             layer.note_leftover(f"{message}.{field}", f"transform_param {{ {new}: ... }}")
+
+
+def note_fields_of_annotations(layer: Layer) -> None:
+    """Note the set fields of transform_param that the SSD fork reads in AnnotatedData alone, or nowhere."""
+    transform = layer.param.transform_param
+    for field in ("distort_param", "expand_param", "emit_constraint"):
+        if transform.HasField(field):
+            layer.note_leftover(f"transform_param.{field}")
+    for field in ("height_scale", "width_scale"):
+        if getattr(transform.resize_param, field):
+            layer.note_leftover(f"transform_param.resize_param.{field}")
+    note_unused_probabilities(layer)
+
+
+def note_unused_probabilities(layer: Layer) -> None:
+    """Note the set fields of transform_param that the SSD fork reads nowhere."""
+    transform = layer.param.transform_param
+    if transform.resize_param.prob != 1:
+        layer.note_leftover("transform_param.resize_param.prob")
+    if transform.noise_param.prob:
+        layer.note_leftover("transform_param.noise_param.prob")
 
 
 def checked_batch_size(param: LayerParameter, batch_size: int) -> int:

@@ -43,6 +43,7 @@ from imae.layers.data.base_data import (
     check_index,
     check_permutation,
     checked_batch_size,
+    note_fields_of_annotations,
     note_moved_fields,
     output_data_size,
 )
@@ -60,6 +61,7 @@ class ImageData(PrefetchingLayer):
         super().__init__(param)
         image = param.image_data_param
         note_moved_fields(self, "image_data_param", ("scale", "mean_file", "crop_size", "mirror"))
+        note_fields_of_annotations(self)
         for field in ("force_color", "force_gray"):
             if getattr(param.transform_param, field):
                 self.note_leftover(f"transform_param.{field}", "image_data_param { is_color: ... }")

@@ -89,6 +89,7 @@ class Place:
 @register_layer("WindowData")
 class WindowData(PrefetchingLayer):
     num_tops = 2
+    transforms_images = False
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
@@ -96,8 +97,11 @@ class WindowData(PrefetchingLayer):
         note_moved_fields(self, "window_data_param", ("mean_file", "crop_size", "mirror"))
         if transform.scale != 1:
             self.note_leftover("transform_param.scale", "window_data_param { scale: ... }")
-        for field in ("force_color", "force_gray"):
+        for field in ("force_color", "force_gray", "crop_h", "crop_w"):
             if getattr(transform, field):
+                self.note_leftover(f"transform_param.{field}")
+        for field in ("resize_param", "noise_param", "distort_param", "expand_param", "emit_constraint"):
+            if transform.HasField(field):
                 self.note_leftover(f"transform_param.{field}")
         fields = transform.DESCRIPTOR.fields_by_name
         for field in ("exclude_last_crop", *RESIZE_FIELDS):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from imae.layers.blob import blob_from_array
 from imae.layers.data.datum import datum_from_array
 from imae.layers.registry import class_of
 from imae.prototxt import Datum, LayerParameter
+from imae.prototxt.caffe_pb2 import AnnotatedDatum
 
 X, ROWS = normal(2, 3, 4, 6), normal(4, 6)
 SCORES = normal(4, 5, 5)  # labels fit both axes of 5
@@ -158,6 +159,30 @@ class Plus(Times):
 WINDOWS = "# {0}\n{0}.png\n3 9 11\n4\n1 0.9 1 1 8 7\n2 0.6 2 0 9 4\n3 0.1 0 2 5 7\n3 0.3 1 0 5 8\n"
 
 
+def annotated_records(picture: Callable[..., NDArray[np.uint8]]) -> dict[str, list[AnnotatedDatum]]:
+    """Databases of images with boxes; `picture` makes an image of a size."""
+
+    def record(label: int, *size: int, typed: bool = True) -> AnnotatedDatum:
+        image = picture(*size)
+        datum = Datum(data=bytes(cv2.imencode(".png", image)[1]), encoded=True, label=label)
+        datum.channels, datum.height, datum.width = (*size, 1)[2], *size[:2]
+        made = AnnotatedDatum(datum=datum)
+        if typed:
+            made.type = AnnotatedDatum.BBOX
+        for group, (x, y, side) in enumerate(((0.1, 0.2, 0.5), (0.4, 0.3, 0.55))):
+            annotations = made.annotation_group.add(group_label=group + 1)
+            box = annotations.annotation.add(instance_id=0).bbox
+            box.xmin, box.ymin, box.xmax, box.ymax = x, y, x + side, y + side
+        return made
+
+    return {
+        "boxes_db": [record(label, 24, 32, 3) for label in range(3)],
+        "other_boxes_db": [record(label, 24, 32, 3) for label in range(3)],
+        "gray_boxes_db": [record(0, 24, 32)],
+        "untyped_boxes_db": [record(label, 24, 32, 3, typed=False) for label in range(3)],
+    }
+
+
 def write_files(folder: Path) -> None:
     """Write all files that the layers name."""
     rng = np.random.default_rng(0)
@@ -168,7 +193,7 @@ def write_files(folder: Path) -> None:
     def png(*size: int) -> bytes:
         return bytes(cv2.imencode(".png", picture(*size))[1])
 
-    def write_db(name: str, datums: list[Datum]) -> None:
+    def write_db(name: str, datums: Sequence[Message]) -> None:
         with lmdb.open(str(folder / name), map_size=1 << 20) as database:
             for index, datum in enumerate(datums):
                 with database.begin(write=True) as transaction:
@@ -178,6 +203,8 @@ def write_files(folder: Path) -> None:
     write_db("other_db", [datum_from_array(picture(3, 9, 11), label) for label in range(3)])
     write_db("gray_db", [Datum(data=png(9, 11), encoded=True)])
     write_db("colour_db", [Datum(data=png(9, 11, 3), encoded=True)])
+    for name, made in annotated_records(picture).items():
+        write_db(name, made)
     (folder / "sub").mkdir()
     for name in ("0.png", "1.png", "2.png", "sub/0.png", "sub/1.png", "sub/2.png"):
         (folder / name).write_bytes(png(9, 11, 3))

@@ -15,6 +15,7 @@ SLOW = (
     "layers/forks/test_detection_output.py::test_ssd300_runs_in_a_moment",
     "train/test_recorded_runs.py",
     "train/test_solver.py::test_lenet_trains_as_in_caffe",
+    "train/test_small_ssd.py",
     "prototxt/test_models.py",
     "paper/test_paper_report.py",
     "layers/test_record_order.py::test_every_image_and_class_is_as_likely_as_any_other",

@@ -66,6 +66,9 @@ SETTINGS = [
     ("", "store_blobs_in_old_format: true"),
     ("", "layer_wise_reduce: false"),
     ("", "device_id: 1"),
+    ("", 'eval_type: "detection"'),
+    *((base, field) for base in (TEST, "")
+      for field in ('ap_version: "11point"', "show_per_class_result: true")),
 ]  # fmt: skip
 # What does something whatever else is set; the tests of the solver show it.
 ALWAYS = """
