@@ -26,6 +26,7 @@ SHARED = {
         "data_resources",
         "resident",
         "c_rand",
+        "random_resize",
         "image_transform",
     },
     "loss": {"least_probability", "loss_normalizer"},
