@@ -108,6 +108,16 @@ def test_without_a_threshold_every_score_counts() -> None:
     assert top[0, 0, :, :4].tolist() == [[0, 1, -5, prior[0, 0, 0]], [0, 1, -5, prior[0, 0, 4]]]
 
 
+def test_nothing_to_detect() -> None:
+    loc, conf, prior = bottoms_for(DEFAULTS)
+    for bottoms, rows in (
+        ((loc[:0], conf[:0], prior), []),
+        ((loc[:, :0], conf[:, :0], prior[..., :0]), [[0.0, *[-1.0] * 6], [1.0, *[-1.0] * 6]]),
+    ):
+        layer = build(text(DEFAULTS), *(tuple(bottom.shape) for bottom in bottoms)).double()
+        assert run(layer, *bottoms)[0][0, 0].tolist() == rows
+
+
 def test_the_tops_type_and_the_bottoms_stay() -> None:
     bottoms = [bottom.float().requires_grad_() for bottom in bottoms_for(DEFAULTS)]
     before = [bottom.clone() for bottom in bottoms]
