@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imae.layers.forks.boxes import output_boxes, sized_overlaps, sizes
+from imae.layers.forks.boxes import output_boxes, overlaps, pixel_overlaps
 from imae.layers.forks.detection_files import check_resize, read_sizes
 from imae.layers.layer import Layer, Shape
 from imae.layers.registry import register_layer
@@ -125,13 +125,13 @@ class DetectionEvaluate(Layer):
             return torch.cat([detections[:, :3], detections.new_tensor([0, 1]).expand(len(detections), 2)], 1)
         detections = detections[detections[:, 2].sort(descending=True, stable=True).indices]
         boxes, true_boxes = detections[:, 3:7], truths[:, 3:7]
-        areas, true_areas = sizes(boxes), sizes(true_boxes)
-        extra = 0
         if self.sizes:
-            size, extra = self.sizes[self.image], 1
+            size = self.sizes[self.image]
             boxes, areas = output_boxes(boxes, size.height, size.width, self.resize)
             true_boxes, true_areas = output_boxes(true_boxes, size.height, size.width, self.resize)
-        overlap, best = sized_overlaps(boxes, true_boxes, areas, true_areas, extra).max(1)
+            overlap, best = pixel_overlaps(boxes, true_boxes, areas, true_areas).max(1)
+        else:
+            overlap, best = overlaps(boxes, true_boxes).max(1)
         rows = torch.cat([detections[:, :3], detections.new_zeros(len(detections), 2)], 1)
         seen = set()
         for index, (found, truth) in enumerate(

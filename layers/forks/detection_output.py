@@ -88,7 +88,9 @@ class DetectionOutput(Layer):
 
     @torch.no_grad()
     def forward(self, loc: Tensor, conf: Tensor, prior: Tensor, image: Tensor | None = None) -> Tensor:
-        boxes, scores = self._decoded(loc, prior), self._scores(conf)
+        boxes = self._decoded(loc, prior)
+        scores = conf.reshape(len(conf), boxes.shape[2], self.param.detection_output_param.num_classes)
+        scores = scores.transpose(1, 2)
         rows = [self._detect(index, boxes[index], scores[index]) for index in range(len(scores))]
         if self.files is not None:
             for image_rows in rows:
@@ -107,10 +109,6 @@ class DetectionOutput(Layer):
         coded = loc.reshape(len(loc), len(priors), self.loc_classes, 4).transpose(1, 2)
         used = None if fields.variance_encoded_in_target else variances
         return decode(fields.code_type, priors, used, coded)
-
-    def _scores(self, conf: Tensor) -> Tensor:
-        """(N, C, P)."""
-        return conf.reshape(len(conf), -1, self.param.detection_output_param.num_classes).transpose(1, 2)
 
     def _detect(self, image: int, boxes: Tensor, scores: Tensor) -> Tensor:
         """The rows of an image, from its boxes (L, P, 4) and scores (C, P)."""

@@ -253,7 +253,8 @@ class MultiBoxLoss(LossLayer):
         starts = np.cumsum([0, *(len(own.labels) for own in truths)])
         first = torch.from_numpy(starts[:-1]).to(priors.device)
         row = matches.truth[image, loc_class, prior] + first[image]
-        labels, all_boxes = (torch.cat(values) for values in zip(*truths, strict=True))
+        labels = torch.cat([row.new_zeros(0), *(own.labels for own in truths)])
+        all_boxes = torch.cat([priors.new_zeros(0, 4), *(own.boxes for own in truths)])
         used = variances[prior]
         if not bool((used > 0).all()):
             raise self.error("a prior that is matched has a variance that is not larger than 0")
