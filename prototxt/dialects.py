@@ -329,8 +329,11 @@ def _from_nvidia(
     scale_and_bias: list[BlobProto] = []
     if blobs:
         scale_and_bias, statistics = (blobs[:2], blobs[2:4]) if is_015 else (blobs[3:], blobs[:2])
+        # Intel's fork has NVIDIA's order, but sums, and Caffe's correction, a number above 1.
+        is_intels = not is_015 and list(blobs[2].data or blobs[2].double_data) > [1]
+        correction = blobs[2] if is_intels else BlobProto(shape=BlobShape(dim=[1]), data=[1])
         del layer.blobs[:]
-        layer.blobs.extend([*statistics, BlobProto(shape=BlobShape(dim=[1]), data=[1])])
+        layer.blobs.extend([*statistics, correction])
     top = layer.top[:1]
     scale = LayerParameter(
         name=name,

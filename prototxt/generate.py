@@ -60,7 +60,9 @@ def merge(caffe: FileDescriptorProto, forks: FileDescriptorProto) -> FileDescrip
     messages: dict[str, DescriptorProto] = {
         f".caffe.{message.name}": message for message in merged.message_type
     }
-    for field in forks.extension:
+    # In a message of their own where two messages get fields of one name.
+    scopes = [message for message in forks.message_type if message.extension]
+    for field in [*forks.extension, *(field for scope in scopes for field in scope.extension)]:
         extended = messages[field.extendee]
         if field.number not in FORKS or field.name in {other.name for other in extended.field}:
             raise ValueError(f"forks.proto: {extended.name}.{field.name} = {field.number} is not free")
@@ -70,7 +72,7 @@ def merge(caffe: FileDescriptorProto, forks: FileDescriptorProto) -> FileDescrip
         plugins = [entry for entry in message.extension_range if entry.start not in FORKS]
         del message.extension_range[:]
         message.extension_range.extend(plugins)
-    merged.message_type.extend(forks.message_type)
+    merged.message_type.extend(message for message in forks.message_type if message not in scopes)
     merged.enum_type.extend(forks.enum_type)
     return merged
 

@@ -25,6 +25,7 @@ SHARED = {
         "base_data",
         "data_resources",
         "resident",
+        "random_resize",
     },
     "loss": {"least_probability", "loss_normalizer"},
     "plugins": {"designed_loss", "example_weights"},
