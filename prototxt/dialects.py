@@ -12,6 +12,7 @@
             of the blobs in the weights shows that version. 0.16 and 0.17 set lr_mult and decay_mult
             themselves, 0 for statistics and 1 for scale and bias, use an eps of at least 1e-5, and let the
             phase decide instead of use_global_stats. NVIDIA_TEXT lists the fields that are read and left out.
+            loss_param.label_smoothing and data_param.shuffle have other meanings than in Intel's fork.
             A solver does not test before the first iteration, and its delta is at least 1e-4 (Adam, RMSProp)
             or 1e-3 (AdaGrad, AdaDelta).
     other   any fork's binary files: only the name, type, bottoms, tops and blobs of each layer are read, so
@@ -54,8 +55,8 @@ from imae.prototxt.caffe_pb2 import (
     SolverState,
 )
 from imae.prototxt.schema import POOL, message_class
-from imae.prototxt.text import M, parse_binary, read_binary, read_content, read_solver, read_text
-from imae.prototxt.upgrade import complete_snapshot_prefix, upgrade_net, upgrade_solver
+from imae.prototxt.text import M, parse_binary, read_binary, read_content, read_text
+from imae.prototxt.upgrade import SOLVER_TYPES, complete_snapshot_prefix, upgrade_net, upgrade_solver
 
 DIALECTS = ("nvidia", "other")
 TEXT_DIALECTS = ("nvidia",)  # dialects that a prototxt can have
@@ -215,20 +216,26 @@ def read_solver_dialect(path: AnyPath, dialect: str | None) -> SolverParameter:
 
     PrototxtError where it cannot be read.
     """
+    param = upgrade_solver(read_solver_text_dialect(path, dialect), os.fspath(path))
+    return complete_snapshot_prefix(param, os.fspath(path))
+
+
+def read_solver_text_dialect(path: AnyPath, dialect: str | None) -> SolverParameter:
+    """`read_solver_dialect` without the upgrade: the solver as a file of Caffe's would have it."""
     if not is_nvidia(dialect):
-        return read_solver(path)
+        return read_text(path, SolverParameter)
     theirs = read_text(path, _nvidia_class("SolverParameter"))
     _log_left_out(path, sorted(set(_remove_nvidia_fields(theirs))))
     param = SolverParameter.FromString(theirs.SerializePartialToString())
     for nets in (param.test_net_param, *([net] for net in _single_nets(param))):
         for net in nets:
             net.CopyFrom(_net_of_text(net, path, ()))
-    param = upgrade_solver(param, os.fspath(path))
     if not param.HasField("test_initialization"):
         param.test_initialization = False
-    if param.delta < SMALLEST_DELTAS.get(param.type, 0):
-        param.delta = SMALLEST_DELTAS[param.type]
-    return complete_snapshot_prefix(param, os.fspath(path))
+    kind = SOLVER_TYPES[param.solver_type] if param.HasField("solver_type") else param.type
+    if param.delta < SMALLEST_DELTAS.get(kind, 0):
+        param.delta = SMALLEST_DELTAS[kind]
+    return param
 
 
 def _single_nets(param: SolverParameter) -> list[NetParameter]:
@@ -253,6 +260,8 @@ def _net_of_text(net: NetParameter, path: AnyPath, weights: Sequence[AnyPath]) -
         if layer.loss_param.HasField("label_smoothing"):
             layer.loss_param.nvidia_label_smoothing = layer.loss_param.label_smoothing
             layer.loss_param.ClearField("label_smoothing")
+        if layer.data_param.shuffle and not layer.data_param.HasField("cache"):
+            layer.data_param.cache = False  # without it, its shuffle does nothing (record_order.py)
     norms = [layer for layer in net.layer if layer.type == "BatchNorm"]
     if passed_over := [layer.name for layer in norms if layer.batch_norm_param.HasField("use_global_stats")]:
         logger.warning(

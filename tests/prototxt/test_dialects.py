@@ -564,9 +564,7 @@ def test_nvidias_solvers_are_read(training: Path, caplog: pytest.LogCaptureFixtu
                 loss_param { label_smoothing: 0.1 } include { stage: "never" } }"""
     net = f"default_forward_type: FLOAT16 {data} {fields} {loss}"
     Path("solver.prototxt").write_text(f"{NVIDIA_SOLVER} net_param {{ {net} }}")
-    with pytest.raises(
-        PrototxtError, match=r'has no field "default_forward_type"; NVIDIA .*--dialect nvi'
-    ):
+    with pytest.raises(PrototxtError, match=r'has no field "default_forward_type"; NVIDIA .*--dialect nvi'):
         read_solver("solver.prototxt")
     param = read_solver_dialect("solver.prototxt", "nvidia")
     assert [layer.name for layer in param.net_param.layer][1:5] == ["conv", "bn", "bn_scale", "plain"]
@@ -577,6 +575,22 @@ def test_nvidias_solvers_are_read(training: Path, caplog: pytest.LogCaptureFixtu
     assert main(["train", "solver.prototxt"]) == 2
     assert main(["train", "solver.prototxt", "--dialect", "nvidia"]) == 0
     assert (training / "s_iter_4.caffemodel").exists()
+    names = caffe.get_solver("solver.prototxt", dialect="nvidia").net.params.keys()
+    assert names == {"conv", "bn", "bn_scale", "plain"}
+    assert main(["upgrade-solver-proto-text", "solver.prototxt", "caffes.prototxt"]) == 2
+    command = ["upgrade-solver-proto-text", "--dialect", "nvidia", "solver.prototxt", "caffes.prototxt"]
+    assert main(command) == 0
+    again = read_solver("caffes.prototxt")
+    assert again == param
+
+
+def test_nvidias_shuffle_needs_its_cache(tmp_path: Path) -> None:
+    path = tmp_path / "net.prototxt"
+    for fields, cache in (("", False), ("cache: true", True), ("cache: false", False)):
+        path.write_text(f'layer {{ name: "d" type: "Data" data_param {{ shuffle: true {fields} }} }}')
+        (layer,) = read_net_text(path, "nvidia").layer
+        assert layer.data_param.HasField("cache") and layer.data_param.cache == cache
+        assert read_net(path).layer[0].data_param.HasField("cache") == bool(fields)
 
 
 @pytest.mark.parametrize(
