@@ -37,6 +37,11 @@ FIRST_OF_OURS = 1000
 # The messages that forks of Caffe add to LayerParameter. A fork passes over them where a type does not read
 # them, as Caffe does over its own.
 OF_FORKS = range(2001, 10000)
+# The name of Intel's library that computes the layer. As the `engine` of a type's own parameter it changes no
+# numbers, except for BatchNorm (batch_norm.py).
+ENGINE = "engine"
+# Such a message that a fork does not pass over, where one may do without it.
+NOTES = {"quantization_param": "it makes Intel's fork compute with 8-bit integers; here in floating point"}
 OF_THE_FORK = ("caffe.LossParameter.lamda_p", "caffe.LossParameter.scale")
 
 
@@ -277,7 +282,7 @@ class Layer(nn.Module):
         own = {name.lower() for name in (self.type, *(base.__name__ for base in type(self).__mro__))}
         for field, value in self.param.ListFields():
             name = field.name
-            if field.number < FIRST_PARAMETER or name in self.reads:
+            if field.number < FIRST_PARAMETER or name in (*self.reads, ENGINE):
                 continue
             if name.removesuffix("_param").replace("_", "") in own:
                 continue
@@ -290,7 +295,7 @@ class Layer(nn.Module):
                 passed_over |= descriptor is field and field.number in OF_FORKS
                 if not passed_over or (parts and not self.unread_parts_are_leftovers):
                     raise self.error(f"{self.type} does not look at {path}; remove it")
-                self.note_leftover(path)
+                self.note_leftover(f"{path} ({NOTES[path]})" if path in NOTES else path)
 
     def _check_count(self, kind: str, got: int) -> None:
         exact = getattr(self, f"num_{kind}s")

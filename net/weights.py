@@ -90,6 +90,7 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
         if isinstance(layer, BatchNorm) and len(blobs) == 5:
             raise CaffemodelError(
                 f"{path}: Incompatible number of blobs for layer {name}: the file has 5, as NVIDIA Caffe's "
+                "and those of Intel's fork "
                 + (
                     "have, whose HDF5 files are not read; write a binary one with it"
                     if hdf5

@@ -12,6 +12,9 @@
             of the blobs in the weights shows that version. 0.16 and 0.17 set lr_mult and decay_mult
             themselves, 0 for statistics and 1 for scale and bias, use an eps of at least 1e-5, and let the
             phase decide instead of use_global_stats. NVIDIA_TEXT lists the fields that are read and left out.
+            loss_param.label_smoothing and data_param.shuffle have other meanings than in Intel's fork.
+            A solver does not test before the first iteration, and its delta is at least 1e-4 (Adam, RMSProp)
+            or 1e-3 (AdaGrad, AdaDelta).
     other   any fork's binary files: only the name, type, bottoms, tops and blobs of each layer are read, so
             that no other field can be misread. Prototxts are read as Caffe's.
 
@@ -43,10 +46,17 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from imae.files.errors import CaffemodelError, PrototxtError, SnapshotError
 from imae.files.read import AnyPath
 from imae.prototxt import caffe_pb2
-from imae.prototxt.caffe_pb2 import BlobProto, BlobShape, LayerParameter, NetParameter, SolverState
+from imae.prototxt.caffe_pb2 import (
+    BlobProto,
+    BlobShape,
+    LayerParameter,
+    NetParameter,
+    SolverParameter,
+    SolverState,
+)
 from imae.prototxt.schema import POOL, message_class
 from imae.prototxt.text import M, parse_binary, read_binary, read_content, read_text
-from imae.prototxt.upgrade import upgrade_net
+from imae.prototxt.upgrade import SOLVER_TYPES, complete_snapshot_prefix, upgrade_net, upgrade_solver
 
 DIALECTS = ("nvidia", "other")
 TEXT_DIALECTS = ("nvidia",)  # dialects that a prototxt can have
@@ -68,6 +78,7 @@ CONVERTED = {
 }
 RAW_TYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f8"), 1: np.dtype("<f4"), 2: np.dtype("<f2")}
 SMALLEST_EPS = np.float32(1e-5)  # of its BatchNorm
+SMALLEST_DELTAS = {"Adam": 1e-4, "RMSProp": 1e-4, "AdaGrad": 1e-3, "AdaDelta": 1e-3}  # of its solvers
 
 # The fields of NVIDIA's prototxts that Caffe lacks: about speed, precision, memory and the order of records.
 # NAME:TYPE; the enums' values are in NVIDIA_ENUMS.
@@ -200,19 +211,57 @@ def read_net_text(path: AnyPath, dialect: str | None = None, weights: Sequence[A
     return upgrade_net(read_net_text_dialect(path, dialect, weights), os.fspath(path))
 
 
+def read_solver_dialect(path: AnyPath, dialect: str | None) -> SolverParameter:
+    """A solver's prototxt of any age, Caffe's own or a fork's, as today's message, with its nets.
+
+    PrototxtError where it cannot be read.
+    """
+    param = upgrade_solver(read_solver_text_dialect(path, dialect), os.fspath(path))
+    return complete_snapshot_prefix(param, os.fspath(path))
+
+
+def read_solver_text_dialect(path: AnyPath, dialect: str | None) -> SolverParameter:
+    """`read_solver_dialect` without the upgrade: the solver as a file of Caffe's would have it."""
+    if not is_nvidia(dialect):
+        return read_text(path, SolverParameter)
+    theirs = read_text(path, _nvidia_class("SolverParameter"))
+    _log_left_out(path, sorted(set(_remove_nvidia_fields(theirs))))
+    param = SolverParameter.FromString(theirs.SerializePartialToString())
+    for nets in (param.test_net_param, *([net] for net in _single_nets(param))):
+        for net in nets:
+            net.CopyFrom(_net_of_text(net, path, ()))
+    if not param.HasField("test_initialization"):
+        param.test_initialization = False
+    kind = SOLVER_TYPES[param.solver_type] if param.HasField("solver_type") else param.type
+    if param.delta < SMALLEST_DELTAS.get(kind, 0):
+        param.delta = SMALLEST_DELTAS[kind]
+    return param
+
+
+def _single_nets(param: SolverParameter) -> list[NetParameter]:
+    """The nets inside the solver, those of test_net_param apart."""
+    return [getattr(param, name) for name in ("net_param", "train_net_param") if param.HasField(name)]
+
+
 def read_net_text_dialect(
     path: AnyPath, dialect: str | None, weights: Sequence[AnyPath] = ()
 ) -> NetParameter:
     """`read_net_text` without the upgrade: the net as a file of Caffe's would have it."""
     if not is_nvidia(dialect):
         return read_text(path, NetParameter)
-    theirs = read_text(path, _nvidia_net())
+    theirs = read_text(path, _nvidia_class("NetParameter"))
     _log_left_out(path, sorted(set(_remove_nvidia_fields(theirs))))
-    net = NetParameter.FromString(theirs.SerializePartialToString())
+    return _net_of_text(NetParameter.FromString(theirs.SerializePartialToString()), path, weights)
+
+
+def _net_of_text(net: NetParameter, path: AnyPath, weights: Sequence[AnyPath]) -> NetParameter:
+    """NVIDIA's net from a prototxt, without the fields that are left out, as Caffe's; see `read_net_text`."""
     for layer in net.layer:
         if layer.loss_param.HasField("label_smoothing"):
             layer.loss_param.nvidia_label_smoothing = layer.loss_param.label_smoothing
             layer.loss_param.ClearField("label_smoothing")
+        if layer.data_param.shuffle and not layer.data_param.HasField("cache"):
+            layer.data_param.cache = False  # without it, its shuffle does nothing (record_order.py)
     norms = [layer for layer in net.layer if layer.type == "BatchNorm"]
     if passed_over := [layer.name for layer in norms if layer.batch_norm_param.HasField("use_global_stats")]:
         logger.warning(
@@ -329,8 +378,11 @@ def _from_nvidia(
     scale_and_bias: list[BlobProto] = []
     if blobs:
         scale_and_bias, statistics = (blobs[:2], blobs[2:4]) if is_015 else (blobs[3:], blobs[:2])
+        # Intel's fork has NVIDIA's order, but sums, and Caffe's correction, a number above 1.
+        is_intels = not is_015 and list(blobs[2].data or blobs[2].double_data) > [1]
+        correction = blobs[2] if is_intels else BlobProto(shape=BlobShape(dim=[1]), data=[1])
         del layer.blobs[:]
-        layer.blobs.extend([*statistics, BlobProto(shape=BlobShape(dim=[1]), data=[1])])
+        layer.blobs.extend([*statistics, correction])
     top = layer.top[:1]
     scale = LayerParameter(
         name=name,
@@ -425,8 +477,8 @@ def _unknown_names(message: Message, without: Collection[str] = ()) -> Iterator[
 
 
 @cache
-def _nvidia_net() -> type[Message]:
-    """NetParameter with the fields of NVIDIA_TEXT, and with BatchNorm's fields that are converted."""
+def _nvidia_class(message_name: str) -> type[Message]:
+    """A message of Caffe's with the fields of NVIDIA_TEXT, and with BatchNorm's fields that are converted."""
     file = FileDescriptorProto()
     POOL.FindFileByName("caffe.proto").CopyToProto(file)
     (caffe,) = (message for message in file.message_type if message.name == "caffe")
@@ -445,7 +497,7 @@ def _nvidia_net() -> type[Message]:
             _add_field(message, "scale_bias", SCALE_BIAS, "bool")
     pool = DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
-    return message_class(pool, "caffe.NetParameter")
+    return message_class(pool, f"caffe.{message_name}")
 
 
 def _add_field(message: DescriptorProto, name: str, number: int, kind: str) -> None:

@@ -49,7 +49,14 @@ DEEPLAB = Fork(
     "ImageSegData DenseCRF MatRead MatWrite UniqueLabel",
     "ConvolutionParameter.hole ImageDataParameter.label_type",
 )
-ACTION = Fork("yjxiong's fork (yjxiong/caffe)", "VideoData VIDEO_DATA", "")
+ACTION = Fork(
+    "yjxiong's fork (yjxiong/caffe)",
+    "BN VideoData VIDEO_DATA Gather SegData",
+    """bn_param video_data_param seg_data_param TransformationParameter.scale_ratios
+    TransformationParameter.multi_scale TransformationParameter.max_distort
+    TransformationParameter.fix_crop TransformationParameter.more_fix_crop
+    TransformationParameter.is_flow""",
+)
 YOLO = Fork(
     "the YOLO fork (eric612/MobileNet-YOLO)",
     "YoloSeg",
@@ -65,9 +72,28 @@ WINDOWS = Fork(
 )
 INTEL = Fork(
     "Intel's fork (intel/caffe)",
-    "Proposal",
-    """quantization_param BatchNormParameter.filler Engine.MKL2017
-    Engine.MKLDNN""",
+    "PriorBoxClustered Proposal Reorg RegionLoss VideoData BoxData EvalDetection SpatialDropout MKLBatchNorm",
+    """prior_box_clustered_param video_data_param spatial_dropout_param split_param multinode
+    mn_activation_param mn_grad_compress_param NetParameter.bn_stats_batch_size
+    NetParameter.compile_net_state NetParameter.multinode BatchNormParameter.stats_batch_size
+    BatchNormParameter.bias_filler BatchNormParameter.engine ConvolutionParameter.fusion_type
+    ConvolutionParameter.coeff ConcatParameter.per_fla_fuse ReLUParameter.fuse
+    PoolingParameter.avg_include_pad PoolingParameter.pad_3d PoolingParameter.kernel_size_3d
+    PoolingParameter.stride_3d ReshapeParameter.pixelshuffler ROIPoolingParameter.pooled_size
+    ImageDataParameter.min_height ImageDataParameter.min_width DataParameter.side""",
+)
+INTELS_SCALE = Fork(
+    INTEL.name,
+    "",
+    "BatchNormParameter.filler BatchNormParameter.use_weight_bias BatchNormParameter.bias_term",
+    "write a Scale layer after the BatchNorm for its scale and bias, and remove it",
+)
+INTELS_RELU = Fork(
+    INTEL.name,
+    "",
+    """ConvolutionParameter.relu ConvolutionParameter.negative_slope InnerProductParameter.relu
+    InnerProductParameter.negative_slope BatchNormParameter.relu""",
+    "write a ReLU layer after this one",
 )
 NVIDIA = Fork(
     "NVIDIA Caffe (NVIDIA/caffe)",
@@ -76,40 +102,59 @@ NVIDIA = Fork(
     BatchNormParameter.scale_filler BatchNormParameter.bias_filler BatchNormParameter.scale_bias
     BatchNormParameter.engine ConvolutionParameter.conv_algos_override
     ConvolutionParameter.cudnn_convolution_algo_seeker DropoutParameter.random_seed DropoutParameter.engine
-    DataParameter.threads DataParameter.parser_threads DataParameter.cache DataParameter.precache
-    DataParameter.shuffle ImageDataParameter.threads ImageDataParameter.cache ImageDataParameter.precache
-    TransformationParameter.use_gpu_transform TransformationParameter.random_seed
-    NetParameter.default_forward_type NetParameter.default_backward_type NetParameter.default_forward_math
-    NetParameter.default_backward_math NetParameter.default_cudnn_math_override
-    NetParameter.default_conv_algos_override NetParameter.global_grad_scale
-    NetParameter.global_grad_scale_adaptive NetParameter.reduce_buckets NetParameter.eltwise_mem_sharing""",
+    DataParameter.threads DataParameter.parser_threads DataParameter.precache ImageDataParameter.threads
+    ImageDataParameter.cache ImageDataParameter.precache TransformationParameter.use_gpu_transform
+    TransformationParameter.random_seed NetParameter.default_forward_type NetParameter.default_backward_type
+    NetParameter.default_forward_math NetParameter.default_backward_math
+    NetParameter.default_cudnn_math_override NetParameter.default_conv_algos_override
+    NetParameter.global_grad_scale NetParameter.global_grad_scale_adaptive NetParameter.reduce_buckets
+    NetParameter.eltwise_mem_sharing""",
     "give --dialect nvidia",
 )
 NVIDIAS_OTHERS = Fork(
     "NVIDIA Caffe (NVIDIA/caffe)",
     "",
-    """TransformationParameter.img_rand_resize_lower TransformationParameter.img_rand_resize_upper
-    TransformationParameter.rand_resize_ratio_lower TransformationParameter.rand_resize_ratio_upper
-    TransformationParameter.vertical_stretch_lower TransformationParameter.vertical_stretch_upper
-    TransformationParameter.horizontal_stretch_lower TransformationParameter.horizontal_stretch_upper
-    TransformationParameter.allow_upscale TransformationParameter.interpolation_algo_up
-    TransformationParameter.interpolation_algo_down PoolingParameter.torch_pooling
-    detectnet_groundtruth_param detectnet_augmentation_param trt_param SolverParameter.solver_data_type
-    SolverParameter.store_blobs_in_old_format SolverParameter.larc SolverParameter.larc_policy
-    SolverParameter.rampup_interval SolverParameter.rampup_lr SolverParameter.min_lr""",
+    """PoolingParameter.torch_pooling ELUParameter.lambda ImageDataParameter.short_side
+    ImageDataParameter.dataset_share_per_node MultiBoxLossParameter.ignore_difficult_gt
+    TransformationParameter.forward_packing TransformationParameter.display
+    TransformationParameter.num_labels SolverType.SAG detectnet_groundtruth_param
+    detectnet_augmentation_param trt_param video_data_param""",
 )
 FORKS = (
-    SSD, FASTER_RCNN, RFCN, PSPNET, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, NVIDIA, NVIDIAS_OTHERS,
+    SSD, FASTER_RCNN, RFCN, SEGNET, PSPNET, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, INTELS_SCALE, INTELS_RELU,
+    NVIDIA, NVIDIAS_OTHERS,
     Fork("SENet's fork (hujie-frank/SENet)", "Axpy", "axpy_param"),
     Fork("SphereFace's fork (wy1iu/sphereface)", "MarginInnerProduct", "margin_inner_product_param"),
     Fork("caffe-face (ydwen/caffe-face)", "CenterLoss", "center_loss_param"),
     Fork("FlowNet2 (lmb-freiburg/flownet2)", "Correlation Correlation1D FlowWarp Resample Downsample L1Loss",
          "correlation_param flow_warp_param resample_param downsample_param l1_loss_param"),
     Fork("caffe-lstm (junhyukoh/caffe-lstm)", "Lstm", "lstm_param"),
-    Fork("C3D (facebook/C3D)", "CONVOLUTION3D POOLING3D VOLUME_DATA Convolution3D Pooling3D", ""),
+    Fork("C3D (facebook/C3D)", "CONVOLUTION3D POOLING3D VOLUME_DATA Convolution3D Pooling3D",
+         "PoolingParameter.kernel_depth PoolingParameter.temporal_stride ConvolutionParameter.kernel_depth "
+         "ConvolutionParameter.temporal_pad ConvolutionParameter.temporal_stride "
+         "ImageDataParameter.show_data"),
     Fork("the CTPN fork (bear63/sceneReco)", "Transpose", "transpose_param"),
     Fork("OpenPose's fork (CMU-Perceptual-Computing-Lab/caffe_train)", "CPMData", "cpm_transform_param"),
-    Fork("CRF-RNN's fork (torrvision/crfasrnn)", "MultiStageMeanfield", "multi_stage_meanfield_param"),
+    Fork("CRF-RNN's fork (torrvision/crfasrnn)", "MultiStageMeanfield MULTI_STAGE_MEANFIELD",
+         "multi_stage_meanfield_param"),
+    Fork("DeepLab's first fork (TheLegendAli/DeepLab-Context)", "SEG_ACCURACY INTERP MAT_READ MAT_WRITE",
+         "softmaxloss_param strict_dim seg_accuracy_param mat_read_param mat_write_param"),
+    Fork("GENet's fork (hujie-frank/GENet)", "CuDNNBatchNorm", "cudnn_batch_norm_param"),
+    Fork("the YOLO fork of yeahkun (yeahkun/caffe-yolo)", "BoxData DetectionLoss EvalDetection",
+         "detection_loss_param DataParameter.side"),
+    Fork("HED's fork (s9xie/hed)", "ImageLabelmapData", "ImageDataParameter.normalize"),
+    Fork("NormFace (happynear/NormFace)", "GlobalLSEMargin",
+         "AccuracyParameter.min_is_better ParameterParameter.blob_filler"),
+    Fork("EAST-caffe (SURFZJY/EAST-caffe)", "DiceCoefLoss", ""),
+    Fork("TMM2018_DRFN (Mhaiyang/TMM2018_DRFN)", "PwAttend", "pw_attend_param"),
+    Fork("Caffe_Light_Field (JunhyeongBak/Caffe_Light_Field)", "AbsLoss Warping FlowWarp", ""),
+    Fork("MouseCTSegmentation (DlutMedimgGroup/MouseCTSegmentation)", "PoolingND", "pooling_nd_param"),
+    Fork("SemanticLabelingDemo (StevenHickson/SemanticLabelingDemo)", "Segmentation LabelData", "seg_param"),
+    Fork("deepsaldet (Robert0812/deepsaldet)", "MCWINDOW_DATA",
+         "mcwindow_data_param WindowDataParameter.shuffle"),
+    Fork("pynetbuilder (jay-mahadeokar/pynetbuilder)", "",
+         "MemoryDataParameter.source MemoryDataParameter.share_in_parallel"),
+    Fork("resnet-imagenet-caffe (yihui-he/resnet-imagenet-caffe)", "", "ImageDataParameter.new_dim"),
 )  # fmt: skip
 
 

@@ -60,8 +60,9 @@ def merge(caffe: FileDescriptorProto, forks: FileDescriptorProto) -> FileDescrip
     messages: dict[str, DescriptorProto] = {
         f".caffe.{message.name}": message for message in merged.message_type
     }
+    # In a message of their own where two messages get fields of one name.
     scopes = [message for message in forks.message_type if message.extension]
-    for field in (*forks.extension, *(field for scope in scopes for field in scope.extension)):
+    for field in [*forks.extension, *(field for scope in scopes for field in scope.extension)]:
         extended = messages[field.extendee]
         if field.number not in FORKS or field.name in {other.name for other in extended.field}:
             raise ValueError(f"forks.proto: {extended.name}.{field.name} = {field.number} is not free")

@@ -192,6 +192,7 @@ def _upgrade_net(param: NetParameter, path: str, dropped: list[str], log_each: b
         )
         param = upgrade_batch_norm(param)
         log_line("upgrade_proto.cpp:82", "Successfully upgraded batch norm layers using deprecated params.")
+    check_engines(param)
     return param
 
 
@@ -347,6 +348,25 @@ def upgrade_batch_norm(param: NetParameter) -> NetParameter:
         for spec in layer.param:
             spec.lr_mult = spec.decay_mult = 0
     return upgraded
+
+
+def check_engines(param: NetParameter) -> None:
+    """PrototxtError for a BatchNorm whose `engine` gives it a scale and a bias of its own.
+
+    That is so in Intel's fork with its libraries, unless a Scale layer reads the top: the two become one
+    layer. `engine` may stand in the layer or the net, and changes no other layer's numbers.
+    """
+    for place, layer in enumerate(param.layer):
+        engine = layer.engine or param.engine
+        if layer.type != "BatchNorm" or "MKL" not in engine:
+            continue
+        readers = (later for later in param.layer[place + 1 :] if layer.top[:1] == later.bottom[:1])
+        reader = next(readers, None)
+        if reader is None or reader.type != "Scale":
+            raise PrototxtError(
+                f"layer '{layer.name}' (BatchNorm): with engine: \"{engine}\" Intel's fork gives it a scale "
+                'and a bias of its own; write a Scale layer with bias_term: true after it, or engine: "CAFFE"'
+            )
 
 
 def _is_old_batch_norm(layer: LayerParameter) -> bool:

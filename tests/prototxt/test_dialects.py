@@ -20,7 +20,13 @@ from imae.files.errors import CaffemodelError, PrototxtError, SnapshotError
 from imae.net.net import Net
 from imae.net.weights import load_caffemodel, save_caffemodel
 from imae.prototxt import TEST, BlobProto, LayerParameter, NetParameter, SolverState
-from imae.prototxt.dialects import DIALECTS, read_net_dialect, read_net_text, read_state_dialect
+from imae.prototxt.dialects import (
+    DIALECTS,
+    read_net_dialect,
+    read_net_text,
+    read_solver_dialect,
+    read_state_dialect,
+)
 from imae.prototxt.text import parse_net, read_binary, read_net, read_solver, to_text
 from imae.train.options import Options
 from imae.train.solver import Solver
@@ -537,6 +543,66 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w").write_bytes(field(100, broken))
     with pytest.raises(CaffemodelError, match="w: "):
         read_net_dialect(tmp_path / "w", "nvidia")
+
+
+# -- solvers -------------------------------------------------------------------------------------------------
+
+NVIDIA_SOLVER = """
+    base_lr: 0.5 lr_policy: "poly" power: 2 max_iter: 4 random_seed: 1 momentum: 0.5
+    rampup_interval: 2 rampup_lr: 0.125 min_lr: 0.0625 momentum_policy: "poly" larc: true larc_policy: "clip"
+    store_blobs_in_old_format: true solver_data_type: FLOAT snapshot_prefix: "s"
+    test_iter: 1 test_interval: 2
+"""
+
+
+def test_nvidias_solvers_are_read(training: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fields = NVIDIA_NET[NVIDIA_NET.index('layer { name: "conv"') :]
+    data = """layer { name: "in" type: "DummyData" top: "data"
+        dummy_data_param { shape { dim: 3 dim: 2 dim: 7 dim: 4 } } }"""
+    loss = """layer { name: "sum" type: "Reduction" bottom: "plain" top: "sum" loss_weight: 1 }
+        layer { name: "smooth" type: "SoftmaxWithLoss" bottom: "plain" bottom: "y" top: "smooth"
+                loss_param { label_smoothing: 0.1 } include { stage: "never" } }"""
+    net = f"default_forward_type: FLOAT16 {data} {fields} {loss}"
+    Path("solver.prototxt").write_text(f"{NVIDIA_SOLVER} net_param {{ {net} }}")
+    with pytest.raises(PrototxtError, match=r'has no field "default_forward_type"; NVIDIA .*--dialect nvi'):
+        read_solver("solver.prototxt")
+    param = read_solver_dialect("solver.prototxt", "nvidia")
+    assert [layer.name for layer in param.net_param.layer][1:5] == ["conv", "bn", "bn_scale", "plain"]
+    assert "left out, as Caffe has no such fields: BatchNormParameter.engine" in caplog.text
+    assert not param.test_initialization
+    loss_param = param.net_param.layer[-1].loss_param
+    assert loss_param.nvidia_label_smoothing == np.float32(0.1) and not loss_param.HasField("label_smoothing")
+    assert main(["train", "solver.prototxt"]) == 2
+    assert main(["train", "solver.prototxt", "--dialect", "nvidia"]) == 0
+    assert (training / "s_iter_4.caffemodel").exists()
+    names = caffe.get_solver("solver.prototxt", dialect="nvidia").net.params.keys()
+    assert names == {"conv", "bn", "bn_scale", "plain"}
+    assert main(["upgrade-solver-proto-text", "solver.prototxt", "caffes.prototxt"]) == 2
+    command = ["upgrade-solver-proto-text", "--dialect", "nvidia", "solver.prototxt", "caffes.prototxt"]
+    assert main(command) == 0
+    again = read_solver("caffes.prototxt")
+    assert again == param
+
+
+def test_nvidias_shuffle_needs_its_cache(tmp_path: Path) -> None:
+    path = tmp_path / "net.prototxt"
+    for fields, cache in (("", False), ("cache: true", True), ("cache: false", False)):
+        path.write_text(f'layer {{ name: "d" type: "Data" data_param {{ shuffle: true {fields} }} }}')
+        (layer,) = read_net_text(path, "nvidia").layer
+        assert layer.data_param.HasField("cache") and layer.data_param.cache == cache
+        assert read_net(path).layer[0].data_param.HasField("cache") == bool(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "delta"),
+    [('type: "Adam"', 1e-4), ("solver_type: RMSPROP delta: 1e-6", 1e-4), ('type: "AdaGrad" delta: 0.5', 0.5),
+     ('type: "AdaDelta"', 1e-3), ('type: "SGD"', 1e-8)],
+)  # fmt: skip
+def test_nvidias_smallest_deltas(fields: str, delta: float, training: Path) -> None:
+    Path("solver.prototxt").write_text(f"{SOLVER} {fields} test_initialization: true")
+    param = read_solver_dialect("solver.prototxt", "nvidia")
+    assert (param.delta, param.test_initialization) == (np.float32(delta), True)
+    assert read_solver_dialect("solver.prototxt", None) == read_solver("solver.prototxt")
 
 
 # -- weights of any fork, without a dialect ------------------------------------------------------------------

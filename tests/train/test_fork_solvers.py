@@ -21,6 +21,7 @@ from tolerances import tolerance
 
 from imae.files.caffe_log import read_log
 from imae.files.errors import PrototxtError
+from imae.layers.ranks import Ranks
 from imae.layers.utility.synced_memory import parameter_diff
 from imae.prototxt import SolverParameter, SolverState
 from imae.prototxt.text import parse_solver
@@ -183,6 +184,19 @@ def test_a_resumed_plateau_is_the_run_that_was_not_stopped(form: str, stop: int)
         [*second.net.learnable, *second.history], [*whole.net.learnable, *whole.history], strict=True
     ):
         assert torch.equal(got, want)
+
+
+def test_rank_0_decides_for_all() -> None:
+    """Each rank has a loss of its own; with steps of their own their weights would part."""
+
+    class Led(Ranks):
+        def broadcast_int(self, number: int) -> int:
+            return 2
+
+    param = parse_solver(f"net_param {{ {TINY_NET} }} {PLATEAU}")
+    solver = Solver(param, ranks=Led())
+    assert solver.get_learning_rate() == 0.25
+    assert solver.current_step == 2
 
 
 def test_the_states_of_plateau_are_ssds() -> None:
