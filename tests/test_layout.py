@@ -32,6 +32,9 @@ SHARED = {
     "utility": {"python_blobs", "synced_memory"},
 }
 
+# Types of forks whose code was not run: the reference of their tests is a slow implementation.
+NOT_RECORDED = {"DenseImageData"}
+
 STEP_CALLS = {"step.run", "step.layer", "self.step.run", "self.step.layer", "steps[index].layer"}
 FILES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
@@ -266,7 +269,8 @@ def test_every_type_has_a_case() -> None:
     types = {path.name for path in (cases / "layers").iterdir()}
     prototxts = "".join(path.read_text(errors="replace") for path in cases.rglob("*.prototxt"))
     for name in layer_types():
-        assert name in types or f'type: "{name}"' in prototxts, f"no case for {name}"
+        recorded = name in types or f'type: "{name}"' in prototxts
+        assert recorded != (name in NOT_RECORDED), f"no case for {name}"
 
 
 def test_steps_are_run_in_one_place() -> None:
