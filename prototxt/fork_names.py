@@ -44,15 +44,10 @@ RFCN = Fork(
     """psroi_pooling_param box_annotator_ohem_param LossParameter.pre_fixed_normalizer
     NormalizationMode.PRE_FIXED DropoutParameter.scale_train""",
 )
-PSPNET = Fork(
-    "PSPNet's fork (hszhao/PSPNet)",
-    "ImageSegData",
-    "ImageDataParameter.label_type",
-)
 DEEPLAB = Fork(
     "DeepLab's fork (cdmh/deeplab-public-ver2)",
-    "ImageSegData DenseCRF MatRead MatWrite UniqueLabel",
-    "ConvolutionParameter.hole ImageDataParameter.label_type",
+    "DenseCRF MatRead MatWrite UniqueLabel",
+    "ConvolutionParameter.hole",
 )
 ACTION = Fork("yjxiong's fork (yjxiong/caffe)", "VideoData VIDEO_DATA", "")
 YOLO = Fork(
@@ -105,7 +100,7 @@ NVIDIAS_OTHERS = Fork(
     SolverParameter.rampup_interval SolverParameter.rampup_lr SolverParameter.min_lr""",
 )
 FORKS = (
-    SSD, FASTER_RCNN, RFCN, PSPNET, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, NVIDIA, NVIDIAS_OTHERS,
+    SSD, FASTER_RCNN, RFCN, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, NVIDIA, NVIDIAS_OTHERS,
     Fork("DepthwiseConvolution (yonghenglh6)", "DepthwiseConvolution", "",
          "write Convolution with group: the number of channels"),
     Fork("caffe-mobilenet (farmingyard)", "ConvolutionDepthwise", "",

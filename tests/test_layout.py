@@ -27,13 +27,21 @@ SHARED = {
         "resident",
     },
     "loss": {"least_probability", "loss_normalizer"},
-    "forks": {"bn_caffemex", "bn_segnet", "bn_tsn", "channel_norm", "upsample_mask", "upsample_nearest"},
+    "forks": {
+        "bn_caffemex",
+        "bn_segnet",
+        "bn_tsn",
+        "channel_norm",
+        "image_pairs",
+        "upsample_mask",
+        "upsample_nearest",
+    },
     "plugins": {"designed_loss", "example_weights"},
     "utility": {"python_blobs", "synced_memory"},
 }
 
 # Types of forks whose code was not run: the reference of their tests is a slow implementation.
-NOT_RECORDED = {"DenseImageData"}
+NOT_RECORDED = {"DenseImageData", "ImageSegData"}
 
 STEP_CALLS = {"step.run", "step.layer", "self.step.run", "self.step.layer", "steps[index].layer"}
 FILES = {
