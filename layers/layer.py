@@ -6,7 +6,8 @@ autograd's, or a `torch.autograd.Function` where Caffe's gradient is not the der
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
@@ -86,6 +87,8 @@ class Layer(nn.Module):
     # Whether weights may have fewer or more trailing axes of 1 than the layer's blobs, where forks that have
     # the same layer write other shapes.
     trailing_ones_vary: ClassVar[bool] = False
+    # Advice on weights with another number of blobs, where a fork's layer of the same name has that number.
+    advice_by_blob_count: ClassVar[Mapping[int, str]] = MappingProxyType({})
 
     # Set by the net: which bottoms need a gradient. As in Caffe, it may be true for a layer that sends none,
     # such as ArgMax.
