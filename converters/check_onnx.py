@@ -9,14 +9,16 @@ decide which of two boxes stays; so a net with such outputs gets up to three bat
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from imae.files.errors import ExportError, LayerError
 from imae.layers.layer import Layer, Shape
@@ -46,17 +48,25 @@ class Check:
 
 
 def check_model(
-    model: onnx.ModelProto, net: Net, outputs: list[str], size: int, softmax: Collection[str], dynamic: bool
+    model: onnx.ModelProto,
+    net: Net,
+    outputs: list[str],
+    size: int,
+    softmax: Collection[str],
+    dynamic: bool,
+    decisions: Mapping[Layer, str] = MappingProxyType({}),
 ) -> Check:
     """Run the net and the model on one batch; ExportError where one of them cannot run, or a shape differs.
 
-    size      items of each input if `dynamic`; else the net's shapes give their number
-    softmax   the outputs to which the model applies a softmax
+    size       items of each input if `dynamic`; else the net's shapes give their number
+    softmax    the outputs to which the model applies a softmax
+    decisions  layers that find maxima -> the model's value with their places; the net decides near-ties like
+               the model (near_ties.py)
     """
     open_outputs = {name: axes for name, axes in open_axes(net).items() if axes and name in outputs}
     for batch in range(BATCHES if open_outputs else 1):
         feeds = random_inputs(net, size, dynamic, batch)
-        check = _check_batch(model, net, outputs, size, feeds, softmax, dynamic, open_outputs)
+        check = _check_batch(model, net, outputs, size, feeds, softmax, dynamic, open_outputs, decisions)
         if check.difference <= ALLOWED * max(check.largest, 1):
             break
     return check
@@ -65,31 +75,41 @@ def check_model(
 def _check_batch(
     model: onnx.ModelProto, net: Net, outputs: list[str], size: int, feeds: dict[str, NDArray[np.float32]],
     softmax: Collection[str], dynamic: bool, open_outputs: Mapping[str, tuple[int, ...]],
+    decisions: Mapping[Layer, str],
 ) -> Check:  # fmt: skip
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
-        with torch.no_grad():
-            expected = net({name: torch.from_numpy(value) for name, value in feeds.items()}, keep=outputs)
+        expected = _run(net, feeds, outputs)
     except (LayerError, RuntimeError) as error:
         hint = "; if it is for one batch size only, use --fixed-batch" if dynamic else ""
         raise ExportError(
             f"net {net.name!r} cannot run with a batch of {size}: {str(error).splitlines()[0]}{hint}"
         ) from error
+    places = sorted({*decisions.values()} - {*outputs})
     try:
         session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            _with_outputs(model, places).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        got = session.run(outputs, feeds)
+        values = session.run([*outputs, *places], feeds)
     except session_errors() as error:
         raise ExportError(
             f"net {net.name!r}: ONNX Runtime cannot run the model with a batch of {size}: "
             f"{str(error).strip().splitlines()[0]}"
         ) from error
+    by_name = dict(zip([*outputs, *places], values, strict=True))
+    if decisions:
+        for layer, name in decisions.items():
+            layer.decided = torch.from_numpy(by_name[name])
+        try:
+            expected = _run(net, feeds, outputs)
+        finally:
+            for layer in decisions:
+                layer.decided = None
     check = Check()
-    for name, value in zip(outputs, got, strict=True):
+    for name, value in zip(outputs, values, strict=False):
         want = expected[name]
         if name in softmax:
             want = want.softmax(1)
@@ -102,6 +122,25 @@ def _check_batch(
             )
         _compare(check, name, value, want.numpy())
     return check
+
+
+def _run(net: Net, feeds: Mapping[str, NDArray[np.float32]], outputs: list[str]) -> dict[str, Tensor]:
+    with torch.no_grad():
+        tops: dict[str, Tensor] = net(
+            {name: torch.from_numpy(value) for name, value in feeds.items()}, keep=outputs
+        )
+    return tops
+
+
+def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """The model, or a copy of it with more outputs."""
+    if not names:
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    floats = onnx.TensorProto.FLOAT
+    copy.graph.output.extend(onnx.helper.make_tensor_value_info(name, floats, None) for name in names)
+    return copy
 
 
 def _compare(check: Check, name: str, value: NDArray[Any], want: NDArray[Any]) -> None:

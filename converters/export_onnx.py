@@ -27,7 +27,7 @@ from imae.files.atomic import write_atomically
 from imae.files.errors import ExportError
 from imae.files.read import AnyPath
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.layer import Shape
+from imae.layers.layer import Layer, Shape
 from imae.layers.registry import class_of
 from imae.layers.run import Run
 from imae.layers.vision.pooling import PoolingMethod
@@ -214,6 +214,7 @@ def export_net(
     outputs = [name for name in net.outputs if name not in net.inputs]
     with_softmax = _softmax_outputs(net, outputs) if softmax else set()
     final = {name: f"{name}_logits" if name in with_softmax else name for name in net.outputs}
+    decisions: dict[Layer, str] = {}
     for index, step in enumerate(plan):
         if step.layer.is_fed:
             continue
@@ -225,6 +226,8 @@ def export_net(
             shapes[value] = shapes[top]
             current[top] = value
         step.layer.to_onnx(graph, bottoms, [current[top] for top in step.tops])
+        if step.layer.decision_top is not None:
+            decisions[step.layer] = current[step.tops[step.layer.decision_top]]
     for name in outputs:
         if name in with_softmax:
             graph.node("Softmax", [final[name]], [name], axis=1)
@@ -233,7 +236,9 @@ def export_net(
         if isinstance(layer, PoolingMethod):
             layer.on_cpu = True
     batch_sizes = (1, 3) if dynamic_batch else (shapes[net.inputs[0]][0],)
-    checks = [check_model(model, net, outputs, size, with_softmax, dynamic_batch) for size in batch_sizes]
+    checks = [
+        check_model(model, net, outputs, size, with_softmax, dynamic_batch, decisions) for size in batch_sizes
+    ]
     difference, largest = max(c.difference for c in checks), max(c.largest for c in checks)
     if difference > ALLOWED * max(largest, 1):
         raise ExportError(

@@ -6,7 +6,8 @@ autograd's, or a `torch.autograd.Function` where Caffe's gradient is not the der
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
@@ -95,10 +96,16 @@ class Layer(nn.Module):
     # Whether weights may have fewer or more trailing axes of 1 than the layer's blobs, where forks that have
     # the same layer write other shapes.
     trailing_ones_vary: ClassVar[bool] = False
+    # Advice on weights with another number of blobs, where a fork's layer of the same name has that number.
+    advice_by_blob_count: ClassVar[Mapping[int, str]] = MappingProxyType({})
 
     # Set by the net: which bottoms need a gradient. As in Caffe, it may be true for a layer that sends none,
     # such as ArgMax.
     bottom_need_backward: tuple[bool, ...] = ()
+    # Which top holds places of maxima, where rounding decides near-ties (near_ties.py), and the places that the
+    # check of an export sets: those of the model.
+    decision_top: int | None = None
+    decided: Tensor | None = None
     # Set by a forward pass: the error that a backward pass through it raises.
     refusal: LayerError | None = None
 

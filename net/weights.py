@@ -101,9 +101,12 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
             if index not in blobs and hdf5 and (name, index) in shared:
                 continue  # HDF5 files hold a shared blob once, at its owner
             if index not in blobs or index >= len(layer.blobs):
+                advice = layer.advice_by_blob_count.get(
+                    len(blobs), "rename the layer to learn it from scratch"
+                )
                 raise CaffemodelError(
                     f"{path}: Incompatible number of blobs for layer {name}: the file has {len(blobs)}, the "
-                    f"net {len(layer.blobs)}; rename the layer to learn it from scratch"
+                    f"net {len(layer.blobs)}; {advice}"
                 )
             loads.append((layer.blobs[index], _fitted(blobs[index], layer, index, path)))
         if layer.blobs:

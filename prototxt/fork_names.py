@@ -39,15 +39,10 @@ RFCN = Fork(
     """psroi_pooling_param box_annotator_ohem_param LossParameter.pre_fixed_normalizer
     NormalizationMode.PRE_FIXED DropoutParameter.scale_train""",
 )
-PSPNET = Fork(
-    "PSPNet's fork (hszhao/PSPNet)",
-    "ImageSegData",
-    "ImageDataParameter.label_type",
-)
 DEEPLAB = Fork(
     "DeepLab's fork (cdmh/deeplab-public-ver2)",
-    "ImageSegData DenseCRF MatRead MatWrite UniqueLabel",
-    "ConvolutionParameter.hole ImageDataParameter.label_type",
+    "DenseCRF MatRead MatWrite UniqueLabel",
+    "ConvolutionParameter.hole",
 )
 ACTION = Fork(
     "yjxiong's fork (yjxiong/caffe)",
@@ -121,8 +116,8 @@ NVIDIAS_OTHERS = Fork(
     detectnet_augmentation_param trt_param video_data_param""",
 )
 FORKS = (
-    SSD, FASTER_RCNN, RFCN, SEGNET, PSPNET, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, INTELS_SCALE, INTELS_RELU,
-    NVIDIA, NVIDIAS_OTHERS,
+    SSD, FASTER_RCNN, RFCN, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, INTELS_SCALE, INTELS_RELU, NVIDIA,
+    NVIDIAS_OTHERS,
     Fork("SENet's fork (hujie-frank/SENet)", "Axpy", "axpy_param"),
     Fork("SphereFace's fork (wy1iu/sphereface)", "MarginInnerProduct", "margin_inner_product_param"),
     Fork("caffe-face (ydwen/caffe-face)", "CenterLoss", "center_loss_param"),

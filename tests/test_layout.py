@@ -40,6 +40,7 @@ SHARED = {
         "channel_norm",
         "detection_files",
         "distortion",
+        "image_pairs",
         "rois",
         "smooth_l1_loss_rcnn",
         "upsample_mask",
@@ -50,6 +51,9 @@ SHARED = {
     "plugins": {"designed_loss", "example_weights"},
     "utility": {"python_blobs", "synced_memory"},
 }
+
+# Types of forks whose code was not run: the reference of their tests is a slow implementation.
+NOT_RECORDED = {"DenseImageData", "ImageSegData"}
 
 STEP_CALLS = {"step.run", "step.layer", "self.step.run", "self.step.layer", "steps[index].layer"}
 FILES = {

@@ -33,6 +33,10 @@ State = dict[str, Any]
 MAX_PREFETCH = 64
 
 
+# Fields of transform_param that only DeepLab's and PSPNet's layer has (layers/forks/image_seg_data.py).
+OF_LABEL_IMAGES = ("scale_factors", "crop_width", "crop_height")
+
+
 class Buffers:
     """Arrays for batches. The memory of a batch that is no longer referenced is reused for a later one.
 
@@ -90,6 +94,9 @@ class PrefetchingLayer(DataLayer):
         for field in ("flow", *(() if self.swaps_colours else ("bgr2rgb",))):
             if getattr(param.transform_param, field):
                 self.note_leftover(f"transform_param.{field}")
+        for name in OF_LABEL_IMAGES if "transform_param" in self.reads else ():
+            if getattr(param.transform_param, name):
+                raise self.error(f"transform_param.{name} is for ImageSegData alone; remove it")
         self.prefetch: int = min(param.data_param.prefetch, MAX_PREFETCH)
         self.shapes: list[Shape] = []
         self.arrays = Buffers()

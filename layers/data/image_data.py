@@ -62,6 +62,9 @@ class ImageData(PrefetchingLayer):
         image = param.image_data_param
         note_moved_fields(self, "image_data_param", ("scale", "mean_file", "crop_size", "mirror"))
         note_fields_of_annotations(self)
+        for field in ("ignore_label", "label_type"):
+            if image.HasField(field):
+                raise self.error(f"image_data_param.{field} is for ImageSegData alone; remove it")
         for field in ("force_color", "force_gray"):
             if getattr(param.transform_param, field):
                 self.note_leftover(f"transform_param.{field}", "image_data_param { is_color: ... }")

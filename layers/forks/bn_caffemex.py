@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from imae.files.errors import ExportError
-from imae.layers.forks.channel_norm import ChannelNorm
+from imae.layers.forks.channel_norm import TWO_BLOBS, ChannelNorm
 from imae.layers.layer import Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.run import Run
@@ -42,6 +42,7 @@ from imae.prototxt import TRAIN, FillerParameter, LayerParameter
 class CaffeMexBN(ChannelNorm):
     num_tops = 1
     overwrites_diffs = True
+    advice_by_blob_count = TWO_BLOBS
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from imae.layers.forks.channel_norm import AXES, ChannelNorm
+from imae.layers.forks.channel_norm import AXES, FOUR_BLOBS, ChannelNorm
 from imae.layers.layer import Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.prototxt import LayerParameter
@@ -37,6 +37,7 @@ EPS = 1e-9
 class SegNetBN(ChannelNorm):
     min_tops, max_tops = 1, 3
     overwrites_diffs = True
+    advice_by_blob_count = FOUR_BLOBS
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)

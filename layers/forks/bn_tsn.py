@@ -29,7 +29,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from imae.layers.forks.channel_norm import ChannelNorm
+from imae.layers.forks.channel_norm import TWO_BLOBS, ChannelNorm
 from imae.layers.layer import Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.prototxt import TEST, FillerParameter, LayerParameter, ParamSpec
@@ -39,6 +39,7 @@ class TSNBN(ChannelNorm):
     num_tops = 1
     keeps_axes = True
     trailing_ones_vary = True
+    advice_by_blob_count = TWO_BLOBS
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)

@@ -6,6 +6,7 @@ top = scale (x - mean) / std + shift          mean, std, scale, shift: one numbe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,14 @@ from imae.layers.onnx_graph import OnnxGraph
 from imae.prototxt import FillerParameter
 
 AXES = (0, 2, 3)  # all but the channels'
+# For Layer.advice_by_blob_count.
+TWO_BLOBS = MappingProxyType({2: "SegNet's BN has 2; the net gets it by scale_filler or bn_mode in bn_param"})
+FOUR_BLOBS = MappingProxyType(
+    {
+        4: "CaffeMex's BN has 4, the net gets it by decay in bn_param; so has that of TSN and PSPNet, by "
+        "momentum or slope_filler"
+    }
+)
 
 
 class ChannelNorm(Layer):

@@ -39,6 +39,7 @@ from torch.autograd.function import once_differentiable
 
 from imae.layers.autograd import apply
 from imae.layers.layer import Layer, Shape
+from imae.layers.near_ties import near_ties_as
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import TRAIN, LayerParameter
@@ -335,6 +336,7 @@ class Pooling(PoolingMethod):
             (pooling.stride_h, pooling.stride_w) if pooling.HasField("stride_h") else (pooling.stride,) * 2
         )
         self.fixed = PoolWindows(kernel, stride, pad, self._rounds_down())
+        self.decision_top = 1 if len(param.top) > 1 else None
         if pooling.global_pooling:
             if pad != (0, 0) or stride != (1, 1):
                 raise self.error(
@@ -393,7 +395,10 @@ class Pooling(PoolingMethod):
         if len(self.param.top) == 1 or not x.numel():
             tops = (self.pool(x, windows),) * len(self.param.top)
             return tops[0] if len(tops) == 1 else (tops[0], tops[0].detach())
-        return max_pool_with_mask(x, windows)
+        top, mask = max_pool_with_mask(x, windows)
+        if self.decided is not None:
+            mask = near_ties_as(self.decided, mask.flatten(2), x.flatten(2), 2).reshape(mask.shape)
+        return top, mask
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         sizes = graph.shape(bottoms[0])[2:]

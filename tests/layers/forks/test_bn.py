@@ -394,7 +394,25 @@ def test_only_tsns_weights_may_have_another_shape(tmp_path: Path) -> None:
     with pytest.raises(CaffemodelError, match="shape mismatch"):
         load_caffemodel(net, weights(tmp_path / "w", (1, 3), (1, 3)))
     load_caffemodel(net, weights(tmp_path / "w", (1, 3, 1, 1), (1, 3, 1, 1)))
-    with pytest.raises(
-        CaffemodelError, match="Incompatible number of blobs for layer it: the file has 4, the net 2"
-    ):
-        load_caffemodel(net, weights(tmp_path / "w", *[(1, 3, 1, 1)] * 4))
+
+
+@pytest.mark.parametrize(
+    ("fields", "count", "advice"),
+    [
+        (
+            SCALED,
+            4,
+            "the file has 4, the net 2; CaffeMex's BN has 4, the net gets it by decay",
+        ),
+        (SLOPED, 2, "the file has 2, the net 4; SegNet's BN has 2; the net gets it by scale_filler or"),
+        (f"{SCALED} decay: 0.9", 2, "the file has 2, the net 4; SegNet's BN has 2"),
+        (SLOPED, 3, "the file has 3, the net 4; rename the layer to learn it from scratch"),
+    ],
+)
+def test_weights_of_another_bn_are_refused_with_advice(
+    tmp_path: Path, fields: str, count: int, advice: str
+) -> None:
+    net = Net(parse_net(NET.replace(SCALED, fields)))
+    with pytest.raises(CaffemodelError) as error:
+        load_caffemodel(net, weights(tmp_path / "w", *[(1, 3, 1, 1)] * count))
+    assert f"Incompatible number of blobs for layer it: {advice}" in str(error.value)

@@ -195,7 +195,7 @@ def test_a_run_that_is_resumed_goes_on_with_the_same_batches() -> None:
         for a, b in zip(got, expected, strict=True):
             np.testing.assert_array_equal(a, b)
     Path("list").write_text("image0.png label0.png\n")
-    with pytest.raises(SnapshotError, match="'list' lists 1 pairs; it listed 5 when the snapshot was made"):
+    with pytest.raises(SnapshotError, match="'list' lists 1 images; it listed 5 when the snapshot was made"):
         build(fields).set_state(state)
 
 

@@ -27,7 +27,16 @@ OTHER_UPSAMPLE = Change([], refusal="with one bottom it is YOLO's, which has no"
 RESIZED = {"new_height": 6, "new_width": 6}
 CROPPED = {"crop_height": 3, "crop_width": 3}
 
+CROP_3 = {"transform_param.crop_size": 3}
+CROP_3_3 = {f"transform_param.{name}": 3 for name in ("crop_height", "crop_width")} | {
+    "transform_param.mirror": True
+}
+NOT_HERE = Change([], refusal="is for ImageSegData alone; remove it")
+
 CASES = {
+    "ImageSegData": Case(
+        'top: "data" top: "label" phase: TRAIN image_data_param { source: "list" batch_size: 2 }'
+    ),
     "DenseImageData": Case(
         'top: "data" top: "label" phase: TRAIN dense_image_data_param { source: "pairs" batch_size: 2 }'
     ),
@@ -39,12 +48,28 @@ CASES = {
     "Interp": Case("interp_param { zoom_factor: 2 }", (X,)),
 }
 SHARED = {
+    "ImageSegData": "image_data_param transform_param.scale transform_param.mean_value "
+                    "transform_param.mean_file transform_param.mirror transform_param.crop_size "
+                    "transform_param.scale_factors transform_param.crop_width transform_param.crop_height "
+                    "data_param.prefetch",
     "DenseImageData": "transform_param.scale transform_param.mean_file transform_param.mean_value "
                       "transform_param.mirror transform_param.crop_size data_param.prefetch",
     "SoftmaxWithLoss": "loss_param.weight_by_label_freqs loss_param.class_weighting",
 }  # fmt: skip
 WEIGHTED = {"loss_param.class_weighting": [1, 2, 3, 0.5, 0.25]}
 CHANGES = {
+    **dict.fromkeys(("image_data_param.label_type", "image_data_param.ignore_label"), NOT_HERE),
+    **within("transform_param", {
+        "scale_factors": NOT_HERE._replace(values=[[0.5]]), "crop_width": NOT_HERE, "crop_height": NOT_HERE,
+    }),
+    "ImageSegData image_data_param.label_type": Change(
+        ["NONE", "PIXEL"], {"image_data_param.source": "pairs"}
+    ),
+    "ImageSegData image_data_param.ignore_label": Change([3], {"image_data_param.label_type": "NONE"}),
+    "ImageSegData transform_param.mean_file": Change(["mean"], refusal="does not support mean file"),
+    "ImageSegData transform_param.scale_factors": Change([[0.5]], CROP_3),
+    "ImageSegData transform_param.crop_width": Change([4], CROP_3_3),
+    "ImageSegData transform_param.crop_height": Change([4], CROP_3_3),
     **within("dense_image_data_param", {
         "source": Change(["other_pairs"]),
         "batch_size": Change([3]),
