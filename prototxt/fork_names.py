@@ -69,8 +69,7 @@ INTEL = Fork(
     "Intel's fork (intel/caffe)",
     "PriorBoxClustered Proposal Reorg RegionLoss VideoData BoxData EvalDetection SpatialDropout MKLBatchNorm",
     """prior_box_clustered_param video_data_param spatial_dropout_param split_param multinode
-    mn_activation_param mn_grad_compress_param NetParameter.bn_stats_batch_size
-    NetParameter.compile_net_state NetParameter.multinode BatchNormParameter.stats_batch_size
+    mn_activation_param mn_grad_compress_param NetParameter.compile_net_state NetParameter.multinode
     BatchNormParameter.bias_filler BatchNormParameter.engine ConvolutionParameter.fusion_type
     ConvolutionParameter.coeff ConcatParameter.per_fla_fuse ReLUParameter.fuse
     PoolingParameter.avg_include_pad PoolingParameter.pad_3d PoolingParameter.kernel_size_3d
@@ -80,7 +79,7 @@ INTEL = Fork(
 INTELS_SCALE = Fork(
     INTEL.name,
     "",
-    "BatchNormParameter.filler BatchNormParameter.use_weight_bias BatchNormParameter.bias_term",
+    "BatchNormParameter.use_weight_bias BatchNormParameter.bias_term",
     "write a Scale layer after the BatchNorm for its scale and bias, and remove it",
 )
 INTELS_RELU = Fork(

@@ -77,6 +77,32 @@ def test_a_batch_norm_of_intels_libraries_has_a_scale(head: str, engine: str) ->
     Net(parse_net(caffes.replace('type: "BatchNorm"', 'type: "BatchNorm" engine: "CAFFE"')))
 
 
+def test_the_filler_of_a_batch_norm_is_the_scales() -> None:
+    text = PLAIN.replace('type: "BatchNorm"', 'type: "BatchNorm" batch_norm_param { filler { value: 0.5 } }')
+    assert torch.equal(Net(parse_net(text)).params["s"][0], torch.full((4,), 0.5))
+    caffes = text.replace('type: "BatchNorm"', 'type: "BatchNorm" engine: "CAFFE"')
+    net = Net(parse_net(caffes))
+    assert torch.equal(net.params["s"][0], torch.ones(4))
+    assert [step.layer.leftovers for step in net.steps if step.layer.name == "n"] == [
+        ["batch_norm_param.filler"]
+    ]
+    alone = text.replace('type: "Scale"', 'type: "Bias"').replace("scale_param { bias_term: true }", "")
+    with pytest.raises(
+        PrototxtError, match=r"\(BatchNorm\): with a filler Intel's fork gives it a scale and"
+    ):
+        parse_net(alone)
+
+
+def test_statistics_of_parts_of_a_batch() -> None:
+    for size in (2, 3):
+        Net(parse_net(f"state {{ phase: TRAIN }} bn_stats_batch_size: {size} {PLAIN}"))
+    Net(parse_net(f"state {{ phase: TEST }} bn_stats_batch_size: 1 {PLAIN}"))
+    with refused(
+        "stats_batch_size 1, of Intel's fork, would normalise every 1 of the 2 images by themselves"
+    ):
+        Net(parse_net(f"state {{ phase: TRAIN }} bn_stats_batch_size: 1 {PLAIN}"))
+
+
 def test_quantization_is_a_warning_that_says_what_it_would_change(caplog: pytest.LogCaptureFixture) -> None:
     quantized = "quantization_param { bw_layer_in: 8 bw_params: 8 scale_in: 2.5 scale_params: 3 }"
     text = PLAIN.replace('type: "InnerProduct"', f'type: "InnerProduct" {quantized}')

@@ -55,6 +55,8 @@ NO_WINDOWS = "has no effect here, where windows are warped"
 SHARED = {"SoftmaxWithLoss": "loss_param.label_smoothing loss_param.nvidia_label_smoothing"}
 CHANGES = {
     "loss_param.label_smoothing": Change([0.25]),
+    "batch_norm_param.filler": Change([], leftover=True),
+    "batch_norm_param.stats_batch_size": Change([], refusal="would normalise every 1 of the"),
     "loss_param.nvidia_label_smoothing": Change([0.25]),
     "Data data_param.shuffle": Change([True]),
     "Data data_param.cache": Change([True], {"data_param.shuffle": True}),
