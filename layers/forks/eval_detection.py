@@ -56,7 +56,10 @@ class EvalDetection(Layer):
         own = param.eval_detection_param
         self.classes, self.side = own.num_class, own.side
         if own.num_object != BOXES:
-            raise self.error(f"num_object must be {BOXES}; got {own.num_object}")
+            raise self.error(
+                f"num_object must be {BOXES}, as in Intel's EvalDetection (yeahkun/caffe-yolo's is another "
+                f"layer, which imae has not); got {own.num_object}"
+            )
         if self.classes < 1:
             raise self.error(f"num_class must be at least 1; got {self.classes}")
         self.register_buffer("anchors", anchors_of(self, own.biases, range(BOXES)), persistent=False)
