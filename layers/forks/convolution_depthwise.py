@@ -29,7 +29,7 @@ class ConvolutionDepthwise(Convolution):
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         shape, param = tuple(bottom_shapes[0]), self.param.convolution_param
-        if len(shape) != 4 or param.axis != 1:
+        if len(shape) != 4 or not shape[1] or param.axis != 1:
             raise self.error(
                 f"bottom[0] must be (N, C, H, W), and axis 1; got the shape {shape}, axis {param.axis}"
             )

@@ -49,16 +49,20 @@ LEAST_SCORE = 0.005
 class EvalDetection(Layer):
     num_bottoms, num_tops = 2, 1
     deployed = False
+    anchors: Tensor
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         own = param.eval_detection_param
         self.classes, self.side = own.num_class, own.side
         if own.num_object != BOXES:
-            raise self.error(f"num_object must be {BOXES}; got {own.num_object}")
+            raise self.error(
+                f"num_object must be {BOXES}, as in Intel's EvalDetection (yeahkun/caffe-yolo's is another "
+                f"layer, which imae has not); got {own.num_object}"
+            )
         if self.classes < 1:
             raise self.error(f"num_class must be at least 1; got {self.classes}")
-        self.anchors = anchors_of(self, own.biases, range(BOXES))
+        self.register_buffer("anchors", anchors_of(self, own.biases, range(BOXES)), persistent=False)
         for name in ("sqrt", "constriant"):
             if own.HasField(name):
                 self.note_leftover(f"eval_detection_param.{name}")
@@ -106,7 +110,7 @@ class EvalDetection(Layer):
         return top
 
     def _judged(self, boxes: Tensor, scores: Tensor, labels: Tensor, truths: Truths) -> Tensor:
-        """(K, 4): class, score, right, wrong, by class, of boxes sorted by score; `truths` are of one image."""
+        """(K, 4): class, score, right, wrong, by class, of boxes sorted by score and truths of one image."""
         count = len(truths.boxes)
         order = labels.sort(stable=True).indices
         boxes, scores, labels = boxes[order], scores[order], labels[order]

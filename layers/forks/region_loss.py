@@ -34,7 +34,6 @@ for each image, whatever its shape. The lines about the loss in the fork's log a
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from imae.layers.forks.yolo_boxes import COORDS, Scale, anchors_of, cells_of, check_map, decoded, overlap
@@ -43,6 +42,7 @@ from imae.layers.forks.yolo_truths import (
     best_overlap,
     ends_of_runs,
     loss_with_gradient,
+    one_hot,
     overlap_of_sizes,
 )
 from imae.layers.labels import refuse_gradient
@@ -53,6 +53,8 @@ from imae.prototxt import LayerParameter
 
 @register_layer("RegionLoss")
 class RegionLoss(LossLayer):
+    anchors: Tensor
+
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         own = param.region_loss_param
@@ -65,7 +67,7 @@ class RegionLoss(LossLayer):
         for name in ("softmax_tree", "class_map"):
             if getattr(own, name):
                 raise self.error(f"{name} is not supported; got {getattr(own, name)!r}")
-        self.anchors = anchors_of(self, own.biases, range(self.boxes))
+        self.register_buffer("anchors", anchors_of(self, own.biases, range(self.boxes)), persistent=False)
         for name in ("softmax", "jitter", "absolute", "random"):
             if own.HasField(name):
                 self.note_leftover(f"region_loss_param.{name}")
@@ -130,7 +132,7 @@ class RegionLoss(LossLayer):
         row, column = self.truths.cells(truths, side, side)
         image = torch.arange(count, device=x.device).unsqueeze(1)
         cell = (image * side + row) * side + column
-        sizes = x.new_tensor(self.anchors) / side
+        sizes = self.anchors / side
         if not own.bias_match:
             sizes = boxes[..., 2:].flatten(0, 2)[cell]
         anchor = overlap_of_sizes(sizes, truths.boxes[..., None, 2:]).max(-1).indices
@@ -144,7 +146,7 @@ class RegionLoss(LossLayer):
         place = torch.stack((column, row), -1).reshape(-1, 2)
         offset = values[:, :2].sigmoid()
         error = truth[:, :2] * side - place - offset
-        of_size = torch.log(size * side / x.new_tensor(self.anchors)[anchor.flatten()]) - values[:, 2:COORDS]
+        of_size = torch.log(size * side / self.anchors[anchor.flatten()]) - values[:, 2:COORDS]
         object_score = values[:, COORDS].sigmoid()
         slope = object_score * (1 - object_score)
         weight: float | Tensor = own.coord_scale
@@ -156,7 +158,7 @@ class RegionLoss(LossLayer):
         else:
             weight = own.coord_scale * (2 - size.prod(1, keepdim=True))
             of_object = 1 - object_score
-        classes = F.one_hot(truths.labels.flatten(), self.classes) - values[:, COORDS + 1 :].softmax(1)
+        classes = one_hot(truths.labels.flatten(), self.classes, values) - values[:, COORDS + 1 :].softmax(1)
         written = torch.cat(
             (
                 -weight * error * offset * (1 - offset),

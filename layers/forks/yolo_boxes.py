@@ -21,27 +21,25 @@ COORDS = 4  # x, y, width, height; then the object's score, then the classes'
 
 
 class Scale(NamedTuple):
-    """One map of predictions: its shape without the batch, and the anchors of its boxes.
+    """One map of predictions: its height and width, and the anchors of its boxes.
 
-    anchors  width and height of each box of a cell, in units of which the image has `units` (width, height)
+    anchors  (boxes of a cell, 2): width and height, in units of which the image has `units` (width, height)
     """
 
     height: int
     width: int
-    anchors: tuple[tuple[float, float], ...]
+    anchors: Tensor
     units: tuple[int, int]
 
 
-def anchors_of(
-    layer: Layer, biases: Sequence[float], indices: Sequence[int]
-) -> tuple[tuple[float, float], ...]:
-    """The pairs of `biases` with these indices."""
+def anchors_of(layer: Layer, biases: Sequence[float], indices: Sequence[int]) -> Tensor:
+    """The pairs of `biases` with these indices, (len(indices), 2)."""
     if not indices or max(indices) >= len(biases) // 2:
         raise layer.error(
             f"biases must have a width and a height for each anchor, {2 * (max(indices, default=0) + 1)} "
             f"numbers or more; got {len(biases)}"
         )
-    return tuple((biases[2 * index], biases[2 * index + 1]) for index in indices)
+    return torch.tensor([biases[2 * index : 2 * index + 2] for index in indices])
 
 
 def check_map(layer: Layer, name: str, shape: Shape, boxes: int, classes: int) -> None:
@@ -64,13 +62,12 @@ def decoded(xy: Tensor, wh: Tensor, scale: Scale) -> Tensor:
     """Boxes (N, H, W, anchors, 4) of offsets in their cell, 0 to 1, and logarithms of sizes per anchor."""
     height, width, anchors, units = scale
     rows, columns = (torch.arange(size, dtype=xy.dtype, device=xy.device) for size in (height, width))
-    anchor = xy.new_tensor(anchors)
     return torch.stack(
         (
             (columns.view(1, 1, -1, 1) + xy[..., 0]) / width,
             (rows.view(1, -1, 1, 1) + xy[..., 1]) / height,
-            wh[..., 0].exp() * anchor[:, 0] / units[0],
-            wh[..., 1].exp() * anchor[:, 1] / units[1],
+            wh[..., 0].exp() * anchors[:, 0] / units[0],
+            wh[..., 1].exp() * anchors[:, 1] / units[1],
         ),
         -1,
     )
@@ -185,7 +182,7 @@ def add_cells(graph: OnnxGraph, bottom: str, scale: Scale, numbers: int) -> tupl
     places = np.stack([columns, rows], -1)[None, :, :, None]
     offsets = graph.node("Add", [constant(places), graph.node("Sigmoid", [part(0, 2)])])
     centres = graph.node("Div", [offsets, constant([width, height])])
-    sizes = graph.node("Mul", [graph.node("Exp", [part(2, COORDS)]), constant(anchors)])
+    sizes = graph.node("Mul", [graph.node("Exp", [part(2, COORDS)]), graph.constant(anchors.float())])
     boxes = graph.node("Concat", [centres, graph.node("Div", [sizes, constant(units)])], axis=4)
     return boxes, graph.node("Sigmoid", [part(COORDS, COORDS + 1)]), part(COORDS + 1, numbers)
 

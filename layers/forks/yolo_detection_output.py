@@ -48,6 +48,7 @@ from imae.prototxt import LayerParameter
 @register_layer("YoloDetectionOutput")
 class YoloDetectionOutput(Layer):
     min_bottoms, max_bottoms, num_tops = 1, 2, 1
+    anchors: Tensor
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
@@ -61,7 +62,7 @@ class YoloDetectionOutput(Layer):
         for name in ("num_classes", "num_box"):
             if getattr(own, name) < 1:
                 raise self.error(f"{name} must be at least 1; got {getattr(own, name)}")
-        self.anchors = anchors_of(self, own.biases, range(self.boxes))
+        self.register_buffer("anchors", anchors_of(self, own.biases, range(self.boxes)), persistent=False)
         if own.label_map_file:
             self.note_leftover("yolo_detection_output_param.label_map_file")
 

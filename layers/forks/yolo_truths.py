@@ -113,6 +113,11 @@ def overlap_of_sizes(sizes: Tensor, others: Tensor) -> Tensor:
     return overlap(*(torch.cat((torch.zeros_like(size), size), -1) for size in (sizes, others)))
 
 
+def one_hot(labels: Tensor, classes: int, like: Tensor) -> Tensor:
+    """(K, classes): 1 at the label, else 0. (torch's own asks some devices for the labels.)"""
+    return (labels.unsqueeze(1) == torch.arange(classes, device=labels.device)).to(like.dtype)
+
+
 def ends_of_runs(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Of values that are written to `rows` one after another: which are the first and the last of a row.
 

@@ -39,7 +39,6 @@ from math import pi
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from imae.layers.forks.yolo_boxes import (
@@ -57,6 +56,7 @@ from imae.layers.forks.yolo_truths import (
     best_overlap,
     ends_of_runs,
     loss_with_gradient,
+    one_hot,
 )
 from imae.layers.labels import refuse_gradient
 from imae.layers.layer import LossLayer, Shape
@@ -84,6 +84,16 @@ class Assigned(NamedTuple):
 
 @register_layer("Yolov3")
 class Yolov3(LossLayer):
+    """
+    all_anchors    (all biases, 2)
+    anchors        (num, 2), of this map
+    place_in_mask  of each of all anchors; -1 for those of other maps
+    """
+
+    all_anchors: Tensor
+    anchors: Tensor
+    place_in_mask: Tensor
+
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         own = param.yolov3_param
@@ -95,8 +105,11 @@ class Yolov3(LossLayer):
         if len(own.mask) < self.boxes:
             raise self.error(f"mask must have num, {self.boxes}, numbers; got {len(own.mask)}")
         self.mask = list(own.mask[: self.boxes])
-        self.anchors = anchors_of(self, own.biases, self.mask)
-        self.all_anchors = anchors_of(self, own.biases, range(len(own.biases) // 2))
+        anchors = anchors_of(self, own.biases, range(len(own.biases) // 2))
+        places = torch.tensor([self.mask.index(n) if n in self.mask else -1 for n in range(len(anchors))])
+        self.register_buffer("all_anchors", anchors, persistent=False)
+        self.register_buffer("anchors", anchors_of(self, own.biases, self.mask), persistent=False)
+        self.register_buffer("place_in_mask", places, persistent=False)
         if own.HasField("noobject_scale"):
             self.note_leftover("yolov3_param.noobject_scale")
         self.truths = TruthReader(self, self.classes)
@@ -186,15 +199,12 @@ class Yolov3(LossLayer):
         row, column = self.truths.cells(truths, height, width)
         image = torch.arange(len(row), device=device).unsqueeze(1)
         first_row = ((image * height + row) * width + column) * self.boxes
-        anchors = truths.boxes.new_tensor(self.all_anchors) / truths.boxes.new_tensor(units)
+        anchors = torch.stack((self.all_anchors[:, 0] / units[0], self.all_anchors[:, 1] / units[1]), 1)
         sizes_of_anchors = torch.cat((torch.zeros_like(anchors), anchors), -1)
         sizes_of_truths = torch.cat((torch.zeros_like(truths.boxes[..., 2:]), truths.boxes[..., 2:]), -1)
         overlaps = penalised_overlap(sizes_of_anchors, sizes_of_truths.unsqueeze(-2), self.kind).nan_to_num(0)
         best, anchor = overlaps.max(-1)
-        place_in_mask = anchors.new_full((len(anchors),), -1, dtype=torch.long)
-        for number in set(self.mask):
-            place_in_mask[number] = self.mask.index(number)
-        place = place_in_mask[anchor]
+        place = self.place_in_mask[anchor]
         matched = truths.matched & (best > 0) & (place >= 0)
         places, assigned = [place.clamp(min=0)], [matched]
         if own.iou_thresh < 1:
@@ -225,7 +235,7 @@ class Yolov3(LossLayer):
     def _of_classes(self, scores: Tensor, assigned: Assigned) -> Tensor:
         """The diff of all classes of a place, by the first box that is assigned to it."""
         own = self.param.yolov3_param
-        target = F.one_hot(assigned.label, self.classes).to(scores.dtype)
+        target = one_hot(assigned.label, self.classes, scores)
         if not own.use_focal_loss:
             return -own.class_scale * (self._smoothed(target) - scores)
         p = scores.gather(1, assigned.label.unsqueeze(1)) + 1e-15
@@ -234,11 +244,11 @@ class Yolov3(LossLayer):
     def _of_coordinates(
         self, values: Tensor, assigned: Assigned, sizes: tuple[int, int], units: tuple[int, int]
     ) -> Tensor:
-        anchors = values.new_tensor(self.anchors)[assigned.anchor]
-        centre, size = assigned.truth[:, :2], assigned.truth[:, 2:]
-        weight = self.param.yolov3_param.coord_scale * (2 - size.prod(1, keepdim=True))
-        of_centre = centre * values.new_tensor(sizes[::-1]) - assigned.cell - values[:, :2].sigmoid()
-        of_size = torch.log(size * values.new_tensor(units) / anchors) - values[:, 2:COORDS]
+        (height, width), (x, y, w, h) = sizes, assigned.truth.unbind(1)
+        weight = (self.param.yolov3_param.coord_scale * (2 - w * h)).unsqueeze(1)
+        of_centre = torch.stack((x * width, y * height), 1) - assigned.cell - values[:, :2].sigmoid()
+        size = torch.stack((w * units[0], h * units[1]), 1)
+        of_size = torch.log(size / self.anchors[assigned.anchor]) - values[:, 2:COORDS]
         return -weight * torch.cat((of_centre, of_size), 1)
 
     def _of_overlap(self, values: Tensor, predicted: Tensor, truth: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ from imae.layers.forks.yolo_boxes import (
     cells_of,
     check_map,
     decoded,
+    overlap,
     rows_of,
 )
 from imae.layers.layer import Layer, Shape
@@ -49,6 +50,7 @@ from imae.prototxt import LayerParameter
 @register_layer("Yolov3DetectionOutput")
 class Yolov3DetectionOutput(Layer):
     min_bottoms, num_tops = 1, 1
+    anchors: Tensor  # (bottoms, boxes, 2)
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
@@ -82,9 +84,8 @@ class Yolov3DetectionOutput(Layer):
                 f"mask must have num_box, {self.boxes}, numbers for each of {count} bottoms; "
                 f"got {len(own.mask)}"
             )
-        self.anchors = [
-            anchors_of(self, own.biases, own.mask[start : start + self.boxes]) for start in starts
-        ]
+        anchors = [anchors_of(self, own.biases, own.mask[start : start + self.boxes]) for start in starts]
+        self.register_buffer("anchors", torch.stack(anchors), persistent=False)
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         for index, shape in enumerate(bottom_shapes):
@@ -116,7 +117,10 @@ class Yolov3DetectionOutput(Layer):
             of_scale = decoded(
                 cells[..., :2].sigmoid(), cells[..., 2:COORDS], self.scale(index, tuple(bottom.shape))
             )
-            places = (found > self.confidence).nonzero()
+            # The best class of a box removes the others, if the box overlaps itself enough. They are many.
+            is_best = found.argmax(-1, keepdim=True) == torch.arange(self.classes, device=found.device)
+            removed = (overlap(of_scale, of_scale) >= self.threshold).unsqueeze(-1) & ~is_best
+            places = ((found > self.confidence) & ~removed).nonzero()
             boxes.append(of_scale[tuple(places[:, :-1].T)])
             scores.append(found[tuple(places.T)])
             labels.append(places[:, -1])

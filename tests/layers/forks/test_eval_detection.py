@@ -93,7 +93,7 @@ def test_contract() -> None:
 
 def test_what_is_refused() -> None:
     x, boxes = (2, 40, SIDE, SIDE), (1, 1, 6, 8)
-    with refused("num_object must be 5; got 2"):
+    with refused("num_object must be 5, as in Intel's EvalDetection"):
         build('type: "EvalDetection"', x, boxes)
     with refused("num_class must be at least 1; got 0"):
         build('type: "EvalDetection" eval_detection_param { num_object: 5 num_class: 0 }', x, boxes)

@@ -166,3 +166,13 @@ def test_no_gradient_goes_to_the_label() -> None:
     loss = run(layer, x.requires_grad_(), label)[0]
     with refused("RegionLoss Layer cannot backpropagate to label inputs."):
         loss.backward()
+
+
+@pytest.mark.parametrize("label", [boxes_of_images(), boxes_of_a_batch()])
+def test_an_iteration_needs_nothing_of_the_host(label: Tensor) -> None:
+    """On a device that has shapes only, where no value can be asked for."""
+    x = predictions()
+    layer = build(region(), tuple(x.shape), tuple(label.shape)).to("meta")
+    leaf = x.to("meta").requires_grad_()
+    run(layer, leaf, label.to("meta"))[0].backward()
+    assert leaf.grad is not None and leaf.grad.shape == x.shape

@@ -167,3 +167,13 @@ def test_no_gradient_goes_to_the_label() -> None:
     loss = run(build(yolo(), tuple(x.shape), tuple(label.shape)), x.requires_grad_(), label)[0]
     with refused("Yolov3 Layer cannot backpropagate to label inputs."):
         loss.backward()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_iteration_needs_nothing_of_the_host(kind: str) -> None:
+    """On a device that has shapes only, where no value can be asked for."""
+    x, label = predictions(), boxes_of_images()
+    layer = build(yolo(f"iou_loss: {kind}"), tuple(x.shape), tuple(label.shape)).to("meta")
+    leaf = x.to("meta").requires_grad_()
+    run(layer, leaf, label.to("meta"))[0].backward()
+    assert leaf.grad is not None and leaf.grad.shape == x.shape
