@@ -29,6 +29,8 @@ SLOW = (
     "files/test_pipes.py",
     "converters/test_stopped_converters.py",
     "train/test_doctor.py::test_the_examiner_can_do_no_harm",
+    "train/test_doctor.py::test_hostile_files_are_rows",
+    "benchmarks/test_zoo.py::test_the_table",
     "layers/test_plugin_package.py",
     "paper/test_demo.py",
     "paper/test_paper_runner.py",

@@ -236,18 +236,21 @@ def _parts(net: NetParameter, phase: Phase, file: Path, root: Path, row: Row) ->
         elif not layer.bottom and kind.makes_input and not kind.is_fed and (paths := list(_paths(layer))):
             parts.kept += _inputs(layer, paths, phase, file, root, row, parts)
         else:
+            _forget_output(layer, row)
             for field_name, path in _paths(layer):
                 look_for(row, path, f"layer {layer.name!r}: {field_name}", file, root)
-            _forget_output(layer)
             parts.kept.append(layer)
     return parts
 
 
-def _forget_output(layer: LayerParameter) -> None:
+def _forget_output(layer: LayerParameter, row: Row) -> None:
     """Take SSD's request to write results to files out of a layer: nothing is written here."""
-    for descriptor, value in layer.ListFields():
-        if isinstance(value, Message) and "save_output_param" in value.DESCRIPTOR.fields_by_name:
-            getattr(layer, descriptor.name).ClearField("save_output_param")
+    if not layer.HasField("detection_output_param"):
+        return
+    save = layer.detection_output_param.save_output_param
+    if save.output_directory:
+        row.facts.append(f"layer {layer.name!r} writes results to {save.output_directory!r}: left out here")
+    layer.detection_output_param.ClearField("save_output_param")
 
 
 def _paths(message: Message, prefix: str = "") -> Iterator[tuple[str, str]]:

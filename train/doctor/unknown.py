@@ -49,6 +49,8 @@ def _without_field(text: str, name: str) -> str:
         if match.start() < place:
             continue
         end = _end_of_value(text, match.end())
+        if end is None and text.startswith("{", match.end()):
+            break  # its brace is never closed, nor is any that is open there
         if end is None:
             continue
         kept.append(text[place : match.start()])
