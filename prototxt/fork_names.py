@@ -31,16 +31,18 @@ SSD = Fork(
     TransformationParameter.distort_param TransformationParameter.expand_param
     SolverParameter.eval_type SolverParameter.ap_version SolverParameter.show_per_class_result""",
 )
-FASTER_RCNN = Fork(
-    "Faster R-CNN's fork (rbgirshick/caffe-fast-rcnn)",
-    "ROIPooling",
-    "roi_pooling_param smooth_l1_loss_param",
+LENOVO = Fork(
+    "Lenovo's Proposal, as in synopsys-caffe",
+    "",
+    """ProposalParameter.anchor_base_size ProposalParameter.anchor_scale ProposalParameter.anchor_ratio
+    ProposalParameter.max_rois""",
+    "it is another layer than PVANET's: boxes of scores below 0.3 are left out, and none are sorted",
 )
-RFCN = Fork(
-    "R-FCN's fork (daijifeng001/caffe-rfcn)",
-    "PSROIPooling BoxAnnotatorOHEM SmoothL1LossOHEM SoftmaxWithLossOHEM",
-    """psroi_pooling_param box_annotator_ohem_param LossParameter.pre_fixed_normalizer
-    NormalizationMode.PRE_FIXED DropoutParameter.scale_train""",
+HUAWEI = Fork(
+    "Huawei's Proposal, of its Ascend tools",
+    "",
+    "ProposalParameter.iou_threshold ProposalParameter.output_actual_rois_num",
+    "PVANET's writes nms_thresh, and its top has as many rows as boxes are found",
 )
 SEGNET = Fork(
     "SegNet's fork (alexgkendall/caffe-segnet)",
@@ -67,15 +69,15 @@ YOLO = Fork(
 )
 WINDOWS = Fork(
     "caffe-windows (happynear/caffe-windows)",
-    """Flip InnerDistance ChannelScale LabelSpecificAdd GeneralContrastiveLoss Proposal
+    """Flip InnerDistance ChannelScale LabelSpecificAdd GeneralContrastiveLoss
     MarginInnerProduct CenterLoss""",
     """flip_param normalize_param inner_distance_param channel_scale_param label_specific_add_param
-    general_contrastive_loss_param proposal_param InnerProductParameter.normalize
+    general_contrastive_loss_param InnerProductParameter.normalize
     SoftmaxParameter.normalize_type""",
 )
 INTEL = Fork(
     "Intel's fork (intel/caffe)",
-    "Proposal Reorg RegionLoss",
+    "Reorg RegionLoss",
     """quantization_param BatchNormParameter.filler Engine.MKL2017
     Engine.MKLDNN""",
 )
@@ -115,7 +117,7 @@ CEIL_MODE = Fork(
     "write round_mode: CEIL for true, FLOOR for false",
 )
 FORKS = (
-    SSD, FASTER_RCNN, RFCN, SEGNET, PSPNET, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, NVIDIA, NVIDIAS_OTHERS,
+    SSD, LENOVO, HUAWEI, SEGNET, PSPNET, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, NVIDIA, NVIDIAS_OTHERS,
     CEIL_MODE,
     Fork("DepthwiseConvolution (yonghenglh6)", "DepthwiseConvolution", "",
          "write Convolution with group: the number of channels"),

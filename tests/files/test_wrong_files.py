@@ -324,8 +324,12 @@ def test_a_command_says_it_in_one_line(
             "PSPNet's fork (hszhao/PSPNet) and DeepLab's fork (cdmh/deeplab-public-ver2) have it, Caffe",
         ),
         (
-            'layer { name: "l" type: "SoftmaxWithLoss" loss_param { normalization: PRE_FIXED } }',
-            "known: FULL, VALID, BATCH_SIZE, NONE; R-FCN's fork (daijifeng001/caffe-rfcn) has it",
+            'layer { name: "c" type: "Convolution" convolution_param { engine: MKL2017 } }',
+            "known: DEFAULT, CAFFE, CUDNN; Intel's fork (intel/caffe) has it",
+        ),
+        (
+            'layer { name: "p" type: "Proposal" proposal_param { max_rois: 300 } }',
+            "Lenovo's Proposal, as in synopsys-caffe has it, Caffe has not; it is another layer than PVANET's",
         ),
         ('layers { name: "c" type: CONVOLUTION3D }', "; C3D (facebook/C3D) has it, Caffe has not"),
         ("default_forward_type: FLOAT16", "NVIDIA Caffe (NVIDIA/caffe) has it"),
