@@ -28,16 +28,18 @@ SSD = Fork(
     "VideoData",
     "video_data_param",
 )
-FASTER_RCNN = Fork(
-    "Faster R-CNN's fork (rbgirshick/caffe-fast-rcnn)",
-    "ROIPooling",
-    "roi_pooling_param smooth_l1_loss_param",
+LENOVO = Fork(
+    "Lenovo's Proposal, as in synopsys-caffe",
+    "",
+    """ProposalParameter.anchor_base_size ProposalParameter.anchor_scale ProposalParameter.anchor_ratio
+    ProposalParameter.max_rois""",
+    "it is another layer than PVANET's: boxes of scores below 0.3 are left out, and none are sorted",
 )
-RFCN = Fork(
-    "R-FCN's fork (daijifeng001/caffe-rfcn)",
-    "PSROIPooling BoxAnnotatorOHEM SmoothL1LossOHEM SoftmaxWithLossOHEM",
-    """psroi_pooling_param box_annotator_ohem_param LossParameter.pre_fixed_normalizer
-    NormalizationMode.PRE_FIXED DropoutParameter.scale_train""",
+HUAWEI = Fork(
+    "Huawei's Proposal, of its Ascend tools",
+    "",
+    "ProposalParameter.iou_threshold ProposalParameter.output_actual_rois_num",
+    "PVANET's writes nms_thresh, and its top has as many rows as boxes are found",
 )
 DEEPLAB = Fork(
     "DeepLab's fork (cdmh/deeplab-public-ver2)",
@@ -59,10 +61,10 @@ YOLO = Fork(
 )
 WINDOWS = Fork(
     "caffe-windows (happynear/caffe-windows)",
-    """Flip InnerDistance ChannelScale LabelSpecificAdd GeneralContrastiveLoss Proposal
+    """Flip InnerDistance ChannelScale LabelSpecificAdd GeneralContrastiveLoss
     MarginInnerProduct CenterLoss""",
     """flip_param normalize_param inner_distance_param channel_scale_param label_specific_add_param
-    general_contrastive_loss_param proposal_param InnerProductParameter.normalize
+    general_contrastive_loss_param InnerProductParameter.normalize
     SoftmaxParameter.normalize_type""",
 )
 INTEL = Fork(
@@ -115,7 +117,7 @@ NVIDIAS_OTHERS = Fork(
     detectnet_augmentation_param trt_param video_data_param""",
 )
 FORKS = (
-    SSD, FASTER_RCNN, RFCN, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, INTELS_SCALE, INTELS_RELU, NVIDIA,
+    SSD, LENOVO, HUAWEI, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, INTELS_SCALE, INTELS_RELU, NVIDIA,
     NVIDIAS_OTHERS,
     Fork("SENet's fork (hujie-frank/SENet)", "Axpy", "axpy_param"),
     Fork("SphereFace's fork (wy1iu/sphereface)", "MarginInnerProduct", "margin_inner_product_param"),

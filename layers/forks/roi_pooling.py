@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from imae.files.errors import ExportError
 from imae.layers.autograd import apply
 from imae.layers.forks.rois import (
     check_rois,
@@ -45,6 +46,7 @@ from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
 LOWEST = -3.4028234663852886e38  # -FLT_MAX, with which the fork's search begins
+LAST_WITH_KERNELS = 21  # the last operator set for which ONNX Runtime has MaxRoiPool
 NONE = -1  # the cell of a bin that has none
 
 
@@ -86,6 +88,11 @@ class ROIPooling(Layer):
         return example_rois(rois, images, height / scale, width / scale) if bottom_index == 1 else None
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
+        if graph.opset > LAST_WITH_KERNELS:
+            raise ExportError(
+                f"layer {self.name!r}: ONNX Runtime has no MaxRoiPool of operator set {graph.opset}; "
+                f"export with opset {LAST_WITH_KERNELS} at most"
+            )
         features, rois = bottoms
         if len(graph.shape(features)) < 4:
             shape = four_axes(self, 0, graph.shape(features))

@@ -331,6 +331,10 @@ def test_a_command_says_it_in_one_line(
             "layer { transform_param { multi_scale: true } }",
             'no field "multi_scale"; yjxiong\'s fork (yjxiong/caffe) has it, Caffe has not, nor has imae',
         ),
+        (
+            'layer { name: "p" type: "Proposal" proposal_param { max_rois: 300 } }',
+            "Lenovo's Proposal, as in synopsys-caffe has it, Caffe has not; it is another layer than",
+        ),
         ('layers { name: "c" type: CONVOLUTION3D }', "; C3D (facebook/C3D) has it, Caffe has not"),
         ("default_forward_type: FLOAT16", "NVIDIA Caffe (NVIDIA/caffe) has it"),
         ("layer { pooling_param { cell_mode: 1 } }", 'has no field "cell_mode"'),

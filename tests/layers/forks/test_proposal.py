@@ -16,6 +16,8 @@ from single_layer import build, check_onnx, normal, refused, run
 from tolerances import tolerance
 from torch import Tensor
 
+from imae.converters.check_onnx import Check, _compare_rows
+from imae.converters.export_onnx import export_net
 from imae.files.errors import ExportError, LayerError
 from imae.layers.forks.proposal import Proposal, ProposalLayer, RegionProposals
 from imae.layers.registry import _python_layers, class_of, python_layer_class
@@ -373,3 +375,56 @@ def test_the_table_of_built_in_python_layers_is_that_of_the_registry() -> None:
         type="Python", python_param={"module": "rpn.proposal_layer", "layer": "ProposalLayer"}
     )
     assert class_of(param) is ProposalLayer
+
+
+# -- export --------------------------------------------------------------------------------------------------
+
+
+def test_a_net_with_proposals_is_exported_for_one_image() -> None:
+    """The number of ROIs stays open, and the check gives the net an image's size that fits its map."""
+    net = Net(parse_net(NET))
+    for step in net.steps:
+        for blob in step.layer.blobs:
+            blob.data.copy_(normal(*blob.shape))
+    with pytest.raises(ExportError, match=r"Only single item batches.*use --fixed-batch"):
+        export_net(net)
+    result = export_net(net, dynamic_batch=False)
+    assert result.outputs == ["ip"]
+    assert not result.not_compared
+    assert result.largest > 0
+    (output,) = result.model.graph.output
+    assert [axis.dim_param or axis.dim_value for axis in output.type.tensor_type.shape.dim] == [
+        "size of ip",
+        3,
+    ]
+    assert [axis.dim_value for axis in result.model.graph.input[2].type.tensor_type.shape.dim] == [1, 3]
+
+
+def test_a_net_that_is_given_rois_is_exported() -> None:
+    """Its check needs ROIs, not random numbers."""
+    text = """
+        layer { name: "in" type: "Input" top: "map" top: "rois"
+                input_param { shape { dim: [1, 8, 6, 9] } shape { dim: [1, 5] } } }
+        layer { name: "scaled" type: "Power" bottom: "map" top: "scaled" power_param { scale: 2 } }
+        layer { name: "pool" type: "%s" bottom: "scaled" bottom: "rois" top: "pool" %s }"""
+    for kind, fields in (
+        ("ROIPooling", "roi_pooling_param { pooled_h: 2 pooled_w: 3 spatial_scale: 0.125 }"),
+        ("PSROIPooling", "psroi_pooling_param { output_dim: 2 group_size: 2 spatial_scale: 0.125 }"),
+    ):
+        result = export_net(Net(parse_net(text % (kind, fields))))
+        assert result.batch_sizes == (1, 3)
+        assert not result.not_compared
+
+
+def test_another_number_of_rois_is_a_difference() -> None:
+    """Rows are compared in any order, and an output without a row, or of zeros, counts as not compared."""
+    rows = np.arange(12.0).reshape(4, 3)
+    for value, difference in ((rows[::-1], 0), (rows[:3], np.inf), (rows + np.array([[0], [0], [0], [0.5]]), 0.5)):
+        check = Check()
+        _compare_rows(check, "rois", value, rows, 0)
+        assert check.difference == difference
+        assert not check.not_compared
+    for empty in (rows[:0], np.zeros((2, 3))):
+        check = Check()
+        _compare_rows(check, "rois", empty, empty, 0)
+        assert list(check.not_compared) == ["rois"]

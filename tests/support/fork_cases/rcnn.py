@@ -23,6 +23,11 @@ CASES = {
         (),
     ),
     "SmoothL1LossOHEM": Case("", (normal(3, 4, 2, 5), normal(3, 4, 2, 5, seed=1) * 2), (0, 1)),
+    "SmoothL1Loss:FasterRCNN": Case(
+        "smooth_l1_loss_param {}",
+        tuple(normal(3, 4, 2, 5, seed=seed) for seed in range(4)),
+        (0, 1),
+    ),
     "SoftmaxWithLossOHEM": Case(
         "",
         (
@@ -51,6 +56,7 @@ CASES |= {
 
 POSITIONS = "loss_param.normalization loss_param.normalize loss_param.pre_fixed_normalizer"
 SHARED = {
+    "SmoothL1Loss:FasterRCNN": "loss_param.normalization",
     "SmoothL1LossOHEM": POSITIONS,
     "SoftmaxWithLossOHEM": f"softmax_param loss_param.ignore_label {POSITIONS}",
 }
@@ -85,5 +91,8 @@ CHANGES = {
         "group_size": Change([4], refusal="input channel number does not match layer parameters"),
     }),
     "box_annotator_ohem_param.roi_per_img": Change([2]),
+    "SmoothL1Loss:FasterRCNN loss_param.normalization": Change(
+        ["NONE"], refusal="divides the sum by 1 in intel/caffe"
+    ),
     "SmoothL1LossOHEM loss_param.normalization": Change(["BATCH_SIZE", "NONE"]),
 }  # fmt: skip
