@@ -46,8 +46,12 @@ def array_from_datum(
     data = datum.data  # every access to the field makes a copy
     count, stored = channels * height * width, len(data) or len(datum.float_data)
     if min(shape) <= 0 or stored != count:
+        annotated = (
+            "" if channels or stored else ", or it is an AnnotatedDatum, for a layer of type AnnotatedData"
+        )
         raise DataError(
-            f"{name}: a Datum of {size_text(shape)} that holds {stored} values; the record is damaged"
+            f"{name}: a Datum of {size_text(shape)} that holds {stored} values; "
+            f"the record is damaged{annotated}"
         )
     if data:
         return np.frombuffer(data, np.uint8).reshape(shape)

@@ -84,16 +84,6 @@ def intersection(a: Box, b: Box) -> Box:
     return Box(max(a.xmin, b.xmin), max(a.ymin, b.ymin), min(a.xmax, b.xmax), min(a.ymax, b.ymax))
 
 
-def jaccard_overlap(a: Box, b: Box) -> np.float32:
-    """The shared area by the area of both together."""
-    shared = intersection(a, b)
-    width, height = shared.xmax - shared.xmin, shared.ymax - shared.ymin
-    if not (width > 0 and height > 0):
-        return ZERO
-    area = width * height
-    return area / (size_of(a) + size_of(b) - area)
-
-
 def coverage(a: Box, b: Box) -> np.float32:
     """The share of `a` that lies in `b`."""
     area = size_of(intersection(a, b))

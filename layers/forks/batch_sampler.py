@@ -7,9 +7,9 @@ A window takes four uniform values: scale, aspect ratio, left side, upper side. 
 between scale^2 and 1 / scale^2, so that the window fits. Width is scale * sqrt(aspect), height is
 scale / sqrt(aspect), computed in double precision and then rounded.
 
-A constraint is met if one object meets it. Where it has several kinds (Jaccard overlap, sample coverage,
-object coverage) and one object has met one kind, the window is kept even if the object then fails another:
-the fork forgets that only on a new window.
+A constraint is met if one object meets it. Of its kinds (Jaccard overlap, sample coverage, object coverage,
+in this order) the first that is set decides. The fork looks at the others, too, but does not forget that an
+object has met the first when it fails another.
 
 SSD (weiliu89/caffe): sampler.cpp. Differs: what the fork checks when a window is drawn is checked at set-up.
 A fork that was compiled with a single-precision square root draws widths that differ in the last bit, and
@@ -22,9 +22,10 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.forks.annotations import Box, coverage, jaccard_overlap
+from imae.layers.forks.annotations import Box, size_of
 from imae.prototxt.caffe_pb2 import BatchSampler, SampleConstraint, Sampler
 
 f32 = np.float32
@@ -45,11 +46,28 @@ def sampler_problem(param: BatchSampler) -> str | None:
     return None
 
 
-def sampled_windows(
-    samplers: Sequence[BatchSampler], objects: Sequence[Box], random: CaffeRandom
-) -> list[Box]:
+class Objects:
+    """The boxes of an image's objects: (N,) arrays of their sides and sizes."""
+
+    def __init__(self, boxes: Sequence[Box]) -> None:
+        sides = np.array([box[:4] for box in boxes], f32).reshape(-1, 4)
+        self.xmin, self.ymin, self.xmax, self.ymax = sides.T
+        self.sizes = np.array([size_of(box) for box in boxes], f32)
+
+    def shared(self, window: Box) -> NDArray[np.float32]:
+        """The area of each object in a window."""
+        # As the fork's comparisons, also of NaN: max(a, b) is b only where a < b.
+        left = np.where(window.xmin < self.xmin, self.xmin, window.xmin)
+        top = np.where(window.ymin < self.ymin, self.ymin, window.ymin)
+        right = np.where(self.xmax < window.xmax, self.xmax, window.xmax)
+        bottom = np.where(self.ymax < window.ymax, self.ymax, window.ymax)
+        width, height = right - left, bottom - top
+        return np.where((width > 0) & (height > 0), width * height, f32(0))
+
+
+def sampled_windows(samplers: Sequence[BatchSampler], boxes: Sequence[Box], random: CaffeRandom) -> list[Box]:
     """The windows that the samplers keep of an image with these objects."""
-    windows = []
+    windows, objects = [], Objects(boxes)
     for param in samplers:
         left = param.max_sample if param.HasField("max_sample") else param.max_trials
         for _ in range(param.max_trials if param.use_original_image else 0):
@@ -74,31 +92,38 @@ def draw_window(param: Sampler, random: CaffeRandom) -> Box:
     return Box(left, top, left + width, top + height)
 
 
-def meets(constraint: SampleConstraint, window: Box, objects: Sequence[Box]) -> bool:
+def meets(constraint: SampleConstraint, window: Box, objects: Objects) -> bool:
     """Whether the window meets the constraint with one of the objects; True without a constraint."""
-    kinds = [kind for kind in KINDS if any(constraint.HasField(f"{side}_{kind}") for side in ("min", "max"))]
-    if not kinds:
-        return True
-    met = False
-    for box in objects:
-        for kind in kinds:
-            if not _in_range(constraint, kind, KINDS[kind](window, box)):
-                break
-            met = True
-        if met:  # also where a later kind has failed
-            return True
-    return False
+    for kind, values_of in KINDS.items():
+        low, high = f"min_{kind}", f"max_{kind}"
+        if constraint.HasField(low) or constraint.HasField(high):
+            values = values_of(window, objects)
+            wrong = np.zeros(len(values), np.bool_)
+            if constraint.HasField(low):
+                wrong |= values < f32(getattr(constraint, low))
+            if constraint.HasField(high):
+                wrong |= values > f32(getattr(constraint, high))
+            return not wrong.all()
+    return True
 
 
-KINDS: dict[str, Callable[[Box, Box], np.float32]] = {
-    "jaccard_overlap": jaccard_overlap,
-    "sample_coverage": coverage,
-    "object_coverage": lambda window, box: coverage(box, window),
+def _jaccard_overlap(window: Box, objects: Objects) -> NDArray[np.float32]:
+    shared = objects.shared(window)
+    return np.where(shared > 0, shared / (size_of(window) + objects.sizes - shared), f32(0))
+
+
+def _sample_coverage(window: Box, objects: Objects) -> NDArray[np.float32]:
+    shared = objects.shared(window)
+    return np.where(shared > 0, shared / size_of(window), f32(0))
+
+
+def _object_coverage(window: Box, objects: Objects) -> NDArray[np.float32]:
+    shared = objects.shared(window)
+    return np.where(shared > 0, shared / objects.sizes, f32(0))
+
+
+KINDS: dict[str, Callable[[Box, Objects], NDArray[np.float32]]] = {
+    "jaccard_overlap": _jaccard_overlap,
+    "sample_coverage": _sample_coverage,
+    "object_coverage": _object_coverage,
 }
-
-
-def _in_range(constraint: SampleConstraint, kind: str, value: np.float32) -> bool:
-    low, high = f"min_{kind}", f"max_{kind}"
-    too_low = constraint.HasField(low) and value < f32(getattr(constraint, low))
-    too_high = constraint.HasField(high) and value > f32(getattr(constraint, high))
-    return not (too_low or too_high)

@@ -23,7 +23,7 @@ from imae.layers.data.data_resources import DataResources
 from imae.layers.data.image_transform import NO_POINTS, add_noise
 from imae.layers.forks.annotated_data import AnnotatedData
 from imae.layers.forks.annotations import Box
-from imae.layers.forks.batch_sampler import meets
+from imae.layers.forks.batch_sampler import Objects, meets
 from imae.layers.forks.distortion import distorted, draw_changes
 from imae.layers.layer import Layer
 from imae.layers.ranks import ALONE, Ranks
@@ -208,15 +208,15 @@ def test_a_sampled_window_has_the_numbers_of_a_calculation_by_hand(tmp_path: Pat
     np.testing.assert_array_equal(label.numpy().ravel(), np.array(want, F))
 
 
-def test_a_constraint_that_one_kind_meets_is_met() -> None:
-    window, box = Box(*map(F, (0, 0, 0.5, 0.5))), Box(*map(F, (0, 0, 0.5, 0.5)))
-    far = Box(*map(F, (0.8, 0.8, 1, 1)))
+def test_the_first_kind_of_a_constraint_decides() -> None:
+    window = Box(*map(F, (0, 0, 0.5, 0.5)))
+    same, far, none = Objects([window]), Objects([Box(*map(F, (0.8, 0.8, 1, 1)))]), Objects([])
     both = SampleConstraint(min_jaccard_overlap=0.9, max_object_coverage=0.5)
-    assert meets(both, window, [box])  # its object coverage is 1, but the Jaccard overlap has passed
-    assert not meets(both, window, [far])
-    assert not meets(SampleConstraint(max_object_coverage=0.5), window, [box])
-    assert not meets(SampleConstraint(min_jaccard_overlap=0.1), window, [])
-    assert meets(SampleConstraint(), window, [])
+    assert meets(both, window, same)  # its object coverage is 1, but the Jaccard overlap has passed
+    assert not meets(both, window, far)
+    assert not meets(SampleConstraint(max_object_coverage=0.5), window, same)
+    assert not meets(SampleConstraint(min_jaccard_overlap=0.1), window, none)
+    assert meets(SampleConstraint(), window, none)
 
 
 def test_records_without_annotations_give_their_labels(tmp_path: Path) -> None:
@@ -487,6 +487,14 @@ def test_data_and_image_data_resize_like_annotated_data(db: str, tmp_path: Path)
         again.next_batch()
         again.set_state(state)
         assert all(torch.equal(a, b) for a, b in zip(batches(again, 1)[0], got[0], strict=True))
+
+
+def test_data_names_the_layer_of_annotated_records(db: str) -> None:
+    layer = param(db, "")
+    layer.type = "Data"
+    layer.ClearField("annotated_data_param")
+    with pytest.raises(DataError, match="or it is an AnnotatedDatum, for a layer of type AnnotatedData"):
+        build(layer)
 
 
 def test_raw_images_of_data_are_not_resized(tmp_path: Path) -> None:
