@@ -79,6 +79,8 @@ class Layer(nn.Module):
     # classes: "softmax_param" for a whole message, "loss_param.ignore_label" for one field of a message.
     # Fields that it does not read are leftovers.
     reads: ClassVar[tuple[str, ...]] = ()
+    # Fields that are named like the type and belong to another one: lstm_param to Lstm, not to LSTM.
+    namesakes: ClassVar[tuple[str, ...]] = ()
     # If `reads` names single fields of a message: whether the message's other fields are leftovers. False for
     # types that Caffe lacks, where another field is an error, as nobody can state that it has no effect.
     unread_parts_are_leftovers: ClassVar[bool] = True
@@ -261,7 +263,7 @@ class Layer(nn.Module):
             name = field.name
             if field.number < FIRST_PARAMETER or name in self.reads:
                 continue
-            if name.removesuffix("_param").replace("_", "") in own:
+            if name.removesuffix("_param").replace("_", "") in own and name not in self.namesakes:
                 continue
             parts = {entry.partition(".")[2] for entry in self.reads if entry.startswith(f"{name}.")}
             unread = [(name, field)]

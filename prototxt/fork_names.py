@@ -69,11 +69,8 @@ YOLO = Fork(
 )
 WINDOWS = Fork(
     "caffe-windows (happynear/caffe-windows)",
-    """Flip Normalize InnerDistance ChannelScale LabelSpecificAdd GeneralContrastiveLoss Proposal
-    MarginInnerProduct CenterLoss""",
-    """flip_param normalize_param inner_distance_param channel_scale_param label_specific_add_param
-    general_contrastive_loss_param proposal_param InnerProductParameter.normalize
-    SoftmaxParameter.normalize_type""",
+    "Normalize GeneralContrastiveLoss Proposal",
+    "general_contrastive_loss_param proposal_param SoftmaxParameter.normalize_type",
 )
 INTEL = Fork(
     "Intel's fork (intel/caffe)",
@@ -126,12 +123,9 @@ FORKS = (
     Fork("ShuffleNet (farmingyard)", "ShuffleChannel", "shuffle_channel_param"),
     Fork("SENet's fork (hujie-frank/SENet)", "Axpy", "axpy_param"),
     Fork("MobileNet-SSD's fork (chuanqi305/ssd)", "ReLU6", "relu6_param"),
-    Fork("SphereFace's fork (wy1iu/sphereface)", "MarginInnerProduct", "margin_inner_product_param"),
-    Fork("caffe-face (ydwen/caffe-face)", "CenterLoss", "center_loss_param"),
     Fork("CaffeMex (sciencefans/CaffeMex_v2)", "BN", "bn_param"),
     Fork("FlowNet2 (lmb-freiburg/flownet2)", "Correlation Correlation1D FlowWarp Resample Downsample L1Loss",
          "correlation_param flow_warp_param resample_param downsample_param l1_loss_param"),
-    Fork("caffe-lstm (junhyukoh/caffe-lstm)", "Lstm", "lstm_param"),
     Fork("C3D (facebook/C3D)", "CONVOLUTION3D POOLING3D VOLUME_DATA Convolution3D Pooling3D", ""),
     Fork("the CTPN fork (bear63/sceneReco)", "Transpose", "transpose_param"),
     Fork("OpenPose's fork (CMU-Perceptual-Computing-Lab/caffe_train)", "CPMData", "cpm_transform_param"),

@@ -150,6 +150,7 @@ class Recurrent(Layer):
 class LSTM(Recurrent):
     states = 2
     rows = 4
+    namesakes = ("lstm_param",)
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         inputs, weight = self.inputs(bottoms), self.blob(len(self.blobs) - 1)
