@@ -6,7 +6,8 @@ normal distribution.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,20 +41,27 @@ class Check:
 
 
 def check_model(
-    model: onnx.ModelProto, net: Net, outputs: list[str], size: int, softmax: Collection[str], dynamic: bool
+    model: onnx.ModelProto,
+    net: Net,
+    outputs: list[str],
+    size: int,
+    softmax: Collection[str],
+    axes: Mapping[str, int] | None,
 ) -> Check:
     """Run the net and the model on one batch; ExportError where one of them cannot run, or a shape differs.
 
-    size      items of each input if `dynamic`; else the net's shapes give their number
+    size      items of each input where its batch is dynamic; else the net's shapes give their number
     softmax   the outputs to which the model applies a softmax
+    axes      each input's axis of the batch; None: the batch is not dynamic
     """
     import onnxruntime
 
-    feeds = random_inputs(net, size, dynamic)
+    feeds = random_inputs(net, size, axes)
+    dynamic = axes is not None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _first_pass(net):
             expected = net({name: torch.from_numpy(value) for name, value in feeds.items()}, keep=outputs)
     except (LayerError, RuntimeError) as error:
         hint = "; if it is for one batch size only, use --fixed-batch" if dynamic else ""
@@ -99,13 +107,30 @@ def _compare(check: Check, name: str, value: NDArray[Any], want: NDArray[Any]) -
         check.not_compared[name] = "it is 0 everywhere"
 
 
-def random_inputs(net: Net, size: int, dynamic: bool) -> dict[str, NDArray[np.float32]]:
-    """Values for the inputs of a net, `size` items of each if they are `dynamic`; the same in every call."""
+@contextmanager
+def _first_pass(net: Net) -> Iterator[None]:
+    """Within it the next pass does not go on from the states that the last one has left, as in the model."""
+    continuing = [step.layer for step in net.steps if step.layer.continues]
+    kept = [(layer, *named) for layer in continuing for named in layer.named_buffers(recurse=False)]
+    for layer, name, buffer in kept:
+        setattr(layer, name, torch.zeros_like(buffer))
+    try:
+        yield
+    finally:
+        for layer, name, buffer in kept:
+            setattr(layer, name, buffer)
+
+
+def random_inputs(net: Net, size: int, axes: Mapping[str, int] | None) -> dict[str, NDArray[np.float32]]:
+    """Values for the inputs of a net; the same in every call.
+
+    size, axes   as for `check_model`
+    """
     generator = np.random.default_rng(size)
-    counts = index_counts(net, size if dynamic else None)
+    counts = index_counts(net, size if axes is not None else None)
     feeds = {}
     for name in net.inputs:
-        shape = _with_batch(net.blob_shapes[name], size if dynamic else None)
+        shape = net.blob_shapes[name] if axes is None else with_batch(net.blob_shapes[name], axes[name], size)
         if name in counts:
             values = generator.integers(0, counts[name], shape).astype(np.float32)
             values.flat[:1] = counts[name] - 1  # Filter selects at least one item
@@ -123,7 +148,8 @@ def index_counts(net: Net, size: int | None = None) -> dict[str, int]:
     sources = {name: {name} for name in net.inputs}  # the inputs whose values a blob holds
     counts: dict[str, int] = {}
     for step in net.steps:
-        shapes = [_with_batch(net.blob_shapes[bottom], size) for bottom in step.bottoms]
+        blob_shapes = [net.blob_shapes[bottom] for bottom in step.bottoms]
+        shapes = blob_shapes if size is None else [with_batch(shape, 0, size) for shape in blob_shapes]
         for index, bottom in enumerate(step.bottoms):
             if (count := step.layer.index_count(index, shapes)) is not None:
                 counts.update((name, min(counts.get(name, count), count)) for name in sources.get(bottom, ()))
@@ -147,8 +173,31 @@ def is_softmax(net: Net, output: str) -> bool:
     return False
 
 
-def _with_batch(shape: Shape, size: int | None) -> Shape:
-    return shape if size is None or not shape else (size, *shape[1:])
+def with_batch(shape: Shape, axis: int, size: int) -> Shape:
+    """The shape with `size` items on the axis of the batch; () has none."""
+    return (*shape[:axis], size, *shape[axis + 1 :]) if shape else shape
+
+
+def batch_axes(net: Net) -> dict[str, int]:
+    """The axis of each blob that counts the items of a batch.
+
+    It is 0, but 1 in a layer's sequence of time steps, (T, N, ...), and in the blobs with the same first two
+    axes from which that is computed, or which are computed from it.
+    """
+    axes = dict.fromkeys(net.blob_shapes, 0)
+
+    def keeps(bottom: str, top: str) -> bool:
+        shape = net.blob_shapes[bottom]
+        return len(shape) > 1 and shape[:2] == net.blob_shapes[top][:2]
+
+    for step in reversed(net.steps):
+        for index, bottom in enumerate(step.bottoms):
+            kept = [axes[top] for top in step.tops if keeps(bottom, top)]
+            axes[bottom] = max(axes[bottom], step.layer.batch_axis(index), *kept)
+    for step in net.steps:
+        for top in step.tops:
+            axes[top] = max(axes[top], *(axes[bottom] for bottom in step.bottoms if keeps(bottom, top)), 0)
+    return axes
 
 
 def session_errors() -> tuple[type[Exception], ...]:

@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from imae.converters.check_onnx import check_model, is_softmax
+from imae.converters.check_onnx import batch_axes, check_model, is_softmax, with_batch
 from imae.files.atomic import write_atomically
-from imae.files.errors import ExportError
+from imae.files.errors import ExportError, LayerError
 from imae.files.read import AnyPath
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Shape
+from imae.layers.onnx_graph import LoopStep
 from imae.layers.registry import class_of
 from imae.layers.run import Run
 from imae.layers.vision.pooling import PoolingMethod
@@ -74,6 +75,38 @@ class Graph:
         name = self._fresh("const")
         self.initializers.append(onnx.numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
+
+    def loop(
+        self, step: LoopStep, states: Sequence[str], sequences: Sequence[str], width: int
+    ) -> tuple[list[str], list[str]]:
+        first = self.constant(np.array([0]))
+        ends = [self.constant(np.array([n])) for n in (0, 1)]
+        # A Scan would index by itself, but OpenCV has none.
+        count = self.node("Squeeze", [self.node("Slice", [self.node("Shape", sequences[:1]), *ends]), first])
+        outer, self.nodes = self.nodes, []
+        index, going = self._fresh("index"), self._fresh("going")
+        state_names = [self._fresh("state") for _ in states]
+        place = self.node("Reshape", [index, self.constant(np.array([1]))])
+        items = [
+            self.node("Squeeze", [self.node("Gather", [sequence, place], axis=0), first])
+            for sequence in sequences
+        ]
+        next_states, results = step(state_names, items)
+        # Identity: a value may be a state and a result, and an ONNX graph has each output once.
+        stops = [self.node("Identity", [value]) for value in (going, *next_states, *results)]
+        nodes, self.nodes = self.nodes, outer
+
+        def info(name: str) -> onnx.ValueInfoProto:
+            if name in (index, going, stops[0]):
+                kind = TensorProto.INT64 if name == index else TensorProto.BOOL
+                return helper.make_tensor_value_info(name, kind, [])
+            return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, width])
+
+        starts = [index, going, *state_names]
+        body = helper.make_graph(nodes, self._fresh("step"), [*map(info, starts)], [*map(info, stops)])
+        outputs = [self._fresh("Loop") for _ in stops[1:]]
+        self.node("Loop", [count, "", *states], outputs, body=body)
+        return outputs[: len(states)], outputs[len(states) :]
 
     def shape(self, value: str) -> Shape:
         return self._shapes[value]
@@ -219,12 +252,20 @@ def export_net(
     for name in outputs:
         if name in with_softmax:
             graph.node("Softmax", [final[name]], [name], axis=1)
-    model = _model(net, graph, outputs, opset, dynamic_batch, metadata or {})
+    axes = batch_axes(net)
+    free_axes = axes if dynamic_batch else None
+    model = _model(net, graph, outputs, opset, free_axes, metadata or {})
     for layer in net.layers:
         if isinstance(layer, PoolingMethod):
             layer.on_cpu = True
-    batch_sizes = (1, 3) if dynamic_batch else (shapes[net.inputs[0]][0],)
-    checks = [check_model(model, net, outputs, size, with_softmax, dynamic_batch) for size in batch_sizes]
+    batch_sizes = (1, 3) if dynamic_batch else (shapes[net.inputs[0]][axes[net.inputs[0]]],)
+    checks = [check_model(model, net, outputs, size, with_softmax, free_axes) for size in batch_sizes]
+    if continuing := [repr(step.layer.name) for step in net.steps if step.layer.continues]:
+        logger.warning(
+            "layer %s: each run of the model starts from states of 0, as the net's first pass does. Its "
+            "later passes go on from the last states; with expose_hidden they are inputs and outputs",
+            ", ".join(continuing),
+        )
     difference, largest = max(c.difference for c in checks), max(c.largest for c in checks)
     if difference > ALLOWED * max(largest, 1):
         raise ExportError(
@@ -245,12 +286,21 @@ def export_net(
 
 
 def _model(
-    net: Net, graph: Graph, outputs: Iterable[str], opset: int, dynamic_batch: bool, metadata: dict[str, str]
+    net: Net,
+    graph: Graph,
+    outputs: Sequence[str],
+    opset: int,
+    axes: Mapping[str, int] | None,
+    metadata: dict[str, str],
 ) -> onnx.ModelProto:
+    dynamic: dict[str, int] = {}
+    if axes is not None:
+        dynamic = {name: axes[name] for name in net.inputs} | _batch_axes_of_outputs(net, outputs, axes)
+
     def info(name: str) -> onnx.ValueInfoProto:
         shape: list[int | str] = list(net.blob_shapes[name])
-        if dynamic_batch and shape:
-            shape[0] = "batch"
+        if name in dynamic and shape:
+            shape[dynamic[name]] = "batch"
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
     onnx_graph = helper.make_graph(
@@ -276,12 +326,41 @@ def _model(
     return model
 
 
+def _batch_axes_of_outputs(net: Net, outputs: Sequence[str], axes: Mapping[str, int]) -> dict[str, int]:
+    """The axis that has as many items as the inputs' batch, for each output that has one."""
+    if not any(axes[name] for name in net.inputs):
+        return dict.fromkeys(outputs, 0)
+    small, large = (_shapes(net, axes, size) for size in (2, 3))
+    both = {name: list(zip(small[name], large[name], strict=True)) for name in outputs}
+    return {name: pairs.index((2, 3)) for name, pairs in both.items() if (2, 3) in pairs}
+
+
+def _shapes(net: Net, axes: Mapping[str, int], size: int) -> dict[str, Shape]:
+    """The shapes of all blobs for a batch of another size."""
+    shapes = {name: with_batch(net.blob_shapes[name], axes[name], size) for name in net.inputs}
+    for step in net.steps:
+        if step.layer.is_fed:
+            continue
+        try:
+            tops = step.layer.checked_top_shapes([shapes[bottom] for bottom in step.bottoms])
+        except LayerError as error:
+            raise ExportError(
+                f"net {net.name!r} cannot run with a batch of {size}: {error}; if it is for one batch size "
+                "only, use --fixed-batch"
+            ) from error
+        shapes.update(zip(step.tops, tops, strict=False))
+    return shapes
+
+
 def _softmax_outputs(net: Net, outputs: Iterable[str]) -> set[str]:
     """The outputs that get a softmax: they have a class axis, and are not yet those of a Softmax layer."""
     chosen = set()
+    axes = batch_axes(net)
     for name in outputs:
         if len(net.blob_shapes[name]) < 2:
             logger.warning("output %r gets no softmax: it has no class axis", name)
+        elif axes[name]:
+            logger.warning("output %r gets no softmax: its axis 1 counts sequences, not classes", name)
         elif is_softmax(net, name):
             logger.warning("output %r gets no softmax: it is that of a Softmax layer already", name)
         else:

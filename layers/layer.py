@@ -65,6 +65,9 @@ class Layer(nn.Module):
     makes_input: ClassVar[bool] = False  # True: tops come from outside the net; an Input when deployed
     is_fed: ClassVar[bool] = False  # True: it computes nothing, the net's caller sets the tops (Input)
     idle_in_test: ClassVar[bool] = False  # True: in phase TEST the top equals the bottom (Dropout)
+    # True: a pass goes on from the states, kept in buffers, that the pass before has left. They are 0 at
+    # first; an ONNX model always starts from 0.
+    continues: bool = False
     # Caffe: whether the backward pass reads top[0], or bottom[0], from memory that in-place layers overwrite.
     reads_top: bool = False
     reads_bottom: bool = False
@@ -191,8 +194,15 @@ class Layer(nn.Module):
         return True
 
     def index_count(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> int | None:
-        """For a bottom of indices: their number, valid are 0 to count - 1. None: it may hold any number."""
+        """For a bottom of indices: their number, valid are 0 to count - 1. None: it may hold any number.
+
+        2 for a bottom of 0 and 1.
+        """
         return None
+
+    def batch_axis(self, bottom_index: int) -> int:
+        """The axis of the bottom that counts the items of a batch: 1 where time steps come first, else 0."""
+        return 0
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         """Add nodes to `graph` that compute the values `tops` from the values `bottoms` as in phase TEST."""
