@@ -78,7 +78,7 @@ class LabelSpecificAdd(Layer):
         return bias.clamp(min=add.bias_min).clamp(max=add.bias_max)
 
     def _added(self, x: Tensor, label: Tensor, bias: Tensor) -> Tensor:
-        rows = x.reshape(len(x), -1)
+        rows = x.reshape(len(x), x.shape[1:].numel())
         index, _ = self.labels(label.flatten(), rows.shape[1])
         chosen = rows.gather(1, index.unsqueeze(1)).detach()
         plus = torch.where(chosen > -bias, bias, 0)

@@ -36,7 +36,7 @@ class TripletLoss(LossLayer):
         return [()]
 
     def forward(self, a: Tensor, p: Tensor, n: Tensor) -> Tensor:
-        a, p, n = (bottom.reshape(len(bottom), -1) for bottom in (a, p, n))
+        a, p, n = (bottom.reshape(len(bottom), bottom.shape[1:].numel()) for bottom in (a, p, n))
         margin = self.param.triplet_loss_param.margin
         terms = (margin + (a - p).square().sum(1) - (a - n).square().sum(1)).clamp(min=0)
         terms = torch.where(terms < 1e-9, terms.detach(), terms)
