@@ -7,7 +7,9 @@ below, written from what the forks' sources compute: one item and one class at a
 
 from __future__ import annotations
 
+import re
 from math import acos, cos, floor, pi, sin, sqrt
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from single_layer import (
 from tolerances import tolerance
 from torch import Tensor
 
+from imae.cli.main import main
 from imae.files.errors import ExportError
 from imae.layers import registry
 from imae.layers.caffe_random import CaffeRandom
@@ -246,7 +249,7 @@ TWO = 'top: "y" top: "norm"'
 
 @pytest.mark.usefixtures("normface")
 @pytest.mark.parametrize("path", reference.find("forks/normface/Normalize/*.npz"), ids=lambda path: path.stem)
-def test_normalize_is_what_the_fork_computed(path: reference.Path) -> None:
+def test_normalize_is_what_the_fork_computed(path: Path) -> None:
     assert reference.replay(reference.load(path)) > 1
 
 
@@ -559,3 +562,42 @@ def test_inner_distance_refuses() -> None:
         run(layer, X, normal(4, 5), LABELS + 1)
     with refused("InnerDistance Layer cannot backpropagate to label inputs."):
         run(layer, X, normal(4, 5), LABELS.clone().requires_grad_())[0].sum().backward()
+
+
+# -- training ----------------------------------------------------------------------------------------------
+
+TRAINED = f"""
+layer {{ name: "data" type: "DummyData" top: "data" top: "label"
+        dummy_data_param {{ shape {{ dim: [6, 5] }} shape {{ dim: 6 }}
+        data_filler {{ type: "gaussian" }} data_filler {{ type: "constant" value: 1 }} }} }}
+layer {{ name: "fc5" type: "InnerProduct" bottom: "data" top: "fc5"
+        inner_product_param {{ num_output: 5 weight_filler {{ type: "xavier" }} }} }}
+layer {{ name: "fc6" bottom: "fc5" bottom: "label"
+        {margin("QUADRUPLE", "base: 20 gamma: 0.5 lambda_min: 2")} }}
+layer {{ name: "add" type: "LabelSpecificAdd" bottom: "y" bottom: "label" top: "z"
+        label_specific_add_param {{ bias_base: -0.1 bias_gamma: -0.2 bias_min: -9 }} }}
+layer {{ name: "loss" type: "SoftmaxWithLoss" bottom: "z" bottom: "label" top: "loss" }}
+layer {{ name: "center" bottom: "fc5" bottom: "label" top: "center" loss_weight: 0.1 {CENTERS} }}
+layer {{ name: "quiet" type: "Silence" bottom: "lambda" }}
+"""
+SOLVER = """net: "net.prototxt" base_lr: 0.1 lr_policy: "fixed" momentum: 0.9 random_seed: 1 display: 1
+    snapshot: 3 snapshot_prefix: "s" max_iter: 8 test_iter: 2 test_interval: 2"""
+
+
+def test_a_resumed_training_is_the_one_that_was_left_alone(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The counts of passes go on: the losses depend on lambda and the bias, and weights are the same bits."""
+
+    def losses() -> list[str]:
+        log = capsys.readouterr().err.partition("Iteration 6, ")[2]
+        return re.findall(r"net output .*", log)
+
+    (here / "net.prototxt").write_text(TRAINED)
+    (here / "solver.prototxt").write_text(SOLVER)
+    assert main(["train", "solver.prototxt"]) == 0
+    alone, weights = losses(), (here / "s_iter_8.caffemodel").read_bytes()
+    (here / "s_iter_8.caffemodel").unlink()
+    assert main(["train", "solver.prototxt", "--snapshot", "s_iter_3.solverstate"]) == 0
+    assert losses() == alone and len(alone) > 6
+    assert (here / "s_iter_8.caffemodel").read_bytes() == weights
