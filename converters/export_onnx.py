@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from imae.converters.check_onnx import batch_axes, check_model, is_softmax, with_batch
+from imae.converters.check_onnx import ALLOWED, batch_axes, check_model, is_softmax, with_batch
 from imae.files.atomic import write_atomically
 from imae.files.errors import ExportError, LayerError
 from imae.files.read import AnyPath
@@ -43,8 +43,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_OPSET = 17
 OLDEST_OPSET, NEWEST_OPSET = 13, 22
-# Allowed difference of ONNX Runtime from the net, relative to the largest output: kernels round differently.
-ALLOWED = 1e-3
 # The version of the file format that belongs to each operator set; old runtimes refuse newer versions.
 IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
 # Key of the model's metadata that holds the TEST net's transform_param, to prepare images in the same way.
@@ -296,10 +294,14 @@ def _model(
     dynamic: dict[str, int] = {}
     if axes is not None:
         dynamic = {name: axes[name] for name in net.inputs} | _batch_axes_of_outputs(net, outputs, axes)
+    open_axes = {top: step.layer.open_axes for step in net.steps for top in step.tops}
 
     def info(name: str) -> onnx.ValueInfoProto:
         shape: list[int | str] = list(net.blob_shapes[name])
-        if name in dynamic and shape:
+        if open_here := open_axes.get(name, ()):
+            for axis in open_here:
+                shape[axis] = f"size of {name}"
+        elif name in dynamic and shape:
             shape[dynamic[name]] = "batch"
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 

@@ -74,6 +74,8 @@ class Layer(nn.Module):
     # Caffe: whether the tops share bottom[0]'s memory, perhaps under another shape. An in-place layer after
     # this one then also overwrites bottom[0].
     shares_memory: bool = False
+    # Axes of the tops whose size depends on values, not on shapes alone; axis 0 is then not the batch.
+    open_axes: ClassVar[tuple[int, ...]] = ()
     # What Caffe overwrites too early when the layer runs in-place: "data" (the bottom's data, so the top is
     # wrong), "diff" (the top's diff, so the gradient is wrong) or "" (nothing). Here both are right.
     spoils_in_place: str = ""

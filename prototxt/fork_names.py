@@ -25,17 +25,15 @@ class Fork(NamedTuple):
 
 SSD = Fork(
     "the SSD fork (weiliu89/caffe)",
-    """Permute PriorBox DetectionOutput DetectionEvaluate Normalize AnnotatedData MultiBoxLoss SmoothL1Loss
-    VideoData""",
-    """permute_param prior_box_param detection_output_param detection_evaluate_param norm_param
-    annotated_data_param multibox_loss_param video_data_param TransformationParameter.resize_param
+    "AnnotatedData VideoData",
+    """annotated_data_param video_data_param TransformationParameter.resize_param
     TransformationParameter.noise_param TransformationParameter.emit_constraint
     TransformationParameter.distort_param TransformationParameter.expand_param
     SolverParameter.eval_type SolverParameter.ap_version SolverParameter.show_per_class_result""",
 )
 FASTER_RCNN = Fork(
     "Faster R-CNN's fork (rbgirshick/caffe-fast-rcnn)",
-    "ROIPooling SmoothL1Loss",
+    "ROIPooling",
     "roi_pooling_param smooth_l1_loss_param",
 )
 RFCN = Fork(
@@ -69,13 +67,13 @@ YOLO = Fork(
 )
 WINDOWS = Fork(
     "caffe-windows (happynear/caffe-windows)",
-    "Normalize GeneralContrastiveLoss Proposal",
+    "GeneralContrastiveLoss Proposal",
     "general_contrastive_loss_param proposal_param SoftmaxParameter.normalize_type",
 )
 INTEL = Fork(
     "Intel's fork (intel/caffe)",
-    "PriorBoxClustered Proposal Reorg RegionLoss",
-    """quantization_param prior_box_clustered_param BatchNormParameter.filler Engine.MKL2017
+    "Proposal Reorg RegionLoss",
+    """quantization_param BatchNormParameter.filler Engine.MKL2017
     Engine.MKLDNN""",
 )
 NVIDIA = Fork(

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 import torch
 from single_layer import (
     build,
@@ -30,9 +29,7 @@ from torch import Tensor
 
 from imae.cli.main import main
 from imae.files.errors import ExportError
-from imae.layers import registry
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.forks.normalize_normface import NormFaceNormalize
 from imae.layers.layer import Layer
 from imae.net.fold import fold_batch_norm
 from imae.net.net import Net
@@ -234,12 +231,6 @@ def test_center_loss_refuses() -> None:
 # -- Normalize (NormFace) ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def normface(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The class itself, whatever chooses it by normalize_param."""
-    monkeypatch.setitem(registry._classes, "Normalize", NormFaceNormalize)
-
-
 def normalize(fields: str, tops: str = 'top: "y"') -> str:
     return f'type: "Normalize" {tops} normalize_param {{ {fields} }}'
 
@@ -247,13 +238,6 @@ def normalize(fields: str, tops: str = 'top: "y"') -> str:
 TWO = 'top: "y" top: "norm"'
 
 
-@pytest.mark.usefixtures("normface")
-@pytest.mark.parametrize("path", reference.find("forks/normface/Normalize/*.npz"), ids=lambda path: path.stem)
-def test_normalize_is_what_the_fork_computed(path: Path) -> None:
-    assert reference.replay(reference.load(path)) > 1
-
-
-@pytest.mark.usefixtures("normface")
 @pytest.mark.parametrize("kind", ["L1", "L2"])
 def test_normalize(kind: str) -> None:
     x = normal(2, 3, 4, 5)
@@ -282,7 +266,6 @@ def test_normalize(kind: str) -> None:
     assert_close(undivided, plain * norm + d[1] * (top if kind == "L2" else x.sign()))
 
 
-@pytest.mark.usefixtures("normface")
 def test_normalize_refuses() -> None:
     with refused("normalize_type must be L1 or L2; got 'L3'"):
         build(normalize('normalize_type: "L3"'), (2, 3))

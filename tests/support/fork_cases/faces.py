@@ -18,11 +18,14 @@ CASES = {
     "ChannelScale": Case("", (X, normal(2, 1, 4, 6, seed=1)), (0, 1)),
     "LabelSpecificAdd": Case("phase: TRAIN", (FEATURES, LABELS)),
     "TripletLoss": Case("", (FEATURES, normal(5, 7, seed=1), normal(5, 7, seed=2)), (0, 1, 2)),
+    "Normalize:NormFace": Case("normalize_param {}", (X,)),
     "InnerDistance": Case(
         f"inner_distance_param {{ num_output: 4 weight_filler {FILLED} }}",
         (normal(5, 6, 1),),
     ),
 }
+
+SHARED = {"Normalize:NormFace": "normalize_param norm_param"}
 
 # A lambda that the number of passes changes.
 ANNEALED = {"type": "DOUBLE", "gamma": 0.5}
@@ -38,6 +41,9 @@ CHANGES = {
         "iteration": Change([3], ANNEALED),
         "lambda_min": Change([0.9], ANNEALED),
     }),
+    "normalize_param.normalize_type": Change(["L1"]),
+    "normalize_param.bp_norm": Change([True], {"top": ["y", "norm"]}),
+    "Normalize:NormFace norm_param": Change([], refusal="norm_param is for SSD's Normalize"),
     "center_loss_param.num_output": Change([5]),
     "center_loss_param.axis": Change([0], refusal="axis 0 must be the first after the batch"),
     **within("channel_scale_param", {
