@@ -152,6 +152,12 @@ def deploy_net(param: NetParameter, input_shape: InputShape | None = None, batch
             sources.update((top, layer) for top in layer.top)
         elif not class_of(layer).deployed or any(bottom in dropped for bottom in layer.bottom):
             dropped.update(top for top in layer.top if top not in layer.bottom)
+        elif class_of(layer).idle_in_test and len(layer.bottom) > 1 and len(layer.top) == 1:
+            # Its top is its first bottom; the others, labels, need not be inputs.
+            if layer.top != layer.bottom[:1]:
+                body.append(
+                    LayerParameter(name=layer.name, type="Split", bottom=layer.bottom[:1], top=layer.top)
+                )
         else:
             body.append(layer)
     read = {bottom for layer in body for bottom in layer.bottom}

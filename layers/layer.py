@@ -64,7 +64,7 @@ class Layer(nn.Module):
     deployed: ClassVar[bool] = True  # False: losses and accuracies, which a deployed net leaves out
     makes_input: ClassVar[bool] = False  # True: tops come from outside the net; an Input when deployed
     is_fed: ClassVar[bool] = False  # True: it computes nothing, the net's caller sets the tops (Input)
-    idle_in_test: ClassVar[bool] = False  # True: in phase TEST the top equals the bottom (Dropout)
+    idle_in_test: ClassVar[bool] = False  # True: in phase TEST top[0] equals bottom[0] (Dropout)
     # True: a pass goes on from the states, kept in buffers, that the pass before has left. They are 0 at
     # first; an ONNX model always starts from 0.
     continues: bool = False

@@ -37,6 +37,7 @@ from imae.prototxt import TRAIN, LayerParameter
 class LabelSpecificAdd(Layer):
     min_bottoms = 2
     min_tops, max_tops = 1, 2
+    idle_in_test = True
     passes: Tensor
 
     def __init__(self, param: LayerParameter) -> None:

@@ -28,6 +28,7 @@ from tolerances import tolerance
 from torch import Tensor
 
 from imae.cli.main import main
+from imae.converters.export_onnx import deploy_net, export_net
 from imae.files.errors import ExportError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Layer
@@ -545,6 +546,26 @@ def test_inner_distance_refuses() -> None:
         run(layer, X, normal(4, 5), LABELS + 1)
     with refused("InnerDistance Layer cannot backpropagate to label inputs."):
         run(layer, X, normal(4, 5), LABELS.clone().requires_grad_())[0].sum().backward()
+
+
+@pytest.mark.parametrize("top", ["z", "y"], ids=["", "in place"])
+def test_a_deployed_net_needs_no_labels(top: str) -> None:
+    """LabelSpecificAdd does nothing then; what depends on MarginInnerProduct is left out."""
+    text = f"""
+        layer {{ name: "data" type: "DummyData" top: "x" top: "l"
+                dummy_data_param {{ shape {{ dim: [6, 5] }} shape {{ dim: 6 }} }} }}
+        layer {{ name: "fc" type: "InnerProduct" bottom: "x" top: "y"
+                inner_product_param {{ num_output: 4 weight_filler {FILLED} }} }}
+        layer {{ name: "add" type: "LabelSpecificAdd" bottom: "y" bottom: "l" top: "{top}" }}
+        layer {{ name: "s" type: "Scale" bottom: "{top}" top: "s" scale_param {{ filler {{ value: 30 }} }} }}
+        layer {{ name: "m" bottom: "y" bottom: "l" {margin("DOUBLE").replace('"y"', '"m"')} }}
+        layer {{ name: "loss" type: "SoftmaxWithLoss" bottom: "m" bottom: "l" top: "loss" }}"""
+    net = Net(deploy_net(parse_net(text)))
+    result = export_net(net)
+    assert (result.inputs, result.outputs) == (["x"], ["s"])
+    weight, bias = net.params["fc"]
+    feeds = {"x": X}
+    assert_close(net(feeds)["s"], 30 * (X @ weight.detach().t() + bias.detach()))
 
 
 # -- training ----------------------------------------------------------------------------------------------
