@@ -159,7 +159,7 @@ def deploy_net(param: NetParameter, input_shape: InputShape | None = None, batch
                     LayerParameter(name=layer.name, type="Split", bottom=layer.bottom[:1], top=layer.top)
                 )
         else:
-            body.append(layer)
+            body.append(_deployed(layer))
     read = {bottom for layer in body for bottom in layer.bottom}
     inputs = [top for top in sources if top in read]
     if not inputs:
@@ -172,6 +172,17 @@ def deploy_net(param: NetParameter, input_shape: InputShape | None = None, batch
         shape = shapes.get(top) or _input_shape(sources[top], top, batch)
         input_layer.input_param.shape.add().dim.extend(shape)
     result.layer.extend(body)
+    return result
+
+
+def _deployed(param: LayerParameter) -> LayerParameter:
+    """The layer without the fields that write files or show something."""
+    result = LayerParameter()
+    result.CopyFrom(param)
+    for path in class_of(param).undeployed_fields:
+        message, _, field = path.partition(".")
+        if result.HasField(message):
+            getattr(result, message).ClearField(field)
     return result
 
 
