@@ -9,7 +9,7 @@ decide which of two boxes stays; so a net with such outputs gets up to three bat
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -165,7 +165,7 @@ def random_inputs(
     counts = index_counts(net, size if axes is not None else None)
     feeds = {}
     for name in net.inputs:
-        shape = net.blob_shapes[name] if axes is None else with_batch(net.blob_shapes[name], axes[name], size)
+        shape = _with_batch(net.blob_shapes[name], None if axes is None else size, axes[name] if axes else 0)
         if name in counts:
             values = generator.integers(0, counts[name], shape).astype(np.float32)
             values.flat[:1] = counts[name] - 1  # Filter selects at least one item
@@ -183,8 +183,7 @@ def index_counts(net: Net, size: int | None = None) -> dict[str, int]:
     sources = {name: {name} for name in net.inputs}  # the inputs whose values a blob holds
     counts: dict[str, int] = {}
     for step in net.steps:
-        blob_shapes = [net.blob_shapes[bottom] for bottom in step.bottoms]
-        shapes = blob_shapes if size is None else [with_batch(shape, 0, size) for shape in blob_shapes]
+        shapes = [_with_batch(net.blob_shapes[bottom], size) for bottom in step.bottoms]
         for index, bottom in enumerate(step.bottoms):
             if (count := step.layer.index_count(index, shapes)) is not None:
                 counts.update((name, min(counts.get(name, count), count)) for name in sources.get(bottom, ()))
@@ -208,9 +207,8 @@ def is_softmax(net: Net, output: str) -> bool:
     return False
 
 
-def with_batch(shape: Shape, axis: int, size: int) -> Shape:
-    """The shape with `size` items on the axis of the batch; () has none."""
-    return (*shape[:axis], size, *shape[axis + 1 :]) if shape else shape
+def _with_batch(shape: Shape, size: int | None, axis: int = 0) -> Shape:
+    return shape if size is None or not shape else (*shape[:axis], size, *shape[axis + 1 :])
 
 
 def batch_axes(net: Net) -> dict[str, int]:
@@ -233,6 +231,32 @@ def batch_axes(net: Net) -> dict[str, int]:
         for top in step.tops:
             axes[top] = max(axes[top], *(axes[bottom] for bottom in step.bottoms if keeps(bottom, top)), 0)
     return axes
+
+
+def batch_axes_of_outputs(net: Net, outputs: Sequence[str], axes: Mapping[str, int]) -> dict[str, int]:
+    """The axis that has as many items as the inputs' batch, for each output that has one."""
+    if not any(axes[name] for name in net.inputs):
+        return dict.fromkeys(outputs, 0)
+    small, large = (_shapes(net, axes, size) for size in (2, 3))
+    both = {name: list(zip(small[name], large[name], strict=True)) for name in outputs}
+    return {name: pairs.index((2, 3)) for name, pairs in both.items() if (2, 3) in pairs}
+
+
+def _shapes(net: Net, axes: Mapping[str, int], size: int) -> dict[str, Shape]:
+    """The shapes of all blobs for a batch of another size."""
+    shapes = {name: _with_batch(net.blob_shapes[name], size, axes[name]) for name in net.inputs}
+    for step in net.steps:
+        if step.layer.is_fed:
+            continue
+        try:
+            tops = step.layer.checked_top_shapes([shapes[bottom] for bottom in step.bottoms])
+        except LayerError as error:
+            raise ExportError(
+                f"net {net.name!r} cannot run with a batch of {size}: {error}; if it is for one batch size "
+                "only, use --fixed-batch"
+            ) from error
+        shapes.update(zip(step.tops, tops, strict=False))
+    return shapes
 
 
 def session_errors() -> tuple[type[Exception], ...]:

@@ -22,9 +22,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from imae.converters.check_onnx import ALLOWED, batch_axes, check_model, is_softmax, with_batch
+from imae.converters.check_onnx import (
+    ALLOWED,
+    batch_axes,
+    batch_axes_of_outputs,
+    check_model,
+    is_softmax,
+)
 from imae.files.atomic import write_atomically
-from imae.files.errors import ExportError, LayerError
+from imae.files.errors import ExportError
 from imae.files.read import AnyPath
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Shape
@@ -310,7 +316,7 @@ def _model(
 ) -> onnx.ModelProto:
     dynamic: dict[str, int] = {}
     if axes is not None:
-        dynamic = {name: axes[name] for name in net.inputs} | _batch_axes_of_outputs(net, outputs, axes)
+        dynamic = {name: axes[name] for name in net.inputs} | batch_axes_of_outputs(net, outputs, axes)
     open_axes = {top: step.layer.open_axes for step in net.steps for top in step.tops}
 
     def info(name: str) -> onnx.ValueInfoProto:
@@ -343,32 +349,6 @@ def _model(
             f"net {net.name!r}: the ONNX model is not valid: {str(error).splitlines()[0]}"
         ) from error
     return model
-
-
-def _batch_axes_of_outputs(net: Net, outputs: Sequence[str], axes: Mapping[str, int]) -> dict[str, int]:
-    """The axis that has as many items as the inputs' batch, for each output that has one."""
-    if not any(axes[name] for name in net.inputs):
-        return dict.fromkeys(outputs, 0)
-    small, large = (_shapes(net, axes, size) for size in (2, 3))
-    both = {name: list(zip(small[name], large[name], strict=True)) for name in outputs}
-    return {name: pairs.index((2, 3)) for name, pairs in both.items() if (2, 3) in pairs}
-
-
-def _shapes(net: Net, axes: Mapping[str, int], size: int) -> dict[str, Shape]:
-    """The shapes of all blobs for a batch of another size."""
-    shapes = {name: with_batch(net.blob_shapes[name], axes[name], size) for name in net.inputs}
-    for step in net.steps:
-        if step.layer.is_fed:
-            continue
-        try:
-            tops = step.layer.checked_top_shapes([shapes[bottom] for bottom in step.bottoms])
-        except LayerError as error:
-            raise ExportError(
-                f"net {net.name!r} cannot run with a batch of {size}: {error}; if it is for one batch size "
-                "only, use --fixed-batch"
-            ) from error
-        shapes.update(zip(step.tops, tops, strict=False))
-    return shapes
 
 
 def _softmax_outputs(net: Net, outputs: Iterable[str]) -> set[str]:
