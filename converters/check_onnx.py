@@ -9,7 +9,8 @@ decide which of two boxes stays; so a net with such outputs gets up to three bat
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -53,20 +54,23 @@ def check_model(
     outputs: list[str],
     size: int,
     softmax: Collection[str],
-    dynamic: bool,
+    axes: Mapping[str, int] | None,
     decisions: Mapping[Layer, str] = MappingProxyType({}),
 ) -> Check:
     """Run the net and the model on one batch; ExportError where one of them cannot run, or a shape differs.
 
-    size       items of each input if `dynamic`; else the net's shapes give their number
+    size       items of each input where its batch is dynamic; else the net's shapes give their number
     softmax    the outputs to which the model applies a softmax
+    axes       each input's axis of the batch; None: the batch is not dynamic
     decisions  layers that find maxima -> the model's value with their places; the net decides near-ties like
                the model (near_ties.py)
     """
     open_outputs = {name: axes for name, axes in open_axes(net).items() if axes and name in outputs}
     for batch in range(BATCHES if open_outputs else 1):
-        feeds = random_inputs(net, size, dynamic, batch)
-        check = _check_batch(model, net, outputs, size, feeds, softmax, dynamic, open_outputs, decisions)
+        feeds = random_inputs(net, size, axes, batch)
+        check = _check_batch(
+            model, net, outputs, size, feeds, softmax, axes is not None, open_outputs, decisions
+        )
         if check.difference <= ALLOWED * max(check.largest, 1):
             break
     return check
@@ -125,7 +129,7 @@ def _check_batch(
 
 
 def _run(net: Net, feeds: Mapping[str, NDArray[np.float32]], outputs: list[str]) -> dict[str, Tensor]:
-    with torch.no_grad():
+    with torch.no_grad(), _first_pass(net):
         tops: dict[str, Tensor] = net(
             {name: torch.from_numpy(value) for name, value in feeds.items()}, keep=outputs
         )
@@ -155,6 +159,20 @@ def _compare(check: Check, name: str, value: NDArray[Any], want: NDArray[Any]) -
         check.not_compared[name] = "it is NaN or infinite everywhere"
     elif not want[finite].any():
         check.not_compared[name] = "it is 0 everywhere"
+
+
+@contextmanager
+def _first_pass(net: Net) -> Iterator[None]:
+    """Within it the next pass does not go on from the states that the last one has left, as in the model."""
+    continuing = [step.layer for step in net.steps if step.layer.continues]
+    kept = [(layer, *named) for layer in continuing for named in layer.named_buffers(recurse=False)]
+    for layer, name, buffer in kept:
+        setattr(layer, name, torch.zeros_like(buffer))
+    try:
+        yield
+    finally:
+        for layer, name, buffer in kept:
+            setattr(layer, name, buffer)
 
 
 def _compare_rows(check: Check, name: str, value: NDArray[Any], want: NDArray[Any], axis: int) -> None:
@@ -196,17 +214,20 @@ def open_axes(net: Net) -> dict[str, tuple[int, ...]]:
     return axes
 
 
-def random_inputs(net: Net, size: int, dynamic: bool, batch: int = 0) -> dict[str, NDArray[np.float32]]:
-    """Values for the inputs of a net, `size` items of each if they are `dynamic`; the same in every call.
+def random_inputs(
+    net: Net, size: int, axes: Mapping[str, int] | None, batch: int = 0
+) -> dict[str, NDArray[np.float32]]:
+    """Values for the inputs of a net; the same in every call.
 
-    batch   another number, other values
+    size, axes   as for `check_model`
+    batch        another number, other values
     """
     generator = np.random.default_rng([size, batch] if batch else size)
-    counts = index_counts(net, size if dynamic else None)
-    examples = _examples(net, size if dynamic else None)
+    counts = index_counts(net, size if axes is not None else None)
+    examples = _examples(net, size if axes is not None else None)
     feeds = {}
     for name in net.inputs:
-        shape = _with_batch(net.blob_shapes[name], size if dynamic else None)
+        shape = _with_batch(net.blob_shapes[name], None if axes is None else size, axes[name] if axes else 0)
         if name in counts:
             values = generator.integers(0, counts[name], shape).astype(np.float32)
             values.flat[:1] = counts[name] - 1  # Filter selects at least one item
@@ -276,8 +297,56 @@ def _moves(layer: Layer) -> bool:
     return layer.type in MOVING or layer.idle_in_test
 
 
-def _with_batch(shape: Shape, size: int | None) -> Shape:
-    return shape if size is None or not shape else (size, *shape[1:])
+def _with_batch(shape: Shape, size: int | None, axis: int = 0) -> Shape:
+    return shape if size is None or not shape else (*shape[:axis], size, *shape[axis + 1 :])
+
+
+def batch_axes(net: Net) -> dict[str, int]:
+    """The axis of each blob that counts the items of a batch.
+
+    It is 0, but 1 in a layer's sequence of time steps, (T, N, ...), and in the blobs with the same first two
+    axes from which that is computed, or which are computed from it.
+    """
+    axes = dict.fromkeys(net.blob_shapes, 0)
+
+    def keeps(bottom: str, top: str) -> bool:
+        shape = net.blob_shapes[bottom]
+        return len(shape) > 1 and shape[:2] == net.blob_shapes[top][:2]
+
+    for step in reversed(net.steps):
+        for index, bottom in enumerate(step.bottoms):
+            kept = [axes[top] for top in step.tops if keeps(bottom, top)]
+            axes[bottom] = max(axes[bottom], step.layer.batch_axis(index), *kept)
+    for step in net.steps:
+        for top in step.tops:
+            axes[top] = max(axes[top], *(axes[bottom] for bottom in step.bottoms if keeps(bottom, top)), 0)
+    return axes
+
+
+def batch_axes_of_outputs(net: Net, outputs: Sequence[str], axes: Mapping[str, int]) -> dict[str, int]:
+    """The axis that has as many items as the inputs' batch, for each output that has one."""
+    if not any(axes[name] for name in net.inputs):
+        return dict.fromkeys(outputs, 0)
+    small, large = (_shapes(net, axes, size) for size in (2, 3))
+    both = {name: list(zip(small[name], large[name], strict=True)) for name in outputs}
+    return {name: pairs.index((2, 3)) for name, pairs in both.items() if (2, 3) in pairs}
+
+
+def _shapes(net: Net, axes: Mapping[str, int], size: int) -> dict[str, Shape]:
+    """The shapes of all blobs for a batch of another size."""
+    shapes = {name: _with_batch(net.blob_shapes[name], size, axes[name]) for name in net.inputs}
+    for step in net.steps:
+        if step.layer.is_fed:
+            continue
+        try:
+            tops = step.layer.checked_top_shapes([shapes[bottom] for bottom in step.bottoms])
+        except LayerError as error:
+            raise ExportError(
+                f"net {net.name!r} cannot run with a batch of {size}: {error}; if it is for one batch size "
+                "only, use --fixed-batch"
+            ) from error
+        shapes.update(zip(step.tops, tops, strict=False))
+    return shapes
 
 
 def session_errors() -> tuple[type[Exception], ...]:

@@ -22,12 +22,20 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from imae.converters.check_onnx import ALLOWED, check_model, is_softmax, open_axes
+from imae.converters.check_onnx import (
+    ALLOWED,
+    batch_axes,
+    batch_axes_of_outputs,
+    check_model,
+    is_softmax,
+    open_axes,
+)
 from imae.files.atomic import write_atomically
 from imae.files.errors import ExportError
 from imae.files.read import AnyPath
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Layer, Shape
+from imae.layers.onnx_graph import LoopStep
 from imae.layers.registry import class_of
 from imae.layers.run import Run
 from imae.layers.vision.pooling import PoolingMethod
@@ -72,6 +80,38 @@ class Graph:
         name = self._fresh("const")
         self.initializers.append(onnx.numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
+
+    def loop(
+        self, step: LoopStep, states: Sequence[str], sequences: Sequence[str], width: int
+    ) -> tuple[list[str], list[str]]:
+        first = self.constant(np.array([0]))
+        ends = [self.constant(np.array([n])) for n in (0, 1)]
+        # A Scan would index by itself, but OpenCV has none.
+        count = self.node("Squeeze", [self.node("Slice", [self.node("Shape", sequences[:1]), *ends]), first])
+        outer, self.nodes = self.nodes, []
+        index, going = self._fresh("index"), self._fresh("going")
+        state_names = [self._fresh("state") for _ in states]
+        place = self.node("Reshape", [index, self.constant(np.array([1]))])
+        items = [
+            self.node("Squeeze", [self.node("Gather", [sequence, place], axis=0), first])
+            for sequence in sequences
+        ]
+        next_states, results = step(state_names, items)
+        # Identity: a value may be a state and a result, and an ONNX graph has each output once.
+        stops = [self.node("Identity", [value]) for value in (going, *next_states, *results)]
+        nodes, self.nodes = self.nodes, outer
+
+        def info(name: str) -> onnx.ValueInfoProto:
+            if name in (index, going, stops[0]):
+                kind = TensorProto.INT64 if name == index else TensorProto.BOOL
+                return helper.make_tensor_value_info(name, kind, [])
+            return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, width])
+
+        starts = [index, going, *state_names]
+        body = helper.make_graph(nodes, self._fresh("step"), [*map(info, starts)], [*map(info, stops)])
+        outputs = [self._fresh("Loop") for _ in stops[1:]]
+        self.node("Loop", [count, "", *states], outputs, body=body)
+        return outputs[: len(states)], outputs[len(states) :]
 
     def shape(self, value: str) -> Shape:
         return self._shapes[value]
@@ -119,6 +159,12 @@ def deploy_net(param: NetParameter, input_shape: InputShape | None = None, batch
             sources.update((top, layer) for top in layer.top)
         elif not class_of(layer).deployed or any(bottom in dropped for bottom in layer.bottom):
             dropped.update(top for top in layer.top if top not in layer.bottom)
+        elif class_of(layer).idle_in_test and len(layer.bottom) > 1 and len(layer.top) == 1:
+            # Its top is its first bottom; the others, labels, need not be inputs.
+            if layer.top != layer.bottom[:1]:
+                body.append(
+                    LayerParameter(name=layer.name, type="Split", bottom=layer.bottom[:1], top=layer.top)
+                )
         else:
             body.append(_deployed(layer))
     read = {bottom for layer in body for bottom in layer.bottom}
@@ -231,14 +277,22 @@ def export_net(
     for name in outputs:
         if name in with_softmax:
             graph.node("Softmax", [final[name]], [name], axis=1)
-    model = _model(net, graph, outputs, opset, dynamic_batch, metadata or {})
+    axes = batch_axes(net)
+    free_axes = axes if dynamic_batch else None
+    model = _model(net, graph, outputs, opset, free_axes, metadata or {})
     for layer in net.layers:
         if isinstance(layer, PoolingMethod):
             layer.on_cpu = True
-    batch_sizes = (1, 3) if dynamic_batch else (shapes[net.inputs[0]][0],)
+    batch_sizes = (1, 3) if dynamic_batch else (shapes[net.inputs[0]][axes[net.inputs[0]]],)
     checks = [
-        check_model(model, net, outputs, size, with_softmax, dynamic_batch, decisions) for size in batch_sizes
+        check_model(model, net, outputs, size, with_softmax, free_axes, decisions) for size in batch_sizes
     ]
+    if continuing := [repr(step.layer.name) for step in net.steps if step.layer.continues]:
+        logger.warning(
+            "layer %s: each run of the model starts from states of 0, as the net's first pass does. Its "
+            "later passes go on from the last states; with expose_hidden they are inputs and outputs",
+            ", ".join(continuing),
+        )
     difference, largest = max(c.difference for c in checks), max(c.largest for c in checks)
     if difference > ALLOWED * max(largest, 1):
         raise ExportError(
@@ -259,17 +313,25 @@ def export_net(
 
 
 def _model(
-    net: Net, graph: Graph, outputs: Iterable[str], opset: int, dynamic_batch: bool, metadata: dict[str, str]
+    net: Net,
+    graph: Graph,
+    outputs: Sequence[str],
+    opset: int,
+    axes: Mapping[str, int] | None,
+    metadata: dict[str, str],
 ) -> onnx.ModelProto:
+    dynamic: dict[str, int] = {}
+    if axes is not None:
+        dynamic = {name: axes[name] for name in net.inputs} | batch_axes_of_outputs(net, outputs, axes)
     axes_of = open_axes(net)
 
     def info(name: str) -> onnx.ValueInfoProto:
         shape: list[int | str] = list(net.blob_shapes[name])
-        if axes := axes_of.get(name, ()):
-            for axis in axes:
+        if open_here := axes_of.get(name, ()):
+            for axis in open_here:
                 shape[axis] = f"size of {name}"
-        elif dynamic_batch and shape:
-            shape[0] = "batch"
+        elif name in dynamic and shape:
+            shape[dynamic[name]] = "batch"
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
     onnx_graph = helper.make_graph(
@@ -298,9 +360,12 @@ def _model(
 def _softmax_outputs(net: Net, outputs: Iterable[str]) -> set[str]:
     """The outputs that get a softmax: they have a class axis, and are not yet those of a Softmax layer."""
     chosen = set()
+    axes = batch_axes(net)
     for name in outputs:
         if len(net.blob_shapes[name]) < 2:
             logger.warning("output %r gets no softmax: it has no class axis", name)
+        elif axes[name]:
+            logger.warning("output %r gets no softmax: its axis 1 counts sequences, not classes", name)
         elif is_softmax(net, name):
             logger.warning("output %r gets no softmax: it is that of a Softmax layer already", name)
         else:

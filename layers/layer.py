@@ -72,7 +72,10 @@ class Layer(nn.Module):
     undeployed_fields: ClassVar[tuple[str, ...]] = ()  # "message.field": what a deployed net leaves out
     makes_input: ClassVar[bool] = False  # True: tops come from outside the net; an Input when deployed
     is_fed: ClassVar[bool] = False  # True: it computes nothing, the net's caller sets the tops (Input)
-    idle_in_test: bool = False  # True: in phase TEST the top equals the bottom (Dropout)
+    idle_in_test: bool = False  # True: in phase TEST top[0] equals bottom[0] (Dropout)
+    # True: a pass goes on from the states, kept in buffers, that the pass before has left. They are 0 at
+    # first; an ONNX model always starts from 0.
+    continues: bool = False
     # Caffe: whether the backward pass reads top[0], or bottom[0], from memory that in-place layers overwrite.
     reads_top: bool = False
     reads_bottom: bool = False
@@ -89,6 +92,8 @@ class Layer(nn.Module):
     # classes: "softmax_param" for a whole message, "loss_param.ignore_label" for one field of a message.
     # Fields that it does not read are leftovers.
     reads: ClassVar[tuple[str, ...]] = ()
+    # Fields that are named like the type and belong to another one: lstm_param to Lstm, not to LSTM.
+    namesakes: ClassVar[tuple[str, ...]] = ()
     # If `reads` names single fields of a message: whether the message's other fields are leftovers. False for
     # types that Caffe lacks, where another field is an error, as nobody can state that it has no effect.
     unread_parts_are_leftovers: ClassVar[bool] = True
@@ -209,12 +214,19 @@ class Layer(nn.Module):
         return True
 
     def index_count(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> int | None:
-        """For a bottom of indices: their number, valid are 0 to count - 1. None: it may hold any number."""
+        """For a bottom of indices: their number, valid are 0 to count - 1. None: it may hold any number.
+
+        2 for a bottom of 0 and 1.
+        """
         return None
 
     def example(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> NDArray[np.float32] | None:
         """Values of a bottom for the check of an export; None where any numbers will do."""
         return None
+
+    def batch_axis(self, bottom_index: int) -> int:
+        """The axis of the bottom that counts the items of a batch: 1 where time steps come first, else 0."""
+        return 0
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         """Add nodes to `graph` that compute the values `tops` from the values `bottoms` as in phase TEST."""
@@ -291,7 +303,7 @@ class Layer(nn.Module):
             name = field.name
             if field.number < FIRST_PARAMETER or name in (*self.reads, ENGINE):
                 continue
-            if name.removesuffix("_param").replace("_", "") in own:
+            if name.removesuffix("_param").replace("_", "") in own and name not in self.namesakes:
                 continue
             parts = {entry.partition(".")[2] for entry in self.reads if entry.startswith(f"{name}.")}
             unread = [(name, field)]

@@ -131,6 +131,8 @@ def fold_batch_norm(net: Net) -> list[Step]:
         source = step.layer
         if not isinstance(source, Convolution | InnerProduct) or len(step.tops) != 1:
             continue
+        if isinstance(source, InnerProduct) and source.normalize:
+            continue
         if _channel_axis(source, len(net.blob_shapes[step.bottoms[0]])) != 1:
             continue
         members, layers, reader = [index], [], plan.only_reader(index)

@@ -43,7 +43,8 @@ class Streams:
             "random": self.random.get_state(),
             "data": [{layer.name: layer.get_state() for layer in net.data_layers()} for net in self.nets],
             "buffers": [
-                {name: buffer.cpu().numpy() for name, buffer in _kept_buffers(net).items()}
+                # copies: the next pass writes to the buffers
+                {name: buffer.to("cpu", copy=True).numpy() for name, buffer in _kept_buffers(net).items()}
                 for net in self.nets
             ],
         }

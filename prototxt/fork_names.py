@@ -61,11 +61,8 @@ YOLO = Fork(
 )
 WINDOWS = Fork(
     "caffe-windows (happynear/caffe-windows)",
-    """Flip InnerDistance ChannelScale LabelSpecificAdd GeneralContrastiveLoss
-    MarginInnerProduct CenterLoss""",
-    """flip_param normalize_param inner_distance_param channel_scale_param label_specific_add_param
-    general_contrastive_loss_param InnerProductParameter.normalize
-    SoftmaxParameter.normalize_type""",
+    "GeneralContrastiveLoss",
+    "general_contrastive_loss_param SoftmaxParameter.normalize_type",
 )
 INTEL = Fork(
     "Intel's fork (intel/caffe)",
@@ -120,11 +117,8 @@ FORKS = (
     SSD, LENOVO, HUAWEI, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, INTELS_SCALE, INTELS_RELU, NVIDIA,
     NVIDIAS_OTHERS,
     Fork("SENet's fork (hujie-frank/SENet)", "Axpy", "axpy_param"),
-    Fork("SphereFace's fork (wy1iu/sphereface)", "MarginInnerProduct", "margin_inner_product_param"),
-    Fork("caffe-face (ydwen/caffe-face)", "CenterLoss", "center_loss_param"),
     Fork("FlowNet2 (lmb-freiburg/flownet2)", "Correlation Correlation1D FlowWarp Resample Downsample L1Loss",
          "correlation_param flow_warp_param resample_param downsample_param l1_loss_param"),
-    Fork("caffe-lstm (junhyukoh/caffe-lstm)", "Lstm", "lstm_param"),
     Fork("C3D (facebook/C3D)", "CONVOLUTION3D POOLING3D VOLUME_DATA Convolution3D Pooling3D",
          "PoolingParameter.kernel_depth PoolingParameter.temporal_stride ConvolutionParameter.kernel_depth "
          "ConvolutionParameter.temporal_pad ConvolutionParameter.temporal_stride "

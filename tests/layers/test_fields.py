@@ -181,6 +181,7 @@ CHANGES = {
     }),
     "spp_param.pool": Change(["AVE"]),
     "crop_param.offset": Change([[1], [1, 2]]),
+    "LSTM lstm_param": Change([], leftover=True),  # of the type Lstm
     "recurrent_param.debug_info": Change([True], leftover=True),
     "recurrent_param.expose_hidden": Change([True], refusal="bottom blob(s) as input"),
     "dropout_param.dropout_ratio": Change([0.25]),
