@@ -409,6 +409,17 @@ def test_what_stops_a_solver(here: Path, change: tuple[str, str], message: str) 
     assert row.trains == "no" and message in stops(row)
 
 
+def test_a_solver_whose_net_has_no_loss_or_is_pythons(project: Path) -> None:
+    python = (
+        'layer { name: "p" type: "Python" bottom: "fc" top: "p" python_param { module: "m" layer: "L" } }'
+    )
+    for net, trains in ((DEPLOY, "no"), (TRAIN_NET + python, "unknown")):
+        Path("train_val.prototxt").write_text(net)
+        rows = {row.path: row for row in examine_project(project).rows}
+        assert rows["solver.prototxt"].trains == trains
+        assert ("it has no loss" in stops(rows["solver.prototxt"])) is (trains == "no")
+
+
 def test_fields_of_a_solver_that_do_nothing_are_warnings(project: Path) -> None:
     Path("solver.prototxt").write_text(SOLVER + "gamma: 0.1")
     row = row_of("solver", "solver.prototxt")

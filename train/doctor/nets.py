@@ -37,7 +37,7 @@ from imae.layers.registry import class_of
 from imae.layers.run import Run
 from imae.layers.utility.python import Python
 from imae.net.net import Net
-from imae.net.no_loss import no_loss_message
+from imae.net.no_loss import no_loss_message, stages_of_losses
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, NetState, Phase, TransformationParameter
 from imae.prototxt.dialects import read_net_text
 from imae.prototxt.python_layers import no_python_layers
@@ -416,9 +416,10 @@ def _note_training(net: NetParameter, parts: Parts, built: Net | None, phase: Ph
         row.trains = UNKNOWN  # its Python layers would have to be run
     elif built is None or parts.lost:
         row.trains = NO
-    elif message := no_loss_message(built, net):
-        row.trains = NO
-        row.facts.append(message)
+    elif not any(built.loss_weights.values()):
+        if stages_of_losses(net):  # else it is a deployed net
+            row.trains = NO
+            row.facts.append(no_loss_message(built, net))
     elif not any(blob.requires_grad for blob in built.learnable):
         row.trains = NO
         row.facts.append("no blob of it learns")

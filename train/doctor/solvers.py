@@ -17,7 +17,7 @@ from imae.train.update_rules import update_rule
 
 
 def examine_solver(file: Path, root: Path) -> tuple[Row, list[str]]:
-    """The row of a solver, and the files of its nets where they are."""
+    """The row of a solver, and the file of its train net where it is."""
     row = Row(str(file), "solver")
     try:
         param = read_solver(file)
@@ -39,19 +39,18 @@ def examine_solver(file: Path, root: Path) -> tuple[Row, list[str]]:
     row.facts.append(
         f"{param.type}, lr_policy {param.lr_policy!r}, base_lr {param.base_lr:g}, {param.max_iter} iterations"
     )
-    nets = [(name, getattr(param, name)) for name in ("net", "train_net") if param.HasField(name)]
-    nets += [("test_net", path) for path in param.test_net]
-    for name, path in nets:
+    train_nets = [(name, getattr(param, name)) for name in ("net", "train_net") if param.HasField(name)]
+    for name, path in [*train_nets, *(("test_net", path) for path in param.test_net)]:
         look_for(row, path, name, file, root)
     for names in param.weights:
         for path in filter(None, map(str.strip, names.split(","))):
             look_for(row, path, "weights", file, root)
-    if not nets and not (param.HasField("net_param") or param.HasField("train_net_param")):
+    if not train_nets and not (param.HasField("net_param") or param.HasField("train_net_param")):
         row.stop("it names no net", FILE, "give it net: the path of its train_val.prototxt")
     if param.snapshot:
         _look_for_folder(row, param.snapshot_prefix, file, root)
     row.trains = NO if row.stops else YES
-    return row, [str(_place(path, file, root)) for _, path in nets]
+    return row, [str(_place(path, file, root)) for _, path in train_nets]
 
 
 def _look_for_folder(row: Row, prefix: str, file: Path, root: Path) -> None:

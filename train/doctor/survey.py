@@ -30,7 +30,7 @@ from imae.files.limits import (
     bytes_text,
 )
 from imae.files.read import AnyPath, open_to_read
-from imae.train.doctor.row import FILE, FROM, IMAE, NO, NOT_ASKED, YES, Row
+from imae.train.doctor.row import FILE, FROM, IMAE, NO, UNKNOWN, YES, Row, Stop
 
 SKIPPED_FOLDERS = {
     ".git",
@@ -405,9 +405,11 @@ def _match_solvers(examined: list[_Examined], root: Path) -> None:
             if net is None:
                 continue
             solver.row.facts.append(f"its net is {net.path}")
-            if net.trains not in (YES, NOT_ASKED) and solver.row.trains == YES:
-                solver.row.trains = net.trains
-                if net.trains == NO and net.stops:
-                    solver.row.stop(
-                        f"its net {net.path} does not train: {net.stops[0].what}", net.stops[0].owner
-                    )
+            if solver.row.trains != YES or net.trains == YES:
+                continue
+            solver.row.trains = net.trains or NO
+            if net.trains != UNKNOWN:
+                reason = (
+                    net.stops[0] if net.stops else Stop("it has no loss, or nothing in it learns", FILE, "")
+                )
+                solver.row.stop(f"its net {net.path} does not train: {reason.what}", reason.owner)
