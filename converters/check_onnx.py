@@ -101,7 +101,7 @@ def _check_batch(
         if name in softmax:
             want = want.softmax(1)
         if name in open_outputs:
-            _compare_rows(check, value, want.numpy())
+            _compare_rows(check, name, value, want.numpy())
             continue
         if value.shape != tuple(want.shape):
             raise ExportError(
@@ -112,10 +112,8 @@ def _check_batch(
 
 
 def _compare(check: Check, name: str, value: NDArray[Any], want: NDArray[Any]) -> None:
-    with np.errstate(invalid="ignore"):  # infinity - infinity, which are equal
-        differences = np.where((value == want) | (np.isnan(value) & np.isnan(want)), 0, np.abs(value - want))
     finite = np.isfinite(want)
-    check.difference = max(check.difference, float(np.nan_to_num(differences, nan=np.inf).max(initial=0)))
+    check.difference = max(check.difference, float(_differences(value, want).max(initial=0)))
     check.largest = max(check.largest, float(np.abs(want[finite]).max(initial=0)))
     if not finite.all():
         check.not_finite[name] = int((~finite).sum()), want.size
@@ -127,30 +125,28 @@ def _compare(check: Check, name: str, value: NDArray[Any], want: NDArray[Any]) -
         check.not_compared[name] = "it is 0 everywhere"
 
 
-@contextmanager
-def _first_pass(net: Net) -> Iterator[None]:
-    """Within it the next pass does not go on from the states that the last one has left, as in the model."""
-    continuing = [step.layer for step in net.steps if step.layer.continues]
-    kept = [(layer, *named) for layer in continuing for named in layer.named_buffers(recurse=False)]
-    for layer, name, buffer in kept:
-        setattr(layer, name, torch.zeros_like(buffer))
-    try:
-        yield
-    finally:
-        for layer, name, buffer in kept:
-            setattr(layer, name, buffer)
-
-
-def _compare_rows(check: Check, value: NDArray[Any], want: NDArray[Any]) -> None:
+def _compare_rows(check: Check, name: str, value: NDArray[Any], want: NDArray[Any]) -> None:
     """Compare the vectors on the last axis, each with the nearest one of the other side."""
-    check.largest = max(check.largest, float(np.abs(want).max(initial=0)))
+    finite = np.isfinite(want)
+    check.largest = max(check.largest, float(np.abs(want[finite]).max(initial=0)))
+    if not finite.all():
+        check.not_finite[name] = int((~finite).sum()), want.size
+    if (want[..., 1:] == -1).all():  # so DetectionOutput says it
+        check.not_compared[name] = "nothing was detected"
     if value.shape != want.shape:
         check.difference = np.inf
         return
     rows, others = value.reshape(-1, value.shape[-1]), want.reshape(-1, want.shape[-1])
     for left, right in ((rows, others), (others, rows)):
         for row in left:
-            check.difference = max(check.difference, float(np.abs(right - row).max(1).min()))
+            check.difference = max(check.difference, float(_differences(right, row).max(1).min()))
+
+
+def _differences(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """0 where both are NaN or equal, infinite where one is NaN."""
+    with np.errstate(invalid="ignore"):  # infinity - infinity, which are equal
+        differences = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.abs(a - b))
+    return np.nan_to_num(differences, nan=np.inf)
 
 
 def random_inputs(
@@ -257,6 +253,20 @@ def _shapes(net: Net, axes: Mapping[str, int], size: int) -> dict[str, Shape]:
             ) from error
         shapes.update(zip(step.tops, tops, strict=False))
     return shapes
+
+
+@contextmanager
+def _first_pass(net: Net) -> Iterator[None]:
+    """Within it the next pass does not go on from the states that the last one has left, as in the model."""
+    continuing = [step.layer for step in net.steps if step.layer.continues]
+    kept = [(layer, *named) for layer in continuing for named in layer.named_buffers(recurse=False)]
+    for layer, name, buffer in kept:
+        setattr(layer, name, torch.zeros_like(buffer))
+    try:
+        yield
+    finally:
+        for layer, name, buffer in kept:
+            setattr(layer, name, buffer)
 
 
 def session_errors() -> tuple[type[Exception], ...]:

@@ -204,10 +204,10 @@ def test_what_has_no_onnx_form(changes: dict[str, Any], message: str) -> None:
         model_of(options, bottoms_for(options), 17)
 
 
-def small_ssd() -> Net:
-    """The recorded net with its weights."""
+def small_ssd(old: str = "", new: str = "") -> Net:
+    """The recorded net with its weights, perhaps with another word in its text."""
     case = reference.load(reference.CASES / "forks/ssd/nets/small_ssd_test.npz")
-    net = Net(parse_net(case.prototxt.read_text()))
+    net = Net(parse_net(case.prototxt.read_text().replace(old, new)))
     for name, value in case.of("param", 0).items():
         layer, index = name.rsplit(":", 1)
         net.params[layer][int(index)].data.copy_(torch.from_numpy(value))
@@ -246,6 +246,22 @@ def test_an_export_that_computes_something_else_is_noticed(monkeypatch: pytest.M
     monkeypatch.setattr(layer, "to_onnx", wrong)
     with pytest.raises(ExportError, match="away from the net's"):
         export_net(net)
+
+
+def test_an_export_says_that_nothing_was_detected(caplog: pytest.LogCaptureFixture) -> None:
+    export = export_net(small_ssd("confidence_threshold: 0.3", "confidence_threshold: 1"))
+    assert export.not_compared == {"out": "nothing was detected"}
+    assert "output 'out': NOTHING WAS COMPARED on random inputs: nothing was detected" in caplog.text
+
+
+def test_boxes_without_end_are_compared() -> None:
+    """Some of the boxes are infinite, in the net and in the model."""
+    net = small_ssd()
+    net.params["c1n_loc"][0].data.mul_(1e5)
+    with torch.no_grad():
+        rows = net({"data": torch.randn(1, 3, 24, 32, generator=torch.Generator().manual_seed(1))})["out"]
+    assert rows.isinf().any() and rows.isfinite().any()
+    assert not export_net(net).not_compared
 
 
 def test_a_deployed_net_writes_no_result_files(tmp_path: Path) -> None:
