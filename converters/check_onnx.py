@@ -161,20 +161,6 @@ def _compare(check: Check, name: str, value: NDArray[Any], want: NDArray[Any]) -
         check.not_compared[name] = "it is 0 everywhere"
 
 
-@contextmanager
-def _first_pass(net: Net) -> Iterator[None]:
-    """Within it the next pass does not go on from the states that the last one has left, as in the model."""
-    continuing = [step.layer for step in net.steps if step.layer.continues]
-    kept = [(layer, *named) for layer in continuing for named in layer.named_buffers(recurse=False)]
-    for layer, name, buffer in kept:
-        setattr(layer, name, torch.zeros_like(buffer))
-    try:
-        yield
-    finally:
-        for layer, name, buffer in kept:
-            setattr(layer, name, buffer)
-
-
 def _compare_rows(check: Check, name: str, value: NDArray[Any], want: NDArray[Any], axis: int) -> None:
     """Compare what lies along an axis, each item with the nearest one of the other side."""
     finite = np.isfinite(want)
@@ -347,6 +333,20 @@ def _shapes(net: Net, axes: Mapping[str, int], size: int) -> dict[str, Shape]:
             ) from error
         shapes.update(zip(step.tops, tops, strict=False))
     return shapes
+
+
+@contextmanager
+def _first_pass(net: Net) -> Iterator[None]:
+    """Within it the next pass does not go on from the states that the last one has left, as in the model."""
+    continuing = [step.layer for step in net.steps if step.layer.continues]
+    kept = [(layer, *named) for layer in continuing for named in layer.named_buffers(recurse=False)]
+    for layer, name, buffer in kept:
+        setattr(layer, name, torch.zeros_like(buffer))
+    try:
+        yield
+    finally:
+        for layer, name, buffer in kept:
+            setattr(layer, name, buffer)
 
 
 def session_errors() -> tuple[type[Exception], ...]:

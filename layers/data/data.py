@@ -110,8 +110,8 @@ class Data(PrefetchingLayer):
         return batch[: len(self.param.top)]
 
     def make_resident(self, device: torch.device, budget: int) -> bool:
-        transformer = self.transformer
-        if self.reader.bytes_needed > budget or transformer.images is not None or transformer.resize is not None:
+        sized_one_by_one = self.transformer.images is not None or self.transformer.resize is not None
+        if self.reader.bytes_needed > budget or sized_one_by_one:
             return False
         state = self.get_state()
         self.stop()  # the thread reads from the same file, and its batches were made otherwise

@@ -16,8 +16,8 @@ bottom[1]  labels 0 to C - 1, one for each position on the other axes: (N, ...) 
            integers towards zero; positions with loss_param.ignore_label have loss and gradient 0
 top[0]     (), the loss
 
-Caffe: softmax_loss_layer.cpp. weight_by_label_freqs: alexgkendall/caffe-segnet. label_smoothing: the same file
-of intel/caffe; softmax_loss_layer.cu of NVIDIA/caffe, branch caffe-0.17 (on the CPU it has no smoothing).
+Caffe: softmax_loss_layer.cpp. weight_by_label_freqs: alexgkendall/caffe-segnet. label_smoothing: the same
+file of intel/caffe; softmax_loss_layer.cu of NVIDIA/caffe, branch caffe-0.17 (none in its code for a CPU).
 Differs: a label out of range is an error (Caffe reads out of bounds). A second top, the probabilities, is not
 available, nor is it in Caffe: its loss_weight check refuses it. No fork has both weights and smoothing; both
 are an error.
@@ -68,8 +68,10 @@ class SoftmaxWithLoss(LossLayer):
         if not 0 <= self.smoothing < 1:
             raise self.error(f"label_smoothing must lie between 0 and 1 (1 left out); got {self.smoothing:g}")
         if self.smoothing and self.class_weights is not None:
-            raise self.error("loss_param has weight_by_label_freqs (SegNet's) and label_smoothing (Intel's or "
-                             "NVIDIA's), which no fork has together; remove one")  # fmt: skip
+            raise self.error(
+                "loss_param has weight_by_label_freqs (SegNet's) and label_smoothing (Intel's or NVIDIA's), "
+                "which no fork has together; remove one"
+            )
         if loss.label_smoothing:
             logger.warning(
                 "layer '%s' (%s): label_smoothing is read as Intel's fork does; the gradient of NVIDIA's is "
