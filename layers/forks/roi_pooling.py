@@ -47,6 +47,7 @@ from imae.prototxt import LayerParameter
 
 LOWEST = -3.4028234663852886e38  # -FLT_MAX, with which the fork's search begins
 LAST_WITH_KERNELS = 21  # the last operator set for which ONNX Runtime has MaxRoiPool
+TABLE = 2**26  # values of all tables at a time
 NONE = -1  # the cell of a bin that has none
 
 
@@ -148,7 +149,8 @@ class _MaxOfBins(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, image: Tensor, down: Bins, across: Bins) -> Tensor:
-        images, channels, height, width = ctx.shape = features.shape
+        ctx.shape = features.shape
+        _, channels, _, width = ctx.shape
         pooled = down.start.shape[1], across.start.shape[1]
         if not features.numel() or not len(image):
             ctx.save_for_backward(image, image.new_full((len(image), channels, *pooled), NONE))
@@ -156,26 +158,7 @@ class _MaxOfBins(torch.autograd.Function):
         # Only numbers above the lowest one are ever chosen, as by the fork's comparisons.
         lowest = max(LOWEST, torch.finfo(features.dtype).min)
         values = torch.nan_to_num(features.permute(0, 2, 3, 1), nan=lowest, posinf=torch.inf, neginf=lowest)
-        cells = None
-        if ctx.needs_input_grad[0]:
-            cells = torch.arange(height * width, dtype=torch.int32, device=features.device)
-            cells = cells.view(1, height, width, 1).expand(values.shape)
-        levels_down, windows_down = _windows(down, height)
-        levels_across, windows_across = _windows(across, width)
-        tables = [
-            table
-            for rows in _levels(Largest(values, cells), 1, levels_down)
-            for table in _levels(rows, 2, levels_across)
-        ]
-        joined = Largest.of_rows(tables)
-        best = None
-        for level_y, y in windows_down:
-            for level_x, x in windows_across:
-                table = level_y[:, :, None] * levels_across + level_x[:, None, :]
-                place = (table * images + image.view(-1, 1, 1)) * height + y[:, :, None]
-                found = joined.rows((place * width + x[:, None, :]).flatten())
-                best = found if best is None else best.larger(found)
-        assert best is not None
+        best = _largest_of_bins(values, image, down, across, ctx.needs_input_grad[0])
         empty = ((down.end <= down.start)[:, :, None] | (across.end <= across.start)[:, None, :]).view(-1, 1)
         shape = len(image), *pooled, channels
         if best.cells is not None:
@@ -197,6 +180,37 @@ class _MaxOfBins(torch.autograd.Function):
         diff = top_diff.new_zeros(images * channels * height * width)
         diff.index_add_(0, places.flatten(), top_diff.masked_fill(cell < 0, 0).flatten())
         return diff.view(ctx.shape), None, None, None
+
+
+def _largest_of_bins(values: Tensor, image: Tensor, down: Bins, across: Bins, with_cells: bool) -> Largest:
+    """The largest value of each bin, one row of channels for each; `values` has the channels last.
+
+    Some channels at a time, so that the tables stay small.
+    """
+    images, height, width, channels = values.shape
+    levels_down, windows_down = _windows(down, height)
+    levels_across, windows_across = _windows(across, width)
+    places = []
+    for level_y, y in windows_down:
+        for level_x, x in windows_across:
+            table = level_y[:, :, None] * levels_across + level_x[:, None, :]
+            row = (table * images + image.view(-1, 1, 1)) * height + y[:, :, None]
+            places.append((row * width + x[:, None, :]).flatten())
+    cells = torch.arange(height * width, dtype=torch.int32, device=values.device).view(1, height, width, 1)
+    found = []
+    count = max(TABLE // (levels_down * levels_across * images * height * width), 1)
+    for start in range(0, channels, count):
+        part = values[..., start : start + count]
+        first = Largest(part, cells.expand(part.shape) if with_cells else None)
+        tables = Largest.of_rows([
+            table for rows in _levels(first, 1, levels_down) for table in _levels(rows, 2, levels_across)
+        ])  # fmt: skip
+        best = tables.rows(places[0])
+        for place in places[1:]:
+            best = best.larger(tables.rows(place))
+        found.append(best)
+    parts = [best.cells for best in found if best.cells is not None]
+    return Largest(torch.cat([best.values for best in found], 1), torch.cat(parts, 1) if parts else None)
 
 
 class Largest(NamedTuple):
