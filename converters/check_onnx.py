@@ -105,10 +105,8 @@ def _check_batch(
 
 
 def _compare(check: Check, name: str, value: NDArray[Any], want: NDArray[Any]) -> None:
-    with np.errstate(invalid="ignore"):  # infinity - infinity, which are equal
-        differences = np.where((value == want) | (np.isnan(value) & np.isnan(want)), 0, np.abs(value - want))
     finite = np.isfinite(want)
-    check.difference = max(check.difference, float(np.nan_to_num(differences, nan=np.inf).max(initial=0)))
+    check.difference = max(check.difference, float(_differences(value, want).max(initial=0)))
     check.largest = max(check.largest, float(np.abs(want[finite]).max(initial=0)))
     if not finite.all():
         check.not_finite[name] = int((~finite).sum()), want.size
@@ -122,17 +120,31 @@ def _compare(check: Check, name: str, value: NDArray[Any], want: NDArray[Any]) -
 
 def _compare_rows(check: Check, name: str, value: NDArray[Any], want: NDArray[Any], axis: int) -> None:
     """Compare what lies along an axis, each item with the nearest one of the other side."""
+    finite = np.isfinite(want)
+    check.largest = max(check.largest, float(np.abs(want[finite]).max(initial=0)))
+    if not finite.all():
+        check.not_finite[name] = int((~finite).sum()), want.size
+    if not want.size:
+        check.not_compared[name] = "it has no values"
+    elif not want[finite].any():
+        check.not_compared[name] = "it is 0, NaN or infinite everywhere"
+    elif want.shape[-1] > 1 and (want[..., 1:] == -1).all():  # so DetectionOutput says it
+        check.not_compared[name] = "nothing was detected"
     if value.shape != want.shape:
         check.difference = np.inf
+    if value.shape != want.shape or not want.size:
         return
-    if not np.isfinite(want).all() or not want.any():
-        _compare(check, name, value, want)
-        return
-    check.largest = max(check.largest, float(np.abs(want).max(initial=0)))
     rows, others = (np.moveaxis(side, axis, 0).reshape(side.shape[axis], -1) for side in (value, want))
     for left, right in ((rows, others), (others, rows)):
         for row in left:
-            check.difference = max(check.difference, float(np.abs(right - row).max(1).min()))
+            check.difference = max(check.difference, float(_differences(right, row).max(1).min()))
+
+
+def _differences(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """0 where both are NaN or equal, infinite where one is NaN."""
+    with np.errstate(invalid="ignore"):  # infinity - infinity, which are equal
+        differences = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.abs(a - b))
+    return np.nan_to_num(differences, nan=np.inf)
 
 
 def open_axes(net: Net) -> dict[str, tuple[int, ...]]:

@@ -120,7 +120,7 @@ def deploy_net(param: NetParameter, input_shape: InputShape | None = None, batch
         elif not class_of(layer).deployed or any(bottom in dropped for bottom in layer.bottom):
             dropped.update(top for top in layer.top if top not in layer.bottom)
         else:
-            body.append(layer)
+            body.append(_deployed(layer))
     read = {bottom for layer in body for bottom in layer.bottom}
     inputs = [top for top in sources if top in read]
     if not inputs:
@@ -133,6 +133,17 @@ def deploy_net(param: NetParameter, input_shape: InputShape | None = None, batch
         shape = shapes.get(top) or _input_shape(sources[top], top, batch)
         input_layer.input_param.shape.add().dim.extend(shape)
     result.layer.extend(body)
+    return result
+
+
+def _deployed(param: LayerParameter) -> LayerParameter:
+    """The layer without the fields that write files or show something."""
+    result = LayerParameter()
+    result.CopyFrom(param)
+    for path in class_of(param).undeployed_fields:
+        message, _, field = path.partition(".")
+        if result.HasField(message):
+            getattr(result, message).ClearField(field)
     return result
 
 

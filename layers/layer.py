@@ -63,6 +63,7 @@ class Layer(nn.Module):
     same_count: ClassVar[bool] = False
     in_place: ClassVar[bool] = True  # False: Caffe refuses a top that is also a bottom
     deployed: ClassVar[bool] = True  # False: losses and accuracies, which a deployed net leaves out
+    undeployed_fields: ClassVar[tuple[str, ...]] = ()  # "message.field": what a deployed net leaves out
     makes_input: ClassVar[bool] = False  # True: tops come from outside the net; an Input when deployed
     is_fed: ClassVar[bool] = False  # True: it computes nothing, the net's caller sets the tops (Input)
     idle_in_test: bool = False  # True: in phase TEST the top equals the bottom (Dropout)

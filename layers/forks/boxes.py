@@ -18,7 +18,7 @@ LEAST_OVERLAP = 1e-6
 # A box that is smaller neither stays nor removes others where negatives are chosen (`suppress_for_mining`).
 LEAST_SIZE = 1e-5
 # Boxes that are compared with each other at once; it bounds the memory, and changes no result.
-BLOCK = 512
+BLOCK = 256
 
 
 def decode(
@@ -70,19 +70,28 @@ def overlaps(a: Tensor, b: Tensor) -> Tensor:
 
     0 where the intersection has no area.
     """
-    return sized_overlaps(a, b, sizes(a), sizes(b))
+    width, height = _shared_sides(a, b)
+    shared = width.clamp(min=0) * height.clamp(min=0)
+    return torch.where(shared > 0, shared / (sizes(a)[:, None] + sizes(b) - shared), 0)
 
 
-def sized_overlaps(a: Tensor, b: Tensor, a_sizes: Tensor, b_sizes: Tensor, extra: float = 0) -> Tensor:
-    """`overlaps` of boxes whose areas are known; `extra` as in `sizes`, for the intersections alone."""
-    low = torch.maximum(a[:, None, :2], b[None, :, :2])
-    high = torch.minimum(a[:, None, 2:], b[None, :, 2:])
+def pixel_overlaps(a: Tensor, b: Tensor, a_sizes: Tensor, b_sizes: Tensor) -> Tensor:
+    """`overlaps` of boxes in pixels, of which both ends belong to the box; the areas are those given."""
+    width, height = _shared_sides(a, b)
     # The fork takes the point (0, 0) for the intersection of boxes that are apart.
-    apart = ((b[None, :, :2] > a[:, None, 2:]) | (b[None, :, 2:] < a[:, None, :2])).any(-1, keepdim=True)
-    side = torch.where(apart, 0, high - low) + extra
-    shared = side[..., 0] * side[..., 1]
-    union = a_sizes[:, None] + b_sizes[None] - shared
-    return torch.where((side > 0).all(-1), shared / union, 0)
+    apart = ((b[:, :2] > a[:, None, 2:]) | (b[:, 2:] < a[:, None, :2])).any(-1)
+    width, height = torch.where(apart, 1, width + 1), torch.where(apart, 1, height + 1)
+    shared = width * height
+    return torch.where((width > 0) & (height > 0), shared / (a_sizes[:, None] + b_sizes - shared), 0)
+
+
+def _shared_sides(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Width and height of the intersections (A, B); below 0 where boxes are apart."""
+    width, height = (
+        torch.minimum(a[:, None, axis + 2], b[:, axis + 2]) - torch.maximum(a[:, None, axis], b[:, axis])
+        for axis in (0, 1)
+    )
+    return width, height
 
 
 def suppress(boxes: Tensor, threshold: float, eta: float = 1) -> Tensor:

@@ -27,13 +27,14 @@ any).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from imae.layers.forks.boxes import output_boxes, sized_overlaps, sizes
+from imae.layers.forks.boxes import output_boxes, overlaps, pixel_overlaps
 from imae.layers.forks.detection_files import check_resize, read_sizes
 from imae.layers.layer import Layer, Shape
 from imae.layers.registry import register_layer
@@ -56,12 +57,17 @@ class DetectionEvaluate(Layer):
             raise self.error(f"overlap_threshold must be larger than 0; got {fields.overlap_threshold}")
         # The fork keeps it as an int: 2^32 - 1 is -1, no background.
         self.background = int(np.uint32(fields.background_label_id).astype(np.int32))
-        self.labels = [label for label in range(fields.num_classes) if label != self.background]
         self.resize = fields.resize_param if fields.HasField("resize_param") else None
         check_resize(self, self.resize, "detection_evaluate_param.resize_param")
         if self.resize is not None and not fields.name_size_file:
             self.note_leftover("detection_evaluate_param.resize_param")
         self.image = 0  # the line of the next image
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """All but the background; made when the top's shape is known to be possible."""
+        count = self.param.detection_evaluate_param.num_classes
+        return [label for label in range(count) if label != self.background]
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         file = self.param.detection_evaluate_param.name_size_file
@@ -71,7 +77,9 @@ class DetectionEvaluate(Layer):
         for shape, width in zip(bottom_shapes, (7, 8), strict=True):
             if len(shape) != 4 or shape[3] != width or prod(shape[:2]) != 1:
                 raise self.error(f"detections are (1, 1, K, 7), truths (1, 1, G, 8); got {bottom_shapes}")
-        return [(1, 1, len(self.labels) + bottom_shapes[0][2], 5)]
+        count = self.param.detection_evaluate_param.num_classes
+        count -= 0 <= self.background < count
+        return [(1, 1, count + bottom_shapes[0][2], 5)]
 
     @property
     def capturable(self) -> bool:
@@ -117,13 +125,13 @@ class DetectionEvaluate(Layer):
             return torch.cat([detections[:, :3], detections.new_tensor([0, 1]).expand(len(detections), 2)], 1)
         detections = detections[detections[:, 2].sort(descending=True, stable=True).indices]
         boxes, true_boxes = detections[:, 3:7], truths[:, 3:7]
-        areas, true_areas = sizes(boxes), sizes(true_boxes)
-        extra = 0
         if self.sizes:
-            size, extra = self.sizes[self.image], 1
+            size = self.sizes[self.image]
             boxes, areas = output_boxes(boxes, size.height, size.width, self.resize)
             true_boxes, true_areas = output_boxes(true_boxes, size.height, size.width, self.resize)
-        overlap, best = sized_overlaps(boxes, true_boxes, areas, true_areas, extra).max(1)
+            overlap, best = pixel_overlaps(boxes, true_boxes, areas, true_areas).max(1)
+        else:
+            overlap, best = overlaps(boxes, true_boxes).max(1)
         rows = torch.cat([detections[:, :3], detections.new_zeros(len(detections), 2)], 1)
         seen = set()
         for index, (found, truth) in enumerate(

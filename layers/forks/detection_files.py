@@ -73,7 +73,9 @@ class DetectionFiles:
     """Collects detections, and writes them when `num_test_image` images were seen."""
 
     @classmethod
-    def of(cls, layer: Layer, save: SaveOutputParameter, labels: list[int]) -> DetectionFiles | None:
+    def of(
+        cls, layer: Layer, save: SaveOutputParameter, num_classes: int, background: int
+    ) -> DetectionFiles | None:
         """The files that a layer writes; None where a folder, a label map or the sizes are not given."""
         if not save.output_directory:
             return None
@@ -83,9 +85,9 @@ class DetectionFiles:
                 layer.name,
             )
             return None
-        return cls(layer, save, labels)
+        return cls(layer, save, num_classes, background)
 
-    def __init__(self, layer: Layer, save: SaveOutputParameter, labels: list[int]) -> None:
+    def __init__(self, layer: Layer, save: SaveOutputParameter, num_classes: int, background: int) -> None:
         self._layer, self._save = [layer], save  # a list, as torch would register the layer as its own child
         self._resize = save.resize_param if save.HasField("resize_param") else None
         check_resize(layer, self._resize, "detection_output_param.save_output_param.resize_param")
@@ -94,9 +96,13 @@ class DetectionFiles:
                 f"output_format must be one of {', '.join(FORMATS)}; got {save.output_format!r}"
             )
         self._names = read_label_map(layer, save.label_map_file)
-        for label in labels:
+        labels = []
+        for label in range(num_classes):
+            if label == background:
+                continue
             if label not in self._names:
                 raise layer.error(f"Cannot find label: {label} in the label map {save.label_map_file}.")
+            labels.append(label)
         self._sizes = read_sizes(layer, save.name_size_file)
         self._count = save.num_test_image if save.HasField("num_test_image") else len(self._sizes)
         if not 0 < self._count <= len(self._sizes):

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -49,6 +50,7 @@ class DetectionOutput(Layer):
     min_bottoms, max_bottoms, num_tops = 3, 4, 1
     in_place = False
     open_axes = (2,)
+    undeployed_fields = ("detection_output_param.save_output_param", "detection_output_param.visualize")
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
@@ -62,11 +64,18 @@ class DetectionOutput(Layer):
             raise self.error(f"eta must be larger than 0, and at most 1; got {nms.eta}")
         self.top_k = nms.top_k if nms.HasField("top_k") else -1
         self.lowest = fields.confidence_threshold if fields.HasField("confidence_threshold") else LOWEST
-        self.labels = [c for c in range(fields.num_classes) if c != fields.background_label_id]
         self.loc_classes = 1 if fields.share_location else fields.num_classes
-        self.files = DetectionFiles.of(self, fields.save_output_param, self.labels)
+        self.files = DetectionFiles.of(
+            self, fields.save_output_param, fields.num_classes, fields.background_label_id
+        )
         if fields.visualize:
             logger.warning("layer %r: visualize: no window shows the detections", self.name)
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """All but the background; made when the bottoms' shapes are known to fit their number."""
+        fields = self.param.detection_output_param
+        return [label for label in range(fields.num_classes) if label != fields.background_label_id]
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         num_classes = self.param.detection_output_param.num_classes
@@ -79,7 +88,9 @@ class DetectionOutput(Layer):
 
     @torch.no_grad()
     def forward(self, loc: Tensor, conf: Tensor, prior: Tensor, image: Tensor | None = None) -> Tensor:
-        boxes, scores = self._decoded(loc, prior), self._scores(conf)
+        boxes = self._decoded(loc, prior)
+        scores = conf.reshape(len(conf), boxes.shape[2], self.param.detection_output_param.num_classes)
+        scores = scores.transpose(1, 2)
         rows = [self._detect(index, boxes[index], scores[index]) for index in range(len(scores))]
         if self.files is not None:
             for image_rows in rows:
@@ -98,10 +109,6 @@ class DetectionOutput(Layer):
         coded = loc.reshape(len(loc), len(priors), self.loc_classes, 4).transpose(1, 2)
         used = None if fields.variance_encoded_in_target else variances
         return decode(fields.code_type, priors, used, coded)
-
-    def _scores(self, conf: Tensor) -> Tensor:
-        """(N, C, P)."""
-        return conf.reshape(len(conf), -1, self.param.detection_output_param.num_classes).transpose(1, 2)
 
     def _detect(self, image: int, boxes: Tensor, scores: Tensor) -> Tensor:
         """The rows of an image, from its boxes (L, P, 4) and scores (C, P)."""

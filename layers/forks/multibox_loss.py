@@ -176,25 +176,24 @@ class MultiBoxLoss(LossLayer):
     def _truths(self, truth: Tensor, num: int) -> list[Truths]:
         """Those of each image, in their order."""
         rows = truth.reshape(-1, 8)
-        values = rows.cpu().double().numpy()
-        images, labels = values[:, 0].astype(np.int64), values[:, 1].astype(np.int64)
+        head = rows.cpu()
+        images, labels = head[:, 0].long(), head[:, 1].long()
         used = images != -1
         if (labels[used] == self.background).any():
             raise self.error(f"Found background label in the dataset.; it is {self.background}")
         if not self.fields.use_difficult_gt:
-            used &= values[:, 7] == 0
+            used &= head[:, 7] == 0
+        used &= (images >= 0) & (images < num)
         # With agnostic objects the label itself is used only for mining.
         if self.mines or not self.fields.map_object_to_agnostic:
-            wrong = used & (images >= 0) & (images < num)
-            wrong &= (labels < 0) | (labels >= self.fields.num_classes)
+            wrong = used & ((labels < 0) | (labels >= self.fields.num_classes))
             if wrong.any():
                 raise self.error(
                     f"label {labels[wrong][0]} is out of range: there are {self.fields.num_classes} classes"
                 )
         result = []
         for image in range(num):
-            index = torch.from_numpy(np.flatnonzero(used & (images == image))).to(truth.device)
-            own = rows[index]
+            own = rows[(used & (images == image)).nonzero().squeeze(1).to(rows.device)]
             result.append(Truths(own[:, 1].long(), own[:, 3:7]))
         return result
 
@@ -254,7 +253,8 @@ class MultiBoxLoss(LossLayer):
         starts = np.cumsum([0, *(len(own.labels) for own in truths)])
         first = torch.from_numpy(starts[:-1]).to(priors.device)
         row = matches.truth[image, loc_class, prior] + first[image]
-        labels, all_boxes = (torch.cat(values) for values in zip(*truths, strict=True))
+        labels = torch.cat([row.new_zeros(0), *(own.labels for own in truths)])
+        all_boxes = torch.cat([priors.new_zeros(0, 4), *(own.boxes for own in truths)])
         used = variances[prior]
         if not bool((used > 0).all()):
             raise self.error("a prior that is matched has a variance that is not larger than 0")
@@ -291,7 +291,7 @@ class MultiBoxLoss(LossLayer):
             # Without truths there are no matches, so nothing is chosen.
             eligible = (index == -1) & (matches.overlap[:, 0] < fields.neg_overlap)
             count = ((index > -1).sum(1).float() * fields.neg_pos_ratio).long()
-            count = torch.minimum(count, eligible.sum(1))
+            count = torch.minimum(count, eligible.sum(1)).clamp(min=0)
         order = loss.masked_fill(~eligible, -torch.inf).sort(dim=1, descending=True, stable=True).indices
         rank = torch.arange(len(priors), device=loss.device)
         if self._nms_threshold() > 0:

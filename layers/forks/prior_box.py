@@ -36,6 +36,7 @@ from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
 Pair = tuple[int, int]
+LARGEST = 2**31  # what the fork can keep as an int is below
 
 
 @register_layer("PriorBox")
@@ -51,7 +52,7 @@ class PriorBox(Layer):
         fields = param.prior_box_param
         self.sizes = self.box_sizes()
         variances = list(fields.variance) or [0.1]
-        if len(variances) not in (1, 4) or min(variances) <= 0:
+        if len(variances) not in (1, 4) or not all(value > 0 for value in variances):
             raise self.error(f"variance: 1 or 4 values larger than 0 are needed; got {variances}")
         self.variances = tuple(variances if len(variances) == 4 else variances * 4)
         self.image = self._pair("img_size", "img_h", "img_w")
@@ -62,7 +63,7 @@ class PriorBox(Layer):
         fields = self.param.prior_box_param
         if fields.width or fields.height:
             raise self.error("width and height are PriorBoxClustered's; PriorBox has min_size and max_size")
-        if not fields.min_size or min(fields.min_size) <= 0:
+        if not fields.min_size or not all(0 < size < LARGEST for size in fields.min_size):
             raise self.error(f"must provide min_size, larger than 0; got {list(fields.min_size)}")
         if fields.max_size:
             if len(fields.max_size) != len(fields.min_size):
@@ -71,7 +72,7 @@ class PriorBox(Layer):
                     f"{len(fields.min_size)}"
                 )
             for low, high in zip(fields.min_size, fields.max_size, strict=True):
-                if high <= low:
+                if not low < high < LARGEST:
                     raise self.error(f"max_size must be greater than min_size.; got {high} and {low}")
         ratios = self._ratios()
         result = []
@@ -124,8 +125,10 @@ class PriorBox(Layer):
         fields = self.param.prior_box_param
         ratios = [np.float32(1)]
         for value in fields.aspect_ratio:
-            if value <= 0:
-                raise self.error(f"aspect_ratio must be larger than 0; got {value}")
+            if not 0 < value < LARGEST or 1 / value >= LARGEST:
+                raise self.error(
+                    f"aspect_ratio must be larger than 0, and not too small or large; got {value}"
+                )
             if all(abs(np.float32(value) - ratio) >= 1e-6 for ratio in ratios):
                 ratios += [np.float32(value), np.float32(1 / value)] if fields.flip else [np.float32(value)]
         return np.array(ratios, np.float32)
@@ -142,7 +145,7 @@ class PriorBox(Layer):
             pair = getattr(fields, both), getattr(fields, both)
         else:
             return None
-        if min(pair) <= 0:
+        if not all(0 < value < LARGEST for value in pair):
             names = both if single else f"{height} and {width}"
             raise self.error(f"{names} should be larger than 0.; got {pair[0]} and {pair[1]}")
         return pair

@@ -11,7 +11,7 @@ many heights as widths must be given (without a height the fork reads out of bou
 
 from __future__ import annotations
 
-from imae.layers.forks.prior_box import PriorBox
+from imae.layers.forks.prior_box import LARGEST, PriorBox
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
@@ -32,6 +32,6 @@ class PriorBoxClustered(PriorBox):
             raise self.error(
                 f"must provide width, and as many heights; got {len(fields.width)} and {len(fields.height)}"
             )
-        if min(*fields.width, *fields.height) <= 0:
+        if not all(0 < size < LARGEST for size in (*fields.width, *fields.height)):
             raise self.error("width and height must be positive.")
         return tuple(zip(fields.width, fields.height, strict=True))

@@ -137,6 +137,8 @@ def test_what_is_refused_at_the_start() -> None:
     ):
         with refused(message):
             build(f'type: "DetectionEvaluate" detection_evaluate_param {{ {fields} }}', found, truth)
+    with refused("top 'top0': "):
+        build('type: "DetectionEvaluate" detection_evaluate_param { num_classes: 4294967295 }', found, truth)
     for shapes in (((1, 1, 3, 6), truth), (found, (1, 2, 2, 8)), ((3, 7), truth)):
         with refused("detections are (1, 1, K, 7), truths (1, 1, G, 8)"):
             build('type: "DetectionEvaluate" detection_evaluate_param { num_classes: 2 }', *shapes)

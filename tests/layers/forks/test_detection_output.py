@@ -24,7 +24,7 @@ from ssd_inputs import Inputs, probabilities, random_inputs
 from tolerances import tolerance
 from torch import Tensor
 
-from imae.converters.export_onnx import Graph, export_net
+from imae.converters.export_onnx import Graph, deploy_net, export_net
 from imae.files.errors import ExportError, ImaeError
 from imae.net.net import Net
 from imae.prototxt.text import parse_net
@@ -106,6 +106,16 @@ def test_without_a_threshold_every_score_counts() -> None:
     layer = build('type: "DetectionOutput" detection_output_param { num_classes: 2 }', *shapes)
     (top,) = run(layer, torch.zeros(1, 8), torch.full((1, 4), -5.0), prior)
     assert top[0, 0, :, :4].tolist() == [[0, 1, -5, prior[0, 0, 0]], [0, 1, -5, prior[0, 0, 4]]]
+
+
+def test_nothing_to_detect() -> None:
+    loc, conf, prior = bottoms_for(DEFAULTS)
+    for bottoms, rows in (
+        ((loc[:0], conf[:0], prior), []),
+        ((loc[:, :0], conf[:, :0], prior[..., :0]), [[0.0, *[-1.0] * 6], [1.0, *[-1.0] * 6]]),
+    ):
+        layer = build(text(DEFAULTS), *(tuple(bottom.shape) for bottom in bottoms)).double()
+        assert run(layer, *bottoms)[0][0, 0].tolist() == rows
 
 
 def test_the_tops_type_and_the_bottoms_stay() -> None:
@@ -194,10 +204,10 @@ def test_what_has_no_onnx_form(changes: dict[str, Any], message: str) -> None:
         model_of(options, bottoms_for(options), 17)
 
 
-def small_ssd() -> Net:
-    """The recorded net with its weights."""
+def small_ssd(old: str = "", new: str = "") -> Net:
+    """The recorded net with its weights, perhaps with another word in its text."""
     case = reference.load(reference.CASES / "forks/ssd/nets/small_ssd_test.npz")
-    net = Net(parse_net(case.prototxt.read_text()))
+    net = Net(parse_net(case.prototxt.read_text().replace(old, new)))
     for name, value in case.of("param", 0).items():
         layer, index = name.rsplit(":", 1)
         net.params[layer][int(index)].data.copy_(torch.from_numpy(value))
@@ -236,6 +246,41 @@ def test_an_export_that_computes_something_else_is_noticed(monkeypatch: pytest.M
     monkeypatch.setattr(layer, "to_onnx", wrong)
     with pytest.raises(ExportError, match="away from the net's"):
         export_net(net)
+
+
+def test_an_export_says_that_nothing_was_detected(caplog: pytest.LogCaptureFixture) -> None:
+    export = export_net(small_ssd("confidence_threshold: 0.3", "confidence_threshold: 1"))
+    assert export.not_compared == {"out": "nothing was detected"}
+    assert "output 'out': NOTHING WAS COMPARED on random inputs: nothing was detected" in caplog.text
+
+
+def test_boxes_without_end_are_compared() -> None:
+    """Some of the boxes are infinite, in the net and in the model."""
+    net = small_ssd()
+    net.params["c1n_loc"][0].data.mul_(1e5)
+    with torch.no_grad():
+        rows = net({"data": torch.randn(1, 3, 24, 32, generator=torch.Generator().manual_seed(1))})["out"]
+    assert rows.isinf().any() and rows.isfinite().any()
+    assert not export_net(net).not_compared
+
+
+def test_a_deployed_net_writes_no_result_files(tmp_path: Path) -> None:
+    """Nor does it need the lists that they are made of."""
+    text = (reference.CASES / "forks/ssd/nets/small_ssd_test.prototxt").read_text()
+    save = f"""save_output_param {{ output_directory: "{tmp_path}" output_format: "VOC"
+        label_map_file: "{tmp_path}/nothing" name_size_file: "{tmp_path}/nothing" }} visualize: true"""
+    param = parse_net(text.replace("detection_output_param {", f"detection_output_param {{ {save}"))
+    with pytest.raises(ImaeError, match="nothing: no such file"):
+        Net(param)
+    assert export_net(Net(deploy_net(param))).batch_sizes == (1, 3)
+    assert param.layer[-1].detection_output_param.HasField("save_output_param")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_train_net_is_deployed_without_its_loss() -> None:
+    text = (reference.CASES / "forks/ssd/nets/small_ssd_train.prototxt").read_text()
+    export = export_net(Net(deploy_net(parse_net(text))))
+    assert export.inputs == ["data"] and export.outputs == ["mbox_conf", "mbox_loc", "mbox_prior"]
 
 
 # -- result files ------------------------------------------------------------------------------------------
@@ -368,6 +413,7 @@ def test_visualize_says_that_it_shows_nothing(caplog: pytest.LogCaptureFixture) 
         ({"nms_threshold": -0.1}, "nms_threshold must be non negative."),
         ({"eta": 0.0}, "eta must be larger than 0, and at most 1; got 0.0"),
         ({"eta": 1.5}, "eta must be larger than 0, and at most 1; got 1.5"),
+        ({"num_classes": 4294967295}, "Number of priors must match number of confidence predictions."),
         ({"num_classes": 5}, "Number of priors must match number of confidence predictions."),
         ({"share_location": False}, "Number of priors must match number of location predictions."),
     ],

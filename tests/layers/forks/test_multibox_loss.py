@@ -166,6 +166,20 @@ def test_a_batch_without_truths() -> None:
     np.testing.assert_allclose(float(run(layer, *empty)[0]), want, rtol=tolerance("gradient", "float64").rtol)
 
 
+@pytest.mark.parametrize("changes", [{}, NO_MINING, {"conf_loss_type": "LOGISTIC"}], ids=str)
+def test_nothing_to_learn_from(changes: dict[str, Any]) -> None:
+    """No image, no prior, no row of truths."""
+    loc, conf, prior, truth = random_inputs()
+    for bottoms in (
+        (loc[:0], conf[:0], prior, truth),
+        (loc[:, :0], conf[:, :0], prior[..., :0], truth),
+        (loc, conf, prior, truth[:, :, :0]),
+    ):
+        layer = build(text(DEFAULTS | changes), *(tuple(bottom.shape) for bottom in bottoms)).double()
+        (loss,) = run(layer, *bottoms)
+        assert (loss > 0) == bool(changes == NO_MINING and len(bottoms[0]) and bottoms[0].numel())
+
+
 def test_each_pass_makes_its_own_matches() -> None:
     first, second = random_inputs(seed=1), random_inputs(seed=2)
     layer = build(text(DEFAULTS), *(tuple(bottom.shape) for bottom in first)).double()

@@ -123,7 +123,14 @@ def test_the_image_may_be_left_out_where_its_size_is_given() -> None:
         ("min_size: 4 img_h: 4", "img_h and img_w should be larger than 0.; got 4 and 0"),
         ("min_size: 4 step: 1 step_h: 4", "Either step or step_h/step_w should be specified; not both."),
         ("min_size: 4 step: 0", "step should be larger than 0."),
-        ("min_size: 4 aspect_ratio: -2", "aspect_ratio must be larger than 0; got -2.0"),
+        (
+            "min_size: 4 aspect_ratio: -2",
+            "aspect_ratio must be larger than 0, and not too small or large; got -2.0",
+        ),
+        ("min_size: inf", "must provide min_size, larger than 0; got [inf]"),
+        ("min_size: 4 max_size: nan", "max_size must be greater than min_size.; got nan and 4.0"),
+        ("min_size: 4 variance: nan", "variance: 1 or 4 values larger than 0 are needed; got [nan]"),
+        ("min_size: 4 aspect_ratio: 1e-30", "aspect_ratio must be larger than 0"),
         ("min_size: 4 width: 2", "width and height are PriorBoxClustered's; PriorBox has min_size"),
     ],
 )
