@@ -167,13 +167,16 @@ def _compare_rows(check: Check, name: str, value: NDArray[Any], want: NDArray[An
     check.largest = max(check.largest, float(np.abs(want[finite]).max(initial=0)))
     if not finite.all():
         check.not_finite[name] = int((~finite).sum()), want.size
-    if want.shape[-1:] == (7,) and (want[..., 1:] == -1).all():  # so DetectionOutput says it
+    if not want.size:
+        check.not_compared[name] = "it has no values"
+    elif not want[finite].any():
+        check.not_compared[name] = "it is 0, NaN or infinite everywhere"
+    elif want.shape[-1] > 1 and (want[..., 1:] == -1).all():  # so DetectionOutput says it
         check.not_compared[name] = "nothing was detected"
     if value.shape != want.shape:
         check.difference = np.inf
+    if value.shape != want.shape or not want.size:
         return
-    if finite.all() and not want.any():
-        check.not_compared[name] = "it is 0 everywhere"
     rows, others = (np.moveaxis(side, axis, 0).reshape(side.shape[axis], -1) for side in (value, want))
     for left, right in ((rows, others), (others, rows)):
         for row in left:

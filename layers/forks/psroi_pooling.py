@@ -40,6 +40,7 @@ from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
+SUMS = 2**26  # sums over the rows of bins at a time
 SMALLEST = 0.1  # an ROI's height and width on the map
 
 
@@ -91,10 +92,14 @@ class PSROIPooling(Layer):
         maps = features.reshape(images, self.output_dim, groups, groups, height, width)
         maps = maps.permute(2, 3, 0, 4, 1, 5)
         maps = maps.reshape(groups, groups, images * height, self.output_dim * width)
-        summed = (down @ maps).view(groups, groups, len(rows), self.output_dim, width)
         across = across.to(features.dtype).permute(1, 0, 2).view(1, groups, len(rows), 1, width)
-        sums: Tensor = (summed * across).sum(4).permute(2, 3, 0, 1)
-        return sums / area.to(features.dtype)[:, None]
+        parts = []  # some ROIs at a time, so that the sums stay small
+        count = max(SUMS // max(maps.shape[3] * groups**2, 1), 1)
+        for start in range(0, max(len(rows), 1), count):
+            summed = down[:, :, start : start + count] @ maps
+            summed = summed.view(groups, groups, summed.shape[2], self.output_dim, width)
+            parts.append((summed * across[:, :, start : start + count]).sum(4))
+        return torch.cat(parts, 2).permute(2, 3, 0, 1) / area.to(features.dtype)[:, None]
 
     def example(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> NDArray[np.float32] | None:
         (images, _, height, width), (rois, *_) = four_axes(self, 0, bottom_shapes[0]), bottom_shapes[1]

@@ -187,7 +187,7 @@ def _largest_of_bins(values: Tensor, image: Tensor, down: Bins, across: Bins, wi
 
     Some channels at a time, so that the tables stay small.
     """
-    images, height, width, _ = values.shape
+    images, height, width, channels = values.shape
     levels_down, windows_down = _windows(down, height)
     levels_across, windows_across = _windows(across, width)
     places = []
@@ -198,7 +198,9 @@ def _largest_of_bins(values: Tensor, image: Tensor, down: Bins, across: Bins, wi
             places.append((row * width + x[:, None, :]).flatten())
     cells = torch.arange(height * width, dtype=torch.int32, device=values.device).view(1, height, width, 1)
     found = []
-    for part in values.split(max(TABLE // (levels_down * levels_across * images * height * width), 1), 3):
+    count = max(TABLE // (levels_down * levels_across * images * height * width), 1)
+    for start in range(0, channels, count):
+        part = values[..., start : start + count]
         first = Largest(part, cells.expand(part.shape) if with_cells else None)
         tables = Largest.of_rows([
             table for rows in _levels(first, 1, levels_down) for table in _levels(rows, 2, levels_across)

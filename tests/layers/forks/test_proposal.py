@@ -419,11 +419,8 @@ def test_a_net_that_is_given_rois_is_exported() -> None:
 def test_another_number_of_rois_is_a_difference() -> None:
     """Rows are compared in any order, and an output without a row, or of zeros, counts as not compared."""
     rows = np.arange(12.0).reshape(4, 3)
-    for value, difference in (
-        (rows[::-1], 0),
-        (rows[:3], np.inf),
-        (rows + np.array([[0], [0], [0], [0.5]]), 0.5),
-    ):
+    other = rows + np.array([[0], [0], [0], [0.5]])
+    for value, difference in ((rows[::-1], 0), (rows[:3], np.inf), (other, 0.5)):
         check = Check()
         _compare_rows(check, "rois", value, rows, 0)
         assert check.difference == difference

@@ -157,14 +157,19 @@ def test_large_maps_need_many_levels() -> None:
     torch.testing.assert_close(top[:, :, 0, 0], want, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("table", [1, 2000])
-def test_some_channels_at_a_time(table: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    features, rois = normal(2, 7, 9, 13), some_rois(20, 2, 9, 13, 0.5)
-    layer = build(ROI.format(3, 4, 0.5), features.shape, rois.shape)
+@pytest.mark.parametrize(
+    ("text", "limit"), [(ROI, "roi_pooling.TABLE"), (PSROI, "psroi_pooling.SUMS")], ids=["ROI", "PSROI"]
+)
+@pytest.mark.parametrize("size", [1, 2000])
+def test_some_at_a_time(text: str, limit: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels of ROIPooling, ROIs of PSROIPooling."""
+    features, rois = normal(2, 12, 9, 13), some_rois(20, 2, 9, 13, 0.5)
+    layer = build(text.format(3, 2, 0.5), features.shape, rois.shape)
     whole, diff = run(layer, features, rois)[0], diffs(layer, features, rois)[0]
-    monkeypatch.setattr("imae.layers.forks.roi_pooling.TABLE", table)
-    torch.testing.assert_close(run(layer, features, rois)[0], whole, rtol=0, atol=0)
-    torch.testing.assert_close(diffs(layer, features, rois)[0], diff, rtol=0, atol=0)
+    monkeypatch.setattr(f"imae.layers.forks.{limit}", size)
+    rtol, atol, _ = tolerance("same arithmetic")
+    torch.testing.assert_close(run(layer, features, rois)[0], whole, rtol=rtol, atol=atol)
+    torch.testing.assert_close(diffs(layer, features, rois)[0], diff, rtol=rtol, atol=atol)
 
 
 def test_a_device_is_asked_for_nothing() -> None:

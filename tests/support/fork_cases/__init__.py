@@ -18,6 +18,15 @@ from typing import Any
 from case_types import Case, Change
 
 
+def _joined_shared() -> dict[str, str]:
+    """SHARED of all modules; where several have a key, it looks at what each says."""
+    joined: dict[str, str] = {}
+    for module in pkgutil.iter_modules(__path__):
+        for key, fields in getattr(importlib.import_module(f"{__name__}.{module.name}"), "SHARED", {}).items():
+            joined[key] = f"{joined.get(key, '')} {fields}".strip()
+    return joined
+
+
 def _merged(table: str) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for module in pkgutil.iter_modules(__path__):
@@ -28,6 +37,6 @@ def _merged(table: str) -> dict[str, Any]:
 
 
 CASES: dict[str, Case] = _merged("CASES")
-SHARED: dict[str, str] = _merged("SHARED")
+SHARED = _joined_shared()
 CHANGES: dict[str, Change] = _merged("CHANGES")
 ACCEPTED: dict[str, str] = _merged("ACCEPTED")
