@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from imae.converters.check_onnx import check_model, is_softmax
+from imae.converters.check_onnx import ALLOWED, check_model, is_softmax
 from imae.files.atomic import write_atomically
 from imae.files.errors import ExportError
 from imae.files.read import AnyPath
@@ -42,8 +42,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_OPSET = 17
 OLDEST_OPSET, NEWEST_OPSET = 13, 22
-# Allowed difference of ONNX Runtime from the net, relative to the largest output: kernels round differently.
-ALLOWED = 1e-3
 # The version of the file format that belongs to each operator set; old runtimes refuse newer versions.
 IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
 # Key of the model's metadata that holds the TEST net's transform_param, to prepare images in the same way.
@@ -122,7 +120,7 @@ def deploy_net(param: NetParameter, input_shape: InputShape | None = None, batch
         elif not class_of(layer).deployed or any(bottom in dropped for bottom in layer.bottom):
             dropped.update(top for top in layer.top if top not in layer.bottom)
         else:
-            body.append(layer)
+            body.append(_deployed(layer))
     read = {bottom for layer in body for bottom in layer.bottom}
     inputs = [top for top in sources if top in read]
     if not inputs:
@@ -135,6 +133,17 @@ def deploy_net(param: NetParameter, input_shape: InputShape | None = None, batch
         shape = shapes.get(top) or _input_shape(sources[top], top, batch)
         input_layer.input_param.shape.add().dim.extend(shape)
     result.layer.extend(body)
+    return result
+
+
+def _deployed(param: LayerParameter) -> LayerParameter:
+    """The layer without the fields that write files or show something."""
+    result = LayerParameter()
+    result.CopyFrom(param)
+    for path in class_of(param).undeployed_fields:
+        message, _, field = path.partition(".")
+        if result.HasField(message):
+            getattr(result, message).ClearField(field)
     return result
 
 
@@ -247,9 +256,14 @@ def export_net(
 def _model(
     net: Net, graph: Graph, outputs: Iterable[str], opset: int, dynamic_batch: bool, metadata: dict[str, str]
 ) -> onnx.ModelProto:
+    open_axes = {top: step.layer.open_axes for step in net.steps for top in step.tops}
+
     def info(name: str) -> onnx.ValueInfoProto:
         shape: list[int | str] = list(net.blob_shapes[name])
-        if dynamic_batch and shape:
+        if axes := open_axes.get(name, ()):
+            for axis in axes:
+                shape[axis] = f"size of {name}"
+        elif dynamic_batch and shape:
             shape[0] = "batch"
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 

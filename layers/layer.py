@@ -62,6 +62,7 @@ class Layer(nn.Module):
     same_count: ClassVar[bool] = False
     in_place: ClassVar[bool] = True  # False: Caffe refuses a top that is also a bottom
     deployed: ClassVar[bool] = True  # False: losses and accuracies, which a deployed net leaves out
+    undeployed_fields: ClassVar[tuple[str, ...]] = ()  # "message.field": what a deployed net leaves out
     makes_input: ClassVar[bool] = False  # True: tops come from outside the net; an Input when deployed
     is_fed: ClassVar[bool] = False  # True: it computes nothing, the net's caller sets the tops (Input)
     idle_in_test: ClassVar[bool] = False  # True: in phase TEST the top equals the bottom (Dropout)
@@ -71,6 +72,8 @@ class Layer(nn.Module):
     # Caffe: whether the tops share bottom[0]'s memory, perhaps under another shape. An in-place layer after
     # this one then also overwrites bottom[0].
     shares_memory: bool = False
+    # Axes of the tops whose size depends on values, not on shapes alone; axis 0 is then not the batch.
+    open_axes: ClassVar[tuple[int, ...]] = ()
     # What Caffe overwrites too early when the layer runs in-place: "data" (the bottom's data, so the top is
     # wrong), "diff" (the top's diff, so the gradient is wrong) or "" (nothing). Here both are right.
     spoils_in_place: str = ""

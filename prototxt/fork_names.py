@@ -25,17 +25,15 @@ class Fork(NamedTuple):
 
 SSD = Fork(
     "the SSD fork (weiliu89/caffe)",
-    """Permute PriorBox DetectionOutput DetectionEvaluate Normalize AnnotatedData MultiBoxLoss SmoothL1Loss
-    VideoData""",
-    """permute_param prior_box_param detection_output_param detection_evaluate_param norm_param
-    annotated_data_param multibox_loss_param video_data_param TransformationParameter.resize_param
+    "AnnotatedData VideoData",
+    """annotated_data_param video_data_param TransformationParameter.resize_param
     TransformationParameter.noise_param TransformationParameter.emit_constraint
     TransformationParameter.distort_param TransformationParameter.expand_param
     SolverParameter.eval_type SolverParameter.ap_version SolverParameter.show_per_class_result""",
 )
 FASTER_RCNN = Fork(
     "Faster R-CNN's fork (rbgirshick/caffe-fast-rcnn)",
-    "ROIPooling SmoothL1Loss",
+    "ROIPooling",
     "roi_pooling_param smooth_l1_loss_param",
 )
 RFCN = Fork(
@@ -68,7 +66,7 @@ YOLO = Fork(
 )
 WINDOWS = Fork(
     "caffe-windows (happynear/caffe-windows)",
-    """Flip Normalize InnerDistance ChannelScale LabelSpecificAdd GeneralContrastiveLoss Proposal
+    """Flip InnerDistance ChannelScale LabelSpecificAdd GeneralContrastiveLoss Proposal
     MarginInnerProduct CenterLoss""",
     """flip_param normalize_param inner_distance_param channel_scale_param label_specific_add_param
     general_contrastive_loss_param proposal_param InnerProductParameter.normalize
@@ -76,8 +74,8 @@ WINDOWS = Fork(
 )
 INTEL = Fork(
     "Intel's fork (intel/caffe)",
-    "PriorBoxClustered Proposal",
-    """quantization_param prior_box_clustered_param BatchNormParameter.filler Engine.MKL2017
+    "Proposal",
+    """quantization_param BatchNormParameter.filler Engine.MKL2017
     Engine.MKLDNN""",
 )
 NVIDIA = Fork(

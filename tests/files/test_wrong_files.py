@@ -308,8 +308,8 @@ def test_a_command_says_it_in_one_line(
     ("text", "words"),
     [
         (
-            'layer { name: "p" type: "Permute" permute_param { order: 0 } }',
-            'no field "permute_param"; the SSD fork (weiliu89/caffe) has it, Caffe has not, nor has imae',
+            'layer { name: "v" type: "VideoData" video_data_param { batch_size: 1 } }',
+            'no field "video_data_param"; the SSD fork (weiliu89/caffe) has it, Caffe has not, nor has imae',
         ),
         (
             'layer { name: "p" type: "Pooling" pooling_param { ceil_mode: true } }',

@@ -311,7 +311,9 @@ def observe(key: str, param: LayerParameter) -> list[Any]:
     seen += [blob.detach().clone() for blob in layer.blobs]
     if isinstance(layer, PrefetchingLayer):
         layer.close()
-    for name in (written := sorted(set(os.listdir()) - before)):
+    written = sorted(set(os.listdir()) - before)
+    seen += [Path(name).read_bytes() for name in written if name.endswith((".txt", ".json"))]
+    for name in written:
         os.remove(name)
     return [*seen, written]
 

@@ -193,3 +193,8 @@ def write_files(folder: Path) -> None:
         (folder / f"hdf5_{name}").write_text(f"{name}.h5\n")
     (folder / "fields_one.py").write_text(MODULE.replace("FACTOR", "1"))
     (folder / "fields_two.py").write_text(MODULE.replace("FACTOR", "2"))
+    (folder / "sizes").write_text("a 5 3\nb 4 6\n")
+    (folder / "nine_sizes").write_text("a 5 3\n" * 9)
+    items = 'item { name: "%s" label: 1 } item { name: "dog" label: 2 }'
+    for name in ("cat", "bird"):
+        (folder / f"{name}_map").write_text(items % name)
