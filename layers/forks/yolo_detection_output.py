@@ -48,6 +48,7 @@ from imae.prototxt import LayerParameter
 @register_layer("YoloDetectionOutput")
 class YoloDetectionOutput(Layer):
     min_bottoms, max_bottoms, num_tops = 1, 2, 1
+    open_axes = (2,)
     anchors: Tensor
 
     def __init__(self, param: LayerParameter) -> None:

@@ -50,6 +50,7 @@ from imae.prototxt import LayerParameter
 @register_layer("Yolov3DetectionOutput")
 class Yolov3DetectionOutput(Layer):
     min_bottoms, num_tops = 1, 1
+    open_axes = (2,)
     anchors: Tensor  # (bottoms, boxes, 2)
 
     def __init__(self, param: LayerParameter) -> None:

@@ -154,6 +154,8 @@ def test_a_net_with_detections_is_exported() -> None:
     assert exported.batch_sizes == (1, 3)
     rtol, _, _ = tolerance("onnx")
     assert exported.difference < rtol * exported.largest
+    (shape,) = [output.type.tensor_type.shape.dim for output in exported.model.graph.output]
+    assert [axis.dim_param or axis.dim_value for axis in shape] == [1, 1, "size of out", 7]
 
 
 @pytest.mark.parametrize("threshold", [0, 1])
