@@ -107,8 +107,8 @@ class Layer(nn.Module):
     # Set by the net: which bottoms need a gradient. As in Caffe, it may be true for a layer that sends none,
     # such as ArgMax.
     bottom_need_backward: tuple[bool, ...] = ()
-    # Which top holds places of maxima, where rounding decides near-ties (near_ties.py), and the places that
-    # the check of an export sets: those of the model.
+    # Which top holds places of maxima, where rounding decides near-ties (near_ties.py), and those of a model,
+    # which the check of an export sets.
     decision_top: int | None = None
     decided: Tensor | None = None
     # Set by a forward pass: the error that a backward pass through it raises.
