@@ -42,7 +42,7 @@ CHANGES = {
         "lambda_min": Change([0.9], ANNEALED),
     }),
     "normalize_param.normalize_type": Change(["L1"]),
-    "normalize_param.bp_norm": Change([True], {"top": ["y", "norm"]}),
+    "Normalize:NormFace normalize_param.bp_norm": Change([True], {"top": ["y", "norm"]}),
     "Normalize:NormFace norm_param": Change([], refusal="norm_param is for SSD's Normalize"),
     "center_loss_param.num_output": Change([5]),
     "center_loss_param.axis": Change([0], refusal="axis 0 must be the first after the batch"),
