@@ -219,6 +219,8 @@ def _input_shape(source: LayerParameter, top: str, batch: int) -> Shape:
     index = list(source.top).index(top)
     if class_of(source).is_fed:
         shapes = source.input_param.shape
+        if not shapes:
+            raise ExportError(f"input {top!r} has no shape in the prototxt; give --input-shape")
         return tuple(shapes[index if len(shapes) > 1 else 0].dim)
     param = LayerParameter()
     param.CopyFrom(source)

@@ -323,6 +323,32 @@ def dialects(data: bytes) -> None:
         read_net_dialect("w.caffemodel", dialect)
 
 
+@target(caffemodels)
+def outline(data: bytes) -> None:
+    from imae.prototxt.outline import net_outline
+
+    net_outline(write("w.caffemodel", data))
+
+
+def examined(kind: str, path: Path | str) -> None:
+    """Let `imae doctor` examine a file: it makes a row of any, and raises nothing."""
+    from imae.train.doctor.examiner import examine
+    from imae.train.doctor.row import Row
+
+    row = Row.from_dict(json.loads(json.dumps(examine(kind, Path(path).absolute(), Path.cwd())))["row"])
+    assert row.stops or row.reads == "yes"
+
+
+@target(net_texts)
+def doctor_net(data: bytes) -> None:
+    examined("net", write("net.prototxt", data))
+
+
+@target(solver_texts)
+def doctor_solver(data: bytes) -> None:
+    examined("solver", write("solver.prototxt", data))
+
+
 def hdf5_files(make: Callable[[Any], object], names: Sequence[str]) -> Files:
     """HDF5 files like the one that `make` fills, with other contents under these names, or with other bytes.
 

@@ -348,6 +348,16 @@ def test_a_layer_without_an_onnx_form(here: Path, monkeypatch: pytest.MonkeyPatc
     assert "layer 'relu': type ReLU has no ONNX form; cut the net before it [imae]" in stops(row)
 
 
+def test_an_input_without_a_shape(here: Path) -> None:
+    Path("net.prototxt").write_text(
+        'layer { name: "data" type: "Input" top: "data" }\n'
+        'layer { name: "relu" type: "ReLU" bottom: "data" top: "relu" }\n'
+    )
+    row = row_of("net", "net.prototxt")
+    assert verdict(row) == ("yes", "yes", "", "no")
+    assert "export: input 'data' has no shape in the prototxt; give --input-shape" in row.facts
+
+
 def test_a_net_writes_no_hdf5(here: Path) -> None:
     Path("net.prototxt").write_text(
         DEPLOY + 'layer { name: "out" type: "HDF5Output" bottom: "fc" bottom: "fc"\n'

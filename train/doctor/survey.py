@@ -408,7 +408,11 @@ def _match_solvers(examined: list[_Examined], root: Path) -> None:
             if solver.row.trains != YES or net.trains == YES:
                 continue
             solver.row.trains = net.trains or NO
-            if net.trains != UNKNOWN:
+            if net.trains == UNKNOWN:
+                solver.row.facts.append(
+                    "whether its net trains depends on Python layers, which are not run here"
+                )
+            else:
                 reason = (
                     net.stops[0] if net.stops else Stop("it has no loss, or nothing in it learns", FILE, "")
                 )
