@@ -238,6 +238,18 @@ def test_a_batch_without_boxes_has_one_row(db: str) -> None:
     assert layer.top_shapes([]) == [(1, 3, 30, 36), (1, 1, 3, 8)]
 
 
+def test_a_leveldb_gives_the_same_batches(db: str, tmp_path: Path) -> None:
+    plyvel = pytest.importorskip("plyvel", reason="there is no wheel of plyvel for this Python")
+    with plyvel.DB(str(tmp_path / "level"), create_if_missing=True) as database:
+        for index, made in enumerate(RECORDS):
+            database.put(b"%08d" % index, made.SerializeToString())
+    layer = param(db, *KINDS["as SSD trains"])
+    want = batches(build(layer), 2)
+    layer.data_param.source, layer.data_param.backend = str(tmp_path / "level"), layer.data_param.LEVELDB
+    for got, other in zip(batches(build(layer), 2), want, strict=True):
+        assert all(map(torch.equal, got, other))
+
+
 def test_images_alone(db: str) -> None:
     layer = param(db, *KINDS["as SSD trains"])
     both = batches(build(layer), 3)
