@@ -67,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"resize until the {what} N pixels, aspect kept",
         )
-    add_picture_options(parser)
+    add_picture_options(
+        parser, "store images encoded, again unless --encode_type is that of the file, as in the fork"
+    )
     parser.add_argument(
         "--encode-type",
         "--encode_type",

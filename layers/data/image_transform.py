@@ -60,6 +60,13 @@ BORDERS = {
 LEVELS = 64  # posterize: the width of a step of brightness
 
 
+def is_transformed(param: TransformationParameter) -> bool:
+    """Whether one of FIELDS says something."""
+    return bool(
+        param.HasField("resize_param") or param.HasField("noise_param") or param.crop_h or param.crop_w
+    )
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is done to one image.

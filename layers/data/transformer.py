@@ -37,7 +37,7 @@ from imae.layers.blob import array_from_blob
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.data_resources import MapIndices, map_in_order
 from imae.layers.data.datum import planes, size_text
-from imae.layers.data.image_transform import FIELDS, ImageTransform, Plan, of_image
+from imae.layers.data.image_transform import FIELDS, ImageTransform, Plan, is_transformed, of_image
 from imae.layers.data.random_resize import make_random_resize
 from imae.prototxt import TRAIN, BlobProto, TransformationParameter
 from imae.prototxt.text import read_binary
@@ -95,7 +95,7 @@ class DataTransformer:
                 )
             self.mean = read_mean_file(param.mean_file, name)
         self.images: ImageTransform | None = None
-        if by_forks and any(param.HasField(field) for field in FIELDS):
+        if by_forks and is_transformed(param):
             self.images = ImageTransform(param, phase, name, self.mean, self.mean_values)
         self.draws_from_thread = self.images is not None and self.images.needs_thread
         if self.images is not None and self.resize is not None:

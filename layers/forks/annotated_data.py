@@ -72,6 +72,13 @@ from imae.prototxt import LayerParameter
 from imae.prototxt.caffe_pb2 import AnnotatedDatum, ResizeParameter
 
 f32 = np.float32
+# The fields that SSD's fork has, and exclude_last_crop, which is refused in other words.
+KNOWN = {
+    "transform_param": "scale mirror crop_size mean_file mean_value force_color force_gray exclude_last_crop "
+    "crop_h crop_w resize_param noise_param distort_param expand_param emit_constraint",
+    "data_param": "source batch_size rand_skip backend scale mean_file crop_size mirror force_encoded_color "
+    "prefetch",
+}
 RAW_CANVAS = 32  # a blank: the fork fills the bytes of an expanded raw record with it
 
 
@@ -135,14 +142,10 @@ class AnnotatedData(PrefetchingLayer):
         super().__init__(param)
         transform, annotated = param.transform_param, param.annotated_data_param
         note_unused_probabilities(self)
-        for field in ("random_resize_param", "random_aspect_ratio_param", "flow", "bgr2rgb", "pad"):
-            if transform.HasField(field):
-                raise self.error(
-                    f"transform_param.{field} is of Intel's fork, where SSD's has none; remove it"
-                )
-        for field in ("shuffle", "cache"):
-            if param.data_param.HasField(field):
-                raise self.error(f"data_param.{field} is of other forks than SSD's; see data_order_param")
+        for name, known in KNOWN.items():
+            for field, _ in getattr(param, name).ListFields():
+                if field.name not in known.split():
+                    raise self.error(f"{name}.{field.name} is of another fork than SSD's; remove it")
         self.samplers = list(annotated.batch_sampler)
         for index, sampler in enumerate(self.samplers):
             if problem := sampler_problem(sampler):

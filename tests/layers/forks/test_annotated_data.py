@@ -17,10 +17,12 @@ from single_layer import refused
 from slow_ssd import F, SlowSSD, Stream
 
 from imae.files.errors import DataError, ImaeError, SnapshotError
+from imae.layers.blob import blob_from_array
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.c_rand import GlibcRand
 from imae.layers.data.data_resources import DataResources
-from imae.layers.data.image_transform import NO_POINTS, add_noise
+from imae.layers.data.image_transform import NO_POINTS, Plan, add_noise
+from imae.layers.data.transformer import DataTransformer
 from imae.layers.forks.annotated_data import AnnotatedData
 from imae.layers.forks.annotations import Box
 from imae.layers.forks.batch_sampler import Objects, meets
@@ -29,7 +31,7 @@ from imae.layers.layer import Layer
 from imae.layers.ranks import ALONE, Ranks
 from imae.layers.registry import class_of
 from imae.layers.run import Run
-from imae.prototxt import Datum, LayerParameter
+from imae.prototxt import TEST, Datum, LayerParameter, TransformationParameter
 from imae.prototxt.caffe_pb2 import AnnotatedDatum, DistortionParameter, NoiseParameter, SampleConstraint
 
 SEED = 1701
@@ -188,6 +190,53 @@ def test_raw_records(tmp_path: Path) -> None:
         build(param(source, "noise_param { inverse: true }")).next_batch()
 
 
+@pytest.mark.parametrize("raw", [False, True])
+def test_a_mean_image_is_mirrored_with_raw_images_alone(raw: bool, tmp_path: Path) -> None:
+    """The fork subtracts it where a pixel of an encoded image ends, but where one of a raw image begins."""
+    records = [record(index, raw=raw, size=(8, 9)) for index in range(4)]
+    source = write_db(tmp_path / "db", records)
+    mean = RNG.random((3, 8, 9), np.float32)
+    (tmp_path / "mean").write_bytes(blob_from_array(mean[None]).SerializeToString())
+    layer = param(source, "mirror: true", batch=4)
+    ((plain, _),) = batches(build(layer), 1)
+    layer.transform_param.mean_file = str(tmp_path / "mean")
+    ((got, _),) = batches(build(layer), 1)
+    layer.transform_param.ClearField("mean_file")
+    layer.transform_param.mirror = False
+    ((straight, _),) = batches(build(layer), 1)
+    flips = [not torch.equal(a, b) for a, b in zip(plain, straight, strict=True)]
+    assert True in flips and False in flips
+    for values, pixels, flip in zip(got, plain, flips, strict=True):
+        want = pixels.numpy() - (mean[:, :, ::-1] if raw and flip else mean)
+        np.testing.assert_array_equal(values.numpy(), want)
+    layer.transform_param.mean_file = str(tmp_path / "mean")
+    layer.transform_param.crop_size = 5
+    if not raw:
+        with pytest.raises(DataError, match="where the fork reads outside of mean_file"):
+            build(layer)
+    layer.transform_param.crop_size = 0
+    layer.transform_param.resize_param.height = layer.transform_param.resize_param.width = 4
+    with pytest.raises(DataError, match=r"raw image|mean_file is of 3 x 8 x 9, the image of"):
+        build(layer).next_batch()
+
+
+def test_nothing_is_drawn_where_there_is_no_stream() -> None:
+    """As in `imae run`, which prepares images by a net's transform_param."""
+
+    def plan(text: str) -> Plan:
+        transform = text_format.Parse(
+            f"resize_param {{ height: 4 width: 5 {text} }}", TransformationParameter()
+        )
+        return DataTransformer(transform, TEST, "it").images.plan((3, 8, 9), None, None)  # type: ignore[union-attr]
+
+    assert plan("interp_mode: AREA").interpolation == cv2.INTER_AREA
+    with pytest.raises(DataError, match="of several interp_mode one is drawn at random"):
+        plan("interp_mode: AREA interp_mode: CUBIC")
+    salt = "saltpepper: true saltpepper_param { fraction: 0.5 value: 1 }"
+    with pytest.raises(DataError, match="saltpepper draws at random; leave it out here"):
+        plan(f"}} noise_param {{ {salt}")
+
+
 def test_a_sampled_window_has_the_numbers_of_a_calculation_by_hand(tmp_path: Path) -> None:
     """An image of 8 x 16; the window takes its left half at most, the box moves with it."""
     made = AnnotatedDatum(type=AnnotatedDatum.BBOX)
@@ -236,6 +285,18 @@ def test_a_batch_without_boxes_has_one_row(db: str) -> None:
     labels = [label for _, label in batches(layer, 4)]
     assert labels[2].shape == (1, 1, 1, 8) and bool((labels[2] == -1).all())
     assert layer.top_shapes([]) == [(1, 3, 30, 36), (1, 1, 3, 8)]
+
+
+def test_a_leveldb_gives_the_same_batches(db: str, tmp_path: Path) -> None:
+    plyvel = pytest.importorskip("plyvel", reason="there is no wheel of plyvel for this Python")
+    with plyvel.DB(str(tmp_path / "level"), create_if_missing=True) as database:
+        for index, made in enumerate(RECORDS):
+            database.put(b"%08d" % index, made.SerializeToString())
+    layer = param(db, *KINDS["as SSD trains"])
+    want = batches(build(layer), 2)
+    layer.data_param.source, layer.data_param.backend = str(tmp_path / "level"), layer.data_param.LEVELDB
+    for got, other in zip(batches(build(layer), 2), want, strict=True):
+        assert all(map(torch.equal, got, other))
 
 
 def test_images_alone(db: str) -> None:

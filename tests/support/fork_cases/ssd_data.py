@@ -2,6 +2,9 @@
 
 from case_types import Case, Change, within
 
+from imae.layers.forks.annotated_data import KNOWN
+from imae.prototxt import LayerParameter
+
 SIZE = {"transform_param.resize_param.height": 5, "transform_param.resize_param.width": 8}
 PADDED = {**SIZE, "transform_param.resize_param.resize_mode": "FIT_LARGE_SIZE_AND_PAD"}
 SALT = {
@@ -89,21 +92,20 @@ CHANGES = {
     **{f"Data transform_param.{path}": IDLE._replace(given={**OF_DATA, **SIZE}) for path in WITHOUT_BOXES},
     **{f"ImageData transform_param.{path}": IDLE._replace(given=SIZE) for path in WITHOUT_BOXES},
     **{f"WindowData transform_param.{path}": IDLE for path in NOT_IN_WINDOWS},
+    **{
+        f"AnnotatedData {name}.{field}": Change([], refusal=f"{name}.{field} is of another fork than SSD's")
+        for name, known in KNOWN.items()
+        for field in set(getattr(LayerParameter(), name).DESCRIPTOR.fields_by_name) - set(known.split())
+    },
     **{f"AnnotatedData {path}": change for path, change in {
         **within("data_param", {
             "source": Change(["other_boxes_db"]),
             "backend": Change(["LEVELDB"], refusal="Failed to open leveldb boxes_db"),
             "rand_skip": Change([1], leftover=True),
-            "shuffle": Change([], refusal="data_param.shuffle is of other forks than SSD's"),
-            "cache": Change([], refusal="data_param.cache is of other forks than SSD's"),
         }),
         **within("transform_param", {
             "mean_file": Change(["mean"], {"resize_param.height": 9, "resize_param.width": 11}),
             "exclude_last_crop": Change([True], {"crop_size": 8}, "exclude_last_crop is for plain crops"),
-            **{
-                field: Change([], refusal=f"transform_param.{field} is of Intel's fork")
-                for field in ("random_resize_param", "random_aspect_ratio_param", "flow", "bgr2rgb", "pad")
-            },
             **within("distort_param", {
                 "brightness_prob": Change([1], {"brightness_delta": 60}),
                 "brightness_delta": Change([90], {"brightness_prob": 1}),
