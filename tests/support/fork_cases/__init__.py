@@ -21,8 +21,9 @@ from case_types import Case, Change
 def _joined_shared() -> dict[str, str]:
     """SHARED of all modules; where several have a key, it looks at what each says."""
     joined: dict[str, str] = {}
-    for module in pkgutil.iter_modules(__path__):
-        for key, fields in getattr(importlib.import_module(f"{__name__}.{module.name}"), "SHARED", {}).items():
+    for info in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{info.name}")
+        for key, fields in getattr(module, "SHARED", {}).items():
             joined[key] = f"{joined.get(key, '')} {fields}".strip()
     return joined
 

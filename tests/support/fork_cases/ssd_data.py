@@ -2,6 +2,7 @@
 
 from case_types import Case, Change, within
 
+from imae.layers.data.base_data import OF_LABEL_IMAGES
 from imae.layers.forks.annotated_data import KNOWN
 from imae.prototxt import LayerParameter
 
@@ -96,6 +97,7 @@ CHANGES = {
         f"AnnotatedData {name}.{field}": Change([], refusal=f"{name}.{field} is of another fork than SSD's")
         for name, known in KNOWN.items()
         for field in set(getattr(LayerParameter(), name).DESCRIPTOR.fields_by_name) - set(known.split())
+        if field not in OF_LABEL_IMAGES
     },
     **{f"AnnotatedData {path}": change for path, change in {
         **within("data_param", {

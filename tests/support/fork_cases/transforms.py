@@ -64,11 +64,12 @@ CHANGES = {
     "transform_param.flow": Change([], leftover=True),
     "transform_param.bgr2rgb": Change([], leftover=True),
     "ImageData transform_param.bgr2rgb": Change([True]),
-    "MemoryData transform_param.flow": Change([]),
-    "MemoryData transform_param.bgr2rgb": Change([]),
     **within("transform_param", RESIZES),
-    **{f"MemoryData transform_param.{name}": Change(change.values) for name, change in RESIZES.items()},
-    "MemoryData transform_param.pad": Change([]),
+    **{
+        f"{kind} transform_param.{name}": Change(change.values)
+        for kind in ("MemoryData", "DenseImageData", "ImageSegData")
+        for name, change in {**RESIZES, **dict.fromkeys(("pad", "flow", "bgr2rgb"), Change([]))}.items()
+    },
     **{
         f"WindowData transform_param.{name}": Change(change.values, {}, NO_WINDOWS)
         for name, change in {**RESIZES, "pad": Change([]), "allow_upscale": Change([True])}.items()
