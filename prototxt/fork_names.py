@@ -48,8 +48,8 @@ DEEPLAB = Fork(
 )
 ACTION = Fork(
     "yjxiong's fork (yjxiong/caffe)",
-    "BN VideoData VIDEO_DATA Gather SegData",
-    """bn_param video_data_param seg_data_param TransformationParameter.scale_ratios
+    "VideoData VIDEO_DATA Gather SegData",
+    """video_data_param seg_data_param TransformationParameter.scale_ratios
     TransformationParameter.multi_scale TransformationParameter.max_distort
     TransformationParameter.fix_crop TransformationParameter.more_fix_crop
     TransformationParameter.is_flow""",
@@ -57,7 +57,10 @@ ACTION = Fork(
 YOLO = Fork(
     "the YOLO fork (eric612/MobileNet-YOLO)",
     "YoloSeg",
-    "yolo_seg_param",
+    """yolo_seg_param AnnotatedDataParameter.yolo_data_type AnnotatedDataParameter.yolo_data_jitter
+    AnnotatedDataParameter.train_diffcult AnnotatedDataParameter.single_class
+    AnnotatedDataParameter.seg_scales AnnotatedDataParameter.seg_resize_width
+    AnnotatedDataParameter.seg_resize_height AnnotatedDataParameter.difficult_label_warmup""",
 )
 WINDOWS = Fork(
     "caffe-windows (happynear/caffe-windows)",
@@ -66,7 +69,7 @@ WINDOWS = Fork(
 )
 INTEL = Fork(
     "Intel's fork (intel/caffe)",
-    "PriorBoxClustered Proposal Reorg RegionLoss VideoData BoxData EvalDetection SpatialDropout MKLBatchNorm",
+    "VideoData BoxData SpatialDropout MKLBatchNorm",
     """prior_box_clustered_param video_data_param spatial_dropout_param split_param multinode
     mn_activation_param mn_grad_compress_param NetParameter.compile_net_state NetParameter.multinode
     BatchNormParameter.bias_filler BatchNormParameter.engine ConvolutionParameter.fusion_type
@@ -116,7 +119,6 @@ NVIDIAS_OTHERS = Fork(
 FORKS = (
     SSD, LENOVO, HUAWEI, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, INTELS_SCALE, INTELS_RELU, NVIDIA,
     NVIDIAS_OTHERS,
-    Fork("SENet's fork (hujie-frank/SENet)", "Axpy", "axpy_param"),
     Fork("FlowNet2 (lmb-freiburg/flownet2)", "Correlation Correlation1D FlowWarp Resample Downsample L1Loss",
          "correlation_param flow_warp_param resample_param downsample_param l1_loss_param"),
     Fork("C3D (facebook/C3D)", "CONVOLUTION3D POOLING3D VOLUME_DATA Convolution3D Pooling3D",
@@ -127,15 +129,19 @@ FORKS = (
     Fork("OpenPose's fork (CMU-Perceptual-Computing-Lab/caffe_train)", "CPMData", "cpm_transform_param"),
     Fork("CRF-RNN's fork (torrvision/crfasrnn)", "MultiStageMeanfield MULTI_STAGE_MEANFIELD",
          "multi_stage_meanfield_param"),
-    Fork("DeepLab's first fork (TheLegendAli/DeepLab-Context)", "SEG_ACCURACY INTERP MAT_READ MAT_WRITE",
+    Fork("DeepLab's first fork (TheLegendAli/DeepLab-Context)", "SEG_ACCURACY MAT_READ MAT_WRITE",
          "softmaxloss_param strict_dim seg_accuracy_param mat_read_param mat_write_param"),
     Fork("GENet's fork (hujie-frank/GENet)", "CuDNNBatchNorm", "cudnn_batch_norm_param"),
-    Fork("the YOLO fork of yeahkun (yeahkun/caffe-yolo)", "BoxData DetectionLoss EvalDetection",
+    Fork("the YOLO fork of yeahkun (yeahkun/caffe-yolo)", "BoxData DetectionLoss",
          "detection_loss_param DataParameter.side"),
     Fork("HED's fork (s9xie/hed)", "ImageLabelmapData", "ImageDataParameter.normalize"),
     Fork("NormFace (happynear/NormFace)", "GlobalLSEMargin",
          "AccuracyParameter.min_is_better ParameterParameter.blob_filler"),
     Fork("EAST-caffe (SURFZJY/EAST-caffe)", "DiceCoefLoss", ""),
+    Fork("TextBoxes++ (MhLiao/TextBoxes_plusplus)", "", "PriorBoxParameter.denser_prior_boxes"),
+    Fork("soeaver's fork (soeaver/caffe-model)", "", "InterpParameter.use_blob_size selu_dropout_param"),
+    Fork("Intel's model zoo (opencv/open_model_zoo)", "CTCGreedyDecoder",
+         "ctc_decoder_param DetectionOutputParameter.input_width DetectionOutputParameter.input_height"),
     Fork("TMM2018_DRFN (Mhaiyang/TMM2018_DRFN)", "PwAttend", "pw_attend_param"),
     Fork("Caffe_Light_Field (JunhyeongBak/Caffe_Light_Field)", "AbsLoss Warping FlowWarp", ""),
     Fork("MouseCTSegmentation (DlutMedimgGroup/MouseCTSegmentation)", "PoolingND", "pooling_nd_param"),
