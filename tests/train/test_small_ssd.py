@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnxruntime
 import pytest
 import small_ssd
 import torch
+from tolerances import tolerance
 
 from imae.cli.main import main
 from imae.net.net import Net
@@ -45,7 +47,7 @@ def test_its_mean_average_precision_rises(trained: tuple[Path, str]) -> None:
 def test_it_is_exported(
     trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The model finds in ONNX Runtime what the net finds, and that is where the rectangles are."""
+    """The model finds in ONNX Runtime and OpenCV what the net finds, and that is where the rectangles are."""
     monkeypatch.chdir(trained[0])
     arguments = ["export", "--model", "net.prototxt", "--weights", "ssd_iter_120.caffemodel"]
     assert main([*arguments, "--output", "ssd.onnx"]) == 0
@@ -63,6 +65,11 @@ def test_it_is_exported(
     want = blobs["detections"].numpy()
     assert found.shape == want.shape
     np.testing.assert_array_equal(found[..., :2], want[..., :2])
+    rtol, atol, _ = tolerance("onnx")
+    np.testing.assert_allclose(found, want, rtol=rtol, atol=atol)
+    in_opencv = cv2.dnn.readNetFromONNX("ssd.onnx")
+    in_opencv.setInput(images.numpy())
+    np.testing.assert_allclose(in_opencv.forward(), want, rtol=rtol, atol=atol)
     best = found[0, 0, found[0, 0, :, 2] > 0.3]
     hits = 0
     for image, label, _, *box, _ in truths[0, 0].tolist():
