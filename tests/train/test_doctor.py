@@ -320,6 +320,14 @@ def test_a_bottom_that_nothing_makes_is_no_fault_of_the_text(here: Path) -> None
     assert verdict(row) == ("yes", "no", "", "no") and "Unknown bottom blob 'data'" in stops(row)
 
 
+def test_a_deployed_net_is_not_built_in_phase_train(here: Path) -> None:
+    data = 'layer { name: "data" type: "Input" top: "data" include { phase: TEST }\n'
+    data += "        input_param { shape { dim: 1 dim: 3 dim: 8 dim: 8 } } }\n"
+    Path("net.prototxt").write_text(data + BODY)
+    row = row_of("net", "net.prototxt")
+    assert verdict(row) == ("yes", "yes", "", "yes") and not row.stops
+
+
 def test_what_caffe_overwrites_and_what_does_nothing_are_warnings(here: Path) -> None:
     Path("net.prototxt").write_text(
         'layer { name: "data" type: "Input" top: "data" transform_param { scale: 2 }\n'

@@ -1,6 +1,6 @@
 """A net's prototxt: whether it reads, builds, trains and exports.
 
-It is built in phase TEST, and in phase TRAIN where that has other layers, with blobs of zeros that take no
+It is built in phase TEST, and in phase TRAIN where it has a loss there, with blobs of zeros that take no
 memory before they are used. Layers that read files become inputs of the shape that their files give, or of an
 assumed one where these are not there. Python layers are neither imported nor run: they are left out, and what
 depends on them. Nothing is trained and no ONNX model is run: that a net trains means here that its net of
@@ -199,15 +199,14 @@ def _differences(net: NetParameter) -> dict[str, str]:
 
 
 def _phases(net: NetParameter) -> list[Phase]:
-    """TEST, and TRAIN where it has other layers, or a loss; the net's own state overrides both."""
+    """TEST, and TRAIN where it has a loss; the net's own state overrides both."""
     if net.state.HasField("phase"):
         return [net.state.phase]
     of_phase = [_filtered(net, phase).layer for phase in (TEST, TRAIN)]
     if not of_phase[0]:
         return [TRAIN] if of_phase[1] else [TEST]
-    same = list(of_phase[0]) == list(of_phase[1])
     trains = any(layer.loss_weight or not class_of(layer).deployed for layer in of_phase[1])
-    return [TEST] if same and not trains else [TEST, TRAIN]
+    return [TEST, TRAIN] if trains or stages_of_losses(net) else [TEST]
 
 
 def _filtered(net: NetParameter, phase: Phase) -> NetParameter:
