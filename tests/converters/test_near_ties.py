@@ -75,7 +75,7 @@ def test_an_export_is_no_worse_for_near_ties(tmp_path: Path, monkeypatch: pytest
     shift_masks(monkeypatch)
     monkeypatch.setattr(
         "imae.converters.check_onnx.random_inputs",
-        lambda net, size, dynamic: {"x": np.ones((size, 3, 4, 6), np.float32)},
+        lambda net, size, axes, batch: {"x": np.ones((size, 3, 4, 6), np.float32)},
     )
     result = export_file(parse_net(NET), None, tmp_path / "x.onnx")
     assert (result.difference, result.largest, result.outputs) == (0, 1, ["y"])

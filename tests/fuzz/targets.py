@@ -331,12 +331,15 @@ def outline(data: bytes) -> None:
 
 
 def examined(kind: str, path: Path | str) -> None:
-    """Let `imae doctor` examine a file: it makes a row of any, and raises nothing."""
+    """Let `imae doctor` examine a file: it makes a row of any. Refused is what does not read, by its first line."""
+    from imae.files.errors import ImaeError
     from imae.train.doctor.examiner import examine
     from imae.train.doctor.row import Row
 
     row = Row.from_dict(json.loads(json.dumps(examine(kind, Path(path).absolute(), Path.cwd())))["row"])
     assert row.stops or row.reads == "yes"
+    if row.reads != "yes":
+        raise ImaeError(row.stops[0].what)
 
 
 @target(net_texts)
