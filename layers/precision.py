@@ -1,0 +1,15 @@
+"""Precision of what is computed in a net whose blobs are in reduced precision (bfloat16).
+
+Eight bits are enough for a feature, not for a coordinate: of 300 pixels they leave out every other one. Nor
+are they for a sum over a batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """The values in single precision, unless they are in double."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,36 @@
+"""Boxes and statistics in a net whose blobs are in bfloat16: as of the same values in single precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from layer_cases import CASES, make
+from torch import Tensor
+
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.layer import Layer
+from imae.layers.registry import class_of
+from imae.layers.run import Run
+
+KEYS = """PriorBox PriorBoxClustered Proposal Python:ProposalLayer YoloDetectionOutput Yolov3DetectionOutput
+    DetectionOutput BN BN:SegNet BN:CaffeMex Normalize"""
+
+
+def tops(key: str, bottoms: list[Tensor], reduced: bool) -> tuple[Layer, list[Tensor]]:
+    param = make(key, {})
+    layer = class_of(param)(param)
+    layer.build([tuple(bottom.shape) for bottom in bottoms], Run(CaffeRandom(1)))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+        made = layer(*bottoms)
+    return layer, [made] if isinstance(made, Tensor) else list(made)
+
+
+@pytest.mark.parametrize("key", KEYS.split())
+def test_coordinates_and_statistics_have_more_bits_than_features(key: str) -> None:
+    # What comes out of a convolution is in bfloat16; an image's size, which is fed, is not.
+    reduced = [bottom.bfloat16() if bottom.dim() == 4 else bottom for bottom in CASES[key].bottoms]
+    one, got = tops(key, reduced, True)
+    other, want = tops(key, [bottom.float() for bottom in reduced], False)
+    for a, b in zip([*got, *one.blobs], [*want, *other.blobs], strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, b)
