@@ -34,3 +34,25 @@ def test_coordinates_and_statistics_have_more_bits_than_features(key: str) -> No
     for a, b in zip([*got, *one.blobs], [*want, *other.blobs], strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("key", ["Lstm", "MarginInnerProduct"])
+def test_a_layer_with_products_in_its_own_backward_pass_trains(key: str) -> None:
+    """Top and diffs as of the same values in single precision."""
+    seen = []
+    for reduced in (False, True):
+        bottoms = [bottom.bfloat16() for bottom in CASES[key].bottoms]
+        if not reduced or key == "MarginInnerProduct":  # to which a net gives single precision, as to losses
+            bottoms = [bottom.float() for bottom in bottoms]
+        bottoms[0].requires_grad_()
+        param = make(key, {})
+        layer = class_of(param)(param)
+        layer.build([tuple(bottom.shape) for bottom in bottoms], Run(CaffeRandom(1)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+            made = layer(*bottoms)
+        top = made if isinstance(made, Tensor) else made[0]
+        assert top.dtype == torch.float32
+        top.square().sum().backward()
+        seen.append([top.detach(), *(blob.grad for blob in layer.blobs)])
+    for got, want in zip(seen[1], seen[0], strict=True):
+        torch.testing.assert_close(got, want)
