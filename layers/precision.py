@@ -1,7 +1,7 @@
 """Precision of what is computed in a net whose blobs are in reduced precision (bfloat16).
 
-Eight bits are enough for a feature, not for a coordinate: of 300 pixels they leave out every other one. Nor
-are they for a sum over a batch.
+Eight bits are enough for a feature, not for a coordinate or an index: from 256 on they leave out every other
+whole number. Nor are they for a sum over a batch.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from layer_cases import CASES, make
+from single_layer import build, normal, run
 from torch import Tensor
 
 from imae.layers.caffe_random import CaffeRandom
@@ -56,3 +57,20 @@ def test_a_layer_with_products_in_its_own_backward_pass_trains(key: str) -> None
         seen.append([top.detach(), *(blob.grad for blob in layer.blobs)])
     for got, want in zip(seen[1], seen[0], strict=True):
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+    ("text", "top"),
+    [
+        ('type: "Pooling" top: "y" top: "mask" pooling_param { kernel_size: 2 stride: 2 }', 1),
+        ('type: "Pooling" top: "y" top: "mask" pooling_param { kernel_size: 3 stride: 2 pad: 2 }', 1),
+        ('type: "ArgMax"', 0),
+        ('type: "ArgMax" argmax_param { axis: 3 }', 0),
+    ],
+)
+def test_positions_are_whole_numbers_beyond_256(text: str, top: int) -> None:
+    """SegNet's Upsample puts values where a Pooling's mask says."""
+    x = normal(1, 1, 40, 600, seed=2).bfloat16()
+    want, got = (run(build(text, tuple(x.shape)), bottom)[top] for bottom in (x.float(), x))
+    assert got.dtype == torch.float32 and want.max() > 256
+    assert torch.equal(got, want)
