@@ -82,6 +82,8 @@ class Layer(nn.Module):
     # Caffe: whether the tops share bottom[0]'s memory, perhaps under another shape. An in-place layer after
     # this one then also overwrites bottom[0].
     shares_memory: bool = False
+    # Buffers that say what the prototxt says. A run that is resumed takes them from its own prototxt.
+    constant_buffers: ClassVar[tuple[str, ...]] = ()
     # Axes of the tops whose size depends on values, not on shapes alone; axis 0 is then not the batch.
     open_axes: ClassVar[tuple[int, ...]] = ()
     # What Caffe overwrites too early when the layer runs in-place: "data" (the bottom's data, so the top is
@@ -231,6 +233,16 @@ class Layer(nn.Module):
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         """Add nodes to `graph` that compute the values `tops` from the values `bottoms` as in phase TEST."""
         raise ExportError(f"layer {self.name!r}: type {self.type} has no ONNX form; cut the net before it")
+
+    def get_state(self) -> dict[str, Any]:
+        """What the next pass depends on besides bottoms, blobs and buffers, for an exact resume.
+
+        Numbers, strings, bytes and numpy arrays, whose values never change later.
+        """
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue where `get_state` was called."""
 
     def add_blob(self, shape: Shape, filler: FillerParameter) -> None:
         """Append a parameter blob: the next one given in the prototxt, else one that the filler fills."""
@@ -395,9 +407,6 @@ class DataLayer(Layer):
     def get_state(self) -> dict[str, Any]:
         """What `next_batch` depends on, for an exact resume: numbers, strings, bytes and numpy arrays."""
         return {}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Continue where `get_state` was called."""
 
 
 class LossLayer(Layer):

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from imae.layers.autograd import apply
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.precision import at_least_single
 from imae.prototxt import FillerParameter
 
 AXES = (0, 2, 3)  # all but the channels'
@@ -62,7 +63,7 @@ class ChannelNorm(Layer):
         """Mean and biased variance of each channel of (N, C, H, W), (1, C, 1, 1) each, without a gradient."""
         if not x.numel():
             raise self.error(f"a bottom without values has no statistics; got {tuple(x.shape)}")
-        variance, mean = torch.var_mean(x.detach(), AXES, correction=0, keepdim=True)
+        variance, mean = torch.var_mean(at_least_single(x.detach()), AXES, correction=0, keepdim=True)
         return mean, variance
 
     def normalize(self, x: Tensor, mean: Tensor, std: Tensor, through: bool, learns: bool = True) -> Tensor:

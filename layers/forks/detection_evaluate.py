@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imae.layers.data.base_data import State, check_index, check_state
 from imae.layers.forks.boxes import output_boxes, overlaps, pixel_overlaps
 from imae.layers.forks.detection_files import check_resize, read_sizes
 from imae.layers.layer import Layer, Shape
@@ -68,6 +69,14 @@ class DetectionEvaluate(Layer):
         """All but the background; made when the top's shape is known to be possible."""
         count = self.param.detection_evaluate_param.num_classes
         return [label for label in range(count) if label != self.background]
+
+    def get_state(self) -> State:
+        return {"image": self.image} if self.sizes else {}
+
+    def set_state(self, state: State) -> None:
+        check_state(self, state, self.get_state())
+        check_index("image", state["image"], len(self.sizes))
+        self.image = state["image"]
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         file = self.param.detection_evaluate_param.name_size_file

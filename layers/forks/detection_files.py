@@ -18,13 +18,15 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from imae.files.atomic import write_atomically
+from imae.files.errors import SnapshotError
 from imae.files.read import read_bytes
+from imae.layers.data.base_data import check_index
 from imae.layers.forks.boxes import output_boxes
 from imae.layers.layer import Layer
 from imae.prototxt.caffe_pb2 import LabelMap, ResizeParameter, SaveOutputParameter
@@ -44,8 +46,12 @@ class ImageSize(NamedTuple):
 
 
 class Detection(NamedTuple):
-    """A box of an image; x, y, width and height in pixels, rounded to hundredths."""
+    """A box of an image; x, y, width and height in pixels, rounded to hundredths.
 
+    place   of the image in the list of sizes, where `image` is its name
+    """
+
+    place: int
     image: str
     label: int
     score: float
@@ -124,12 +130,38 @@ class DetectionFiles:
         sides = np.sign(sides) * np.floor(np.abs(sides * np.float32(100)) + np.float32(0.5)) / np.float32(100)
         for (_, label, score, *_), bbox in zip(values.tolist(), sides.astype(np.float32), strict=True):
             x, y, width, height = (float(value) for value in bbox)
-            self._detections.append(Detection(size.name, int(label), score, (x, y, width, height)))
+            box = x, y, width, height
+            self._detections.append(Detection(self._seen, size.name, int(label), score, box))
         self._seen += 1
         if self._seen == self._count:
             self._write()
             self._seen = 0
             self._detections.clear()
+
+    def get_state(self) -> dict[str, Any]:
+        """How many images were seen, and what was found in them: place, label, score and box by row."""
+        rows = [(d.place, d.label, d.score, *d.bbox) for d in self._detections]
+        return {"seen": self._seen, "found": np.array(rows, np.float64).reshape(-1, 7)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue where `get_state` was called; SnapshotError where the files are made of other images."""
+        check_index("number of images", state["seen"], self._count)
+        found = state["found"]
+        if found.shape[1] != 7 or not ((found[:, 0] >= 0) & (found[:, 0] < state["seen"])).all():
+            raise SnapshotError(
+                f"layer '{self._layer[0].name}': the saved detections are not of the {state['seen']} images "
+                "seen; the snapshot is damaged"
+            )
+        self._seen, self._detections = state["seen"], []
+        for place, label, score, *bbox in found.tolist():
+            if int(label) not in self._files:
+                raise SnapshotError(
+                    f"layer '{self._layer[0].name}': a saved detection has the label {label:g}, which it has "
+                    "not; the snapshot is of another net"
+                )
+            x, y, width, height = bbox
+            name = self._sizes[int(place)].name
+            self._detections.append(Detection(int(place), name, int(label), score, (x, y, width, height)))
 
     def _write(self) -> None:
         folder = Path(self._save.output_directory)

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from imae.files.errors import ExportError
+from imae.layers.data.base_data import State, check_state
 from imae.layers.forks.boxes import decode, suppress
 from imae.layers.forks.detection_files import DetectionFiles
 from imae.layers.layer import Layer, Shape
@@ -76,6 +77,14 @@ class DetectionOutput(Layer):
         """All but the background; made when the bottoms' shapes are known to fit their number."""
         fields = self.param.detection_output_param
         return [label for label in range(fields.num_classes) if label != fields.background_label_id]
+
+    def get_state(self) -> State:
+        return {} if self.files is None else self.files.get_state()
+
+    def set_state(self, state: State) -> None:
+        if self.files is not None:
+            check_state(self, state, self.files.get_state())
+            self.files.set_state(state)
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         num_classes = self.param.detection_output_param.num_classes

@@ -49,6 +49,7 @@ LEAST_SCORE = 0.005
 class EvalDetection(Layer):
     num_bottoms, num_tops = 2, 1
     deployed = False
+    constant_buffers = ("anchors",)
     anchors: Tensor
 
     def __init__(self, param: LayerParameter) -> None:

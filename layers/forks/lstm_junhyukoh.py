@@ -36,6 +36,7 @@ from torch.autograd.function import once_differentiable
 from imae.layers.autograd import apply_for_several
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.precision import at_least_single, unreduced
 from imae.layers.recurrent.lstm_unit import lstm_unit_nodes
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
@@ -91,6 +92,7 @@ class Lstm(Layer):
         return [(x[0], self.num_output)]
 
     def forward(self, x: Tensor, begins: Tensor | None = None) -> Tensor:
+        x = at_least_single(x)
         rows = x.reshape(len(x), self.inputs)
         steps = len(x) // self.streams
         hidden, cell = self._first_states(x)
@@ -100,7 +102,8 @@ class Lstm(Layer):
             cont = begins.detach().flatten().unfold(0, self.streams, 1)[:steps] != 0  # [t, n]: place t + n
         threshold = self.param.lstm_param.clipping_threshold
         blobs = (self.blob(0), self.blob(1), self.blob(2))
-        top, cell = apply_for_several(_Lstm, rows, *blobs, cont, hidden, cell, threshold)
+        with unreduced(x):
+            top, cell = apply_for_several(_Lstm, rows, *blobs, cont, hidden, cell, threshold)
         if begins is not None:
             self.hidden.copy_(top[-self.streams :].detach())
             self.cell.copy_(cell.detach())

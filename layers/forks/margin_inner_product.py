@@ -38,6 +38,7 @@ from imae.layers.autograd import apply
 from imae.layers.common.inner_product import normalize_rows
 from imae.layers.labels import LabelReader, check_labels, refuse_gradient
 from imae.layers.layer import Layer, Shape
+from imae.layers.precision import at_least_single, unreduced
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 from imae.prototxt.caffe_pb2 import MarginInnerProductParameter
@@ -83,11 +84,13 @@ class MarginInnerProduct(Layer):
         margin = self.param.margin_inner_product_param
         index, _ = self.labels(label.flatten(), margin.num_output)
         self.passes.add_(1)
-        factor = margin.base * (1 + margin.gamma * self.passes.to(x.dtype)) ** -margin.power
+        passes = self.passes.to(torch.promote_types(x.dtype, torch.float32))
+        factor = margin.base * (1 + margin.gamma * passes) ** -margin.power
         factor = factor.clamp(min=margin.lambda_min)
         weight = normalize_rows(self.blobs[0], *self.blob_shapes[0])
-        rows = x.flatten(self._axis(x.dim()))
-        top = apply(_MarginProduct, rows.flatten(0, -2), weight, index, factor, margin.type)
+        rows = at_least_single(x).flatten(self._axis(x.dim()))
+        with unreduced(x):
+            top = apply(_MarginProduct, rows.flatten(0, -2), weight, index, factor, margin.type)
         return top.reshape(*rows.shape[:-1], margin.num_output), factor
 
     def _axis(self, num_axes: int) -> int:

@@ -30,6 +30,7 @@ from imae.files.errors import LayerError
 from imae.layers.autograd import apply
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.precision import at_least_single
 from imae.layers.registry import register_layer
 from imae.prototxt import FillerParameter, LayerParameter
 
@@ -74,7 +75,7 @@ class Normalize(Layer):
         scale = self.blob(0)
         if scale.dim():
             scale = scale.reshape(-1, *[1] * (x.dim() - 2))
-        return apply(_Normalize, x, scale, self._axes(x.dim()), self.param.norm_param.eps)
+        return apply(_Normalize, at_least_single(x), scale, self._axes(x.dim()), self.param.norm_param.eps)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         # Not LpNormalization, which has no eps.

@@ -91,7 +91,8 @@ class PriorBox(Layer):
 
     def forward(self, feature_map: Tensor, image: Tensor | None = None) -> Tensor:
         shapes = [tuple(bottom.shape) for bottom in (feature_map, image) if bottom is not None]
-        return _made(self._plan(shapes), feature_map.dtype, feature_map.device).clone()
+        dtype = torch.promote_types(feature_map.dtype, torch.float32)  # coordinates: see precision.py
+        return _made(self._plan(shapes), dtype, feature_map.device).clone()
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         boxes = _boxes(self._plan([graph.shape(bottom) for bottom in bottoms])).astype(np.float32)

@@ -67,6 +67,7 @@ from imae.files.errors import ExportError
 from imae.layers.forks.rois import number
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.precision import at_least_single
 from imae.layers.registry import register_layer, register_python_layer
 from imae.prototxt import TRAIN, LayerParameter
 from imae.prototxt.caffe_pb2 import ProposalParameter
@@ -127,7 +128,8 @@ class RegionProposals(Layer):
         rois, best = [], []
         with torch.no_grad():
             numbers = info.detach().flatten()[: numbers_of_info(tuple(info.shape))]
-            for image, (of_image, changes) in enumerate(zip(scores.detach(), deltas.detach(), strict=True)):
+            scores, deltas = at_least_single(scores.detach()), at_least_single(deltas.detach())
+            for image, (of_image, changes) in enumerate(zip(scores, deltas, strict=True)):
                 boxes, values = self._candidates(of_image, changes, numbers)
                 order = values.argsort(descending=True, stable=True)[: self.pre_nms_topn]
                 boxes, values = boxes[order], values[order]

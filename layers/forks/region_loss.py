@@ -53,6 +53,7 @@ from imae.prototxt import LayerParameter
 
 @register_layer("RegionLoss")
 class RegionLoss(LossLayer):
+    constant_buffers = ("anchors",)
     anchors: Tensor
 
     def __init__(self, param: LayerParameter) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from imae.layers.labels import LabelReader
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.precision import at_least_single
 
 FAR = 2.0**30  # no edge of a bin lies further out; keeps edges within integers
 
@@ -68,8 +69,7 @@ def rounded(graph: OnnxGraph, value: str) -> str:
 
 def in_enough_bits(rois: Tensor) -> Tensor:
     """ROIs by row, in single precision at least: bins are not to be computed in less."""
-    rows = rois.reshape(len(rois), 5)
-    return rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
+    return at_least_single(rois.reshape(len(rois), 5))
 
 
 def example_rois(rois: int, images: int, height: float, width: float) -> NDArray[np.float32]:

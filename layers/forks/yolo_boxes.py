@@ -16,6 +16,7 @@ from torch import Tensor
 from imae.files.errors import ExportError
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.precision import at_least_single
 
 COORDS = 4  # x, y, width, height; then the object's score, then the classes'
 
@@ -53,9 +54,9 @@ def check_map(layer: Layer, name: str, shape: Shape, boxes: int, classes: int) -
 
 
 def cells_of(x: Tensor, boxes: int) -> Tensor:
-    """A map (N, boxes numbers, H, W) as (N, H, W, boxes, numbers)."""
+    """A map (N, boxes numbers, H, W) as (N, H, W, boxes, numbers), in single precision at least."""
     n, numbers, height, width = x.shape
-    return x.reshape(n, boxes, numbers // boxes, height, width).permute(0, 3, 4, 1, 2)
+    return at_least_single(x).reshape(n, boxes, numbers // boxes, height, width).permute(0, 3, 4, 1, 2)
 
 
 def decoded(xy: Tensor, wh: Tensor, scale: Scale) -> Tensor:

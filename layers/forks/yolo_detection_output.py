@@ -49,6 +49,7 @@ from imae.prototxt import LayerParameter
 class YoloDetectionOutput(Layer):
     min_bottoms, max_bottoms, num_tops = 1, 2, 1
     open_axes = (2,)
+    constant_buffers = ("anchors",)
     anchors: Tensor
 
     def __init__(self, param: LayerParameter) -> None:

@@ -90,6 +90,7 @@ class Yolov3(LossLayer):
     place_in_mask  of each of all anchors; -1 for those of other maps
     """
 
+    constant_buffers = ("all_anchors", "anchors", "place_in_mask")
     all_anchors: Tensor
     anchors: Tensor
     place_in_mask: Tensor

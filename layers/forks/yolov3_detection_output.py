@@ -51,6 +51,7 @@ from imae.prototxt import LayerParameter
 class Yolov3DetectionOutput(Layer):
     min_bottoms, num_tops = 1, 1
     open_axes = (2,)
+    constant_buffers = ("anchors",)
     anchors: Tensor  # (bottoms, boxes, 2)
 
     def __init__(self, param: LayerParameter) -> None:

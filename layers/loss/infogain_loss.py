@@ -41,6 +41,7 @@ class InfogainLoss(LossLayer):
     num_tops = None
     min_tops, max_tops = 1, 2
     reads = ("softmax_param.engine", *LOSS_FIELDS)
+    constant_buffers = ("infogain",)
     infogain: Tensor
 
     def __init__(self, param: LayerParameter) -> None:

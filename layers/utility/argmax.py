@@ -64,7 +64,8 @@ class ArgMax(Layer):
         # A stable sort keeps the order of equal values; flipped, the larger index comes first.
         values, flipped = scores.flip(axis).sort(dim=axis, descending=True, stable=True)
         values = values.narrow(axis, 0, self.top_k)
-        index = (scores.shape[axis] - 1 - flipped.narrow(axis, 0, self.top_k)).to(x.dtype)
+        dtype = torch.promote_types(x.dtype, torch.float32)  # of indices: see precision.py
+        index = (scores.shape[axis] - 1 - flipped.narrow(axis, 0, self.top_k)).to(dtype)
         index = near_ties_as(self.decided, index, scores, axis)
         if self.param.argmax_param.HasField("axis"):
             return values if self.out_max_val else index

@@ -150,18 +150,19 @@ def max_pool(x: Tensor, windows: PoolWindows) -> Tensor:
 def max_pool_with_mask(x: Tensor, windows: PoolWindows) -> tuple[Tensor, Tensor]:
     """The maxima and their positions, y W + x."""
     fits, windows = windows.fits_torch(x.shape[2:]), windows.clip_stride(x.shape[2:])
+    dtype = torch.promote_types(x.dtype, torch.float32)  # of positions: see precision.py
     if fits:
         top, index = F.max_pool2d_with_indices(
             x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor
         )
-        return top, index.to(x.dtype)
+        return top, index.to(dtype)
     padded = windows.padded(x, torch.finfo(x.dtype).min)
     top, index = F.max_pool2d_with_indices(padded, windows.kernel, windows.stride)
     row = index // padded.shape[3] - windows.pad[0]
     column = index % padded.shape[3] - windows.pad[1]
     height, width = x.shape[2:]
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    return top, (row * width + column).where(inside, -1).to(x.dtype)
+    return top, (row * width + column).where(inside, -1).to(dtype)
 
 
 def average_pool(x: Tensor, windows: PoolWindows) -> Tensor:

@@ -395,6 +395,18 @@ def test_every_field_does_something_or_is_refused(type_name: str) -> None:
                 assert not does_nothing, f"{what} has no effect; honour it, or refuse it"
 
 
+@pytest.mark.parametrize("key", sorted(CASES))
+def test_a_buffer_that_is_no_state_is_called_a_constant(key: str) -> None:
+    """States begin at 0. What begins otherwise is of the prototxt, and no snapshot may replace it."""
+    param = make(key, {})
+    layer = class_of(param)(param)
+    layer.build([tuple(bottom.shape) for bottom in CASES[key].bottoms], Run(CaffeRandom(SEED)))
+    buffers = {name for name, buffer in layer.named_buffers(recurse=False) if bool((buffer != 0).any())}
+    assert buffers == set(layer.constant_buffers)
+    if isinstance(layer, PrefetchingLayer):
+        layer.close()
+
+
 def test_every_parameter_belongs_to_a_type() -> None:
     names = {path.partition(".")[0] for path in FIELDS}
     for type_name in CASES:

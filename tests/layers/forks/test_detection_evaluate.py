@@ -12,6 +12,12 @@ from ssd_reference import overlap
 from tolerances import tolerance
 from torch import Tensor
 
+from imae.files.errors import SnapshotError
+from imae.layers.caffe_random import CaffeRandom
+from imae.net.net import Net
+from imae.net.streams import Streams
+from imae.prototxt.text import parse_net
+
 A, B = [0.1, 0.1, 0.5, 0.5], [0.6, 0.6, 0.9, 0.9]
 NEAR_A, FAR = [0.1, 0.1, 0.5, 0.45], [0.0, 0.7, 0.2, 0.9]
 
@@ -142,3 +148,35 @@ def test_what_is_refused_at_the_start() -> None:
     for shapes in (((1, 1, 3, 6), truth), (found, (1, 2, 2, 8)), ((3, 7), truth)):
         with refused("detections are (1, 1, K, 7), truths (1, 1, G, 8)"):
             build('type: "DetectionEvaluate" detection_evaluate_param { num_classes: 2 }', *shapes)
+
+
+def test_a_run_that_is_resumed_goes_on_with_the_next_line(tmp_path: Path) -> None:
+    """The data go on, too: another line would be the size of another image."""
+    (tmp_path / "sizes").write_text("a 10 10\nb 100 100\nc 10 10\n")
+    net = f"""layer {{ name: "in" type: "Input" top: "d" top: "t"
+            input_param {{ shape {{ dim: [1, 1, 1, 7] }} shape {{ dim: [1, 1, 1, 8] }} }} }}
+        layer {{ name: "it" type: "DetectionEvaluate" bottom: "d" bottom: "t" top: "e"
+            detection_evaluate_param {{ num_classes: 2 overlap_threshold: 0.6
+                                        name_size_file: "{tmp_path}/sizes" }} }}"""
+    feeds = {
+        "d": detections([0, 1, 0.9, 0.1, 0.1, 0.2, 0.2]),
+        "t": truths([0, 1, 0, 0.1, 0.1, 0.2, 0.3, 0]),
+    }
+
+    def streams() -> Streams:
+        return Streams(CaffeRandom(1), [Net(parse_net(net))], torch.device("cpu"))
+
+    def hits(of: Streams, count: int) -> list[float]:
+        return [float(of.nets[0](feeds)["e"][0, 0, 1, 3]) for _ in range(count)]
+
+    alone = streams()
+    assert hits(alone, 1) == [1]
+    state = alone.get_state()
+    want = hits(alone, 4)
+    assert want == [0, 1, 1, 0]
+    resumed = streams()
+    resumed.set_state(state)
+    assert hits(resumed, 4) == want
+    state["layers"][0]["it"] = {"image": 3}
+    with pytest.raises(SnapshotError, match="the saved image is 3 of 3"):
+        resumed.set_state(state)

@@ -5,6 +5,7 @@ What is not recorded: top_k and keep_top_k that cut, eta, CORNER_SIZE, share_loc
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -25,9 +26,12 @@ from tolerances import tolerance
 from torch import Tensor
 
 from imae.converters.export_onnx import Graph, deploy_net, export_net
-from imae.files.errors import ExportError, ImaeError
+from imae.files.errors import ExportError, ImaeError, SnapshotError
+from imae.layers.caffe_random import CaffeRandom
 from imae.net.net import Net
+from imae.net.streams import Streams
 from imae.prototxt.text import parse_net
+from imae.train.solverstate import pack, unpack
 
 DEFAULTS: dict[str, Any] = {
     "num_classes": 4, "share_location": True, "background_label_id": 0, "code_type": "CENTER_SIZE",
@@ -431,3 +435,39 @@ def test_priors_without_area() -> None:
         run(layer, loc, conf, prior)
     with refused("bottom[2] must be priors (1, 2, 4 P); got (1, 2, 118)"):
         build(text(DEFAULTS), tuple(loc.shape), tuple(conf.shape), (1, 2, 118))
+
+
+def test_a_run_that_is_resumed_writes_the_files_of_one_that_was_left_alone(tmp_path: Path) -> None:
+    """Between two images, of which the first has been seen before the snapshot."""
+    layer_text, (loc, conf, prior) = saved(tmp_path, "VOC")
+    net = f"""layer {{ name: "in" type: "Input" top: "l" top: "c" top: "p" input_param {{
+            shape {{ dim: [1, 12] }} shape {{ dim: [1, 9] }} shape {{ dim: [1, 2, 12] }} }} }}
+        layer {{ name: "it" {layer_text} bottom: "l" bottom: "c" bottom: "p" top: "d" }}"""
+    feeds = {"l": loc[:1], "c": conf[:1].contiguous(), "p": prior}
+
+    def streams() -> Streams:
+        return Streams(CaffeRandom(1), [Net(parse_net(net))], torch.device("cpu"))
+
+    def files() -> dict[str, str]:
+        return {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+
+    alone, resumed = streams(), streams()
+    alone.nets[0](feeds)
+    state = unpack(pack(alone.get_state()), "it")
+    alone.nets[0](feeds)
+    want = files()
+    assert want["p_17.txt"].count("\n") == 4
+    for path in (tmp_path / "out").iterdir():
+        path.unlink()
+    resumed.set_state(state)
+    resumed.nets[0](feeds)
+    assert files() == want
+    for key, value, message in (
+        ("seen", 2, "the saved number of images is 2 of 2"),
+        ("found", np.full((1, 7), 5.0), "not of the 1 images seen"),
+        ("found", np.array([[0, 9.0, 1, 0, 0, 1, 1]]), "has the label 9"),
+    ):
+        damaged = copy.deepcopy(state)
+        damaged["layers"][0]["it"][key] = value
+        with pytest.raises(SnapshotError, match=message):
+            resumed.set_state(damaged)

@@ -10,6 +10,11 @@ from single_layer import build, check_contract, normal, refused, run
 from tolerances import tolerance
 from torch import Tensor
 
+from imae.layers.caffe_random import CaffeRandom
+from imae.net.net import Net
+from imae.net.streams import Streams
+from imae.prototxt.text import parse_net
+
 BIASES = (1.08, 1.19, 3.42, 4.41, 6.63, 2.38, 9.42, 5.11, 0.62, 0.52)
 CLASSES, SIDE = 3, 6
 
@@ -176,3 +181,21 @@ def test_an_iteration_needs_nothing_of_the_host(label: Tensor) -> None:
     leaf = x.to("meta").requires_grad_()
     run(layer, leaf, label.to("meta"))[0].backward()
     assert leaf.grad is not None and leaf.grad.shape == x.shape
+
+
+def test_a_resumed_run_has_the_anchors_of_its_own_prototxt() -> None:
+    """They are no state of the run: whoever changes them, and resumes, means to have the new ones."""
+    x, label = predictions(), boxes_of_images()
+
+    def streams(text: str) -> Streams:
+        net = f"""layer {{ name: "in" type: "Input" top: "x" top: "l" input_param {{
+                shape {{ dim: {list(x.shape)} }} shape {{ dim: {list(label.shape)} }} }} }}
+            layer {{ name: "it" {text} bottom: "x" bottom: "l" top: "y" }}"""
+        return Streams(CaffeRandom(1), [Net(parse_net(net))], torch.device("cpu"))
+
+    old, new = streams(region()), streams(region().replace("1.08", "2.16"))
+    feeds = {"x": x, "l": label}
+    want = new.nets[0](feeds)["y"].item()
+    assert want != old.nets[0](feeds)["y"].item()
+    new.set_state(old.get_state())
+    assert new.nets[0](feeds)["y"].item() == want
