@@ -38,8 +38,8 @@ from imae.net.device import (
     set_threads,
 )
 from imae.prototxt import SolverParameter
+from imae.prototxt.dialects import read_solver_dialect
 from imae.prototxt.leftovers import report_leftovers
-from imae.prototxt.text import read_solver
 from imae.train.launched_ranks import is_launched, join_ranks, spawn
 from imae.train.options import Options
 from imae.train.progress import training_bar
@@ -152,7 +152,7 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> None:
     keep_freed_memory()
     check_utf8(args.weights or "", "--weights cannot be put into the solver; rename the file or folder")
     check_utf8(args.stage, "--stage names a stage of a prototxt")
-    param = read_solver(path)
+    param = read_solver_dialect(path, args.dialect)
     _set_train_state(param, args, path)
     device = _device(param, args.gpu, ranks)
     kernels.chosen()  # raises if IMAE_KERNELS asks for kernels that are missing, even if none is used

@@ -8,7 +8,7 @@ Caffe's spellings work: -solver=X, --solver X, -gpu all; convert_imageset for co
 to stderr. Exit status:
 
     0    success, also when a signal ended the training early
-    1    an upgrade left something out, or the compared logs differ
+    1    an upgrade left something out, the compared logs differ, or something stops a project (doctor)
     2    bad input, a loss that is not finite, not enough memory or disk space; one line on stderr says what
     130  Ctrl-C, for commands other than train; a second Ctrl-C during training
     141  broken pipe: the reader of the output has closed it
@@ -41,9 +41,11 @@ COMMANDS = {
     "train": "train a solver: from scratch, from weights, or on from a snapshot",
     "test": "score a model: the mean outputs of its TEST net over some batches",
     "time": "measure how long each layer of a net takes, forward and backward",
+    "doctor": "look through a Caffe project: what reads, builds, trains and exports, what stops the rest",
     "device-query": "show what GPUs there are",
     "convert-cifar": "CIFAR-10 or CIFAR-100 (binary or Python version, folder or .tar.gz) to LMDBs",
     "convert-imageset": "the pictures of a list file to an LMDB, as Caffe's convert_imageset",
+    "convert-annoset": "images and their boxes (VOC, COCO, text) to an LMDB, as SSD's convert_annoset",
     "convert-folder": "a folder (or .tar archive) of class folders with pictures to an LMDB",
     "convert-digits": "the UCI handwritten digits, which come with this package, to LMDBs",
     "convert-mars": "the images of the MARS benchmark to an LMDB, labelled by person",

@@ -31,16 +31,19 @@ def add_interpolation_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_picture_options(parser: argparse.ArgumentParser) -> None:
-    """--gray, --resize_height, --resize_width, --interpolation, --encoded; hyphens work as well."""
+def add_picture_options(
+    parser: argparse.ArgumentParser, encoded: str = "store the picture files as they are, undecoded"
+) -> None:
+    """--gray, --resize_height, --resize_width, --interpolation, --encoded; hyphens work as well.
+
+    encoded   what --encoded does, for the help
+    """
     parser.add_argument("--gray", action="store_true", help="one channel instead of three")
     for side in ("height", "width"):
         names = (f"--resize-{side}", f"--resize_{side}")
         parser.add_argument(*names, type=pixel_count, default=0, metavar="N", help=f"{side} to resize to")
     add_interpolation_option(parser)
-    parser.add_argument(
-        "--encoded", action="store_true", help="store the picture files as they are, undecoded"
-    )
+    parser.add_argument("--encoded", action="store_true", help=encoded)
 
 
 def chosen_form(args: argparse.Namespace) -> PictureForm:

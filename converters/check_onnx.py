@@ -1,26 +1,35 @@
 """Whether an exported model computes what its net computes: both run on random inputs.
 
-An input that a layer reads as indices gets valid indices; every other input gets numbers of the standard
-normal distribution.
+An input that a layer reads as indices gets valid indices, one for which a layer has an example gets that;
+every other input gets numbers of the standard normal distribution.
+
+Rows of detections are compared in any order: rounding may exchange two of nearly equal scores. It may also
+decide which of two boxes stays; so a net with such outputs gets up to three batches, of which one must agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from imae.files.errors import ExportError, LayerError
-from imae.layers.layer import Shape
+from imae.layers.layer import Layer, Shape
 from imae.net.net import Net
 
+# Allowed difference of ONNX Runtime from the net, relative to the largest output: kernels round differently.
+ALLOWED = 1e-3
+BATCHES = 3  # that are tried where rounding decides what an output has
 # Types that only move values from bottoms to tops: indices stay indices, probabilities stay probabilities.
-MOVING = ("Concat", "Crop", "Dropout", "Flatten", "Reshape", "Slice", "Split", "Tile")
+MOVING = ("Concat", "Crop", "Flatten", "Reshape", "Slice", "Split", "Tile")
 
 
 @dataclass
@@ -40,41 +49,77 @@ class Check:
 
 
 def check_model(
-    model: onnx.ModelProto, net: Net, outputs: list[str], size: int, softmax: Collection[str], dynamic: bool
+    model: onnx.ModelProto,
+    net: Net,
+    outputs: list[str],
+    size: int,
+    softmax: Collection[str],
+    axes: Mapping[str, int] | None,
+    decisions: Mapping[Layer, str] = MappingProxyType({}),
 ) -> Check:
     """Run the net and the model on one batch; ExportError where one of them cannot run, or a shape differs.
 
-    size      items of each input if `dynamic`; else the net's shapes give their number
-    softmax   the outputs to which the model applies a softmax
+    size       items of each input where its batch is dynamic; else the net's shapes give their number
+    softmax    the outputs to which the model applies a softmax
+    axes       each input's axis of the batch; None: the batch is not dynamic
+    decisions  layers that find maxima -> the model's value with their places; the net decides near-ties like
+               the model (near_ties.py)
     """
+    open_outputs = {name: axes for name, axes in open_axes(net).items() if axes and name in outputs}
+    for batch in range(BATCHES if open_outputs else 1):
+        feeds = random_inputs(net, size, axes, batch)
+        check = _check_batch(
+            model, net, outputs, size, feeds, softmax, axes is not None, open_outputs, decisions
+        )
+        if check.difference <= ALLOWED * max(check.largest, 1):
+            break
+    return check
+
+
+def _check_batch(
+    model: onnx.ModelProto, net: Net, outputs: list[str], size: int, feeds: dict[str, NDArray[np.float32]],
+    softmax: Collection[str], dynamic: bool, open_outputs: Mapping[str, tuple[int, ...]],
+    decisions: Mapping[Layer, str],
+) -> Check:  # fmt: skip
     import onnxruntime
 
-    feeds = random_inputs(net, size, dynamic)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
-        with torch.no_grad():
-            expected = net({name: torch.from_numpy(value) for name, value in feeds.items()}, keep=outputs)
+        expected = _run(net, feeds, outputs)
     except (LayerError, RuntimeError) as error:
         hint = "; if it is for one batch size only, use --fixed-batch" if dynamic else ""
         raise ExportError(
             f"net {net.name!r} cannot run with a batch of {size}: {str(error).splitlines()[0]}{hint}"
         ) from error
+    places = sorted({*decisions.values()} - {*outputs})
     try:
         session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            _with_outputs(model, places).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        got = session.run(outputs, feeds)
+        values = session.run([*outputs, *places], feeds)
     except session_errors() as error:
         raise ExportError(
             f"net {net.name!r}: ONNX Runtime cannot run the model with a batch of {size}: "
             f"{str(error).strip().splitlines()[0]}"
         ) from error
+    by_name = dict(zip([*outputs, *places], values, strict=True))
+    if decisions:
+        for layer, name in decisions.items():
+            layer.decided = torch.from_numpy(by_name[name])
+        try:
+            expected = _run(net, feeds, outputs)
+        finally:
+            for layer in decisions:
+                layer.decided = None
     check = Check()
-    for name, value in zip(outputs, got, strict=True):
+    for name, value in zip(outputs, values, strict=False):
         want = expected[name]
         if name in softmax:
             want = want.softmax(1)
+        if name in open_outputs:
+            _compare_rows(check, name, value, want.numpy(), open_outputs[name][0])
+            continue
         if value.shape != tuple(want.shape):
             raise ExportError(
                 f"output {name!r} has shape {value.shape} in ONNX Runtime, {tuple(want.shape)} in the net"
@@ -83,11 +128,28 @@ def check_model(
     return check
 
 
+def _run(net: Net, feeds: Mapping[str, NDArray[np.float32]], outputs: list[str]) -> dict[str, Tensor]:
+    with torch.no_grad(), _first_pass(net):
+        tops: dict[str, Tensor] = net(
+            {name: torch.from_numpy(value) for name, value in feeds.items()}, keep=outputs
+        )
+    return tops
+
+
+def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """The model, or a copy of it with more outputs."""
+    if not names:
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    floats = onnx.TensorProto.FLOAT
+    copy.graph.output.extend(onnx.helper.make_tensor_value_info(name, floats, None) for name in names)
+    return copy
+
+
 def _compare(check: Check, name: str, value: NDArray[Any], want: NDArray[Any]) -> None:
-    with np.errstate(invalid="ignore"):  # infinity - infinity, which are equal
-        differences = np.where((value == want) | (np.isnan(value) & np.isnan(want)), 0, np.abs(value - want))
     finite = np.isfinite(want)
-    check.difference = max(check.difference, float(np.nan_to_num(differences, nan=np.inf).max(initial=0)))
+    check.difference = max(check.difference, float(_differences(value, want).max(initial=0)))
     check.largest = max(check.largest, float(np.abs(want[finite]).max(initial=0)))
     if not finite.all():
         check.not_finite[name] = int((~finite).sum()), want.size
@@ -99,16 +161,67 @@ def _compare(check: Check, name: str, value: NDArray[Any], want: NDArray[Any]) -
         check.not_compared[name] = "it is 0 everywhere"
 
 
-def random_inputs(net: Net, size: int, dynamic: bool) -> dict[str, NDArray[np.float32]]:
-    """Values for the inputs of a net, `size` items of each if they are `dynamic`; the same in every call."""
-    generator = np.random.default_rng(size)
-    counts = index_counts(net, size if dynamic else None)
+def _compare_rows(check: Check, name: str, value: NDArray[Any], want: NDArray[Any], axis: int) -> None:
+    """Compare what lies along an axis, each item with the nearest one of the other side."""
+    finite = np.isfinite(want)
+    check.largest = max(check.largest, float(np.abs(want[finite]).max(initial=0)))
+    if not finite.all():
+        check.not_finite[name] = int((~finite).sum()), want.size
+    if not want.size:
+        check.not_compared[name] = "it has no values"
+    elif not want[finite].any():
+        check.not_compared[name] = "it is 0, NaN or infinite everywhere"
+    elif want.shape[-1] > 1 and (want[..., 1:] == -1).all():  # so DetectionOutput says it
+        check.not_compared[name] = "nothing was detected"
+    if value.shape != want.shape:
+        check.difference = np.inf
+    if value.shape != want.shape or not want.size:
+        return
+    rows, others = (np.moveaxis(side, axis, 0).reshape(side.shape[axis], -1) for side in (value, want))
+    for left, right in ((rows, others), (others, rows)):
+        for row in left:
+            check.difference = max(check.difference, float(_differences(right, row).max(1).min()))
+
+
+def _differences(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """0 where both are NaN or equal, infinite where one is NaN."""
+    with np.errstate(invalid="ignore"):  # infinity - infinity, which are equal
+        differences = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.abs(a - b))
+    return np.nan_to_num(differences, nan=np.inf)
+
+
+def open_axes(net: Net) -> dict[str, tuple[int, ...]]:
+    """The axes of each blob whose size depends on values.
+
+    Where they are items, as regions of interest are, what is computed of each goes on as an item.
+    """
+    axes: dict[str, tuple[int, ...]] = {}
+    for step in net.steps:
+        of_items = any(0 in axes.get(bottom, ()) for bottom in step.bottoms)
+        for top in step.tops:
+            axes[top] = step.layer.open_axes or ((0,) if of_items and net.blob_shapes[top] else ())
+    return axes
+
+
+def random_inputs(
+    net: Net, size: int, axes: Mapping[str, int] | None, batch: int = 0
+) -> dict[str, NDArray[np.float32]]:
+    """Values for the inputs of a net; the same in every call.
+
+    size, axes   as for `check_model`
+    batch        another number, other values
+    """
+    generator = np.random.default_rng([size, batch] if batch else size)
+    counts = index_counts(net, size if axes is not None else None)
+    examples = _examples(net, size if axes is not None else None)
     feeds = {}
     for name in net.inputs:
-        shape = _with_batch(net.blob_shapes[name], size if dynamic else None)
+        shape = _with_batch(net.blob_shapes[name], None if axes is None else size, axes[name] if axes else 0)
         if name in counts:
             values = generator.integers(0, counts[name], shape).astype(np.float32)
             values.flat[:1] = counts[name] - 1  # Filter selects at least one item
+        elif name in examples:
+            values = examples[name]
         else:
             values = generator.standard_normal(shape).astype(np.float32)
         feeds[name] = values
@@ -129,11 +242,33 @@ def index_counts(net: Net, size: int | None = None) -> dict[str, int]:
                 counts.update((name, min(counts.get(name, count), count)) for name in sources.get(bottom, ()))
         held = set[str]().union(*(sources.get(bottom, ()) for bottom in step.bottoms))
         for top in step.tops:
-            if step.layer.type in MOVING:
+            if _moves(step.layer):
                 sources[top] = held
             elif step.bottoms:
                 sources.pop(top, None)
     return counts
+
+
+def _examples(net: Net, size: int | None) -> dict[str, NDArray[np.float32]]:
+    """The values that layers propose for inputs."""
+    examples = {}
+    for step in net.steps:
+        shapes = [_with_batch(net.blob_shapes[bottom], size) for bottom in step.bottoms]
+        for index, bottom in enumerate(step.bottoms):
+            source = _source(net, bottom)
+            if source is not None and (values := step.layer.example(index, shapes)) is not None:
+                examples[source] = values
+    return examples
+
+
+def _source(net: Net, blob: str) -> str | None:
+    """The input that a blob is a copy of, if it is one."""
+    for step in reversed(net.steps):
+        if blob in step.tops and not step.layer.is_fed:
+            if step.layer.type != "Split":
+                return None
+            blob = step.bottoms[0]
+    return blob if blob in net.inputs else None
 
 
 def is_softmax(net: Net, output: str) -> bool:
@@ -141,14 +276,80 @@ def is_softmax(net: Net, output: str) -> bool:
     name = output
     for step in reversed(net.steps):
         if name in step.tops and not step.layer.is_fed:
-            if step.layer.type not in MOVING:
+            if not _moves(step.layer):
                 return step.layer.type == "Softmax"
             name = step.bottoms[0]
     return False
 
 
-def _with_batch(shape: Shape, size: int | None) -> Shape:
-    return shape if size is None or not shape else (size, *shape[1:])
+def _moves(layer: Layer) -> bool:
+    return layer.type in MOVING or layer.idle_in_test
+
+
+def _with_batch(shape: Shape, size: int | None, axis: int = 0) -> Shape:
+    return shape if size is None or not shape else (*shape[:axis], size, *shape[axis + 1 :])
+
+
+def batch_axes(net: Net) -> dict[str, int]:
+    """The axis of each blob that counts the items of a batch.
+
+    It is 0, but 1 in a layer's sequence of time steps, (T, N, ...), and in the blobs with the same first two
+    axes from which that is computed, or which are computed from it.
+    """
+    axes = dict.fromkeys(net.blob_shapes, 0)
+
+    def keeps(bottom: str, top: str) -> bool:
+        shape = net.blob_shapes[bottom]
+        return len(shape) > 1 and shape[:2] == net.blob_shapes[top][:2]
+
+    for step in reversed(net.steps):
+        for index, bottom in enumerate(step.bottoms):
+            kept = [axes[top] for top in step.tops if keeps(bottom, top)]
+            axes[bottom] = max(axes[bottom], step.layer.batch_axis(index), *kept)
+    for step in net.steps:
+        for top in step.tops:
+            axes[top] = max(axes[top], *(axes[bottom] for bottom in step.bottoms if keeps(bottom, top)), 0)
+    return axes
+
+
+def batch_axes_of_outputs(net: Net, outputs: Sequence[str], axes: Mapping[str, int]) -> dict[str, int]:
+    """The axis that has as many items as the inputs' batch, for each output that has one."""
+    if not any(axes[name] for name in net.inputs):
+        return dict.fromkeys(outputs, 0)
+    small, large = (_shapes(net, axes, size) for size in (2, 3))
+    both = {name: list(zip(small[name], large[name], strict=True)) for name in outputs}
+    return {name: pairs.index((2, 3)) for name, pairs in both.items() if (2, 3) in pairs}
+
+
+def _shapes(net: Net, axes: Mapping[str, int], size: int) -> dict[str, Shape]:
+    """The shapes of all blobs for a batch of another size."""
+    shapes = {name: _with_batch(net.blob_shapes[name], size, axes[name]) for name in net.inputs}
+    for step in net.steps:
+        if step.layer.is_fed:
+            continue
+        try:
+            tops = step.layer.checked_top_shapes([shapes[bottom] for bottom in step.bottoms])
+        except LayerError as error:
+            raise ExportError(
+                f"net {net.name!r} cannot run with a batch of {size}: {error}; if it is for one batch size "
+                "only, use --fixed-batch"
+            ) from error
+        shapes.update(zip(step.tops, tops, strict=False))
+    return shapes
+
+
+@contextmanager
+def _first_pass(net: Net) -> Iterator[None]:
+    """Within it the next pass does not go on from the states that the last one has left, as in the model."""
+    continuing = [step.layer for step in net.steps if step.layer.continues]
+    kept = [(layer, *named) for layer in continuing for named in layer.named_buffers(recurse=False)]
+    for layer, name, buffer in kept:
+        setattr(layer, name, torch.zeros_like(buffer))
+    try:
+        yield
+    finally:
+        for layer, name, buffer in kept:
+            setattr(layer, name, buffer)
 
 
 def session_errors() -> tuple[type[Exception], ...]:

@@ -113,10 +113,10 @@ def imageset_records(
         encoding = encode_type or (_guess_encoding(name) if form.encoded else "")
         if not encoding:
             datum = raw_datum(pixels, label, form.pad)
-        elif not form.height and not form.width and _has_extension(file, encoding):
+        elif not form.height and not form.width and has_extension(file, encoding):
             datum = encoded_datum(data, label)
         else:
-            datum = encoded_datum(_encode(file, pixels, encoding), label)
+            datum = encoded_datum(encode(file, pixels, encoding), label)
         size = len(datum.data) if size is None else size
         if check_size and len(datum.data) != size:
             raise DataError(
@@ -135,12 +135,14 @@ def _guess_encoding(name: str) -> str:
     return extension.lower()
 
 
-def _has_extension(file: str, encoding: str) -> bool:
+def has_extension(file: str, encoding: str) -> bool:
+    """Whether a file's extension is that of an encoding; jpeg is jpg."""
     extension, encoding = file.rpartition(".")[2].lower(), encoding.lower()
     return extension == encoding or (encoding == "jpg" and extension == "jpeg")
 
 
-def _encode(file: str, pixels: Image, encoding: str) -> bytes:
+def encode(file: str, pixels: Image, encoding: str) -> bytes:
+    """Pixels (H, W, C) as an image file; DataError for an encoding that OpenCV has not."""
     try:
         done, data = cv2.imencode(f".{encoding}", pixels)
     except cv2.error:

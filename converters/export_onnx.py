@@ -22,13 +22,21 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from imae.converters.check_onnx import check_model, is_softmax
+from imae.converters.check_onnx import (
+    ALLOWED,
+    batch_axes,
+    batch_axes_of_outputs,
+    check_model,
+    is_softmax,
+    open_axes,
+)
 from imae.files.atomic import write_atomically
 from imae.files.errors import ExportError
 from imae.files.read import AnyPath
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.layer import Shape
-from imae.layers.registry import layer_class
+from imae.layers.layer import Layer, Shape
+from imae.layers.onnx_graph import LoopStep
+from imae.layers.registry import class_of
 from imae.layers.run import Run
 from imae.layers.vision.pooling import PoolingMethod
 from imae.net.fold import fold_batch_norm, fold_shortcuts
@@ -42,8 +50,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_OPSET = 17
 OLDEST_OPSET, NEWEST_OPSET = 13, 22
-# Allowed difference of ONNX Runtime from the net, relative to the largest output: kernels round differently.
-ALLOWED = 1e-3
 # The version of the file format that belongs to each operator set; old runtimes refuse newer versions.
 IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
 # Key of the model's metadata that holds the TEST net's transform_param, to prepare images in the same way.
@@ -74,6 +80,38 @@ class Graph:
         name = self._fresh("const")
         self.initializers.append(onnx.numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
+
+    def loop(
+        self, step: LoopStep, states: Sequence[str], sequences: Sequence[str], width: int
+    ) -> tuple[list[str], list[str]]:
+        first = self.constant(np.array([0]))
+        ends = [self.constant(np.array([n])) for n in (0, 1)]
+        # A Scan would index by itself, but OpenCV has none.
+        count = self.node("Squeeze", [self.node("Slice", [self.node("Shape", sequences[:1]), *ends]), first])
+        outer, self.nodes = self.nodes, []
+        index, going = self._fresh("index"), self._fresh("going")
+        state_names = [self._fresh("state") for _ in states]
+        place = self.node("Reshape", [index, self.constant(np.array([1]))])
+        items = [
+            self.node("Squeeze", [self.node("Gather", [sequence, place], axis=0), first])
+            for sequence in sequences
+        ]
+        next_states, results = step(state_names, items)
+        # Identity: a value may be a state and a result, and an ONNX graph has each output once.
+        stops = [self.node("Identity", [value]) for value in (going, *next_states, *results)]
+        nodes, self.nodes = self.nodes, outer
+
+        def info(name: str) -> onnx.ValueInfoProto:
+            if name in (index, going, stops[0]):
+                kind = TensorProto.INT64 if name == index else TensorProto.BOOL
+                return helper.make_tensor_value_info(name, kind, [])
+            return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, width])
+
+        starts = [index, going, *state_names]
+        body = helper.make_graph(nodes, self._fresh("step"), [*map(info, starts)], [*map(info, stops)])
+        outputs = [self._fresh("Loop") for _ in stops[1:]]
+        self.node("Loop", [count, "", *states], outputs, body=body)
+        return outputs[: len(states)], outputs[len(states) :]
 
     def shape(self, value: str) -> Shape:
         return self._shapes[value]
@@ -117,12 +155,18 @@ def deploy_net(param: NetParameter, input_shape: InputShape | None = None, batch
     dropped: set[str] = set()
     body: list[LayerParameter] = []
     for layer in filtered.layer:
-        if not layer.bottom and layer_class(layer.type).makes_input:
+        if not layer.bottom and class_of(layer).makes_input:
             sources.update((top, layer) for top in layer.top)
-        elif not layer_class(layer.type).deployed or any(bottom in dropped for bottom in layer.bottom):
+        elif not class_of(layer).deployed or any(bottom in dropped for bottom in layer.bottom):
             dropped.update(top for top in layer.top if top not in layer.bottom)
+        elif class_of(layer).idle_in_test and len(layer.bottom) > 1 and len(layer.top) == 1:
+            # Its top is its first bottom; the others, labels, need not be inputs.
+            if layer.top != layer.bottom[:1]:
+                body.append(
+                    LayerParameter(name=layer.name, type="Split", bottom=layer.bottom[:1], top=layer.top)
+                )
         else:
-            body.append(layer)
+            body.append(_deployed(layer))
     read = {bottom for layer in body for bottom in layer.bottom}
     inputs = [top for top in sources if top in read]
     if not inputs:
@@ -135,6 +179,17 @@ def deploy_net(param: NetParameter, input_shape: InputShape | None = None, batch
         shape = shapes.get(top) or _input_shape(sources[top], top, batch)
         input_layer.input_param.shape.add().dim.extend(shape)
     result.layer.extend(body)
+    return result
+
+
+def _deployed(param: LayerParameter) -> LayerParameter:
+    """The layer without the fields that write files or show something."""
+    result = LayerParameter()
+    result.CopyFrom(param)
+    for path in class_of(param).undeployed_fields:
+        message, _, field = path.partition(".")
+        if result.HasField(message):
+            getattr(result, message).ClearField(field)
     return result
 
 
@@ -162,13 +217,15 @@ def _shapes_by_name(inputs: Sequence[str], input_shape: InputShape | None, batch
 def _input_shape(source: LayerParameter, top: str, batch: int) -> Shape:
     """The shape that the data source gives."""
     index = list(source.top).index(top)
-    if layer_class(source.type).is_fed:
+    if class_of(source).is_fed:
         shapes = source.input_param.shape
+        if not shapes:
+            raise ExportError(f"input {top!r} has no shape in the prototxt; give --input-shape")
         return tuple(shapes[index if len(shapes) > 1 else 0].dim)
     param = LayerParameter()
     param.CopyFrom(source)
     param.phase = TEST
-    layer = layer_class(param.type)(param)
+    layer = class_of(param)(param)
     shape = layer.build([], Run(CaffeRandom(0)))[index]
     return (batch, *shape[1:])
 
@@ -205,6 +262,7 @@ def export_net(
     outputs = [name for name in net.outputs if name not in net.inputs]
     with_softmax = _softmax_outputs(net, outputs) if softmax else set()
     final = {name: f"{name}_logits" if name in with_softmax else name for name in net.outputs}
+    decisions: dict[Layer, str] = {}
     for index, step in enumerate(plan):
         if step.layer.is_fed:
             continue
@@ -216,15 +274,27 @@ def export_net(
             shapes[value] = shapes[top]
             current[top] = value
         step.layer.to_onnx(graph, bottoms, [current[top] for top in step.tops])
+        if step.layer.decision_top is not None:
+            decisions[step.layer] = current[step.tops[step.layer.decision_top]]
     for name in outputs:
         if name in with_softmax:
             graph.node("Softmax", [final[name]], [name], axis=1)
-    model = _model(net, graph, outputs, opset, dynamic_batch, metadata or {})
+    axes = batch_axes(net)
+    free_axes = axes if dynamic_batch else None
+    model = _model(net, graph, outputs, opset, free_axes, metadata or {})
     for layer in net.layers:
         if isinstance(layer, PoolingMethod):
             layer.on_cpu = True
-    batch_sizes = (1, 3) if dynamic_batch else (shapes[net.inputs[0]][0],)
-    checks = [check_model(model, net, outputs, size, with_softmax, dynamic_batch) for size in batch_sizes]
+    batch_sizes = (1, 3) if dynamic_batch else (shapes[net.inputs[0]][axes[net.inputs[0]]],)
+    checks = [
+        check_model(model, net, outputs, size, with_softmax, free_axes, decisions) for size in batch_sizes
+    ]
+    if continuing := [repr(step.layer.name) for step in net.steps if step.layer.continues]:
+        logger.warning(
+            "layer %s: each run of the model starts from states of 0, as the net's first pass does. Its "
+            "later passes go on from the last states; with expose_hidden they are inputs and outputs",
+            ", ".join(continuing),
+        )
     difference, largest = max(c.difference for c in checks), max(c.largest for c in checks)
     if difference > ALLOWED * max(largest, 1):
         raise ExportError(
@@ -245,12 +315,25 @@ def export_net(
 
 
 def _model(
-    net: Net, graph: Graph, outputs: Iterable[str], opset: int, dynamic_batch: bool, metadata: dict[str, str]
+    net: Net,
+    graph: Graph,
+    outputs: Sequence[str],
+    opset: int,
+    axes: Mapping[str, int] | None,
+    metadata: dict[str, str],
 ) -> onnx.ModelProto:
+    dynamic: dict[str, int] = {}
+    if axes is not None:
+        dynamic = {name: axes[name] for name in net.inputs} | batch_axes_of_outputs(net, outputs, axes)
+    axes_of = open_axes(net)
+
     def info(name: str) -> onnx.ValueInfoProto:
         shape: list[int | str] = list(net.blob_shapes[name])
-        if dynamic_batch and shape:
-            shape[0] = "batch"
+        if open_here := axes_of.get(name, ()):
+            for axis in open_here:
+                shape[axis] = f"size of {name}"
+        elif name in dynamic and shape:
+            shape[dynamic[name]] = "batch"
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
     onnx_graph = helper.make_graph(
@@ -279,9 +362,12 @@ def _model(
 def _softmax_outputs(net: Net, outputs: Iterable[str]) -> set[str]:
     """The outputs that get a softmax: they have a class axis, and are not yet those of a Softmax layer."""
     chosen = set()
+    axes = batch_axes(net)
     for name in outputs:
         if len(net.blob_shapes[name]) < 2:
             logger.warning("output %r gets no softmax: it has no class axis", name)
+        elif axes[name]:
+            logger.warning("output %r gets no softmax: its axis 1 counts sequences, not classes", name)
         elif is_softmax(net, name):
             logger.warning("output %r gets no softmax: it is that of a Softmax layer already", name)
         else:

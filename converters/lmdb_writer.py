@@ -1,4 +1,7 @@
-"""Datums into an LMDB that Caffe reads. An unfinished one is never visible: see imae.files.atomic."""
+"""Datums, and SSD's AnnotatedDatums, into an LMDB that Caffe reads.
+
+An unfinished one is never visible: see imae.files.atomic.
+"""
 
 import errno
 import logging
@@ -15,10 +18,11 @@ from imae.files.atomic import atomic_folder
 from imae.files.errors import DataError, FileError
 from imae.files.read import AnyPath
 from imae.prototxt import Datum
+from imae.prototxt.caffe_pb2 import AnnotatedDatum
 
 logger = logging.getLogger(__name__)
 
-Record = tuple[bytes, Datum]
+Record = tuple[bytes, Datum | AnnotatedDatum]
 
 BATCH = 1000  # records per transaction, as in Caffe's tools
 MAP_SIZE = 16 << 20  # bytes at the start; doubled whenever it is full

@@ -319,7 +319,8 @@ def image_batches(
         images = []
         for path in paths[begin : begin + size]:
             pixels = decode_picture(read_file(path), path, gray=channels == 1)
-            if not transform.crop_size and height and width and pixels.shape[:2] != (height, width):
+            resizes = transform.crop_size or transform.HasField("resize_param")  # the transform itself does
+            if not resizes and height and width and pixels.shape[:2] != (height, width):
                 pixels = np.asarray(cv2.resize(pixels, (width, height)), np.uint8).reshape(height, width, -1)
             images.append(pixels.transpose(2, 0, 1))
         yield transformer.transform_list(images, paths[begin:].__getitem__), None

@@ -18,9 +18,14 @@ from google.protobuf.message import Message
 from imae.files.atomic import write_atomically
 from imae.files.caffe_log import log_line
 from imae.files.read import AnyPath
-from imae.prototxt import NetParameter, SolverParameter
-from imae.prototxt.dialects import read_net_dialect, read_net_text_dialect
-from imae.prototxt.text import read_binary, read_text, write_text
+from imae.prototxt import NetParameter
+from imae.prototxt.dialects import (
+    check_numbers,
+    read_net_dialect,
+    read_net_text_dialect,
+    read_solver_text_dialect,
+)
+from imae.prototxt.text import read_binary, write_text
 from imae.prototxt.upgrade import upgrade_net, upgrade_solver
 
 
@@ -36,7 +41,10 @@ def upgrade_net_text(source: AnyPath, output: AnyPath, dialect: str | None = Non
 
 def upgrade_net_binary(source: AnyPath, output: AnyPath, dialect: str | None = None) -> list[str]:
     """Write a .caffemodel, or another binary net, in today's form; `dialect` is the fork of the file."""
-    old = read_net_dialect(source, dialect) if dialect else read_binary(source, NetParameter)
+    if dialect:
+        old = read_net_dialect(source, dialect)
+    else:
+        old = check_numbers(read_binary(source, NetParameter), source)
     problems: list[str] = []
     new = upgrade_net(old, os.fspath(source), problems)
     changed = new is not old or bool(dialect)
@@ -44,11 +52,11 @@ def upgrade_net_binary(source: AnyPath, output: AnyPath, dialect: str | None = N
     return problems
 
 
-def upgrade_solver_text(source: AnyPath, output: AnyPath) -> None:
-    """Write a solver's prototxt in today's form."""
-    old = read_text(source, SolverParameter)
+def upgrade_solver_text(source: AnyPath, output: AnyPath, dialect: str | None = None) -> None:
+    """Write a solver's prototxt in today's form; `dialect` is the fork of the file, one of TEXT_DIALECTS."""
+    old = read_solver_text_dialect(source, dialect)
     new = upgrade_solver(old, os.fspath(source))
-    _write("upgrade_solver_proto_text", source, output, new, changed=new != old)
+    _write("upgrade_solver_proto_text", source, output, new, changed=new != old or bool(dialect))
 
 
 def _write(

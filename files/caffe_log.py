@@ -99,7 +99,8 @@ PREFIX = re.compile(r"[IWEF](\d{4})?(\d\d)(\d\d) (\d\d):(\d\d):(\d\d)\.(\d+) +\d
 VALUE = r"(-?(?:\d+\.?\d*(?:e[+-]?\d+)?|nan|inf))(?!\S)"
 ITERATION = re.compile(r"Iteration (\d{1,18})(?:, Testing net \(#(\d{1,9})\))?(?!\d)")
 LOSS = re.compile(r"Iteration \d{1,18}(?: \(.*\))?, loss = " + VALUE)
-RATE = re.compile(r"Iteration \d{1,18}, lr = " + VALUE)
+# NVIDIA Caffe: ", m = ..., lrm = ..." in the same line.
+RATE = re.compile(r"Iteration \d{1,18}, lr = " + VALUE.replace(r"(?!\S)", r"(?:, m = |(?!\S))"))
 TEST_LOSS = re.compile(r"Test loss: " + VALUE)
 LONGEST_LINE = 1 << 16  # characters; Caffe's lines are shorter
 OUTPUT = re.compile(r"(Train|Test) net output #(\d{1,9}): (\S+) = " + VALUE)

@@ -18,6 +18,12 @@ MAX_AXES, MAX_COUNT = 32, 2**31 - 1
 MAX_STRIDE = 2**59  # values between neighbours along an axis; their bytes are counted with 63 bits
 SMALL_BLOB = 1 << 20  # bytes; for smaller blobs the system is not asked
 
+# What `imae doctor` gives to a project: files that it looks at, folders within folders, bytes of a prototxt
+# or a list; and, for one file, seconds and bytes of memory (of address space: most is never touched).
+MOST_PROJECT_FILES, DEEPEST_FOLDER = 100_000, 64
+LARGEST_TEXT = 1 << 24
+EXAMINATION_SECONDS, EXAMINATION_MEMORY = 60, 8 << 30
+
 
 def blob_problem(shape: Sequence[int]) -> str | None:
     """Why there cannot be a blob of this shape, or None."""

@@ -5,14 +5,16 @@
     gaussian           N(mean, std^2); with sparse >= 0 each value is kept with probability sparse / shape[0]
     positive_unitball  U(0, 1), divided by the sum over its slice along axis 0
     xavier             U(-s, s), s = sqrt(3 / f)       Glorot and Bengio 2010
-    msra               N(0, 2 / f)                     He et al. 2015
+    msra               N(0, 2 / f)                     He et al. 2015; the variance times scale^2 (Intel's
+                       fork), divided by 1 + alpha^2 (caffe-windows)
     bilinear           (1 - |x / h - c|) (1 - |y / h - c|), h = ceil(w / 2), c = (w - 1) / (2 h), w x w kernel
 
 f is by variance_norm: FAN_IN count / shape[0], FAN_OUT count / shape[1] (the count where there is one axis),
 AVERAGE their mean. It depends on the shape only, whatever the axes mean to the layer. As in Caffe, a field
 that a filler does not use is ignored (GoogLeNet's deploy.prototxt gives an std to xavier).
 
-Caffe: filler.hpp. Differs: Caffe lets bilinear fill a blob of no values.
+Caffe: filler.hpp, also of intel/caffe and happynear/caffe-windows. Differs: Caffe lets bilinear fill a blob
+of no values.
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ def fill(shape: Shape, filler: FillerParameter, random: CaffeRandom) -> Values:
 
 
 def constant(shape: Shape, filler: FillerParameter, random: CaffeRandom) -> Values:
+    if filler.value == 0 and math.copysign(1, filler.value) > 0:
+        return np.zeros(shape, f32)  # takes no memory before it is used, as the weights of most deploy nets
     return np.full(shape, filler.value, f32)
 
 
@@ -88,8 +92,11 @@ def xavier(shape: Shape, filler: FillerParameter, random: CaffeRandom) -> Values
 
 
 def msra(shape: Shape, filler: FillerParameter, random: CaffeRandom) -> Values:
-    std = float(np.sqrt(f32(2) / _fan(shape, filler)))
-    return random.gaussian(math.prod(shape), 0, std).reshape(shape)
+    alpha = f32(filler.alpha)
+    std = f32(filler.scale) * np.sqrt(f32(2) / _fan(shape, filler) / (f32(1) + alpha * alpha))
+    if not 0 < std < math.inf:
+        raise _refusal(filler, f"scale must be greater than 0, got {filler.scale:g}, alpha {filler.alpha:g}")
+    return random.gaussian(math.prod(shape), 0, float(std)).reshape(shape)
 
 
 def bilinear(shape: Shape, filler: FillerParameter, random: CaffeRandom) -> Values:

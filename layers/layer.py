@@ -6,11 +6,13 @@ autograd's, or a `torch.autograd.Function` where Caffe's gradient is not the der
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from imae.files.errors import ExportError, LayerError
@@ -33,6 +35,14 @@ AUTOMATIC = "(automatic)"  # Caffe's name for a top that a layer needs and the p
 FIRST_PARAMETER = 100
 # Caffe's own fields have lower numbers. A field that Caffe lacks is either read or an error, no leftover.
 FIRST_OF_OURS = 1000
+# The messages that forks of Caffe add to LayerParameter. A fork passes over them where a type does not read
+# them, as Caffe does over its own.
+OF_FORKS = range(2001, 10000)
+# The name of Intel's library that computes the layer. As the `engine` of a type's own parameter it changes no
+# numbers, except for BatchNorm (batch_norm.py).
+ENGINE = "engine"
+# Such a message that a fork does not pass over, where one may do without it.
+NOTES = {"quantization_param": "it makes Intel's fork compute with 8-bit integers; here in floating point"}
 OF_THE_FORK = ("caffe.LossParameter.lamda_p", "caffe.LossParameter.scale")
 
 
@@ -59,15 +69,23 @@ class Layer(nn.Module):
     same_count: ClassVar[bool] = False
     in_place: ClassVar[bool] = True  # False: Caffe refuses a top that is also a bottom
     deployed: ClassVar[bool] = True  # False: losses and accuracies, which a deployed net leaves out
+    undeployed_fields: ClassVar[tuple[str, ...]] = ()  # "message.field": what a deployed net leaves out
     makes_input: ClassVar[bool] = False  # True: tops come from outside the net; an Input when deployed
     is_fed: ClassVar[bool] = False  # True: it computes nothing, the net's caller sets the tops (Input)
-    idle_in_test: ClassVar[bool] = False  # True: in phase TEST the top equals the bottom (Dropout)
+    idle_in_test: bool = False  # True: in phase TEST top[0] equals bottom[0] (Dropout)
+    # True: a pass goes on from the states, kept in buffers, that the pass before has left. They are 0 at
+    # first; an ONNX model always starts from 0.
+    continues: bool = False
     # Caffe: whether the backward pass reads top[0], or bottom[0], from memory that in-place layers overwrite.
     reads_top: bool = False
     reads_bottom: bool = False
     # Caffe: whether the tops share bottom[0]'s memory, perhaps under another shape. An in-place layer after
     # this one then also overwrites bottom[0].
     shares_memory: bool = False
+    # Buffers that say what the prototxt says. A run that is resumed takes them from its own prototxt.
+    constant_buffers: ClassVar[tuple[str, ...]] = ()
+    # Axes of the tops whose size depends on values, not on shapes alone; axis 0 is then not the batch.
+    open_axes: ClassVar[tuple[int, ...]] = ()
     # What Caffe overwrites too early when the layer runs in-place: "data" (the bottom's data, so the top is
     # wrong), "diff" (the top's diff, so the gradient is wrong) or "" (nothing). Here both are right.
     spoils_in_place: str = ""
@@ -76,17 +94,38 @@ class Layer(nn.Module):
     # classes: "softmax_param" for a whole message, "loss_param.ignore_label" for one field of a message.
     # Fields that it does not read are leftovers.
     reads: ClassVar[tuple[str, ...]] = ()
+    # Fields that are named like the type and belong to another one: lstm_param to Lstm, not to LSTM.
+    namesakes: ClassVar[tuple[str, ...]] = ()
     # If `reads` names single fields of a message: whether the message's other fields are leftovers. False for
     # types that Caffe lacks, where another field is an error, as nobody can state that it has no effect.
     unread_parts_are_leftovers: ClassVar[bool] = True
 
+    # Whether weights may have fewer or more trailing axes of 1 than the layer's blobs, where forks that have
+    # the same layer write other shapes.
+    trailing_ones_vary: ClassVar[bool] = False
+    # Advice on weights with another number of blobs, where a fork's layer of the same name has that number.
+    advice_by_blob_count: ClassVar[Mapping[int, str]] = MappingProxyType({})
+
     # Set by the net: which bottoms need a gradient. As in Caffe, it may be true for a layer that sends none,
     # such as ArgMax.
     bottom_need_backward: tuple[bool, ...] = ()
+    # Which top holds places of maxima, where rounding decides near-ties (near_ties.py), and those of a model,
+    # which the check of an export sets.
+    decision_top: int | None = None
+    decided: Tensor | None = None
     # Set by a forward pass: the error that a backward pass through it raises.
     refusal: LayerError | None = None
 
     random: CaffeRandom
+
+    @classmethod
+    def variant(cls, param: LayerParameter) -> type[Layer]:
+        """The class that makes this layer.
+
+        Another than `cls` where forks use one name for different layers: then the fields or the number of
+        bottoms tell which is meant. LayerError, with the candidates, where they do not.
+        """
+        return cls
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__()
@@ -177,12 +216,33 @@ class Layer(nn.Module):
         return True
 
     def index_count(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> int | None:
-        """For a bottom of indices: their number, valid are 0 to count - 1. None: it may hold any number."""
+        """For a bottom of indices: their number, valid are 0 to count - 1. None: it may hold any number.
+
+        2 for a bottom of 0 and 1.
+        """
         return None
+
+    def example(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> NDArray[np.float32] | None:
+        """Values of a bottom for the check of an export; None where any numbers will do."""
+        return None
+
+    def batch_axis(self, bottom_index: int) -> int:
+        """The axis of the bottom that counts the items of a batch: 1 where time steps come first, else 0."""
+        return 0
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         """Add nodes to `graph` that compute the values `tops` from the values `bottoms` as in phase TEST."""
         raise ExportError(f"layer {self.name!r}: type {self.type} has no ONNX form; cut the net before it")
+
+    def get_state(self) -> dict[str, Any]:
+        """What the next pass depends on besides bottoms, blobs and buffers, for an exact resume.
+
+        Numbers, strings, bytes and numpy arrays, whose values never change later.
+        """
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue where `get_state` was called."""
 
     def add_blob(self, shape: Shape, filler: FillerParameter) -> None:
         """Append a parameter blob: the next one given in the prototxt, else one that the filler fills."""
@@ -231,6 +291,12 @@ class Layer(nn.Module):
             raise self.error(f"axis {axis} out of range for a blob with {num_axes} axes")
         return axis % num_axes if num_axes else 0
 
+    def legacy_shape(self, shape: Shape) -> Shape:
+        """The shape with four axes, (num, channels, height, width), absent ones 1; LayerError for more."""
+        if len(shape) > 4:
+            raise self.error(f"the bottom must have at most 4 axes, (N, C, H, W); got {tuple(shape)}")
+        return (*shape, *(1,) * (4 - len(shape)))
+
     def error(self, message: str) -> LayerError:
         """A LayerError that names this layer."""
         return LayerError(self.param, message)
@@ -247,19 +313,20 @@ class Layer(nn.Module):
         own = {name.lower() for name in (self.type, *(base.__name__ for base in type(self).__mro__))}
         for field, value in self.param.ListFields():
             name = field.name
-            if field.number < FIRST_PARAMETER or name in self.reads:
+            if field.number < FIRST_PARAMETER or name in (*self.reads, ENGINE):
                 continue
-            if name.removesuffix("_param").replace("_", "") in own:
+            if name.removesuffix("_param").replace("_", "") in own and name not in self.namesakes:
                 continue
             parts = {entry.partition(".")[2] for entry in self.reads if entry.startswith(f"{name}.")}
             unread = [(name, field)]
             if parts:
                 unread = [(f"{name}.{p.name}", p) for p, _ in value.ListFields() if p.name not in parts]
             for path, descriptor in unread:
-                of_caffe = descriptor.number < FIRST_OF_OURS and descriptor.full_name not in OF_THE_FORK
-                if not of_caffe or (parts and not self.unread_parts_are_leftovers):
+                passed_over = descriptor.number < FIRST_OF_OURS and descriptor.full_name not in OF_THE_FORK
+                passed_over |= descriptor is field and field.number in OF_FORKS
+                if not passed_over or (parts and not self.unread_parts_are_leftovers):
                     raise self.error(f"{self.type} does not look at {path}; remove it")
-                self.note_leftover(path)
+                self.note_leftover(f"{path} ({NOTES[path]})" if path in NOTES else path)
 
     def _check_count(self, kind: str, got: int) -> None:
         exact = getattr(self, f"num_{kind}s")
@@ -340,9 +407,6 @@ class DataLayer(Layer):
     def get_state(self) -> dict[str, Any]:
         """What `next_batch` depends on, for an exact resume: numbers, strings, bytes and numpy arrays."""
         return {}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Continue where `get_state` was called."""
 
 
 class LossLayer(Layer):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
 from torch import Tensor
+
+# (states, items) -> (the next states, results): adds the nodes of one step of a Loop.
+LoopStep = Callable[[list[str], list[str]], tuple[list[str], list[str]]]
 
 
 class OnnxGraph(Protocol):
@@ -21,6 +24,16 @@ class OnnxGraph(Protocol):
 
     def constant(self, value: Tensor | NDArray[Any]) -> str:
         """Add an initializer (its dtype is kept; tensors are detached) and return its name."""
+
+    def loop(
+        self, step: LoopStep, states: Sequence[str], sequences: Sequence[str], width: int
+    ) -> tuple[list[str], list[str]]:
+        """Add a Loop, which does `step` for each item on axis 0 of the sequences, one after another.
+
+        States and results are (N, width) each, with the N of the sequences (steps, N, ...).
+
+        Returns the states after the last step, and the results of all steps, on a new axis 0 each.
+        """
 
     def shape(self, value: str) -> tuple[int, ...]:
         """Shape of a net blob; axis 0 is the batch size of the export, which may be dynamic in the model."""

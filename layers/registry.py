@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, TypeVar
 from imae.files.errors import LayerError
 from imae.files.nearest import did_you_mean
 from imae.prototxt.fork_names import fork_of_type
+from imae.prototxt.python_layers import BUILT_IN
 
 if TYPE_CHECKING:
     from imae.layers.layer import Layer
+    from imae.prototxt import LayerParameter
 
 LayerClass = TypeVar("LayerClass", bound="type[Layer]")
 
@@ -35,9 +37,11 @@ DRAWERS = (
     "utility",
     "loss",
     "plugins",
+    "forks",
 )
 
 _classes: dict[str, type[Layer]] = {}
+_python_layers: dict[tuple[str, str], type[Layer]] = {}
 _loaded: set[str] = set()
 
 
@@ -57,6 +61,28 @@ def register_layer(type_name: str) -> Callable[[LayerClass], LayerClass]:
     return register
 
 
+def register_python_layer(module: str, layer: str) -> Callable[[LayerClass], LayerClass]:
+    """Class decorator: `type: "Python"` with this module and layer builds this class, and imports nothing.
+
+    They are those of BUILT_IN in prototxt/python_layers.py.
+    """
+
+    def register(cls: LayerClass) -> LayerClass:
+        _python_layers[module, layer] = cls
+        return cls
+
+    return register
+
+
+def python_layer_class(module: str, layer: str) -> type[Layer] | None:
+    """The built-in class in place of a user's Python layer, if there is one."""
+    home = BUILT_IN.get((module, layer))
+    if home is None:
+        return None
+    _load_one(home)
+    return _python_layers[module, layer]
+
+
 def layer_class(type_name: str) -> type[Layer]:
     """The class that is registered under Caffe's type string; LayerError lists the known ones."""
     if type_name not in _classes and not _plugins():
@@ -67,6 +93,11 @@ def layer_class(type_name: str) -> type[Layer]:
         hint = fork_of_type(type_name) or did_you_mean(type_name, _classes, "'")
         raise LayerError(f"Unknown layer type: {type_name}{hint} (known types: {', '.join(layer_types())})")
     return _classes[type_name]
+
+
+def class_of(param: LayerParameter) -> type[Layer]:
+    """The class that makes this layer: its type's, or the variant that its fields ask for."""
+    return layer_class(param.type).variant(param)
 
 
 def layer_types() -> list[str]:

@@ -18,7 +18,7 @@ from imae.files.caffe_log import log_line
 from imae.files.errors import LayerError
 from imae.layers.blob import shape_string
 from imae.layers.layer import AUTOMATIC, DataLayer, Layer, Shape
-from imae.layers.registry import layer_class
+from imae.layers.registry import class_of
 from imae.layers.run import Run
 from imae.net.in_place import note_in_place
 from imae.net.step import Step, mark_frees
@@ -245,7 +245,7 @@ def _add_layer(
             f"got {len(param.propagate_down)} for {len(param.bottom)} bottoms",
         )
     log_line("layer_factory.hpp:77", f"Creating layer {param.name}")
-    layer = layer_class(param.type)(param)
+    layer = class_of(param)(param)
     log_line("net.cpp:86", f"Creating Layer {param.name}")
     bottom_need_backward = [blobs.consume(param, index) for index in range(len(param.bottom))]
     need_backward = any(blobs.need_backward[bottom] for bottom in param.bottom)

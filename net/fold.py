@@ -131,6 +131,8 @@ def fold_batch_norm(net: Net) -> list[Step]:
         source = step.layer
         if not isinstance(source, Convolution | InnerProduct) or len(step.tops) != 1:
             continue
+        if isinstance(source, InnerProduct) and source.normalize:
+            continue
         if _channel_axis(source, len(net.blob_shapes[step.bottoms[0]])) != 1:
             continue
         members, layers, reader = [index], [], plan.only_reader(index)
@@ -144,7 +146,7 @@ def fold_batch_norm(net: Net) -> list[Step]:
     return plan.steps()
 
 
-def _folded(source: Layer, affine: Sequence[Layer]) -> Layer:
+def _folded(source: Convolution | InnerProduct, affine: Sequence[Layer]) -> Layer:
     weight = source.blob(0).detach().double()
     transposed = isinstance(source, InnerProduct) and source.param.inner_product_param.transpose
     channels = weight.shape[1] if transposed else weight.shape[0]
@@ -162,9 +164,16 @@ def _folded(source: Layer, affine: Sequence[Layer]) -> Layer:
     shape[1 if transposed else 0] = channels
     param = LayerParameter()
     param.CopyFrom(source.param)
-    kind = param.convolution_param if isinstance(source, Convolution) else param.inner_product_param
-    kind.bias_term = True
-    folded: Layer = type(source)(param)
+    folded: Layer
+    if isinstance(source, Convolution):
+        # A fork's type may find num_output and group in its bottom's shape; the plain type reads both.
+        kind = param.convolution_param
+        param.type, kind.bias_term = "Convolution", True
+        kind.num_output, kind.group = source.num_output, source.group
+        folded = Convolution(param)
+    else:
+        param.inner_product_param.bias_term = True
+        folded = InnerProduct(param)
     dtype = source.blob(0).dtype
     for values in (weight * factor.view(shape), offset):
         folded.blobs.append(nn.Parameter(values.to(dtype), requires_grad=False))

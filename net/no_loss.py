@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from imae.files.errors import LayerError
 from imae.layers.layer import LossLayer
-from imae.layers.registry import layer_class
+from imae.layers.registry import class_of
 from imae.net.net import Net
 from imae.prototxt import LayerParameter, NetParameter
 
@@ -42,6 +42,6 @@ def _is_loss(layer: LayerParameter) -> bool:
     if layer.loss_weight:
         return any(layer.loss_weight)
     try:
-        return issubclass(layer_class(layer.type), LossLayer)
+        return issubclass(class_of(layer), LossLayer)
     except LayerError:
         return False

@@ -5,16 +5,39 @@ Caffe: tools/caffe.cpp, test().
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Protocol
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from imae.files.caffe_log import log_line, number, output_text
+from imae.files.errors import DataError
 from imae.net.executor import NetExecutor
 from imae.net.net import Net
 
 Array = NDArray[np.float32]
 f32 = np.float32
+
+
+class Shaped(Protocol):
+    """What has a shape: a tensor, an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The sizes of its axes."""
+
+
+def check_same_shapes(before: Mapping[str, Shaped], now: Mapping[str, Shaped]) -> None:
+    """DataError where an output has another shape than in the batches before: there is no mean of these."""
+    for name, blob in now.items():
+        if name in before and tuple(before[name].shape) != tuple(blob.shape):
+            raise DataError(
+                f"output {name} has the shape {tuple(blob.shape)} in this batch and "
+                f"{tuple(before[name].shape)} in those before, so it has no mean; where it is of "
+                'DetectionEvaluate, test with a solver that has eval_type: "detection"'
+            )
 
 
 def score(net: Net, device: torch.device, iterations: int) -> dict[str, Array]:
@@ -27,6 +50,7 @@ def score(net: Net, device: torch.device, iterations: int) -> dict[str, Array]:
         loss, outputs = run_net.forward()
         net.check_labels()
         total += f32(loss.item())
+        check_same_shapes(sums, outputs)
         for name, blob in outputs.items():
             values = blob.cpu().numpy()
             sums[name] = sums[name] + values if batch else values

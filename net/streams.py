@@ -14,7 +14,7 @@ from torch import Tensor
 from imae.files.errors import SnapshotError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.common.dropout import Dropout
-from imae.layers.layer import Layer
+from imae.layers.layer import DataLayer, Layer
 from imae.layers.vision.pooling import PoolingMethod
 from imae.net.net import Net
 
@@ -42,8 +42,13 @@ class Streams:
         state: dict[str, Any] = {
             "random": self.random.get_state(),
             "data": [{layer.name: layer.get_state() for layer in net.data_layers()} for net in self.nets],
+            "layers": [
+                {layer.name: own for layer in _other_layers(net) if (own := layer.get_state())}
+                for net in self.nets
+            ],
             "buffers": [
-                {name: buffer.cpu().numpy() for name, buffer in _kept_buffers(net).items()}
+                # copies: the next pass writes to the buffers
+                {name: buffer.to("cpu", copy=True).numpy() for name, buffer in _kept_buffers(net).items()}
                 for net in self.nets
             ],
         }
@@ -56,6 +61,10 @@ class Streams:
         self.random.set_state(state["random"])
         if self.masks and "device_random" in state:
             torch.cuda.set_rng_state(torch.from_numpy(state["device_random"]), self.device)
+        for net, states in zip(self.nets, state.get("layers", ()), strict=False):  # earlier versions: none
+            for other in _other_layers(net):
+                if other.name in states:
+                    other.set_state(states[other.name])
         for net, data, buffers in zip(self.nets, state["data"], state["buffers"], strict=False):
             for layer in net.data_layers():
                 if layer.name in data:
@@ -86,12 +95,18 @@ def _saved_buffer(kept: Tensor, values: Array, name: str) -> Tensor:
     return saved
 
 
+def _other_layers(net: Net) -> list[Layer]:
+    """The layers that are no data layers."""
+    return [step.layer for step in net.steps if not isinstance(step.layer, DataLayer)]
+
+
 def _kept_buffers(net: Net) -> dict[str, Tensor]:
     """The buffers that layers keep from one forward pass to the next (an LSTM's state), by `layer/name`."""
     return {
         f"{step.layer.name}/{name}": buffer
         for step in net.steps
         for name, buffer in step.layer.named_buffers(recurse=False)
+        if name not in step.layer.constant_buffers
     }
 
 

@@ -1,8 +1,9 @@
 """Weights: .caffemodel (a binary NetParameter) and .caffemodel.h5 <-> the parameter blobs of a net.
 
 Loading goes by layer name, as in Caffe: layers that the net lacks are ignored, layers that the file lacks
-keep their values, and layers of the same name must have blobs of the same shape. A fork's binary file is
-converted first, if its dialect is given (prototxt/dialects.py).
+keep their values, and layers of the same name must have blobs of the same shape. Of a binary file only names
+and blobs are read, which any fork writes alike; NVIDIA's is converted first, if its dialect is given
+(prototxt/dialects.py).
 
 Caffe: net.cpp, CopyTrainedLayersFrom, ToProto, ToHDF5. Differs: a file with nothing for the net is an error.
 """
@@ -13,7 +14,7 @@ import io
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,8 +35,7 @@ from imae.layers.layer import Layer, LossLayer, Shape
 from imae.layers.normalization.batch_norm import BatchNorm
 from imae.net.net import Net
 from imae.prototxt import LayerParameter, NetParameter, ParamSpec
-from imae.prototxt.dialects import fork_hint, read_net_dialect
-from imae.prototxt.text import read_net_binary
+from imae.prototxt.dialects import fork_hint, is_nvidia, read_net_dialect, read_weights
 from imae.prototxt.upgrade import upgrade_net
 
 logger = logging.getLogger(__name__)
@@ -90,6 +90,7 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
         if isinstance(layer, BatchNorm) and len(blobs) == 5:
             raise CaffemodelError(
                 f"{path}: Incompatible number of blobs for layer {name}: the file has 5, as NVIDIA Caffe's "
+                "and those of Intel's fork "
                 + (
                     "have, whose HDF5 files are not read; write a binary one with it"
                     if hdf5
@@ -100,9 +101,12 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
             if index not in blobs and hdf5 and (name, index) in shared:
                 continue  # HDF5 files hold a shared blob once, at its owner
             if index not in blobs or index >= len(layer.blobs):
+                advice = layer.advice_by_blob_count.get(
+                    len(blobs), "rename the layer to learn it from scratch"
+                )
                 raise CaffemodelError(
                     f"{path}: Incompatible number of blobs for layer {name}: the file has {len(blobs)}, the "
-                    f"net {len(layer.blobs)}; rename the layer to learn it from scratch"
+                    f"net {len(layer.blobs)}; {advice}"
                 )
             loads.append((layer.blobs[index], _fitted(blobs[index], layer, index, path)))
         if layer.blobs:
@@ -195,13 +199,14 @@ def _read_binary(
     path: AnyPath, dialect: str | None, scales: Mapping[str, str | None]
 ) -> dict[str, dict[int, _Source]]:
     try:
-        if dialect:
-            proto = upgrade_net(read_net_dialect(path, dialect, scales), os.fspath(path))
+        layers: Sequence[LayerParameter]
+        if is_nvidia(dialect):
+            layers = upgrade_net(read_net_dialect(path, "nvidia", scales), os.fspath(path)).layer
         else:
-            proto = read_net_binary(path)
+            layers = read_weights(path)
     except PrototxtError as error:
         raise CaffemodelError(str(error)) from None
-    return {layer.name: dict(enumerate(_sources(layer, path))) for layer in proto.layer}
+    return {layer.name: dict(enumerate(_sources(layer, path))) for layer in layers}
 
 
 def _sources(layer: LayerParameter, path: AnyPath) -> Iterator[_Source]:
@@ -270,7 +275,10 @@ def _fitted(source: _Source, layer: Layer, index: int, path: AnyPath) -> Array:
     """The values; CaffemodelError unless they have the shape of the layer's blob."""
     shape = layer.blob_shapes[index]
     wanted = (1,) * (4 - len(shape)) + shape if source.legacy else shape
-    if source.values.shape != wanted:
+    same = source.values.shape == wanted
+    if layer.trailing_ones_vary:
+        same |= _without_trailing_ones(source.values.shape) == _without_trailing_ones(wanted)
+    if not same:
         raise CaffemodelError(
             f"{path}: Cannot copy param {index} weights from layer '{layer.name}'; shape mismatch.  "
             f"Source param shape is {shape_string(source.values.shape)}; target param shape is "
@@ -278,6 +286,12 @@ def _fitted(source: _Source, layer: Layer, index: int, path: AnyPath) -> Array:
             f"a saved net, rename the layer."
         )
     return source.values
+
+
+def _without_trailing_ones(shape: Shape) -> Shape:
+    while shape[-1:] == (1,):
+        shape = shape[:-1]
+    return shape
 
 
 def _data(parameter: nn.Parameter, shape: Shape) -> Array:

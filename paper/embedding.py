@@ -20,7 +20,7 @@ from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import size_text
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.layer import Shape
-from imae.layers.registry import layer_class
+from imae.layers.registry import class_of
 from imae.layers.run import Run
 from imae.net.fold import fold_batch_norm
 from imae.net.net import Net
@@ -69,9 +69,7 @@ def net_model(
     param = read_net_text(path, dialect)
     test = in_state(param, TEST, NetState(phase=TEST))
     layers = filter_by_state(test, test.state).layer
-    source = next(
-        (layer for layer in layers if not layer.bottom and layer_class(layer.type).makes_input), None
-    )
+    source = next((layer for layer in layers if not layer.bottom and class_of(layer).makes_input), None)
     if source is None:
         raise ExportError(f"{path}: no layer makes an input in phase TEST")
     transform, image = TransformationParameter(), source.image_data_param

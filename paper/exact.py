@@ -12,7 +12,7 @@ from torch import Tensor
 
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.plugins import example_weights as weights
-from imae.layers.registry import layer_class
+from imae.layers.registry import class_of
 from imae.layers.run import Run
 from imae.paper.expected import LATER_TABLE_2, TABLE_4, VARIANCES, Formula
 from imae.paper.experiments import TEMPERATURES
@@ -133,7 +133,7 @@ def _gradient(prototxt: str, logits: Tensor) -> Tensor:
     """d loss / d logits of a loss layer, summed over the examples, all of which have label 0."""
     param = text_format.Parse(prototxt, LayerParameter(name="loss", bottom=["fc", "label"], top=["loss"]))
     param.loss_param.normalization = LossParameter.NONE
-    layer = layer_class(param.type)(param)
+    layer = class_of(param)(param)
     logits = logits.requires_grad_()
     label = torch.zeros(len(logits), dtype=logits.dtype)
     layer.build([tuple(logits.shape), tuple(label.shape)], Run(CaffeRandom(1)))

@@ -12,10 +12,17 @@
             of the blobs in the weights shows that version. 0.16 and 0.17 set lr_mult and decay_mult
             themselves, 0 for statistics and 1 for scale and bias, use an eps of at least 1e-5, and let the
             phase decide instead of use_global_stats. NVIDIA_TEXT lists the fields that are read and left out.
+            loss_param.label_smoothing and data_param.shuffle have other meanings than in Intel's fork.
+            A solver does not test before the first iteration, and its delta is at least 1e-4 (Adam, RMSProp)
+            or 1e-3 (AdaGrad, AdaDelta).
     other   any fork's binary files: only the name, type, bottoms, tops and blobs of each layer are read, so
             that no other field can be misread. Prototxts are read as Caffe's.
 
 Fields that Caffe's messages lack are left out, and a line in the log lists them.
+
+Weights need no dialect, unless their blobs are NVIDIA's: `read_weights` reads names and blobs alone, whose
+numbers all forks share. A binary net that is used as a net is refused where a fork's number was misread
+(`check_numbers`).
 
 Source: caffe.proto, blob.cpp, net.cpp and batch_norm_layer.cpp of NVIDIA/caffe, branches 0.15, 0.16 and 0.17.
 As its own loader does, the order of 0.15 is recognised by a last blob of one number.
@@ -26,9 +33,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
@@ -39,10 +46,17 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from imae.files.errors import CaffemodelError, PrototxtError, SnapshotError
 from imae.files.read import AnyPath
 from imae.prototxt import caffe_pb2
-from imae.prototxt.caffe_pb2 import BlobProto, BlobShape, LayerParameter, NetParameter, SolverState
+from imae.prototxt.caffe_pb2 import (
+    BlobProto,
+    BlobShape,
+    LayerParameter,
+    NetParameter,
+    SolverParameter,
+    SolverState,
+)
 from imae.prototxt.schema import POOL, message_class
 from imae.prototxt.text import M, parse_binary, read_binary, read_content, read_text
-from imae.prototxt.upgrade import upgrade_net
+from imae.prototxt.upgrade import SOLVER_TYPES, complete_snapshot_prefix, upgrade_net, upgrade_solver
 
 DIALECTS = ("nvidia", "other")
 TEXT_DIALECTS = ("nvidia",)  # dialects that a prototxt can have
@@ -64,6 +78,7 @@ CONVERTED = {
 }
 RAW_TYPES: dict[int, np.dtype[Any]] = {0: np.dtype("<f8"), 1: np.dtype("<f4"), 2: np.dtype("<f2")}
 SMALLEST_EPS = np.float32(1e-5)  # of its BatchNorm
+SMALLEST_DELTAS = {"Adam": 1e-4, "RMSProp": 1e-4, "AdaGrad": 1e-3, "AdaDelta": 1e-3}  # of its solvers
 
 # The fields of NVIDIA's prototxts that Caffe lacks: about speed, precision, memory and the order of records.
 # NAME:TYPE; the enums' values are in NVIDIA_ENUMS.
@@ -76,7 +91,7 @@ NVIDIA_TEXT = {
         cudnn_math_override:int32 debug:bool""",
     "BatchNormParameter": "engine:Engine",
     "ConvolutionParameter": "conv_algos_override:string cudnn_convolution_algo_seeker:Seeker",
-    "DataParameter": "threads:uint32 parser_threads:uint32 cache:bool precache:bool shuffle:bool",
+    "DataParameter": "threads:uint32 parser_threads:uint32 precache:bool",
     "DropoutParameter": "engine:Engine random_seed:int64",
     "ImageDataParameter": "threads:uint32 cache:bool precache:bool",
     "TransformationParameter": "use_gpu_transform:bool random_seed:int64",
@@ -88,14 +103,25 @@ NVIDIA_ENUMS = {
 }
 FIRST_NUMBER = 100_000_000  # of those fields, in a schema that only reads
 
+# Numbers of LayerParameter that Caffe gave late, and forks to other fields.
+LATE_NUMBERS = range(132, 149)
+# What weights are read from, by message.
+READ_OF_WEIGHTS = {
+    "NetParameter": {"name", "layer", "layers"},
+    "LayerParameter": {"name", "type", "blobs"},
+    "V1LayerParameter": {"name", "blobs", "layer"},
+    "V0LayerParameter": {"name", "blobs"},
+}
 # What `other` reads, by message.
 READ_BY_OTHER = {
     "NetParameter": {"name", "layer", "layers"},
     "LayerParameter": {"name", "type", "bottom", "top", "blobs"},
     "V1LayerParameter": {"name", "type", "bottom", "top", "blobs", "layer"},
     "V0LayerParameter": {"name", "type", "blobs"},
-    "SolverState": {"iter", "learned_net", "history", "current_step", "imae_run"},
-}
+    "SolverState": {
+        "iter", "learned_net", "history", "current_step", "minimum_loss", "iter_last_event", "imae_run",
+    },
+}  # fmt: skip
 
 
 def read_net_dialect(
@@ -108,9 +134,52 @@ def read_net_dialect(
 
     PrototxtError where the file cannot be read, CaffemodelError where a blob makes no sense.
     """
-    if not _is_nvidia(dialect):
+    if not is_nvidia(dialect):
         return _read_other(path, NetParameter)
     return _net_from_nvidia(read_binary(path, NetParameter), path, scales or {}, {})
+
+
+def read_weights(path: AnyPath) -> Sequence[LayerParameter]:
+    """Names, types and blobs of the layers of a binary net of any age and fork, except NVIDIA's raw blobs.
+
+    The layers may be of a class of their own, and hold the fields that were not looked at as unknown ones.
+    PrototxtError where the file cannot be read.
+    """
+    read = parse_binary(read_content(path), _reduced(NetParameter.DESCRIPTOR.full_name, "weights"), path)
+    if not read.layers:
+        layers: Sequence[LayerParameter] = read.layer
+        return layers
+    read.DiscardUnknownFields()
+    return upgrade_net(NetParameter.FromString(read.SerializePartialToString()), os.fspath(path)).layer
+
+
+def check_numbers(net: NetParameter, path: AnyPath) -> NetParameter:
+    """The binary net; PrototxtError if a fork wrote it with fields that Caffe lacks, or by other numbers."""
+    foreign = [f"{net.DESCRIPTOR.name}.{number}" for number in _unknown_fields(net)]
+    for layer in net.layer:
+        foreign += [f"{name} of layer '{layer.name}'" for name in _unknown_names(layer, {"BlobProto"})]
+        foreign += [
+            f"{field.name} (LayerParameter.{field.number}) of layer '{layer.name}' ({layer.type})"
+            for field, _ in layer.ListFields()
+            if field.number in LATE_NUMBERS and not _belongs(field.name, layer.type)
+        ]
+    for old in net.layers:
+        foreign += [f"{name} of layer '{old.name}'" for name in _unknown_names(old, {"BlobProto"})]
+    if foreign:
+        more = " and more" if len(foreign) > 1 else ""
+        raise PrototxtError(
+            f"{path}: a fork wrote this net, by whose numbers its fields cannot be read: {foreign[0]}{more}; "
+            "take its prototxt, or give --dialect nvidia if it is NVIDIA's, or --dialect other, which reads "
+            "only names, types, bottoms, tops and blobs"
+        )
+    return net
+
+
+def _belongs(field: str, layer_type: str) -> bool:
+    """Whether a field of LayerParameter is the parameter of a type of Caffe's."""
+    if field == "recurrent_param":
+        return layer_type in ("LSTM", "RNN")
+    return field.removesuffix("_param").replace("_", "") == layer_type.lower()
 
 
 def read_state_dialect(path: AnyPath, dialect: str, data: bytes | None = None) -> SolverState:
@@ -120,7 +189,7 @@ def read_state_dialect(path: AnyPath, dialect: str, data: bytes | None = None) -
 
     PrototxtError where the file cannot be read, SnapshotError where a history blob makes no sense.
     """
-    if not _is_nvidia(dialect):
+    if not is_nvidia(dialect):
         return _read_other(path, SolverState, data)
     state = parse_binary(read_content(path) if data is None else data, SolverState, path)
     try:
@@ -142,15 +211,57 @@ def read_net_text(path: AnyPath, dialect: str | None = None, weights: Sequence[A
     return upgrade_net(read_net_text_dialect(path, dialect, weights), os.fspath(path))
 
 
+def read_solver_dialect(path: AnyPath, dialect: str | None) -> SolverParameter:
+    """A solver's prototxt of any age, Caffe's own or a fork's, as today's message, with its nets.
+
+    PrototxtError where it cannot be read.
+    """
+    param = upgrade_solver(read_solver_text_dialect(path, dialect), os.fspath(path))
+    return complete_snapshot_prefix(param, os.fspath(path))
+
+
+def read_solver_text_dialect(path: AnyPath, dialect: str | None) -> SolverParameter:
+    """`read_solver_dialect` without the upgrade: the solver as a file of Caffe's would have it."""
+    if not is_nvidia(dialect):
+        return read_text(path, SolverParameter)
+    theirs = read_text(path, _nvidia_class("SolverParameter"))
+    _log_left_out(path, sorted(set(_remove_nvidia_fields(theirs))))
+    param = SolverParameter.FromString(theirs.SerializePartialToString())
+    for nets in (param.test_net_param, *([net] for net in _single_nets(param))):
+        for net in nets:
+            net.CopyFrom(_net_of_text(net, path, ()))
+    if not param.HasField("test_initialization"):
+        param.test_initialization = False
+    kind = SOLVER_TYPES[param.solver_type] if param.HasField("solver_type") else param.type
+    if param.delta < SMALLEST_DELTAS.get(kind, 0):
+        param.delta = SMALLEST_DELTAS[kind]
+    return param
+
+
+def _single_nets(param: SolverParameter) -> list[NetParameter]:
+    """The nets inside the solver, those of test_net_param apart."""
+    return [getattr(param, name) for name in ("net_param", "train_net_param") if param.HasField(name)]
+
+
 def read_net_text_dialect(
     path: AnyPath, dialect: str | None, weights: Sequence[AnyPath] = ()
 ) -> NetParameter:
     """`read_net_text` without the upgrade: the net as a file of Caffe's would have it."""
-    if dialect is None or not _is_nvidia(dialect):
+    if not is_nvidia(dialect):
         return read_text(path, NetParameter)
-    theirs = read_text(path, _nvidia_net())
+    theirs = read_text(path, _nvidia_class("NetParameter"))
     _log_left_out(path, sorted(set(_remove_nvidia_fields(theirs))))
-    net = NetParameter.FromString(theirs.SerializePartialToString())
+    return _net_of_text(NetParameter.FromString(theirs.SerializePartialToString()), path, weights)
+
+
+def _net_of_text(net: NetParameter, path: AnyPath, weights: Sequence[AnyPath]) -> NetParameter:
+    """NVIDIA's net from a prototxt, without the fields that are left out, as Caffe's; see `read_net_text`."""
+    for layer in net.layer:
+        if layer.loss_param.HasField("label_smoothing"):
+            layer.loss_param.nvidia_label_smoothing = layer.loss_param.label_smoothing
+            layer.loss_param.ClearField("label_smoothing")
+        if layer.data_param.shuffle and not layer.data_param.HasField("cache"):
+            layer.data_param.cache = False  # without it, its shuffle does nothing (record_order.py)
     norms = [layer for layer in net.layer if layer.type == "BatchNorm"]
     if passed_over := [layer.name for layer in norms if layer.batch_norm_param.HasField("use_global_stats")]:
         logger.warning(
@@ -176,7 +287,7 @@ def _is_scaled(norm: LayerParameter, net: NetParameter) -> bool:
 def _orders_of_five(weights: AnyPath) -> list[tuple[str, bool]]:
     """The BatchNorm layers that have five blobs, and whether these are in the order of 0.15."""
     try:
-        layers = read_binary(weights, NetParameter).layer
+        layers = read_weights(weights)
     except PrototxtError:  # raised again where the weights are loaded
         return []
     return [
@@ -194,8 +305,9 @@ def fork_hint(blobs: Iterable[BlobProto]) -> str:
     return ", or a fork's, which --dialect reads" if unknown else ""
 
 
-def _is_nvidia(dialect: str) -> bool:
-    if dialect not in DIALECTS:
+def is_nvidia(dialect: str | None) -> bool:
+    """Whether the dialect is NVIDIA's; PrototxtError for an unknown one."""
+    if dialect is not None and dialect not in DIALECTS:
         raise PrototxtError(f"unknown dialect '{dialect}'; known: {', '.join(DIALECTS)}")
     return dialect == "nvidia"
 
@@ -266,8 +378,11 @@ def _from_nvidia(
     scale_and_bias: list[BlobProto] = []
     if blobs:
         scale_and_bias, statistics = (blobs[:2], blobs[2:4]) if is_015 else (blobs[3:], blobs[:2])
+        # Intel's fork has NVIDIA's order, but sums, and Caffe's correction, a number above 1.
+        is_intels = not is_015 and list(blobs[2].data or blobs[2].double_data) > [1]
+        correction = blobs[2] if is_intels else BlobProto(shape=BlobShape(dim=[1]), data=[1])
         del layer.blobs[:]
-        layer.blobs.extend([*statistics, BlobProto(shape=BlobShape(dim=[1]), data=[1])])
+        layer.blobs.extend([*statistics, correction])
     top = layer.top[:1]
     scale = LayerParameter(
         name=name,
@@ -346,19 +461,24 @@ def _blobs_in(message: Message) -> Iterator[Any]:
                     yield from _blobs_in(nested)
 
 
-def _unknown_names(message: Message) -> Iterator[str]:
-    """The unknown fields of the message and of all messages within it, as MESSAGE.NUMBER."""
+def _unknown_names(message: Message, without: Collection[str] = ()) -> Iterator[str]:
+    """The unknown fields of the message and of all messages within it, as MESSAGE.NUMBER.
+
+    without   messages that are not looked into
+    """
+    if message.DESCRIPTOR.name in without:
+        return
     for number in _unknown_fields(message):
         yield f"{message.DESCRIPTOR.name}.{number}"
     for field, value in message.ListFields():
         if field.message_type is not None:
             for nested in [value] if isinstance(value, Message) else value:
-                yield from _unknown_names(nested)
+                yield from _unknown_names(nested, without)
 
 
 @cache
-def _nvidia_net() -> type[Message]:
-    """NetParameter with the fields of NVIDIA_TEXT, and with BatchNorm's fields that are converted."""
+def _nvidia_class(message_name: str) -> type[Message]:
+    """A message of Caffe's with the fields of NVIDIA_TEXT, and with BatchNorm's fields that are converted."""
     file = FileDescriptorProto()
     POOL.FindFileByName("caffe.proto").CopyToProto(file)
     (caffe,) = (message for message in file.message_type if message.name == "caffe")
@@ -369,14 +489,15 @@ def _nvidia_net() -> type[Message]:
     for message in caffe.nested_type:
         for index, declaration in enumerate(NVIDIA_TEXT.get(message.name, "").split()):
             name, _, kind = declaration.partition(":")
-            _add_field(message, name, FIRST_NUMBER + index, kind)
+            if all(field.name != name for field in message.field):  # the schema of the forks may have it
+                _add_field(message, name, FIRST_NUMBER + index, kind)
         if message.name == "BatchNormParameter":
             _add_field(message, "scale_filler", SCALE_FILLER, ".caffe.FillerParameter")
             _add_field(message, "bias_filler", BIAS_FILLER, ".caffe.FillerParameter")
             _add_field(message, "scale_bias", SCALE_BIAS, "bool")
     pool = DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
-    return message_class(pool, "caffe.NetParameter")
+    return message_class(pool, f"caffe.{message_name}")
 
 
 def _add_field(message: DescriptorProto, name: str, number: int, kind: str) -> None:
@@ -403,16 +524,9 @@ def _remove_nvidia_fields(message: Message) -> Iterator[str]:
 
 def _read_other(path: AnyPath, kind: type[M], data: bytes | None = None) -> M:
     """The message with only the fields of READ_BY_OTHER: it is read with a schema that has no others."""
-    file = FileDescriptorProto.FromString(caffe_pb2.SERIALIZED)
-    for message in file.message_type:
-        if message.name in READ_BY_OTHER:
-            kept = [field for field in message.field if field.name in READ_BY_OTHER[message.name]]
-            del message.field[:]
-            message.field.extend(kept)
-    pool = DescriptorPool()
-    pool.AddSerializedFile(file.SerializeToString())
-    known = message_class(pool, kind.DESCRIPTOR.full_name)
-    read = parse_binary(read_content(path) if data is None else data, known, path)
+    read = parse_binary(
+        read_content(path) if data is None else data, _reduced(kind.DESCRIPTOR.full_name, "other"), path
+    )
     if any(
         RAW_DATA in _unknown_fields(blob) and not blob.data and not blob.double_data
         for blob in _blobs_in(read)
@@ -420,3 +534,18 @@ def _read_other(path: AnyPath, kind: type[M], data: bytes | None = None) -> M:
         raise PrototxtError(f"{path}: {RAW_NUMBERS}")
     read.DiscardUnknownFields()
     return kind.FromString(read.SerializePartialToString())
+
+
+@cache
+def _reduced(full_name: str, purpose: Literal["weights", "other"]) -> Any:
+    """The class of a message in a schema that has only what READ_OF_WEIGHTS or READ_BY_OTHER names."""
+    kept = READ_OF_WEIGHTS if purpose == "weights" else READ_BY_OTHER
+    file = FileDescriptorProto.FromString(caffe_pb2.SERIALIZED)
+    for message in file.message_type:
+        if message.name in kept:
+            fields = [field for field in message.field if field.name in kept[message.name]]
+            del message.field[:]
+            message.field.extend(fields)
+    pool = DescriptorPool()
+    pool.AddSerializedFile(file.SerializeToString())
+    return message_class(pool, full_name)

@@ -25,61 +25,71 @@ class Fork(NamedTuple):
 
 SSD = Fork(
     "the SSD fork (weiliu89/caffe)",
-    """Permute PriorBox DetectionOutput DetectionEvaluate Normalize AnnotatedData MultiBoxLoss SmoothL1Loss
-    VideoData""",
-    """permute_param prior_box_param detection_output_param detection_evaluate_param norm_param
-    annotated_data_param multibox_loss_param video_data_param TransformationParameter.resize_param
-    TransformationParameter.noise_param TransformationParameter.emit_constraint
-    TransformationParameter.distort_param TransformationParameter.expand_param
-    SolverParameter.eval_type SolverParameter.ap_version SolverParameter.show_per_class_result""",
+    "VideoData",
+    "video_data_param",
 )
-FASTER_RCNN = Fork(
-    "Faster R-CNN's fork (rbgirshick/caffe-fast-rcnn)",
-    "ROIPooling SmoothL1Loss",
-    "roi_pooling_param smooth_l1_loss_param",
+LENOVO = Fork(
+    "Lenovo's Proposal, as in synopsys-caffe",
+    "",
+    """ProposalParameter.anchor_base_size ProposalParameter.anchor_scale ProposalParameter.anchor_ratio
+    ProposalParameter.max_rois""",
+    "it is another layer than PVANET's: boxes of scores below 0.3 are left out, and none are sorted",
 )
-RFCN = Fork(
-    "R-FCN's fork (daijifeng001/caffe-rfcn)",
-    "PSROIPooling BoxAnnotatorOHEM SmoothL1LossOHEM SoftmaxWithLossOHEM",
-    """psroi_pooling_param box_annotator_ohem_param LossParameter.pre_fixed_normalizer
-    NormalizationMode.PRE_FIXED DropoutParameter.scale_train""",
-)
-SEGNET = Fork(
-    "SegNet's fork (alexgkendall/caffe-segnet)",
-    "BN Upsample DenseImageData",
-    """bn_param upsample_param dense_image_data_param LossParameter.weight_by_label_freqs
-    LossParameter.class_weighting DropoutParameter.sample_weights_test""",
-)
-PSPNET = Fork(
-    "PSPNet's fork (hszhao/PSPNet)",
-    "BN Interp ImageSegData",
-    "bn_param interp_param ImageDataParameter.label_type",
+HUAWEI = Fork(
+    "Huawei's Proposal, of its Ascend tools",
+    "",
+    "ProposalParameter.iou_threshold ProposalParameter.output_actual_rois_num",
+    "PVANET's writes nms_thresh, and its top has as many rows as boxes are found",
 )
 DEEPLAB = Fork(
     "DeepLab's fork (cdmh/deeplab-public-ver2)",
-    "Interp ImageSegData DenseCRF MatRead MatWrite UniqueLabel",
-    "interp_param ConvolutionParameter.hole ImageDataParameter.label_type",
+    "DenseCRF MatRead MatWrite UniqueLabel",
+    "ConvolutionParameter.hole",
 )
-ACTION = Fork("yjxiong's fork (yjxiong/caffe)", "BN VideoData VIDEO_DATA", "bn_param")
+ACTION = Fork(
+    "yjxiong's fork (yjxiong/caffe)",
+    "VideoData VIDEO_DATA Gather SegData",
+    """video_data_param seg_data_param TransformationParameter.scale_ratios
+    TransformationParameter.multi_scale TransformationParameter.max_distort
+    TransformationParameter.fix_crop TransformationParameter.more_fix_crop
+    TransformationParameter.is_flow""",
+)
 YOLO = Fork(
     "the YOLO fork (eric612/MobileNet-YOLO)",
-    """Reorg RegionLoss YoloDetectionOutput Yolov3DetectionOutput Yolov3 YoloSeg EvalDetection Upsample
-    DepthwiseConvolution""",
-    "reorg_param region_loss_param yolov3_param yolov3_detection_output_param upsample_param",
+    "YoloSeg",
+    """yolo_seg_param AnnotatedDataParameter.yolo_data_type AnnotatedDataParameter.yolo_data_jitter
+    AnnotatedDataParameter.train_diffcult AnnotatedDataParameter.single_class
+    AnnotatedDataParameter.seg_scales AnnotatedDataParameter.seg_resize_width
+    AnnotatedDataParameter.seg_resize_height AnnotatedDataParameter.difficult_label_warmup""",
 )
 WINDOWS = Fork(
     "caffe-windows (happynear/caffe-windows)",
-    """Flip Normalize InnerDistance ChannelScale LabelSpecificAdd GeneralContrastiveLoss Proposal
-    MarginInnerProduct CenterLoss""",
-    """flip_param normalize_param inner_distance_param channel_scale_param label_specific_add_param
-    general_contrastive_loss_param proposal_param InnerProductParameter.normalize
-    SoftmaxParameter.normalize_type""",
+    "GeneralContrastiveLoss",
+    "general_contrastive_loss_param SoftmaxParameter.normalize_type",
 )
 INTEL = Fork(
     "Intel's fork (intel/caffe)",
-    "PriorBoxClustered Proposal Reorg RegionLoss",
-    """quantization_param prior_box_clustered_param BatchNormParameter.filler Engine.MKL2017
-    Engine.MKLDNN""",
+    "VideoData BoxData SpatialDropout MKLBatchNorm",
+    """prior_box_clustered_param video_data_param spatial_dropout_param split_param multinode
+    mn_activation_param mn_grad_compress_param NetParameter.compile_net_state NetParameter.multinode
+    BatchNormParameter.bias_filler BatchNormParameter.engine ConvolutionParameter.fusion_type
+    ConvolutionParameter.coeff ConcatParameter.per_fla_fuse ReLUParameter.fuse
+    PoolingParameter.avg_include_pad PoolingParameter.pad_3d PoolingParameter.kernel_size_3d
+    PoolingParameter.stride_3d ReshapeParameter.pixelshuffler ROIPoolingParameter.pooled_size
+    ImageDataParameter.min_height ImageDataParameter.min_width DataParameter.side""",
+)
+INTELS_SCALE = Fork(
+    INTEL.name,
+    "",
+    "BatchNormParameter.use_weight_bias BatchNormParameter.bias_term",
+    "write a Scale layer after the BatchNorm for its scale and bias, and remove it",
+)
+INTELS_RELU = Fork(
+    INTEL.name,
+    "",
+    """ConvolutionParameter.relu ConvolutionParameter.negative_slope InnerProductParameter.relu
+    InnerProductParameter.negative_slope BatchNormParameter.relu""",
+    "write a ReLU layer after this one",
 )
 NVIDIA = Fork(
     "NVIDIA Caffe (NVIDIA/caffe)",
@@ -88,54 +98,59 @@ NVIDIA = Fork(
     BatchNormParameter.scale_filler BatchNormParameter.bias_filler BatchNormParameter.scale_bias
     BatchNormParameter.engine ConvolutionParameter.conv_algos_override
     ConvolutionParameter.cudnn_convolution_algo_seeker DropoutParameter.random_seed DropoutParameter.engine
-    DataParameter.threads DataParameter.parser_threads DataParameter.cache DataParameter.precache
-    DataParameter.shuffle ImageDataParameter.threads ImageDataParameter.cache ImageDataParameter.precache
-    TransformationParameter.use_gpu_transform TransformationParameter.random_seed
-    NetParameter.default_forward_type NetParameter.default_backward_type NetParameter.default_forward_math
-    NetParameter.default_backward_math NetParameter.default_cudnn_math_override
-    NetParameter.default_conv_algos_override NetParameter.global_grad_scale
-    NetParameter.global_grad_scale_adaptive NetParameter.reduce_buckets NetParameter.eltwise_mem_sharing""",
+    DataParameter.threads DataParameter.parser_threads DataParameter.precache ImageDataParameter.threads
+    ImageDataParameter.cache ImageDataParameter.precache TransformationParameter.use_gpu_transform
+    TransformationParameter.random_seed NetParameter.default_forward_type NetParameter.default_backward_type
+    NetParameter.default_forward_math NetParameter.default_backward_math
+    NetParameter.default_cudnn_math_override NetParameter.default_conv_algos_override
+    NetParameter.global_grad_scale NetParameter.global_grad_scale_adaptive NetParameter.reduce_buckets
+    NetParameter.eltwise_mem_sharing""",
     "give --dialect nvidia",
 )
 NVIDIAS_OTHERS = Fork(
     "NVIDIA Caffe (NVIDIA/caffe)",
     "",
-    """TransformationParameter.img_rand_resize_lower TransformationParameter.img_rand_resize_upper
-    TransformationParameter.rand_resize_ratio_lower TransformationParameter.rand_resize_ratio_upper
-    TransformationParameter.vertical_stretch_lower TransformationParameter.vertical_stretch_upper
-    TransformationParameter.horizontal_stretch_lower TransformationParameter.horizontal_stretch_upper
-    TransformationParameter.allow_upscale TransformationParameter.interpolation_algo_up
-    TransformationParameter.interpolation_algo_down PoolingParameter.torch_pooling
-    detectnet_groundtruth_param detectnet_augmentation_param trt_param SolverParameter.solver_data_type
-    SolverParameter.store_blobs_in_old_format SolverParameter.larc SolverParameter.larc_policy
-    SolverParameter.rampup_interval SolverParameter.rampup_lr SolverParameter.min_lr""",
-)
-CEIL_MODE = Fork(
-    "a patch of many forks (BVLC/caffe#3057)",
-    "",
-    "PoolingParameter.ceil_mode",
-    "write round_mode: CEIL for true, FLOOR for false",
+    """PoolingParameter.torch_pooling ELUParameter.lambda ImageDataParameter.short_side
+    ImageDataParameter.dataset_share_per_node MultiBoxLossParameter.ignore_difficult_gt
+    TransformationParameter.forward_packing TransformationParameter.display
+    TransformationParameter.num_labels SolverType.SAG detectnet_groundtruth_param
+    detectnet_augmentation_param trt_param video_data_param""",
 )
 FORKS = (
-    SSD, FASTER_RCNN, RFCN, SEGNET, PSPNET, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, NVIDIA, NVIDIAS_OTHERS,
-    CEIL_MODE,
-    Fork("DepthwiseConvolution (yonghenglh6)", "DepthwiseConvolution", "",
-         "write Convolution with group: the number of channels"),
-    Fork("caffe-mobilenet (farmingyard)", "ConvolutionDepthwise", "",
-         "write Convolution with group: the number of channels"),
-    Fork("ShuffleNet (farmingyard)", "ShuffleChannel", "shuffle_channel_param"),
-    Fork("SENet's fork (hujie-frank/SENet)", "Axpy", "axpy_param"),
-    Fork("MobileNet-SSD's fork (chuanqi305/ssd)", "ReLU6", "relu6_param"),
-    Fork("SphereFace's fork (wy1iu/sphereface)", "MarginInnerProduct", "margin_inner_product_param"),
-    Fork("caffe-face (ydwen/caffe-face)", "CenterLoss", "center_loss_param"),
-    Fork("CaffeMex (sciencefans/CaffeMex_v2)", "BN", "bn_param"),
+    SSD, LENOVO, HUAWEI, DEEPLAB, ACTION, YOLO, WINDOWS, INTEL, INTELS_SCALE, INTELS_RELU, NVIDIA,
+    NVIDIAS_OTHERS,
     Fork("FlowNet2 (lmb-freiburg/flownet2)", "Correlation Correlation1D FlowWarp Resample Downsample L1Loss",
          "correlation_param flow_warp_param resample_param downsample_param l1_loss_param"),
-    Fork("caffe-lstm (junhyukoh/caffe-lstm)", "Lstm", "lstm_param"),
-    Fork("C3D (facebook/C3D)", "CONVOLUTION3D POOLING3D VOLUME_DATA Convolution3D Pooling3D", ""),
+    Fork("C3D (facebook/C3D)", "CONVOLUTION3D POOLING3D VOLUME_DATA Convolution3D Pooling3D",
+         "PoolingParameter.kernel_depth PoolingParameter.temporal_stride ConvolutionParameter.kernel_depth "
+         "ConvolutionParameter.temporal_pad ConvolutionParameter.temporal_stride "
+         "ImageDataParameter.show_data"),
     Fork("the CTPN fork (bear63/sceneReco)", "Transpose", "transpose_param"),
     Fork("OpenPose's fork (CMU-Perceptual-Computing-Lab/caffe_train)", "CPMData", "cpm_transform_param"),
-    Fork("CRF-RNN's fork (torrvision/crfasrnn)", "MultiStageMeanfield", "multi_stage_meanfield_param"),
+    Fork("CRF-RNN's fork (torrvision/crfasrnn)", "MultiStageMeanfield MULTI_STAGE_MEANFIELD",
+         "multi_stage_meanfield_param"),
+    Fork("DeepLab's first fork (TheLegendAli/DeepLab-Context)", "SEG_ACCURACY MAT_READ MAT_WRITE",
+         "softmaxloss_param strict_dim seg_accuracy_param mat_read_param mat_write_param"),
+    Fork("GENet's fork (hujie-frank/GENet)", "CuDNNBatchNorm", "cudnn_batch_norm_param"),
+    Fork("the YOLO fork of yeahkun (yeahkun/caffe-yolo)", "BoxData DetectionLoss",
+         "detection_loss_param DataParameter.side"),
+    Fork("HED's fork (s9xie/hed)", "ImageLabelmapData", "ImageDataParameter.normalize"),
+    Fork("NormFace (happynear/NormFace)", "GlobalLSEMargin",
+         "AccuracyParameter.min_is_better ParameterParameter.blob_filler"),
+    Fork("EAST-caffe (SURFZJY/EAST-caffe)", "DiceCoefLoss", ""),
+    Fork("TextBoxes++ (MhLiao/TextBoxes_plusplus)", "", "PriorBoxParameter.denser_prior_boxes"),
+    Fork("soeaver's fork (soeaver/caffe-model)", "", "InterpParameter.use_blob_size selu_dropout_param"),
+    Fork("Intel's model zoo (opencv/open_model_zoo)", "CTCGreedyDecoder",
+         "ctc_decoder_param DetectionOutputParameter.input_width DetectionOutputParameter.input_height"),
+    Fork("TMM2018_DRFN (Mhaiyang/TMM2018_DRFN)", "PwAttend", "pw_attend_param"),
+    Fork("Caffe_Light_Field (JunhyeongBak/Caffe_Light_Field)", "AbsLoss Warping FlowWarp", ""),
+    Fork("MouseCTSegmentation (DlutMedimgGroup/MouseCTSegmentation)", "PoolingND", "pooling_nd_param"),
+    Fork("SemanticLabelingDemo (StevenHickson/SemanticLabelingDemo)", "Segmentation LabelData", "seg_param"),
+    Fork("deepsaldet (Robert0812/deepsaldet)", "MCWINDOW_DATA",
+         "mcwindow_data_param WindowDataParameter.shuffle"),
+    Fork("pynetbuilder (jay-mahadeokar/pynetbuilder)", "",
+         "MemoryDataParameter.source MemoryDataParameter.share_in_parallel"),
+    Fork("resnet-imagenet-caffe (yihui-he/resnet-imagenet-caffe)", "", "ImageDataParameter.new_dim"),
 )  # fmt: skip
 
 

@@ -17,6 +17,10 @@ from imae.files.errors import LayerError
 if TYPE_CHECKING:  # not at run time: the command line needs no schema
     from imae.prototxt.caffe_pb2 import LayerParameter
 
+# Python layers of well-known projects that are built in, by module and class: none of the user's code is
+# imported for them. The values are the types in whose files they are.
+BUILT_IN = {("rpn.proposal_layer", "ProposalLayer"): "Proposal"}
+
 VARIABLE = "IMAE_NO_PYTHON_LAYERS"
 
 
@@ -35,10 +39,12 @@ def no_python_layers() -> Iterator[None]:
 
 
 def check_python_layers(layers: Iterable[LayerParameter]) -> None:
-    """LayerError for the first Python layer, if they are refused."""
+    """LayerError for the first Python layer that is not built in, if they are refused."""
     if os.environ.get(VARIABLE, "") in ("", "0"):
         return
     for layer in layers:
+        if layer.type == "Python" and (layer.python_param.module, layer.python_param.layer) in BUILT_IN:
+            continue
         if layer.type == "Python" or layer.HasField("python_param"):
             raise LayerError(
                 layer,

@@ -8,7 +8,7 @@ point `NAME = PACKAGE:FILE.proto` in the group `imae.protos` of an installed pac
     package imae_xyz;
     import "caffe.proto";
     message XyzParameter { optional float scale = 1; optional caffe.FillerParameter filler = 2; }
-    extend caffe.LayerParameter { optional XyzParameter xyz_param = 10001; }
+    extend caffe.LayerParameter { optional XyzParameter xyz_param = 20001; }
 
 Every extension of LayerParameter becomes a real field of it, so that a net can have `xyz_param { scale: 2 }`.
 """
@@ -40,6 +40,7 @@ from imae.files.errors import PrototxtError
 from imae.prototxt import caffe_pb2
 
 GROUP = "imae.protos"
+PLUGINS_START = 20000  # of plugins' numbers in LayerParameter; R-FCN has 10000 and 10001
 
 
 class Plugin(NamedTuple):
@@ -103,12 +104,12 @@ def _number_taken(plugin: Plugin, number: int) -> str:
     caffe = FileDescriptorProto.FromString(caffe_pb2.SERIALIZED)
     (layer,) = (message for message in caffe.message_type if message.name == "LayerParameter")
     names = {field.number: field.name for field in layer.field}
-    taken = "is kept for Caffe's own"
+    taken = "is kept for Caffe and its forks"
     if number in names:
         taken = f"is also taken by {names[number]} of caffe.proto"
     return (
         f"plugin '{plugin.name}': field number {number} of LayerParameter {taken}; "
-        f"use {layer.extension_range[0].start} or more"
+        f"use {PLUGINS_START} or more"
     )
 
 
@@ -130,6 +131,8 @@ def build_pool(plugins: Sequence[Plugin] = ()) -> DescriptorPool:
             if (other := types.setdefault(full_name, who)) != who:
                 raise PrototxtError(f"{who}: {full_name} is also defined by {other}; rename one")
         for field in _take_layer_fields(file):
+            if field.number < PLUGINS_START:
+                raise PrototxtError(_number_taken(plugin, field.number))
             for key in (field.name, field.number):
                 if (other := taken.setdefault(key, who)) != who:
                     raise PrototxtError(

@@ -108,6 +108,7 @@ V1_TYPES = {
     "RELU": "ReLU",
     "SOFTMAX_LOSS": "SoftmaxWithLoss",
     "TANH": "TanH",
+    "BN": "BN",
 }
 
 SOLVER_TYPES = {
@@ -191,7 +192,7 @@ def _upgrade_net(param: NetParameter, path: str, dropped: list[str], log_each: b
         )
         param = upgrade_batch_norm(param)
         log_line("upgrade_proto.cpp:82", "Successfully upgraded batch norm layers using deprecated params.")
-    return param
+    return upgrade_intels_batch_norm(param)
 
 
 def upgrade_v0(param: NetParameter) -> tuple[NetParameter, list[str]]:
@@ -346,6 +347,47 @@ def upgrade_batch_norm(param: NetParameter) -> NetParameter:
         for spec in layer.param:
             spec.lr_mult = spec.decay_mult = 0
     return upgraded
+
+
+def upgrade_intels_batch_norm(param: NetParameter) -> NetParameter:
+    """A net whose BatchNorm layers have no fields that Intel's fork reads together with other layers.
+
+    With Intel's libraries a BatchNorm and the Scale that reads its top are one layer, whose scale begins
+    with the BatchNorm's `filler`. Without a Scale it has a scale and a bias of its own: PrototxtError, if
+    `engine`, of the layer or the net, or `filler` asks for that. The net's bn_stats_batch_size is that of
+    each BatchNorm.
+    """
+    if not any(layer.type == "BatchNorm" and _is_intels(layer, param) for layer in param.layer):
+        return param
+    upgraded = NetParameter()
+    upgraded.CopyFrom(param)
+    for place, layer in enumerate(upgraded.layer):
+        if layer.type != "BatchNorm":
+            continue
+        norm, engine = layer.batch_norm_param, layer.engine or param.engine
+        if param.bn_stats_batch_size and not norm.HasField("stats_batch_size"):
+            norm.stats_batch_size = param.bn_stats_batch_size
+        has_filler = norm.HasField("filler") and engine != "CAFFE"
+        if "MKL" not in engine and not has_filler:
+            continue
+        readers = (later for later in upgraded.layer[place + 1 :] if layer.top[:1] == later.bottom[:1])
+        reader = next(readers, None)
+        if reader is None or reader.type != "Scale":
+            cause = "a filler" if has_filler else f'engine: "{engine}"'
+            raise PrototxtError(
+                f"layer '{layer.name}' (BatchNorm): with {cause} Intel's fork gives it a scale and a bias of "
+                'its own; write a Scale layer with bias_term: true after it, or engine: "CAFFE"'
+            )
+        if has_filler:
+            reader.scale_param.filler.CopyFrom(norm.filler)
+            norm.ClearField("filler")
+    return upgraded
+
+
+def _is_intels(layer: LayerParameter, net: NetParameter) -> bool:
+    """Whether a BatchNorm layer has a field that `upgrade_intels_batch_norm` looks at."""
+    is_of_library = "MKL" in (layer.engine or net.engine)
+    return is_of_library or bool(net.bn_stats_batch_size) or layer.batch_norm_param.HasField("filler")
 
 
 def _is_old_batch_norm(layer: LayerParameter) -> bool:

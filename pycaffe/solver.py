@@ -14,8 +14,8 @@ from imae.net.executor import StepwiseExecutor
 from imae.net.net import Net as ModuleNet
 from imae.net.stepwise import Stepwise
 from imae.prototxt import SolverParameter
+from imae.prototxt.dialects import read_solver_dialect
 from imae.prototxt.leftovers import strict_fields
-from imae.prototxt.text import read_solver
 from imae.pycaffe.mode import current_device, current_random
 from imae.pycaffe.net import Net
 from imae.pycaffe.vectors import NetVec
@@ -26,17 +26,18 @@ from imae.train.solver import Solver as TrainSolver
 class Solver:
     """A solver made from a solver prototxt: step, solve, snapshot, restore, and the nets.
 
-    strict   whether a field of a net without effect is an error; by default a warning lists such fields
+    strict    whether a field of a net without effect is an error; by default a warning lists such fields
+    dialect   the fork that wrote the files of the solver, its nets and their weights; None: Caffe
     """
 
     type: ClassVar[str] = ""
 
-    def __init__(self, solver_file: AnyPath, *, strict: bool = False) -> None:
+    def __init__(self, solver_file: AnyPath, *, strict: bool = False, dialect: str | None = None) -> None:
         with strict_fields(strict):
-            self._make(solver_file)
+            self._make(solver_file, dialect)
 
-    def _make(self, solver_file: AnyPath) -> None:
-        param = read_solver(solver_file)
+    def _make(self, solver_file: AnyPath, dialect: str | None) -> None:
+        param = read_solver_dialect(solver_file, dialect)
         if self.type and param.type != self.type:
             # Caffe: the class decides, not the file.
             changed = SolverParameter()
@@ -49,7 +50,7 @@ class Solver:
             made.append(Stepwise(net, device))
             return StepwiseExecutor(made[-1])
 
-        options = Options(device=device, executor=executor)
+        options = Options(device=device, executor=executor, dialect=dialect)
         self.solver = TrainSolver(param, options, random=current_random())
         self.param = param
         self.net, *test_nets = [Net.around(stepwise) for stepwise in made]
@@ -152,9 +153,9 @@ SOLVERS = {
 }
 
 
-def get_solver(solver_file: AnyPath, *, strict: bool = False) -> Solver:
+def get_solver(solver_file: AnyPath, *, strict: bool = False, dialect: str | None = None) -> Solver:
     """The solver of the type that the file names."""
-    name = read_solver(solver_file).type
+    name = read_solver_dialect(solver_file, dialect).type
     if name not in SOLVERS:
         raise PrototxtError(f"Unknown solver type: {name} (known types: {', '.join(sorted(SOLVERS))})")
-    return SOLVERS[name](solver_file, strict=strict)
+    return SOLVERS[name](solver_file, strict=strict, dialect=dialect)

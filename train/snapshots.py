@@ -28,6 +28,7 @@ from imae.net.not_finite import all_finite
 from imae.net.weights import load_caffemodel, save_caffemodel
 from imae.prototxt import SolverParameter
 from imae.train.from_device import host_array
+from imae.train.lr_policy import Plateau, f32
 from imae.train.options import Options
 from imae.train.run_position import RunPosition
 from imae.train.solverstate import State, file_checksum, read_state, write_state
@@ -87,7 +88,7 @@ class Snapshots:
 
     options    `keep` and `on_nan` are used
     ranks      all ranks call `save`, `is_current`, `restore` and `restore_newest`; rank 0 writes
-    net, update, position   what is saved and restored, besides iteration and current_step
+    net, update, position, plateau   what is saved and restored, besides iteration and current_step
     """
 
     def __init__(
@@ -98,11 +99,13 @@ class Snapshots:
         net: Net,
         update: Update,
         position: RunPosition,
+        plateau: Plateau,
     ) -> None:
         self.param = param
         self.keep, self.on_nan = options.keep, options.on_nan
         self.marks = Marks()
         self._ranks, self._net, self._update, self._position = ranks, net, update, position
+        self._plateau = plateau
 
     # Read when they are needed: a script may set them between two steps.
 
@@ -147,7 +150,11 @@ class Snapshots:
             log_line(place, f"Snapshotting solver state to {kind} {path}")
             history = [host_array(blob) for blob in self._update.history]
             run = {**run, "model": checksum, "finite": finite}
-            write_state(State(iteration, model, current_step, history, run), path)
+            state = State(iteration, model, current_step, history, run)
+            if self.param.lr_policy == "plateau":
+                state.minimum_loss = float(self._plateau.minimum_loss)
+                state.last_event = self._plateau.last_event
+            write_state(state, path)
         self.marks.written(path, finite)
         self._remove_older(iteration)
         return path
@@ -261,6 +268,7 @@ class Snapshots:
             log_line("sgd_solver.cpp:336", "SGDSolver: restoring history")
         for values, blob in zip(state.history, self._update.history, strict=True):
             blob.copy_(torch.from_numpy(values).view(blob.shape))
+        self._plateau.minimum_loss, self._plateau.last_event = f32(state.minimum_loss), state.last_event
         self.marks.restored(path, state.run.get("finite", True))
         exact = bool(state.run) and not as_caffe
         if exact:

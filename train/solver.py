@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,15 +31,18 @@ from imae.layers.data.data_resources import DataResources
 from imae.layers.ranks import ALONE, Flags, Ranks
 from imae.layers.run import Run
 from imae.net.executor import Result
+from imae.net.score import check_same_shapes
 from imae.net.streams import Streams, draw_on_device
 from imae.prototxt import SolverParameter
 from imae.prototxt.text import to_text
+from imae.train.detection_evaluation import DetectionEvaluation, log_precisions
 from imae.train.executors import make_executor, with_debug_info
 from imae.train.from_device import Array, host_array
 from imae.train.loss_watch import LossWatch
-from imae.train.lr_policy import advance_step, learning_rate
+from imae.train.lr_policy import Plateau, advance_step, check_policy, is_warming_up, learning_rate
 from imae.train.options import Options
 from imae.train.run_position import RunPosition
+from imae.train.schedules import momentum_at, weight_decay_at
 from imae.train.signals import Action
 from imae.train.smoothed_loss import SmoothedLoss
 from imae.train.snapshots import Restored, Snapshots, check_writable
@@ -51,6 +55,13 @@ from imae.train.update_rules import update_rule
 logger = logging.getLogger(__name__)
 
 f32 = np.float32
+
+# The lines about a new current_step, by lr_policy: their place in Caffe's or SSD's sources, and their words.
+STEP_LINES = {"multistep": ("sgd_solver.cpp:50", "MultiStep"), "plateau": ("sgd_solver.cpp:76", "Plateau")}
+# With one of these fields, NVIDIA's, the line of the rate has momentum and weight decay, too.
+LOGGED_WITH_MOMENTUM = (
+    "rampup_interval", "min_lr", "momentum_policy", "weight_decay_policy", "larc",
+)  # fmt: skip
 
 
 class Solver:
@@ -117,9 +128,11 @@ class Solver:
         self._loss_watch = LossWatch(self.net, streams, param.iter_size, options.on_nan)
         self._run, *self._run_test = with_debug_info(runs, nets, param.debug_info, device)
         self.update = Update(param, rule, self.net, device, options.recorder)
-        self._loss = SmoothedLoss(param.average_loss)
+        self._loss, self._plateau = SmoothedLoss(param.average_loss), Plateau()
         self._position = RunPosition(streams, self._loss, dtype, ranks)
-        self.snapshots = Snapshots(param, options, ranks, self.net, self.update, self._position)
+        self.snapshots = Snapshots(
+            param, options, ranks, self.net, self.update, self._position, self._plateau
+        )
         self._log = TrainingLog(param, device)
         self._log.line("solver.cpp:57", "Solver scaffolding done.")
 
@@ -153,8 +166,14 @@ class Solver:
     @property
     def lr(self) -> float:
         """The learning rate of the next update."""
-        step = advance_step(self.param, self.iteration, self.current_step)
+        step = self._next_step(replace(self._plateau))
         return learning_rate(self.param, self.iteration, step)
+
+    def _next_step(self, plateau: Plateau) -> int:
+        """current_step of the next update; `plateau` is moved on to it."""
+        if self.param.lr_policy != "plateau":
+            return advance_step(self.param, self.iteration, self.current_step)
+        return plateau.advance(self.param, self.iteration, self.current_step, self._loss.read())
 
     def get_learning_rate(self) -> float:
         """The rate of the next update; current_step is advanced to that update's step.
@@ -163,13 +182,27 @@ class Solver:
         `solver.lr`. Where several stepvalues are due at once, each call advances by one of them. The property
         `lr` here advances nothing.
         """
-        step = advance_step(self.param, self.iteration, self.current_step)
-        if self.param.lr_policy == "multistep" and step != self.current_step:
-            self._log.line(
-                "sgd_solver.cpp:50", f"MultiStep Status: Iteration {self.iteration}, step = {step}"
-            )
+        step = self._next_step(self._plateau)
+        if self.param.lr_policy == "plateau":  # each rank has a loss of its own
+            step = self.ranks.broadcast_int(step)
+        if step != self.current_step and self.param.lr_policy in STEP_LINES:
+            place, words = STEP_LINES[self.param.lr_policy]
+            self._log.line(place, f"{words} Status: Iteration {self.iteration}, step = {step}")
         self.current_step = step
+        self._log_minimum()
         return learning_rate(self.param, self.iteration, step)
+
+    def _log_minimum(self) -> None:
+        """With lr_policy "plateau": log a minimum or a step since the last display."""
+        param, plateau = self.param, self._plateau
+        if param.lr_policy != "plateau" or is_warming_up(param, self.iteration):
+            return
+        if self._due(param.display) and plateau.last_event > self.iteration - param.display:
+            self._log.line(
+                "sgd_solver.cpp:83",
+                f"Plateau Status: Iteration {self.iteration}, current minimum_loss = "
+                f"{number(plateau.minimum_loss)}",
+            )
 
     # -- training -------------------------------------------------------------------------------------------
 
@@ -201,7 +234,7 @@ class Solver:
             self.net.check_labels()
             log.line("solver.cpp:327", f"Iteration {self.iteration}, loss = {number(self._loss.read())}")
             self._watch_loss()
-        if self._due(param.test_interval):
+        if self._test_due():
             self.test_all()
         wait.log()
         log.line("solver.cpp:332", "Optimization Done.")
@@ -210,7 +243,7 @@ class Solver:
         """Run `iterations` iterations, or fewer if a signal stops the training."""
         param = self.param
         if iterations > 0:
-            _ = self.lr  # refuses an unknown policy before the first pass rather than after it
+            check_policy(param)  # before the first pass rather than after it
         if not self._keep_loss:
             self._loss.clear()
         self._keep_loss, self._before_tests = False, None
@@ -218,7 +251,7 @@ class Solver:
         stop = self.iteration + iterations
         while self.iteration < stop:
             self.update.clear_diffs()
-            if self._due(param.test_interval) and (self.iteration > 0 or param.test_initialization):
+            if self._test_due() and (self.iteration > 0 or param.test_initialization):
                 self.test_all()
                 if self._stopped:
                     break
@@ -229,7 +262,7 @@ class Solver:
             if display:
                 self._loss_watch.before_display()
             loss, outputs = self._forward_backward()
-            if param.display:
+            if param.display or param.lr_policy == "plateau":
                 self._loss.add(loss)
             if display:
                 self.net.check_labels()
@@ -238,7 +271,11 @@ class Solver:
             for callback in self.on_gradients_ready:
                 callback()
             self.ranks.average(self.update.diffs(), self._requested)
-            self.apply_update()
+            if param.disabled_update:
+                self._log_rate()
+                self.iteration += 1
+            else:
+                self.apply_update()
             to_snapshot, to_stop = self.ranks.any_rank(self._requested)
             if self._due(param.snapshot) or to_snapshot:
                 self.snapshot()
@@ -254,6 +291,11 @@ class Solver:
 
     def _due(self, interval: int) -> bool:
         return interval != 0 and self.iteration % interval == 0
+
+    def _test_due(self) -> bool:
+        """Whether a test is due; test_offset (Intel) moves the iterations of tests."""
+        param = self.param
+        return param.test_interval != 0 and (self.iteration - param.test_offset) % param.test_interval == 0
 
     def _forward_backward(self) -> Result:
         """Run iter_size passes; returns the mean loss, and the outputs of the last pass."""
@@ -271,11 +313,28 @@ class Solver:
     @torch.no_grad()
     def apply_update(self) -> None:
         """Update weights and history from the current gradients; increment `iteration`."""
-        rate = self.get_learning_rate()
-        if self._due(self.param.display):
-            self._log.line("sgd_solver.cpp:112", f"Iteration {self.iteration}, lr = {number(rate)}")
+        rate = self._log_rate()
         self._log.clipped(self.update(rate, self.iteration))
         self.iteration += 1
+
+    def _log_rate(self) -> float:
+        """The rate of the next update; logged, where a display is due."""
+        rate = self.get_learning_rate()
+        if self._due(self.param.display):
+            line = f"Iteration {self.iteration}, lr = {number(rate)}"
+            self._log.line("sgd_solver.cpp:112", line + self._schedules(rate))
+        return rate
+
+    def _schedules(self, rate: float) -> str:
+        """The end of the line of the rate where the solver has fields of NVIDIA's fork, as that has it."""
+        param = self.param
+        if not any(param.HasField(name) for name in LOGGED_WITH_MOMENTUM):
+            return ""
+        momentum = f32(momentum_at(param, self.iteration, rate))
+        decay = weight_decay_at(param, self.iteration)
+        with np.errstate(all="ignore"):  # a momentum of 1
+            scaled = f32(rate) / (f32(1) - momentum)
+        return f", m = {number(momentum)}, lrm = {number(scaled)}, wd = {number(decay)}, gs = 1"
 
     # -- testing --------------------------------------------------------------------------------------------
 
@@ -296,17 +355,23 @@ class Solver:
             self._before_tests = None
 
     def test(self, index: int) -> dict[str, Array]:
-        """Run test_iter batches of a test net; returns the means of its outputs, {} if a signal stops it."""
+        """Run test_iter batches of a test net; returns the means of its outputs, {} if a signal stops it.
+
+        With eval_type "detection" the mean is that of the average precisions (detection_evaluation.py).
+        """
         net, log = self.test_nets[index], self._log
         log.line("solver.cpp:347", f"Iteration {self.iteration}, Testing net (#{index})")
         names = set(net.layer_names)
         for name in self.net.layer_names:
             if name not in names:
                 log.line("net.cpp:678", f"Ignoring source layer {name}")
-        means = self._test_means(index)
+        found = DetectionEvaluation() if self.param.eval_type == "detection" else None
+        means = self._test_means(index, found)
         if means is None:
             log.line("solver.cpp:396", "Test interrupted.")
             means = {}
+        elif found is not None:
+            means = log_precisions(log.line, found, self.param.ap_version, self.param.show_per_class_result)
         else:
             log.outputs("solver.cpp:414", "Test", net, means)
             self._loss_watch.warn_of_test(means)
@@ -314,8 +379,11 @@ class Solver:
             callback(index, means)
         return means
 
-    def _test_means(self, index: int) -> dict[str, Array] | None:
-        """Run the batches of a test; returns the means of its outputs, None if a signal stopped it."""
+    def _test_means(self, index: int, found: DetectionEvaluation | None) -> dict[str, Array] | None:
+        """Run the batches of a test; returns the means of its outputs, None if a signal stopped it.
+
+        found   collects the outputs instead
+        """
         param, run = self.param, self._run_test[index]
         total: Tensor | float = 0.0
         sums: dict[str, Tensor] = {}
@@ -325,6 +393,10 @@ class Solver:
                 return None
             loss, outputs = run.forward()
             total = total + loss
+            if found is not None:
+                found.add({name: host_array(blob) for name, blob in outputs.items()})
+                continue
+            check_same_shapes(sums, outputs)
             sums = {name: sums[name] + blob if name in sums else blob for name, blob in outputs.items()}
         self.test_nets[index].check_labels()
         batches = f32(param.test_iter[index])

@@ -2,7 +2,8 @@
 
 Both hold iter, learned_net (the model file's path as it was written), current_step and the history blobs in
 Caffe's order, and Caffe reads them. In addition, `run` holds what an exact resume needs and Caffe does not
-save: data positions, random generators, the window of the smoothed loss. Caffe ignores it.
+save: data positions, random generators, the window of the smoothed loss. Caffe ignores it. With lr_policy
+"plateau" they also hold minimum_loss and iter_last_event, as SSD's, Intel's and NVIDIA's forks write them.
 
 Files are written under a temporary name, synced, then renamed, so that no reader sees a partial file. A disk
 or a copy can still damage them, so a file with a `run` ends with a seal: the CRC-32 of all bytes before it.
@@ -51,6 +52,7 @@ CHECKSUM = "checksum"  # in `run`, by earlier versions: the CRC-32 of all other 
 # Field 1001 of SolverState (see caffe.proto), 21 bytes long.
 SEAL = re.compile(rb"\xca\x3e\x15imae, CRC-32 ([0-9a-f]{8})")
 SEAL_SIZE = 24
+LARGEST_LOSS = SolverState().minimum_loss  # where a state has none
 
 
 @dataclass
@@ -58,6 +60,7 @@ class State:
     """The content of a solver state file.
 
     history   float32 or float64 arrays, one or two per learnable parameter
+    minimum_loss, last_event   of lr_policy: "plateau" (lr_policy.py); where a file lacks them, SSD's defaults
     run       for an exact resume: nested dicts and lists of numbers, strings, bytes and arrays; empty where
               Caffe wrote the file
     sealed    whether the file had a seal
@@ -69,6 +72,8 @@ class State:
     history: list[Array]
     run: dict[str, Any] = field(default_factory=dict)
     sealed: bool = False
+    minimum_loss: float = LARGEST_LOSS
+    last_event: int = 0
 
 
 def write_state(state: State, path: AnyPath) -> None:
@@ -131,6 +136,8 @@ def _to_binary(state: State) -> bytes:
         current_step=state.current_step,
         history=[blob_from_array(values) for values in state.history],
     )
+    if (state.minimum_loss, state.last_event) != (LARGEST_LOSS, 0):
+        message.minimum_loss, message.iter_last_event = state.minimum_loss, state.last_event
     # `run` first: a truncated file still has it, so that the missing seal is noticed.
     run = SolverState(imae_run=_pack_run(state)).SerializeToString() if state.run else b""
     return run + message.SerializeToString()
@@ -147,7 +154,10 @@ def _from_binary(path: AnyPath, data: bytes, dialect: str | None) -> State:
     except CaffemodelError as error:
         raise SnapshotError(f"{path}: history: {error}{fork_hint(message.history)}") from None
     run = unpack(message.imae_run, path)
-    return State(message.iter, message.learned_net, message.current_step, history, run)
+    return State(
+        message.iter, message.learned_net, message.current_step, history, run,
+        minimum_loss=message.minimum_loss, last_event=message.iter_last_event,
+    )  # fmt: skip
 
 
 def _to_hdf5(state: State) -> bytes:
@@ -157,6 +167,9 @@ def _to_hdf5(state: State) -> bytes:
         name = state.learned_net.encode()
         file["learned_net"] = np.array(name, f"S{len(name) + 1}")  # Caffe reads up to the zero byte
         file["current_step"] = np.array([state.current_step], np.int32)
+        if (state.minimum_loss, state.last_event) != (LARGEST_LOSS, 0):
+            file["minimum_loss"] = np.array([state.minimum_loss], np.float32)
+            file["iter_last_event"] = np.array([state.last_event], np.int32)
         history = file.create_group("history")
         for index, values in enumerate(state.history):
             history[str(index)] = values
@@ -176,6 +189,8 @@ def _from_hdf5(path: AnyPath) -> State:
                 index(read("current_step")[0]),
                 [single_or_double(read(f"history/{place}")) for place in range(count)],
                 unpack(read(RUN).tobytes(), path) if RUN in names else {},
+                minimum_loss=float(read("minimum_loss")[0]) if "minimum_loss" in names else LARGEST_LOSS,
+                last_event=index(read("iter_last_event")[0]) if "iter_last_event" in names else 0,
             )
     except HDF5_ERRORS as error:
         if not os.path.isfile(path):

@@ -3,6 +3,9 @@
     clip the summed gradients -> divide by iter_size -> regularise (decay_mult)
          -> update rule (lr_mult, the rate inside the history) -> subtract
 
+Fields of NVIDIA's and Intel's solvers change momentum and weight decay from iteration to iteration
+(schedules.py), and give each blob a rate of its own (local_rates.py).
+
 Caffe: sgd_solver.cpp, ApplyUpdate.
 """
 
@@ -18,14 +21,16 @@ from imae.layers.utility.synced_memory import parameter_diff
 from imae.net.cuda_graph import Recorded, Recorder
 from imae.net.net import Net
 from imae.prototxt import SolverParameter
-from imae.train.update_rules import UpdateRule
+from imae.train.local_rates import has_local_rates, local_rates
+from imae.train.schedules import decay_varies, momentum_at, momentum_varies, weight_decay_at
+from imae.train.update_rules import SGD, UpdateRule
 
 
 @dataclass
 class ParameterGroup:
     """Learnable parameters with the same lr_mult and decay_mult, by their places in `net.learnable`.
 
-    rate   learning rate * lr_mult, on the device
+    rate   learning rate * lr_mult, on the device; where blobs have rates of their own: the learning rate
     """
 
     places: list[int]
@@ -56,6 +61,11 @@ class Update:
         self.param, self.rule, self.net = param, rule, net
         self.history = [torch.zeros_like(p.detach()) for _ in range(rule.histories) for p in net.learnable]
         self._groups = _group_parameters(net, device)
+        # On the device, so that a recorded update stays valid when they change.
+        self._decay = torch.full((), param.weight_decay, dtype=net.dtype, device=device)
+        self._momentum = torch.full((), param.momentum, dtype=net.dtype, device=device)
+        if isinstance(rule, SGD) and momentum_varies(param):
+            rule.changing_momentum = self._momentum
         self._work = self.launch if recorder is None else Recorded(self.launch, recorder())
 
     def diffs(self) -> list[Tensor]:
@@ -72,7 +82,12 @@ class Update:
         if not self._groups:
             return None
         for group in self._groups:
-            group.rate.fill_(self.rule.corrected(rate, iteration) * group.lr_mult)
+            lr_mult = 1 if has_local_rates(self.param) else group.lr_mult
+            group.rate.fill_(self.rule.corrected(rate, iteration) * lr_mult)
+        if momentum_varies(self.param):
+            self._momentum.fill_(momentum_at(self.param, iteration, rate))
+        if decay_varies(self.param):
+            self._decay.fill_(weight_decay_at(self.param, iteration))
         norm = self._work()
         return None if norm is None else norm.clone()  # a replay writes to the same memory again
 
@@ -87,15 +102,32 @@ class Update:
         for group in self._groups:
             weights = [datas[place] for place in group.places]
             group_diffs = [diffs[place] for place in group.places]
-            decay = param.weight_decay * group.decay_mult
-            if decay:
-                l2 = param.regularization_type == "L2"
-                torch._foreach_add_(group_diffs, weights if l2 else torch._foreach_sign(weights), alpha=decay)
+            own_rates = None
+            if has_local_rates(param):
+                own_rates = local_rates(
+                    param, weights, group_diffs, group.lr_mult, group.rate, self._momentum
+                )
+            self._regularize(weights, group_diffs, group.decay_mult)
             starts = range(0, len(self.history), len(learnable))
             histories = [[self.history[start + place] for place in group.places] for start in starts]
-            self.rule.update(group_diffs, histories, group.rate)
+            if own_rates is not None and isinstance(self.rule, SGD):
+                self.rule.update(group_diffs, histories, own_rates)
+            else:
+                self.rule.update(group_diffs, histories, group.rate)
             torch._foreach_sub_(weights, group_diffs)
         return norm
+
+    def _regularize(self, weights: list[Tensor], diffs: list[Tensor], decay_mult: float) -> None:
+        """Add weight_decay * decay_mult times the weights, or their signs, to the diffs."""
+        decay = self.param.weight_decay * decay_mult
+        varies = decay_varies(self.param)
+        if not decay_mult or not (decay or varies):
+            return
+        terms = weights if self.param.regularization_type == "L2" else list(torch._foreach_sign(weights))
+        if varies:
+            torch._foreach_add_(diffs, torch._foreach_mul(terms, self._decay * decay_mult))
+        else:
+            torch._foreach_add_(diffs, terms, alpha=decay)
 
     def _clip(self, diffs: list[Tensor]) -> Tensor | None:
         """Scale all diffs so that their common L2 norm is at most clip_gradients; returns the norm before."""

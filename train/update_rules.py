@@ -2,7 +2,8 @@
 
 Below, g is the diff of a parameter after clipping, division by iter_size and weight decay; r is the learning
 rate times lr_mult, a tensor on the device, so that a CUDA graph stays valid when it changes. A rule replaces
-the diffs in-place by what is subtracted (as in Caffe), for all parameters of one lr_mult at once.
+the diffs in-place by what is subtracted (as in Caffe), for all parameters of one lr_mult at once. SGD also
+takes a rate for each of them, and a momentum that changes.
 """
 
 from __future__ import annotations
@@ -45,12 +46,19 @@ class SGD(UpdateRule):
 
     The rate is inside the history: after a rate drop the old velocity keeps its old scale. torch.optim.SGD
     multiplies by the rate outside and so differs after the first drop.  Caffe: sgd_solver.cpp.
+
+    changing_momentum   takes the place of momentum, on the device
     """
 
-    def update(self, diffs: Tensors, histories: list[Tensors], rate: Tensor) -> None:
+    changing_momentum: Tensor | None = None
+
+    def update(self, diffs: Tensors, histories: list[Tensors], rate: Tensor | Tensors) -> None:
         (h,) = histories
         torch._foreach_mul_(diffs, rate)
-        torch._foreach_add_(diffs, h, alpha=self.momentum)
+        if self.changing_momentum is None:
+            torch._foreach_add_(diffs, h, alpha=self.momentum)
+        else:
+            torch._foreach_add_(diffs, torch._foreach_mul(h, self.changing_momentum))
         torch._foreach_copy_(h, diffs)
 
 

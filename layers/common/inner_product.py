@@ -6,8 +6,12 @@ bottom[0]  (..., d_axis, ..., d_last); K = d_axis * ... * d_last
 top[0]     (..., num_output), the axes before `axis` kept
 blobs      weight (num_output, K), or (K, num_output) with `transpose`; bias (num_output) if bias_term
 
-Caffe: inner_product_layer.cpp. Differs: num_output 0 is an error; in place, Caffe overwrites the bottom
-before using it.
+`normalize`, a field of caffe-windows, first scales the weight's rows: W_j <- W_j / sqrt(|W_j|^2 + 1e-6),
+in-place, in every forward pass. The gradients are still those of the product. Its rows are K values each in
+memory, with `transpose`, too.
+
+Caffe: inner_product_layer.cpp; happynear/caffe-windows: the same. Differs: num_output 0 is an error; in
+place, Caffe overwrites the bottom before using it.
 """
 
 from collections.abc import Sequence
@@ -15,12 +19,14 @@ from math import prod
 
 import numpy as np
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
+
+EPS = 1e-6  # of `normalize`
 
 
 @register_layer("InnerProduct")
@@ -32,7 +38,7 @@ class InnerProduct(Layer):
         super().__init__(param)
         inner_product = param.inner_product_param
         self.num_output, self.bias_term = inner_product.num_output, inner_product.bias_term
-        self.transpose = inner_product.transpose
+        self.transpose, self.normalize = inner_product.transpose, inner_product.normalize
         if self.num_output < 1:
             raise self.error(f"inner_product_param.num_output must be positive, got {self.num_output}")
 
@@ -56,11 +62,17 @@ class InnerProduct(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.blob(0)
+        if self.normalize:
+            rows = normalize_rows(self.blobs[0], self.num_output, self.inputs, EPS)
+            weight = rows.view(weight.shape)
         x = x.flatten(self._axis(x.dim()))
         return F.linear(x, weight.t() if self.transpose else weight, self.blob(1) if self.bias_term else None)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
-        weight = self.blob(0)
+        weight = self.blob(0).detach()
+        if self.normalize:
+            rows = normalized_rows(weight.reshape(self.num_output, self.inputs), EPS)
+            weight = rows.view(weight.shape)
         bias = [graph.constant(self.blob(1))] if self.bias_term else []
         shape = graph.shape(bottoms[0])
         axis = self._axis(len(shape))
@@ -79,3 +91,19 @@ class InnerProduct(Layer):
 
     def _axis(self, num_axes: int) -> int:
         return self.canonical_axis(self.param.inner_product_param.axis, num_axes)
+
+
+def normalize_rows(blob: nn.Parameter, rows: int, size: int, eps: float = 0.0) -> Tensor:
+    """Scale the rows of a parameter blob to length 1, in-place; returns them, (rows, size).
+
+    It is a copy through which the blob's gradient flows: a layer that shares the blob may scale it again
+    before the backward pass.
+    """
+    view = blob.detach().view(rows, size)
+    view.copy_(normalized_rows(view, eps))
+    return blob.clone().view(rows, size)
+
+
+def normalized_rows(rows: Tensor, eps: float) -> Tensor:
+    """The rows divided by sqrt(|row|^2 + eps)."""
+    return rows * (1 / (rows.square().sum(1, keepdim=True) + eps).sqrt())

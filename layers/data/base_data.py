@@ -33,6 +33,10 @@ State = dict[str, Any]
 MAX_PREFETCH = 64
 
 
+# Fields of transform_param that only DeepLab's and PSPNet's layer has (layers/forks/image_seg_data.py).
+OF_LABEL_IMAGES = ("scale_factors", "crop_width", "crop_height")
+
+
 class Buffers:
     """Arrays for batches. The memory of a batch that is no longer referenced is reused for a later one.
 
@@ -79,11 +83,20 @@ class PrefetchingLayer(DataLayer):
     """
 
     prefetches = True
+    swaps_colours: ClassVar[bool] = False  # whether the type reads transform_param.bgr2rgb
+    transforms_images: ClassVar[bool] = True  # False: the fields of image_transform.py do nothing
     image_word: ClassVar[str] = "img"  # what Caffe's messages call an image
     reads: ClassVar[tuple[str, ...]] = ("transform_param", "data_param.prefetch")
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
+        # Intel's fork reads these in other layers, or in none.
+        for field in ("flow", *(() if self.swaps_colours else ("bgr2rgb",))):
+            if getattr(param.transform_param, field):
+                self.note_leftover(f"transform_param.{field}")
+        for name in OF_LABEL_IMAGES if "transform_param" in self.reads else ():
+            if getattr(param.transform_param, name):
+                raise self.error(f"transform_param.{name} is for ImageSegData alone; remove it")
         self.prefetch: int = min(param.data_param.prefetch, MAX_PREFETCH)
         self.shapes: list[Shape] = []
         self.arrays = Buffers()
@@ -104,12 +117,17 @@ class PrefetchingLayer(DataLayer):
             self.image_word,
             self.arrays.new,
             self.data_resources.map_indices,
+            self.transforms_images,
         )
         self.transformer.seed(self.random)
         self.data_setup()
         self.transformer.seed(self.random)  # Caffe: a second seed, which is the one in use
-        self.random.word()  # Caffe: the seed of the thread's own generator, which nothing uses
+        self.seed_thread()
         self._state = self._state_now()
+
+    def seed_thread(self) -> None:
+        """Seed the stream of the thread that makes the batches, which only the forks' fields draw from."""
+        self.transformer.seed_thread(self.random)
 
     def data_setup(self) -> None:
         """Read the first image, set `shapes`; make the random draws of the type's set-up."""
@@ -232,6 +250,27 @@ def note_moved_fields(layer: Layer, message: str, fields: Iterable[str]) -> None
         if getattr(old_place, field) != old_place.DESCRIPTOR.fields_by_name[field].default_value:
             new = "force_color" if field == "force_encoded_color" else field
             layer.note_leftover(f"{message}.{field}", f"transform_param {{ {new}: ... }}")
+
+
+def note_fields_of_annotations(layer: Layer) -> None:
+    """Note the set fields of transform_param that the SSD fork reads in AnnotatedData alone, or nowhere."""
+    transform = layer.param.transform_param
+    for field in ("distort_param", "expand_param", "emit_constraint"):
+        if transform.HasField(field):
+            layer.note_leftover(f"transform_param.{field}")
+    for field in ("height_scale", "width_scale"):
+        if getattr(transform.resize_param, field):
+            layer.note_leftover(f"transform_param.resize_param.{field}")
+    note_unused_probabilities(layer)
+
+
+def note_unused_probabilities(layer: Layer) -> None:
+    """Note the set fields of transform_param that the SSD fork reads nowhere."""
+    transform = layer.param.transform_param
+    if transform.resize_param.prob != 1:
+        layer.note_leftover("transform_param.resize_param.prob")
+    if transform.noise_param.prob:
+        layer.note_leftover("transform_param.noise_param.prob")
 
 
 def checked_batch_size(param: LayerParameter, batch_size: int) -> int:

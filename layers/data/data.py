@@ -6,8 +6,8 @@ top[1]  (batch_size,), optional: the labels
 
 Records are read in byte order of their keys; the first one follows the last one, also within a batch. Every
 layer has its own position in the database. The first record of a batch gives the batch its size.
-data_order_param chooses another order (record_order.py). Where several ranks train together, rank r of N
-reads records r, r + N, ...
+data_order_param chooses another order, as does data_param.shuffle of Intel's and NVIDIA's forks
+(record_order.py). Where several ranks train together, rank r of N reads records r, r + N, ...
 
 If all images fit into the free part of a budget (data_resources.py), every image is decoded once and kept.
 Otherwise records are read and decoded anew each time. Both ways give the same batches.
@@ -38,14 +38,16 @@ from imae.layers.data.base_data import (
     PrefetchingLayer,
     State,
     checked_batch_size,
+    note_fields_of_annotations,
     note_moved_fields,
     output_data_size,
 )
 from imae.layers.data.data_resources import DataResources, KeptRecords, MapIndices, map_in_order
 from imae.layers.data.datum import array_from_datum, parse_datum, planes
+from imae.layers.data.image_transform import FIELDS
 from imae.layers.data.leveldb_source import LeveldbSource, open_leveldb
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
-from imae.layers.data.record_order import check_order, make_order
+from imae.layers.data.record_order import check_order, make_order, shuffles
 from imae.layers.data.resident import ResidentRecords
 from imae.layers.registry import register_layer
 from imae.prototxt import Datum, LayerParameter
@@ -67,22 +69,8 @@ class Data(PrefetchingLayer):
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
-        data = param.data_param
-        moved = ("scale", "mean_file", "crop_size", "mirror", "force_encoded_color")
-        note_moved_fields(self, "data_param", moved)
-        self.batch_size = checked_batch_size(param, data.batch_size)
-        check_order(param)
-        if data.rand_skip:
-            self.note_leftover("data_param.rand_skip")
-        if not data.source:
-            raise self.error("data_param.source is not set; give it the path of an LMDB")
-        self.source: Source
-        if data.backend == data.LMDB:
-            self.source = open_lmdb(data.source)
-            log_line("db_lmdb.cpp:35", f"Opened lmdb {data.source}")
-        else:
-            self.source = open_leveldb(data.source)
-            log_line("db_leveldb.cpp:18", f"Opened leveldb {data.source}")
+        note_fields_of_annotations(self)
+        self.batch_size, self.source = open_source(self)
 
     def data_setup(self) -> None:
         transform = self.param.transform_param
@@ -95,6 +83,11 @@ class Data(PrefetchingLayer):
         elif transform.force_color or transform.force_gray:
             log_line(
                 "data_transformer.cpp:152", "force_color and force_gray only for encoded datum", logging.ERROR
+            )
+        if self.transformer.images is not None and not self.reader.first_is_encoded:
+            raise self.error(
+                f"{', '.join(FIELDS[:-1])} and {FIELDS[-1]} are for encoded images, and "
+                f"{self.reader.first_name} is raw; encode the images, or use crop_size"
             )
         size = self.transformer.output_size(self.reader.first_size, self.reader.first_name)
         self.shapes = [(self.batch_size, *size), (self.batch_size,)]
@@ -117,7 +110,8 @@ class Data(PrefetchingLayer):
         return batch[: len(self.param.top)]
 
     def make_resident(self, device: torch.device, budget: int) -> bool:
-        if self.reader.bytes_needed > budget:
+        sized_one_by_one = self.transformer.images is not None or self.transformer.resize is not None
+        if self.reader.bytes_needed > budget or sized_one_by_one:
             return False
         state = self.get_state()
         self.stop()  # the thread reads from the same file, and its batches were made otherwise
@@ -156,6 +150,29 @@ class Data(PrefetchingLayer):
     def close(self) -> None:
         super().close()
         self.source.close()
+
+
+def open_source(layer: PrefetchingLayer) -> tuple[int, Source]:
+    """The batch size and the opened database of a layer with data_param; its fields are checked."""
+    data = layer.param.data_param
+    moved = ("scale", "mean_file", "crop_size", "mirror", "force_encoded_color")
+    note_moved_fields(layer, "data_param", moved)
+    batch_size = checked_batch_size(layer.param, data.batch_size)
+    check_order(layer.param)
+    if data.rand_skip:
+        layer.note_leftover("data_param.rand_skip")
+    if data.shuffle and not shuffles(layer.param):
+        layer.note_leftover("data_param.shuffle")
+    if not data.source:
+        raise layer.error("data_param.source is not set; give it the path of an LMDB")
+    source: Source
+    if data.backend == data.LMDB:
+        source = open_lmdb(data.source)
+        log_line("db_lmdb.cpp:35", f"Opened lmdb {data.source}")
+    else:
+        source = open_leveldb(data.source)
+        log_line("db_leveldb.cpp:18", f"Opened leveldb {data.source}")
+    return batch_size, source
 
 
 class DatumReader:

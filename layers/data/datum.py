@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 from google.protobuf.message import DecodeError
+from google.protobuf.unknown_fields import UnknownFieldSet
 from numpy.typing import NDArray
 
 from imae.files.errors import DataError
@@ -46,8 +47,11 @@ def array_from_datum(
     data = datum.data  # every access to the field makes a copy
     count, stored = channels * height * width, len(data) or len(datum.float_data)
     if min(shape) <= 0 or stored != count:
+        strange = not (channels or stored) and len(UnknownFieldSet(datum)) > 0
+        annotated = ", or it is an AnnotatedDatum, for a layer of type AnnotatedData" if strange else ""
         raise DataError(
-            f"{name}: a Datum of {size_text(shape)} that holds {stored} values; the record is damaged"
+            f"{name}: a Datum of {size_text(shape)} that holds {stored} values; "
+            f"the record is damaged{annotated}"
         )
     if data:
         return np.frombuffer(data, np.uint8).reshape(shape)

@@ -35,6 +35,7 @@ from imae.layers.data.base_data import (
     check_state,
     checked_batch_size,
 )
+from imae.layers.data.c_rand import GlibcRand
 from imae.layers.layer import DataLayer, Shape
 from imae.layers.registry import register_layer
 
@@ -142,27 +143,6 @@ class HDF5Data(DataLayer):
                 j = self.rand.draw() % (i + 1)
                 items[i], items[j] = items[j], items[i]
             order[:] = items
-
-
-class GlibcRand:
-    """rand() of the GNU C library: x[i] = x[i-3] + x[i-31] mod 2^32, without its lowest bit.
-
-    words   the last 31 x
-    """
-
-    def __init__(self, seed: int) -> None:
-        words = [seed]
-        for _ in range(30):
-            words.append(16807 * words[-1] % 2147483647)
-        self.words = deque(words + words[:3], maxlen=31)
-        for _ in range(310):
-            self.draw()
-
-    def draw(self) -> int:
-        """The next number, 0 to 2^31 - 1."""
-        word = (self.words[0] + self.words[28]) % 2**32
-        self.words.append(word)
-        return word >> 1
 
 
 def read_file_list(source: str) -> list[str]:

@@ -15,7 +15,9 @@ reads the whole list: with `shuffle` in its own order, with rand_skip from its o
 As in Caffe, images are read and decoded anew each time, so their files may change; several threads do it. An
 LMDB of the images can be kept in memory (data.py).
 
-Caffe: image_data_layer.cpp, io.cpp.
+transform_param.bgr2rgb, of Intel's fork, makes the images RGB, before the transformation.
+
+Caffe: image_data_layer.cpp, io.cpp; image_data_layer.cpp of intel/caffe.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from imae.layers.data.base_data import (
     check_index,
     check_permutation,
     checked_batch_size,
+    note_fields_of_annotations,
     note_moved_fields,
     output_data_size,
 )
@@ -52,11 +55,16 @@ from imae.prototxt import LayerParameter
 @register_layer("ImageData")
 class ImageData(PrefetchingLayer):
     num_tops = 2
+    swaps_colours = True
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         image = param.image_data_param
         note_moved_fields(self, "image_data_param", ("scale", "mean_file", "crop_size", "mirror"))
+        note_fields_of_annotations(self)
+        for field in ("ignore_label", "label_type"):
+            if image.HasField(field):
+                raise self.error(f"image_data_param.{field} is for ImageSegData alone; remove it")
         for field in ("force_color", "force_gray"):
             if getattr(param.transform_param, field):
                 self.note_leftover(f"transform_param.{field}", "image_data_param { is_color: ... }")
@@ -144,6 +152,8 @@ class ImageData(PrefetchingLayer):
         if self.new_size is not None:
             resized = cv2.resize(image, self.new_size)  # drops an axis of one channel
             image = np.asarray(resized, np.uint8).reshape(self.new_size[1], self.new_size[0], -1)
+        if self.param.transform_param.bgr2rgb:
+            image = image[:, :, ::-1]
         return image.transpose(2, 0, 1)
 
 

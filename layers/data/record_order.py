@@ -12,6 +12,10 @@ Where several ranks train together, rank r of N takes positions r, r + N, ... of
 Caffe's Data layer. SHUFFLED is one order for all ranks, seeded by rank 0's random number. In CLASS_BALANCED
 every rank draws its own batches, balanced in the same way, from its own stream.
 
+data_param.shuffle is a field of two forks. Intel's, in a message without `cache`, is SHUFFLED. NVIDIA's,
+with `cache: true`, is by key in the first round and SHUFFLED from the second on, in phase TRAIN; with
+`cache: false` or in TEST it does nothing.
+
 CLASS_BALANCED with 32 x 8 is how the authors of IMAE trained on CIFAR-100. The order's random numbers come
 from its own stream. As in ImageData, its seed is one word of the run's stream, between the two seeds of the
 transformer.
@@ -30,7 +34,7 @@ from imae.files.errors import LayerError, SnapshotError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.base_data import State, check_index
 from imae.layers.ranks import ALONE, Ranks
-from imae.prototxt import LayerParameter
+from imae.prototxt import TRAIN, LayerParameter
 
 Rows = NDArray[np.int64]
 FIELDS = ("classes_per_batch", "images_per_class")
@@ -115,6 +119,29 @@ class Shuffled:
         self.index = state["index"]
 
 
+class ShuffledLater(Shuffled):
+    """All records in their order, and after that as Shuffled. NVIDIA's cache shuffles what it has cached."""
+
+    is_first = True
+
+    def _start_round(self) -> None:
+        super()._start_round()
+        if self.is_first:
+            self.order = np.arange(self.records)
+
+    def _end_rounds(self) -> None:
+        if self.index >= self.records:
+            self.is_first = False
+        super()._end_rounds()
+
+    def get_state(self) -> State:
+        return {**super().get_state(), "is_first": self.is_first}
+
+    def set_state(self, state: State) -> None:
+        self.is_first = state["is_first"]
+        super().set_state(state)
+
+
 class ClassBalanced:
     """`images` records of each of `classes` classes; members[c] are the records of class c."""
 
@@ -156,7 +183,9 @@ def draw_rows(n: int, count: int, random: CaffeRandom) -> Rows:
 
 def check_order(param: LayerParameter) -> None:
     """LayerError if data_order_param contradicts itself or the batch size."""
-    order = param.data_order_param
+    order, data = param.data_order_param, param.data_param
+    if data.shuffle and order.order != order.SEQUENTIAL:
+        raise LayerError(param, "data_param.shuffle and data_order_param choose two orders; remove one")
     sizes = order.classes_per_batch, order.images_per_class
     if order.order != order.CLASS_BALANCED:
         for field in FIELDS:
@@ -177,6 +206,13 @@ def check_order(param: LayerParameter) -> None:
         )
 
 
+def shuffles(param: LayerParameter) -> bool:
+    """Whether data_param.shuffle does something; see above."""
+    data = param.data_param
+    of_nvidia = data.HasField("cache")
+    return data.shuffle and (not of_nvidia or (data.cache and param.phase == TRAIN))
+
+
 def make_order(
     param: LayerParameter,
     records: int,
@@ -191,7 +227,10 @@ def make_order(
     random        the run's random numbers
     ranks         the processes among which the records are divided
     """
-    order = param.data_order_param
+    order, data = param.data_order_param, param.data_param
+    if shuffles(param):
+        kind = ShuffledLater if data.cache else Shuffled
+        return kind(records, CaffeRandom(ranks.broadcast_int(random.word())), ranks)
     if order.order == order.SHUFFLED:
         return Shuffled(records, CaffeRandom(ranks.broadcast_int(random.word())), ranks)
     if order.order == order.CLASS_BALANCED:

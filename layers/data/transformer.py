@@ -11,17 +11,20 @@
                  resized to 36 x 36, they crop 32 x 32 at offsets 0 to 3 along each axis, not 0 to 4; the
                  centre is offset 1, not 2. They also subtract the means of red, green and blue from blue,
                  green and red: that is mean_value: 125.3 mean_value: 123.0 mean_value: 113.9 on BGR images
+    random_resize_param and other fields of Intel's and NVIDIA's forks: see random_resize.py
 
 The random words come from its own stream. For each image in order: mirror (word mod 2), then in TRAIN with
 crop_size the row and the column (word mod the number of offsets, size - crop_size + 1).
 
-Caffe: data_transformer.cpp. force_color and force_gray are applied where images are decoded (datum.py).
+Caffe: data_transformer.cpp. force_color and force_gray are applied where images are decoded (datum.py). The
+fields that the SSD fork added are in image_transform.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import cv2
@@ -34,6 +37,8 @@ from imae.layers.blob import array_from_blob
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.data_resources import MapIndices, map_in_order
 from imae.layers.data.datum import planes, size_text
+from imae.layers.data.image_transform import FIELDS, ImageTransform, Plan, is_transformed, of_image
+from imae.layers.data.random_resize import make_random_resize
 from imae.prototxt import TRAIN, BlobProto, TransformationParameter
 from imae.prototxt.text import read_binary
 
@@ -56,6 +61,7 @@ class DataTransformer:
     image_word    what Caffe's messages call an image: "datum", or "img" for a decoded image
     new_array     makes the arrays of the batches
     map_indices   applies a function to the indices of the images, perhaps in several threads
+    by_forks      whether the fields of image_transform.py are looked at
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class DataTransformer:
         image_word: str = "datum",
         new_array: Callable[[Size], NDArray[np.float32]] = empty_array,
         map_indices: MapIndices = map_in_order,
+        by_forks: bool = True,
     ) -> None:
         self.name, self.image_word = name, image_word
         self.new_array, self.map_indices = new_array, map_indices
@@ -73,9 +80,11 @@ class DataTransformer:
         self.excluded = int(param.exclude_last_crop)  # rows and columns
         if self.excluded and not self.crop_size:
             raise LayerError(f"{name}: exclude_last_crop has no effect without crop_size; leave it out")
+        self.resize = make_random_resize(param, name)
         self.scale = np.float32(param.scale)
         self.random_crop = phase == TRAIN and self.crop_size > 0
         self.random: CaffeRandom | None = None
+        self.thread: CaffeRandom | None = None
         self.mean: NDArray[np.float32] | None = None
         self.mean_values = np.array(param.mean_value, np.float32)
         self._mean_image = np.zeros((0, 0, 0), np.float32)  # mean_values as an image, once the size is known
@@ -85,30 +94,52 @@ class DataTransformer:
                     f"{name}: Cannot specify mean_file and mean_value at the same time; leave one out"
                 )
             self.mean = read_mean_file(param.mean_file, name)
+        self.images: ImageTransform | None = None
+        if by_forks and is_transformed(param):
+            self.images = ImageTransform(param, phase, name, self.mean, self.mean_values)
+        self.draws_from_thread = self.images is not None and self.images.needs_thread
+        if self.images is not None and self.resize is not None:
+            raise LayerError(
+                f"{name}: transform_param has fields of the SSD fork ({', '.join(FIELDS)}) and of Intel's or "
+                "NVIDIA's random resizing, which are not supported together; leave one kind out"
+            )
 
     def seed(self, random: CaffeRandom) -> None:
         """Seed the stream with one word of `random`, if the transformer is random at all."""
-        if self.mirror or self.random_crop:
+        if self.mirror or self.random_crop or self.resize is not None:
             self.random = random.fork()
 
+    def seed_thread(self, random: CaffeRandom) -> None:
+        """Seed the stream of the thread that makes the batches, which only the fork's fields draw from."""
+        thread = random.fork()
+        if self.draws_from_thread:
+            self.thread = thread
+
     def get_state(self) -> bytes:
-        """The stream's state; empty where there is none."""
-        return self.random.get_state() if self.random is not None else b""
+        """The streams' state; empty where there is none."""
+        return b"".join(stream.get_state() for stream in (self.random, self.thread) if stream is not None)
 
     def set_state(self, state: bytes) -> None:
         """Continue where `get_state` was called."""
-        if self.random is not None:
-            self.random.set_state(state)
+        streams = [stream for stream in (self.random, self.thread) if stream is not None]
+        step = len(state) // max(1, len(streams))
+        for i, stream in enumerate(streams):
+            stream.set_state(state[i * step : (i + 1) * step])
 
     def output_size(self, size: Size, name: str) -> Size:
         """(C, h, w) after the crop of an image of `size` (C, H, W); DataError if it does not fit."""
-        if problem := self._problem(size):
+        if self.images is not None:
+            with of_image(lambda: name):
+                return self.images.output_size(size)
+        if self.resize is None and (problem := self._problem(size)):
             raise DataError(f"{name}: {problem}")
         return self._cropped(size)
 
     def transform_rows(self, images: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """images[rows] of an array (K, C, H, W), transformed: (N, C, h, w); call `output_size` first."""
         n, (_, height, width) = len(rows), images.shape[1:]
+        if self.images is not None or self.resize is not None:
+            return self.transform_made(lambda i: images[rows[i]], n, str)
         if self._is_large(images.shape[1:]):
             return self._one_by_one(lambda i: images[rows[i]], n, images[rows[0]], str)
         flip, top, left = self.draw(np.full(n, height), np.full(n, width))
@@ -127,6 +158,10 @@ class DataTransformer:
         self, make: Callable[[int], NDArray[Any]], count: int, name_of: Callable[[int], str]
     ) -> NDArray[np.float32]:
         """The same for the images make(0), .., make(count - 1); `make` is called once per image."""
+        if self.images is not None:
+            return self._by_the_fork(self.images, make, count, name_of)
+        if self.resize is not None:
+            make = self._resized(make, count, name_of).__getitem__
         first = make(0)
         if problem := self._problem(first.shape):
             raise DataError(f"{name_of(0)}: {problem}")
@@ -143,6 +178,38 @@ class DataTransformer:
         for i, (image, y, x) in enumerate(zip(images, top.tolist(), left.tolist(), strict=True)):
             pixels[i] = image[:, y : y + size[1], x : x + size[2]]
         return self._arithmetic(_mirrored(pixels, flip), flip, top, left)
+
+    def _resized(
+        self, make: Callable[[int], NDArray[Any]], count: int, name_of: Callable[[int], str]
+    ) -> list[NDArray[Any]]:
+        """The images make(0), .., make(count - 1), resized at random."""
+        resize, random = self.resize, self.random
+        assert resize is not None and random is not None, "seed() comes first"
+        images = list(self.map_indices(make, count))
+        plans = [resize.plan(image.shape[1], image.shape[2], random) for image in images]
+        return list(self.map_indices(lambda i: resize.apply(images[i], plans[i], name_of(i)), count))
+
+    def _by_the_fork(
+        self,
+        transform: ImageTransform,
+        make: Callable[[int], NDArray[Any]],
+        count: int,
+        name_of: Callable[[int], str],
+    ) -> NDArray[np.float32]:
+        """The images transformed by the fields of the SSD fork; the first one gives the batch its size."""
+        images, plans = self.map_indices(make, count), list[Plan]()
+        for i, image in enumerate(images):
+            with of_image(partial(name_of, i)):
+                plans.append(transform.plan(image.shape, self.random, self.thread))
+        with of_image(partial(name_of, 0)):
+            values = self.new_array((count, *transform.output_size(images[0].shape)))
+
+        def apply(i: int) -> None:
+            with of_image(partial(name_of, i)):
+                transform.apply(images[i], plans[i], values[i])
+
+        self.map_indices(apply, count)
+        return values
 
     def _cropped(self, size: Size) -> Size:
         return (size[0], self.crop_size, self.crop_size) if self.crop_size else size

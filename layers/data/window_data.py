@@ -47,6 +47,7 @@ from imae.layers.data.base_data import (
     output_data_size,
 )
 from imae.layers.data.datum import decode_image, read_file
+from imae.layers.data.random_resize import FIELDS as RESIZE_FIELDS
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
@@ -88,6 +89,7 @@ class Place:
 @register_layer("WindowData")
 class WindowData(PrefetchingLayer):
     num_tops = 2
+    transforms_images = False
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
@@ -95,11 +97,20 @@ class WindowData(PrefetchingLayer):
         note_moved_fields(self, "window_data_param", ("mean_file", "crop_size", "mirror"))
         if transform.scale != 1:
             self.note_leftover("transform_param.scale", "window_data_param { scale: ... }")
-        for field in ("force_color", "force_gray"):
+        for field in ("force_color", "force_gray", "crop_h", "crop_w"):
             if getattr(transform, field):
                 self.note_leftover(f"transform_param.{field}")
-        if transform.exclude_last_crop:
-            raise self.error("exclude_last_crop has no effect here, where windows are warped; leave it out")
+        for field in ("resize_param", "noise_param", "distort_param", "expand_param", "emit_constraint"):
+            if transform.HasField(field):
+                self.note_leftover(f"transform_param.{field}")
+        fields = transform.DESCRIPTOR.fields_by_name
+        for field in ("exclude_last_crop", *RESIZE_FIELDS):
+            is_default = (
+                fields[field].message_type is None
+                and getattr(transform, field) == fields[field].default_value
+            )
+            if transform.HasField(field) and not is_default:
+                raise self.error(f"{field} has no effect here, where windows are warped; leave it out")
         if window.crop_mode not in ("warp", "square"):
             raise self.error(f'crop_mode must be "warp" or "square", got "{window.crop_mode}"')
         self.batch_size = checked_batch_size(param, window.batch_size)

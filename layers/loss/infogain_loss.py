@@ -41,6 +41,7 @@ class InfogainLoss(LossLayer):
     num_tops = None
     min_tops, max_tops = 1, 2
     reads = ("softmax_param.engine", *LOSS_FIELDS)
+    constant_buffers = ("infogain",)
     infogain: Tensor
 
     def __init__(self, param: LayerParameter) -> None:
@@ -48,6 +49,7 @@ class InfogainLoss(LossLayer):
         if param.loss_param.HasField("normalize"):
             raise self.error('normalize is deprecated. use "normalization"')
         self.normalization = normalization(param.loss_param)
+        self.pre_fixed = param.loss_param.pre_fixed_normalizer
         self.labels = LabelReader(self, ignored_label(param.loss_param))
         source = param.infogain_loss_param.source
         if len(param.bottom) == 3:
@@ -88,7 +90,7 @@ class InfogainLoss(LossLayer):
         classes = scores.shape[axis]
         index, valid = self.labels(reshape_labels(label, scores, axis), classes)
         outer, inner = scores.shape[:axis].numel(), scores.shape[axis + 1 :].numel()
-        divisor = normalizer(self.normalization, outer, inner, valid)
+        divisor = normalizer(self.normalization, outer, inner, valid, self.pre_fixed)
         infogain = matrix[0] if matrix else self.infogain
         rows = infogain.to(scores.dtype).reshape(classes, classes)[index.squeeze(axis)].movedim(-1, axis)
         loss, prob = apply_for_several(_Infogain, scores, rows, valid, divisor, axis)
@@ -103,7 +105,7 @@ class _Infogain(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, rows: Tensor, valid: Tensor | None, divisor: Tensor | int, axis: int
+        ctx: Any, scores: Tensor, rows: Tensor, valid: Tensor | None, divisor: Tensor | float, axis: int
     ) -> tuple[Tensor, Tensor]:
         prob = torch.softmax(scores, axis)
         loss = -(rows * prob.clamp(min=LOG_THRESHOLD).log())

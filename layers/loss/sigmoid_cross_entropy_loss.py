@@ -35,6 +35,7 @@ class SigmoidCrossEntropyLoss(LossLayer):
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         self.normalization = normalization(param.loss_param, LossParameter.BATCH_SIZE)
+        self.pre_fixed = param.loss_param.pre_fixed_normalizer
         self.ignore_label = ignored_label(param.loss_param)
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
@@ -49,13 +50,13 @@ class SigmoidCrossEntropyLoss(LossLayer):
         refuse_gradient(self, 1, target, f"{self.type} Layer cannot backpropagate to label inputs.")
         target = target.reshape(x.shape)
         valid = None if self.ignore_label is None else target.long() != self.ignore_label
-        divisor = normalizer(self.normalization, x.shape[0], x.shape[1:].numel(), valid)
+        divisor = normalizer(self.normalization, x.shape[0], x.shape[1:].numel(), valid, self.pre_fixed)
         return apply(_CrossEntropy, x, target, valid, divisor)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, target: Tensor, valid: Tensor | None, divisor: Tensor | int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, target: Tensor, valid: Tensor | None, divisor: Tensor | float) -> Tensor:
         # x (t - [x >= 0]) - log(1 + exp(-|x|)): no overflow on either side
         loss = torch.log(1 + torch.exp(-x.abs())) - x * (target - (x >= 0).to(x.dtype))
         if valid is not None:

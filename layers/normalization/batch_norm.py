@@ -14,6 +14,9 @@ bottom[0]  (N, C, ...); with one axis, one channel
 top[0]     the same shape
 blobs      blob0 (C), blob1 (C), blob2 (1), all from 0 on; not learned, their lr_mult is 0
 
+stats_batch_size, of Intel's fork, is an error where it would part the batch. `filler` does nothing here: it
+is the filler of a Scale layer (prototxt/upgrade.py).
+
 Caffe: batch_norm_layer.cpp. Differs: Caffe intends to accept a bottom of one axis, but aborts.
 """
 
@@ -37,6 +40,8 @@ class BatchNorm(Layer):
         super().__init__(param)
         norm = param.batch_norm_param
         self.eps, self.moving_average_fraction = norm.eps, norm.moving_average_fraction
+        if norm.HasField("filler"):
+            self.note_leftover("batch_norm_param.filler")
         is_set = norm.HasField("use_global_stats")
         self.use_global_stats = norm.use_global_stats if is_set else self.phase == TEST
         for spec in param.param:
@@ -59,6 +64,12 @@ class BatchNorm(Layer):
         shape, channels = bottom_shapes[0], self.blob_shapes[0][0]
         if self._channels(shape) != channels:
             raise self.error(f"bottom {shape} must have {channels} channels on axis 1")
+        size = self.param.batch_norm_param.stats_batch_size
+        if not self.use_global_stats and 0 < size < shape[0]:
+            raise self.error(
+                f"stats_batch_size {size}, of Intel's fork, would normalise every {size} of the {shape[0]} "
+                "images by themselves, which is not supported; remove it, or make the batches as small"
+            )
         return [shape]
 
     def _channels(self, shape: Shape) -> int:

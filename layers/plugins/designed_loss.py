@@ -72,7 +72,9 @@ class DesignedLoss(LossLayer):
         self.by_weights = normalize_by == WeightNormalization.SUM_OF_WEIGHTS
         self.labels = LabelReader(self, ignored_label(loss))
         self.normalization = normalization(loss)
-        for field in ("normalization", "normalize") if self.by_weights else ():
+        self.pre_fixed = loss.pre_fixed_normalizer
+        fields = ("normalization", "normalize", "pre_fixed_normalizer")
+        for field in fields if self.by_weights else ():
             if loss.HasField(field):
                 raise self.error(f"loss_param.{field} does nothing with the sum of weights; remove it")
 
@@ -103,7 +105,8 @@ class DesignedLoss(LossLayer):
         """S; `weight` is 0 where an example is ignored, `outer` the size of the axes before the classes."""
         if self.by_weights:
             return 1e-8 + weight.sum()
-        return normalizer(self.normalization, outer, weight.numel() // max(outer, 1), valid)
+        inner = weight.numel() // max(outer, 1)
+        return normalizer(self.normalization, outer, inner, valid, self.pre_fixed)
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         logits, label = bottom_shapes[:2]

@@ -14,6 +14,8 @@ cont is 1). With expose_hidden the last two bottoms are h_0 and c_0 instead, and
 c_T, (1, N, D) each. None of them passes a gradient. W_hc is filled once per time step, and the first fill is
 kept.
 
+In ONNX a Loop goes through the time steps, of any number. Without expose_hidden it starts from h and c of 0.
+
 Caffe: recurrent_layer.cpp, lstm_layer.cpp. Differs: debug_info logs nothing.
 """
 
@@ -21,6 +23,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,7 +31,8 @@ from torch import Tensor
 from imae.layers.filler import fill
 from imae.layers.labels import refuse_gradient
 from imae.layers.layer import Layer, Shape
-from imae.layers.recurrent.lstm_unit import lstm_unit
+from imae.layers.onnx_graph import LoopStep, OnnxGraph
+from imae.layers.recurrent.lstm_unit import lstm_unit, lstm_unit_nodes
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
@@ -61,12 +65,19 @@ class Recurrent(Layer):
         if tops != 1 + exposed:
             raise self.error(f"{self.type} Layer produces {1 + exposed} top blob(s) as output.; got {tops}")
         self.static = bottoms > 2 + exposed
+        self.continues = not self.expose_hidden
         self.steps = 0
         for i in range(self.states):
             self.register_buffer(f"state{i}", torch.zeros(0), persistent=False)
 
     def allows_force_backward(self, bottom_index: int) -> bool:
         return bottom_index != 1
+
+    def index_count(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> int | None:
+        return 2 if bottom_index == 1 else None
+
+    def batch_axis(self, bottom_index: int) -> int:
+        return 0 if self.static and bottom_index == 2 else 1
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         recurrent = self.param.recurrent_param
@@ -145,11 +156,48 @@ class Recurrent(Layer):
             getattr(self, f"state{i}").copy_(state.detach())
         return (top,)
 
+    def loop(
+        self, graph: OnnxGraph, step: LoopStep, bottoms: Sequence[str], tops: Sequence[str]
+    ) -> list[str]:
+        """Add the Loop whose steps get the states, and as items `inputs` and cont (N, 1) of a time step.
+
+        Returns its results; the states after the last step are the tops from the second on, if exposed.
+        """
+        flags = graph.node("Unsqueeze", [bottoms[1], graph.constant(np.array([2]))])
+        if self.expose_hidden:
+            axis = graph.constant(np.array([0]))
+            states = [graph.node("Squeeze", [bottom, axis]) for bottom in bottoms[-self.states :]]
+        else:
+            size = [graph.constant(np.array([n])) for n in (1, 3, 0)]
+            shape = graph.node("Slice", [graph.node("Shape", [flags]), *size])  # N, 1
+            zeros = graph.constant(np.zeros((1, self.num_output), np.float32))
+            # Two nodes: OpenCV would keep the states of one in the same memory.
+            states = [graph.node("Expand", [zeros, shape]) for _ in range(self.states)]
+        final, results = graph.loop(
+            step, states, [self.inputs_in_onnx(graph, bottoms), flags], self.num_output
+        )
+        for state, top in zip(final, tops[1:], strict=False):
+            graph.node("Unsqueeze", [state, graph.constant(np.array([0]))], [top])
+        return results
+
+    def inputs_in_onnx(self, graph: OnnxGraph, bottoms: Sequence[str]) -> str:
+        """`inputs` as nodes."""
+        x = bottoms[0]
+        if len(graph.shape(x)) > 3:
+            x = graph.node("Reshape", [x, graph.constant(np.array([0, 0, -1]))])
+        inputs = graph.node("MatMul", [x, graph.constant(self.blob(0).t())])
+        inputs = graph.node("Add", [inputs, graph.constant(self.blob(1))])
+        if not self.static:
+            return inputs
+        static = graph.node("Flatten", [bottoms[2]], axis=1)
+        return graph.node("Add", [inputs, graph.node("MatMul", [static, graph.constant(self.blob(2).t())])])
+
 
 @register_layer("LSTM")
 class LSTM(Recurrent):
     states = 2
     rows = 4
+    namesakes = ("lstm_param",)
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         inputs, weight = self.inputs(bottoms), self.blob(len(self.blobs) - 1)
@@ -160,3 +208,16 @@ class LSTM(Recurrent):
             cell, hidden = lstm_unit(cell, gates, cont)
             steps.append(hidden)
         return self.tops(torch.stack(steps), [hidden, cell])
+
+    def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
+        weight = graph.constant(self.blob(len(self.blobs) - 1).t())
+
+        def step(states: list[str], items: list[str]) -> tuple[list[str], list[str]]:
+            (hidden, cell), (x, flag) = states, items
+            kept = graph.node("MatMul", [graph.node("Mul", [hidden, flag]), weight])
+            gates = graph.node("Add", [x, kept])
+            cell, hidden = lstm_unit_nodes(graph, cell, gates, flag, self.num_output)
+            return [hidden, cell], [hidden]
+
+        (hidden,) = self.loop(graph, step, bottoms, tops)
+        graph.node("Identity", [hidden], tops[:1])

@@ -82,17 +82,29 @@ class LSTMUnit(Layer):
         refuse_gradient(self, 2, cont, "Cannot backpropagate to sequence indicators.")
         return lstm_unit(cell, gates, cont)
 
+    def index_count(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> int | None:
+        return 2 if bottom_index == 2 else None
+
+    def batch_axis(self, bottom_index: int) -> int:
+        return 1
+
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
-        size = graph.shape(bottoms[0])[2]
         cell, gates, cont = bottoms
-
-        def part(index: int, operator: str) -> str:
-            ends = [graph.constant(torch.tensor([n])) for n in (index * size, (index + 1) * size, 2)]
-            return graph.node(operator, [graph.node("Slice", [gates, *ends])])
-
-        i, f, o = (part(index, "Sigmoid") for index in range(3))
         flag = graph.node("Unsqueeze", [cont, graph.constant(torch.tensor([2]))])
-        kept = graph.node("Mul", [graph.node("Mul", [flag, f]), cell])
-        new = graph.node("Mul", [i, part(3, "Tanh")])
-        graph.node("Add", [kept, new], tops[:1])
-        graph.node("Mul", [o, graph.node("Tanh", tops[:1])], tops[1:])
+        lstm_unit_nodes(graph, cell, gates, flag, graph.shape(cell)[2], tops)
+
+
+def lstm_unit_nodes(
+    graph: OnnxGraph, cell: str, gates: str, flag: str | None, size: int, tops: Sequence[str] = ()
+) -> tuple[str, str]:
+    """(c, h), named `tops` if given, from c_before (..., D), gate inputs (..., 4 D), cont (..., 1) or 1."""
+
+    def part(index: int, operator: str) -> str:
+        ends = [graph.constant(torch.tensor([n])) for n in (index * size, (index + 1) * size, -1)]
+        return graph.node(operator, [graph.node("Slice", [gates, *ends])])
+
+    i, f, o = (part(index, "Sigmoid") for index in range(3))
+    kept = graph.node("Mul", [f if flag is None else graph.node("Mul", [flag, f]), cell])
+    new = graph.node("Mul", [i, part(3, "Tanh")])
+    top = graph.node("Add", [kept, new], tops[:1] or None)
+    return top, graph.node("Mul", [o, graph.node("Tanh", [top])], tops[1:] or None)

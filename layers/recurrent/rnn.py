@@ -12,11 +12,14 @@ The last three are filled once per time step, in turn, and the first fills are k
 Caffe: recurrent_layer.cpp, rnn_layer.cpp. Differs: debug_info logs nothing.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from imae.layers.filler import fill
+from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.recurrent.lstm import Recurrent
 from imae.layers.registry import register_layer
 
@@ -38,12 +41,28 @@ class RNN(Recurrent):
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         inputs = self.inputs(bottoms)
-        weight, output_weight, output_bias = (
-            self.blob(i) for i in range(len(self.blobs) - 3, len(self.blobs))
-        )
+        weight, output_weight, output_bias = self.last_blobs()
         (hidden,) = self.first_states(bottoms)
         steps = []
         for x, cont in zip(inputs, bottoms[1], strict=True):
             hidden = torch.tanh(x + F.linear(hidden * cont.unsqueeze(1), weight))
             steps.append(hidden)
         return self.tops(torch.tanh(F.linear(torch.stack(steps), output_weight, output_bias)), [hidden])
+
+    def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
+        weight, output_weight, output_bias = self.last_blobs()
+        recurrent = graph.constant(weight.t())
+
+        def step(states: list[str], items: list[str]) -> tuple[list[str], list[str]]:
+            kept = graph.node("MatMul", [graph.node("Mul", [*states, items[1]]), recurrent])
+            hidden = graph.node("Tanh", [graph.node("Add", [items[0], kept])])
+            return [hidden], [hidden]
+
+        results = self.loop(graph, step, bottoms, tops)
+        product = graph.node("MatMul", [*results, graph.constant(output_weight.t())])
+        graph.node("Tanh", [graph.node("Add", [product, graph.constant(output_bias)])], tops[:1])
+
+    def last_blobs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """W_hh, W_ho, b_o"""
+        first = len(self.blobs) - 3
+        return self.blob(first), self.blob(first + 1), self.blob(first + 2)

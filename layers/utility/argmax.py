@@ -20,6 +20,7 @@ from torch import Tensor
 
 from imae.files.errors import ExportError
 from imae.layers.layer import Layer, Shape
+from imae.layers.near_ties import near_ties_as
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
@@ -34,6 +35,7 @@ class ArgMax(Layer):
         self.top_k, self.out_max_val = param.argmax_param.top_k, param.argmax_param.out_max_val
         if self.top_k < 1:
             raise self.error(f"top k must not be less than 1.; got {self.top_k}")
+        self.decision_top = 0 if self.top_k == 1 and not self.out_max_val else None
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         shape = bottom_shapes[0]
@@ -62,7 +64,9 @@ class ArgMax(Layer):
         # A stable sort keeps the order of equal values; flipped, the larger index comes first.
         values, flipped = scores.flip(axis).sort(dim=axis, descending=True, stable=True)
         values = values.narrow(axis, 0, self.top_k)
-        index = (scores.shape[axis] - 1 - flipped.narrow(axis, 0, self.top_k)).to(x.dtype)
+        dtype = torch.promote_types(x.dtype, torch.float32)  # of indices: see precision.py
+        index = (scores.shape[axis] - 1 - flipped.narrow(axis, 0, self.top_k)).to(dtype)
+        index = near_ties_as(self.decided, index, scores, axis)
         if self.param.argmax_param.HasField("axis"):
             return values if self.out_max_val else index
         top = torch.cat([index, values], 1) if self.out_max_val else index

@@ -12,8 +12,9 @@
 bottom, top are lists of `PythonBlob`s. self.phase and self.param_str (also as self.param_str_) are set before
 setup; self.blobs are the parameters themselves. What a layer writes into a bottom's data is lost.
 
-The module is imported with the working directory on the path, and a warning is logged: a prototxt with such a
-layer runs code. prototxt/python_layers.py can forbid it. Exceptions from that code are not caught.
+The module is imported with the working directory on the path, and a warning is logged: a prototxt with such
+a layer runs code. prototxt/python_layers.py can forbid it. Exceptions from that code are not caught. A few
+modules of well-known projects are built in and not imported (layers/registry.py: register_python_layer).
 share_in_parallel has no effect, as every rank is a process of its own.
 
 Parameter diffs add up only if the layer adds to them: self.blobs[i].diff[...] += ..., as in Caffe.
@@ -41,7 +42,7 @@ from torch.autograd.function import once_differentiable
 from imae.files.errors import LayerError
 from imae.layers.autograd import apply_for_several
 from imae.layers.layer import Layer, Shape
-from imae.layers.registry import register_layer
+from imae.layers.registry import python_layer_class, register_layer
 from imae.layers.run import Run
 from imae.layers.utility.python_blobs import PythonBlob, PythonLayerBase, RawBlobVec
 from imae.layers.utility.synced_memory import take_back
@@ -60,6 +61,12 @@ GROUP = "imae.python_layers"
 class Python(Layer):
     makes_input = True  # where it has no bottoms
     device_and_dtype: Tensor
+
+    @classmethod
+    def variant(cls, param: LayerParameter) -> type[Layer]:
+        """The built-in layer for modules of well-known projects, which are then not imported."""
+        python = param.python_param
+        return python_layer_class(python.module, python.layer) or cls
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)

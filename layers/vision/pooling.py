@@ -9,8 +9,8 @@
 
 An axis has ceil((size + 2 pad - kernel) / stride) + 1 windows (round_mode FLOOR: floor), or, with any
 padding, one less if the last would start at or after size + pad. So windows may stick out of the far end.
-Without padding and with stride > kernel the last window may be empty: its maximum is then the lowest float,
-its average NaN.
+Forks write ceil_mode: true for CEIL, ceil_mode: false for FLOOR. Without padding and with stride > kernel the
+last window may be empty: its maximum is then the lowest float, its average NaN.
 
 bottom[0]  (N, C, H, W)
 top[0]     (N, C, H', W')
@@ -19,10 +19,12 @@ top[1]     MAX only, optional: where the maximum is, y W + x, as a number (-1 fo
 STOCHASTIC takes no padding and, as in Caffe, computes on a GPU only. Each output draws one number of the
 random stream, in memory order; `device_masks` lets the device draw them itself.
 
-Caffe: pooling_layer.cpp, pooling_layer.cu. Differs: stride 0 and a top without pixels are errors. MAX gives
-NaN for a window with a NaN, where Caffe ignores it. Where no pixel can be drawn, STOCHASTIC gives 0 (the sum
-is negative, or the window empty) or NaN (the sum is NaN); Caffe leaves the top's memory as it was. In TEST
-the gradient of STOCHASTIC is the derivative; Caffe sends it to pixels that were not drawn.
+Caffe: pooling_layer.cpp, pooling_layer.cu; ceil_mode: foss-for-synopsys-dwc-arc-processors/synopsys-caffe and
+BVLC/caffe#3057. Differs: stride 0 and a top without pixels are errors, and so are a ceil_mode and a
+round_mode that contradict each other (synopsys-caffe follows round_mode). MAX gives NaN for a window with a
+NaN, where Caffe ignores it. Where no pixel can be drawn, STOCHASTIC gives 0 (the sum is negative, or the
+window empty) or NaN (the sum is NaN); Caffe leaves the top's memory as it was. In TEST the gradient of
+STOCHASTIC is the derivative; Caffe sends it to pixels that were not drawn.
 """
 
 from collections.abc import Sequence
@@ -37,6 +39,7 @@ from torch.autograd.function import once_differentiable
 
 from imae.layers.autograd import apply
 from imae.layers.layer import Layer, Shape
+from imae.layers.near_ties import near_ties_as
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import TRAIN, LayerParameter
@@ -147,18 +150,19 @@ def max_pool(x: Tensor, windows: PoolWindows) -> Tensor:
 def max_pool_with_mask(x: Tensor, windows: PoolWindows) -> tuple[Tensor, Tensor]:
     """The maxima and their positions, y W + x."""
     fits, windows = windows.fits_torch(x.shape[2:]), windows.clip_stride(x.shape[2:])
+    dtype = torch.promote_types(x.dtype, torch.float32)  # of positions: see precision.py
     if fits:
         top, index = F.max_pool2d_with_indices(
             x, windows.kernel, windows.stride, windows.pad, ceil_mode=not windows.floor
         )
-        return top, index.to(x.dtype)
+        return top, index.to(dtype)
     padded = windows.padded(x, torch.finfo(x.dtype).min)
     top, index = F.max_pool2d_with_indices(padded, windows.kernel, windows.stride)
     row = index // padded.shape[3] - windows.pad[0]
     column = index % padded.shape[3] - windows.pad[1]
     height, width = x.shape[2:]
     inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    return top, (row * width + column).where(inside, -1).to(x.dtype)
+    return top, (row * width + column).where(inside, -1).to(dtype)
 
 
 def average_pool(x: Tensor, windows: PoolWindows) -> Tensor:
@@ -332,7 +336,8 @@ class Pooling(PoolingMethod):
         stride = (
             (pooling.stride_h, pooling.stride_w) if pooling.HasField("stride_h") else (pooling.stride,) * 2
         )
-        self.fixed = PoolWindows(kernel, stride, pad, pooling.round_mode == pooling.FLOOR)
+        self.fixed = PoolWindows(kernel, stride, pad, self._rounds_down())
+        self.decision_top = 1 if len(param.top) > 1 else None
         if pooling.global_pooling:
             if pad != (0, 0) or stride != (1, 1):
                 raise self.error(
@@ -346,6 +351,19 @@ class Pooling(PoolingMethod):
         if any(pad) and (pad[0] >= kernel[0] or pad[1] >= kernel[1]):
             raise self.error(f"pad must be smaller than the kernel; got pad {pad} and kernel {kernel}")
         self.check_pad(pad)
+
+    def _rounds_down(self) -> bool:
+        """What round_mode or ceil_mode say; LayerError where both are written and contradict each other."""
+        pooling = self.param.pooling_param
+        if not pooling.HasField("ceil_mode"):
+            return pooling.round_mode == pooling.FLOOR
+        mode = pooling.CEIL if pooling.ceil_mode else pooling.FLOOR
+        if pooling.HasField("round_mode") and pooling.round_mode != mode:
+            raise self.error(
+                f"ceil_mode: {str(pooling.ceil_mode).lower()} is round_mode: {pooling.RoundMode.Name(mode)}, "
+                f"and round_mode is {pooling.RoundMode.Name(pooling.round_mode)}; write one of them"
+            )
+        return mode == pooling.FLOOR
 
     def _check_pair(self, name: str, message: str) -> None:
         size, height, width = (self.param.pooling_param.HasField(f"{name}{end}") for end in ("", "_h", "_w"))
@@ -378,7 +396,10 @@ class Pooling(PoolingMethod):
         if len(self.param.top) == 1 or not x.numel():
             tops = (self.pool(x, windows),) * len(self.param.top)
             return tops[0] if len(tops) == 1 else (tops[0], tops[0].detach())
-        return max_pool_with_mask(x, windows)
+        top, mask = max_pool_with_mask(x, windows)
+        if self.decided is not None:
+            mask = near_ties_as(self.decided, mask.flatten(2), x.flatten(2), 2).reshape(mask.shape)
+        return top, mask
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         sizes = graph.shape(bottoms[0])[2:]

@@ -362,6 +362,7 @@ def test_other_commands_do_not_wait_for_torch() -> None:
         "convert-digits --help",
         "convert-folder --help",
         "convert-imageset --help",
+        "convert-annoset --help",
         "convert-mars --help",
         "corrupt-labels --help",
         "split-lmdb --help",

@@ -41,6 +41,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
     "tool",
     [
         "convert_imageset",
+        "convert_annoset",
         "compute_image_mean",
         "extract_features",
         "upgrade_net_proto_text",

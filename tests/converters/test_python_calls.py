@@ -13,6 +13,7 @@ from reference import CASES
 
 from imae.cli.main import main
 from imae.converters.compute_image_mean import compute_image_mean
+from imae.converters.convert_annoset import AnnosetForm, convert_annoset
 from imae.converters.convert_digits import convert_digits
 from imae.converters.convert_folder import convert_folder
 from imae.converters.convert_imageset import convert_imageset
@@ -41,6 +42,12 @@ CALLS: list[tuple[list[str], Callable[[Path, Path], object]]] = [
     (
         ["convert-imageset", "{in}/pictures/", "{in}/list", "{out}", "--encode_type=png"],
         lambda i, o: convert_imageset(f"{i}/pictures/", f"{i}/list", o, encode_type="png"),
+    ),
+    (
+        ["convert-annoset", "{in}/pictures/", "{in}/list", "{out}", "--encode_type=png", "--shuffle=2"],
+        lambda i, o: convert_annoset(
+            f"{i}/pictures/", f"{i}/list", o, AnnosetForm(encode_type="png"), shuffle=2
+        ),
     ),
     (
         ["corrupt-labels", "{in}/digits/digits_test_lmdb", "{out}", "--noise=symmetric", "--rate=0.5"],

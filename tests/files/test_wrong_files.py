@@ -308,24 +308,32 @@ def test_a_command_says_it_in_one_line(
     ("text", "words"),
     [
         (
-            'layer { name: "p" type: "Permute" permute_param { order: 0 } }',
-            'no field "permute_param"; the SSD fork (weiliu89/caffe) has it, Caffe has not, nor has imae',
+            'layer { name: "s" type: "Axpy" spatial_dropout_param { dropout_ratio: 1 } }',
+            'field "spatial_dropout_param"; Intel\'s fork (intel/caffe) has it, Caffe has not, nor has imae',
         ),
         (
-            'layer { name: "p" type: "Pooling" pooling_param { ceil_mode: true } }',
-            "a patch of many forks (BVLC/caffe#3057) has it, Caffe has not; write round_mode: CEIL for true",
+            'layer { name: "c" type: "Convolution" convolution_param { relu: true } }',
+            "Intel's fork (intel/caffe) has it, Caffe has not; write a ReLU layer after this one",
         ),
         (
             'layer { name: "b" type: "BatchNorm" batch_norm_param { scale_filler { } } }',
             "NVIDIA Caffe (NVIDIA/caffe) has it, Caffe has not; give --dialect nvidia",
         ),
         (
-            'layers { name: "i" type: RELU interp_param { zoom_factor: 2 } }',
-            "PSPNet's fork (hszhao/PSPNet) and DeepLab's fork (cdmh/deeplab-public-ver2) have it, Caffe",
+            'layer { name: "b" type: "BatchNorm" batch_norm_param { bias_filler { } } }',
+            "Intel's fork (intel/caffe) and NVIDIA Caffe (NVIDIA/caffe) have it, Caffe has not; give --",
         ),
         (
-            'layer { name: "l" type: "SoftmaxWithLoss" loss_param { normalization: PRE_FIXED } }',
-            "known: FULL, VALID, BATCH_SIZE, NONE; R-FCN's fork (daijifeng001/caffe-rfcn) has it",
+            'layer { name: "b" type: "BatchNorm" batch_norm_param { use_weight_bias: true } }',
+            "write a Scale layer after the BatchNorm for its scale and bias, and remove it",
+        ),
+        (
+            "layer { transform_param { multi_scale: true } }",
+            'no field "multi_scale"; yjxiong\'s fork (yjxiong/caffe) has it, Caffe has not, nor has imae',
+        ),
+        (
+            'layer { name: "p" type: "Proposal" proposal_param { max_rois: 300 } }',
+            "Lenovo's Proposal, as in synopsys-caffe has it, Caffe has not; it is another layer than",
         ),
         ('layers { name: "c" type: CONVOLUTION3D }', "; C3D (facebook/C3D) has it, Caffe has not"),
         ("default_forward_type: FLOAT16", "NVIDIA Caffe (NVIDIA/caffe) has it"),
@@ -349,10 +357,8 @@ def test_a_type_of_a_fork_names_the_fork() -> None:
 
 
 def test_a_solvers_field_of_a_fork_names_the_fork() -> None:
-    with pytest.raises(
-        PrototxtError, match=r'"store_blobs_in_old_format"; NVIDIA Caffe \(NVIDIA/caffe\) has it'
-    ):
-        parse_solver("store_blobs_in_old_format: true")
+    with pytest.raises(PrototxtError, match=r"no value SAG; .*; NVIDIA Caffe \(NVIDIA/caffe\) has it"):
+        parse_solver("solver_type: SAG")
 
 
 def test_the_table_of_forks_is_about_messages_that_exist() -> None:
@@ -361,7 +367,9 @@ def test_the_table_of_forks_is_about_messages_that_exist() -> None:
         for entry in fork.fields.split():
             message, _, name = entry.rpartition(".")
             assert name
-            assert message in ("", "NormalizationMode", "Engine") or hasattr(caffe_pb2, message), entry
+            assert message in ("", "NormalizationMode", "Engine", "SolverType") or hasattr(
+                caffe_pb2, message
+            ), entry
 
 
 @pytest.mark.parametrize("name", ["x.npz", "x.npy", "x.txt"])

@@ -323,6 +323,35 @@ def dialects(data: bytes) -> None:
         read_net_dialect("w.caffemodel", dialect)
 
 
+@target(caffemodels)
+def outline(data: bytes) -> None:
+    from imae.prototxt.outline import net_outline
+
+    net_outline(write("w.caffemodel", data))
+
+
+def examined(kind: str, path: Path | str) -> None:
+    """Let `imae doctor` examine a file: it makes a row of any. Refused is what does not read, by its first line."""
+    from imae.files.errors import ImaeError
+    from imae.train.doctor.examiner import examine
+    from imae.train.doctor.row import Row
+
+    row = Row.from_dict(json.loads(json.dumps(examine(kind, Path(path).absolute(), Path.cwd())))["row"])
+    assert row.stops or row.reads == "yes"
+    if row.reads != "yes":
+        raise ImaeError(row.stops[0].what)
+
+
+@target(net_texts)
+def doctor_net(data: bytes) -> None:
+    examined("net", write("net.prototxt", data))
+
+
+@target(solver_texts)
+def doctor_solver(data: bytes) -> None:
+    examined("solver", write("solver.prototxt", data))
+
+
 def hdf5_files(make: Callable[[Any], object], names: Sequence[str]) -> Files:
     """HDF5 files like the one that `make` fills, with other contents under these names, or with other bytes.
 
@@ -923,6 +952,77 @@ def imageset_list(data: bytes) -> None:
         )
     else:
         command("convert-imageset", "", "list", "out", "--encoded")
+
+
+def annotation_files() -> Files:
+    picture_files()
+    write("map", b'item { name: "dog" label: 3 } item { name: "17" label: 4 }')
+    box = b"<bndbox><xmin>2</xmin><ymin>1</ymin><xmax>12</xmax><ymax>9</ymax></bndbox>"
+    voc = (
+        b"<annotation><size><width>7</width><height>5</height></size><object><name>dog</name>"
+        b"<difficult>1</difficult>%b</object></annotation>" % box
+    )
+    crowd = {"category_id": 17, "bbox": [2, 1, 3.5, 2], "iscrowd": 1, "image_id": 2}
+    one = {"image": {"height": 5, "width": 7}, "annotation": [crowd]}
+    image = {"id": 2, "file_name": "a.png", "height": 5, "width": 7}
+    all_in_one = {"images": [image], "annotations": [crowd], "categories": [{"id": 17, "name": "dog"}]}
+    texts = [voc, json.dumps(one).encode(), b"3 1 2 3 4\n4 0 0 7.5 5\n", json.dumps(all_in_one).encode()]
+    words = [
+        b"object",
+        b"name",
+        b"bndbox",
+        b"null",
+        b"true",
+        b"Infinity",
+        b"NaN",
+        b"1e999",
+        b"../a.png",
+        b"!DOCTYPE",
+    ]
+    return mutated_text(texts, words)
+
+
+@target(annotation_files)
+def annotations(data: bytes) -> None:
+    write("boxes", data)
+    write("list", b"a.png boxes")
+    remove("out")
+    if b"images" in data:
+        command("convert-annoset", "--coco", "boxes", "--label_map_file=map", "./", "out")
+        return
+    kind = "xml" if data.lstrip()[:1] == b"<" else "json" if data.lstrip()[:1] == b"{" else "txt"
+    options = (f"--label_type={kind}", "--label_map_file=map", "--encode_type=png")
+    command("convert-annoset", "--anno_type=detection", *options, "./", "list", "out")
+
+
+def annotated_records() -> Files:
+    from imae.prototxt.caffe_pb2 import AnnotatedDatum
+
+    record = AnnotatedDatum(type=0)
+    record.datum.data, record.datum.encoded = picture(".png"), True
+    record.datum.height, record.datum.width, record.datum.channels = 5, 7, 3
+    box = record.annotation_group.add(group_label=1).annotation.add(instance_id=0).bbox
+    box.xmin, box.ymin, box.xmax, box.ymax = 0.1, 0.2, 0.8, 0.9
+    return mutated_message([record.SerializeToString()])
+
+
+ANNOTATED_NET = """layer { name: "data" type: "AnnotatedData" top: "data" top: "label" phase: TRAIN
+    data_param { source: "annotated" batch_size: 2 backend: LMDB prefetch: 0 } transform_param { mirror: true
+    resize_param { height: 6 width: 6 } emit_constraint {} expand_param { max_expand_ratio: 2 }
+    distort_param { brightness_prob: 1 brightness_delta: 9 hue_prob: 1 hue_delta: 9 } }
+    annotated_data_param { batch_sampler { sampler { min_scale: 0.5 }
+                                           sample_constraint { min_jaccard_overlap: 0.1 } max_sample: 1 } } }"""
+
+
+@target(annotated_records)
+def annotated_record(data: bytes) -> None:
+    from imae.net.net import Net
+    from imae.prototxt.text import parse_net
+
+    write_lmdb("annotated", {b"0": data})
+    net = Net(parse_net(ANNOTATED_NET))
+    (layer,) = net.data_layers()
+    layer.next_batch()
 
 
 def image_lists() -> Files:

@@ -323,6 +323,18 @@ def test_uniform_draws_again_at_the_upper_end(
     assert rng.get_state() == plain.get_state()
 
 
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [(0, 1), (1, 1), (0, 0), (0.3, 1), (-18, 18), (0, 1e-40), (1e-38, 2e-38), (-3e38, 3e38), (0, 2**-120)],
+)
+def test_a_single_uniform_value_is_the_first_of_many(a: float, b: float) -> None:
+    one, many = CaffeRandom(11), CaffeRandom(11)
+    for _ in range(3000):
+        value = one.uniform_value(a, b)
+        assert isinstance(value, np.float32) and value == many.uniform(1, a, b)[0]
+    assert one.get_state() == many.get_state()
+
+
 def test_uniform_over_more_than_the_largest_float() -> None:
     values = CaffeRandom(1).uniform(1000, -3e38, 3e38)
     np.testing.assert_array_equal(values, f32(2) * CaffeRandom(1).uniform(1000, -1.5e38, 1.5e38))

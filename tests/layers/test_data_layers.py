@@ -28,9 +28,9 @@ import imae.pycaffe as caffe
 from imae.files.errors import DataError, ImaeError, LayerError, SnapshotError
 from imae.layers.blob import blob_from_array
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.data.c_rand import GlibcRand
 from imae.layers.data.data_resources import DataResources
 from imae.layers.data.datum import array_from_datum, datum_from_array
-from imae.layers.data.hdf5_data import GlibcRand
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data.memory_data import MemoryData
 from imae.layers.data.window_data import Window, place_with_context

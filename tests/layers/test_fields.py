@@ -11,14 +11,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
+import fork_cases
 import numpy as np
 import pytest
 import torch
+from case_types import Change, within
 from google.protobuf.descriptor import FieldDescriptor
 from layer_cases import CASES, X, make, write_files
 from single_layer import build, normal, refused
@@ -30,8 +31,8 @@ from imae.files.errors import ImaeError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.base_data import PrefetchingLayer
 from imae.layers.data.memory_data import MemoryData
-from imae.layers.layer import FIRST_PARAMETER
-from imae.layers.registry import layer_class, layer_types
+from imae.layers.layer import ENGINE, FIRST_PARAMETER, NOTES, OF_FORKS
+from imae.layers.registry import class_of, layer_class, layer_types
 from imae.layers.run import Run
 from imae.layers.vision.conv import Convolution
 from imae.net.net import Net
@@ -42,24 +43,10 @@ from imae.prototxt.text import parse_net
 
 SEED = 7  # with it, mirror and rand_skip do something at once
 
-
-class Change(NamedTuple):
-    """Values that show that a field is looked at: the layer does something else.
-
-    given     other fields that must be set for that; None takes one out
-    refusal   what the error says where the layer looks at the field only to refuse it, or these values of it
-    leftover  Caffe passes over the field, of a message that the layer reads otherwise: it does nothing, and
-              the layer says so
-    """
-
-    values: list[Any]
-    given: Mapping[str, Any] = MappingProxyType({})
-    refusal: str | None = None
-    leftover: bool = False
-
-
 # What a type looks at besides the parameter of its own name; Caffe's types as Caffe's sources have it.
-NORMALIZED = "loss_param.ignore_label loss_param.normalization loss_param.normalize"
+NORMALIZED = (
+    "loss_param.ignore_label loss_param.normalization loss_param.normalize loss_param.pre_fixed_normalizer"
+)
 SHARED = {
     "Convolution Deconvolution Im2col": "convolution_param",
     "LSTM RNN": "recurrent_param",
@@ -74,18 +61,11 @@ SHARED = {
     "ExtractProb": "loss_param.ignore_label",
     "UnifiedWeightLoss": "softmax_param loss_param.ignore_label loss_param.lamda_p loss_param.scale",
     "WeightedSoftmaxWithLoss": "weighted_softmax_loss_param softmax_param loss_param.ignore_label",
+    **fork_cases.SHARED,
 }  # fmt: skip
 
 
 # -- which values show that a field does something; where nothing is said, one that is 1 larger --------------
-
-
-def within(name: str, changes: dict[str, Change]) -> dict[str, Change]:
-    """The changes of the fields of a message, as those of the field `name` that is such a message."""
-    return {
-        f"{name}.{field}": change._replace(given={f"{name}.{key}": v for key, v in change.given.items()})
-        for field, change in changes.items()
-    }
 
 
 FILLER = {
@@ -97,6 +77,8 @@ FILLER = {
     "std": Change([0.5], {"type": "gaussian"}),
     "sparse": Change([0], {"type": "gaussian"}),
     "variance_norm": Change(["FAN_OUT", "AVERAGE"], {"type": "xavier"}),
+    "scale": Change([0.5], {"type": "msra"}),
+    "alpha": Change([0.5], {"type": "msra"}),
 }
 PAIRS = {
     "pad_h": Change([1], {"pad_h": 0, "pad_w": 0}),
@@ -199,6 +181,7 @@ CHANGES = {
     }),
     "spp_param.pool": Change(["AVE"]),
     "crop_param.offset": Change([[1], [1, 2]]),
+    "LSTM lstm_param": Change([], leftover=True),  # of the type Lstm
     "recurrent_param.debug_info": Change([True], leftover=True),
     "recurrent_param.expose_hidden": Change([True], refusal="bottom blob(s) as input"),
     "dropout_param.dropout_ratio": Change([0.25]),
@@ -227,6 +210,7 @@ CHANGES = {
     "SigmoidCrossEntropyLoss loss_param.normalize": Change([True]),
     "InfogainLoss loss_param.normalize": Change([], refusal="normalize is deprecated."),
     "infogain_loss_param.source": Change(["other_infogain"]),
+    **fork_cases.CHANGES,
 }  # fmt: skip
 
 ACCEPTED = {
@@ -235,6 +219,7 @@ ACCEPTED = {
     "data_param.prefetch": "how far the data run ahead",
     "window_data_param.cache_images": "memory for time",
     "python_param.share_in_parallel": "there is one process",
+    **fork_cases.ACCEPTED,
 }
 
 
@@ -258,7 +243,7 @@ def here(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def fields(descriptor: Any, path: str = "") -> Iterator[tuple[str, FieldDescriptor]]:
     """Path and descriptor of each field of LayerParameter that is not every layer's and no message."""
     for field in descriptor.fields:
-        if not path and field.number < FIRST_PARAMETER:
+        if not path and (field.number < FIRST_PARAMETER or field.name == ENGINE):
             continue
         if field.message_type is None:
             yield f"{path}{field.name}", field
@@ -292,6 +277,8 @@ def change_of(type_name: str, path: str) -> Change:
     values: list[Any] = ["other"]
     if field.enum_type is not None:
         values = [value.name for value in field.enum_type.values if value.number != field.default_value]
+        if field.is_repeated:
+            values = [[name] for name in values]
     elif field.is_repeated:
         values = [["other"] if field.type == FieldDescriptor.TYPE_STRING else [1]]
     elif field.type == FieldDescriptor.TYPE_BOOL:
@@ -301,11 +288,11 @@ def change_of(type_name: str, path: str) -> Change:
     return change._replace(values=values)
 
 
-def observe(param: LayerParameter) -> list[Any]:
+def observe(key: str, param: LayerParameter) -> list[Any]:
     """What a layer does: shapes, parameters, tops and gradients of two passes, files."""
-    bottoms, learn = CASES[param.type].bottoms, CASES[param.type].learn
+    bottoms, learn = CASES[key].bottoms, CASES[key].learn
     before = set(os.listdir())
-    layer = layer_class(param.type)(param)
+    layer = class_of(param)(param)
     seen: list[Any] = [layer.build([tuple(bottom.shape) for bottom in bottoms], Run(CaffeRandom(SEED)))]
     seen += [blob.detach().clone() for blob in layer.blobs]
     if isinstance(layer, MemoryData):
@@ -329,7 +316,9 @@ def observe(param: LayerParameter) -> list[Any]:
     seen += [blob.detach().clone() for blob in layer.blobs]
     if isinstance(layer, PrefetchingLayer):
         layer.close()
-    for name in (written := sorted(set(os.listdir()) - before)):
+    written = sorted(set(os.listdir()) - before)
+    seen += [Path(name).read_bytes() for name in written if name.endswith((".txt", ".json"))]
+    for name in written:
         os.remove(name)
     return [*seen, written]
 
@@ -345,15 +334,15 @@ def equal(a: Any, b: Any) -> bool:
 
 def looks_at(type_name: str, path: str) -> bool:
     """Whether the type should look at the field: it bears the type's name, or SHARED has it."""
-    own = path.partition(".")[0].replace("_", "") == f"{type_name.lower()}param"
-    shared = next((value for key, value in SHARED.items() if type_name in key.split()), "")
+    own = path.partition(".")[0].replace("_", "") == f"{type_name.partition(':')[0].lower()}param"
+    shared = " ".join(value for key, value in SHARED.items() if type_name in key.split())
     return own or not set(prefixes(path)).isdisjoint(shared.split())
 
 
 def is_unread(param: LayerParameter, path: str) -> bool:
     """Whether the type says that it does not look at the field, in so many words."""
     try:
-        leftovers = layer_class(param.type)(param).leftovers
+        leftovers = class_of(param)(param).leftovers
     except ImaeError as error:
         words = f"layer 'it' ({param.type}): {param.type} does not look at "
         return str(error) in [f"{words}{prefix}; remove it" for prefix in prefixes(path)
@@ -367,7 +356,9 @@ PLUGINS = ("ExtractProb", "UnifiedWeightLoss", "WeightedSoftmaxWithLoss")
 
 
 def ours(path: str) -> bool:
-    """Whether Caffe's schema lacks the field or message."""
+    """Whether Caffe's schema lacks the field or message, and no fork passes over it either."""
+    if "." not in path and LayerParameter.DESCRIPTOR.fields_by_name[path].number in OF_FORKS:
+        return False
     message: Any = LayerParameter.DESCRIPTOR
     for name in path.split("."):
         field = message.fields_by_name[name]
@@ -375,7 +366,7 @@ def ours(path: str) -> bool:
     return field.number >= 1000 or path in ("loss_param.lamda_p", "loss_param.scale")
 
 
-@pytest.mark.parametrize("type_name", layer_types())
+@pytest.mark.parametrize("type_name", sorted(CASES))
 def test_every_field_does_something_or_is_refused(type_name: str) -> None:
     plain: dict[str, list[Any]] = {}
     for path in FIELDS:
@@ -389,12 +380,12 @@ def test_every_field_does_something_or_is_refused(type_name: str) -> None:
                 continue
             if change.refusal is not None:
                 with pytest.raises(ImaeError, match=re.escape(change.refusal)):
-                    observe(param)
+                    observe(type_name, param)
                 continue
             surroundings = str(dict(change.given))
             if surroundings not in plain:
-                plain[surroundings] = observe(make(type_name, change.given))
-            does_nothing = equal(observe(param), plain[surroundings])
+                plain[surroundings] = observe(type_name, make(type_name, change.given))
+            does_nothing = equal(observe(type_name, param), plain[surroundings])
             if change.leftover:
                 assert unread, f"{what} has no effect; say so"
                 assert does_nothing, f"{what} has an effect"
@@ -404,22 +395,35 @@ def test_every_field_does_something_or_is_refused(type_name: str) -> None:
                 assert not does_nothing, f"{what} has no effect; honour it, or refuse it"
 
 
+@pytest.mark.parametrize("key", sorted(CASES))
+def test_a_buffer_that_is_no_state_is_called_a_constant(key: str) -> None:
+    """States begin at 0. What begins otherwise is of the prototxt, and no snapshot may replace it."""
+    param = make(key, {})
+    layer = class_of(param)(param)
+    layer.build([tuple(bottom.shape) for bottom in CASES[key].bottoms], Run(CaffeRandom(SEED)))
+    buffers = {name for name, buffer in layer.named_buffers(recurse=False) if bool((buffer != 0).any())}
+    assert buffers == set(layer.constant_buffers)
+    if isinstance(layer, PrefetchingLayer):
+        layer.close()
+
+
 def test_every_parameter_belongs_to_a_type() -> None:
     names = {path.partition(".")[0] for path in FIELDS}
-    for type_name in layer_types():
+    for type_name in CASES:
         for name in list(names):
             param = make(type_name, {})
             getattr(param, name).SetInParent()
             if not is_unread(param, name):
                 names.remove(name)
-    assert not names
+    assert names <= NOTES.keys()
 
 
 def test_the_tables_name_fields_of_the_schema() -> None:
     known = {prefix for path in FIELDS for prefix in prefixes(path)} | {"engine"}
     assert {key.rpartition(" ")[2] for key in (*CHANGES, *ACCEPTED)} <= known
     assert {name for value in SHARED.values() for name in value.split()} <= known
-    assert {name for key in SHARED for name in key.split()} <= set(CASES) == set(layer_types())
+    assert {name for key in SHARED for name in key.split()} <= set(CASES)
+    assert {key.partition(":")[0] for key in CASES} == set(layer_types())
 
 
 def test_a_field_that_a_type_does_not_look_at_is_named() -> None:

@@ -56,6 +56,44 @@ def close(got: tuple[float, Array], loss: float, diff: Array) -> None:
     np.testing.assert_allclose(got[1], diff, RTOL, ATOL * max(np.abs(diff).max(initial=0), 1e-30))
 
 
+@pytest.mark.parametrize("shape", [(3, 4), (2, 3, 2, 2)])
+@pytest.mark.parametrize("ignored", ["", "ignore_label: 1"])
+@pytest.mark.parametrize("field", ["label_smoothing", "nvidia_label_smoothing"])
+def test_label_smoothing(field: str, ignored: str, shape: tuple[int, ...]) -> None:
+    """The gradients of Intel's and NVIDIA's forks, made step by step; none is recorded."""
+    s, x = 0.25, normal(*shape, dtype=torch.float64)
+    label = torch.arange(x.numel() // shape[1]).reshape(shape[0], *shape[2:]) % shape[1]
+    text = f'type: "SoftmaxWithLoss" loss_param {{ {field}: {s} {ignored} }}'
+    plain = f'type: "SoftmaxWithLoss" loss_param {{ {ignored} }}'
+    prob, dim = torch.softmax(x, 1), shape[1] * math.prod(shape[2:])
+    want, count = torch.zeros_like(x), 0
+    for place in np.ndindex(*label.shape):
+        y = int(label[place])
+        if ignored and y == 1:
+            continue
+        count += 1
+        for c in range(shape[1]):
+            at = (place[0], c, *place[1:])
+            if field == "label_smoothing":
+                alpha, beta = 1 - s, s / dim
+                want[at] = prob[at] * (alpha + (dim - 1) * beta) - beta
+                want[at] += (beta - alpha) if c == y else 0
+            else:
+                want[at] = prob[at] - s / (dim - 1) - (1 - s if c == y else 0)
+    shapes = tuple(x.shape), tuple(label.shape)
+    loss, _ = passes(build(plain, *shapes).double(), x, label.double())
+    close(passes(build(text, *shapes).double(), x, label.double()), loss, want.numpy() / count)
+
+
+def test_label_smoothing_that_is_refused() -> None:
+    for value in (-0.5, 1):
+        with refused("label_smoothing must lie between 0 and 1 (1 left out); got"):
+            build(f'type: "SoftmaxWithLoss" loss_param {{ label_smoothing: {value} }}', (2, 3), (2,))
+    one = build('type: "SoftmaxWithLoss" loss_param { nvidia_label_smoothing: 0.5 }', (2, 1), (2,))
+    with refused("label_smoothing needs two classes or more"):
+        run(one, normal(2, 1), torch.zeros(2))
+
+
 def divisor(mode: str, outer: int, inner: int, valid: int) -> float:
     return max(1, {"FULL": outer * inner, "VALID": valid, "BATCH_SIZE": outer, "NONE": 1}[mode])
 

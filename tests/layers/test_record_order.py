@@ -22,7 +22,7 @@ from imae.layers.data.datum import datum_from_array
 from imae.layers.data.record_order import draw_rows
 from imae.layers.run import Run
 from imae.net.net import Net
-from imae.prototxt import TRAIN, LayerParameter
+from imae.prototxt import TEST, TRAIN, LayerParameter
 from imae.prototxt.text import parse_net, parse_solver, parse_text
 from imae.train.solver import Solver
 
@@ -182,6 +182,60 @@ def test_the_label_in_the_database_is_the_class() -> None:
     for _ in range(4):
         data, label = layer.next_batch()
         assert [[2, 0, 1, 2, 0, 1][row] for row in data[:, 0, 0, 0].int().tolist()] == label.int().tolist()
+
+
+# -- data_param { shuffle cache } ----------------------------------------------------------------------------
+
+
+def of_fork(fields: str, phase: int = TRAIN, batch_size: int = 4, order: str = "") -> Data:
+    text = data_text(order, batch_size).replace("backend:", f"{fields} backend:")
+    param = parse_text(text, LayerParameter, "<test>")
+    param.phase = phase
+    layer = Data(param)
+    layer.build([], Run(CaffeRandom(1)))
+    return layer
+
+
+def test_intels_shuffle_is_the_order_shuffled() -> None:
+    make_lmdb([0] * 7)
+    want = rows_of(build(SHUFFLED, 4), 7)
+    for phase in (TRAIN, TEST):
+        assert rows_of(of_fork("shuffle: true", phase), 7) == want
+
+
+def test_nvidias_shuffle_is_by_key_at_first() -> None:
+    make_lmdb([0] * 7)
+    rows = [row for batch in rows_of(of_fork("shuffle: true cache: true"), 7) for row in batch]
+    rounds = [rows[i : i + 7] for i in range(0, 28, 7)]
+    assert rounds[0] == list(range(7))
+    assert all(sorted(order) == rounds[0] != order for order in rounds[1:])
+    assert len({tuple(order) for order in rounds}) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "phase"),
+    [("shuffle: true cache: false", TRAIN), ("shuffle: true cache: true", TEST), ("cache: true", TRAIN)],
+)
+def test_nvidias_shuffle_that_does_nothing(fields: str, phase: int) -> None:
+    make_lmdb([0] * 7)
+    layer = of_fork(fields, phase)
+    assert layer.leftovers == (["data_param.shuffle"] if "shuffle" in fields else [])
+    assert rows_of(layer, 3) == rows_of(of_fork("", phase), 3)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5])
+def test_nvidias_shuffle_goes_on_where_it_stood(stop: int) -> None:
+    make_lmdb([0] * 7)
+    whole, resumed = (of_fork("shuffle: true cache: true", batch_size=3) for _ in range(2))
+    rows_of(whole, stop)
+    resumed.set_state(whole.get_state())
+    assert rows_of(resumed, 8) == rows_of(whole, 8)
+
+
+def test_two_orders_are_refused() -> None:
+    make_lmdb([0])
+    with pytest.raises(ImaeError, match="choose two orders; remove one"):
+        of_fork("shuffle: true", order=SHUFFLED)
 
 
 # -- random numbers ------------------------------------------------------------------------------------------

@@ -343,6 +343,21 @@ def test_pooling_counts_windows_as_caffe(
             build(pooling(fields + " round_mode: FLOOR"), shape)
 
 
+def test_ceil_mode_is_the_forks_word_for_round_mode() -> None:
+    x = normal(1, 2, 8, 9)
+    for forks, caffes in (("ceil_mode: true", "CEIL"), ("ceil_mode: false", "FLOOR")):
+        for fields in ("kernel_size: 3 stride: 2", "kernel_size: 3 stride: 2 pad: 1 pool: AVE"):
+            got, want = (run(build(pooling(f"{fields} {mode}"), x.shape), x)[0]
+                         for mode in (forks, f"round_mode: {caffes}"))  # fmt: skip
+            assert torch.equal(got, want)
+            if caffes == "FLOOR":
+                assert got.shape != run(build(pooling(fields), x.shape), x)[0].shape
+        build(pooling(f"kernel_size: 3 {forks} round_mode: {caffes}"), x.shape)
+    for mode in ("ceil_mode: true round_mode: FLOOR", "ceil_mode: false round_mode: CEIL"):
+        with refused(f"and round_mode is {mode.split()[-1]}; write one of them"):
+            build(pooling(f"kernel_size: 3 {mode}"), x.shape)
+
+
 class Literal:
     """Caffe's pooling of one (H, W) plane, window by window."""
 
@@ -625,6 +640,7 @@ def test_pooling_in_onnx() -> None:
         check_onnx(pooling(f"pool: {pool} kernel_size: 3 stride: 2 pad: 2"), normal(2, 3, 8, 8))
         check_onnx(pooling(f"pool: {pool} kernel_size: 2 stride: 5"), normal(2, 3, 3, 10))  # empty windows
         check_onnx(pooling(f"pool: {pool} global_pooling: true"), normal(2, 3, 5, 8))
+        check_onnx(pooling(f"pool: {pool} kernel_size: 3 stride: 2 ceil_mode: false"), normal(2, 3, 8, 8))
 
 
 def test_stochastic_pooling_in_onnx(tmp_path: Path) -> None:

@@ -48,6 +48,10 @@ RULES = {
     "AdaGrad": 'type: "AdaGrad" delta: 0.001 regularization_type: "L1" weight_decay: 0.001',
     "RMSProp": 'type: "RMSProp" rms_decay: 0.9 delta: 0.001',
     "AdaDelta": 'type: "AdaDelta" momentum: 0.9 delta: 0.001',
+    "SGD, NVIDIA's fields": 'momentum: 0.5 momentum_policy: "poly" weight_decay: 0.001 '
+    'max_weight_decay: 0.01 weight_decay_policy: "poly" larc: true larc_policy: "clip" '
+    "larc_eta: 0.1 rampup_interval: 3",
+    "SGD, Intel's fields": "momentum: 0.9 weight_decay: 0.001 local_lr_auto: true local_gw_ratio: 0.1",
 }
 
 

@@ -20,7 +20,13 @@ from imae.files.errors import CaffemodelError, PrototxtError, SnapshotError
 from imae.net.net import Net
 from imae.net.weights import load_caffemodel, save_caffemodel
 from imae.prototxt import TEST, BlobProto, LayerParameter, NetParameter, SolverState
-from imae.prototxt.dialects import DIALECTS, read_net_dialect, read_net_text, read_state_dialect
+from imae.prototxt.dialects import (
+    DIALECTS,
+    read_net_dialect,
+    read_net_text,
+    read_solver_dialect,
+    read_state_dialect,
+)
 from imae.prototxt.text import parse_net, read_binary, read_net, read_solver, to_text
 from imae.train.options import Options
 from imae.train.solver import Solver
@@ -183,8 +189,12 @@ def test_without_the_dialect_the_error_says_so(tmp_path: Path) -> None:
 def test_a_dialect_that_lacks_the_numbers_says_whose_they_are(tmp_path: Path) -> None:
     path = tmp_path / "w.caffemodel"
     path.write_bytes(nvidia_017())
-    with pytest.raises(CaffemodelError, match=r"w\.caffemodel: its numbers are in .*--dialect nvidia reads"):
+    with pytest.raises(
+        CaffemodelError, match=r"w\.caffemodel: .* its numbers are in .*--dialect nvidia reads"
+    ):
         load_caffemodel(net_of(), path, "other")
+    with pytest.raises(PrototxtError, match=r"w\.caffemodel: its numbers are in .*--dialect nvidia reads"):
+        read_net_dialect(path, "other")
     path.write_bytes(nvidia_state("", HISTORY))
     with pytest.raises(SnapshotError, match=r"w\.caffemodel: its numbers are in .*--dialect nvidia reads"):
         read_state(path, "other")
@@ -342,8 +352,8 @@ def test_caffes_own_prototxt_is_the_same_in_every_dialect(tmp_path: Path) -> Non
 
 def test_nvidias_other_fields_are_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "net.prototxt"
-    path.write_text('layer { name: "a" type: "Permute" permute_param { order: 0 } }')
-    with pytest.raises(PrototxtError, match=r':1:\d+: message "caffe.LayerParameter" has no field "permute'):
+    path.write_text('layer { name: "a" type: "Split" trt_param { top_k: 5 } }')
+    with pytest.raises(PrototxtError, match=r':1:\d+: message "caffe.LayerParameter" has no field "trt_par'):
         read_net_text(path, "nvidia")
 
 
@@ -533,3 +543,155 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w").write_bytes(field(100, broken))
     with pytest.raises(CaffemodelError, match="w: "):
         read_net_dialect(tmp_path / "w", "nvidia")
+
+
+# -- solvers -------------------------------------------------------------------------------------------------
+
+NVIDIA_SOLVER = """
+    base_lr: 0.5 lr_policy: "poly" power: 2 max_iter: 4 random_seed: 1 momentum: 0.5
+    rampup_interval: 2 rampup_lr: 0.125 min_lr: 0.0625 momentum_policy: "poly" larc: true larc_policy: "clip"
+    store_blobs_in_old_format: true solver_data_type: FLOAT snapshot_prefix: "s"
+    test_iter: 1 test_interval: 2
+"""
+
+
+def test_nvidias_solvers_are_read(training: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fields = NVIDIA_NET[NVIDIA_NET.index('layer { name: "conv"') :]
+    data = """layer { name: "in" type: "DummyData" top: "data"
+        dummy_data_param { shape { dim: 3 dim: 2 dim: 7 dim: 4 } } }"""
+    loss = """layer { name: "sum" type: "Reduction" bottom: "plain" top: "sum" loss_weight: 1 }
+        layer { name: "smooth" type: "SoftmaxWithLoss" bottom: "plain" bottom: "y" top: "smooth"
+                loss_param { label_smoothing: 0.1 } include { stage: "never" } }"""
+    net = f"default_forward_type: FLOAT16 {data} {fields} {loss}"
+    Path("solver.prototxt").write_text(f"{NVIDIA_SOLVER} net_param {{ {net} }}")
+    with pytest.raises(PrototxtError, match=r'has no field "default_forward_type"; NVIDIA .*--dialect nvi'):
+        read_solver("solver.prototxt")
+    param = read_solver_dialect("solver.prototxt", "nvidia")
+    assert [layer.name for layer in param.net_param.layer][1:5] == ["conv", "bn", "bn_scale", "plain"]
+    assert "left out, as Caffe has no such fields: BatchNormParameter.engine" in caplog.text
+    assert not param.test_initialization
+    loss_param = param.net_param.layer[-1].loss_param
+    assert loss_param.nvidia_label_smoothing == np.float32(0.1) and not loss_param.HasField("label_smoothing")
+    assert main(["train", "solver.prototxt"]) == 2
+    assert main(["train", "solver.prototxt", "--dialect", "nvidia"]) == 0
+    assert (training / "s_iter_4.caffemodel").exists()
+    names = caffe.get_solver("solver.prototxt", dialect="nvidia").net.params.keys()
+    assert names == {"conv", "bn", "bn_scale", "plain"}
+    assert main(["upgrade-solver-proto-text", "solver.prototxt", "caffes.prototxt"]) == 2
+    command = ["upgrade-solver-proto-text", "--dialect", "nvidia", "solver.prototxt", "caffes.prototxt"]
+    assert main(command) == 0
+    again = read_solver("caffes.prototxt")
+    assert again == param
+
+
+def test_nvidias_shuffle_needs_its_cache(tmp_path: Path) -> None:
+    path = tmp_path / "net.prototxt"
+    for fields, cache in (("", False), ("cache: true", True), ("cache: false", False)):
+        path.write_text(f'layer {{ name: "d" type: "Data" data_param {{ shuffle: true {fields} }} }}')
+        (layer,) = read_net_text(path, "nvidia").layer
+        assert layer.data_param.HasField("cache") and layer.data_param.cache == cache
+        assert read_net(path).layer[0].data_param.HasField("cache") == bool(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "delta"),
+    [('type: "Adam"', 1e-4), ("solver_type: RMSPROP delta: 1e-6", 1e-4), ('type: "AdaGrad" delta: 0.5', 0.5),
+     ('type: "AdaDelta"', 1e-3), ('type: "SGD"', 1e-8)],
+)  # fmt: skip
+def test_nvidias_smallest_deltas(fields: str, delta: float, training: Path) -> None:
+    Path("solver.prototxt").write_text(f"{SOLVER} {fields} test_initialization: true")
+    param = read_solver_dialect("solver.prototxt", "nvidia")
+    assert (param.delta, param.test_initialization) == (np.float32(delta), True)
+    assert read_solver_dialect("solver.prototxt", None) == read_solver("solver.prototxt")
+
+
+# -- weights of any fork, without a dialect ------------------------------------------------------------------
+
+PLAIN = field(7, plain_blob(WEIGHTS))
+
+
+def net_with(*fields: bytes, name: str = "conv", kind: str = "Convolution") -> bytes:
+    """A binary net of one layer with these fields besides its blob."""
+    layer = LayerParameter(name=name, type=kind, bottom=["data"], top=["conv"])
+    return field(100, with_fields(layer, *fields, PLAIN))
+
+
+# Fields that forks put under numbers where Caffe has others, or that Caffe lacks: by whose files they occur.
+CLASHES = {
+    "DeepLab's interp_param, Caffe's input_param": net_with(field(143, field(1, 65)), kind="Interp"),
+    "yjxiong's bn_param, Caffe's embed_param": net_with(
+        field(137, field(1, field(1, b"constant"))), kind="BN"
+    ),
+    "SphereFace's margin_inner_product_param, Caffe's swish_param": net_with(field(147, field(1, 10))),
+    "Intel's smooth_l1_loss_param, Caffe's clip_param": net_with(
+        field(148, b"\x0d\0\0@@"), kind="SmoothL1Loss"
+    ),
+    "SSD's permute_param": net_with(field(202, field(1, 0) + field(1, 2)), kind="Permute"),
+    "R-FCN's box_annotator_ohem_param": net_with(field(10000, field(1, 128))),
+    "R-FCN's psroi_pooling_param": net_with(field(10001, b"\x0d\0\0\0?" + field(2, 21) + field(3, 7))),
+    "Faster R-CNN's roi_pooling_param": net_with(field(8266711, field(1, 7) + field(2, 7))),
+    "a number of another wire type": net_with(field(143, 5), field(146, 1)),
+    "a message whose bytes make no sense": net_with(field(143, b"\xff\xff"), field(106, b"\x0f")),
+    "a string that is not UTF-8": net_with(field(121, field(1, b"\xff"))),
+    "SSD's transform_param": net_with(field(100, field(10, field(1, 5)))),
+    "Intel's fields of the net": field(9, b"MKL2017") + field(10, field(1, 1)) + net_with(),
+}
+RIGHT_AS_WEIGHTS = pytest.mark.parametrize("data", CLASHES.values(), ids=CLASHES)
+
+
+@RIGHT_AS_WEIGHTS
+@pytest.mark.parametrize("dialect", [None, "other"])
+def test_weights_of_forks_are_read_by_name_and_blobs(
+    data: bytes, dialect: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, net = tmp_path / "w.caffemodel", net_of()
+    path.write_bytes(data)
+    report = load_caffemodel(net, path, dialect)
+    assert report.copied == ["conv"]
+    np.testing.assert_array_equal(net.params["conv"][0].detach(), WEIGHTS.astype(np.float32))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@RIGHT_AS_WEIGHTS
+def test_forks_nets_in_binary_are_refused(
+    data: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the file is a net, not weights: what has the fork's numbers must not be lost or misread."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_bytes(data)
+    capsys.readouterr()
+    assert main(["upgrade-net-proto-binary", str(old), str(new)]) == 2
+    assert not new.exists()
+    (line,) = capsys.readouterr().err.splitlines()
+    if "cut short" not in line:  # the bytes of some make no message
+        assert f"{old}: a fork wrote this net, by whose numbers its fields cannot be read: " in line
+    assert main(["upgrade-net-proto-binary", "--dialect", "other", str(old), str(new)]) == 0
+    (layer,) = NetParameter.FromString(new.read_bytes()).layer
+    assert [entry.name for entry, _ in layer.ListFields()] == ["name", "type", "bottom", "top", "blobs"]
+
+
+def test_old_weights_of_forks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """DeepLab's layers of the form V1: a type and a parameter that Caffe's V1 lacks; V0 with clashes."""
+    v1 = field(4, b"conv") + field(5, 43) + field(43, field(1, 65)) + field(2, b"data") + field(10, b"\xff")
+    v0 = field(1, field(1, b"conv") + field(2, b"interp") + field(50, plain_blob(WEIGHTS)) + field(1001, 3))
+    path = tmp_path / "w.caffemodel"
+    for layer in (v1 + field(6, plain_blob(WEIGHTS)), v0 + field(2, b"data")):
+        path.write_bytes(field(1, b"net") + field(3, b"data") + field(4, 1) + field(2, layer))
+        net = net_of()
+        assert load_caffemodel(net, path).copied == ["conv"]
+        np.testing.assert_array_equal(net.params["conv"][0].detach(), WEIGHTS.astype(np.float32))
+    path.write_bytes(field(2, v1.replace(field(10, b"\xff"), b"")))
+    assert main(["upgrade-net-proto-binary", str(path), str(tmp_path / "new")]) == 2
+    assert "fields cannot be read: V1LayerParameter." in capsys.readouterr().err
+
+
+def test_our_own_nets_in_binary_are_no_forks(tmp_path: Path) -> None:
+    text = """
+        layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 4 dim: 4 } } }
+        layer { name: "p" type: "Permute" bottom: "x" top: "y" permute_param { order: 0 order: 2 } }
+        layer { name: "l" type: "LSTM" bottom: "y" top: "l" recurrent_param { num_output: 2 } }
+        layer { name: "e" type: "ELU" bottom: "x" top: "e" elu_param { alpha: 2 } }"""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_bytes(parse_net(text).SerializeToString())
+    assert main(["upgrade-net-proto-binary", str(old), str(new)]) == 0
+    assert read_binary(new, NetParameter) == parse_net(text)

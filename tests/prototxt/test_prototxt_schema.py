@@ -4,6 +4,7 @@ import ast
 import copy
 import importlib
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from imae.prototxt import (
     schema,
     to_text,
 )
-from imae.prototxt.generate import generate
+from imae.prototxt.generate import FORKS, generate
 from imae.prototxt.schema import Plugin, build_pool, installed_plugins, message_class
 
 CAFFE = FileDescriptorProto.FromString(caffe_pb2.SERIALIZED)
@@ -45,9 +46,19 @@ OURS = {
     "LayerParameter.imae_loss_param", "LayerParameter.mae_loss_param", "LayerParameter.mse_loss_param",
     "LayerParameter.gce_loss_param", "LayerParameter.dm_loss_param",
     "LayerParameter.weighted_softmax_loss_param", "LossParameter.lamda_p", "LossParameter.scale",
-    "SolverState.imae_run", "DataOrderParameter", "LayerParameter.data_order_param",
+    "SolverState.imae_run", "SolverState.minimum_loss", "SolverState.iter_last_event",
+    "DataOrderParameter", "LayerParameter.data_order_param",
     "TransformationParameter.exclude_last_crop",
 }  # fmt: skip
+
+
+FORKS_PROTO = Path(schema.__file__).with_name("forks.proto").read_text(encoding="utf-8")
+FORK_MESSAGES = set(re.findall(r"^message (\w+)", FORKS_PROTO, re.MULTILINE))
+
+
+def is_forks(line: str) -> bool:
+    """Whether a line describes a field, or a value of an enum of Caffe's, that forks added."""
+    return int(re.findall(r" = (\d+)", line)[0]) in FORKS
 
 
 def described(message: DescriptorProto, scope: str = "") -> Iterator[str]:
@@ -75,6 +86,9 @@ def described_enum(enum: EnumDescriptorProto, scope: str = "") -> Iterator[str]:
 def test_every_fact_is_caffes() -> None:
     lines = [line for message in CAFFE.message_type for line in described(message)]
     lines += [line for enum in CAFFE.enum_type for line in described_enum(enum)]
+    forks = [line for line in lines if line.split(".")[0] in FORK_MESSAGES or is_forks(line)]
+    assert len(forks) > 300
+    lines = [line for line in lines if line not in forks]
     ours = [line for line in lines if line.split(".")[0] in OURS or line.split(" ")[0] in OURS]
     assert {name for name in OURS if any(line.startswith(name) for line in ours)} == OURS
     path = Path(__file__).parents[1] / "cases" / "schema" / "caffe.txt"
@@ -168,6 +182,7 @@ Theirs = message_factory.GetMessageClass(pool.FindMessageTypeByName("caffe.Layer
     ours = "from imae.prototxt import LayerParameter, parse_net\n"
     check = """
 import pickle
+import re
 assert Theirs(only_theirs=3).only_theirs == 3
 layer = parse_net('layer { name: "a" type: "ReLU" }').layer[0]
 assert pickle.loads(pickle.dumps(layer)) == LayerParameter(name="a", type="ReLU")
@@ -202,7 +217,7 @@ XYZ = Plugin("xyz = imae_xyz:xyz.proto", """
       optional caffe.NetParameter inner = 5;
       optional XyzParameter deeper = 6;
     }
-    extend caffe.LayerParameter { optional XyzParameter xyz_param = 10001; }
+    extend caffe.LayerParameter { optional XyzParameter xyz_param = 20001; }
 """)  # fmt: skip
 
 
@@ -272,11 +287,11 @@ def test_several_plugins_of_all_forms() -> None:
     """Fields that are no messages, repeated ones, one declared inside a message, all sorts of packages."""
     pool = build_pool([
         XYZ,
-        plugin("flag", f"{EXTEND} {{ optional bool flag = 10002; repeated int32 ways = 10003; }}"),
-        plugin("inner", f"message P {{ {EXTEND} {{ repeated P p_param = 10004; }} optional int32 n = 1; }}"),
-        plugin("bare", f"message Bare {{ optional int32 n = 1; }} {EXTEND} {{ optional Bare bare = 10005; }}",
+        plugin("flag", f"{EXTEND} {{ optional bool flag = 20002; repeated int32 ways = 20003; }}"),
+        plugin("inner", f"message P {{ {EXTEND} {{ repeated P p_param = 20004; }} optional int32 n = 1; }}"),
+        plugin("bare", f"message Bare {{ optional int32 n = 1; }} {EXTEND} {{ optional Bare bare = 20005; }}",
                ""),
-        plugin("dotted", f"message D {{ optional string s = 1; }} {EXTEND} {{ optional D d = 10006; }}",
+        plugin("dotted", f"message D {{ optional string s = 1; }} {EXTEND} {{ optional D d = 20006; }}",
                "package other.deep;"),
         plugin("empty", ""),
     ])  # fmt: skip
@@ -289,22 +304,22 @@ def test_several_plugins_of_all_forms() -> None:
 
 
 EXTEND = "extend caffe.LayerParameter"
-ABC = plugin("abc", f"message P {{ }} {EXTEND} {{ optional P abc_param = 10001; }}")
+ABC = plugin("abc", f"message P {{ }} {EXTEND} {{ optional P abc_param = 20001; }}")
 CANNOT = "plugin 'p': its .proto cannot be compiled: plugin.proto:"
 BROKEN = {
     "name of a field of Caffe's": (
-        [plugin("p", f"{EXTEND} {{ optional bool relu_param = 10001; }}")],
-        "plugin 'p': field relu_param = 10001 of LayerParameter: relu_param is also taken by caffe.proto; "
+        [plugin("p", f"{EXTEND} {{ optional bool relu_param = 20001; }}")],
+        "plugin 'p': field relu_param = 20001 of LayerParameter: relu_param is also taken by caffe.proto; "
         "change one of them",
     ),
     "number of another plugin": (
         [XYZ, ABC],
-        "plugin 'abc': field abc_param = 10001 of LayerParameter: 10001 is also taken by plugin "
+        "plugin 'abc': field abc_param = 20001 of LayerParameter: 20001 is also taken by plugin "
         "'xyz = imae_xyz:xyz.proto'; change one of them",
     ),
     "name of a field of another plugin": (
-        [ABC, plugin("p", f"{EXTEND} {{ optional bool abc_param = 10002; }}", package="")],
-        "plugin 'p': field abc_param = 10002 of LayerParameter: abc_param is also taken by plugin 'abc'; "
+        [ABC, plugin("p", f"{EXTEND} {{ optional bool abc_param = 20002; }}", package="")],
+        "plugin 'p': field abc_param = 20002 of LayerParameter: abc_param is also taken by plugin 'abc'; "
         "change one of them",
     ),
     "message of another plugin": (
@@ -319,14 +334,22 @@ BROKEN = {
         [plugin("p", "message FillerParameter { }", package="package caffe;")],
         f'{CANNOT}1:65: "caffe.FillerParameter" is already defined in file "caffe.proto".',
     ),
-    "number below 10000": (
+    "number below 20000": (
         [plugin("p", f"{EXTEND} {{ optional bool x = 1999; }}")],
-        "plugin 'p': field number 1999 of LayerParameter is kept for Caffe's own; use 10000 or more",
+        "plugin 'p': field number 1999 of LayerParameter is kept for Caffe and its forks; use 20000 or more",
+    ),
+    "number of R-FCN's": (
+        [plugin("p", f"{EXTEND} {{ optional bool x = 10001; }}")],
+        "plugin 'p': field number 10001 of LayerParameter is kept for Caffe and its forks; use 20000 or more",
+    ),
+    "number in Caffe's message that forks.proto may take": (
+        [plugin("p", f"{EXTEND} {{ optional bool x = 9999; }}")],
+        "plugin 'p': field number 9999 of LayerParameter is kept for Caffe and its forks; use 20000 or more",
     ),
     "number of a field of Caffe's": (
         [plugin("p", f"{EXTEND} {{ optional bool x = 143; }}")],
         "plugin 'p': field number 143 of LayerParameter is also taken by input_param of caffe.proto; "
-        "use 10000 or more",
+        "use 20000 or more",
     ),
     "not a .proto": ([plugin("p", "message P { optional float }")], f"{CANNOT}1:84: Expected field name."),
     "import of another file": (

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from imae.files.errors import PrototxtError
+from imae.net.net import Net
 from imae.prototxt import (
     BlobProto,
     NetParameter,
@@ -35,7 +36,8 @@ V1_TYPES = {
     "MVN": "MVN", "POOLING": "Pooling", "POWER": "Power", "RELU": "ReLU", "SIGMOID": "Sigmoid",
     "SIGMOID_CROSS_ENTROPY_LOSS": "SigmoidCrossEntropyLoss", "SILENCE": "Silence", "SOFTMAX": "Softmax",
     "SOFTMAX_LOSS": "SoftmaxWithLoss", "SPLIT": "Split", "SLICE": "Slice", "TANH": "TanH",
-    "WINDOW_DATA": "WindowData", "THRESHOLD": "Threshold",
+    "WINDOW_DATA": "WindowData", "THRESHOLD": "Threshold", "INTERP": "Interp", "BN": "BN",
+    "IMAGE_SEG_DATA": "ImageSegData",
 }  # fmt: skip
 
 
@@ -94,6 +96,23 @@ def test_every_v1_field_arrives() -> None:
         "param"
     }
     assert to_text(new.param[0]) == 'name: "w"\nshare_mode: PERMISSIVE\nlr_mult: 1\ndecay_mult: 1\n'
+
+
+def test_layers_of_forks_in_v1_nets() -> None:
+    """Their parameters arrive, and the layers are those of today's nets."""
+    interp, bn = parse_net(
+        """layers { name: "i" type: INTERP bottom: "x" top: "y" interp_param { zoom_factor: 8 } }
+        layers { name: "b" type: BN bottom: "y" top: "y" blobs_lr: 1 blobs_lr: 0
+                 bn_param { bn_mode: INFERENCE scale_filler { value: 1 } } }"""
+    ).layer
+    assert (interp.type, interp.interp_param.zoom_factor) == ("Interp", 8)
+    assert (bn.type, bn.bn_param.bn_mode, bn.bn_param.scale_filler.value) == ("BN", bn.bn_param.INFERENCE, 1)
+    assert [spec.lr_mult for spec in bn.param] == [1, 0]
+    net = Net(
+        parse_net("""input: "x" input_dim: 1 input_dim: 2 input_dim: 3 input_dim: 3
+        layers { name: "i" type: INTERP bottom: "x" top: "y" interp_param { zoom_factor: 8 } }""")
+    )
+    assert net.blob_shapes["y"] == (1, 2, 17, 17)
 
 
 def test_param_lists_of_several_lengths() -> None:

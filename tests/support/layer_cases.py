@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import h5py
 import lmdb
 import numpy as np
 import torch
+from case_types import Case
+from fork_cases import CASES as FORK_CASES
 from google.protobuf import text_format
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 from single_layer import normal
-from torch import Tensor
 
 from imae.layers.blob import blob_from_array
 from imae.layers.data.datum import datum_from_array
-from imae.layers.registry import layer_class
+from imae.layers.registry import class_of
 from imae.prototxt import Datum, LayerParameter
-
-
-class Case(NamedTuple):
-    """A valid layer: fields of its prototxt, its bottoms, and the indices of bottoms that get a gradient."""
-
-    text: str = ""
-    bottoms: tuple[Tensor, ...] = ()
-    learn: tuple[int, ...] = (0,)
-
+from imae.prototxt.caffe_pb2 import AnnotatedDatum
 
 X, ROWS = normal(2, 3, 4, 6), normal(4, 6)
 SCORES = normal(4, 5, 5)  # labels fit both axes of 5
@@ -100,6 +93,7 @@ CASES = {
         f"{TRAIN} transform_param {{ crop_size: 5 }} "
         'window_data_param { source: "windows" batch_size: 4 fg_fraction: 0.5 }'
     ),
+    **FORK_CASES,
 }  # fmt: skip
 
 
@@ -124,20 +118,20 @@ def put(message: Message, path: str, value: Any) -> None:
 
 
 @cache
-def parsed(type_name: str) -> LayerParameter:
-    """The layer of CASES."""
-    case = CASES[type_name]
-    param = text_format.Parse(f'name: "it" type: "{type_name}" {case.text}', LayerParameter())
+def parsed(key: str) -> LayerParameter:
+    """The layer of CASES; a key is a type, or TYPE:VARIANT."""
+    case = CASES[key]
+    param = text_format.Parse(f'name: "it" type: "{key.partition(":")[0]}" {case.text}', LayerParameter())
     param.bottom.extend(f"bottom{index}" for index in range(len(case.bottoms)))
-    if not param.top and layer_class(type_name).num_tops != 0:
+    if not param.top and class_of(param).num_tops != 0:
         param.top.append("top")
     return param
 
 
-def make(type_name: str, given: Mapping[str, Any]) -> LayerParameter:
+def make(key: str, given: Mapping[str, Any]) -> LayerParameter:
     """The layer of CASES with these fields changed."""
     param = LayerParameter()
-    param.CopyFrom(parsed(type_name))
+    param.CopyFrom(parsed(key))
     for path, value in given.items():
         put(param, path, value)
     return param
@@ -165,6 +159,30 @@ class Plus(Times):
 WINDOWS = "# {0}\n{0}.png\n3 9 11\n4\n1 0.9 1 1 8 7\n2 0.6 2 0 9 4\n3 0.1 0 2 5 7\n3 0.3 1 0 5 8\n"
 
 
+def annotated_records(picture: Callable[..., NDArray[np.uint8]]) -> dict[str, list[AnnotatedDatum]]:
+    """Databases of images with boxes; `picture` makes an image of a size."""
+
+    def record(label: int, *size: int, typed: bool = True) -> AnnotatedDatum:
+        image = picture(*size)
+        datum = Datum(data=bytes(cv2.imencode(".png", image)[1]), encoded=True, label=label)
+        datum.channels, datum.height, datum.width = (*size, 1)[2], *size[:2]
+        made = AnnotatedDatum(datum=datum)
+        if typed:
+            made.type = AnnotatedDatum.BBOX
+        for group, (x, y, side) in enumerate(((0.1, 0.2, 0.5), (0.4, 0.3, 0.55))):
+            annotations = made.annotation_group.add(group_label=group + 1)
+            box = annotations.annotation.add(instance_id=0).bbox
+            box.xmin, box.ymin, box.xmax, box.ymax = x, y, x + side, y + side
+        return made
+
+    return {
+        "boxes_db": [record(label, 24, 32, 3) for label in range(3)],
+        "other_boxes_db": [record(label, 24, 32, 3) for label in range(3)],
+        "gray_boxes_db": [record(0, 24, 32)],
+        "untyped_boxes_db": [record(label, 24, 32, 3, typed=False) for label in range(3)],
+    }
+
+
 def write_files(folder: Path) -> None:
     """Write all files that the layers name."""
     rng = np.random.default_rng(0)
@@ -175,7 +193,7 @@ def write_files(folder: Path) -> None:
     def png(*size: int) -> bytes:
         return bytes(cv2.imencode(".png", picture(*size))[1])
 
-    def write_db(name: str, datums: list[Datum]) -> None:
+    def write_db(name: str, datums: Sequence[Message]) -> None:
         with lmdb.open(str(folder / name), map_size=1 << 20) as database:
             for index, datum in enumerate(datums):
                 with database.begin(write=True) as transaction:
@@ -185,11 +203,15 @@ def write_files(folder: Path) -> None:
     write_db("other_db", [datum_from_array(picture(3, 9, 11), label) for label in range(3)])
     write_db("gray_db", [Datum(data=png(9, 11), encoded=True)])
     write_db("colour_db", [Datum(data=png(9, 11, 3), encoded=True)])
+    for name, made in annotated_records(picture).items():
+        write_db(name, made)
     (folder / "sub").mkdir()
     for name in ("0.png", "1.png", "2.png", "sub/0.png", "sub/1.png", "sub/2.png"):
         (folder / name).write_bytes(png(9, 11, 3))
     (folder / "list").write_text("0.png 0\n1.png 1\n2.png 2\n")
     (folder / "other_list").write_text("2.png 2\n")
+    (folder / "pairs").write_text("0.png 1.png\n1.png 2.png\n2.png 0.png\n")
+    (folder / "other_pairs").write_text("2.png 0.png\n")
     (folder / "windows").write_text("".join(WINDOWS.format(index) for index in range(3)))
     (folder / "other_windows").write_text(WINDOWS.format(0))
     for name, shape in (("mean", (1, 3, 9, 11)), ("infogain", (5, 5)), ("other_infogain", (5, 5))):
@@ -200,3 +222,8 @@ def write_files(folder: Path) -> None:
         (folder / f"hdf5_{name}").write_text(f"{name}.h5\n")
     (folder / "fields_one.py").write_text(MODULE.replace("FACTOR", "1"))
     (folder / "fields_two.py").write_text(MODULE.replace("FACTOR", "2"))
+    (folder / "sizes").write_text("a 5 3\nb 4 6\n")
+    (folder / "nine_sizes").write_text("a 5 3\n" * 9)
+    items = 'item { name: "%s" label: 1 } item { name: "dog" label: 2 }'
+    for name in ("cat", "bird"):
+        (folder / f"{name}_map").write_text(items % name)

@@ -22,7 +22,7 @@ from imae.converters.export_onnx import Graph
 from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Layer, Shape
-from imae.layers.registry import layer_class
+from imae.layers.registry import class_of
 from imae.layers.run import Run
 from imae.net.net import Net
 from imae.net.stepwise import Stepwise
@@ -35,7 +35,7 @@ def build(text: str, *shapes: Shape, seed: int = 1) -> Layer:
     param = text_format.Parse('name: "it" ' + text, LayerParameter())
     if not param.bottom:
         param.bottom.extend(f"bottom{index}" for index in range(len(shapes)))
-    layer_type = layer_class(param.type)
+    layer_type = class_of(param)
     if not param.top and layer_type.num_tops != 0:
         param.top.append("top0")
     layer = layer_type(param)
@@ -134,8 +134,13 @@ def check_gradient(text: str, *bottoms: Tensor, constant: Sequence[int] = ()) ->
     assert torch.autograd.gradcheck(tops, [*leaves, *blobs], rtol=rtol, atol=atol)
 
 
-def check_onnx(text: str, *bottoms: Tensor, opsets: Sequence[int] = (13, 17, 18, 22)) -> None:
-    """ONNX Runtime computes the same as the layer, for the batch size of the export and for another one."""
+def check_onnx(
+    text: str, *bottoms: Tensor, opsets: Sequence[int] = (13, 17, 18, 22), one_batch: bool = False
+) -> None:
+    """ONNX Runtime computes the same as the layer, for the batch size of the export and for another one.
+
+    one_batch   only for that of the export
+    """
     shapes = [tuple(bottom.shape) for bottom in bottoms]
     layer = build(text, *shapes)
     names, tops = list(layer.param.bottom), list(layer.param.top)
@@ -146,7 +151,7 @@ def check_onnx(text: str, *bottoms: Tensor, opsets: Sequence[int] = (13, 17, 18,
         graph = Graph(opset, blobs)
         layer.to_onnx(graph, names, tops)
         session = _session(graph, opset, names, tops)
-        for values in (bottoms, more):
+        for values in (bottoms,) if one_batch else (bottoms, more):
             feeds = {name: value.numpy() for name, value in zip(names, values, strict=True)}
             got: list[NDArray[Any]] = session.run(tops, feeds)
             for value, want in zip(got, run(layer, *values), strict=True):

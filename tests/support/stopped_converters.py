@@ -48,6 +48,7 @@ layer { name: "ip" type: "InnerProduct" bottom: "data" top: "ip" inner_product_p
 COMMANDS = {
     "convert-cifar cifar.tar.xz cifar": ["cifar/cifar10_train_lmdb", "cifar/cifar10_test_lmdb"],
     "convert-imageset pictures/ list out": ["out"],
+    "convert-annoset pictures/ list out": ["out"],
     "convert-folder pictures out --labels labels.txt": ["out", "out.clean_labels.npz"],
     "split-lmdb lmdb out rest --share 0.5": ["out", "rest"],
     "compute-image-mean lmdb out": ["out"],

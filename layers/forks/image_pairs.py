@@ -1,0 +1,148 @@
+"""What DenseImageData and ImageSegData share: a list of images with their labels, its order, its files."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+from google.protobuf.message import Message
+from numpy.typing import NDArray
+
+from imae.files.caffe_log import log_line
+from imae.files.errors import DataError, SnapshotError
+from imae.files.file_kinds import mistaken_for
+from imae.files.limits import blob_problem
+from imae.files.read import read_bytes
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.data.base_data import (
+    PrefetchingLayer,
+    State,
+    check_index,
+    check_permutation,
+    checked_batch_size,
+)
+from imae.layers.data.datum import decode_image, read_file
+from imae.prototxt import LayerParameter
+
+Picture = NDArray[np.uint8]
+
+
+class ImagePairs(PrefetchingLayer):
+    """A type gives the name of its message, reads its list, and makes a batch of its next lines.
+
+    message_name   the field of LayerParameter with source, batch_size, rand_skip, shuffle, new_height,
+                   new_width, is_color, root_folder
+    log_places     file, and the lines in it that log: opening, shuffling, the count, skipping
+    entries        of the list, in the order of the file
+    """
+
+    message_name: ClassVar[str]
+    log_places: ClassVar[tuple[str, int, int, int, int]]
+    word: ClassVar[str] = "images"  # what the log calls the entries
+    entries: list[tuple[str, str]]
+
+    def __init__(self, param: LayerParameter) -> None:
+        super().__init__(param)
+        self.message: Any = getattr(param, self.message_name)
+        self.check_both("new_height", "new_width", self.message)
+        self.batch_size = checked_batch_size(param, self.message.batch_size)
+        self.shuffler: CaffeRandom | None = None
+
+    def check_both(self, height_name: str, width_name: str, message: Message) -> None:
+        """LayerError unless both are set or none."""
+        height, width = getattr(message, height_name), getattr(message, width_name)
+        if (height > 0) != (width > 0):
+            raise self.error(
+                f"Current implementation requires {height_name} and {width_name} to be set at the same "
+                f"time.; got {height} and {width}"
+            )
+        if height and (problem := blob_problem((3, height, width))):
+            raise self.error(f"{height_name}, {width_name}: {problem}")
+
+    def read_entries(self, source: str, root_folder: str) -> list[tuple[str, str]]:
+        """The entries of the list."""
+        raise self.error(f"{self.type} defines no read_entries")
+
+    def set_up_order(self) -> None:
+        """Read the list; shuffle it and skip entries, if that is asked for."""
+        file, opening, shuffling, count, skipping = self.log_places
+        log_line(f"{file}:{opening}", f"Opening file {self.message.source}")
+        self.entries = self.read_entries(self.message.source, self.message.root_folder)
+        self.order = np.arange(len(self.entries))
+        if self.message.shuffle:
+            log_line(f"{file}:{shuffling}", "Shuffling data")
+            self.shuffler = self.random.fork()
+            self.order = self.shuffler.shuffle(len(self.entries))
+        log_line(f"{file}:{count}", f"A total of {len(self.entries)} {self.word}.")
+        self.index = 0
+        if self.message.rand_skip:
+            self.index = self.random.modulo(self.message.rand_skip)
+            log_line(f"{file}:{skipping}", f"Skipping first {self.index} data points.")
+            if self.index >= len(self.entries):
+                raise self.error(
+                    f"Not enough points to skip: {self.index} of {len(self.entries)}; lower rand_skip"
+                )
+
+    def next_lines(self) -> list[int]:
+        """The entries of the next batch."""
+        lines: list[int] = []
+        for _ in range(self.batch_size):
+            lines.append(int(self.order[self.index]))
+            self.index += 1
+            if self.index == len(self.order):
+                self.index = 0
+                # The current order of the list is shuffled, not the order of the file.
+                if self.shuffler is not None:
+                    self.order = self.order[self.shuffler.shuffle(len(self.order))]
+        return lines
+
+    def read_image(self, line: int) -> Picture:
+        """The entry's image, (H, W, C), resized."""
+        flag = cv2.IMREAD_COLOR if self.message.is_color else cv2.IMREAD_GRAYSCALE
+        size = (self.message.new_height, self.message.new_width)
+        return decoded(self.entries[line][0], flag, size, cv2.INTER_LINEAR)
+
+    def position(self) -> State:
+        is_shuffled = self.shuffler is not None
+        return {
+            "index": self.index,
+            "entries": len(self.entries),
+            "order": self.order if is_shuffled else np.zeros(0, np.int64),
+            "shuffler": self.shuffler.get_state() if self.shuffler is not None else b"",
+        }
+
+    def seek(self, state: State) -> None:
+        if state["entries"] != len(self.entries):
+            raise SnapshotError(
+                f"'{self.message.source}' lists {len(self.entries)} images; it listed {state['entries']} "
+                "when the snapshot was made; use the same list"
+            )
+        check_index("index", state["index"], len(self.entries))
+        self.index = state["index"]
+        if self.shuffler is not None:
+            check_permutation("order", state["order"], len(self.entries))
+            self.order = state["order"]
+            self.shuffler.set_state(state["shuffler"])
+
+
+def decoded(path: str, flag: int, size: tuple[int, int], interpolation: int) -> Picture:
+    """The file's image, (H, W, C), resized to `size` (height, width) unless that is 0."""
+    image = decode_image(read_file(path), flag, path)
+    if size[0]:
+        resized = cv2.resize(image, size[::-1], interpolation=interpolation)  # drops an axis of one channel
+        image = np.asarray(resized, np.uint8).reshape(*size, -1)
+    return image
+
+
+def read_text(source: str, field: str, content: str) -> bytes:
+    """The bytes of a list of files; DataError where it is missing, empty, or not `content`."""
+    try:
+        data = read_bytes(source)
+    except OSError as error:
+        raise DataError(f"image list '{source}': {error.strerror}; mend {field}") from None
+    if mistaken := mistaken_for(data):
+        raise DataError(f"image list '{source}': expected {content}{mistaken}")
+    if not data.strip():
+        raise DataError(f"image list '{source}': File is empty")
+    return data

@@ -1,0 +1,103 @@
+"""A small SSD (small_ssd.py) learns to find rectangles: data, loss, evaluation, resume, export."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+import small_ssd
+import torch
+from tolerances import tolerance
+
+from imae.cli.main import main
+from imae.net.net import Net
+from imae.net.weights import load_caffemodel
+from imae.prototxt import TEST, NetState, SolverParameter, read_net, read_solver
+from imae.prototxt.state import in_state
+from imae.train.solver import Solver
+
+ROOT = Path(__file__).parents[2]
+BEFORE, AFTER = 0.3, 0.8  # mAP, at 0.5 overlap: below it without training, above it after 120 iterations
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder with all files and the trained weights, and the log of the training."""
+    folder = tmp_path_factory.mktemp("ssd")
+    small_ssd.write_all(folder)
+    command = [sys.executable, str(ROOT / "train" / "solve.py"), "solver.prototxt", "--threads", "1"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder, done.stderr
+
+
+def test_its_mean_average_precision_rises(trained: tuple[Path, str]) -> None:
+    means = [float(word) for word in re.findall(r"Test net output #0: evaluation = (\S+)", trained[1])]
+    assert len(means) == 3
+    assert means[0] < BEFORE and means[-1] > AFTER
+    assert len(re.findall(r"class[12]: [0-9.e-]+\n", trained[1])) == 6
+
+
+def test_it_is_exported(
+    trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model finds in ONNX Runtime and OpenCV what the net finds, and that is where the rectangles are."""
+    monkeypatch.chdir(trained[0])
+    arguments = ["export", "--model", "net.prototxt", "--weights", "ssd_iter_120.caffemodel"]
+    assert main([*arguments, "--output", "ssd.onnx"]) == 0
+    assert "inputs data, outputs detections" in capsys.readouterr().out
+    param = in_state(read_net("net.prototxt"), TEST, NetState())
+    net = Net(param)
+    load_caffemodel(net, "ssd_iter_120.caffemodel")
+    (source,) = net.data_layers()
+    images, truths = source.next_batch()
+    session = onnxruntime.InferenceSession("ssd.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"data": images.numpy()})
+    source.next_batch = lambda: (images, truths)  # type: ignore[method-assign]
+    with torch.no_grad():
+        blobs = net({}, keep=["detections"])
+    want = blobs["detections"].numpy()
+    assert found.shape == want.shape
+    np.testing.assert_array_equal(found[..., :2], want[..., :2])
+    rtol, atol, _ = tolerance("onnx")
+    np.testing.assert_allclose(found, want, rtol=rtol, atol=atol)
+    in_opencv = cv2.dnn.readNetFromONNX("ssd.onnx")
+    in_opencv.setInput(images.numpy())
+    np.testing.assert_allclose(in_opencv.forward(), want, rtol=rtol, atol=atol)
+    best = found[0, 0, found[0, 0, :, 2] > 0.3]
+    hits = 0
+    for image, label, _, *box, _ in truths[0, 0].tolist():
+        mine = best[(best[:, 0] == image) & (best[:, 1] == label), 3:]
+        hits += any(overlap(other.tolist(), box) > 0.5 for other in mine)
+    assert hits > 0.7 * truths.shape[2]
+
+
+def overlap(a: list[float], b: list[float]) -> float:
+    """The shared area by that of both."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0) * max(height, 0)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def test_a_resumed_training_has_the_same_bits(
+    trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(trained[0])
+    param = read_solver("solver.prototxt")
+    short = SolverParameter()
+    short.CopyFrom(param)
+    short.max_iter, short.snapshot, short.snapshot_prefix = 4, 2, str(tmp_path / "short")
+    del short.test_iter[:]
+    whole = Solver(short)
+    whole.step(4)
+    resumed = Solver(short)
+    resumed.restore(tmp_path / "short_iter_2.solverstate")
+    resumed.step(2)
+    for a, b in zip(whole.net.learnable, resumed.net.learnable, strict=True):
+        assert torch.equal(a, b)
