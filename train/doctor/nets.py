@@ -286,7 +286,7 @@ def _note_python(layer: LayerParameter, root: Path, row: Row) -> None:
         return
     for folder in (root, root / "lib", root / "python", root / "src", root / "tools"):
         place = folder / name
-        if place.is_file() and not place.is_symlink():
+        if os.path.isfile(place) and not os.path.islink(place):  # Path's raise an error for a long name
             where = place.relative_to(root)
             try:
                 ast.parse(text_of(place))
