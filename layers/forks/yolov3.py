@@ -115,8 +115,8 @@ class Yolov3(LossLayer):
         self.truths = TruthReader(self, self.classes)
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
-        own, side = self.param.yolov3_param, bottom_shapes[0][-1]
-        if own.HasField("side") and own.side != side:
+        own, side = self.param.yolov3_param, bottom_shapes[0][-1:]
+        if own.HasField("side") and (own.side,) != side:
             self.note_leftover("yolov3_param.side")
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
