@@ -106,7 +106,8 @@ class Yolov3(LossLayer):
             raise self.error(f"mask must have num, {self.boxes}, numbers; got {len(own.mask)}")
         self.mask = list(own.mask[: self.boxes])
         anchors = anchors_of(self, own.biases, range(len(own.biases) // 2))
-        places = torch.tensor([self.mask.index(n) if n in self.mask else -1 for n in range(len(anchors))])
+        place = {n: index for index, n in reversed(list(enumerate(self.mask)))}  # the first one of each
+        places = torch.tensor([place.get(n, -1) for n in range(len(anchors))])
         self.register_buffer("all_anchors", anchors, persistent=False)
         self.register_buffer("anchors", anchors_of(self, own.biases, self.mask), persistent=False)
         self.register_buffer("place_in_mask", places, persistent=False)

@@ -118,6 +118,17 @@ def test_nothing_to_detect() -> None:
         assert run(layer, *bottoms)[0][0, 0].tolist() == rows
 
 
+def test_without_priors_the_number_of_classes_takes_no_memory() -> None:
+    for share in (True, False):
+        changes = DEFAULTS | {"num_classes": 2**32 - 1, "share_location": share}
+        layer = build(text(changes), (1, 0), (1, 0), (1, 2, 0))
+        rows = run(layer, torch.zeros(1, 0), torch.zeros(1, 0), torch.zeros(1, 2, 0))[0]
+        assert rows.flatten().tolist() == [0.0, *[-1.0] * 6]
+        graph = Graph(17, {"loc": (1, 0), "conf": (1, 0), "prior": (1, 2, 0)})
+        with pytest.raises(ExportError, match="it never finds a box"):
+            layer.to_onnx(graph, ["loc", "conf", "prior"], ["top"])
+
+
 def test_the_tops_type_and_the_bottoms_stay() -> None:
     bottoms = [bottom.float().requires_grad_() for bottom in bottoms_for(DEFAULTS)]
     before = [bottom.clone() for bottom in bottoms]
