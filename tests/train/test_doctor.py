@@ -245,6 +245,19 @@ def test_an_error_of_a_file_without_lines_names_no_line(here: Path) -> None:
     assert "line 2" in stops(row_of("net", "a.prototxt"))
 
 
+def test_unknown_types_without_end(here: Path) -> None:
+    """Each error compares the type with all others: the first ones are enough."""
+    texts = [f'layer {{ name: "a" type: "T{index}" }}\n' for index in range(50_000)]
+    Path("types.prototxt").write_text("".join(texts))
+    Path("type.prototxt").write_text(50_000 * texts[0] + 'layer { name: "b" type: "U" }')
+    before = time.process_time()
+    many, one = row_of("net", "types.prototxt"), row_of("net", "type.prototxt")
+    assert time.process_time() - before < 40
+    assert len(many.stops) == 40 and many.builds == "no"
+    assert "the layers after the first 40 unknown types were not looked at" in many.facts
+    assert "T0" in stops(one) and "(50000 layers)" in stops(one) and "type: U" in stops(one)
+
+
 def test_a_python_module_with_a_long_name(here: Path) -> None:
     Path("a.prototxt").write_text(
         'layer { name: "p" type: "Python" top: "p" python_param { module: "%s" layer: "L" } }' % ("m" * 5000)
