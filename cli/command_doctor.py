@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _lies_in(path: str, folder: str) -> bool:
-    """Whether a file would lie below a folder, its links resolved."""
+    """Whether a file would lie below a folder, or is the examined file itself; its links resolved."""
     folder = os.path.realpath(folder)
-    return os.path.isdir(folder) and os.path.commonpath([os.path.realpath(path), folder]) == folder
+    return os.path.commonpath([os.path.realpath(path), folder]) == folder
 
 
 def _seconds(text: str) -> float:

@@ -222,6 +222,8 @@ def convert_coco(
         name: Any = picture.get("file_name")
         if not isinstance(name, str) or type(picture.get("id")) is not int:
             raise DataError(f"'{instances}': an image needs file_name and id; got {str(picture)[:80]}")
+        if os.path.isabs(name):  # joined to the folder, it would lead out of it
+            raise DataError(f"'{instances}': {name} leads out of the folder of the images")
         if name in pictures:
             raise DataError(f"'{instances}': the image {name} comes twice")
         pictures[name] = picture

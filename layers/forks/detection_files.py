@@ -35,8 +35,9 @@ from imae.prototxt.text import read_text
 logger = logging.getLogger(__name__)
 
 FORMATS = ("VOC", "COCO", "ILSVRC")
-# What COCO's file has without quotes, as its tools expect numbers.
-NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
+# What COCO's file has without quotes, as its tools expect numbers. Longer ones are no number of a tool's.
+NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{1,18})?")
+SIDE = re.compile(r"[0-9]{1,9}")  # pixels
 
 
 class ImageSize(NamedTuple):
@@ -69,7 +70,7 @@ def read_sizes(layer: Layer, path: str) -> list[ImageSize]:
         words = line.split()
         if not words:
             continue
-        if len(words) != 3 or not all(word.isascii() and word.isdigit() for word in words[1:]):
+        if len(words) != 3 or not all(map(SIDE.fullmatch, words[1:])):
             raise layer.error(f"{path}:{number}: a line has a name, a height and a width; got {line!r}")
         sizes.append(ImageSize(words[0], int(words[1]), int(words[2])))
     return sizes
@@ -101,6 +102,8 @@ class DetectionFiles:
             raise layer.error(
                 f"output_format must be one of {', '.join(FORMATS)}; got {save.output_format!r}"
             )
+        if "\0" in save.output_directory:
+            raise layer.error(f"output_directory has a zero byte: {save.output_directory!r}")
         self._names = read_label_map(layer, save.label_map_file)
         labels = []
         for label in range(num_classes):
@@ -126,6 +129,11 @@ class DetectionFiles:
         values = rows.detach().cpu().float()
         boxes, _ = output_boxes(values[:, 3:], size.height, size.width, self._resize)
         corners = boxes.numpy()
+        if not np.isfinite(corners).all():
+            raise self._layer[0].error(
+                f"image {size.name}: a box is NaN or infinite, which no result file can have; look at the "
+                "predictions (bottom[0]) and the priors (bottom[2])"
+            )
         sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
         sides = np.sign(sides) * np.floor(np.abs(sides * np.float32(100)) + np.float32(0.5)) / np.float32(100)
         for (_, label, score, *_), bbox in zip(values.tolist(), sides.astype(np.float32), strict=True):
@@ -184,9 +192,10 @@ class DetectionFiles:
             lines = "".join(f"{d.image} {d.label} {_pixels(d)}\n" for d in self._detections)
             texts = dict.fromkeys(self._files.values(), lines)
         else:
-            texts = dict.fromkeys(self._files.values(), "")
+            of_file: dict[Path, list[str]] = {path: [] for path in self._files.values()}
             for d in self._detections:
-                texts[self._files[d.label]] += f"{d.image} {_pixels(d)}\n"
+                of_file[self._files[d.label]].append(f"{d.image} {_pixels(d)}\n")
+            texts = {path: "".join(lines) for path, lines in of_file.items()}
         for path, text in texts.items():
             write_atomically(path, text.encode())
 

@@ -124,6 +124,8 @@ class DetectionOutput(Layer):
         fields = self.param.detection_output_param
         rows = [boxes.new_zeros(0, 7)]
         above = scores > self.lowest
+        if not above.numel():  # no priors: then num_classes may be any number
+            return rows[0]
         for label in self.labels:
             index = above[label].nonzero().squeeze(1)
             if not len(index):
@@ -195,15 +197,16 @@ class _Export:
         self.fields = layer.param.detection_output_param
 
     def add(self, bottoms: Sequence[str], top: str) -> None:
-        graph, labels = self.graph, self.layer.labels
+        graph = self.graph
         num_priors = graph.shape(bottoms[2])[2] // 4
-        boxes, scores = self._boxes(bottoms[0], bottoms[2], num_priors), self._scores(bottoms[1], num_priors)
         k = num_priors if self.layer.top_k < 0 else min(self.layer.top_k, num_priors)
-        if not k or not self.fields.keep_top_k or not labels:
+        if not k or not self.fields.keep_top_k or not self.layer.labels:
             raise ExportError(
                 f"layer {self.layer.name!r}: it never finds a box: top_k, keep_top_k or the number of "
                 "classes besides the background is 0"
             )
+        labels = self.layer.labels
+        boxes, scores = self._boxes(bottoms[0], bottoms[2], num_priors), self._scores(bottoms[1], num_priors)
         best, index = self._top(scores, k)
         all_best, all_boxes = self._flat(best), self._gathered(boxes, index, num_priors, k)
         stays = self._suppressed(all_boxes, best, k)

@@ -20,6 +20,7 @@ SSD (weiliu89/caffe, branch ssd): prior_box_layer.cpp.
 
 from __future__ import annotations
 
+from bisect import bisect, insort
 from collections.abc import Sequence
 from functools import lru_cache
 from math import prod, sqrt
@@ -125,13 +126,18 @@ class PriorBox(Layer):
         """1 and the aspect ratios, each once."""
         fields = self.param.prior_box_param
         ratios = [np.float32(1)]
+        ascending = [np.float32(1)]  # the same: of these only the neighbours of a value can be near to it
         for value in fields.aspect_ratio:
             if not 0 < value < LARGEST or 1 / value >= LARGEST:
                 raise self.error(
                     f"aspect_ratio must be larger than 0, and not too small or large; got {value}"
                 )
-            if all(abs(np.float32(value) - ratio) >= 1e-6 for ratio in ratios):
-                ratios += [np.float32(value), np.float32(1 / value)] if fields.flip else [np.float32(value)]
+            place = bisect(ascending, value)
+            neighbours = ascending[max(place - 1, 0) : place + 1]
+            if all(abs(np.float32(value) - ratio) >= 1e-6 for ratio in neighbours):
+                for new in (value, 1 / value) if fields.flip else (value,):
+                    ratios.append(np.float32(new))
+                    insort(ascending, np.float32(new))
         return np.array(ratios, np.float32)
 
     def _pair(self, both: str, height: str, width: str) -> tuple[float, float] | None:

@@ -266,7 +266,7 @@ class Proposal(RegionProposals):
         proposal = param.proposal_param
         for field in ("ratio", "scale"):
             values = getattr(proposal, field)
-            if not values or min(values) <= 0:
+            if not values or not all(0 < value < math.inf for value in values):
                 raise self.error(f"proposal_param.{field} must have values, all above 0; got {list(values)}")
         for field in ("feat_stride", "base_size", "post_nms_topn"):
             if not getattr(proposal, field):
@@ -334,10 +334,10 @@ class ProposalLayer(RegionProposals):
         ratios = fields.pop("ratios", [0.5, 1.0, 2.0])
         if fields:
             raise self.error(f"python_param.param_str: unknown field {next(iter(fields))!r}")
-        if len(strides) != 1 or strides[0] != int(strides[0]) or strides[0] < 1:
+        if len(strides) != 1 or not strides[0].is_integer() or strides[0] < 1:
             raise self.error("python_param.param_str must give feat_stride, a whole number above 0")
         for name, values in (("scales", scales), ("ratios", ratios)):
-            if not values or min(values) <= 0:
+            if not values or not all(0 < value < math.inf for value in values):
                 raise self.error(
                     f"python_param.param_str: {name} must have values, all above 0; got {values}"
                 )

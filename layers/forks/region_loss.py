@@ -75,7 +75,7 @@ class RegionLoss(LossLayer):
         self.truths = TruthReader(self, self.classes)
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
-        own, side = self.param.region_loss_param, bottom_shapes[0][-1]
+        own, side = self.param.region_loss_param, bottom_shapes[0][-1] if bottom_shapes[0] else 0
         if self.is_intels(bottom_shapes[1]):
             if own.side != side:
                 raise self.error(f"side must be that of bottom[0], {side}; got {own.side}")

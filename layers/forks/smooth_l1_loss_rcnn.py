@@ -17,6 +17,7 @@ intel/caffe and has no effect in the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -36,6 +37,8 @@ class RCNNSmoothL1Loss(LossLayer):
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         sigma = param.smooth_l1_loss_param.sigma
+        if not math.isfinite(sigma):
+            raise self.error(f"smooth_l1_loss_param.sigma must be a number; got {sigma}")
         self.beta = 1 / sigma**2 if sigma else float("inf")
         if (
             param.loss_param.HasField("normalization")

@@ -35,9 +35,11 @@ class Scale(NamedTuple):
 
 def anchors_of(layer: Layer, biases: Sequence[float], indices: Sequence[int]) -> Tensor:
     """The pairs of `biases` with these indices, (len(indices), 2)."""
-    if not indices or max(indices) >= len(biases) // 2:
+    # A range is not looked through: a prototxt may ask for 2^31 boxes.
+    last = indices[-1] if indices and isinstance(indices, range) else max(indices, default=0)
+    if not indices or last >= len(biases) // 2:
         raise layer.error(
-            f"biases must have a width and a height for each anchor, {2 * (max(indices, default=0) + 1)} "
+            f"biases must have a width and a height for each anchor, {2 * (last + 1)} "
             f"numbers or more; got {len(biases)}"
         )
     return torch.tensor([biases[2 * index : 2 * index + 2] for index in indices])

@@ -70,8 +70,8 @@ class YoloDetectionOutput(Layer):
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         own = self.param.yolo_detection_output_param
-        for name, number in (("side", bottom_shapes[0][-1]), ("coords", COORDS)):
-            if own.HasField(name) and getattr(own, name) != number:
+        for name, number in (("side", bottom_shapes[0][-1:]), ("coords", (COORDS,))):
+            if own.HasField(name) and (getattr(own, name),) != number:
                 self.note_leftover(f"yolo_detection_output_param.{name}")
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:

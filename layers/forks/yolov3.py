@@ -107,7 +107,8 @@ class Yolov3(LossLayer):
             raise self.error(f"mask must have num, {self.boxes}, numbers; got {len(own.mask)}")
         self.mask = list(own.mask[: self.boxes])
         anchors = anchors_of(self, own.biases, range(len(own.biases) // 2))
-        places = torch.tensor([self.mask.index(n) if n in self.mask else -1 for n in range(len(anchors))])
+        place = {n: index for index, n in reversed(list(enumerate(self.mask)))}  # the first one of each
+        places = torch.tensor([place.get(n, -1) for n in range(len(anchors))])
         self.register_buffer("all_anchors", anchors, persistent=False)
         self.register_buffer("anchors", anchors_of(self, own.biases, self.mask), persistent=False)
         self.register_buffer("place_in_mask", places, persistent=False)
@@ -116,8 +117,8 @@ class Yolov3(LossLayer):
         self.truths = TruthReader(self, self.classes)
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
-        own, side = self.param.yolov3_param, bottom_shapes[0][-1]
-        if own.HasField("side") and own.side != side:
+        own, side = self.param.yolov3_param, bottom_shapes[0][-1:]
+        if own.HasField("side") and (own.side,) != side:
             self.note_leftover("yolov3_param.side")
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:

@@ -43,6 +43,7 @@ def test_something_stops(here: Path, capsys: pytest.CaptureFixture[str]) -> None
         ([".", "--seconds", "0"], "must be greater than 0 and less than a million, got 0"),
         ([".", "--html", "report.html"], "--html report.html lies in the project, where nothing is written"),
         (["link", "--html", "./report.html"], "lies in the project, where nothing is written"),
+        (["project.prototxt", "--html", "project.prototxt"], "lies in the project, where nothing is written"),
     ],
 )
 def test_bad_arguments(

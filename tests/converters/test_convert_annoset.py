@@ -308,6 +308,7 @@ def test_the_command_gives_one_line(what: str, folder: Path, capsys: pytest.Capt
 
 COCO_WRONG: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a path out of the folder": (edit(images__file_name="../x.png"), "../x.png leads out of the root folder"),
+    "an absolute path": (edit(images__file_name="/x.png"), "/x.png leads out of the folder of the images"),
     "no id": (edit(images__id="a"), "an image needs file_name and id"),
     "an object of no image": (edit(annotations__image_id=None), "image_id must be a number, got None"),
     "a twin": (edit(images__file_name="1.png"), "the image 1.png comes twice"),

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,82 @@ def test_hostile_files_are_rows(here: Path) -> None:
         assert row.stops, row.path
         assert "fault of imae" not in stops(row), stops(row)
     assert "\x1b" not in as_text(survey) and as_html(survey).encode()
+
+
+def test_a_list_is_recognised_in_time_by_its_length(here: Path) -> None:
+    """Not by its square: this is done before the process whose time is limited."""
+    Path("a.txt").write_text("a" + 10_000 * ".jpg a" + "\v\n")
+    Path("b.txt").write_text("a b.jpg c d.png 1\r\nc.jpg\n")
+    Path("c.txt").write_text("a.jpg 1\nb.jpgs 1\n")
+    before = time.process_time()
+    kinds = [survey_module._recognise(here / name, here)[0] for name in ("a.txt", "b.txt", "c.txt")]
+    assert kinds == ["list", "list", ""]
+    assert time.process_time() - before < 5
+
+
+def test_a_folder_that_may_be_listed_but_not_entered(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files have no status: each is a row."""
+    for name in ("db/data.mdb", "level/CURRENT", "level/MANIFEST-1", "text/net.prototxt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("x")
+    real = os.stat
+
+    def stat(path: Any, *arguments: Any, **named: Any) -> os.stat_result:
+        if str(path).startswith(tuple(str(here / name) + "/" for name in ("db", "level", "text"))):
+            raise PermissionError(13, "Permission denied", path)
+        return real(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "stat", stat)
+    kinds = {}
+    for file in survey_module._walk(here, []):
+        kind, row = survey_module._recognise(file, here)
+        kinds[file.name] = kind
+        if file.name == "net.prototxt":
+            assert row is not None and "Permission denied" in stops(row)
+    assert kinds == {"db": "LMDB", "level": "LevelDB", "net.prototxt": ""}
+    for kind in ("db", "level"):
+        assert "Permission denied" in stops(row_of({"db": "LMDB", "level": "LevelDB"}[kind], kind))
+
+
+def test_a_leveldb_of_pipes_and_folders(here: Path) -> None:
+    """Neither is waited for."""
+    for name in ("pipe", "folder", "zero"):
+        Path(name).mkdir()
+        Path(name, "MANIFEST-1").write_text("")
+    os.mkfifo("pipe/CURRENT")
+    Path("folder/CURRENT").mkdir()
+    Path("zero/CURRENT").write_text("MANIFEST-1\0")
+    assert "its file CURRENT cannot be read: it is a pipe" in stops(row_of("LevelDB", "pipe"))
+    assert "its file CURRENT cannot be read: Is a directory" in stops(row_of("LevelDB", "folder"))
+    assert "is not there" in stops(row_of("LevelDB", "zero"))
+
+
+def test_an_error_of_a_file_without_lines_names_no_line(here: Path) -> None:
+    Path("a.caffemodel").write_bytes(b"\x0a\xff\xff\xff\xff\x0f")
+    assert stops(row_of("weights", "a.caffemodel")).startswith("damaged or cut short")
+    Path("a.prototxt").write_text("layer {\n nome: 1 }")
+    assert "line 2" in stops(row_of("net", "a.prototxt"))
+
+
+def test_unknown_types_without_end(here: Path) -> None:
+    """Each error compares the type with all others: the first ones are enough."""
+    texts = [f'layer {{ name: "a" type: "T{index}" }}\n' for index in range(50_000)]
+    Path("types.prototxt").write_text("".join(texts))
+    Path("type.prototxt").write_text(50_000 * texts[0] + 'layer { name: "b" type: "U" }')
+    before = time.process_time()
+    many, one = row_of("net", "types.prototxt"), row_of("net", "type.prototxt")
+    assert time.process_time() - before < 40
+    assert len(many.stops) == 40 and many.builds == "no"
+    assert "the layers after the first 40 unknown types were not looked at" in many.facts
+    assert "T0" in stops(one) and "(50000 layers)" in stops(one) and "type: U" in stops(one)
+
+
+def test_a_python_module_with_a_long_name(here: Path) -> None:
+    Path("a.prototxt").write_text(
+        'layer { name: "p" type: "Python" top: "p" python_param { module: "%s" layer: "L" } }' % ("m" * 5000)
+    )
+    row = row_of("net", "a.prototxt")
+    assert row.reads == "yes" and "layer of type Python" in stops(row)
 
 
 def test_one_file_can_be_examined(project: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -83,7 +84,8 @@ def examine(kind: str, file: Path, root: Path) -> dict[str, Any]:
         logger.removeHandler(handler)
     row.path = os.path.relpath(file, root)
     for stop in row.stops:
-        stop.what = stop.what.replace(f"{file}:", "line ").replace(f"{root}{os.sep}", "")
+        stop.what = re.sub(rf"{re.escape(str(file))}:(?=\d)", "line ", stop.what)
+        stop.what = stop.what.replace(f"{file}: ", "").replace(f"{root}{os.sep}", "")
     row.warnings = list(dict.fromkeys([*row.warnings, *handler.lines]))
     row.facts = list(dict.fromkeys(row.facts))
     return {"row": row.to_dict(), **more}

@@ -13,6 +13,7 @@ from imae.files.errors import ImaeError
 from imae.files.file_kinds import FileKind, mistaken_file
 from imae.files.hdf5_file import HDF5_ERRORS, hdf5_content, is_hdf5, open_hdf5
 from imae.files.limits import LARGEST_TEXT, bytes_text
+from imae.files.read import open_to_read
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.prototxt import TEST  # noqa: F401  # the schema, before its messages
 from imae.prototxt.caffe_pb2 import LabelMap
@@ -186,8 +187,14 @@ def examine_leveldb(folder: Path) -> Row:
     if importlib.util.find_spec("plyvel") is None:
         row.reads = NO
         row.stop("reading it needs the package plyvel", "imae", "pip install 'imae[leveldb]'")
-    current = (folder / "CURRENT").read_bytes()[:100].decode(errors="replace").strip()
-    if "/" in current or not (folder / current).is_file():
+    try:
+        with open_to_read(folder / "CURRENT") as opened:
+            current = opened.read(100).decode(errors="replace").strip()
+    except OSError as error:
+        row.reads = NO
+        row.stop(f"its file CURRENT cannot be read: {error.strerror}", FILE, "make or copy it again")
+        return row
+    if "/" in current or "\0" in current or not os.path.isfile(folder / current):
         row.reads = NO
         row.stop(f"its list of files, {current!r}, is not there", FILE, "make or copy it again")
     row.facts.append("not opened: LevelDB writes into a database that it opens")
@@ -211,7 +218,7 @@ def examine_label_map(file: Path) -> Row:
 def examine_list(file: Path, root: Path) -> Row:
     """The row of a list of images or HDF5 files: how many lines, and whether the first files are there."""
     row = Row(str(file), "list")
-    with open(file, "rb") as opened:
+    with open_to_read(file) as opened:
         text = opened.read(LARGEST_TEXT)
         whole = not opened.read(1)
     lines = [line for line in text.decode(errors="replace").splitlines() if line.strip()]

@@ -51,9 +51,8 @@ BY_NAME = (
     (re.compile(r"\.(h5|hdf5)$", re.IGNORECASE), "HDF5"),
 )
 LIST = re.compile(r"\.(txt|lst|list)$", re.IGNORECASE)
-LISTED = re.compile(
-    r"\S.*\.(jpe?g|png|bmp|ppm|tiff?|gif|h5|hdf5|avi|mp4)([ \t]+\S+)*[ \t]*\r?", re.IGNORECASE
-)
+# A path of an image, HDF5 file or video, and perhaps words after it: labels, or another path.
+LISTED = re.compile(r"\S.*\.(jpe?g|png|bmp|ppm|tiff?|gif|h5|hdf5|avi|mp4)(\s.*)?", re.IGNORECASE | re.DOTALL)
 LABEL_MAP = re.compile(r"(^|\s)item\s*\{")
 COMMENT = re.compile(r"#[^\n]*")
 LABEL_MAP_HEAD = 4096
@@ -178,8 +177,9 @@ def _walk(root: Path, notes: list[str]) -> Iterator[Path]:
 
 def _recognise(file: Path, root: Path) -> tuple[str, Row | None]:
     """The kind of a file, "" for one of no interest; or its row, where it need not be examined."""
-    if file.is_dir():
-        return ("LMDB" if (file / "data.mdb").exists() else "LevelDB"), None
+    # os.path's functions: those of Path raise an error where a folder may be listed and not entered.
+    if os.path.isdir(file):
+        return ("LMDB" if _lists(file, "data.mdb") else "LevelDB"), None
     kind = next((kind for pattern, kind in BY_NAME if pattern.search(file.name)), "")
     is_text = PROTOTXT.search(file.name) is not None
     if not (kind or is_text or LIST.search(file.name)):
@@ -190,7 +190,8 @@ def _recognise(file: Path, root: Path) -> tuple[str, Row | None]:
             head = opened.read(HEAD)
         size = file.stat().st_size
     except OSError as error:
-        row.stop(f"cannot be read: {error.strerror}", FILE, "make it readable")
+        remedy = "make it readable" if isinstance(error, PermissionError) else ""
+        row.stop(f"cannot be read: {error.strerror}", FILE, remedy)
         return kind, row
     content = file_kind(head)
     if content in (FileKind.LFS, FileKind.HTML) and (kind or is_text):
@@ -216,6 +217,13 @@ def _recognise(file: Path, root: Path) -> tuple[str, Row | None]:
         if line.strip()
     ]
     return ("list" if lines and all(map(LISTED.fullmatch, lines[:50])) else ""), None
+
+
+def _lists(folder: Path, name: str) -> bool:
+    try:
+        return name in os.listdir(folder)
+    except OSError:  # it was just listed: the project is being changed
+        return False
 
 
 def _kind_of_text(head: bytes, content: FileKind | None) -> str:

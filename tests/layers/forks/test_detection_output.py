@@ -122,6 +122,17 @@ def test_nothing_to_detect() -> None:
         assert run(layer, *bottoms)[0][0, 0].tolist() == rows
 
 
+def test_without_priors_the_number_of_classes_takes_no_memory() -> None:
+    for share in (True, False):
+        changes = DEFAULTS | {"num_classes": 2**32 - 1, "share_location": share}
+        layer = build(text(changes), (1, 0), (1, 0), (1, 2, 0))
+        rows = run(layer, torch.zeros(1, 0), torch.zeros(1, 0), torch.zeros(1, 2, 0))[0]
+        assert rows.flatten().tolist() == [0.0, *[-1.0] * 6]
+        graph = Graph(17, {"loc": (1, 0), "conf": (1, 0), "prior": (1, 2, 0)})
+        with pytest.raises(ExportError, match="it never finds a box"):
+            layer.to_onnx(graph, ["loc", "conf", "prior"], ["top"])
+
+
 def test_the_tops_type_and_the_bottoms_stay() -> None:
     bottoms = [bottom.float().requires_grad_() for bottom in bottoms_for(DEFAULTS)]
     before = [bottom.clone() for bottom in bottoms]
@@ -344,6 +355,25 @@ def test_coco_file(tmp_path: Path) -> None:
     np.testing.assert_allclose(entries[0]["score"], 0.9, rtol=tolerance("formula").rtol)
 
 
+def test_names_of_many_digits_are_no_numbers(tmp_path: Path) -> None:
+    """Python refuses them as whole numbers, and JSON has no infinity."""
+    layer_text, bottoms = saved(tmp_path, "COCO")
+    names = 5000 * "9", 400 * "9" + ".0"
+    (tmp_path / "sizes").write_text("".join(f"{name} 20 20\n" for name in names))
+    run(build(layer_text, *(tuple(bottom.shape) for bottom in bottoms)), *bottoms)
+    entries = json.loads((tmp_path / "out/p_.json").read_text())
+    assert [entries[0]["image_id"], entries[4]["image_id"]] == list(names)
+
+
+@pytest.mark.parametrize("format_", ["VOC", "COCO", "ILSVRC"])
+def test_boxes_that_are_nan_are_no_results(tmp_path: Path, format_: str) -> None:
+    layer_text, (loc, conf, prior) = saved(tmp_path, format_)
+    layer = build(layer_text, *(tuple(bottom.shape) for bottom in (loc, conf, prior)))
+    with refused("image a: a box is NaN or infinite"):
+        run(layer, torch.full_like(loc, torch.nan), conf, prior)
+    assert not (tmp_path / "out").exists()
+
+
 def test_files_are_written_when_num_test_image_images_were_seen(tmp_path: Path) -> None:
     files = written(tmp_path, "ILSVRC", "num_test_image: 1")
     assert [line.split()[0] for line in files["p_.txt"].splitlines()] == ["a"] * 4  # the last one's
@@ -374,6 +404,7 @@ def test_boxes_go_back_to_the_image_before_it_was_resized(tmp_path: Path, resize
         ("/map", "/nothing", "nothing: no such file"),
         ("num_classes: 3", "num_classes: 4", "Cannot find label: 3 in the label map"),
         ("} }", "num_test_image: 3 } }", "num_test_image must be 1 to the number of images"),
+        ("/out", "/o\\000ut", "output_directory has a zero byte"),
         ("} }", "resize_param { height: 3 } } }", "resize_param: height and width must be larger than 0"),
     ],
 )
@@ -393,6 +424,10 @@ def test_broken_lists(tmp_path: Path) -> None:
     (tmp_path / "sizes").write_text("a 20\n")
     with refused("sizes:1: a line has a name, a height and a width"):
         build(layer_text, *shapes)
+    for side in (9 * "9" + "0", 5000 * "9", "²", "-1"):
+        (tmp_path / "sizes").write_text(f"a {side} 20\n")
+        with refused("sizes:1: a line has a name, a height and a width"):
+            build(layer_text, *shapes)
     (tmp_path / "map").write_text(MAP + 'item { name: "again" label: 2 }')
     with refused("There are many duplicates of label: 2"):
         build(layer_text, *shapes)

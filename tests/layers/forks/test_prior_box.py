@@ -6,6 +6,7 @@ PriorBoxClustered is not recorded: the loop is written from the description of i
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from single_layer import build, check_contract, check_onnx, normal, refused, run
 from tolerances import tolerance
+
+from imae.layers.forks.prior_box import PriorBox
 
 MAP, IMAGE = normal(2, 4, 3, 5), normal(2, 3, 30, 41)
 
@@ -81,6 +84,34 @@ def test_places(
         top[0, 0].reshape(-1, 4), want.clip(0, 1) if clip else want, rtol=rtol, atol=atol
     )
     np.testing.assert_allclose(top[0, 1].reshape(-1, 4), [[0.1, 0.2, 0.3, 4]] * 15, rtol=rtol)
+
+
+@pytest.mark.parametrize("flip", ["true", "false"])
+def test_many_ratios_are_each_compared_with_all(flip: str) -> None:
+    """In a time that grows with their number, not with its square."""
+    rng = np.random.default_rng(3)
+    values = np.float32(np.round(np.exp(rng.uniform(-1, 1, 300)), 2) + rng.choice([0, 5e-7, 2e-6], 300))
+    values = np.concatenate([values, np.float32(1) / values[:50]])
+    expected = [np.float32(1)]
+    for value in values:
+        if all(abs(value - ratio) >= 1e-6 for ratio in expected):
+            expected += [value, np.float32(1 / float(value))][: 2 if flip == "true" else 1]
+    assert 50 < len(expected) < 600
+
+    def layer(values: object) -> PriorBox:
+        ratios = " ".join(f"aspect_ratio: {value!r}" for value in np.asarray(values, float).tolist())
+        made = build(
+            f'type: "PriorBox" prior_box_param {{ min_size: 4 flip: {flip} {ratios} }}',
+            (1, 1, 1, 1),
+            (1, 1, 8, 8),
+        )
+        assert isinstance(made, PriorBox)
+        return made
+
+    assert layer(values)._ratios().tolist() == [float(value) for value in expected]
+    before = time.process_time()
+    assert len(layer(1 + 1e-4 * np.arange(1, 20_000))._ratios()) >= 20_000
+    assert time.process_time() - before < 15
 
 
 @pytest.mark.parametrize("variance", ["", "variance: 0.3"])

@@ -127,6 +127,8 @@ def test_what_is_refused() -> None:
         build(region(), x, (2, 9, 5))
     with refused("bottom[0] must be (N, 40, H, W), for 5 boxes of 4 coordinates, an object and 3 classes"):
         build(region(), (2, 41, SIDE, SIDE), label)
+    with refused("5 boxes of 4 coordinates, an object and 3 classes; got ()"):
+        build(region(), (), label)
     with refused("bottom[0] must be as high as it is wide"):
         build(region(), (2, 40, 5, SIDE), label)
     with refused("both bottoms must have as many images; got 2 and 3"):

@@ -19,6 +19,12 @@ def test_formula() -> None:
     check_gradient(TEXT, A, B)
 
 
+def test_a_sigma_that_is_no_number_is_refused() -> None:
+    for sigma in ("nan", "inf"):
+        with refused(f"smooth_l1_loss_param.sigma must be a number; got {sigma}"):
+            build(TEXT + f"smooth_l1_loss_param {{ sigma: {sigma} }}", (3, 4), (3, 4))
+
+
 def test_bottoms_that_are_refused() -> None:
     with refused("the bottoms must have one shape; got (3, 4) and (3, 5)"):
         build(TEXT, (3, 4), (3, 5))

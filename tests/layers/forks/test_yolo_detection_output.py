@@ -171,6 +171,12 @@ def test_what_version_2_refuses() -> None:
         build('type: "YoloDetectionOutput"', shape)
     with refused("num_box must be at least 1; got 0"):
         build('type: "YoloDetectionOutput" yolo_detection_output_param { num_classes: 1 num_box: 0 }', shape)
+    many = f"num_classes: 1 num_box: {2**31 - 1}"
+    with refused(f"{2 * (2**31 - 1)} numbers or more; got 0"):
+        build(f'type: "YoloDetectionOutput" yolo_detection_output_param {{ {many} }}', shape)
+    biases = " ".join(["biases: 1"] * 10)
+    with refused("bottom[0] must be (N, 30, H, W)"):
+        build(f'type: "YoloDetectionOutput" yolo_detection_output_param {{ num_classes: 1 {biases} }}', ())
     with refused("biases must have a width and a height for each anchor, 10 numbers or more; got 0"):
         build('type: "YoloDetectionOutput" yolo_detection_output_param { num_classes: 1 }', shape)
     with refused("bottom[0] must be (N, 27, H, W), for 3 boxes of 4 coordinates, an object and 4 classes"):
