@@ -212,7 +212,8 @@ def _check_working_folder(param: SolverParameter, path: str) -> None:
         for folder in Path(path).absolute().parents:
             if (folder / name).is_file():
                 raise PrototxtError(
-                    f"{name}: no such file; a relative path starts at the working folder: start imae in {folder}"
+                    f"{name}: no such file; a relative path starts at the working folder: start imae "
+                    f"in {folder}"
                 )
 
 

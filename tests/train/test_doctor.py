@@ -328,10 +328,19 @@ def test_a_solvers_train_net_is_not_built_in_phase_test(project: Path) -> None:
     assert "a net of phase TRAIN alone, so it has nothing to export" in row.facts
 
 
+def test_the_label_map_of_annotated_data_is_not_missed(here: Path) -> None:
+    data = 'layer { name: "data" type: "AnnotatedData" top: "data" top: "label"\n'
+    data += '        annotated_data_param { label_map_file: "none" } data_param { source: "nowhere" } }\n'
+    Path("net.prototxt").write_text(data + BODY)
+    assert "'nowhere' is not there" in stops(row := row_of("net", "net.prototxt"))
+    assert "label_map_file" not in stops(row)
+
+
 def test_a_path_of_the_working_folder_outside_the_project_is_named_so(project: Path) -> None:
     Path("other").mkdir()
     Path("other/net.prototxt").write_text(TRAIN_NET)
-    row = Row.from_dict(examine("net", Path("other/net.prototxt").absolute(), Path("other").absolute())["row"])
+    other = Path("other").absolute()
+    row = Row.from_dict(examine("net", other / "net.prototxt", other)["row"])
     assert verdict(row) == ("yes", "yes", "yes", "yes")
     assert any(fact.endswith(f"'train_lmdb' is there in the working folder, {project}") for fact in row.facts)
 
