@@ -22,11 +22,18 @@ from imae.train.doctor.survey import examine_project
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
-    parser.add_argument("path", metavar="PATH", help="the project's folder, or one file")
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        help="the project's folder, or one file; the exit status is 1 where something stops a file",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--html", metavar="FILE", help="write a page, too; not into the project")
     parser.add_argument(
-        "--seconds", type=_seconds, default=EXAMINATION_SECONDS, help=f"for one file ({EXAMINATION_SECONDS})"
+        "--seconds",
+        type=_seconds,
+        default=EXAMINATION_SECONDS,
+        help=f"the most time for one file ({EXAMINATION_SECONDS})",
     )
 
 

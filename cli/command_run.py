@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="the .onnx file")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--lmdb", help="LMDB of Datums; their labels give the accuracy")
-    source.add_argument("--images", nargs="+", metavar="FILE", help="image files")
+    source.add_argument("--images", nargs="+", metavar="FILE", help="image files, to print their classes")
     parser.add_argument("--output", metavar="NAME", help="the output with the scores, if there are several")
     parser.add_argument("--provider", default="CPU", help="CPU, CUDA, TensorRT, ... (CPU)")
     parser.add_argument("--batch-size", type=int, default=128, help="images per run (128)")

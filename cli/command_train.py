@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 
@@ -154,6 +156,7 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> None:
     check_utf8(args.stage, "--stage names a stage of a prototxt")
     param = read_solver_dialect(path, args.dialect)
     _set_train_state(param, args, path)
+    _check_working_folder(param, path)
     device = _device(param, args.gpu, ranks)
     kernels.chosen()  # raises if IMAE_KERNELS asks for kernels that are missing, even if none is used
     if device.type == "cpu" and not args.plain:
@@ -199,6 +202,19 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> None:
         with training_bar(solver) if ranks.rank == 0 else nullcontext():
             solver.solve()
     log_line("caffe.cpp:250", "Optimization Done.")
+
+
+def _check_working_folder(param: SolverParameter, path: str) -> None:
+    """PrototxtError where a net is not there, but would be from a folder above the solver's file."""
+    for name in filter(None, (param.net, param.train_net, *param.test_net)):
+        if os.path.isabs(name) or "\0" in name or os.path.exists(name):
+            continue
+        for folder in Path(path).absolute().parents:
+            if (folder / name).is_file():
+                raise PrototxtError(
+                    f"{name}: no such file; a relative path starts at the working folder: start imae "
+                    f"in {folder}"
+                )
 
 
 def _set_train_state(param: SolverParameter, args: argparse.Namespace, path: str) -> None:

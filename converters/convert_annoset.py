@@ -249,7 +249,7 @@ def convert_coco(
 def read_label_map(path: str, check: bool) -> dict[str, int]:
     """The labels of a LabelMap by name; DataError where there is none."""
     if not path:
-        raise DataError("Failed to read label map file.; give --label_map_file FILE")
+        raise DataError("boxes need a label map; give --label_map_file FILE")
     labels = labels_by_name(read_text(path, LabelMap), check)
     if not labels:
         raise DataError(f"the label map '{path}' names no labels")
@@ -281,7 +281,10 @@ def _check_labels(path: str, lines: Iterable[tuple[str, str]]) -> None:
         except ValueError:
             number = 2**31
         if not -(2**31) <= number < 2**31:
-            raise DataError(f"the list '{path}': expected a label after {name}, got {label}")
+            raise DataError(
+                f"the list '{path}': expected a label after {name}, got {label}; where the list "
+                "names annotations, give --anno_type detection"
+            )
 
 
 def _inside(name: str, where: str) -> str:

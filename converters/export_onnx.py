@@ -171,7 +171,8 @@ def deploy_net(param: NetParameter, input_shape: InputShape | None = None, batch
     inputs = [top for top in sources if top in read]
     if not inputs:
         raise ExportError(
-            f"net {filtered.name!r} has no layer that computes something from an input in phase TEST"
+            f"net {filtered.name!r} has no layer that computes something from an input in phase TEST; "
+            "give its deploy or test prototxt"
         )
     shapes = _shapes_by_name(inputs, input_shape, batch)
     for top in inputs:

@@ -136,6 +136,7 @@ def run_model(
 ) -> Result:
     """Run all batches; the class of an image is the largest value of `output`, by default the only one."""
     output = output_name(session, output)
+    _check_no_boxes(session, output)
     classes: list[int] = []
     right = labelled = 0
     seconds = []
@@ -148,6 +149,16 @@ def run_model(
             labelled += len(labels)
             right += int((best == labels).sum())
     return Result(right / labelled if labelled else None, classes, seconds)
+
+
+def _check_no_boxes(session: onnxruntime.InferenceSession, output: str) -> None:
+    """ExportError for an output of SSD's rows, as many as there are boxes: it has no scores of classes."""
+    shape = next(value.shape for value in session.get_outputs() if value.name == output)
+    if len(shape) == 4 and shape[:2] == [1, 1] and not isinstance(shape[2], int) and shape[3] == 7:
+        raise ExportError(
+            f"output {output!r} holds boxes (rows of image, label, score, xmin, ymin, xmax, ymax), no scores "
+            "of classes; read them with ONNX Runtime or OpenCV"
+        )
 
 
 def run_batch(

@@ -36,7 +36,8 @@ def check_same_shapes(before: Mapping[str, Shaped], now: Mapping[str, Shaped]) -
             raise DataError(
                 f"output {name} has the shape {tuple(blob.shape)} in this batch and "
                 f"{tuple(before[name].shape)} in those before, so it has no mean; where it is of "
-                'DetectionEvaluate, test with a solver that has eval_type: "detection"'
+                'DetectionEvaluate, test with a solver that has eval_type: "detection": imae train SOLVER '
+                "--weights W, with max_iter: 0"
             )
 
 

@@ -339,6 +339,25 @@ def test_model_with_several_outputs(here: Path, capsys: pytest.CaptureFixture[st
     assert main([*COMMANDS["run"], "--output", "fc"]) == 0
 
 
+def test_boxes_are_no_classes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ssd = """
+    layer { name: "data" type: "Input" top: "data" input_param { shape { dim: 1 dim: 1 dim: 8 dim: 8 } } }
+    layer { name: "loc" type: "InnerProduct" bottom: "data" top: "loc" inner_product_param { num_output: 4 } }
+    layer { name: "conf" type: "InnerProduct" bottom: "data" top: "conf"
+            inner_product_param { num_output: 2 bias_filler { type: "constant" value: 1 } } }
+    layer { name: "loc4" type: "Reshape" bottom: "loc" top: "loc4"
+            reshape_param { shape { dim: 0 dim: 4 dim: 1 dim: 1 } } }
+    layer { name: "prior" type: "PriorBox" bottom: "loc4" bottom: "data" top: "prior"
+            prior_box_param { min_size: 4 } }
+    layer { name: "out" type: "DetectionOutput" bottom: "loc" bottom: "conf" bottom: "prior" top: "out"
+            detection_output_param { num_classes: 2 nms_param { top_k: 1 } keep_top_k: 1 } }
+    """
+    Path("net.prototxt").write_text(ssd)
+    assert main(["export", "--model", "net.prototxt", "--output", "net.onnx"]) == 0
+    message = "output 'out' holds boxes (rows of image, label, score, xmin, ymin, xmax, ymax), no scores"
+    refused(COMMANDS["run"], message, capsys)
+
+
 def test_last_batch_of_a_fixed_size(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(COMMANDS["run"]) == 0
     want = capsys.readouterr().out.splitlines()[0]

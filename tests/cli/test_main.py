@@ -107,6 +107,7 @@ BAD = [
         "Two solvers are given: solver.prototxt and --solver other",
     ),
     (["train", "nope.prototxt"], "nope.prototxt: no such file"),
+    (["train", "sub/elsewhere.prototxt"], "there.prototxt: no such file; a relative path starts at the"),
     (["train", "solver.prototxt", "--threads", "0"], "--threads must be 1 to "),
     (["train", "solver.prototxt", "--threads", "x"], "train: argument --threads: invalid int value: 'x'"),
     (["train", "solver.prototxt", "--sigint_effect", "die"], 'Invalid signal effect "die" was specified'),
@@ -153,6 +154,9 @@ def test_bad_input_is_one_line_and_status_2(
 ) -> None:
     Path("bad_field.prototxt").write_text('net: "net.prototxt"\nbas_lr: 1')
     Path("bad_policy.prototxt").write_text(SOLVER.replace("fixed", "cosine"))
+    Path("sub").mkdir()
+    Path("sub/there.prototxt").write_text("")
+    Path("sub/elsewhere.prototxt").write_text('net: "there.prototxt"')
     Path("bad_level.prototxt").write_text(SOLVER + "train_state { level: 2 }")
     for name, changed in (("type", "InnerProdukt"), ("bottom", "nobody")):
         text = (

@@ -274,7 +274,7 @@ REFUSED: dict[str, tuple[list[str], str, str]] = {
     "no label map": (["--anno_type=detection", "./", "xml", "db"], "", "give --label_map_file FILE"),
     "an empty label map": ([*DETECTION, "./", "xml", "db"], "map:# none", "'map' names no labels"),
     "an odd list": ([*DETECTION, "./", "xml", "db"], "xml:a b c", "for each image, got 3; the last is c"),
-    "a label": (["./", "xml", "db"], "xml:a.png b", "expected a label after a.png, got b"),
+    "a label": (["./", "xml", "db"], "xml:a.png b", "after a.png, got b; where the list names annotations"),
     "no list": (["./", "none", "db"], "", "cannot read the list 'none': No such file or directory"),
     "two words": (["./", "db"], "", "give ROOTFOLDER/ LISTFILE DB_NAME"),
     "both": (["--coco", "x", "./", "xml", "db"], "", "--coco takes the place of LISTFILE"),

@@ -397,6 +397,41 @@ def test_a_bottom_that_nothing_makes_is_no_fault_of_the_text(here: Path) -> None
     assert verdict(row) == ("yes", "no", "", "no") and "Unknown bottom blob 'data'" in stops(row)
 
 
+def test_a_solvers_train_net_is_not_built_in_phase_test(project: Path) -> None:
+    text = TRAIN_NET.replace('top: "label"', 'top: "label" include { phase: TRAIN }', 1)
+    Path("train.prototxt").write_text(text)
+    row = row_of("net", "train.prototxt")
+    assert verdict(row) == ("yes", "yes", "yes", "") and not row.stops
+    assert "a net of phase TRAIN alone, so it has nothing to export" in row.facts
+
+
+def test_the_label_map_of_annotated_data_is_not_missed(here: Path) -> None:
+    data = 'layer { name: "data" type: "AnnotatedData" top: "data" top: "label"\n'
+    data += '        annotated_data_param { label_map_file: "none" } data_param { source: "nowhere" } }\n'
+    Path("net.prototxt").write_text(data + BODY)
+    assert "'nowhere' is not there" in stops(row := row_of("net", "net.prototxt"))
+    assert "label_map_file" not in stops(row)
+
+
+def test_a_path_of_the_working_folder_outside_the_project_is_named_so(project: Path) -> None:
+    Path("other").mkdir()
+    Path("other/net.prototxt").write_text(TRAIN_NET)
+    other = Path("other").absolute()
+    row = Row.from_dict(examine("net", other / "net.prototxt", other)["row"])
+    assert verdict(row) == ("yes", "yes", "yes", "yes")
+    assert any(fact.endswith(f"'train_lmdb' is there in the working folder, {project}") for fact in row.facts)
+
+
+def test_an_error_that_says_what_to_do_gets_no_other_remedy(here: Path) -> None:
+    layer = 'layer { name: "d" type: "Dropout" bottom: "fc" top: "d"\n'
+    layer += "        dropout_param { sample_weights_test: true } transform_param { scale: 2 } }\n"
+    Path("net.prototxt").write_text(DEPLOY + layer)
+    row = row_of("net", "net.prototxt")
+    assert verdict(row) == ("yes", "yes", "", "no")
+    assert stops(row).endswith("set it to false for the mean [imae] ")
+    assert len([line for line in row.warnings if "these fields do nothing" in line]) == 1
+
+
 def test_a_deployed_net_is_not_built_in_phase_train(here: Path) -> None:
     data = 'layer { name: "data" type: "Input" top: "data" include { phase: TEST }\n'
     data += "        input_param { shape { dim: 1 dim: 3 dim: 8 dim: 8 } } }\n"

@@ -16,7 +16,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +49,7 @@ from imae.train.doctor.unknown import unknown_words
 
 # Fields that hold a path which a layer reads. (root_folder is a prefix, not a path.)
 PATHS = ("source", "mean_file", "label_map_file", "name_size_file", "infogain_file")
+UNREAD = "annotated_data_param.label_map_file"  # neither the fork nor imae reads it: the labels are numbers
 DIFFERS = re.compile(r"Differs: (.*?)(?:\n\n|\Z)", re.DOTALL)
 ASSUMED = 224  # rows and columns of an image whose size nothing tells
 MOST_LISTED = 6
@@ -117,7 +118,10 @@ def examine_net(file: Path, root: Path) -> Examination:
         row.stop("it has no layers")
         return Examination(row, {}, {})
     outcomes = []
-    for phase in _phases(net):
+    phases = _phases(net)
+    if TEST not in phases:
+        row.facts.append("a net of phase TRAIN alone, so it has nothing to export")
+    for phase in phases:
         parts = _parts(net, phase, file, root, row)
         built = _build(net, parts, phase, row)
         outcomes.append(_outcome(parts, built))
@@ -128,7 +132,7 @@ def examine_net(file: Path, root: Path) -> Examination:
                     blobs[name] = shapes
         _note_training(net, parts, built, phase, row)
         if phase == TEST:
-            _note_export(parts, built, row)
+            _note_export(net.name, parts, built, row)
     row.builds = outcomes[0] if len(set(outcomes)) == 1 else PARTLY
     return Examination(row, blobs, _differences(net))
 
@@ -207,14 +211,29 @@ def _differences(net: NetParameter) -> dict[str, str]:
 
 
 def _phases(net: NetParameter) -> list[Phase]:
-    """TEST, and TRAIN where it has a loss; the net's own state overrides both."""
+    """TEST, and TRAIN where it has a loss; the net's own state overrides both.
+
+    TRAIN alone where only layers of phase TRAIN make the data, as in a solver's train_net.
+    """
     if net.state.HasField("phase"):
         return [net.state.phase]
     of_phase = [_filtered(net, phase).layer for phase in (TEST, TRAIN)]
     if not of_phase[0]:
         return [TRAIN] if of_phase[1] else [TEST]
+    if _lacks_bottoms(of_phase[0]) and not _lacks_bottoms(of_phase[1]):
+        return [TRAIN]
     trains = any(layer.loss_weight or not class_of(layer).deployed for layer in of_phase[1])
     return [TEST, TRAIN] if trains or stages_of_losses(net) else [TEST]
+
+
+def _lacks_bottoms(layers: Iterable[LayerParameter]) -> bool:
+    """Whether a layer has a bottom that no layer before it makes."""
+    made: set[str] = set()
+    for layer in layers:
+        if not made.issuperset(layer.bottom):
+            return True
+        made.update(layer.top)
+    return False
 
 
 def _filtered(net: NetParameter, phase: Phase) -> NetParameter:
@@ -266,6 +285,8 @@ def _paths(message: Message, prefix: str = "") -> Iterator[tuple[str, str]]:
         name = f"{prefix}{descriptor.name}"
         if isinstance(value, Message):
             yield from _paths(value, f"{name}.")
+        elif name == UNREAD:
+            continue
         elif descriptor.name in PATHS and isinstance(value, str) and value:
             yield name, value
         elif descriptor.name == "source" and not isinstance(value, str):
@@ -434,14 +455,14 @@ def _note_training(net: NetParameter, parts: Parts, built: Net | None, phase: Ph
         row.trains = YES
 
 
-def _note_export(parts: Parts, built: Net | None, row: Row) -> None:
+def _note_export(name: str, parts: Parts, built: Net | None, row: Row) -> None:
     """Whether each layer of the deployed net has an ONNX form."""
     if built is None:
         row.exports = _outcome(parts, built)
         return
     problems: Counter[str] = Counter()
     try:
-        deployed = Net(deploy_net(_built_from(parts)), Run(Zeros(0)))
+        deployed = Net(deploy_net(_built_from(name, parts)), Run(Zeros(0)))
     except ImaeError as error:
         row.exports = NO
         row.facts.append(f"export: {error}")
@@ -464,12 +485,13 @@ def _note_export(parts: Parts, built: Net | None, row: Row) -> None:
     whole = not parts.python and not parts.lost
     row.exports = NO if problems else YES if whole else PARTLY
     for problem, _ in problems.most_common(MOST_LISTED):
-        row.stop(problem, "imae", "cut the net before it, or write to_onnx for it")
+        remedy = "" if "; " in problem else "cut the net before it, or write to_onnx for it"
+        row.stop(problem, "imae", remedy)
 
 
-def _built_from(parts: Parts) -> NetParameter:
+def _built_from(name: str, parts: Parts) -> NetParameter:
     """The net of phase TEST that the kept layers make."""
-    param = NetParameter(name="net", layer=parts.kept)
+    param = NetParameter(name=name, layer=parts.kept)
     param.state.phase = TEST
     return param
 

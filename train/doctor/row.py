@@ -105,7 +105,8 @@ def look_for(row: Row, path: str, what: str, file: Path, root: Path) -> str:
     It counts as there, too, where it is from another folder of the project.
     """
     if is_there(path):
-        row.facts.append(f"{what} {path!r} is there")
+        outside = not os.path.isabs(path) and not Path.cwd().is_relative_to(root)
+        row.facts.append(f"{what} {path!r} is there" + outside * f" in the working folder, {Path.cwd()}")
         return path
     if folder := place_of(path, file, root):
         row.facts.append(f"{what} {path!r} is there from {FROM}{folder}")

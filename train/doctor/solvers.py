@@ -36,7 +36,7 @@ def examine_solver(file: Path, root: Path) -> tuple[Row, list[str]]:
             check()
         except ImaeError as error:
             row.stop_error(error, FILE)
-    iterations = f"{param.max_iter} iterations" if param.HasField("max_iter") else "no max_iter, which is 0"
+    iterations = f"{param.max_iter} iterations" if param.HasField("max_iter") else "no max_iter: 0 iterations"
     row.facts.append(f"{param.type}, lr_policy {param.lr_policy!r}, base_lr {param.base_lr:g}, {iterations}")
     train_nets = [(name, getattr(param, name)) for name in ("net", "train_net") if param.HasField(name)]
     for name, path in [*train_nets, *(("test_net", path) for path in param.test_net)]:
