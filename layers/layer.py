@@ -421,6 +421,11 @@ class LossLayer(Layer):
     deployed = False
 
     def checked_top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
+        if not all(bottom_shapes[:2]):
+            raise self.error(
+                "axis 0 out of range for a blob with 0 axes; "
+                f"got data {bottom_shapes[0]} and label {bottom_shapes[1]}"
+            )
         if bottom_shapes[0][:1] != bottom_shapes[1][:1]:
             raise self.error(
                 "The data and label should have the same first dimension; "
