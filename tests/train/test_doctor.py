@@ -405,6 +405,16 @@ def test_a_solvers_train_net_is_not_built_in_phase_test(project: Path) -> None:
     assert "a net of phase TRAIN alone, so it has nothing to export" in row.facts
 
 
+def test_weights_alone_are_compared_with_no_net(project: Path) -> None:
+    (row,) = examine_project("tiny_iter_2.caffemodel").rows
+    assert "no net was built to compare it with; look at the folder of both" in row.facts
+
+
+def test_of_a_solver_alone_nobody_knows_whether_it_trains(project: Path) -> None:
+    (row,) = examine_project("solver.prototxt").rows
+    assert row.trains == "unknown" and row.facts[-1].endswith("was not looked at; look at the folder of both")
+
+
 def test_the_label_map_of_annotated_data_is_not_missed(here: Path) -> None:
     data = 'layer { name: "data" type: "AnnotatedData" top: "data" top: "label"\n'
     data += '        annotated_data_param { label_map_file: "none" } data_param { source: "nowhere" } }\n'

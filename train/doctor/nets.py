@@ -49,7 +49,8 @@ from imae.train.doctor.unknown import unknown_words
 
 # Fields that hold a path which a layer reads. (root_folder is a prefix, not a path.)
 PATHS = ("source", "mean_file", "label_map_file", "name_size_file", "infogain_file")
-UNREAD = "annotated_data_param.label_map_file"  # neither the fork nor imae reads it: the labels are numbers
+# What neither the fork nor imae reads: the labels are numbers.
+UNREAD = ("annotated_data_param.label_map_file", "yolo_detection_output_param.label_map_file")
 DIFFERS = re.compile(r"Differs: (.*?)(?:\n\n|\Z)", re.DOTALL)
 ASSUMED = 224  # rows and columns of an image whose size nothing tells
 MOST_LISTED = 6
@@ -285,7 +286,7 @@ def _paths(message: Message, prefix: str = "") -> Iterator[tuple[str, str]]:
         name = f"{prefix}{descriptor.name}"
         if isinstance(value, Message):
             yield from _paths(value, f"{name}.")
-        elif name == UNREAD:
+        elif name in UNREAD:
             continue
         elif descriptor.name in PATHS and isinstance(value, str) and value:
             yield name, value

@@ -364,7 +364,9 @@ def _match_weights(examined: list[_Examined]) -> None:
             weights.row.facts.append(f"fits {len(whole) - MOST_LISTED} more nets")
         if not whole:
             best = max(fits, key=lambda fit: fit[1] / fit[2], default=None)
-            if best is None or not best[1]:
+            if best is None:
+                weights.row.facts.append("no net was built to compare it with; look at the folder of both")
+            elif not best[1]:
                 weights.row.facts.append("fits no net of the project that builds")
             else:
                 net, fitting, total, reason = best
@@ -411,6 +413,9 @@ def _match_solvers(examined: list[_Examined], root: Path) -> None:
         for path in solver.nets:
             net = nets.get(os.path.relpath(path, root))
             if net is None:
+                if solver.row.trains == YES:
+                    solver.row.trains = UNKNOWN
+                    solver.row.facts.append(f"its net {path} was not looked at; look at the folder of both")
                 continue
             solver.row.facts.append(f"its net is {net.path}")
             if solver.row.trains != YES or net.trains == YES:
