@@ -317,6 +317,22 @@ def test_data_that_are_not_there(here: Path) -> None:
     assert "with an assumed shape (layer 'data' (Data): 2x3x224x224 2)" in " ".join(row.facts)
 
 
+def test_a_list_outside_of_the_project_is_not_quoted(
+    tmp_path_factory: pytest.TempPathFactory, here: Path
+) -> None:
+    secret = tmp_path_factory.mktemp("elsewhere") / "passwords"
+    secret.write_text("root:secret\n")
+    Path("link").symlink_to(secret)
+    for source in (str(secret), os.path.relpath(secret), "link"):
+        Path("net.prototxt").write_text(
+            f'layer {{ name: "d" type: "ImageData" top: "x" top: "y" '
+            f'image_data_param {{ source: "{source}" batch_size: 2 }} }}'
+        )
+        row = row_of("net", "net.prototxt")
+        assert "secret\n" not in str(row) and "root:" not in str(row)
+        assert any("lies outside of the project, and is not read" in fact for fact in row.facts)
+
+
 def test_an_absolute_path_of_another_machine(here: Path) -> None:
     Path("net.prototxt").write_text(TRAIN_NET.replace("train_lmdb", "/nowhere/train_lmdb"))
     assert "an absolute path of another machine" in stops(row_of("net", "net.prototxt"))

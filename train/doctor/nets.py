@@ -338,7 +338,11 @@ def _inputs(
     name = f"layer {layer.name!r} ({layer.type})"
     places = {path: look_for(row, path, f"{name}: {field_name}", file, root) for field_name, path in paths}
     shapes: list[Shape] = []
-    if all(places.values()):
+    # An error about a list quotes it, and a report is passed on.
+    outside = [path for path in places.values() if path and not _is_near(path, root)]
+    if outside:
+        row.facts.append(f"{name}: {outside[0]} lies outside of the project, and is not read")
+    elif all(places.values()):
         shapes = _shapes_of_files(layer, places, phase, row, parts)
     else:
         parts.reads_missing_files = True
@@ -353,6 +357,12 @@ def _inputs(
         source.input_param.shape.add().dim.extend(shape)
         inputs.append(source)
     return inputs
+
+
+def _is_near(path: str, root: Path) -> bool:
+    """Whether a path lies in the project or in the working folder, links resolved."""
+    place = Path(path).resolve()
+    return any(place.is_relative_to(folder.resolve()) for folder in (root, Path.cwd()))
 
 
 def _shapes_of_files(
