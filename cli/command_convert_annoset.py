@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 
-from imae.cli.picture_options import add_picture_options, pixel_count
+from imae.cli.picture_options import add_database_options, add_picture_options, pixel_count
 from imae.converters.annotations import LABEL_TYPES
 from imae.converters.convert_annoset import ANNO_TYPES, AnnosetForm, convert_annoset, convert_coco
 from imae.converters.images import PictureForm
@@ -70,20 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_picture_options(
         parser, "store images encoded, again unless --encode_type is that of the file, as in the fork"
     )
-    parser.add_argument(
-        "--encode-type",
-        "--encode_type",
-        default="",
-        metavar="TYPE",
-        help="store images encoded in this format: png, jpg, ...",
-    )
-    parser.add_argument(
-        "--check-size",
-        "--check_size",
-        action="store_true",
-        help="stop at an image whose size differs from the first one's",
-    )
-    parser.add_argument("--backend", choices=["lmdb"], default="lmdb")
+    add_database_options(parser)
     parser.add_argument(
         "--shuffle", type=int, metavar="SEED", help="write the images in a random order given by SEED"
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 
-from imae.cli.picture_options import add_image_options, add_picture_options, chosen_form
+from imae.cli.picture_options import add_database_options, add_image_options, add_picture_options, chosen_form
 from imae.converters.convert_imageset import convert_imageset
 
 
@@ -25,20 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("list", metavar="LISTFILE", help='lines "FILE LABEL"')
     parser.add_argument("output", metavar="DB_NAME", help="LMDB to write")
     add_picture_options(parser)
-    parser.add_argument(
-        "--encode-type",
-        "--encode_type",
-        default="",
-        metavar="TYPE",
-        help="store images encoded in this format: png, jpg, ...",
-    )
-    parser.add_argument(
-        "--check-size",
-        "--check_size",
-        action="store_true",
-        help="stop at an image whose size differs from the first one's",
-    )
-    parser.add_argument("--backend", choices=["lmdb"], default="lmdb")
+    add_database_options(parser)
     add_image_options(parser, "the images")
 
 

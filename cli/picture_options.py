@@ -59,3 +59,21 @@ def pixel_count(text: str) -> int:
     if number > LONGEST_SIDE:
         raise argparse.ArgumentTypeError(f"must be at most {LONGEST_SIDE}, got {number}")
     return number
+
+
+def add_database_options(parser: argparse.ArgumentParser) -> None:
+    """How images of a list are stored: in which format and database, and whether their sizes must agree."""
+    parser.add_argument(
+        "--encode-type",
+        "--encode_type",
+        default="",
+        metavar="TYPE",
+        help="store images encoded in this format: png, jpg, ...",
+    )
+    parser.add_argument(
+        "--check-size",
+        "--check_size",
+        action="store_true",
+        help="stop at an image whose size differs from the first one's",
+    )
+    parser.add_argument("--backend", choices=["lmdb"], default="lmdb")

@@ -300,25 +300,6 @@ def test_all_types_of_caffe_are_there() -> None:
     assert set(caffe.split()) <= set(layer_types())
 
 
-# Types of forks whose code was not run: the reference of their tests is a slow implementation.
-NOT_RECORDED = {
-    "AnnotatedData",
-    "DenseImageData",
-    "DetectionEvaluate",
-    "EvalDetection",
-    "ImageSegData",
-    "InnerDistance",
-    "Lstm",
-    "PriorBoxClustered",
-    "Proposal",
-    "RegionLoss",
-    "TripletLoss",
-    "YoloDetectionOutput",
-    "Yolov3",
-    "Yolov3DetectionOutput",
-}
-
-
 def test_every_type_has_a_case() -> None:
     cases = ROOT / "tests" / "cases"
     types = {path.name for path in (cases / "layers").iterdir()}
