@@ -141,7 +141,7 @@ def test_what_is_refused() -> None:
         build(yolo(), x, (2, 1, 9, 8))
     with refused("bottom[0] must be (N, 24, H, W), for 3 boxes of 4 coordinates, an object and 3 classes"):
         build(yolo(), (2, 25, HEIGHT, WIDTH), label)
-    with refused("The data and label should have the same first dimension; got data ()"):
+    with refused("axis 0 out of range for a blob with 0 axes; got data ()"):
         build(yolo(), (), label)
     with refused("The data and label should have the same first dimension"):
         build(yolo(), x, (3, 1, 9, 5))
