@@ -26,6 +26,7 @@ SHARED = {
         "data_resources",
         "resident",
         "c_rand",
+        "list_order",
         "random_resize",
         "image_transform",
     },

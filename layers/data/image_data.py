@@ -31,23 +31,21 @@ import torch
 from numpy.typing import NDArray
 
 from imae.files.caffe_log import log_line
-from imae.files.errors import DataError, SnapshotError
+from imae.files.errors import DataError
 from imae.files.file_kinds import mistaken_for
 from imae.files.limits import blob_problem
 from imae.files.read import read_bytes
-from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.base_data import (
     Batch,
     PrefetchingLayer,
     State,
-    check_index,
-    check_permutation,
     checked_batch_size,
     note_fields_of_annotations,
     note_moved_fields,
     output_data_size,
 )
 from imae.layers.data.datum import decode_image, read_file
+from imae.layers.data.list_order import ListOrder
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
@@ -78,17 +76,15 @@ class ImageData(PrefetchingLayer):
         if self.new_size and (problem := blob_problem((3, *self.new_size))):
             raise self.error(f"new_height, new_width: {problem}")
         self.flag = cv2.IMREAD_COLOR if image.is_color else cv2.IMREAD_GRAYSCALE
-        self.shuffler: CaffeRandom | None = None
 
     def data_setup(self) -> None:
         image = self.param.image_data_param
         log_line("image_data_layer.cpp:38", f"Opening file {image.source}")
         self.paths, self.labels = read_list(image.source, image.root_folder)
-        self.order = np.arange(len(self.paths))
+        self.order = ListOrder(image.source, len(self.paths))
         if image.shuffle:
             log_line("image_data_layer.cpp:53", "Shuffling data")
-            self.shuffler = self.random.fork()
-            self.order = self.shuffler.shuffle(len(self.paths))
+            self.order.shuffle(self.random)
         elif self.ranks.size > 1 and not image.rand_skip:
             log_line(
                 "image_data_layer.cpp:60",
@@ -96,55 +92,25 @@ class ImageData(PrefetchingLayer):
                 logging.WARNING,
             )
         log_line("image_data_layer.cpp:63", f"A total of {len(self.paths)} images.")
-        self.index = 0
         if image.rand_skip:
-            self.index = self.random.modulo(image.rand_skip)
-            log_line("image_data_layer.cpp:70", f"Skipping first {self.index} data points.")
-            if self.index >= len(self.paths):
-                raise self.error(
-                    f"Not enough points to skip: {self.index} of {len(self.paths)}; lower rand_skip"
-                )
-        line = int(self.order[self.index])
+            self.order.skip(self, image.rand_skip, "image_data_layer.cpp:70")
+        line = self.order.current
         size = self.transformer.output_size(self._read(line).shape, self.paths[line])
         self.shapes = [(self.batch_size, *size), (self.batch_size,)]
         log_line("image_data_layer.cpp:90", output_data_size(self.shapes[0]))
 
     def load_batch(self) -> Batch:
-        lines: list[int] = []
-        for _ in range(self.batch_size):
-            lines.append(int(self.order[self.index]))
-            self.index += 1
-            if self.index == len(self.order):
-                self.index = 0
-                # Caffe: shuffles the current order of the list, not the order of the file.
-                if self.shuffler is not None:
-                    self.order = self.order[self.shuffler.shuffle(len(self.order))]
+        lines = self.order.next_lines(self.batch_size)
         values = self.transformer.transform_made(
             lambda i: self._read(lines[i]), len(lines), lambda i: self.paths[lines[i]]
         )
         return torch.from_numpy(values), torch.from_numpy(self.labels[lines].astype(np.float32))
 
     def position(self) -> State:
-        is_shuffled = self.shuffler is not None
-        return {
-            "index": self.index,
-            "images": len(self.paths),
-            "order": self.order if is_shuffled else np.zeros(0, np.int64),
-            "shuffler": self.shuffler.get_state() if self.shuffler is not None else b"",
-        }
+        return self.order.position("images")
 
     def seek(self, state: State) -> None:
-        if state["images"] != len(self.paths):
-            raise SnapshotError(
-                f"'{self.param.image_data_param.source}' lists {len(self.paths)} images; it listed "
-                f"{state['images']} when the snapshot was made; use the same list"
-            )
-        check_index("index", state["index"], len(self.paths))
-        self.index = state["index"]
-        if self.shuffler is not None:
-            check_permutation("order", state["order"], len(self.paths))
-            self.order = state["order"]
-            self.shuffler.set_state(state["shuffler"])
+        self.order.seek(state, "images")
 
     def _read(self, line: int) -> NDArray[np.uint8]:
         path = self.paths[line]

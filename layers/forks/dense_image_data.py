@@ -88,7 +88,7 @@ class DenseImageData(ImagePairs):
 
     def data_setup(self) -> None:
         self.set_up_order()
-        line = int(self.order[self.index])
+        line = self.order.current
         image, labels = self._read(line)
         size, label_size = image.shape, labels.shape
         if self.message.crop_height:
@@ -99,7 +99,7 @@ class DenseImageData(ImagePairs):
         log_line(f"{FILE}:109", output_data_size(self.shapes[0]))
 
     def load_batch(self) -> Batch:
-        lines = self.next_lines()
+        lines = self.order.next_lines(self.batch_size)
         read = self.data_resources.map_indices(lambda i: self._read(lines[i]), len(lines))
         pairs = [self._drawn(line, *pair) for line, pair in zip(lines, read, strict=True)]
         images = self.transformer.transform_list(

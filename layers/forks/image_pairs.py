@@ -10,19 +10,17 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from imae.files.caffe_log import log_line
-from imae.files.errors import DataError, SnapshotError
+from imae.files.errors import DataError
 from imae.files.file_kinds import mistaken_for
 from imae.files.limits import blob_problem
 from imae.files.read import read_bytes
-from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.base_data import (
     PrefetchingLayer,
     State,
-    check_index,
-    check_permutation,
     checked_batch_size,
 )
 from imae.layers.data.datum import decode_image, read_file
+from imae.layers.data.list_order import ListOrder
 from imae.prototxt import LayerParameter
 
 Picture = NDArray[np.uint8]
@@ -47,7 +45,6 @@ class ImagePairs(PrefetchingLayer):
         self.message: Any = getattr(param, self.message_name)
         self.check_both("new_height", "new_width", self.message)
         self.batch_size = checked_batch_size(param, self.message.batch_size)
-        self.shuffler: CaffeRandom | None = None
 
     def check_both(self, height_name: str, width_name: str, message: Message) -> None:
         """LayerError unless both are set or none."""
@@ -69,33 +66,13 @@ class ImagePairs(PrefetchingLayer):
         file, opening, shuffling, count, skipping = self.log_places
         log_line(f"{file}:{opening}", f"Opening file {self.message.source}")
         self.entries = self.read_entries(self.message.source, self.message.root_folder)
-        self.order = np.arange(len(self.entries))
+        self.order = ListOrder(self.message.source, len(self.entries))
         if self.message.shuffle:
             log_line(f"{file}:{shuffling}", "Shuffling data")
-            self.shuffler = self.random.fork()
-            self.order = self.shuffler.shuffle(len(self.entries))
+            self.order.shuffle(self.random)
         log_line(f"{file}:{count}", f"A total of {len(self.entries)} {self.word}.")
-        self.index = 0
         if self.message.rand_skip:
-            self.index = self.random.modulo(self.message.rand_skip)
-            log_line(f"{file}:{skipping}", f"Skipping first {self.index} data points.")
-            if self.index >= len(self.entries):
-                raise self.error(
-                    f"Not enough points to skip: {self.index} of {len(self.entries)}; lower rand_skip"
-                )
-
-    def next_lines(self) -> list[int]:
-        """The entries of the next batch."""
-        lines: list[int] = []
-        for _ in range(self.batch_size):
-            lines.append(int(self.order[self.index]))
-            self.index += 1
-            if self.index == len(self.order):
-                self.index = 0
-                # The current order of the list is shuffled, not the order of the file.
-                if self.shuffler is not None:
-                    self.order = self.order[self.shuffler.shuffle(len(self.order))]
-        return lines
+            self.order.skip(self, self.message.rand_skip, f"{file}:{skipping}")
 
     def read_image(self, line: int) -> Picture:
         """The entry's image, (H, W, C), resized."""
@@ -104,26 +81,10 @@ class ImagePairs(PrefetchingLayer):
         return decoded(self.entries[line][0], flag, size, cv2.INTER_LINEAR)
 
     def position(self) -> State:
-        is_shuffled = self.shuffler is not None
-        return {
-            "index": self.index,
-            "entries": len(self.entries),
-            "order": self.order if is_shuffled else np.zeros(0, np.int64),
-            "shuffler": self.shuffler.get_state() if self.shuffler is not None else b"",
-        }
+        return self.order.position("entries")
 
     def seek(self, state: State) -> None:
-        if state["entries"] != len(self.entries):
-            raise SnapshotError(
-                f"'{self.message.source}' lists {len(self.entries)} images; it listed {state['entries']} "
-                "when the snapshot was made; use the same list"
-            )
-        check_index("index", state["index"], len(self.entries))
-        self.index = state["index"]
-        if self.shuffler is not None:
-            check_permutation("order", state["order"], len(self.entries))
-            self.order = state["order"]
-            self.shuffler.set_state(state["shuffler"])
+        self.order.seek(state, "entries")
 
 
 def decoded(path: str, flag: int, size: tuple[int, int], interpolation: int) -> Picture:

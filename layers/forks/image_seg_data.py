@@ -101,7 +101,7 @@ class ImageSegData(ImagePairs):
 
     def data_setup(self) -> None:
         self.set_up_order()
-        image = self.read_image(int(self.order[self.index]))
+        image = self.read_image(self.order.current)
         if len(self.means) not in (0, 1, image.shape[2]):
             raise self.error(
                 f"Specify either 1 mean_value or as many as channels: {image.shape[2]}; got {len(self.means)}"
@@ -122,7 +122,7 @@ class ImageSegData(ImagePairs):
         return self.shapes
 
     def load_batch(self) -> Batch:
-        lines = self.next_lines()
+        lines = self.order.next_lines(self.batch_size)
         read = self.data_resources.map_indices(lambda i: self._read(lines[i]), len(lines))
         data, labels = self.arrays.new(self.shapes[0]), np.empty(self.shapes[1], np.float32)
         dims = np.empty(self.shapes[2], np.float32)
