@@ -29,6 +29,15 @@ from imae.prototxt import LayerParameter
 EPS = 1e-6  # of `normalize`
 
 
+def check_inputs(layer: Layer, shape: Shape, axis: int, inputs: int) -> None:
+    """LayerError unless a bottom of this shape has as many values from `axis` on as the weights are for."""
+    if prod(shape[axis:]) != inputs:
+        raise layer.error(
+            f"Input size incompatible with inner product parameters.; got {prod(shape[axis:])} values of "
+            f"bottom shape {shape} from axis {axis} on, the weights are for {inputs}"
+        )
+
+
 @register_layer("InnerProduct")
 class InnerProduct(Layer):
     num_bottoms = num_tops = 1
@@ -53,11 +62,7 @@ class InnerProduct(Layer):
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         shape = bottom_shapes[0]
         axis = self._axis(len(shape))
-        if prod(shape[axis:]) != self.inputs:
-            raise self.error(
-                f"Input size incompatible with inner product parameters.; got {prod(shape[axis:])} values of "
-                f"bottom shape {shape} from axis {axis} on, the weights are for {self.inputs}"
-            )
+        check_inputs(self, shape, axis, self.inputs)
         return [(*shape[:axis], self.num_output)]
 
     def forward(self, x: Tensor) -> Tensor:

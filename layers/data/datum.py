@@ -104,6 +104,17 @@ def read_file(path: str) -> bytes:
         raise DataError(f"Could not load {path}: {reason}; mend the list, or root_folder") from None
 
 
+def read_image(
+    path: str, flag: int, size: tuple[int, int] = (0, 0), interpolation: int = cv2.INTER_LINEAR
+) -> NDArray[np.uint8]:
+    """A file's image as from `decode_image`, resized to `size` (height, width) unless that is 0."""
+    image = decode_image(read_file(path), flag, path)
+    if size[0]:
+        resized = cv2.resize(image, size[::-1], interpolation=interpolation)  # drops an axis of one channel
+        image = np.asarray(resized, np.uint8).reshape(*size, -1)
+    return image
+
+
 def size_text(shape: tuple[int, ...]) -> str:
     """A size as errors give it: 3 x 32 x 32."""
     return " x ".join(map(str, shape))

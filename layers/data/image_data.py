@@ -32,9 +32,7 @@ from numpy.typing import NDArray
 
 from imae.files.caffe_log import log_line
 from imae.files.errors import DataError
-from imae.files.file_kinds import mistaken_for
 from imae.files.limits import blob_problem
-from imae.files.read import read_bytes
 from imae.layers.data.base_data import (
     Batch,
     PrefetchingLayer,
@@ -44,8 +42,8 @@ from imae.layers.data.base_data import (
     note_moved_fields,
     output_data_size,
 )
-from imae.layers.data.datum import decode_image, read_file
-from imae.layers.data.list_order import ListOrder
+from imae.layers.data.datum import read_image
+from imae.layers.data.list_order import ListOrder, read_list_file
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
@@ -72,8 +70,8 @@ class ImageData(PrefetchingLayer):
                 f"got {image.new_height} and {image.new_width}"
             )
         self.batch_size = checked_batch_size(param, image.batch_size)
-        self.new_size = (image.new_width, image.new_height) if image.new_height else None
-        if self.new_size and (problem := blob_problem((3, *self.new_size))):
+        self.new_size = (image.new_height, image.new_width)
+        if image.new_height and (problem := blob_problem((3, *self.new_size))):
             raise self.error(f"new_height, new_width: {problem}")
         self.flag = cv2.IMREAD_COLOR if image.is_color else cv2.IMREAD_GRAYSCALE
 
@@ -113,11 +111,7 @@ class ImageData(PrefetchingLayer):
         self.order.seek(state, "images")
 
     def _read(self, line: int) -> NDArray[np.uint8]:
-        path = self.paths[line]
-        image = decode_image(read_file(path), self.flag, path)
-        if self.new_size is not None:
-            resized = cv2.resize(image, self.new_size)  # drops an axis of one channel
-            image = np.asarray(resized, np.uint8).reshape(self.new_size[1], self.new_size[0], -1)
+        image = read_image(self.paths[line], self.flag, self.new_size)
         if self.param.transform_param.bgr2rgb:
             image = image[:, :, ::-1]
         return image.transpose(2, 0, 1)
@@ -125,12 +119,7 @@ class ImageData(PrefetchingLayer):
 
 def read_list(source: str, root_folder: str) -> tuple[list[str], NDArray[np.int64]]:
     """Paths and labels of an image list."""
-    try:
-        data = read_bytes(source)
-    except OSError as error:
-        raise DataError(f"image list '{source}': {error.strerror}; mend image_data_param.source") from None
-    if mistaken := mistaken_for(data):
-        raise DataError(f"image list '{source}': expected lines of a path and a label{mistaken}")
+    data = read_list_file(source, "image_data_param.source", "lines of a path and a label")
     lines = data.split(b"\n")
     if not lines[-1]:
         lines.pop()

@@ -1,4 +1,4 @@
-"""The order in which a layer goes through the lines of a list of files, as Caffe's ImageData does.
+"""A list of files, and the order in which a layer goes through its lines, as Caffe's ImageData does.
 
 At its end the list begins again; with `shuffle` its current order, not that of the file, is shuffled first.
 """
@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from imae.files.caffe_log import log_line
-from imae.files.errors import SnapshotError
+from imae.files.errors import DataError, SnapshotError
+from imae.files.file_kinds import mistaken_for
+from imae.files.read import read_bytes
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.base_data import check_index, check_permutation
 from imae.layers.layer import Layer
@@ -81,3 +83,14 @@ class ListOrder:
             check_permutation("order", state["order"], self.lines)
             self._order = state["order"]
             self._shuffler.set_state(state["shuffler"])
+
+
+def read_list_file(source: str, field: str, content: str) -> bytes:
+    """The bytes of a list of files; DataError where it is missing, or another kind of file than `content`."""
+    try:
+        data = read_bytes(source)
+    except OSError as error:
+        raise DataError(f"image list '{source}': {error.strerror}; mend {field}") from None
+    if mistaken := mistaken_for(data):
+        raise DataError(f"image list '{source}': expected {content}{mistaken}")
+    return data

@@ -30,18 +30,12 @@ from numpy.typing import NDArray
 from imae.files.errors import DataError, LayerError
 from imae.files.limits import blob_problem
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.data.image_transform import INTERPOLATIONS
 from imae.prototxt import TransformationParameter
 from imae.prototxt.caffe_pb2 import ResizeParameter
 
 f32 = np.float32
 
-INTERPOLATIONS = {
-    ResizeParameter.LINEAR: cv2.INTER_LINEAR,
-    ResizeParameter.AREA: cv2.INTER_AREA,
-    ResizeParameter.NEAREST: cv2.INTER_NEAREST,
-    ResizeParameter.CUBIC: cv2.INTER_CUBIC,
-    ResizeParameter.LANCZOS4: cv2.INTER_LANCZOS4,
-}
 NVIDIA_SWITCHES = (
     "rand_resize_ratio_lower", "rand_resize_ratio_upper", "vertical_stretch_lower", "vertical_stretch_upper",
     "horizontal_stretch_lower", "horizontal_stretch_upper",

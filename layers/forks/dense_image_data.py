@@ -34,7 +34,8 @@ from imae.files.caffe_log import log_line
 from imae.files.errors import DataError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.base_data import Batch, State, output_data_size
-from imae.layers.forks.image_pairs import ImagePairs, Picture, decoded, read_text
+from imae.layers.data.datum import read_image
+from imae.layers.forks.image_pairs import ImagePairs, Picture, read_text
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
@@ -115,7 +116,7 @@ class DenseImageData(ImagePairs):
         small = (size[0] // self.factor, size[1] // self.factor)
         if size[0] and not min(small):
             raise self.error(f"label_divide_factor {self.factor} leaves no labels of {size[0]} x {size[1]}")
-        labels = decoded(self.entries[line][1], cv2.IMREAD_GRAYSCALE, small, cv2.INTER_NEAREST)
+        labels = read_image(self.entries[line][1], cv2.IMREAD_GRAYSCALE, small, cv2.INTER_NEAREST)
         needed = (image.shape[0] // self.factor, image.shape[1] // self.factor)
         if labels.shape[:2] != needed:
             raise DataError(

@@ -93,7 +93,7 @@ class EvalDetection(Layer):
         truths = self.truths.per_batch(label.detach(), len(x))
         cells = cells_of(x, BOXES)
         scale = Scale(self.side, self.side, self.anchors, (self.side, self.side))
-        boxes = decoded(cells[..., :2].sigmoid(), cells[..., 2:COORDS], scale).flatten(1, 3)
+        boxes = decoded(cells, scale).flatten(1, 3)
         scores, labels = cells[..., COORDS + 1 :].softmax(-1).max(-1)
         objects = cells[..., COORDS].sigmoid()
         if own.score_type == EvalDetectionParameter.OBJ:

@@ -11,16 +11,14 @@ from numpy.typing import NDArray
 
 from imae.files.caffe_log import log_line
 from imae.files.errors import DataError
-from imae.files.file_kinds import mistaken_for
 from imae.files.limits import blob_problem
-from imae.files.read import read_bytes
 from imae.layers.data.base_data import (
     PrefetchingLayer,
     State,
     checked_batch_size,
 )
-from imae.layers.data.datum import decode_image, read_file
-from imae.layers.data.list_order import ListOrder
+from imae.layers.data.datum import read_image
+from imae.layers.data.list_order import ListOrder, read_list_file
 from imae.prototxt import LayerParameter
 
 Picture = NDArray[np.uint8]
@@ -78,7 +76,7 @@ class ImagePairs(PrefetchingLayer):
         """The entry's image, (H, W, C), resized."""
         flag = cv2.IMREAD_COLOR if self.message.is_color else cv2.IMREAD_GRAYSCALE
         size = (self.message.new_height, self.message.new_width)
-        return decoded(self.entries[line][0], flag, size, cv2.INTER_LINEAR)
+        return read_image(self.entries[line][0], flag, size, cv2.INTER_LINEAR)
 
     def position(self) -> State:
         return self.order.position("entries")
@@ -87,23 +85,9 @@ class ImagePairs(PrefetchingLayer):
         self.order.seek(state, "entries")
 
 
-def decoded(path: str, flag: int, size: tuple[int, int], interpolation: int) -> Picture:
-    """The file's image, (H, W, C), resized to `size` (height, width) unless that is 0."""
-    image = decode_image(read_file(path), flag, path)
-    if size[0]:
-        resized = cv2.resize(image, size[::-1], interpolation=interpolation)  # drops an axis of one channel
-        image = np.asarray(resized, np.uint8).reshape(*size, -1)
-    return image
-
-
 def read_text(source: str, field: str, content: str) -> bytes:
     """The bytes of a list of files; DataError where it is missing, empty, or not `content`."""
-    try:
-        data = read_bytes(source)
-    except OSError as error:
-        raise DataError(f"image list '{source}': {error.strerror}; mend {field}") from None
-    if mistaken := mistaken_for(data):
-        raise DataError(f"image list '{source}': expected {content}{mistaken}")
+    data = read_list_file(source, field, content)
     if not data.strip():
         raise DataError(f"image list '{source}': File is empty")
     return data

@@ -39,7 +39,8 @@ from imae.files.errors import DataError
 from imae.files.limits import blob_problem
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.base_data import Batch, note_moved_fields, output_data_size
-from imae.layers.forks.image_pairs import ImagePairs, Picture, decoded, read_text
+from imae.layers.data.datum import read_image
+from imae.layers.forks.image_pairs import ImagePairs, Picture, read_text
 from imae.layers.layer import Shape
 from imae.layers.registry import register_layer
 from imae.prototxt import TRAIN, LayerParameter
@@ -141,7 +142,7 @@ class ImageSegData(ImagePairs):
                 value = self.message.ignore_label
             return image, np.full(image.shape[:2], min(max(value, 0), 255), np.uint8)
         size = (self.message.new_height, self.message.new_width)
-        labels = decoded(entry, cv2.IMREAD_GRAYSCALE, size, cv2.INTER_LINEAR)[:, :, 0]
+        labels = read_image(entry, cv2.IMREAD_GRAYSCALE, size, cv2.INTER_LINEAR)[:, :, 0]
         if labels.shape != image.shape[:2]:
             raise DataError(
                 f"{entry}: img_height == seg_height and img_width == seg_width; the labels have "

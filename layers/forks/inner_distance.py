@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imae.layers.common.inner_product import normalize_rows, normalized_rows
+from imae.layers.common.inner_product import check_inputs, normalize_rows, normalized_rows
 from imae.layers.labels import LabelReader, refuse_gradient
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
@@ -69,11 +69,7 @@ class InnerDistance(Layer):
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         distance, shape = self.param.inner_distance_param, bottom_shapes[0]
         axis = self._axis(len(shape))
-        if prod(shape[axis:]) != self.inputs:
-            raise self.error(
-                f"Input size incompatible with inner product parameters.; got {prod(shape[axis:])} values of "
-                f"bottom shape {shape} from axis {axis} on, the weights are for {self.inputs}"
-            )
+        check_inputs(self, shape, axis, self.inputs)
         rows = distance.num_output
         if len(bottom_shapes) > 1:
             weight = bottom_shapes[1]

@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from imae.layers.autograd import apply
-from imae.layers.common.inner_product import normalize_rows
+from imae.layers.common.inner_product import check_inputs, normalize_rows
 from imae.layers.labels import LabelReader, check_labels, refuse_gradient
 from imae.layers.layer import Layer, Shape
 from imae.layers.precision import at_least_single, unreduced
@@ -70,11 +70,7 @@ class MarginInnerProduct(Layer):
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         shape = bottom_shapes[0]
         axis = self._axis(len(shape))
-        if prod(shape[axis:]) != self.inputs:
-            raise self.error(
-                f"Input size incompatible with inner product parameters.; got {prod(shape[axis:])} values of "
-                f"bottom shape {shape} from axis {axis} on, the weights are for {self.inputs}"
-            )
+        check_inputs(self, shape, axis, self.inputs)
         top = (*shape[:axis], self.param.margin_inner_product_param.num_output)
         check_labels(self, "inner product", axis, top, bottom_shapes[1])
         return [top, (1,)]

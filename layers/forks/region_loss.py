@@ -123,7 +123,7 @@ class RegionLoss(LossLayer):
         truths = self.truths.per_batch(label, count) if intels else self.truths.per_image(label)
         cells = cells_of(x, per_cell)
         scale = Scale(side, side, self.anchors, (side, side))
-        boxes = decoded(cells[..., :2].sigmoid(), cells[..., 2:COORDS], scale)
+        boxes = decoded(cells, scale)
         objects = cells[..., COORDS].sigmoid()
         best = best_overlap(boxes, truths, overlap(boxes.unsqueeze(-2), truths.boxes[:, None, None, None]))
         diff = torch.zeros_like(cells)

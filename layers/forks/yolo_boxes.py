@@ -61,9 +61,14 @@ def cells_of(x: Tensor, boxes: int) -> Tensor:
     return at_least_single(x).reshape(n, boxes, numbers // boxes, height, width).permute(0, 3, 4, 1, 2)
 
 
-def decoded(xy: Tensor, wh: Tensor, scale: Scale) -> Tensor:
-    """Boxes (N, H, W, anchors, 4) of offsets in their cell, 0 to 1, and logarithms of sizes per anchor."""
+def decoded(cells: Tensor, scale: Scale) -> Tensor:
+    """The boxes (N, H, W, anchors, 4) of a map's `cells_of`.
+
+    The first two numbers give the centre's place in its cell, by the logistic function. The exponential of
+    the next two is the size in anchors.
+    """
     height, width, anchors, units = scale
+    xy, wh = cells[..., :2].sigmoid(), cells[..., 2:COORDS]
     rows, columns = (torch.arange(size, dtype=xy.dtype, device=xy.device) for size in (height, width))
     return torch.stack(
         (

@@ -101,9 +101,7 @@ class YoloDetectionOutput(Layer):
         boxes, scores, labels = [], [], []
         for bottom in bottoms:
             cells = cells_of(bottom.detach(), self.boxes)
-            of_scale = decoded(
-                cells[..., :2].sigmoid(), cells[..., 2:COORDS], self.scale(tuple(bottom.shape))
-            )
+            of_scale = decoded(cells, self.scale(tuple(bottom.shape)))
             best, label = cells[..., COORDS + 1 :].softmax(-1).max(-1)
             found = cells[..., COORDS].sigmoid() * best
             places = found >= self.confidence

@@ -156,7 +156,7 @@ class Yolov3(LossLayer):
         truths = self.truths.per_image(label)
         units = width * own.anchors_scale, height * own.anchors_scale
         scale = Scale(height, width, self.anchors, units)
-        boxes = decoded(cells[..., :2].sigmoid(), cells[..., 2:COORDS], scale)
+        boxes = decoded(cells, scale)
         overlaps = penalised_overlap(boxes.unsqueeze(-2), truths.boxes[:, None, None, None], self.kind)
         objects = cells[..., COORDS].sigmoid()
         diff = torch.zeros_like(cells)

@@ -116,9 +116,7 @@ class Yolov3DetectionOutput(Layer):
         for index, bottom in enumerate(bottoms):
             cells = cells_of(bottom.detach(), self.boxes)
             found = cells[..., COORDS + 1 :].sigmoid() * cells[..., COORDS : COORDS + 1].sigmoid()
-            of_scale = decoded(
-                cells[..., :2].sigmoid(), cells[..., 2:COORDS], self.scale(index, tuple(bottom.shape))
-            )
+            of_scale = decoded(cells, self.scale(index, tuple(bottom.shape)))
             # The best class of a box removes the others, if the box overlaps itself enough. They are many.
             is_best = found.argmax(-1, keepdim=True) == torch.arange(self.classes, device=found.device)
             removed = (overlap(of_scale, of_scale) >= self.threshold).unsqueeze(-1) & ~is_best
