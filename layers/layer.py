@@ -23,6 +23,7 @@ from imae.layers.caffe_random import CaffeRandom
 from imae.layers.filler import fill
 from imae.layers.run import Run
 from imae.prototxt import FillerParameter, LayerParameter, ParamSpec
+from imae.prototxt.fork_names import FORK_NUMBERS
 
 if TYPE_CHECKING:
     from imae.layers.onnx_graph import OnnxGraph
@@ -35,9 +36,6 @@ AUTOMATIC = "(automatic)"  # Caffe's name for a top that a layer needs and the p
 FIRST_PARAMETER = 100
 # Caffe's own fields have lower numbers. A field that Caffe lacks is either read or an error, no leftover.
 FIRST_OF_OURS = 1000
-# The messages that forks of Caffe add to LayerParameter. A fork passes over them where a type does not read
-# them, as Caffe does over its own.
-OF_FORKS = range(2001, 10000)
 # The name of Intel's library that computes the layer. As the `engine` of a type's own parameter it changes no
 # numbers, except for BatchNorm (batch_norm.py).
 ENGINE = "engine"
@@ -323,7 +321,8 @@ class Layer(nn.Module):
                 unread = [(f"{name}.{p.name}", p) for p, _ in value.ListFields() if p.name not in parts]
             for path, descriptor in unread:
                 passed_over = descriptor.number < FIRST_OF_OURS and descriptor.full_name not in OF_THE_FORK
-                passed_over |= descriptor is field and field.number in OF_FORKS
+                # A fork passes over a message of a fork where a type does not read it, as Caffe over its own.
+                passed_over |= descriptor is field and field.number in FORK_NUMBERS
                 if not passed_over or (parts and not self.unread_parts_are_leftovers):
                     raise self.error(f"{self.type} does not look at {path}; remove it")
                 self.note_leftover(f"{path} ({NOTES[path]})" if path in NOTES else path)
@@ -403,10 +402,6 @@ class DataLayer(Layer):
     def assemble(self, drawn: Tensor) -> tuple[Tensor, ...]:
         """With resident records: the batch of a draw, on the device, computed without the host."""
         raise self.error("its records are not resident on a device")
-
-    def get_state(self) -> dict[str, Any]:
-        """What `next_batch` depends on, for an exact resume: numbers, strings, bytes and numpy arrays."""
-        return {}
 
 
 class LossLayer(Layer):

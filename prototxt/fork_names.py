@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+FORK_NUMBERS = range(2001, 10000)  # of the fields of Caffe's messages that forks.proto adds
+
 
 class Fork(NamedTuple):
     """The names that only a fork has, and the remedy.

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
 
+from imae.prototxt.fork_names import FORK_NUMBERS
+
 HERE = Path(__file__).resolve().parent
 MODULE = '''"""Written by generate.py from caffe.proto and forks.proto; do not edit."""
 
@@ -29,7 +31,6 @@ def __getattr__(name: str) -> Any:
 
     return schema.caffe_name(name)
 '''
-FORKS = range(2001, 10000)  # the numbers of forks.proto's fields in Caffe's messages
 STUB = """# Written by generate.py from caffe.proto and forks.proto; do not edit.
 # mypy: disable-error-code="type-arg, no-untyped-def"
 {stub}
@@ -64,12 +65,12 @@ def merge(caffe: FileDescriptorProto, forks: FileDescriptorProto) -> FileDescrip
     scopes = [message for message in forks.message_type if message.extension]
     for field in [*forks.extension, *(field for scope in scopes for field in scope.extension)]:
         extended = messages[field.extendee]
-        if field.number not in FORKS or field.name in {other.name for other in extended.field}:
+        if field.number not in FORK_NUMBERS or field.name in {other.name for other in extended.field}:
             raise ValueError(f"forks.proto: {extended.name}.{field.name} = {field.number} is not free")
         extended.field.append(field)
         extended.field[-1].ClearField("extendee")
     for message in messages.values():
-        plugins = [entry for entry in message.extension_range if entry.start not in FORKS]
+        plugins = [entry for entry in message.extension_range if entry.start not in FORK_NUMBERS]
         del message.extension_range[:]
         message.extension_range.extend(plugins)
     merged.message_type.extend(message for message in forks.message_type if message not in scopes)

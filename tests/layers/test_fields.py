@@ -31,13 +31,14 @@ from imae.files.errors import ImaeError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.base_data import PrefetchingLayer
 from imae.layers.data.memory_data import MemoryData
-from imae.layers.layer import ENGINE, FIRST_PARAMETER, NOTES, OF_FORKS
+from imae.layers.layer import ENGINE, FIRST_PARAMETER, NOTES
 from imae.layers.registry import class_of, layer_class, layer_types
 from imae.layers.run import Run
 from imae.layers.vision.conv import Convolution
 from imae.net.net import Net
 from imae.net.weights import save_caffemodel
 from imae.prototxt import LayerParameter
+from imae.prototxt.fork_names import FORK_NUMBERS
 from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.text import parse_net
 
@@ -357,7 +358,7 @@ PLUGINS = ("ExtractProb", "UnifiedWeightLoss", "WeightedSoftmaxWithLoss")
 
 def ours(path: str) -> bool:
     """Whether Caffe's schema lacks the field or message, and no fork passes over it either."""
-    if "." not in path and LayerParameter.DESCRIPTOR.fields_by_name[path].number in OF_FORKS:
+    if "." not in path and LayerParameter.DESCRIPTOR.fields_by_name[path].number in FORK_NUMBERS:
         return False
     message: Any = LayerParameter.DESCRIPTOR
     for name in path.split("."):

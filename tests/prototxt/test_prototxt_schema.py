@@ -34,7 +34,8 @@ from imae.prototxt import (
     schema,
     to_text,
 )
-from imae.prototxt.generate import FORKS, generate
+from imae.prototxt.fork_names import FORK_NUMBERS
+from imae.prototxt.generate import generate
 from imae.prototxt.schema import Plugin, build_pool, installed_plugins, message_class
 
 CAFFE = FileDescriptorProto.FromString(caffe_pb2.SERIALIZED)
@@ -58,7 +59,7 @@ FORK_MESSAGES = set(re.findall(r"^message (\w+)", FORKS_PROTO, re.MULTILINE))
 
 def is_forks(line: str) -> bool:
     """Whether a line describes a field, or a value of an enum of Caffe's, that forks added."""
-    return int(re.findall(r" = (\d+)", line)[0]) in FORKS
+    return int(re.findall(r" = (\d+)", line)[0]) in FORK_NUMBERS
 
 
 def described(message: DescriptorProto, scope: str = "") -> Iterator[str]:
