@@ -36,6 +36,7 @@ from benchmarks.measure import machine, matrix_product_rate
 from benchmarks.peers import operations
 from benchmarks.peers import resnet as plain_resnet
 from imae.converters.export_onnx import export_net
+from imae.converters.preprocessing import Preprocessing
 from imae.converters.quantize_onnx import to_fp16, to_int8
 from imae.converters.run_onnx import lmdb_batches
 from imae.layers.caffe_random import CaffeRandom
@@ -212,7 +213,7 @@ def _for_opencv(folder: Path, param: NetParameter) -> None:
 def _images(lmdb: str) -> NDArray[np.float32]:
     if lmdb:
         transform = TransformationParameter(mean_value=CIFAR10_MEAN_BGR)
-        return next(lmdb_batches(lmdb, transform, 128))[0]
+        return next(lmdb_batches(lmdb, Preprocessing(transform), 128))[0]
     pixels = np.random.default_rng(1).integers(0, 256, (128, 3, 32, 32)).astype(np.float32)
     return pixels - np.float32(120)
 

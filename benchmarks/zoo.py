@@ -6,15 +6,15 @@ benchmarks/zoo_nets.tsv lists public nets by repository, path and SHA-256; no fi
 project. FOLDER holds them as the user has them: FOLDER/OWNER+NAME/PATH, or anywhere below it, found by their
 digests. A file with another digest does not count.
 
-Each net runs in a process of its own, as a deployed net for one image, with its public weights where these
-are listed and found, else with random weights of a fixed seed. The columns:
+Each net runs in a process of its own, deployed, with the batch that its file names, with its public weights
+where these are listed and found, else with random weights of a fixed seed. The columns:
 
     blobs, parameters   of the net of phase TEST
     exported            largest difference of the ONNX model's outputs, in ONNX Runtime, from the net's, on
                         random inputs, divided by the largest output
     OpenCV              the same for OpenCV 4's reader of Caffe's files, where there are public weights;
                         OpenCV 5 has none: --opencv-python names a Python with opencv-python-headless<5
-    ms, ORT ms, ratio   --time: a forward pass of one image by the net and by ONNX Runtime, medians in turns,
+    ms, ORT ms, ratio   --time: a forward pass of that batch by the net and by ONNX Runtime, medians in turns,
                         and their ratio
 """
 
@@ -41,7 +41,8 @@ from torch import Tensor
 
 from benchmarks.measure import in_turns, machine
 from imae.converters.check_onnx import random_inputs
-from imae.converters.export_onnx import deploy_net, export_net
+from imae.converters.deploy import deploy_net
+from imae.converters.export_onnx import export_net
 from imae.files.errors import ImaeError, printable
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.run import Run
@@ -227,7 +228,7 @@ def _times(net: Net, model: bytes, outputs: Sequence[str], rounds: int) -> dict[
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    feeds = random_inputs(net, 1, False)
+    feeds = random_inputs(net, 1, None)
     tensors = {name: torch.from_numpy(value) for name, value in feeds.items()}
 
     def forward() -> None:
@@ -244,7 +245,7 @@ def _times(net: Net, model: bytes, outputs: Sequence[str], rounds: int) -> dict[
 
 def _opencv(net: Net, outputs: Sequence[str], request: Mapping[str, Any]) -> float | str:
     """The difference from OpenCV's outputs, relative to the largest, or why there is none."""
-    feeds = random_inputs(net, 1, False)
+    feeds = random_inputs(net, 1, None)
     with torch.inference_mode():
         want = net({name: torch.from_numpy(value) for name, value in feeds.items()}, keep=outputs)
     with tempfile.TemporaryDirectory() as name:

@@ -13,7 +13,9 @@ import argparse
 from collections.abc import Sequence
 
 from imae.cli.options import add_net_options, chosen_net
-from imae.converters.export_onnx import DEFAULT_OPSET, InputShape, export_file
+from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
+from imae.converters.deploy import InputShape
+from imae.converters.export_onnx import DEFAULT_OPSET, export_file
 from imae.files.errors import ExportError, printable
 from imae.layers.layer import Shape
 
@@ -51,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="export layers that are not in the weights with their fillers' values",
     )
+    add_preprocessing_options(parser, "the net")
     add_net_options(parser, "TEST", changeable=False)
 
 
@@ -67,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
         softmax=args.softmax,
         dialect=args.dialect,
         allow_missing=args.allow_missing,
+        preprocessing=chosen_preprocessing(args),
     )
     print(
         f"wrote {args.output}: opset {args.opset}, inputs {printable(', '.join(result.inputs))}, "

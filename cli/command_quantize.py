@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
 from imae.converters.quantize_onnx import BATCH, quantize_file
 from imae.converters.run_onnx import run_file
 
@@ -31,13 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--records", type=int, default=1000, metavar="N", help="how many of them (1000)")
     parser.add_argument("--lmdb", help="records with labels, for the accuracy before and after")
     parser.add_argument("--provider", default="CPU", help="provider for --lmdb: CPU, CUDA, ... (CPU)")
+    add_preprocessing_options(parser, "the model")
 
 
 def run(args: argparse.Namespace) -> None:
     """Quantize; print the sizes and, with --lmdb, the accuracies."""
-    quantize_file(args.model, args.output, args.to, args.calibrate, args.records)
+    preprocessing = chosen_preprocessing(args)
+    quantize_file(args.model, args.output, args.to, args.calibrate, args.records, preprocessing)
     print(f"wrote {args.output}: {os.path.getsize(args.model)} -> {os.path.getsize(args.output)} bytes")
     for path in (args.model, args.output) if args.lmdb else ():
-        measured = run_file(path, lmdb=args.lmdb, provider=args.provider, batch_size=BATCH)
+        measured = run_file(
+            path, lmdb=args.lmdb, provider=args.provider, batch_size=BATCH, preprocessing=preprocessing
+        )
         accuracy = f"accuracy = {measured.accuracy:.6g} on {len(measured.classes)} images"
         print(f"{path}: {accuracy}, {measured.speed()}, on {args.provider}")

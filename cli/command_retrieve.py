@@ -15,15 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from imae.cli.device_options import add_gpu_option, requested_gpu
 from imae.cli.options import add_dialect_option, add_strict_option
 from imae.cli.picture_options import pixel_count
+from imae.converters.preprocessing import Preprocessing
 from imae.files.atomic import atomic_file, write_atomically
 from imae.files.errors import ImaeError
 from imae.net.device import choose_device
-from imae.paper.embedding import Model, Preparation, net_model, onnx_model
+from imae.paper.embedding import Model, net_model, onnx_model
 from imae.paper.expected import TABLE_3
 from imae.paper.mars import read_test_protocol
 from imae.paper.retrieval import evaluate
@@ -36,6 +38,7 @@ from imae.paper.tracklet_features import (
     tracklet_features,
     write_features,
 )
+from imae.prototxt import TransformationParameter
 
 RANKS = (1, 5, 10, 20)
 # Options that have no effect when kept features are evaluated.
@@ -145,17 +148,18 @@ def _model(args: argparse.Namespace) -> Model:
     return net_model(args.model, args.weights, args.blob, args.dialect, device)
 
 
-def _preparation(args: argparse.Namespace, own: Preparation) -> Preparation:
+def _preparation(args: argparse.Namespace, own: Preprocessing) -> Preprocessing:
     """The model's own preparation, overridden by the options."""
-    transform = own.transform
+    transform = TransformationParameter()
+    transform.CopyFrom(own.transform)
     if args.crop is not None:
         transform.crop_size = args.crop
     if args.mean_value is not None:
-        transform.ClearField("mean_file")
         transform.mean_value[:] = args.mean_value
     if args.scale is not None:
         transform.scale = args.scale
-    return own._replace(size=args.resize or own.size)
+    mean_image = own.mean_image if args.mean_value is None else None
+    return replace(own, transform=transform, mean_image=mean_image, resize=args.resize or own.resize)
 
 
 def sides(text: str) -> tuple[int, int]:

@@ -3,8 +3,8 @@
     imae run net.onnx --lmdb test_lmdb --provider CPU
     imae run net.onnx --images cat.png dog.png --provider CUDA
 
-Images are prepared (mean, scale, crop) by the TEST net's transform_param, which `imae export` stores in the
-model's metadata; `--transform` gives another one in prototxt text. Nothing is mirrored.
+Images are prepared (resized, mean, crop, scale) as the model's metadata says, into which `imae export` writes
+it, or as --transform, --mean, --resize and --channels say. Nothing is mirrored.
 
 On CUDA and TensorRT a batch is copied to the device once, and only the scores are copied back. CUDA computes
 float32 models in float32, not TF32. On the CPU ONNX Runtime reads a batch in place, without a copy. Its
@@ -20,6 +20,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
 from imae.converters.run_onnx import run_file
 
 
@@ -33,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--provider", default="CPU", help="CPU, CUDA, TensorRT, ... (CPU)")
     parser.add_argument("--batch-size", type=int, default=128, help="images per run (128)")
     parser.add_argument("--threads", type=int, default=0, help="threads of the CPU provider (all cores)")
-    parser.add_argument(
-        "--transform", metavar="TEXT", help="transform_param in prototxt text, e.g. 'scale: 0.0039'"
-    )
+    add_preprocessing_options(parser, "the model")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
             provider=args.provider,
             batch_size=args.batch_size,
             threads=args.threads,
-            transform=args.transform,
+            preprocessing=chosen_preprocessing(args),
         )
         if args.images is not None:
             for path, best in zip(args.images, result.classes, strict=True):

@@ -11,16 +11,12 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 import onnx.numpy_helper
 import onnx.shape_inference
 import torch
-from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from torch import Tensor
 
 from imae.converters.check_onnx import (
     ALLOWED,
@@ -30,21 +26,20 @@ from imae.converters.check_onnx import (
     is_softmax,
     open_axes,
 )
+from imae.converters.deploy import InputShape, deploy_net, deployed_preprocessing
+from imae.converters.graph import Graph
+from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions
 from imae.files.atomic import write_atomically
 from imae.files.errors import ExportError
 from imae.files.read import AnyPath
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.layer import Layer, Shape
-from imae.layers.onnx_graph import LoopStep
-from imae.layers.registry import class_of
+from imae.layers.layer import Layer
 from imae.layers.run import Run
 from imae.layers.vision.pooling import PoolingMethod
 from imae.net.fold import fold_batch_norm, fold_shortcuts
 from imae.net.net import Net
 from imae.net.weights import load_caffemodel
-from imae.prototxt import TEST, LayerParameter, NetParameter, NetState
-from imae.prototxt.state import filter_by_state, in_state
-from imae.prototxt.text import to_text
+from imae.prototxt import NetParameter
 
 logger = logging.getLogger(__name__)
 
@@ -52,73 +47,6 @@ DEFAULT_OPSET = 17
 OLDEST_OPSET, NEWEST_OPSET = 13, 22
 # The version of the file format that belongs to each operator set; old runtimes refuse newer versions.
 IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
-# Key of the model's metadata that holds the TEST net's transform_param, to prepare images in the same way.
-TRANSFORM_KEY = "imae.transform_param"
-
-
-class Graph:
-    """Collects the nodes that layers add. Each in-place version of a blob has its own value name."""
-
-    def __init__(self, opset: int, shapes: dict[str, Shape]) -> None:
-        self.opset = opset
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-        self._shapes = shapes
-        self._count = 0
-
-    def node(
-        self, op_type: str, inputs: Sequence[str], outputs: Sequence[str] | None = None, **attributes: Any
-    ) -> str:
-        names = list(outputs) if outputs is not None else [self._fresh(op_type)]
-        self.nodes.append(
-            helper.make_node(op_type, list(inputs), names, name=self._fresh("node"), **attributes)
-        )
-        return names[0]
-
-    def constant(self, value: Tensor | NDArray[Any]) -> str:
-        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-        name = self._fresh("const")
-        self.initializers.append(onnx.numpy_helper.from_array(np.asarray(array, order="C"), name))
-        return name
-
-    def loop(
-        self, step: LoopStep, states: Sequence[str], sequences: Sequence[str], width: int
-    ) -> tuple[list[str], list[str]]:
-        first = self.constant(np.array([0]))
-        ends = [self.constant(np.array([n])) for n in (0, 1)]
-        # A Scan would index by itself, but OpenCV has none.
-        count = self.node("Squeeze", [self.node("Slice", [self.node("Shape", sequences[:1]), *ends]), first])
-        outer, self.nodes = self.nodes, []
-        index, going = self._fresh("index"), self._fresh("going")
-        state_names = [self._fresh("state") for _ in states]
-        place = self.node("Reshape", [index, self.constant(np.array([1]))])
-        items = [
-            self.node("Squeeze", [self.node("Gather", [sequence, place], axis=0), first])
-            for sequence in sequences
-        ]
-        next_states, results = step(state_names, items)
-        # Identity: a value may be a state and a result, and an ONNX graph has each output once.
-        stops = [self.node("Identity", [value]) for value in (going, *next_states, *results)]
-        nodes, self.nodes = self.nodes, outer
-
-        def info(name: str) -> onnx.ValueInfoProto:
-            if name in (index, going, stops[0]):
-                kind = TensorProto.INT64 if name == index else TensorProto.BOOL
-                return helper.make_tensor_value_info(name, kind, [])
-            return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, width])
-
-        starts = [index, going, *state_names]
-        body = helper.make_graph(nodes, self._fresh("step"), [*map(info, starts)], [*map(info, stops)])
-        outputs = [self._fresh("Loop") for _ in stops[1:]]
-        self.node("Loop", [count, "", *states], outputs, body=body)
-        return outputs[: len(states)], outputs[len(states) :]
-
-    def shape(self, value: str) -> Shape:
-        return self._shapes[value]
-
-    def _fresh(self, stem: str) -> str:
-        self._count += 1
-        return f"{stem}_{self._count}"
 
 
 @dataclass
@@ -129,6 +57,7 @@ class Export:
     largest       largest absolute value among the net's outputs there
     batch_sizes   the batch sizes that were compared
     not_compared  name of an output -> why none of its values was compared
+    preprocessing how images are prepared for the model; None: nothing says it
     """
 
     model: onnx.ModelProto
@@ -138,97 +67,7 @@ class Export:
     largest: float
     batch_sizes: tuple[int, ...]
     not_compared: dict[str, str]
-
-
-# (C, H, W) or (N, C, H, W) of the only input, or the whole shape of each input by its name.
-InputShape = Sequence[int] | Mapping[str, Sequence[int]]
-
-
-def deploy_net(param: NetParameter, input_shape: InputShape | None = None, batch: int = 1) -> NetParameter:
-    """The net of phase TEST without data layers and losses, its inputs made by Input layers.
-
-    input_shape   of the inputs; needed only where the data source does not give it
-    """
-    filtered = _in_test(param)
-    result = NetParameter(name=filtered.name, state=filtered.state)
-    sources: dict[str, LayerParameter] = {}
-    dropped: set[str] = set()
-    body: list[LayerParameter] = []
-    for layer in filtered.layer:
-        if not layer.bottom and class_of(layer).makes_input:
-            sources.update((top, layer) for top in layer.top)
-        elif not class_of(layer).deployed or any(bottom in dropped for bottom in layer.bottom):
-            dropped.update(top for top in layer.top if top not in layer.bottom)
-        elif class_of(layer).idle_in_test and len(layer.bottom) > 1 and len(layer.top) == 1:
-            # Its top is its first bottom; the others, labels, need not be inputs.
-            if layer.top != layer.bottom[:1]:
-                body.append(
-                    LayerParameter(name=layer.name, type="Split", bottom=layer.bottom[:1], top=layer.top)
-                )
-        else:
-            body.append(_deployed(layer))
-    read = {bottom for layer in body for bottom in layer.bottom}
-    inputs = [top for top in sources if top in read]
-    if not inputs:
-        raise ExportError(
-            f"net {filtered.name!r} has no layer that computes something from an input in phase TEST; "
-            "give its deploy or test prototxt"
-        )
-    shapes = _shapes_by_name(inputs, input_shape, batch)
-    for top in inputs:
-        input_layer = result.layer.add(name=top, type="Input", top=[top])
-        shape = shapes.get(top) or _input_shape(sources[top], top, batch)
-        input_layer.input_param.shape.add().dim.extend(shape)
-    result.layer.extend(body)
-    return result
-
-
-def _deployed(param: LayerParameter) -> LayerParameter:
-    """The layer without the fields that write files or show something."""
-    result = LayerParameter()
-    result.CopyFrom(param)
-    for path in class_of(param).undeployed_fields:
-        message, _, field = path.partition(".")
-        if result.HasField(message):
-            getattr(result, message).ClearField(field)
-    return result
-
-
-def _in_test(param: NetParameter) -> NetParameter:
-    """The net with its layers of phase TEST."""
-    test = in_state(param, TEST, NetState(phase=TEST))
-    return filter_by_state(test, test.state)
-
-
-def _shapes_by_name(inputs: Sequence[str], input_shape: InputShape | None, batch: int) -> dict[str, Shape]:
-    if input_shape is None:
-        return {}
-    if isinstance(input_shape, Mapping):
-        if unknown := sorted(set(input_shape) - set(inputs)):
-            raise ExportError(f"the net has no input {unknown[0]!r}; its inputs are {', '.join(inputs)}")
-        return {name: tuple(shape) for name, shape in input_shape.items()}
-    if len(inputs) > 1:
-        raise ExportError(
-            f"the net has {len(inputs)} inputs, so a shape must say whose it is; give --input-shape "
-            f"{inputs[0]}:{','.join(map(str, input_shape))} and so on for {', '.join(inputs[1:])}"
-        )
-    return {inputs[0]: (batch, *input_shape) if len(input_shape) == 3 else tuple(input_shape)}
-
-
-def _input_shape(source: LayerParameter, top: str, batch: int) -> Shape:
-    """The shape that the data source gives."""
-    index = list(source.top).index(top)
-    if class_of(source).is_fed:
-        shapes = source.input_param.shape
-        if not shapes:
-            raise ExportError(f"input {top!r} has no shape in the prototxt; give --input-shape")
-        return tuple(shapes[index if len(shapes) > 1 else 0].dim)
-    param = LayerParameter()
-    param.CopyFrom(source)
-    param.phase = TEST
-    layer = class_of(param)(param)
-    shape = layer.build([], Run(CaffeRandom(0)))[index]
-    return (batch, *shape[1:])
+    preprocessing: Preprocessing | None = None
 
 
 def export_net(
@@ -238,13 +77,14 @@ def export_net(
     fold: bool = False,
     dynamic_batch: bool = True,
     softmax: bool = False,
-    metadata: dict[str, str] | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Export:
     """The ONNX model of a TEST net that has Input layers (see `deploy_net`), checked in ONNX Runtime.
 
     fold           fold BatchNorm and Scale into the convolution or inner product before them, and replace a
                    shortcut that appends zeros by a convolution
     dynamic_batch  leave axis 0 of inputs and outputs open
+    preprocessing  how images are prepared for the net; written into the metadata
     softmax        append a softmax to each output that has a class axis and is not yet that of a Softmax
     """
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
@@ -282,7 +122,8 @@ def export_net(
             graph.node("Softmax", [final[name]], [name], axis=1)
     axes = batch_axes(net)
     free_axes = axes if dynamic_batch else None
-    model = _model(net, graph, outputs, opset, free_axes, metadata or {})
+    metadata = preprocessing.metadata() if preprocessing is not None else {}
+    model = _model(net, graph, outputs, opset, free_axes, metadata)
     for layer in net.layers:
         if isinstance(layer, PoolingMethod):
             layer.on_cpu = True
@@ -312,7 +153,7 @@ def export_net(
     for name, (count, total) in checks[-1].not_finite.items():
         if name not in not_compared:
             logger.warning("output %r: %d of %d values are not finite on random inputs", name, count, total)
-    return Export(model, net.inputs, outputs, difference, largest, batch_sizes, not_compared)
+    return Export(model, net.inputs, outputs, difference, largest, batch_sizes, not_compared, preprocessing)
 
 
 def _model(
@@ -376,14 +217,6 @@ def _softmax_outputs(net: Net, outputs: Iterable[str]) -> set[str]:
     return chosen
 
 
-def transform_metadata(param: NetParameter) -> dict[str, str]:
-    """The TEST data layer's transform_param as metadata of the model."""
-    for layer in _in_test(param).layer:
-        if layer.HasField("transform_param"):
-            return {TRANSFORM_KEY: to_text(layer.transform_param)}
-    return {}
-
-
 def export_file(
     param: NetParameter,
     weights: AnyPath | None,
@@ -396,9 +229,11 @@ def export_file(
     softmax: bool = False,
     dialect: str | None = None,
     allow_missing: bool = False,
+    preprocessing: PreprocessingOptions = NOTHING,
 ) -> Export:
     """Export a net (train_val or deploy) and its caffemodel to an .onnx file, which is written atomically.
 
+    preprocessing   how images are prepared, where the net does not say it, or otherwise than it says
     allow_missing   layers that the weights lack get the values of their fillers; else they are an ExportError
     """
     net = Net(deploy_net(param, input_shape), Run(CaffeRandom(0)))
@@ -415,7 +250,7 @@ def export_file(
         fold=fold,
         dynamic_batch=dynamic_batch,
         softmax=softmax,
-        metadata=transform_metadata(param),
+        preprocessing=deployed_preprocessing(param, net, preprocessing),
     )
     write_atomically(Path(output), result.model.SerializeToString())
     return result

@@ -24,17 +24,18 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from imae.converters.check_onnx import session_errors
+from imae.converters.preprocessing import NOTHING, PREFIX, Preprocessing, PreprocessingOptions
 from imae.converters.run_onnx import (
+    UNKNOWN,
     Batch,
     check_shape,
     lmdb_batches,
-    model_transform,
+    model_preprocessing,
     open_session,
 )
 from imae.files.atomic import write_atomically
 from imae.files.errors import DataError, ExportError
 from imae.files.read import AnyPath
-from imae.prototxt import TransformationParameter
 
 BATCH = 100
 IN_FLOAT32 = ("Softmax", "LogSoftmax")
@@ -107,13 +108,11 @@ def to_int8(model: onnx.ModelProto, batches: Iterator[Batch]) -> onnx.ModelProto
         return onnx.load(paths[2])
 
 
-def calibration(
-    path: AnyPath, transform: TransformationParameter, records: int, feed: Any
-) -> Iterator[Batch]:
+def calibration(path: AnyPath, preprocessing: Preprocessing, records: int, feed: Any) -> Iterator[Batch]:
     """The first `records` records of an LMDB in batches that fit the model's input `feed`."""
     fixed = feed.shape[0] if isinstance(feed.shape[0], int) else None
     size = fixed or min(BATCH, records)
-    for images, labels in itertools.islice(lmdb_batches(path, transform, size), -(-records // size)):
+    for images, labels in itertools.islice(lmdb_batches(path, preprocessing, size), -(-records // size)):
         if fixed in (None, len(images)):
             check_shape(feed, images.shape)
             yield images, labels
@@ -137,10 +136,12 @@ def quantize_file(
     to: Literal["fp16", "int8"],
     calibrate: AnyPath | None = None,
     records: int = 1000,
+    preprocessing: PreprocessingOptions = NOTHING,
 ) -> None:
     """Write a model with fewer bits; the file is written atomically.
 
-    calibrate   for int8: an LMDB of typical records, of which the first `records` are read
+    calibrate      for int8: an LMDB of typical records, of which the first `records` are read
+    preprocessing  of these records, where the model says nothing or otherwise; the new model will say it
 
     ExportError for a model that cannot be read or quantized, DataError for records that do not fit it.
     """
@@ -151,18 +152,26 @@ def quantize_file(
     if records < 1:
         raise DataError(f"--records must be at least 1, got {records}")
     session = open_session(model)
-    transform = model_transform(session, None)
+    feed = session.get_inputs()[0]
+    prepared = preprocessing.apply(model_preprocessing(session, model), feed.shape)
+    if calibrate and prepared is None:
+        raise ExportError(
+            f"{model}: its ranges would be calibrated on other values than it will see: {UNKNOWN}; "
+            "--transform '' stands for pixels as they are"
+        )
     if len(session.get_inputs()) != 1:
         raise ExportError(f"{model}: a model with one input is needed, got {len(session.get_inputs())}")
     original = read_model(model)
     try:
-        if calibrate:
-            feed = session.get_inputs()[0]
-            result = to_int8(original, calibration(calibrate, transform, records, feed))
+        if calibrate and prepared is not None:
+            result = to_int8(original, calibration(calibrate, prepared, records, feed))
         else:
             result = to_fp16(original)
     except session_errors() as error:
         raise ExportError(f"{model}: {str(error).strip().splitlines()[0]}") from error
     del result.metadata_props[:]  # protobuf before 5.28 has no clear() for messages
     result.metadata_props.extend(original.metadata_props)
+    if preprocessing.given and prepared is not None:
+        kept = {p.key: p.value for p in original.metadata_props if not p.key.startswith(PREFIX)}
+        onnx.helper.set_model_props(result, kept | prepared.metadata())
     write_atomically(output, result.SerializeToString())

@@ -1,7 +1,7 @@
 """Run an ONNX model in ONNX Runtime on an LMDB or on image files: accuracy, classes, images per second.
 
-Images are prepared (mean, scale, crop) by the TEST net's transform_param, which `export_file` stores in the
-model's metadata, or by another transform_param. Nothing is mirrored.
+Images are prepared as the model's metadata says, which `export_file` has written (preprocessing.py), or as
+the caller says.
 
 On CUDA and TensorRT a batch is copied to the device once, and only the scores are copied back; CUDA computes
 float32 models in float32, not TF32. On the CPU ONNX Runtime reads a batch in place. Its defaults are kept:
@@ -10,6 +10,7 @@ binding, threads, spinning, arena, memory patterns and denormals were tried, and
 
 from __future__ import annotations
 
+import logging
 import os
 import statistics
 import time
@@ -18,14 +19,14 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from imae.converters.check_onnx import session_errors
-from imae.converters.export_onnx import TRANSFORM_KEY
 from imae.converters.images import decode_picture
+from imae.converters.preprocessing import NOTHING, RGB, Preprocessing, PreprocessingOptions, from_metadata
+from imae.converters.resize import resize_bilinear
 from imae.files.errors import DataError, DeviceError, ExportError, check_utf8
 from imae.files.file_kinds import FileKind, mistaken_file
 from imae.files.limits import blob_problem, within_free_memory
@@ -34,14 +35,18 @@ from imae.layers.data.data import DatumReader
 from imae.layers.data.data_resources import DataResources, most_threads
 from imae.layers.data.datum import read_file
 from imae.layers.data.lmdb_source import open_lmdb
-from imae.layers.data.transformer import DataTransformer
-from imae.prototxt import TEST, TransformationParameter
-from imae.prototxt.text import parse_text
+from imae.prototxt import TransformationParameter
 
 if TYPE_CHECKING:
     import onnxruntime
 
+logger = logging.getLogger(__name__)
+
 Array = NDArray[Any]
+UNKNOWN = (
+    "the model does not say how its images are prepared (mean, scale, crop, channels): its answers may be "
+    "wrong; give --transform or --mean, here or when it is exported"
+)
 # Prepared images (N, C, H, W) in float32, and their labels where they are known.
 Batch = tuple[NDArray[np.float32], NDArray[np.int64] | None]
 # ONNX Runtime's name for the memory of a provider; for other providers it copies by itself.
@@ -57,12 +62,15 @@ class Result:
     classes      the best class of each image
     seconds      of each batch, for the model alone
     batch_size   images per batch, though the last may have fewer; None for batches of any size
+    preprocessing
+                 of the images; None where the caller has prepared them
     """
 
     accuracy: float | None
     classes: list[int]
     seconds: list[float]
     batch_size: int | None = None
+    preprocessing: Preprocessing | None = None
 
     def speed(self) -> str:
         """Images per second and the median time of a batch, both of the model alone, without reading data."""
@@ -271,15 +279,15 @@ def run_file(
     provider: str = "CPU",
     batch_size: int = 128,
     threads: int = 0,
-    transform: str | None = None,
+    preprocessing: PreprocessingOptions = NOTHING,
 ) -> Result:
     """Run a model on the records of an LMDB, or on image files: one of the two.
 
-    output       the output with the scores, if there are several
-    provider     CPU, CUDA, TensorRT, ...
-    batch_size   images per batch, where the model does not fix it
-    threads      of the CPU provider; 0: all cores
-    transform    transform_param in prototxt text; None: the one in the model's metadata
+    output         the output with the scores, if there are several
+    provider       CPU, CUDA, TensorRT, ...
+    batch_size     images per batch, where the model does not fix it
+    threads        of the CPU provider; 0: all cores
+    preprocessing  of the images, where the model says nothing or otherwise
 
     ExportError for a model that cannot be run on images, DeviceError for a provider that is not available,
     DataError for images that do not fit the model.
@@ -292,24 +300,29 @@ def run_file(
     if not 0 <= threads <= most:
         raise DeviceError(f"--threads must be 0 to {most} on this machine, got {threads}")
     session = open_session(model, provider, threads)
-    param = model_transform(session, transform)
     shape = _image_shape(session)
+    prepared = preprocessing.apply(model_preprocessing(session, model), shape)
+    if prepared is None:
+        logger.warning("%s: %s. The pixels go in as they are, 0..255, BGR", os.fspath(model), UNKNOWN)
+        prepared = Preprocessing(TransformationParameter())
     size = shape[0] if isinstance(shape[0], int) else batch_size
     if lmdb is not None:
-        batches = lmdb_batches(lmdb, param, size)
+        batches = lmdb_batches(lmdb, prepared, size)
     else:
-        batches = image_batches(images, param, size, shape)
+        batches = image_batches(images, prepared, size, shape)
     result = run_model(session, batches, output)
     result.batch_size = size
+    result.preprocessing = prepared
     return result
 
 
-def lmdb_batches(path: AnyPath, transform: TransformationParameter, size: int) -> Iterator[Batch]:
+def lmdb_batches(path: AnyPath, preprocessing: Preprocessing, size: int) -> Iterator[Batch]:
     """The records of a database in order, in batches of `size`; the last one may be shorter."""
+    transform = preprocessing.transform
     with open_lmdb(path) as source:
         resources = DataResources(budget=0)  # each record is needed once
         reader = DatumReader(source, transform.force_color, transform.force_gray, resources)
-        transformer = DataTransformer(transform, TEST, f"lmdb '{path}'", map_indices=resources.map_indices)
+        transformer = preprocessing.transformer(f"lmdb '{path}'", resources.map_indices)
         transformer.output_size(reader.first_size, reader.first_name)
         for begin in tqdm(range(0, len(source), size), unit="batch", disable=None):
             rows = np.arange(begin, min(begin + size, len(source)))
@@ -321,27 +334,28 @@ def lmdb_batches(path: AnyPath, transform: TransformationParameter, size: int) -
 
 
 def image_batches(
-    paths: Sequence[str], transform: TransformationParameter, size: int, shape: Sequence[int | str]
+    paths: Sequence[str], preprocessing: Preprocessing, size: int, shape: Sequence[int | str]
 ) -> Iterator[Batch]:
-    """Image files in batches of `size`; resized, bilinearly as in Caffe, if the model wants another size."""
-    channels, height, width = (d if isinstance(d, int) else 0 for d in shape[1:4])
-    transformer = DataTransformer(transform, TEST, "image")
+    """Image files in batches of `size`, for an input of this shape (N, C, H, W)."""
+    gray = shape[1] == 1
+    transformer = preprocessing.transformer("image")
     for begin in range(0, len(paths), size):
-        images = []
-        for path in paths[begin : begin + size]:
-            pixels = decode_picture(read_file(path), path, gray=channels == 1)
-            resizes = transform.crop_size or transform.HasField("resize_param")  # the transform itself does
-            if not resizes and height and width and pixels.shape[:2] != (height, width):
-                pixels = np.asarray(cv2.resize(pixels, (width, height)), np.uint8).reshape(height, width, -1)
-            images.append(pixels.transpose(2, 0, 1))
-        yield transformer.transform_list(images, paths[begin:].__getitem__), None
+        names = paths[begin : begin + size]
+        pixels = [decode_picture(read_file(path), path, gray=gray) for path in names]
+        images = [resized(image, preprocessing, shape) for image in pixels]
+        yield transformer.transform_list(images, names.__getitem__), None
 
 
-def model_transform(session: onnxruntime.InferenceSession, text: str | None) -> TransformationParameter:
-    """The transform of images, from `text` or the model's metadata, without random mirroring."""
-    where = "--transform" if text is not None else "the model's metadata"
-    if text is None:
-        text = session.get_modelmeta().custom_metadata_map.get(TRANSFORM_KEY, "")
-    transform = parse_text(text, TransformationParameter, where)
-    transform.mirror = False
-    return transform
+def resized(pixels: Array, preprocessing: Preprocessing, shape: Sequence[int | str]) -> Array:
+    """Decoded pixels (H, W, C), BGR, as (C, h, w) in the model's order, of the size before the crop."""
+    size = preprocessing.resize_for(shape)
+    if size is not None and pixels.shape[:2] != size:
+        pixels = resize_bilinear(pixels, *size)
+    if preprocessing.channels == RGB:
+        pixels = pixels[:, :, ::-1]
+    return pixels.transpose(2, 0, 1)
+
+
+def model_preprocessing(session: onnxruntime.InferenceSession, model: AnyPath) -> Preprocessing | None:
+    """How images are prepared for a model, by its metadata; None where it does not say so."""
+    return from_metadata(session.get_modelmeta().custom_metadata_map, os.fspath(model))

@@ -369,12 +369,15 @@ class DataLayer(Layer):
 
     ranks    the processes among which the records are divided in TRAIN; in TEST rank 0 works alone
     waited   total seconds that callers of `next_batch` have waited; counted if `prefetches` is set
+    record_size
+             (height, width) of the images before the transform; None: there are none, or of several sizes
     """
 
     num_bottoms = 0
     makes_input = True
     prefetches: ClassVar[bool] = False  # True: batches are made in advance
     waited = 0.0
+    record_size: tuple[int, int] | None = None
     ranks: Ranks
 
     def use_run(self, run: Run) -> None:

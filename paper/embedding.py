@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -12,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from imae.converters.export_onnx import deploy_net
-from imae.converters.run_onnx import model_transform, open_session, output_name, run_batch
+from imae.converters.deploy import deploy_net
+from imae.converters.preprocessing import Preprocessing, make_preprocessing
+from imae.converters.run_onnx import UNKNOWN, model_preprocessing, open_session, output_name, run_batch
 from imae.files.errors import DataError, ExportError, LayerError
 from imae.files.read import AnyPath
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.datum import size_text
-from imae.layers.data.transformer import DataTransformer
 from imae.layers.layer import Shape
 from imae.layers.registry import class_of
 from imae.layers.run import Run
@@ -29,16 +31,10 @@ from imae.prototxt import TEST, NetState, TransformationParameter
 from imae.prototxt.dialects import read_net_text
 from imae.prototxt.state import filter_by_state, in_state
 
+logger = logging.getLogger(__name__)
+
 Array = NDArray[Any]
 Batch = NDArray[np.float32]
-
-
-class Preparation(NamedTuple):
-    """How images are prepared: decoded in gray or colour, resized to (height, width), transformed."""
-
-    gray: bool
-    size: tuple[int, int] | None
-    transform: TransformationParameter
 
 
 class Images(NamedTuple):
@@ -57,7 +53,7 @@ class Model(NamedTuple):
                   features (n, D)
     """
 
-    preparation: Preparation
+    preparation: Preprocessing
     batch_size: int | None
     start: Callable[[Shape], Callable[[Batch], Batch]]
 
@@ -72,12 +68,13 @@ def net_model(
     source = next((layer for layer in layers if not layer.bottom and class_of(layer).makes_input), None)
     if source is None:
         raise ExportError(f"{path}: no layer makes an input in phase TEST")
-    transform, image = TransformationParameter(), source.image_data_param
-    transform.CopyFrom(source.transform_param)
-    transform.mirror = False
+    transform, image = source.transform_param, source.image_data_param
     input_shape = tuple(source.input_param.shape[0].dim) if source.input_param.shape else ()
     gray = transform.force_gray or not image.is_color or input_shape[1:2] == (1,)
     size = (image.new_height, image.new_width) if image.new_height and image.new_width else None
+    preparation = make_preprocessing(
+        transform, num_channels=1 if gray else 3, resize=size, where=f"layer {source.name!r}"
+    )
 
     def start(shape: Shape) -> Callable[[Batch], Batch]:
         if input_shape and input_shape[1:] != shape[1:]:
@@ -89,7 +86,7 @@ def net_model(
         load_caffemodel(net, weights, dialect)
         return _embed_with_net(net, _feature_blob(net, blob), device)
 
-    return Model(Preparation(gray, size, transform), None, start)
+    return Model(preparation, None, start)
 
 
 def _feature_blob(net: Net, wanted: str | None) -> str:
@@ -140,17 +137,20 @@ def onnx_model(path: AnyPath, output: str | None, device: torch.device) -> Model
         values, _ = run_batch(session, batch, output)
         return values.reshape(len(batch), -1).astype(np.float32, copy=False)
 
-    preparation = Preparation(shape[1] == 1, None, model_transform(session, None))
+    preparation = model_preprocessing(session, path)
+    if preparation is None:
+        logger.warning("%s: %s. The pixels go in as they are, 0..255, BGR", os.fspath(path), UNKNOWN)
+        preparation = make_preprocessing(TransformationParameter(), num_channels=shape[1])
     return Model(preparation, shape[0] if isinstance(shape[0], int) else None, lambda _: embed)
 
 
-def features(model: Model, images: Images, preparation: Preparation, batch_size: int) -> Iterator[Batch]:
+def features(model: Model, images: Images, preparation: Preprocessing, batch_size: int) -> Iterator[Batch]:
     """The features of all images in order, in batches (n, D); a thread prepares the next batch meanwhile."""
     count = len(images.names)
-    transformer = DataTransformer(preparation.transform, TEST, "image")
+    transformer = preparation.transformer("image")
 
     def prepare(rows: range) -> Batch:
-        pixels = [_resized(images.read(row), preparation.size, images.names[row]) for row in rows]
+        pixels = [_resized(images.read(row), preparation.resize, images.names[row]) for row in rows]
         return transformer.transform_list(pixels, lambda i: images.names[rows[i]])
 
     batch_size = min(batch_size, count)

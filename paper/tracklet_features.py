@@ -13,12 +13,13 @@ import numpy as np
 
 from imae.converters.convert_folder import LARGEST_PICTURE
 from imae.converters.images import decode_picture
+from imae.converters.preprocessing import GRAY, Preprocessing
 from imae.files.errors import DataError, ImaeError
 from imae.files.file_tree import open_tree
 from imae.files.read import AnyPath, open_to_read
 from imae.layers.data.datum import array_from_datum
 from imae.layers.data.lmdb_source import open_lmdb
-from imae.paper.embedding import Array, Images, Model, Preparation, features
+from imae.paper.embedding import Array, Images, Model, features
 from imae.paper.mars import find_images, order_images
 from imae.paper.retrieval import Features, Tracklets, average_tracklets
 
@@ -34,7 +35,7 @@ def tracklet_features(
     model: Model,
     images: Images,
     tracklets: Tracklets,
-    preparation: Preparation,
+    preparation: Preprocessing,
     batch_size: int | None = None,
 ) -> Features:
     """The mean feature of each tracklet's images (T, D).
@@ -54,7 +55,7 @@ def tracklet_features(
 
 @contextmanager
 def lmdb_images(
-    path: AnyPath, protocol: AnyPath, tracklets: Tracklets, preparation: Preparation
+    path: AnyPath, protocol: AnyPath, tracklets: Tracklets, preparation: Preprocessing
 ) -> Iterator[Images]:
     """The test images in the protocol's order, from an LMDB whose keys end with their names."""
     where = f"lmdb '{path}'"
@@ -75,7 +76,7 @@ def lmdb_images(
 
 @contextmanager
 def folder_images(
-    path: AnyPath, protocol: AnyPath, tracklets: Tracklets, preparation: Preparation
+    path: AnyPath, protocol: AnyPath, tracklets: Tracklets, preparation: Preprocessing
 ) -> Iterator[Images]:
     """The test images in the protocol's order, from the folder bbox_test or a .tar archive of it."""
     with open_tree(path) as tree:
@@ -84,7 +85,8 @@ def folder_images(
 
         def read_picture(i: int) -> Array:
             file = path_of[names[i]]
-            return decode_picture(tree.read(file, LARGEST_PICTURE), file, preparation.gray).transpose(2, 0, 1)
+            gray = preparation.channels == GRAY
+            return decode_picture(tree.read(file, LARGEST_PICTURE), file, gray).transpose(2, 0, 1)
 
         yield Images(names, read_picture)
 

@@ -89,6 +89,7 @@ class Data(PrefetchingLayer):
                 f"{', '.join(FIELDS[:-1])} and {FIELDS[-1]} are for encoded images, and "
                 f"{self.reader.first_name} is raw; encode the images, or use crop_size"
             )
+        self.record_size = self.reader.first_size[1:]
         size = self.transformer.output_size(self.reader.first_size, self.reader.first_name)
         self.shapes = [(self.batch_size, *size), (self.batch_size,)]
         self.order = make_order(
@@ -191,7 +192,8 @@ class DatumReader:
         self.first_name = self.name(0)
         datum = parse_datum(value, self.first_name)
         first = array_from_datum(datum, self.first_name, *self._forced)
-        self.first_is_encoded, self.first_size = datum.encoded, first.shape
+        channels, height, width = first.shape
+        self.first_is_encoded, self.first_size = datum.encoded, (channels, height, width)
         # Threads help only where images are decoded.
         self._map_indices: MapIndices = resources.map_indices if datum.encoded else map_in_order
         if not datum.encoded and first.dtype == np.uint8:

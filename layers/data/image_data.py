@@ -73,6 +73,7 @@ class ImageData(PrefetchingLayer):
         self.new_size = (image.new_height, image.new_width)
         if image.new_height and (problem := blob_problem((3, *self.new_size))):
             raise self.error(f"new_height, new_width: {problem}")
+        self.record_size = self.new_size if image.new_height else None
         self.flag = cv2.IMREAD_COLOR if image.is_color else cv2.IMREAD_GRAYSCALE
 
     def data_setup(self) -> None:

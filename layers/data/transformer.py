@@ -62,6 +62,7 @@ class DataTransformer:
     new_array     makes the arrays of the batches
     map_indices   applies a function to the indices of the images, perhaps in several threads
     by_forks      whether the fields of image_transform.py are looked at
+    mean          a mean image (C, H, W) in place of mean_file
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class DataTransformer:
         new_array: Callable[[Size], NDArray[np.float32]] = empty_array,
         map_indices: MapIndices = map_in_order,
         by_forks: bool = True,
+        mean: NDArray[np.float32] | None = None,
     ) -> None:
         self.name, self.image_word = name, image_word
         self.new_array, self.map_indices = new_array, map_indices
@@ -85,7 +87,7 @@ class DataTransformer:
         self.random_crop = phase == TRAIN and self.crop_size > 0
         self.random: CaffeRandom | None = None
         self.thread: CaffeRandom | None = None
-        self.mean: NDArray[np.float32] | None = None
+        self.mean = mean
         self.mean_values = np.array(param.mean_value, np.float32)
         self._mean_image = np.zeros((0, 0, 0), np.float32)  # mean_values as an image, once the size is known
         if param.HasField("mean_file"):

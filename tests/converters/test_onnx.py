@@ -12,15 +12,10 @@ import pytest
 from tolerances import tolerance
 
 from imae.cli.main import main
-from imae.converters.export_onnx import (
-    DEFAULT_OPSET,
-    NEWEST_OPSET,
-    OLDEST_OPSET,
-    TRANSFORM_KEY,
-    deploy_net,
-    export_net,
-)
+from imae.converters.deploy import deploy_net
+from imae.converters.export_onnx import DEFAULT_OPSET, NEWEST_OPSET, OLDEST_OPSET, export_net
 from imae.converters.lmdb_writer import write_lmdb
+from imae.converters.preprocessing import TRANSFORM_KEY
 from imae.converters.run_onnx import open_session, run_batch, run_bound
 from imae.files.errors import DeviceError, ExportError
 from imae.layers.caffe_random import CaffeRandom
@@ -285,7 +280,7 @@ def test_images_are_resized_to_the_model(project: Path, capsys: pytest.CaptureFi
         ),
         (["run", "net.onnx", "--lmdb", "lmdb", "--provider", "GPU"], "provider 'GPU' is not to be had here"),
         (["run", "net.onnx", "--lmdb", "nothing"], "lmdb 'nothing': No such file or directory"),
-        (["run", "net.onnx", "--lmdb", "lmdb", "--transform", "crop_size: 4"], "use images of that size"),
+        (["run", "net.onnx", "--lmdb", "lmdb", "--transform", "crop_size: 4"], "would be prepared as 4x4"),
         (["run", "net.onnx", "--lmdb", "lmdb", "--transform", "crop: 4"], '--transform:1:1: message "caffe'),
         (["run", "net.onnx", "--images", "net.prototxt"], "net.prototxt: could not decode"),
         (

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from imae.cli.main import main
 from imae.converters.check_onnx import batch_axes
-from imae.converters.export_onnx import Graph, export_net
+from imae.converters.export_onnx import export_net
+from imae.converters.graph import Graph
 from imae.files.errors import ExportError
 from imae.layers.layer import Layer
 from imae.net.net import Net

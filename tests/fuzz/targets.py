@@ -1308,7 +1308,8 @@ def log(data: bytes) -> None:
 
 
 def onnx_models() -> Files:
-    from imae.converters.export_onnx import TRANSFORM_KEY, export_net
+    from imae.converters.export_onnx import export_net
+    from imae.converters.preprocessing import TRANSFORM_KEY
     from imae.layers.caffe_random import CaffeRandom
     from imae.layers.run import Run
     from imae.net.net import Net

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from tolerances import tolerance
 from torch import Tensor
 
-from imae.converters.export_onnx import Graph
+from imae.converters.graph import Graph
 from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Layer, Shape

@@ -27,7 +27,9 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imae.converters.export_onnx import DEFAULT_OPSET, Graph, deploy_net
+from imae.converters.deploy import deploy_net
+from imae.converters.export_onnx import DEFAULT_OPSET
+from imae.converters.graph import Graph
 from imae.files.errors import ExportError, ImaeError, LayerError, PrototxtError
 from imae.files.limits import LARGEST_TEXT, bytes_text
 from imae.layers.caffe_random import CaffeRandom

@@ -25,7 +25,9 @@ from ssd_inputs import Inputs, probabilities, random_inputs
 from tolerances import tolerance
 from torch import Tensor
 
-from imae.converters.export_onnx import Graph, deploy_net, export_net
+from imae.converters.deploy import deploy_net
+from imae.converters.export_onnx import export_net
+from imae.converters.graph import Graph
 from imae.files.errors import ExportError, ImaeError, SnapshotError
 from imae.layers.caffe_random import CaffeRandom
 from imae.net.net import Net

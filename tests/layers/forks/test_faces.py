@@ -28,7 +28,8 @@ from tolerances import tolerance
 from torch import Tensor
 
 from imae.cli.main import main
-from imae.converters.export_onnx import deploy_net, export_net
+from imae.converters.deploy import deploy_net
+from imae.converters.export_onnx import export_net
 from imae.files.errors import ExportError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Layer

@@ -9,7 +9,8 @@ from single_layer import build, check_contract, check_onnx, diffs, normal, refus
 from tolerances import tolerance
 from torch import Tensor
 
-from imae.converters.export_onnx import Graph, export_net
+from imae.converters.export_onnx import export_net
+from imae.converters.graph import Graph
 from imae.files.errors import ExportError
 from imae.net.net import Net
 from imae.prototxt.text import parse_net

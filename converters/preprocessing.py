@@ -1,0 +1,434 @@
+"""How an image becomes the input of a model, stored in the model's metadata, so that it travels with it.
+
+The steps, in Caffe's order: decode, resize, subtract the mean, crop from the centre, scale. Nothing is
+mirrored.
+
+A model says it twice. `imae.transform_param` has Caffe's words, by which `imae run` and `imae quantize`
+prepare images. Plain keys say the same to other programs; where a key is absent, its step is left out:
+
+    imae.input.name              the input that takes images
+    imae.input.layout            NCHW or NHWC
+    imae.input.dtype             float32 or uint8
+    imae.input.channels          their order: BGR, RGB or GRAY
+    imae.input.range             of a pixel, before mean and scale: 0..255
+    imae.input.resize            HEIGHTxWIDTH that the image is resized to first
+    imae.input.resize_mode       how: WARP (each side by itself), or another mode of SSD's resize_param
+    imae.input.crop              HEIGHTxWIDTH from the centre: its first row is (height - crop) // 2
+    imae.input.mean              one number for all channels, or one per channel, in the order of the
+                                 channels; of a mean image the mean of each channel
+    imae.input.mean_image        the mean image, which is subtracted before the crop: base64 of float32,
+                                 little-endian, C x H x W
+    imae.input.mean_image_shape  CxHxW of the mean image
+    imae.input.scale             the factor, after the mean is subtracted
+    imae.input.other             further fields of the transform_param, as prototxt text
+
+In a model without `imae.transform_param` nothing says how its input is made.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imae.files.errors import DataError
+from imae.files.limits import blob_problem
+from imae.files.read import AnyPath, open_to_read
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.data.data_resources import MapIndices, map_in_order
+from imae.layers.data.transformer import DataTransformer, read_mean_file
+from imae.prototxt import TEST, TransformationParameter
+from imae.prototxt.caffe_pb2 import ResizeParameter
+from imae.prototxt.text import parse_text, to_text
+
+TRANSFORM_KEY = "imae.transform_param"
+PREFIX = "imae.input."
+MEAN_IMAGE, MEAN_IMAGE_SHAPE, RESIZE, CHANNELS, LAYOUT, DTYPE, NAME = (
+    PREFIX + name
+    for name in ("mean_image", "mean_image_shape", "resize", "channels", "layout", "dtype", "name")
+)
+BGR, RGB, GRAY = "BGR", "RGB", "GRAY"
+ORDERS = (BGR, RGB, GRAY)
+# Fields that have no part in preparing an image for a model, or are said in another way.
+LEFT_OUT = ("mirror", "mean_file", "distort_param", "expand_param", "emit_constraint")
+PLAIN = ("scale", "crop_size", "mean_value", "force_color", "force_gray", "resize_param", "crop_h", "crop_w")
+LARGEST_MEAN = 1 << 28  # bytes of a .npy file
+
+Size = tuple[int, int]  # height, width
+InputShape = Sequence[int | str]
+Mean = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images are prepared for a model.
+
+    transform    Caffe's fields, without mirror and mean_file
+    mean_image   (C, H, W), subtracted before the crop; None: the transform's mean_value
+    resize       (height, width) that an image is resized to before all else, by the nearest four pixels as in
+                 Caffe's tools; None: not known
+    channels     the order of the channels: BGR as Caffe decodes images, RGB, or GRAY
+    name         the model's input
+    layout       NCHW, or NHWC
+    dtype        float32, or uint8 where the model itself subtracts the mean and scales
+    """
+
+    transform: TransformationParameter
+    mean_image: Mean | None = None
+    resize: Size | None = None
+    channels: str = BGR
+    name: str = ""
+    layout: str = "NCHW"
+    dtype: str = "float32"
+
+    @property
+    def crop(self) -> Size | None:
+        """(height, width) of the window in the centre."""
+        crop = self.transform.crop_size
+        height, width = crop or self.transform.crop_h, crop or self.transform.crop_w
+        return (height, width) if height and width else None
+
+    @property
+    def resizes_itself(self) -> bool:
+        """Whether the transform has a resizing of its own (SSD's resize_param)."""
+        return self.transform.HasField("resize_param")
+
+    def fitted(self, shape: InputShape) -> Preprocessing:
+        """For an input of this shape (N, C, H, W); a larger mean image shows that images are cropped.
+
+        DataError where images that are prepared so do not fit the input.
+        """
+        height, width = shape[2:4]
+        if not isinstance(height, int) or not isinstance(width, int):
+            return self
+        made = self
+        if self.mean_image is not None and self.crop is None and not self.resizes_itself:
+            size = self.mean_image.shape[1:]
+            if size != (height, width) and size[0] >= height and size[1] >= width:
+                transform = TransformationParameter()
+                transform.CopyFrom(self.transform)
+                if height == width:
+                    transform.crop_size = height
+                else:
+                    transform.crop_h, transform.crop_w = height, width
+                made = replace(self, transform=transform)
+        got = made.prepared_size(shape)
+        if got is not None and got != (height, width):
+            raise DataError(
+                f"images would be prepared as {_size_text(got)} ({made.steps()}), and the input "
+                f"{made.name!r} is {_size_text((height, width))}; give another crop_size, mean or --resize"
+            )
+        return made
+
+    def prepared_size(self, shape: InputShape) -> Size | None:
+        """(height, width) of prepared images for an input of this shape; None: as the image has it."""
+        if self.crop is not None:
+            return self.crop
+        if not self.resizes_itself:
+            return self.resize_for(shape)
+        resize = self.transform.resize_param
+        return None if resize.resize_mode == ResizeParameter.FIT_SMALL_SIZE else (resize.height, resize.width)
+
+    def resize_for(self, shape: InputShape) -> Size | None:
+        """The size that an image is resized to for an input of this shape (N, C, H, W); None: it is not.
+
+        Where nothing says the size before the crop, it is the input's own, and nothing is cropped. So do
+        Caffe's classification example and its Classifier.
+        """
+        if self.resizes_itself:
+            return None
+        height, width = shape[2:4]
+        if self.resize is not None:
+            return self.resize
+        return (height, width) if isinstance(height, int) and isinstance(width, int) else self.crop
+
+    def transformer(self, where: str, map_indices: MapIndices = map_in_order) -> DataTransformer:
+        """What makes batches of prepared images (N, C, h, w); `where` names the images in errors."""
+        transformer = DataTransformer(
+            self.transform, TEST, where, map_indices=map_indices, mean=self.mean_image
+        )
+        transformer.seed(CaffeRandom(0))  # for one of several interpolations of a resize_param
+        transformer.seed_thread(CaffeRandom(0))
+        return transformer
+
+    def metadata(self) -> dict[str, str]:
+        """The metadata of a model whose input is prepared so; see the module's text for the keys."""
+        transform, plain = self.transform, dict[str, str]()
+        plain |= {"name": self.name, "layout": self.layout, "dtype": self.dtype, "channels": self.channels}
+        plain["range"] = "0..255"
+        if transform.HasField("resize_param"):
+            resize = transform.resize_param
+            plain["resize"] = _size_text((resize.height, resize.width))
+            plain["resize_mode"] = ResizeParameter.Resize_mode.Name(resize.resize_mode)
+        elif self.resize is not None:
+            plain["resize"], plain["resize_mode"] = _size_text(self.resize), "WARP"
+        if self.crop is not None:
+            plain["crop"] = _size_text(self.crop)
+        if self.mean_image is not None:
+            plain["mean"] = _numbers(self.mean_image.mean((1, 2), np.float64))
+            plain["mean_image"] = base64.b64encode(self.mean_image.astype("<f4").tobytes()).decode("ascii")
+            plain["mean_image_shape"] = "x".join(map(str, self.mean_image.shape))
+        elif transform.mean_value:
+            plain["mean"] = _numbers(transform.mean_value)
+        if transform.scale != 1:
+            plain["scale"] = _numbers([transform.scale])
+        other = TransformationParameter()
+        other.CopyFrom(transform)
+        for field in PLAIN:
+            other.ClearField(field)
+        if text := " ".join(to_text(other).split()):
+            plain["other"] = text
+        return {TRANSFORM_KEY: to_text(transform), **{PREFIX + key: value for key, value in plain.items()}}
+
+    def steps(self) -> str:
+        """The steps in words, in their order, for a line of output."""
+        words = []
+        if self.resizes_itself:
+            resize = self.transform.resize_param
+            mode = ResizeParameter.Resize_mode.Name(resize.resize_mode)
+            words.append(f"resized to {_size_text((resize.height, resize.width))} ({mode})")
+        elif self.resize is not None:
+            words.append(f"resized to {_size_text(self.resize)}")
+        words.append(f"{self.channels} 0..255")
+        if self.mean_image is not None:
+            means = _numbers(self.mean_image.mean((1, 2), np.float64).round(2))
+            words.append(f"minus a mean image (about {means})")
+        elif self.transform.mean_value:
+            words.append(f"minus {_numbers(self.transform.mean_value)}")
+        if self.crop is not None:
+            words.append(f"cropped to {_size_text(self.crop)} from the centre")
+        if self.transform.scale != 1:
+            words.append(f"times {_numbers([self.transform.scale])}")
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class PreprocessingOptions:
+    """What a user says of the preparation of images, where the net or the model says nothing, or otherwise.
+
+    transform   in place of the transform_param
+    mean        (C,) or (C, H, W), in place of the transform's own mean
+    resize      (height, width) that images are resized to first
+    channels    BGR, RGB or GRAY
+    """
+
+    transform: TransformationParameter | None = None
+    mean: Mean | None = None
+    resize: Size | None = None
+    channels: str | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether something is said."""
+        return any(x is not None for x in (self.transform, self.mean, self.resize, self.channels))
+
+    def apply(self, own: Preprocessing | None, shape: InputShape) -> Preprocessing | None:
+        """`own`, with what is said in its place; None where neither says anything.
+
+        shape   of the model's input (N, C, H, W); free axes have names
+
+        DataError where the mean cannot be read, or what is said does not fit the input.
+        """
+        if not self.given:
+            return own
+        own = own or Preprocessing(TransformationParameter())
+        mean = self.mean
+        if mean is None and self.transform is None:
+            mean = own.mean_image
+        resize = self.resize
+        if resize is None and (self.transform is None or self.transform.crop_size):
+            resize = own.resize
+        made = make_preprocessing(
+            own.transform if self.transform is None else self.transform,
+            name=own.name,
+            num_channels=1 if shape[1] == 1 else 3,
+            mean=mean,
+            resize=resize,
+            channels=self.channels or own.channels,
+            where="--transform",
+        )
+        return replace(made, layout=own.layout, dtype=own.dtype).fitted(shape)
+
+
+NOTHING = PreprocessingOptions()
+
+
+def make_preprocessing(
+    transform: TransformationParameter,
+    *,
+    name: str = "",
+    num_channels: int = 3,
+    mean: Mean | None = None,
+    resize: Size | None = None,
+    channels: str = BGR,
+    where: str = "transform_param",
+) -> Preprocessing:
+    """The preprocessing that a transform_param describes; its mean_file is read here.
+
+    num_channels   of the model's input: 1 makes the order GRAY
+    mean           (C,) or (C, H, W), in place of the transform's own mean
+    resize         (height, width) that images are resized to first; None: that of the mean image, if any
+
+    DataError where the mean cannot be read, or does not fit.
+    """
+    kept = TransformationParameter()
+    kept.CopyFrom(transform)
+    if mean is None and transform.HasField("mean_file"):
+        if transform.mean_value:
+            raise DataError(
+                f"{where}: Cannot specify mean_file and mean_value at the same time; leave one out"
+            )
+        mean = read_mean_file(transform.mean_file, where)
+    if kept.bgr2rgb:  # Intel's
+        channels = RGB
+        kept.ClearField("bgr2rgb")
+    for field in LEFT_OUT:
+        kept.ClearField(field)
+    mean_image = None
+    if mean is not None:
+        kept.ClearField("mean_value")
+        if len(mean) not in (1, num_channels):
+            raise DataError(
+                f"{where}: the mean has {len(mean)} channels, the model's images have {num_channels}; give "
+                "the mean of these images"
+            )
+        if mean.ndim == 1:
+            kept.mean_value.extend(mean.tolist())
+        else:
+            mean_image = mean
+            if resize is None and not kept.HasField("resize_param"):
+                resize = mean.shape[1], mean.shape[2]
+    if num_channels == 1:
+        channels = GRAY
+    return Preprocessing(kept, mean_image, resize, channels, name)
+
+
+def read_transform(text: str, where: str) -> TransformationParameter:
+    """A TransformationParameter in prototxt text; PrototxtError with the place `where` if it is none."""
+    return parse_text(text, TransformationParameter, where)
+
+
+def from_metadata(metadata: Mapping[str, str], where: str) -> Preprocessing | None:
+    """The preprocessing that a model's metadata holds; None where it says nothing.
+
+    A model that an older release has exported has only `imae.transform_param`, perhaps with a mean_file.
+
+    DataError where the metadata is damaged; `where` names the model.
+    """
+    if TRANSFORM_KEY not in metadata:
+        return None
+    where = f"{where}: metadata"
+    transform = read_transform(metadata[TRANSFORM_KEY], f"{where}: {TRANSFORM_KEY}")
+    mean = None
+    if MEAN_IMAGE in metadata:
+        mean = _mean_image(metadata[MEAN_IMAGE], metadata.get(MEAN_IMAGE_SHAPE, ""), where)
+    channels = metadata.get(CHANNELS, BGR)
+    if channels not in ORDERS:
+        raise DataError(f"{where}: {CHANNELS} must be one of {', '.join(ORDERS)}; got {channels!r}")
+    resize = None
+    if RESIZE in metadata and not transform.HasField("resize_param"):
+        sides = _sides(metadata[RESIZE], 2, f"{where}: {RESIZE}")
+        resize = sides[0], sides[1]
+    made = make_preprocessing(
+        transform,
+        name=metadata.get(NAME, ""),
+        num_channels=1 if channels == GRAY else 3,
+        mean=mean,
+        resize=resize,
+        channels=channels,
+        where=where,
+    )
+    layout, dtype = metadata.get(LAYOUT, "NCHW"), metadata.get(DTYPE, "float32")
+    return replace(made, layout=layout, dtype=dtype)
+
+
+def read_mean(text: str) -> Mean:
+    """A mean from a .binaryproto, a .npy file, or numbers: "104,117,123".
+
+    Returns (C,), one number per channel, or (C, H, W), a mean image. DataError for anything else.
+    """
+    words = text.replace(",", " ").split()
+    try:
+        values = np.array([float(word) for word in words], np.float32)
+    except ValueError:
+        pass
+    else:
+        if not len(values) or not np.isfinite(values).all():
+            raise DataError(f"--mean must be a file, or a finite number for each channel; got {text!r}")
+        return values
+    if text.endswith(".npy"):
+        return _read_npy(text)
+    return read_mean_file(text, "--mean")
+
+
+def _read_npy(path: AnyPath) -> Mean:
+    """An array (C,), (C, H, W) or (1, C, H, W) of floating-point numbers in NumPy's format."""
+    name = os.fspath(path)
+    try:
+        with open_to_read(path) as file:
+            version = np.lib.format.read_magic(file)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            if version not in read:
+                raise ValueError(f"its version is {version}")
+            shape, fortran, dtype = read[version](file)
+            if dtype.kind != "f" or dtype.hasobject:
+                raise ValueError(f"it holds {dtype}, not floating-point numbers")
+            data = file.read(LARGEST_MEAN)
+        if math.prod(shape) * dtype.itemsize != len(data):
+            raise ValueError(f"its shape is {shape}, and it has {len(data)} bytes of {dtype}")
+        values = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+    except OSError as error:
+        raise DataError(f"--mean: cannot read '{name}': {error.strerror or error}") from error
+    except ValueError as error:
+        raise DataError(f"--mean: '{name}' is no array of NumPy's: {str(error).splitlines()[0]}") from error
+    if values.ndim == 4 and values.shape[0] == 1:
+        values = values[0]
+    if values.ndim not in (1, 3) or not values.size:
+        raise DataError(f"--mean: '{name}' has shape {shape}; expected (C,), (C, H, W) or (1, C, H, W)")
+    return np.ascontiguousarray(values, np.float32)
+
+
+def _mean_image(text: str, shape_text: str, where: str) -> Mean:
+    shape = _sides(shape_text, 3, f"{where}: {MEAN_IMAGE_SHAPE}")
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"{where}: {MEAN_IMAGE} is no base64: {error}") from error
+    if len(data) != 4 * math.prod(shape):
+        raise DataError(
+            f"{where}: {MEAN_IMAGE} has {len(data)} bytes; {shape_text} needs {4 * math.prod(shape)}"
+        )
+    return np.frombuffer(data, "<f4").reshape(shape).astype(np.float32)
+
+
+def _sides(text: str, count: int, where: str) -> tuple[int, ...]:
+    words = text.split("x")
+    sides = tuple(int(word) if word.isdecimal() and len(word) < 10 else 0 for word in words)
+    if len(sides) != count or min(sides) < 1:
+        raise DataError(f"{where} must be {'x'.join('CHW'[-count:])}, got {text!r}")
+    if problem := blob_problem(sides):
+        raise DataError(f"{where}: {problem}")
+    return sides
+
+
+def _size_text(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def read_size(text: str, option: str) -> Size:
+    """HEIGHTxWIDTH, or one number for both sides."""
+    words = text.lower().split("x")
+    height, width = _sides("x".join(words * 2 if len(words) == 1 else words), 2, option)
+    return height, width
+
+
+def _numbers(values: Any) -> str:
+    """Numbers of float32 with as many digits as tell them apart."""
+    return " ".join(np.format_float_positional(np.float32(value), trim="-") for value in values)
