@@ -133,7 +133,7 @@ def _run(net: Net, feeds: Mapping[str, NDArray[np.float32]], outputs: list[str])
         tops: dict[str, Tensor] = net(
             {name: torch.from_numpy(value) for name, value in feeds.items()}, keep=outputs
         )
-    return tops
+    return {name: top.detach() for name, top in tops.items()}  # a parameter may be an output
 
 
 def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
