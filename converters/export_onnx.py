@@ -102,24 +102,28 @@ def export_net(
     last_writer = {top: index for index, step in enumerate(plan) for top in step.tops}
     outputs = [name for name in net.outputs if name not in net.inputs]
     with_softmax = _softmax_outputs(net, outputs) if softmax else set()
-    final = {name: f"{name}_logits" if name in with_softmax else name for name in net.outputs}
+    final = {name: graph.fresh(f"{name}_logits") if name in with_softmax else name for name in net.outputs}
     decisions: dict[Layer, str] = {}
     for index, step in enumerate(plan):
         if step.layer.is_fed:
             continue
         bottoms = [current[name] for name in step.bottoms]
         for top in step.tops:
-            value = final.get(top, top) if last_writer[top] == index else f"{top}@{step.layer.name}"
-            if value in net.inputs:
-                value = f"{value}@{step.layer.name}"
+            value = final.get(top, top)
+            if last_writer[top] != index or value in net.inputs:
+                value = graph.fresh(f"{top}@{step.layer.name}")
             shapes[value] = shapes[top]
             current[top] = value
+        graph.enter(step.layer)
         step.layer.to_onnx(graph, bottoms, [current[top] for top in step.tops])
         if step.layer.decision_top is not None:
             decisions[step.layer] = current[step.tops[step.layer.decision_top]]
+    graph.enter(None)
     for name in outputs:
         if name in with_softmax:
             graph.node("Softmax", [final[name]], [name], axis=1)
+    renamed = graph.finish(net.inputs, outputs)
+    decisions = {layer: renamed.get(value, value) for layer, value in decisions.items()}
     axes = batch_axes(net)
     free_axes = axes if dynamic_batch else None
     metadata = preprocessing.metadata() if preprocessing is not None else {}

@@ -22,8 +22,15 @@ class OnnxGraph(Protocol):
     ) -> str:
         """Add a node; without `outputs` it has one, freshly named. Returns the first output's name."""
 
-    def constant(self, value: Tensor | NDArray[Any]) -> str:
-        """Add an initializer (its dtype is kept; tensors are detached) and return its name."""
+    def constant(self, value: Tensor | NDArray[Any], blob: int | None = None) -> str:
+        """Add an initializer (its dtype is kept; tensors are detached) and return its name.
+
+        blob   the index of the layer's parameter blob that it is, perhaps in another form; it then has this
+               blob's name: conv1.weight
+        """
+
+    def value(self, stem: str) -> str:
+        """A name, LAYER/STEM, for a value inside of the layer, as an output of a node that has several."""
 
     def loop(
         self, step: LoopStep, states: Sequence[str], sequences: Sequence[str], width: int

@@ -91,5 +91,5 @@ class Bias(Layer):
         if len(bottoms) > 1:
             bias = aligned_onnx(graph, bottoms, axis)
         else:
-            bias = graph.constant(aligned(self.blob(0), axis, len(graph.shape(bottoms[0]))))
+            bias = graph.constant(aligned(self.blob(0), axis, len(graph.shape(bottoms[0]))), blob=0)
         graph.node("Add", [bottoms[0], bias], tops)

@@ -64,9 +64,10 @@ class Scale(Layer):
         if len(bottoms) > 1:
             factor = aligned_onnx(graph, bottoms, self.axis)
         else:
-            factor = graph.constant(aligned(self.blob(0), self.axis, num_axes))
+            factor = graph.constant(aligned(self.blob(0), self.axis, num_axes), blob=0)
         if not self.has_bias:
             graph.node("Mul", [bottoms[0], factor], tops)
             return
-        bias = graph.constant(aligned(self.blob(len(self.blobs) - 1), self.axis, num_axes))
+        last = len(self.blobs) - 1
+        bias = graph.constant(aligned(self.blob(last), self.axis, num_axes), blob=last)
         graph.node("Add", [graph.node("Mul", [bottoms[0], factor]), bias], tops)

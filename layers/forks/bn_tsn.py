@@ -76,5 +76,5 @@ class TSNBN(ChannelNorm):
         return self.normalize(x, mean, std, through=not self.frozen, learns=not self.frozen).reshape(shape)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
-        blobs = [graph.constant(self.blob(index).detach().reshape(-1)) for index in range(4)]
+        blobs = [graph.constant(self.blob(index).reshape(-1), blob=index) for index in range(4)]
         graph.node("BatchNormalization", [bottoms[0], *blobs], tops, epsilon=self.eps)

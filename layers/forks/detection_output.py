@@ -322,7 +322,7 @@ class _Export:
 
     def _top(self, values: str, count: int) -> tuple[str, str]:
         """The largest values of the last axis, sorted, and their indices."""
-        best, index = f"{values}:best", f"{values}:index"
+        best, index = self.graph.value("best"), self.graph.value("index")
         self.graph.node("TopK", [values, self._ints(count)], [best, index], axis=-1)
         return best, index
 

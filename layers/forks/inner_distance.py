@@ -118,7 +118,7 @@ class InnerDistance(Layer):
             weight = graph.node("Flatten", [bottoms[1]], axis=1)
         else:
             blob = self.blob(0).detach().reshape(-1, self.inputs)
-            weight = graph.constant(normalized_rows(blob, EPS) if distance.normalize else blob)
+            weight = graph.constant(normalized_rows(blob, EPS) if distance.normalize else blob, blob=0)
         difference = graph.node("Sub", [x, weight])
         is_l1 = distance.distance_type == "L1"
         terms = graph.node("Abs", [difference]) if is_l1 else graph.node("Mul", [difference, difference])

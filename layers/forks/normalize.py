@@ -89,7 +89,7 @@ class Normalize(Layer):
         scale = self.blob(0)
         if scale.dim():
             scale = scale.reshape(1, -1, *[1] * (num_axes - 2))
-        graph.node("Mul", [graph.node("Div", [x, norm]), graph.constant(scale)], tops)
+        graph.node("Mul", [graph.node("Div", [x, norm]), graph.constant(scale, blob=0)], tops)
 
     def _axes(self, num_axes: int) -> tuple[int, ...]:
         return tuple(range(1, num_axes)) if self.param.norm_param.across_spatial else (1,)

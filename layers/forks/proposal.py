@@ -228,7 +228,7 @@ class RegionProposals(Layer):
         else:
             scores = node("Mul", [scores, node("Cast", [large], to=TensorProto.FLOAT)])
         left = node("Min", [node("Shape", [scores]), integers(self.pre_nms_topn)])
-        best, order = f"{tops[0]}@{self.name}:best", f"{tops[0]}@{self.name}:order"
+        best, order = graph.value("best"), graph.value("order")
         node("TopK", [scores, left], [best, order], axis=0)
         boxes = node("Gather", [boxes, order])
         # The operator's sizes are x2 - x1. Its scores are ranks: the order of equal ones is undefined there.

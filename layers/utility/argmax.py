@@ -84,7 +84,7 @@ class ArgMax(Layer):
         size = prod(shape[1:]) if axis is None else shape[axis]
         sort_axis = 1 if axis is None else axis
         x = graph.node("Gather", [x, graph.constant(np.arange(size - 1, -1, -1))], axis=sort_axis)
-        values, flipped = f"{tops[0]}@values", f"{tops[0]}@flipped"
+        values, flipped = graph.value("values"), graph.value("flipped")
         graph.node("TopK", [x, graph.constant(np.array([self.top_k]))], [values, flipped], axis=sort_axis)
         if axis is not None and self.out_max_val:
             graph.node("Identity", [values], tops)

@@ -33,7 +33,7 @@ class Parameter(Layer):
         return blob.view_as(blob)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
-        graph.node("Identity", [graph.constant(self.blob(0))], tops)
+        graph.node("Identity", [graph.constant(self.blob(0), blob=0)], tops)
 
     def _shape(self) -> Shape:
         return tuple(self.param.parameter_param.shape.dim)

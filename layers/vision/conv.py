@@ -234,9 +234,9 @@ class BaseConvolution(Layer):
         weight = self.blob(0)
         spatial = len(self.windows.kernel)
         windows = self.windows if spatial else ONE_PIXEL
-        blobs = [graph.constant(weight if spatial else weight.unsqueeze(-1))]
+        blobs = [graph.constant(weight if spatial else weight.unsqueeze(-1), blob=0)]
         if self.bias_term:
-            blobs.append(graph.constant(self.blob(1)))
+            blobs.append(graph.constant(self.blob(1), blob=1))
         for bottom, top in zip(bottoms, tops, strict=True):
             shape = graph.shape(bottom)
             axis = len(shape) - spatial - 1

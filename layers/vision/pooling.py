@@ -246,13 +246,13 @@ def pool_to_onnx(
             value = value if counts == filled else complete(value, 0, None)
             graph.node("Mul", [value, graph.constant(factor)], tops)
         return
-    names = list(tops) if counts == filled else [f"{top}@filled" for top in tops]
+    names = list(tops) if counts == filled else [graph.value("filled") for _ in tops]
     if len(tops) == 1:
         graph.node("MaxPool", [bottom], names, **geometry)
     else:
         from onnx import TensorProto  # here, because it is slow to import
 
-        index = f"{tops[1]}@index"  # counted through the whole blob
+        index = graph.value("index")  # counted through the whole blob
         graph.node("MaxPool", [bottom], [names[0], index], **geometry)
         place = graph.node("Mod", [index, graph.constant(np.array(sizes[0] * sizes[1]))])
         graph.node("Cast", [place], names[1:], to=TensorProto.FLOAT)

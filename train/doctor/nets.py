@@ -75,8 +75,8 @@ class Zeros(CaffeRandom):
 class Outline(Graph):
     """The nodes of an ONNX model whose constants are left out."""
 
-    def constant(self, value: Tensor | NDArray[Any]) -> str:
-        return self._fresh("const")
+    def constant(self, value: Tensor | NDArray[Any], blob: int | None = None) -> str:
+        return self.value("constant")
 
 
 @dataclass
