@@ -256,7 +256,7 @@ def test_scoring_a_model_logs_what_caffe_logs(
     monkeypatch.chdir(prepared("digits_lenet", tmp_path))
     capsys.readouterr()
     named = ["-model=net.prototxt", "-weights=lenet_iter_500.caffemodel", "-iterations", "3"]
-    assert main(["test", *named, *flags]) == 0
+    assert main(["test", *named, "--verbose", *flags]) == 0
     log = capsys.readouterr().err
     recorded = (RUNS / "digits_lenet" / "test.log").read_text(encoding="utf-8")
     if flags:  # double blobs are twice as large
@@ -268,7 +268,7 @@ def test_scoring_a_model_logs_what_caffe_logs(
 
 def test_scoring_in_phase_train(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["-model=net.prototxt", "-weights=given_iter_2.caffemodel", "-iterations=1", "-phase=TRAIN"]
-    assert main(["test", *flags]) == 0
+    assert main(["test", *flags, "-v"]) == 0
     assert "phase: TRAIN" in capsys.readouterr().err
 
 
