@@ -26,6 +26,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
+from itertools import pairwise
 from typing import NoReturn, Protocol, cast
 
 from imae.files.caffe_log import GlogFormatter
@@ -78,6 +79,8 @@ QUIET = {
     "extract-features": "extract_features.cpp",
     **dict.fromkeys(("draw-net", "export", "run", "retrieve", "quantize"), ""),
 }
+# Flags that have no value in Caffe's tools, and may have a number here.
+BARE_IN_CAFFE = ("--shuffle",)
 
 
 class Command(Protocol):
@@ -99,6 +102,9 @@ class Parser(argparse.ArgumentParser):
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse a command line; `-gpu` is read as `--gpu`."""
         arguments = [re.sub(r"^-(?=[A-Za-z]\w)", "--", argument) for argument in arguments]
+        for place, (flag, value) in enumerate(pairwise([*arguments, ""])):
+            if flag in BARE_IN_CAFFE and not re.fullmatch(r"-?\d+", value):
+                arguments[place] = f"{flag}=true"
         flags = set(re.findall(r"(?<![\w-])--[\w-]+", self.format_help()))
         for argument in arguments:
             flag = argument.partition("=")[0]
