@@ -76,6 +76,10 @@ def run(args: argparse.Namespace) -> None:
         f"wrote {args.output}: opset {args.opset}, inputs {printable(', '.join(result.inputs))}, "
         f"outputs {printable(', '.join(result.outputs))}, {len(result.model.graph.node)} nodes"
     )
+    if result.from_fillers:
+        layers = ", ".join(result.from_fillers) if args.weights else f"all {len(result.from_fillers)} layers"
+        why = f"{args.weights} lacks them" if args.weights else "no --weights were given"
+        print(f"NO TRAINED WEIGHTS: {why}, so {printable(layers)} have the values of their fillers")
     sizes = f"batch sizes {', '.join(map(str, result.batch_sizes))}"
     if len(result.not_compared) < len(result.outputs):
         print(

@@ -58,6 +58,7 @@ class Export:
     batch_sizes   the batch sizes that were compared
     not_compared  name of an output -> why none of its values was compared
     preprocessing how images are prepared for the model; None: nothing says it
+    from_fillers  layers whose blobs are those of their fillers, as no weights have them
     """
 
     model: onnx.ModelProto
@@ -68,6 +69,7 @@ class Export:
     batch_sizes: tuple[int, ...]
     not_compared: dict[str, str]
     preprocessing: Preprocessing | None = None
+    from_fillers: Sequence[str] = ()
 
 
 def export_net(
@@ -241,6 +243,7 @@ def export_file(
     allow_missing   layers that the weights lack get the values of their fillers; else they are an ExportError
     """
     net = Net(deploy_net(param, input_shape), Run(CaffeRandom(0)))
+    missing = [s.layer.name for s in net.steps if s.layer.blobs and not s.layer.param.blobs]
     if weights is not None:
         missing = load_caffemodel(net, weights, dialect).fresh
         if missing and not allow_missing:
@@ -256,5 +259,6 @@ def export_file(
         softmax=softmax,
         preprocessing=deployed_preprocessing(param, net, preprocessing),
     )
+    result.from_fillers = missing
     write_atomically(Path(output), result.model.SerializeToString())
     return result
