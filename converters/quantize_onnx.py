@@ -24,7 +24,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from imae.converters.check_onnx import session_errors
-from imae.converters.embed import join_models, prepare, split_model
+from imae.converters.model_parts import join_models, prepare, split_model
 from imae.converters.preprocessing import NOTHING, PREFIX, Preprocessing, PreprocessingOptions
 from imae.converters.run_onnx import (
     UNKNOWN,

@@ -14,16 +14,10 @@ from tolerances import tolerance
 
 from imae.cli.main import main
 from imae.converters.deploy import deploy_net
-from imae.converters.embed import (
-    Embedding,
-    check_embedded,
-    embed_preprocessing,
-    join_models,
-    prepare,
-    split_model,
-)
+from imae.converters.embed import Embedding, check_embedded, embed_preprocessing
 from imae.converters.export_onnx import NEWEST_OPSET, OLDEST_OPSET, Export, export_net
 from imae.converters.lmdb_writer import write_lmdb
+from imae.converters.model_parts import join_models, prepare, split_model
 from imae.converters.preprocessing import Preprocessing, from_metadata, make_preprocessing, read_transform
 from imae.converters.run_onnx import image_batches, lmdb_batches, open_session
 from imae.files.errors import ExportError
@@ -129,6 +123,21 @@ def test_the_resizing_is_opencvs_but_for_a_grey_level(opset: int) -> None:
     assert export.moved is not None and 0 < export.moved < 0.25
 
 
+@pytest.mark.parametrize("opset", [OLDEST_OPSET, 18, NEWEST_OPSET])
+@pytest.mark.parametrize("mode", ["WARP", "FIT_LARGE_SIZE_AND_PAD"])
+def test_ssds_resizing(mode: str, opset: int) -> None:
+    transform = f"resize_param {{ height: 8 width: 11 resize_mode: {mode} pad_value: 7.6 }} scale: 0.25"
+    export = exported(small_net(3, 8, 11), transform, Embedding("BGR", resize=True), opset=opset)
+    left = export.preprocessing
+    assert left is not None and not left.transform.ListFields() and left.resize is None
+    own = make_preprocessing(read_transform(transform, "x"))
+    for size in ((23, 31), (60, 50), (17, 90), (8, 11), (16, 22), (301, 101), (3, 4)):
+        image = random_bytes(*size, 3)
+        want = own.transformer("x").transform_list([image.transpose(2, 0, 1)], str)
+        steps = np.abs(inside(export, image[None]) - want) / 0.25
+        assert set(np.unique(steps)) <= {0.0, 1.0} and (steps == 1).mean() < 0.25
+
+
 def test_the_check_notices_another_arithmetic() -> None:
     net = small_net(3, 8, 8)
     own = make_preprocessing(read_transform("mean_value: 5", "x"), name="data")
@@ -151,6 +160,61 @@ def test_the_check_notices_another_net() -> None:
     net.params["fc"][1].data += 1
     with pytest.raises(ExportError, match="away from the net's"):
         check_embedded(made, net, ["fc"], 2, (), True, {})
+
+
+def test_a_net_of_rgb_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its databases hold RGB, and files are decoded as BGR; the model takes either order."""
+    monkeypatch.chdir(tmp_path)
+    record = random_bytes(3, 8, 8)
+    write_lmdb("lmdb", [(b"0", datum_from_array(record, 0))])
+    cv2.imwrite("a.png", record[::-1].transpose(1, 2, 0))
+    net = small_net(3, 8, 8)
+    own = make_preprocessing(read_transform("mean_value: [1, 2, 3]", "x"), name="data", channels="RGB")
+    want = record - np.array([1, 2, 3], np.float32)[:, None, None]
+    for order in ("RGB", "BGR"):
+        export = export_net(net, preprocessing=own, embedding=Embedding(order))
+        left = export.preprocessing
+        assert left is not None and left.net_channels == ("RGB" if order == "BGR" else "")
+        ((of_record, _),) = lmdb_batches("lmdb", left, 1)
+        ((of_file, _),) = image_batches(["a.png"], left, 1, (1, 8, 8, 3))
+        for images in (of_record, of_file):
+            np.testing.assert_array_equal(inside(export, images.astype(np.uint8))[0], want)
+
+
+def test_a_net_of_any_size() -> None:
+    """Where height and width of the net's input are free, so are those of the images."""
+    net = Net(deploy_net(parse_net(INPUT.format(3, 8, 8) + LAYERS.partition('layer { name: "fc"')[0])))
+    own = make_preprocessing(read_transform("scale: 0.5 mean_value: 5", "x"), name="data", resize=(8, 8))
+    model = export_net(net, preprocessing=own).model
+    for value in (model.graph.input[0], model.graph.output[0]):
+        for axis, name in ((2, "height"), (3, "width")):
+            value.type.tensor_type.shape.dim[axis].dim_param = f"{name} of {value.name}"
+    made = embed_preprocessing(model, own, Embedding("RGB"))
+    check_embedded(made, net, ["conv"], 2, (), True, {})
+    assert made.preprocessing.resize is None
+    images = random_bytes(1, 13, 11, 3)
+    values = prepare(split_model(made.model, made.preprocessing)[0], images)
+    want = (images[..., ::-1].transpose(0, 3, 1, 2) - np.float32(5)) * np.float32(0.5)
+    np.testing.assert_array_equal(values, want)
+    with pytest.raises(ExportError, match="nothing says a size that images are resized to"):
+        embed_preprocessing(model, own, Embedding("RGB", resize=True))
+
+
+@pytest.mark.parametrize("resize", [False, True])
+def test_the_other_options(resize: bool) -> None:
+    export = exported(
+        small_net(3, 8, 8),
+        "scale: 0.01",
+        Embedding("RGB", resize),
+        MEAN,
+        dynamic_batch=False,
+        fold=True,
+        softmax=True,
+    )
+    sides = ["image_height", "image_width"] if resize else [HEIGHT, WIDTH]
+    dims = export.model.graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in dims] == [1, *sides, 3]
+    assert export.batch_sizes == (1,) and export.difference <= tolerance("onnx").rtol
 
 
 def test_names_of_the_net_are_left_alone() -> None:
@@ -310,10 +374,14 @@ def test_a_model_taken_apart_is_the_model() -> None:
 
 
 @pytest.mark.skipif(int(cv2.__version__.split(".")[0]) < 5, reason="OpenCV 4 reads no models of bytes")
-@pytest.mark.parametrize("resize", [False, True])
-def test_opencv_runs_them(resize: bool) -> None:
-    export = exported(small_net(3, 8, 8), "scale: 0.02", Embedding("RGB", resize), MEAN)
-    images = random_bytes(1, *((23, 31) if resize else (HEIGHT, WIDTH)), 3)
+@pytest.mark.parametrize("form", ["fixed", "resized", "padded"])
+def test_opencv_runs_them(form: str) -> None:
+    transform, mean = "scale: 0.02", MEAN
+    if form == "padded":
+        transform += " resize_param { height: 8 width: 8 resize_mode: FIT_LARGE_SIZE_AND_PAD }"
+        mean = np.array([1, 2, 3], np.float32)
+    export = exported(small_net(3, 8, 8), transform, Embedding("RGB", form != "fixed"), mean)
+    images = random_bytes(1, *((HEIGHT, WIDTH) if form == "fixed" else (23, 31)), 3)
     data = export.model.SerializeToString()
     import onnxruntime
 
@@ -360,12 +428,16 @@ def test_opencv_runs_them(resize: bool) -> None:
         (
             [
                 "--transform",
-                "resize_param { height: 8 width: 8 resize_mode: FIT_LARGE_SIZE_AND_PAD }",
+                "resize_param { height: 8 width: 8 resize_mode: FIT_LARGE_SIZE_AND_PAD pad_mode: MIRRORED }",
                 "--embed-resize",
             ],
-            "whose padding depends on each image",
+            "resize_param pads with something else than one number; leave --embed-resize out",
         ),
         (["--transform", "crop_h: 8"], "only one of crop_h and crop_w"),
+        (
+            ["--transform", "mean_value: [1, 2]"],
+            "mean_value must be one number, or one for each of 3 channels",
+        ),
         (["--transform", "crop_size: 8", "--resize", "7x9"], "8x8 cannot be cut out of 7x9; give --resize"),
         (
             ["--mean", "mean.binaryproto", "--resize", "9"],
