@@ -42,6 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fold BatchNorm and Scale into the layer before, and a shortcut that appends zeros into one "
         "convolution",
     )
+    parser.add_argument(
+        "--until",
+        action="append",
+        default=[],
+        metavar="BLOB",
+        help="cut the net behind the layer that makes this blob, and the layers in-place on it; several by "
+        "repeating the option. They become the outputs, and what they do not need goes",
+    )
     parser.add_argument("--fixed-batch", action="store_true", help="keep the batch size of the prototxt")
     parser.add_argument(
         "--softmax",
@@ -71,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
         dialect=args.dialect,
         allow_missing=args.allow_missing,
         preprocessing=chosen_preprocessing(args),
+        until=args.until,
     )
     print(
         f"wrote {args.output}: opset {args.opset}, inputs {printable(', '.join(result.inputs))}, "

@@ -26,6 +26,7 @@ from imae.converters.check_onnx import (
     is_softmax,
     open_axes,
 )
+from imae.converters.cut_net import cut_before, cut_net
 from imae.converters.deploy import InputShape, deploy_net, deployed_preprocessing
 from imae.converters.graph import Graph
 from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions
@@ -78,6 +79,7 @@ def export_net(
     dynamic_batch: bool = True,
     softmax: bool = False,
     preprocessing: Preprocessing | None = None,
+    until: Sequence[str] = (),
 ) -> Export:
     """The ONNX model of a TEST net that has Input layers (see `deploy_net`), checked in ONNX Runtime.
 
@@ -86,6 +88,7 @@ def export_net(
     dynamic_batch  leave axis 0 of inputs and outputs open
     preprocessing  how images are prepared for the net; written into the metadata
     softmax        append a softmax to each output that has a class axis and is not yet that of a Softmax
+    until          the blobs that become outputs, in place of those that no layer reads
     """
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ExportError(f"opset must be {OLDEST_OPSET} to {NEWEST_OPSET}, got {opset}")
@@ -95,14 +98,17 @@ def export_net(
                 raise ExportError(
                     f"layer {step.layer.name!r}: blob {index} holds NaN or infinity; train it again"
                 )
-    plan = fold_shortcuts(net, fold_batch_norm(net)) if fold else net.steps
+    for blob in until:
+        if blob not in net.blob_shapes:
+            raise ExportError(f"net {net.name!r} has no blob {blob!r} that is computed from its inputs alone")
+    plan = fold_shortcuts(net, fold_batch_norm(net, until), until) if fold else net.steps
     shapes = dict(net.blob_shapes)
     graph = Graph(opset, shapes)
     current = {name: name for name in net.inputs}
     last_writer = {top: index for index, step in enumerate(plan) for top in step.tops}
-    outputs = [name for name in net.outputs if name not in net.inputs]
+    outputs = list(dict.fromkeys(until)) or [name for name in net.outputs if name not in net.inputs]
     with_softmax = _softmax_outputs(net, outputs) if softmax else set()
-    final = {name: f"{name}_logits" if name in with_softmax else name for name in net.outputs}
+    final = {name: f"{name}_logits" if name in with_softmax else name for name in (*net.outputs, *outputs)}
     decisions: dict[Layer, str] = {}
     for index, step in enumerate(plan):
         if step.layer.is_fed:
@@ -114,7 +120,10 @@ def export_net(
                 value = f"{value}@{step.layer.name}"
             shapes[value] = shapes[top]
             current[top] = value
-        step.layer.to_onnx(graph, bottoms, [current[top] for top in step.tops])
+        try:
+            step.layer.to_onnx(graph, bottoms, [current[top] for top in step.tops])
+        except ExportError as error:
+            raise ExportError(f"{error}{cut_before(net, step)}") from error
         if step.layer.decision_top is not None:
             decisions[step.layer] = current[step.tops[step.layer.decision_top]]
     for name in outputs:
@@ -230,12 +239,16 @@ def export_file(
     dialect: str | None = None,
     allow_missing: bool = False,
     preprocessing: PreprocessingOptions = NOTHING,
+    until: Sequence[str] = (),
 ) -> Export:
     """Export a net (train_val or deploy) and its caffemodel to an .onnx file, which is written atomically.
 
     preprocessing   how images are prepared, where the net does not say it, or otherwise than it says
     allow_missing   layers that the weights lack get the values of their fillers; else they are an ExportError
+    until           blobs behind whose layers the net is cut; they become the outputs
     """
+    if until:
+        param = cut_net(param, until)
     net = Net(deploy_net(param, input_shape), Run(CaffeRandom(0)))
     if weights is not None:
         missing = load_caffemodel(net, weights, dialect).fresh
@@ -251,6 +264,7 @@ def export_file(
         dynamic_batch=dynamic_batch,
         softmax=softmax,
         preprocessing=deployed_preprocessing(param, net, preprocessing),
+        until=until,
     )
     write_atomically(Path(output), result.model.SerializeToString())
     return result

@@ -42,8 +42,11 @@ class _Part:
     zero: bool = False
 
 
-def fold_shortcuts(net: Net, steps: Sequence[Step]) -> list[Step]:
-    """For a TEST net: `steps` with a convolution for each Concat of a blob's pixels and as many zeros."""
+def fold_shortcuts(net: Net, steps: Sequence[Step], keep: Sequence[str] = ()) -> list[Step]:
+    """For a TEST net: `steps` with a convolution for each Concat of a blob's pixels and as many zeros.
+
+    keep   blobs that are still made
+    """
     parts: dict[str, _Part] = {}
     writes: Counter[str] = Counter()
     folded, makers = [], []
@@ -56,7 +59,7 @@ def fold_shortcuts(net: Net, steps: Sequence[Step]) -> list[Step]:
             parts.pop(top, None)
             if part is not None:
                 parts[top] = part
-    read, needed = {*net.outputs, *net.loss_weights}, []
+    read, needed = {*net.outputs, *net.loss_weights, *keep}, []
     for step, maker in zip(reversed(folded), reversed(makers), strict=True):
         if not maker or read.intersection(step.tops):
             read.difference_update(step.tops)
@@ -120,13 +123,15 @@ def _one_by_one(concat: Concat, weight: Tensor, stride: tuple[int, int]) -> Conv
     return layer
 
 
-def fold_batch_norm(net: Net) -> list[Step]:
+def fold_batch_norm(net: Net, keep: Sequence[str] = ()) -> list[Step]:
     """A plan for a TEST net: BatchNorm and Scale are folded into the weights of the layer before them.
 
     That layer is a convolution or an inner product. The new weights are computed in float64 and stored in
     new layers; the net's parameters are unchanged.
+
+    keep   blobs that are still made
     """
-    plan = Plan(net)
+    plan = Plan(net, keep)
     for index, step in enumerate(net.steps):
         source = step.layer
         if not isinstance(source, Convolution | InnerProduct) or len(step.tops) != 1:

@@ -54,7 +54,7 @@ class Slice(Layer):
         shape = graph.shape(bottoms[0])
         axis = self._axis(len(shape))
         if axis == 0:
-            raise ExportError(f"layer {self.name!r}: axis 0 is the open batch size; cut the net before it")
+            raise ExportError(f"layer {self.name!r}: axis 0 is the open batch size")
         graph.node("Split", [bottoms[0], graph.constant(np.array(self._sizes(shape, axis)))], tops, axis=axis)
 
     def _axis(self, num_axes: int) -> int:
