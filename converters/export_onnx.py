@@ -7,8 +7,9 @@ written.
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from onnx import TensorProto, helper
 
 from imae.converters.check_onnx import (
     ALLOWED,
+    Check,
     batch_axes,
     batch_axes_of_outputs,
     check_model,
@@ -28,6 +30,7 @@ from imae.converters.check_onnx import (
 )
 from imae.converters.cut_net import cut_before, cut_net
 from imae.converters.deploy import InputShape, deploy_net, deployed_preprocessing
+from imae.converters.dynamic_size import DynamicSize, Size, at_size, find_dynamic_size, size_text
 from imae.converters.graph import Graph
 from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions
 from imae.files.atomic import write_atomically
@@ -59,6 +62,8 @@ class Export:
     batch_sizes   the batch sizes that were compared
     not_compared  name of an output -> why none of its values was compared
     preprocessing how images are prepared for the model; None: nothing says it
+    size_step     of the sizes that images may have, counted from the net's own; None: they have that one only
+    sizes         other sizes of images that were compared
     """
 
     model: onnx.ModelProto
@@ -69,6 +74,8 @@ class Export:
     batch_sizes: tuple[int, ...]
     not_compared: dict[str, str]
     preprocessing: Preprocessing | None = None
+    size_step: int | None = None
+    sizes: tuple[Size, ...] = ()
 
 
 def export_net(
@@ -80,6 +87,7 @@ def export_net(
     softmax: bool = False,
     preprocessing: Preprocessing | None = None,
     until: Sequence[str] = (),
+    dynamic_size: bool = False,
 ) -> Export:
     """The ONNX model of a TEST net that has Input layers (see `deploy_net`), checked in ONNX Runtime.
 
@@ -89,6 +97,7 @@ def export_net(
     preprocessing  how images are prepared for the net; written into the metadata
     softmax        append a softmax to each output that has a class axis and is not yet that of a Softmax
     until          the blobs that become outputs, in place of those that no layer reads
+    dynamic_size   leave height and width of the images open
     """
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ExportError(f"opset must be {OLDEST_OPSET} to {NEWEST_OPSET}, got {opset}")
@@ -101,9 +110,13 @@ def export_net(
     for blob in until:
         if blob not in net.blob_shapes:
             raise ExportError(f"net {net.name!r} has no blob {blob!r} that is computed from its inputs alone")
-    plan = fold_shortcuts(net, fold_batch_norm(net, until), until) if fold else net.steps
+    free = find_dynamic_size(net) if dynamic_size else None
+    plan = net.steps
+    if fold:
+        plan = tuple(fold_shortcuts(net, fold_batch_norm(net, until), until, any_size=dynamic_size))
     shapes = dict(net.blob_shapes)
-    graph = Graph(opset, shapes)
+    free_axes = {} if free is None else dict(free.free_axes)
+    graph = Graph(opset, shapes, free_axes)
     current = {name: name for name in net.inputs}
     last_writer = {top: index for index, step in enumerate(plan) for top in step.tops}
     outputs = list(dict.fromkeys(until)) or [name for name in net.outputs if name not in net.inputs]
@@ -118,10 +131,17 @@ def export_net(
             value = final.get(top, top) if last_writer[top] == index else f"{top}@{step.layer.name}"
             if value in net.inputs:
                 value = f"{value}@{step.layer.name}"
-            shapes[value] = shapes[top]
+            shapes[value], free_axes[value] = shapes[top], free_axes.get(top, ())
             current[top] = value
+        tops = [current[top] for top in step.tops]
         try:
-            step.layer.to_onnx(graph, bottoms, [current[top] for top in step.tops])
+            step.layer.to_onnx(graph, bottoms, tops)
+            if free is not None:
+                of_bottoms, of_tops = (
+                    dict(zip(values, blobs, strict=True))
+                    for values, blobs in ((bottoms, step.bottoms), (tops, step.tops))
+                )
+                free.check(step.layer, opset, of_bottoms, of_tops)
         except ExportError as error:
             raise ExportError(f"{error}{cut_before(net, step)}") from error
         if step.layer.decision_top is not None:
@@ -130,16 +150,21 @@ def export_net(
         if name in with_softmax:
             graph.node("Softmax", [final[name]], [name], axis=1)
     axes = batch_axes(net)
-    free_axes = axes if dynamic_batch else None
+    open_batch = axes if dynamic_batch else None
     metadata = preprocessing.metadata() if preprocessing is not None else {}
-    model = _model(net, graph, outputs, opset, free_axes, metadata)
+    model = _model(net, graph, outputs, opset, open_batch, metadata, free.names if free else {})
     for layer in net.layers:
         if isinstance(layer, PoolingMethod):
             layer.on_cpu = True
     batch_sizes = (1, 3) if dynamic_batch else (shapes[net.inputs[0]][axes[net.inputs[0]]],)
-    checks = [
-        check_model(model, net, outputs, size, with_softmax, free_axes, decisions) for size in batch_sizes
-    ]
+
+    def check(batch: int) -> Check:
+        return check_model(model, net, outputs, batch, with_softmax, open_batch, decisions)
+
+    if free is None:
+        checks = [check(batch) for batch in batch_sizes]
+    else:
+        checks = [check(batch_sizes[0]), *_checks_of_sizes(net, free, check, batch_sizes)]
     if continuing := [repr(step.layer.name) for step in net.steps if step.layer.continues]:
         logger.warning(
             "layer %s: each run of the model starts from states of 0, as the net's first pass does. Its "
@@ -162,7 +187,24 @@ def export_net(
     for name, (count, total) in checks[-1].not_finite.items():
         if name not in not_compared:
             logger.warning("output %r: %d of %d values are not finite on random inputs", name, count, total)
-    return Export(model, net.inputs, outputs, difference, largest, batch_sizes, not_compared, preprocessing)
+    return Export(
+        model, net.inputs, outputs, difference, largest, batch_sizes, not_compared, preprocessing,
+        size_step=None if free is None else free.step,
+        sizes=() if free is None else tuple(free.compared),
+    )  # fmt: skip
+
+
+def _checks_of_sizes(
+    net: Net, free: DynamicSize, check: Callable[[int], Check], batch_sizes: Sequence[int]
+) -> Iterator[Check]:
+    """The checks with images of other sizes, the last batch size first."""
+    batches = itertools.cycle(reversed(batch_sizes))
+    for (size, shapes), batch in zip(free.compared.items(), batches, strict=False):
+        try:
+            with at_size(net, shapes):
+                yield check(batch)
+        except ExportError as error:
+            raise ExportError(f"{error} (with images of {size_text(size)})") from error
 
 
 def _model(
@@ -172,6 +214,7 @@ def _model(
     opset: int,
     axes: Mapping[str, int] | None,
     metadata: dict[str, str],
+    axis_names: Mapping[str, Mapping[int, str]],
 ) -> onnx.ModelProto:
     dynamic: dict[str, int] = {}
     if axes is not None:
@@ -185,6 +228,8 @@ def _model(
                 shape[axis] = f"size of {name}"
         elif name in dynamic and shape:
             shape[dynamic[name]] = "batch"
+        for axis, label in axis_names.get(name, {}).items():
+            shape[axis] = label
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
     onnx_graph = helper.make_graph(
@@ -240,12 +285,14 @@ def export_file(
     allow_missing: bool = False,
     preprocessing: PreprocessingOptions = NOTHING,
     until: Sequence[str] = (),
+    dynamic_size: bool = False,
 ) -> Export:
     """Export a net (train_val or deploy) and its caffemodel to an .onnx file, which is written atomically.
 
     preprocessing   how images are prepared, where the net does not say it, or otherwise than it says
     allow_missing   layers that the weights lack get the values of their fillers; else they are an ExportError
     until           blobs behind whose layers the net is cut; they become the outputs
+    dynamic_size    leave height and width of the images open
     """
     if until:
         param = cut_net(param, until)
@@ -265,6 +312,7 @@ def export_file(
         softmax=softmax,
         preprocessing=deployed_preprocessing(param, net, preprocessing),
         until=until,
+        dynamic_size=dynamic_size,
     )
     write_atomically(Path(output), result.model.SerializeToString())
     return result

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,16 @@ from imae.layers.onnx_graph import LoopStep
 class Graph:
     """Collects the nodes that layers add. Each in-place version of a blob has its own value name."""
 
-    def __init__(self, opset: int, shapes: dict[str, Shape]) -> None:
+    def __init__(
+        self,
+        opset: int,
+        shapes: Mapping[str, Shape],
+        free_axes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    ) -> None:
         self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
-        self._shapes = shapes
+        self._shapes, self._free_axes = shapes, free_axes
         self._count = 0
 
     def node(
@@ -75,6 +81,9 @@ class Graph:
 
     def shape(self, value: str) -> Shape:
         return self._shapes[value]
+
+    def free_axes(self, value: str) -> tuple[int, ...]:
+        return self._free_axes.get(value, ())
 
     def _fresh(self, stem: str) -> str:
         self._count += 1
