@@ -41,13 +41,14 @@ LARGEST_RATIO = 8  # of two inputs' sizes, for both to be images of one scene
 class DynamicSize:
     """The free axes of a net.
 
-    step        of the sizes that the first image may have
+    size, step  of the first image: the net's own, and the step from one possible size to the next
     free_axes   blob -> its axes that follow the size of the images, where there are any
     own, other  the shapes of all blobs, for images of the net's own and of another size
     compared    size of the first image -> shapes of all blobs, for comparisons with a model
     names       blob -> free axis -> its name in a model
     """
 
+    size: Size
     step: int
     free_axes: dict[str, tuple[int, ...]]
     own: Shapes
@@ -226,7 +227,7 @@ def _dynamic_size(net: Net, images: _Images, step: int, tried: Sequence[Shapes])
         blob: {axis: _name(blob, axis, images, [own, *tried]) for axis in axes}
         for blob, axes in free_axes.items()
     }
-    return DynamicSize(step, free_axes, own, tried[-1], compared, names)
+    return DynamicSize(images.first(images.own), step, free_axes, own, tried[-1], compared, names)
 
 
 def _name(blob: str, axis: int, images: _Images, tried: Sequence[Shapes]) -> str:

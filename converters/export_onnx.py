@@ -33,6 +33,7 @@ from imae.converters.deploy import InputShape, deploy_net, deployed_preprocessin
 from imae.converters.dynamic_size import DynamicSize, Size, at_size, find_dynamic_size, size_text
 from imae.converters.graph import Graph
 from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions
+from imae.converters.size_steps import size_steps
 from imae.files.atomic import write_atomically
 from imae.files.errors import ExportError
 from imae.files.read import AnyPath
@@ -152,6 +153,8 @@ def export_net(
     axes = batch_axes(net)
     open_batch = axes if dynamic_batch else None
     metadata = preprocessing.metadata() if preprocessing is not None else {}
+    if free is not None:
+        metadata |= size_steps(free.step, *free.size)
     model = _model(net, graph, outputs, opset, open_batch, metadata, free.names if free else {})
     for layer in net.layers:
         if isinstance(layer, PoolingMethod):
@@ -310,7 +313,7 @@ def export_file(
         fold=fold,
         dynamic_batch=dynamic_batch,
         softmax=softmax,
-        preprocessing=deployed_preprocessing(param, net, preprocessing),
+        preprocessing=deployed_preprocessing(param, net, preprocessing, free_size=dynamic_size),
         until=until,
         dynamic_size=dynamic_size,
     )

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from imae.converters.check_onnx import session_errors
 from imae.converters.images import decode_picture
 from imae.converters.preprocessing import NOTHING, RGB, Preprocessing, PreprocessingOptions, from_metadata
 from imae.converters.resize import resize_bilinear
+from imae.converters.size_steps import size_advice
 from imae.files.errors import DataError, DeviceError, ExportError, check_utf8
 from imae.files.file_kinds import FileKind, mistaken_file
 from imae.files.limits import blob_problem, within_free_memory
@@ -191,7 +193,8 @@ def run_batch(
             scores = _scores(session, feed.name, images, output)
             seconds = time.perf_counter() - begun
     except session_errors() as error:
-        raise ExportError(f"ONNX Runtime cannot run it: {_first_line(error)}") from error
+        advice = size_advice(session.get_modelmeta().custom_metadata_map)
+        raise ExportError(f"ONNX Runtime cannot run it: {_first_line(error)}{advice}") from error
     if not scores.ndim or len(scores) != len(images) or not scores.size:
         raise ExportError(
             f"output {output!r} has shape {list(scores.shape)} for {len(images)} images; it must hold "
@@ -336,14 +339,18 @@ def lmdb_batches(path: AnyPath, preprocessing: Preprocessing, size: int) -> Iter
 def image_batches(
     paths: Sequence[str], preprocessing: Preprocessing, size: int, shape: Sequence[int | str]
 ) -> Iterator[Batch]:
-    """Image files in batches of `size`, for an input of this shape (N, C, H, W)."""
+    """Image files in batches of at most `size`, for an input of this shape (N, C, H, W)."""
     gray = shape[1] == 1
     transformer = preprocessing.transformer("image")
     for begin in range(0, len(paths), size):
         names = paths[begin : begin + size]
         pixels = [decode_picture(read_file(path), path, gray=gray) for path in names]
         images = [resized(image, preprocessing, shape) for image in pixels]
-        yield transformer.transform_list(images, names.__getitem__), None
+        begins = [0]
+        if preprocessing.prepared_size(shape) is None:  # images keep their sizes: those of one make a batch
+            begins += [i for i in range(1, len(images)) if images[i].shape != images[i - 1].shape]
+        for first, end in pairwise([*begins, len(images)]):
+            yield transformer.transform_list(images[first:end], names[first:end].__getitem__), None
 
 
 def resized(pixels: Array, preprocessing: Preprocessing, shape: Sequence[int | str]) -> Array:

@@ -16,8 +16,10 @@ from tolerances import tolerance
 from imae.cli.main import main
 from imae.converters.deploy import deploy_net
 from imae.converters.export_onnx import export_net
+from imae.converters.lmdb_writer import write_lmdb
 from imae.files.errors import ExportError
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.data.datum import datum_from_array
 from imae.layers.registry import layer_class
 from imae.layers.run import Run
 from imae.net.net import Net
@@ -99,6 +101,7 @@ LAYERS = {
     "crop": layer("Pooling", SAME)
     + layer("Crop", 'bottom: "y" crop_param { axis: 2 offset: 1 offset: 2 }', "x", "z"),
     "slice channels": layer("Slice", 'top: "z"'),
+    "slice a row each": layer("Slice", 'top: "z" slice_param { axis: 2 }'),
     "slice at columns": layer(
         "Slice", 'top: "z" top: "u" slice_param { axis: 3 slice_point: 2 slice_point: 3 }'
     ),
@@ -112,6 +115,7 @@ LAYERS = {
     "upsample": layer("Upsample", "upsample_param { scale: 2 }"),
     "upsample by a mask": layer("Pooling", f'top: "mask" {SAME}')
     + layer("Upsample", 'bottom: "mask" upsample_param { scale: 2 }', "y", "z"),
+    "reorg": layer("Reorg", "reorg_param { stride: 2 }"),
     "reorg back": layer("Reorg", "reorg_param { stride: 2 reverse: true }"),
     "permute": layer("Permute", "permute_param { order: 0 order: 2 order: 3 order: 1 }"),
     "normalize": layer("Normalize", "norm_param { across_spatial: false }"),
@@ -135,7 +139,8 @@ LAYERS = {
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_that_have_no_size_of_their_own(name: str) -> None:
-    compare(net_of(LAYERS[name]), SIZES)
+    sizes = [(10, 4), (14, 30)] if name in ("slice a row each", "reorg") else SIZES  # of even sizes alone
+    compare(net_of(LAYERS[name]), sizes)
 
 
 @pytest.mark.parametrize("fold", [False, True])
@@ -270,22 +275,69 @@ def test_a_net_without_images() -> None:
         export_net(net_of(layer("AbsVal"), 2, 3), dynamic_size=True)
 
 
-def test_the_command_and_a_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """An image keeps its size where nothing names another."""
+IMAGES = {"a.png": (20, 33), "b.png": (15, 12), "c.png": (15, 12)}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    text = (
-        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 dim: 12 dim: 12 } } }'
-        + layer("Convolution", CONV)
-        + layer("Pooling", "pooling_param { pool: AVE global_pooling: true }", "y", "z")
-    )
-    Path("net.prototxt").write_text(text)
-    command = ["export", "--model", "net.prototxt", "--output", "net.onnx", "--transform", "scale: 0.01"]
-    assert main([*command, "--dynamic-size"]) == 0
+    for name, size in IMAGES.items():
+        cv2.imwrite(name, np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8))
+    return tmp_path
+
+
+def write_net(layers: str, data: str = "") -> None:
+    shape = "shape { dim: 1 dim: 3 dim: 12 dim: 12 }"
+    data = data or f'layer {{ name: "x" type: "Input" top: "x" input_param {{ {shape} }} }}'
+    Path("net.prototxt").write_text(data + layers)
+
+
+def export(*flags: str) -> int:
+    return main(["export", "--model", "net.prototxt", "--output", "net.onnx", "--dynamic-size", *flags])
+
+
+MEANS = layer("Convolution", CONV) + layer(
+    "Pooling", "pooling_param { pool: AVE global_pooling: true }", "y", "z"
+)
+
+
+@pytest.mark.parametrize("batch", [[], ["--fixed-batch"]], ids=["any batch", "batch 1"])
+def test_images_keep_their_sizes(here: Path, capsys: pytest.CaptureFixture[str], batch: list[str]) -> None:
+    write_net(MEANS)
+    assert export("--transform", "scale: 0.01", *batch) == 0
     out = capsys.readouterr().out
     assert "height and width are free\n" in out and "images also of 19x43, 46x23: " in out
-    for name, size in (("a.png", (20, 33)), ("b.png", (15, 12))):
-        cv2.imwrite(name, np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8))
-        assert main(["run", "net.onnx", "--images", name]) == 0
-    assert capsys.readouterr().out.count(".png: class ") == 2
+    session = onnxruntime.InferenceSession("net.onnx")
+    best = []
+    for name in IMAGES:
+        image = cv2.imread(name).transpose(2, 0, 1)[None].astype(np.float32) * np.float32(0.01)
+        best.append(int(session.run(["z"], {"x": image})[0].argmax()))
+    assert main(["run", "net.onnx", "--images", *IMAGES]) == 0
+    lines = capsys.readouterr().out.splitlines()[: len(IMAGES)]
+    assert lines == [f"{name}: class {number}" for name, number in zip(IMAGES, best, strict=True)]
+
+
+def test_a_crop_and_a_size_that_are_told(here: Path) -> None:
+    """Records of one size say nothing of images of other sizes, unless they are cropped."""
+    pixels = np.zeros((3, 14, 16), np.uint8)
+    write_lmdb("lmdb", [(b"0", datum_from_array(pixels, 0))])
+    for crop, resize in (("", None), ("transform_param { crop_size: 12 }", "14x16")):
+        source = 'data_param { source: "lmdb" batch_size: 1 backend: LMDB }'
+        write_net(MEANS, f'layer {{ name: "d" type: "Data" top: "x" {source} {crop} }}')
+        assert export() == 0
+        metadata = {p.key: p.value for p in onnx.load("net.onnx").metadata_props}
+        assert metadata.get("imae.input.resize") == resize
+        assert metadata.get("imae.input.crop") == ("12x12" if crop else None)
+
+
+def test_an_image_whose_size_is_between_the_steps(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = layer("Pooling", SAME) + layer("Pooling", SAME, "y", "z")
+    text += layer("Upsample", "upsample_param { scale: 4 }", "z", "u")
+    text += layer("Eltwise", 'bottom: "x"', "u", "v")
+    write_net(text)
+    assert export("--transform", "scale: 0.01") == 0
+    assert "height and width are free, in steps of 4 from the prototxt's\n" in capsys.readouterr().out
+    assert main(["run", "net.onnx", "--images", "a.png", "--resize", "24x16"]) == 0
+    assert main(["run", "net.onnx", "--images", "a.png"]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.endswith("; its images must be 12x12, or higher, lower, wider or narrower by a multiple of 4")
