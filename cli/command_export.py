@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from imae.cli.options import add_net_options, chosen_net
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
 from imae.converters.deploy import InputShape
+from imae.converters.dynamic_size import size_text
 from imae.converters.embed import Embedding
 from imae.converters.export_onnx import DEFAULT_OPSET, export_file
 from imae.files.errors import ExportError, printable
@@ -42,6 +43,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="fold BatchNorm and Scale into the layer before, and a shortcut that appends zeros into one "
         "convolution",
+    )
+    parser.add_argument(
+        "--until",
+        action="append",
+        default=[],
+        metavar="BLOB",
+        help="cut the net behind the layer that makes this blob, and the layers in-place on it; several by "
+        "repeating the option. They become the outputs, and what they do not need goes",
+    )
+    parser.add_argument(
+        "--dynamic-size",
+        action="store_true",
+        help="leave height and width of the images open, for a fully convolutional net; compared at two "
+        "further sizes, and refused with the layer that has one size only",
     )
     parser.add_argument("--fixed-batch", action="store_true", help="keep the batch size of the prototxt")
     parser.add_argument(
@@ -89,6 +104,8 @@ def run(args: argparse.Namespace) -> None:
         allow_missing=args.allow_missing,
         preprocessing=chosen_preprocessing(args),
         embedding=embedding,
+        until=args.until,
+        dynamic_size=args.dynamic_size,
     )
     print(
         f"wrote {args.output}: opset {args.opset}, inputs {printable(', '.join(result.inputs))}, "
@@ -106,6 +123,10 @@ def run(args: argparse.Namespace) -> None:
             f"{result.moved:.0%} of the values"
         )
     sizes = f"batch sizes {', '.join(map(str, result.batch_sizes))}"
+    if result.size_step is not None:
+        steps = "" if result.size_step == 1 else f", in steps of {result.size_step} from the prototxt's"
+        print(f"height and width are free{steps}")
+        sizes += f", images also of {', '.join(map(size_text, result.sizes))}"
     if len(result.not_compared) < len(result.outputs):
         print(
             f"largest difference from the net, {sizes}: {result.difference:.3g} (values up to "

@@ -35,6 +35,7 @@ from imae.converters.preprocessing import (
     from_metadata,
 )
 from imae.converters.resize import resize_bilinear
+from imae.converters.size_steps import size_advice
 from imae.files.errors import DataError, DeviceError, ExportError, check_utf8
 from imae.files.file_kinds import FileKind, mistaken_file
 from imae.files.limits import blob_problem, within_free_memory
@@ -203,7 +204,8 @@ def run_batch(session: onnxruntime.InferenceSession, images: Array, output: str)
             scores = _scores(session, feed.name, images, output)
             seconds = time.perf_counter() - begun
     except session_errors() as error:
-        raise ExportError(f"ONNX Runtime cannot run it: {_first_line(error)}") from error
+        advice = size_advice(session.get_modelmeta().custom_metadata_map)
+        raise ExportError(f"ONNX Runtime cannot run it: {_first_line(error)}{advice}") from error
     if not scores.ndim or len(scores) != len(images) or not scores.size:
         raise ExportError(
             f"output {output!r} has shape {list(scores.shape)} for {len(images)} images; it must hold "
@@ -363,8 +365,9 @@ def image_batches(
         names = paths[begin : begin + size]
         pixels = [decode_picture(read_file(path), path, gray=gray) for path in names]
         images = [resized(image, preprocessing, shape) for image in pixels]
-        runs = runs_of_one_size(images) if preprocessing.is_embedded else [range(len(images))]
-        for run in runs:
+        # Where images keep their sizes, those of one size make a batch.
+        keep = preprocessing.is_embedded or preprocessing.prepared_size(shape) is None
+        for run in runs_of_one_size(images) if keep else [range(len(images))]:
             part = slice(run.start, run.stop)
             yield transformer.transform_list(images[part], names[part].__getitem__), None
 

@@ -44,6 +44,7 @@ SLOW = (
     "files/test_untrusted_files.py::test_an_onnx_model_gets_the_memory_that_is_free",
     "files/test_untrusted_files.py::test_an_archive_that_unpacks_to_too_much",
     "files/test_untrusted_files.py::test_one_data_set_under_many_names_counts_many_times",
+    "converters/test_opsets.py",
     "test_fuzz.py",
 )
 
