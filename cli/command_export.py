@@ -1,10 +1,12 @@
 """Export a net and its weights as an ONNX model that computes what the net computes in phase TEST.
 
     imae export --model train_val.prototxt --weights w.caffemodel --output net.onnx --fold
+    imae export --model deploy.prototxt --weights w.caffemodel --output net.onnx --mean 104,117,123 \\
+        --embed-preprocess rgb --embed-resize
 
 Data layers become inputs. Losses, accuracies and all other layers that need labels are left out. Each layer
 adds its own nodes (`Layer.to_onnx`). The model is checked in ONNX Runtime against the net before it is
-written.
+written. Its metadata says how images are prepared; with --embed-preprocess the model does it itself.
 """
 
 from __future__ import annotations
