@@ -31,6 +31,9 @@ class Scale(Layer):
         super().__init__(param)
         self.axis, self.has_bias = param.scale_param.axis, param.scale_param.bias_term
 
+    def blob_name(self, index: int) -> str:
+        return super().blob_name(index if len(self.param.bottom) == 1 else index + 1)  # the scale is a bottom
+
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         scale = self.param.scale_param
         if len(bottom_shapes) > 1:

@@ -41,6 +41,7 @@ from imae.prototxt import TRAIN, FillerParameter, LayerParameter
 
 class CaffeMexBN(ChannelNorm):
     num_tops = 1
+    blob_names = ("scale", "shift", "mean", "variance")
     overwrites_diffs = True
     advice_by_blob_count = TWO_BLOBS
 

@@ -36,6 +36,7 @@ EPS = 1e-9
 
 class SegNetBN(ChannelNorm):
     min_tops, max_tops = 1, 3
+    blob_names = ("scale", "shift")
     overwrites_diffs = True
     advice_by_blob_count = FOUR_BLOBS
 

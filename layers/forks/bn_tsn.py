@@ -37,6 +37,7 @@ from imae.prototxt import TEST, FillerParameter, LayerParameter, ParamSpec
 
 class TSNBN(ChannelNorm):
     num_tops = 1
+    blob_names = ("slope", "bias", "mean", "variance")
     keeps_axes = True
     trailing_ones_vary = True
     advice_by_blob_count = TWO_BLOBS

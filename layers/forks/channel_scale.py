@@ -39,6 +39,7 @@ from imae.prototxt import FillerParameter, LayerParameter, ParamSpec
 class ChannelScale(Layer):
     num_bottoms = 2
     min_tops, max_tops = 1, 2
+    blob_names = ("scale",)
     spoils_in_place = "diff"
 
     def __init__(self, param: LayerParameter) -> None:

@@ -39,6 +39,7 @@ EPS = 1e-6
 class InnerDistance(Layer):
     min_bottoms, max_bottoms = 1, 3
     num_tops = 1
+    blob_names = ("weight",)
     in_place = False
 
     def __init__(self, param: LayerParameter) -> None:

@@ -46,6 +46,7 @@ from imae.prototxt import LayerParameter
 class Lstm(Layer):
     min_bottoms, max_bottoms = 1, 2
     num_tops = 1
+    blob_names = ("W_i", "W_h", "b")
     in_place = False
     hidden: Tensor
     cell: Tensor

@@ -38,6 +38,7 @@ from imae.prototxt import FillerParameter, LayerParameter
 @register_layer("Normalize")
 class Normalize(Layer):
     num_bottoms, num_tops = 1, 1
+    blob_names = ("scale",)
     reads = ("norm_param",)
     reads_top = reads_bottom = True
     spoils_in_place = "diff"

@@ -79,6 +79,10 @@ class Recurrent(Layer):
     def batch_axis(self, bottom_index: int) -> int:
         return 0 if self.static and bottom_index == 2 else 1
 
+    def blob_name(self, index: int) -> str:
+        # blob_names has the static input's weight in the third place.
+        return super().blob_name(index if self.static or index < 2 else index + 1)
+
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         recurrent = self.param.recurrent_param
         x = bottom_shapes[0]
@@ -197,6 +201,7 @@ class Recurrent(Layer):
 class LSTM(Recurrent):
     states = 2
     rows = 4
+    blob_names = ("W_xc", "b_c", "W_xc_static", "W_hc")
     namesakes = ("lstm_param",)
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:

@@ -28,6 +28,7 @@ from imae.layers.registry import register_layer
 class RNN(Recurrent):
     states = 1
     rows = 1
+    blob_names = ("W_xh", "b_h", "W_xh_static", "W_hh", "W_ho", "b_o")
 
     def add_recurrent_blobs(self) -> None:
         recurrent, size = self.param.recurrent_param, self.num_output

@@ -20,6 +20,7 @@ from imae.prototxt import FillerParameter
 class Parameter(Layer):
     num_bottoms = 0
     num_tops = 1
+    blob_names = ("parameter",)
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         self.add_blob(self._shape(), FillerParameter())  # the default fills with 0 and draws nothing
