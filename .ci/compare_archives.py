@@ -1,6 +1,6 @@
 """python compare_archives.py SDIST WHEEL, in a checkout: whether they hold what git tracks.
 
-The source archive has all of it, the wheel the folder imae/ and the parts that setup.py maps onto the package.
+The source archive has all of it, the wheel the folder imae/ and the parts that setup.py maps onto it.
 """
 
 import ast
