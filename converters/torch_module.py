@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from imae.converters.deploy import InputShape, deploy_net, deployed_preprocessing
 from imae.converters.preprocessing import (
     BGR,
+    NOTHING,
     RGB,
     Preprocessing,
     PreprocessingOptions,
@@ -304,7 +305,29 @@ def load(
     files = [] if weights is None else [weights]
     state = NetState(phase=number, level=level, stage=stages)
     param = in_state(read_net_text(model, dialect, files), number, state)
-    built = deploy_net(param, input_shape) if phase == "TEST" else param
+    return make_module(
+        param,
+        weights,
+        dialect=dialect,
+        input_shape=input_shape,
+        allow_missing=allow_missing,
+        random_seed=random_seed,
+        preprocessing=options,
+    )
+
+
+def make_module(
+    param: NetParameter,
+    weights: AnyPath | None = None,
+    *,
+    dialect: str | None = None,
+    input_shape: InputShape | None = None,
+    allow_missing: bool = False,
+    random_seed: int | None = None,
+    preprocessing: PreprocessingOptions = NOTHING,
+) -> CaffeModule:
+    """`load` of a net that has been read; its state has the phase."""
+    built = deploy_net(param, input_shape) if param.state.phase == TEST else param
     net = Net(built, Run(CaffeRandom(random_seed)))
     if making := [repr(layer.name) for layer in net.data_layers()]:
         raise LayerError(
@@ -316,9 +339,9 @@ def load(
         if missing and not allow_missing:
             raise CaffemodelError(
                 f"{weights} has no blobs for the layers {', '.join(missing)}, which would be their fillers' "
-                "random numbers; give the weights of this net, or allow_missing=True"
+                "random numbers; give the weights of this net, or allow missing ones"
             )
-    return CaffeModule(net, [layer.name for layer in built.layer], _preprocessing(param, net, options))
+    return CaffeModule(net, [layer.name for layer in built.layer], _preprocessing(param, net, preprocessing))
 
 
 def _preprocessing(
