@@ -252,7 +252,7 @@ def read_state(path: AnyPath) -> dict[str, Tensor]:
 
 
 def _check_pickles(data: bytes) -> None:
-    """ValueError where torch would take long to refuse a file: it searches its messages, which quote names."""
+    """ValueError where torch would take long to refuse a file: it searches its messages, which quote it."""
     if data.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             names = [name for name in archive.namelist() if name.endswith("data.pkl")]

@@ -27,8 +27,9 @@ def test_weights_by_the_names_of_their_layers(here: Path, capsys: pytest.Capture
     command = ["to-caffe", "--model", "net.prototxt", "--weights", "w.pt", "--output", "w.caffemodel"]
     assert main(command) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "imae: w.pt: it has nothing for fc.weight, fc.bias (2 of the net's 2 blobs), and no blob has the name "
-        "of 0.weight, 0.bias; did you mean fc.weight?; say by a mapping (--map) which tensor becomes which blob"
+        "imae: w.pt: it has nothing for fc.weight, fc.bias (2 of the net's 2 blobs), and no blob has the "
+        "name of 0.weight, 0.bias; did you mean fc.weight?; say by a mapping (--map) which tensor becomes "
+        "which blob"
     )
     assert main([*command, "--map", "map.txt"]) == 0
     assert capsys.readouterr().out.startswith("wrote w.caffemodel: 1 layers, 2 blobs, 8 values\n")
