@@ -7,12 +7,16 @@
 Data layers become inputs. Losses, accuracies and all other layers that need labels are left out. Each layer
 adds its own nodes (`Layer.to_onnx`). The model is checked in ONNX Runtime against the net before it is
 written. Its metadata says how images are prepared; with --embed-preprocess the model does it itself.
+
+`--to safetensors` writes the weights, `--to pt2` the program of torch.export and the weights, for PyTorch
+(converters/export_torch.py). Without --to the output's suffix says it; else it is ONNX.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from imae.cli.options import add_net_options, chosen_net
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
@@ -20,15 +24,26 @@ from imae.converters.deploy import InputShape
 from imae.converters.dynamic_size import size_text
 from imae.converters.embed import Embedding
 from imae.converters.export_onnx import DEFAULT_OPSET, export_file
+from imae.converters.export_torch import Target, export_torch
 from imae.files.errors import ExportError, printable
 from imae.layers.layer import Shape
+
+FOR_PYTORCH: dict[str, Target] = {"safetensors": "safetensors", "pt2": "pt2"}
+# The options that all of them have, as attributes of the arguments; a .pt2 file has --fixed-batch, too.
+FOR_ALL = (
+    "model", "weights", "output", "to", "input_shape", "allow_missing", "transform", "mean", "resize",
+    "channels", "phase", "level", "stage", "dialect", "strict", "no_python_layers", "verbose",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     parser.add_argument("--model", required=True, help="train_val or deploy prototxt")
     parser.add_argument("--weights", help=".caffemodel or .caffemodel.h5; without it the fillers' values")
-    parser.add_argument("--output", required=True, help="the .onnx file to write")
+    parser.add_argument("--output", required=True, help="the .onnx, .safetensors or .pt2 file to write")
+    parser.add_argument(
+        "--to", choices=["onnx", *FOR_PYTORCH], help="what is written (by the output's suffix; else onnx)"
+    )
     parser.add_argument(
         "--input-shape",
         action="append",
@@ -84,10 +99,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_preprocessing_options(parser, "the net")
     add_net_options(parser, "TEST", changeable=False)
+    parser.set_defaults(parser=parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Export the net; print what was written and compared."""
+    suffix = Path(args.output).suffix.lower().removeprefix(".")
+    if (to := FOR_PYTORCH.get(args.to or suffix)) is not None:
+        _run_torch(args, to)
+        return
     if args.embed_resize and args.embed_preprocess is None:
         raise ExportError("--embed-resize needs --embed-preprocess rgb, bgr or gray")
     embedding = None
@@ -136,6 +156,37 @@ def run(args: argparse.Namespace) -> None:
         )
     for name, why in result.not_compared.items():
         print(f"NOTHING WAS COMPARED of output {printable(name)}, {sizes}: {why}")
+
+
+def _run_torch(args: argparse.Namespace, to: Target) -> None:
+    """Write a file of PyTorch's."""
+    known = (*FOR_ALL, "parser", "command_line", *(["fixed_batch"] if to == "pt2" else []))
+    for name, value in vars(args).items():
+        if name not in known and value != args.parser.get_default(name):
+            raise ExportError(f"--{name.replace('_', '-')} is for ONNX models; leave it out with --to {to}")
+    result = export_torch(
+        chosen_net(args.model, args),
+        args.weights,
+        args.output,
+        to,
+        model=args.model,
+        input_shape=read_shapes(args.input_shape),
+        dynamic_batch=not args.fixed_batch,
+        dialect=args.dialect,
+        allow_missing=args.allow_missing,
+        preprocessing=chosen_preprocessing(args),
+    )
+    print(f"wrote {args.output}: {result.tensors} tensors, {result.values} values")
+    if result.difference is None:
+        print("read again: the same keys, shapes and bits as the net's")
+    elif not result.largest:
+        print("NOTHING WAS COMPARED: the net's outputs are 0 everywhere on random inputs")
+    else:
+        sizes = f"batch sizes {', '.join(map(str, result.batch_sizes))}"
+        print(
+            f"largest difference from the net, {sizes}: {result.difference:.3g} (values up to "
+            f"{result.largest:.3g})"
+        )
 
 
 def read_shapes(texts: Sequence[str]) -> InputShape | None:
