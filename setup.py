@@ -52,7 +52,7 @@ setup(
     package_data={
         "imae.net.kernels": ["*.c", "*.h"],  # for their hash
         "imae.prototxt": ["*.proto", "*.pyi", "models/*.md", "models/**/*.prototxt"],
-        "imae.converters": ["data/*"],
+        "imae.converters": ["data/*", "web/*"],
         "imae.paper": ["*.csv", "records/*.json"],
     },
     ext_modules=[KERNELS] if sys.platform == "linux" else [],

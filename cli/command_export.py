@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 
 from imae.cli.options import add_net_options, chosen_net
+from imae.cli.page_options import add_page_options, check_page_options, write_chosen_page
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
 from imae.converters.deploy import InputShape
 from imae.converters.export_onnx import DEFAULT_OPSET, export_file
@@ -54,11 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="export layers that are not in the weights with their fillers' values",
     )
     add_preprocessing_options(parser, "the net")
+    add_page_options(parser)
     add_net_options(parser, "TEST", changeable=False)
 
 
 def run(args: argparse.Namespace) -> None:
     """Export the net; print what was written and compared."""
+    check_page_options(args)
     result = export_file(
         chosen_net(args.model, args),
         args.weights,
@@ -84,6 +87,7 @@ def run(args: argparse.Namespace) -> None:
         )
     for name, why in result.not_compared.items():
         print(f"NOTHING WAS COMPARED of output {printable(name)}, {sizes}: {why}")
+    write_chosen_page(args, result)
 
 
 def read_shapes(texts: Sequence[str]) -> InputShape | None:
