@@ -55,8 +55,7 @@ def write_page(
     runtime = page.parent / RUNTIME
     if package is not None:
         script = runtime_script(package)
-        if not page.parent.is_dir():
-            raise FileError(f"cannot write '{path}': there is no folder '{page.parent}'")
+        check_folder(path)
         try:
             runtime.parent.mkdir(exist_ok=True)
         except OSError as error:
@@ -66,6 +65,13 @@ def write_page(
         for piece in pieces(model, shown):
             file.write(piece.encode())
     return runtime if runtime.is_file() else None
+
+
+def check_folder(path: AnyPath) -> None:
+    """FileError where the folder of a page is not there."""
+    folder = Path(os.fsdecode(path)).parent
+    if not folder.is_dir():
+        raise FileError(f"cannot write '{os.fsdecode(path)}': there is no folder '{folder}'")
 
 
 def find_ort_web(folder: AnyPath | None = None) -> Path | None:

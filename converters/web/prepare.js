@@ -25,7 +25,7 @@ const prepare = (() => {
     if (order === "GRAY") {
       const pixels = new Uint8Array(count);
       for (let i = 0, at = 0; i < count; i++, at += 4) {
-        // 0.299 R + 0.587 G + 0.114 B in 14 bits, as cv2.cvtColor has it.
+        // 0.299 R + 0.587 G + 0.114 B in 14 bits, as OpenCV reads a BMP; of a PNG it truncates.
         pixels[i] = (4899 * rgba[at] + 9617 * rgba[at + 1] + 1868 * rgba[at + 2] + 8192) >> 14;
       }
       return { pixels, height, width, channels: 1 };
