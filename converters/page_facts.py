@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,14 +61,12 @@ def facts(data: bytes, title: str, measured: Sequence[str] = ()) -> dict[str, An
     try:
         model = onnx.load_model_from_string(data)
         onnx.checker.check_model(model)
-        return _facts(model, data, title, measured)
     except (DecodeError, onnx.checker.ValidationError, UnicodeDecodeError) as error:
         reason = next(iter(str(error).strip().splitlines()), "it cannot be read")
         raise ExportError(f"page of {title!r}: it is not an ONNX model: {reason}") from error
-
-
-def _facts(model: onnx.ModelProto, data: bytes, title: str, measured: Sequence[str]) -> dict[str, Any]:
     graph = model.graph
+    if not all(isinstance(text, str) for text in _texts(model)):  # protobuf then gives the bytes
+        raise ExportError(f"page of {title!r}: it is not an ONNX model: a name in it is not UTF-8")
     if any(map(onnx.external_data_helper.uses_external_data, graph.initializer)):
         raise ExportError(
             f"page of {title!r}: the model's weights are in another file; save it with its weights inside"
@@ -108,6 +106,19 @@ def _facts(model: onnx.ModelProto, data: bytes, title: str, measured: Sequence[s
         "warnings": [*warnings, *bad_names],
         "problem": problem,
     }
+
+
+def _texts(model: onnx.ModelProto) -> Iterator[object]:
+    """The strings of a model that come into its page."""
+    graph = model.graph
+    yield from (model.producer_name, model.producer_version, model.doc_string, graph.name, graph.doc_string)
+    for entry in model.metadata_props:
+        yield from (entry.key, entry.value)
+    for node in graph.node:
+        yield from (node.name, node.op_type, *node.input, *node.output)
+    for info in (*graph.input, *graph.output, *graph.value_info):
+        yield from (info.name, *(dim.dim_param for dim in info.type.tensor_type.shape.dim))
+    yield from (tensor.name for tensor in graph.initializer)
 
 
 def _value(info: onnx.ValueInfoProto) -> dict[str, Any]:

@@ -307,6 +307,13 @@ def test_steps_that_the_page_leaves_out_are_said(transform: str, words: str | No
         assert words in shown["warnings"][0] and shown["warnings"][0].endswith("its answers differ.")
 
 
+def test_names_that_are_no_text() -> None:
+    data = small_model(key="VALUE").SerializeToString()
+    for name in (b"VALUE", b"flat", b"flatten", b"batch"):
+        with pytest.raises(ExportError, match="page of 'x': it is not an ONNX model"):
+            facts(data.replace(name, b"\xff" * len(name)), "x")
+
+
 def test_damaged_metadata_is_an_error() -> None:
     model = small_model(**{"imae.transform_param": "", "imae.input.channels": "CMYK"})
     with pytest.raises(DataError, match=r"x: metadata: imae\.input\.channels must be one of"):
