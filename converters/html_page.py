@@ -32,7 +32,11 @@ from imae.files.errors import ExportError, FileError
 from imae.files.read import AnyPath
 
 PACKAGE = Path("node_modules", "onnxruntime-web")
-MODULE, BINARY = "dist/ort.wasm.bundle.min.mjs", "dist/ort-wasm-simd-threaded.wasm"
+# Its files that the page needs.
+SCRIPT = "dist/ort.wasm.min.js"
+LOADER, BINARY = "dist/ort-wasm-simd-threaded.mjs", "dist/ort-wasm-simd-threaded.wasm"
+FILES = (SCRIPT, LOADER, BINARY)
+OLDEST = (1, 25)  # older ones look for the WebAssembly beside their module, which is in memory here
 RUNTIME = Path("ort", "onnxruntime-web.js")
 PART = 3 << 20  # bytes of the model in one element of the page; a multiple of 3, so that base64 has no rest
 
@@ -82,32 +86,45 @@ def find_ort_web(folder: AnyPath | None = None) -> Path | None:
     package = PACKAGE if folder is None else Path(os.fsdecode(folder))
     if folder is None and not package.exists():
         return None
-    for name in ("package.json", MODULE, BINARY):
+    for name in ("package.json", *FILES):
         if not (package / name).is_file():
             raise ExportError(
-                f"'{package}' is not the folder of npm's package onnxruntime-web, version 1.20 or newer: it "
-                f"has no {name}; run npm install onnxruntime-web, and give --ort-web {PACKAGE}"
+                f"'{package}' is not the folder of npm's package onnxruntime-web: it has no {name}; run npm "
+                f"install onnxruntime-web, and give --ort-web {PACKAGE}"
             )
+    version = _version(package)
+    if tuple(map(int, version.split(".")[:2])) < OLDEST:
+        raise ExportError(
+            f"'{package}' is onnxruntime-web {version}, which cannot be loaded from a disk; run npm install "
+            "onnxruntime-web@latest"
+        )
     return package
 
 
-def runtime_script(package: Path) -> bytes:
-    """The package's module and WebAssembly as one script, each compressed, in base64."""
+def _version(package: Path) -> str:
+    """The package's version: two numbers or more, with points between them."""
+    path = package / "package.json"
     try:
-        module, binary = ((package / name).read_bytes() for name in (MODULE, BINARY))
-        version = json.loads((package / "package.json").read_bytes())["version"]
+        version = json.loads(path.read_bytes())["version"]
+    except OSError as error:
+        raise ExportError(f"cannot read '{path}': {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, RecursionError):
+        version = None
+    if not isinstance(version, str) or not re.match(r"\d{1,9}\.\d{1,9}\.", version, re.ASCII):
+        raise ExportError(f"'{path}' states no version; run npm install onnxruntime-web again")
+    return version
+
+
+def runtime_script(package: Path) -> bytes:
+    """The package's script, and in it, compressed and in base64, its module and its WebAssembly."""
+    try:
+        script, loader, binary = ((package / name).read_bytes() for name in FILES)
     except OSError as error:
         raise ExportError(f"cannot read '{error.filename}': {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ExportError(
-            f"'{package / 'package.json'}' states no version; install the package anew"
-        ) from error
-    facts = {"version": str(version), "module": _compressed(module), "wasm": _compressed(binary)}
-    head = (
-        "// ONNX Runtime Web, (c) Microsoft Corporation, MIT license: npm's package onnxruntime-web,\n"
-        f"// {MODULE} and {BINARY}, compressed by gzip, in base64.\n"
-    )
-    return f"{head}globalThis.onnxruntimeWeb = {_json(facts)};\n".encode()
+    parts = {"version": _version(package), "loader": _compressed(loader), "wasm": _compressed(binary)}
+    head = f"// From npm's package onnxruntime-web: {SCRIPT}\n"
+    tail = f"\n// {LOADER} and {BINARY}, compressed by gzip, in base64\n"
+    return head.encode() + script + f"{tail}globalThis.onnxruntimeWeb = {_json(parts)};\n".encode()
 
 
 def _compressed(data: bytes) -> str:

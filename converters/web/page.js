@@ -104,8 +104,9 @@
     byId("measured").append(...facts.measured.map((text) => element("p", "name", text)));
     byId("description").textContent = facts.description;
     byId("description").hidden = !facts.description;
-    const rows = [...facts.metadata, ["SHA-256 of the model", facts.sha256]];
-    byId("metadata").append(table(["Metadata", ""], ["name", "name code"], rows));
+    for (const [key, text] of [...facts.metadata, ["SHA-256 of the model", facts.sha256]]) {
+      byId("metadata").append(element("dt", "name", key), element("dd", "name code", text));
+    }
   }
 
   function showLayers() {
@@ -166,13 +167,12 @@
   /** ONNX Runtime, from the file beside the page: a browser loads scripts from a disk, and nothing else. */
   async function loadRuntime() {
     await loadScript("ort/onnxruntime-web.js");
-    const { version, module, wasm } = globalThis.onnxruntimeWeb;
+    const runtime = globalThis.ort; // its own script is in the file, too
+    const { version, loader, wasm } = globalThis.onnxruntimeWeb;
     delete globalThis.onnxruntimeWeb;
-    const source = new Blob([await decompressed(module)], { type: "text/javascript" });
-    const address = URL.createObjectURL(source);
-    const runtime = await import(address);
-    URL.revokeObjectURL(address);
+    const module = new Blob([await decompressed(loader)], { type: "text/javascript" });
     runtime.env.wasm.numThreads = 1; // several need a server that isolates the page
+    runtime.env.wasm.wasmPaths = { mjs: URL.createObjectURL(module) };
     runtime.env.wasm.wasmBinary = await decompressed(wasm);
     byId("runtime").textContent = `ONNX Runtime Web ${version}, © Microsoft Corporation, MIT license.`;
     return runtime;
