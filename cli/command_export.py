@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imae.cli.options import add_net_options, chosen_net
+from imae.cli.page_options import add_page_options, check_page_options, write_chosen_page
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
 from imae.converters.deploy import InputShape
 from imae.converters.dynamic_size import size_text
@@ -98,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --embed-preprocess: resize in the model, too, which then takes images of any size",
     )
     add_preprocessing_options(parser, "the net")
+    add_page_options(parser)
     add_net_options(parser, "TEST", changeable=False)
     parser.set_defaults(parser=parser)
 
@@ -108,6 +110,7 @@ def run(args: argparse.Namespace) -> None:
     if (to := FOR_PYTORCH.get(args.to or suffix)) is not None:
         _run_torch(args, to)
         return
+    check_page_options(args)
     if args.embed_resize and args.embed_preprocess is None:
         raise ExportError("--embed-resize needs --embed-preprocess rgb, bgr or gray")
     embedding = None
@@ -156,6 +159,7 @@ def run(args: argparse.Namespace) -> None:
         )
     for name, why in result.not_compared.items():
         print(f"NOTHING WAS COMPARED of output {printable(name)}, {sizes}: {why}")
+    write_chosen_page(args, result)
 
 
 def _run_torch(args: argparse.Namespace, to: Target) -> None:

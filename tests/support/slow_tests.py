@@ -28,6 +28,7 @@ SLOW = (
     "layers/test_data_cache.py",
     "files/test_pipes.py",
     "converters/test_stopped_converters.py",
+    "converters/test_html_page_in_browser.py",
     "train/test_doctor.py::test_the_examiner_can_do_no_harm",
     "train/test_doctor.py::test_hostile_files_are_rows",
     "benchmarks/test_zoo.py::test_the_table",
