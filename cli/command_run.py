@@ -132,7 +132,14 @@ def run(args: argparse.Namespace) -> None:
     if lmdb is not None:
         predictions = model.predict_lmdb(lmdb)
     else:
-        found = find_images(sources, model.names, model.num_classes, args.root_folder, args.skip_bad)
+        found = find_images(
+            sources,
+            model.names,
+            model.num_classes,
+            args.root_folder,
+            class_folders=model.may_have_classes,
+            skip_bad=args.skip_bad,
+        )
         report.expect(found)
         predictions = model.predict(found.images, args.skip_bad)
     # What programs read on the standard output has nothing beside it.

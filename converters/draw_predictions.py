@@ -1,7 +1,7 @@
 """Images with the boxes that a detector has found, and the maps of a segmentation in colours.
 
-A file is named like its image, in the same subfolder. A class has the colour that PASCAL VOC's label maps
-give its number.
+A file is named like its image, in the same subfolder. In maps a class has the colour that PASCAL VOC's label
+maps give its number; the lines of boxes have brighter ones.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ def draw_boxes(pixels: Image, boxes: Sequence[Box], names: Mapping[int, str]) ->
     """A copy of an image (H, W, 3) with boxes, their names and scores; the best are on top."""
     drawn = pixels.copy()
     height, width = pixels.shape[:2]
-    thick = max(1, round(min(height, width) / 250))
-    scale = max(0.35, min(height, width) / 900)
+    thick = max(1, round(min(height, width) / 160))
+    scale = max(0.4, min(height, width) / 700)
     for box in reversed(boxes):
-        colour = tuple(int(part) for part in palette(np.array([box.label]))[0])
+        colour = _bright(box.label)
         corners = [round(side) for side in box[2:]]
         left, top = min(corners[0], width - 1), min(corners[1], height - 1)
         right, bottom = min(corners[2], width - 1), min(corners[3], height - 1)
@@ -83,10 +83,16 @@ def draw_boxes(pixels: Image, boxes: Sequence[Box], names: Mapping[int, str]) ->
         x = max(0, min(left, width - text_width - 2))
         y = top - thick if top - thick - text_height - below >= 0 else top + text_height + below + thick
         cv2.rectangle(drawn, (x, y - text_height - below), (x + text_width + 2, y + below // 2), colour, -1)
-        black = sum(colour) > 3 * 110
-        ink = (0, 0, 0) if black else (255, 255, 255)
+        ink = (0, 0, 0) if 0.1 * colour[0] + 0.6 * colour[1] + 0.3 * colour[2] > 110 else (255, 255, 255)
         cv2.putText(drawn, text, (x + 1, y - below // 2), FONT, scale, ink, max(1, thick // 2), cv2.LINE_AA)
     return drawn
+
+
+def _bright(label: int) -> tuple[int, int, int]:
+    """A colour (BGR) that differs from those of the classes nearby."""
+    hue = 67 * label % 180  # of OpenCV's 180; no two of 180 labels have the same
+    blue, green, red = cv2.cvtColor(np.array([[[hue, 220, 255]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0].tolist()
+    return blue, green, red
 
 
 def classes_of_map(values: NDArray[Any]) -> NDArray[np.int64] | None:

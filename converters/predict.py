@@ -112,10 +112,15 @@ class ImageModel:
     _first_batch: NDArray[np.float32] | None = None
 
     @property
+    def may_have_classes(self) -> bool:
+        """Whether the output may hold scores of classes, by its shape."""
+        sides = self.output_shape[2:]
+        return self.kind in (None, Kind.CLASSES) and all(side == 1 for side in sides if isinstance(side, int))
+
+    @property
     def num_classes(self) -> int | None:
         """The number of classes, if the output's shape says it."""
-        shape = self.output_shape
-        count = shape[1] if self.kind in (None, Kind.CLASSES) and len(shape) in (2, 4) else None
+        count = self.output_shape[1] if self.may_have_classes and len(self.output_shape) > 1 else None
         return count if isinstance(count, int) else None
 
     def predict(self, images: Iterable[ImageFile], skip_bad: bool = False) -> Iterator[Prediction]:
@@ -237,10 +242,15 @@ class ImageModel:
 
     def describe(self) -> str:
         """What the output holds, in words; after the first image."""
-        dimensions = [str(side) if isinstance(side, int) else "N" for side in self.output_shape]
-        shape = f"output {self.output!r}, ({', '.join(dimensions)})"
+        free = "N", *["?"] * len(self.output_shape)
+        sides = [
+            str(side) if isinstance(side, int) else name
+            for side, name in zip(self.output_shape, free, strict=False)
+        ]
+        shape = f"output {self.output!r}, ({', '.join(sides)})"
         if self.kind is Kind.BOXES:
-            return f"{shape}: boxes with a score of {self.threshold:g} or more, in pixels of the image"
+            what = f"boxes with a score of {self.threshold:g} or more, in pixels of the image"
+            return f"output {self.output!r}, (1, 1, N, 7): {what}"
         if self.kind is Kind.MAP:
             return f"{shape}: a map; of several channels the largest is a pixel's class"
         if self.kind is Kind.VALUES:

@@ -69,12 +69,12 @@ class RunReport:
 
     def lines(self, predictions: Iterable[Prediction]) -> Iterator[str]:
         """All lines; drawings are written between them."""
-        yield f"{'records' if self.of_lmdb else 'images'}: {self.prepared}"
-        yield from map(printable, self._notes)
         described = False
         for prediction in predictions:
             if not described:
                 self._check_kind()
+                yield f"{'records' if self.of_lmdb else 'images'}: {self.prepared}"
+                yield from map(printable, self._notes)
                 yield self.model.describe()
                 described = True
             self._count(prediction)
@@ -131,7 +131,8 @@ class RunReport:
     def _ending(self) -> Iterator[str]:
         model, options = self.model, self.options
         if model.bad:
-            yield f"skipped {len(model.bad)} images that cannot be read:"
+            seen = len(model.bad) + sum(count for count, _ in model.seconds)
+            yield f"skipped {len(model.bad)} of {seen} images, which cannot be read:"
             yield from (f"  {printable(error)}" for _, error in model.bad[:MOST_NAMED])
             if len(model.bad) > MOST_NAMED:
                 yield f"  and {len(model.bad) - MOST_NAMED} more; --json lists all"

@@ -57,6 +57,8 @@ def find_images(
     names: Mapping[int, str] | None = None,
     num_classes: int | None = None,
     root_folder: AnyPath | None = None,
+    *,
+    class_folders: bool = True,
     skip_bad: bool = False,
 ) -> ImageFiles:
     """All images that these files, folders, patterns and lists name; DataError where one does not exist.
@@ -64,24 +66,26 @@ def find_images(
     names        of the model's classes, for class folders
     num_classes  of the model; None: not known
     root_folder  of the paths in lists; None: the list's own folder
+    class_folders
+                 whether the folders of images are taken for their classes
     skip_bad     an argument that does not exist is no error here, but is no image later
     """
     found = ImageFiles()
-    class_folders: set[str] = set()
+    folders: set[str] = set()
     for argument in _expanded(arguments, skip_bad):
         if os.path.isdir(argument):
             inner = sorted(_images_in(argument))
             if not inner:
                 raise DataError(f"there are no images ({', '.join(SUFFIXES)}) in the folder '{argument}'")
-            class_folders.update(path.partition("/")[0] for path in inner if "/" in path)
+            folders.update(path.partition("/")[0] for path in inner if "/" in path)
             found.images += [ImageFile(os.path.join(argument, path), None, path) for path in inner]
         elif argument.lower().endswith(LISTS):
             found.images += _listed(argument, root_folder)
         else:
             found.images.append(ImageFile(argument))
-    if not class_folders:
+    if not folders or not class_folders:
         return found
-    labels, note = folder_labels(sorted(class_folders), names or {}, num_classes)
+    labels, note = folder_labels(sorted(folders), names or {}, num_classes)
     found.notes.append(note)
     found.images = [
         image if "/" not in image.inside or image.label is not None
