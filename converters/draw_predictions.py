@@ -39,6 +39,8 @@ def drawing_paths(images: Iterable[ImageFile], folder: AnyPath, suffix: str | No
     paths: dict[str, Path] = {}
     taken: set[Path] = set()
     for image in images:
+        if image.path in paths:  # it was named twice
+            continue
         inside = Path(image.inside)
         if not image.inside or inside.is_absolute() or ".." in inside.parts:
             inside = Path(Path(image.path).name)

@@ -104,7 +104,7 @@ def summary_lines(measures: Measures, names: Mapping[int, str]) -> list[str]:
     """Accuracy, and each class; of many classes those with the lowest recall."""
     lines = [f"accuracy = {measures.accuracy:.6g} on {measures.images} images"]
     if measures.top_accuracy is not None:
-        lines.append(f"top-{TOP}: {measures.top_accuracy:.6g}")
+        lines.append(f"top-{TOP} accuracy: {measures.top_accuracy:.6g}")
     classes = measures.classes()
     if len(classes) > MOST_CLASSES:
         with_images = [entry for entry in classes if entry.recall is not None]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -38,12 +38,15 @@ from imae.files.errors import DataError, ExportError
 from imae.files.read import AnyPath, read_bytes
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.prototxt import TransformationParameter
+from imae.prototxt.caffe_pb2 import ResizeParameter
 
 Array = NDArray[Any]
 
 # Operators after which (N, C) holds features, and those that change no value.
 OF_FEATURES = ("Relu", "LeakyRelu", "PRelu", "Elu", "ThresholdedRelu", "Clip", "Tanh", "LpNormalization")
 IDLE = ("Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout", "Cast")
+NUMBERS = [f"tensor({kind})" for kind in ("float", "float16", "double")]
+NUMBERS += [f"tensor({sign}int{bits})" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 LARGEST_READ = 1 << 30  # bytes of a model that is read to look at its operators
 # Sums of 1000 probabilities in half precision are as far from 1.
 OF_ONE = 1e-2
@@ -122,6 +125,13 @@ class ImageModel:
         """The number of classes, if the output's shape says it."""
         count = self.output_shape[1] if self.may_have_classes and len(self.output_shape) > 1 else None
         return count if isinstance(count, int) else None
+
+    @property
+    def shows_all(self) -> bool:
+        """Whether the prepared image is the whole image, stretched: nothing is cropped, nothing padded."""
+        resize = self.preprocessing.transform.resize_param
+        warped = not self.preprocessing.resizes_itself or resize.resize_mode == ResizeParameter.WARP
+        return self.preprocessing.crop in (None, self.preprocessing.resize_for(self.shape)) and warped
 
     def predict(self, images: Iterable[ImageFile], skip_bad: bool = False) -> Iterator[Prediction]:
         """Run on image files, in batches of images that have one size when they are prepared.
@@ -226,7 +236,7 @@ class ImageModel:
         """How the images are prepared, in words; of an LMDB's records, which are not resized."""
         prepared, size = self.preprocessing, None
         if lmdb:
-            return Preprocessing(prepared.transform, prepared.mean_image, None, prepared.channels).steps()
+            return replace(prepared, resize=None).steps()
         if prepared.resize is None:
             size = prepared.resize_for(self.shape)
         if size is None:
@@ -236,7 +246,7 @@ class ImageModel:
         if cropped:
             for name in ("crop_size", "crop_h", "crop_w"):
                 transform.ClearField(name)
-        steps = Preprocessing(transform, prepared.mean_image, None, prepared.channels).steps()
+        steps = replace(prepared, transform=transform).steps()
         why = "the model does not say from which size it was cropped" if cropped else "the input's size"
         return f"resized to {size[0]}x{size[1]} ({why}), {steps}"
 
@@ -314,6 +324,9 @@ def open_model(
     rows = [value.name for value in session.get_outputs() if are_rows(value.shape)]
     name = output_name(session, rows[0] if output is None and len(rows) == 1 else output)
     own_names = names is None
+    kind = next(value.type for value in session.get_outputs() if value.name == name)
+    if kind not in NUMBERS:
+        raise ExportError(f"{path}: output {name!r} is a {kind}; numbers are needed, choose another output")
     if names is None:
         names = names_of(session.get_modelmeta().custom_metadata_map, os.fspath(path))
     fixed = shape[0] if isinstance(shape[0], int) else None

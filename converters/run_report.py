@@ -123,8 +123,7 @@ class RunReport:
         if model.kind is Kind.BOXES:
             pixels = draw_boxes(read_pixels(path), prediction.boxes, model.names)
         else:
-            whole = model.preprocessing.crop is None and not model.preprocessing.resizes_itself
-            pixels = draw_map(prediction.values, prediction.size if whole else None)
+            pixels = draw_map(prediction.values, prediction.size if model.shows_all else None)
         write_drawing(self._drawings[path], pixels)
         self._drawn += 1
 
@@ -153,7 +152,7 @@ class RunReport:
 def prediction_lines(prediction: Prediction, model: ImageModel, top: int) -> Iterator[str]:
     """What was found in an image; classes as Caffe's classification example prints them."""
     name, names, values = printable(prediction.source.path), model.names, prediction.values
-    if prediction.source.label is not None:
+    if model.kind is Kind.CLASSES and prediction.source.label is not None:
         name += f" (label {class_text(prediction.source.label, names)})"
     if model.kind is Kind.CLASSES:
         best = best_classes(values)[:top].tolist()

@@ -120,9 +120,14 @@ def test_an_image_gets_its_best_classes_with_names_and_scores(
         'img/red/0.png: 210.0000 - "red", 30.0000 - "green", 0.0000 - "blue"',
         'img/blue/0.png: 200.0000 - "blue", 10.0000 - "red", 0.0000 - "green"',
     ]
-    assert output_of(capsys, "net.onnx", "--top", "1", "--images", "img/red/0.png")[-1:] == [
-        'img/red/0.png: 210.0000 - "red"'
-    ]
+    one = 'img/red/0.png: 210.0000 - "red"'
+    for order in (
+        ["net.onnx", "--top", "1", "--images", "img/red/0.png"],
+        ["net.onnx", "--top", "1", "img/red/0.png"],
+        ["--top=1", "net.onnx", "img/red/0.png"],
+        ["net.onnx", "img/red/0.png", "-top", "1"],
+    ):
+        assert output_of(capsys, *order)[-1] == one
 
 
 def test_names_come_from_a_file_too(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -442,7 +447,7 @@ def test_many_classes_show_the_worst() -> None:
     }
     lines = [*summary_lines(measures, names), *confusion_lines(measures, names)]
     assert max(map(len, lines)) <= 80
-    assert lines[0] == "accuracy = 0.995 on 1000 images" and lines[1] == "top-5: 1"
+    assert lines[0] == "accuracy = 0.995 on 1000 images" and lines[1] == "top-5 accuracy: 1"
     assert lines[2] == "the 10 classes with the lowest recall, of 100:"
     assert lines[4].startswith("7 n00000007 a class") and lines[4].endswith("      10  0.6000     1.0000")
     assert lines[-3] == "the most frequent of 2 confusions, label -> class: images"
@@ -462,7 +467,7 @@ def test_classes_without_images() -> None:
     measures = Measures(6)
     measures.add(4, np.array([5, 4, 3, 2, 1]), "x")
     lines = summary_lines(measures, {})
-    assert lines[1] == "top-5: 1"
+    assert lines[1] == "top-5 accuracy: 1"
     assert lines[3:] == ["4           1  0.0000          -", "5           0       -     0.0000"]
     assert Measures(5).top_accuracy is None
 
@@ -525,8 +530,8 @@ def test_boxes_are_drawn_beside_the_images(here: Path, capsys: pytest.CaptureFix
     save_image("b/x.png", (10, 20, 30), 120, 200)
     save_image("c/deep/y.bmp", (10, 20, 30), 120, 200)
     before = Path("a/x.png").read_bytes()
-    lines = output_of(capsys, "ssd.onnx", "a/x.png", "b/x.png", "c", "--draw", "out")
-    assert lines[-1] == "drew 3 images into out"
+    lines = output_of(capsys, "ssd.onnx", "a/x.png", "b/x.png", "c", "a/x.png", "--draw", "out")
+    assert lines[-1] == "drew 4 images into out"  # one of them twice
     assert sorted(str(path) for path in Path("out").rglob("*.*")) == [
         "out/deep/y.png",
         "out/x.png",
@@ -599,6 +604,20 @@ def test_several_inputs_are_named(here: Path, capsys: pytest.CaptureFixture[str]
     save_model("rcnn.onnx", MEANS, more_inputs=["im_info"])
     line = refused(capsys, "rcnn.onnx", "img/red/0.png")
     assert "a detector of Faster R-CNN's kind" in line and "SSD's rows (1, 1, N, 7) alone" in line
+
+
+def test_an_output_of_text_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.STRING)],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, SIZED)],
+        [helper.make_tensor_value_info("y", TensorProto.STRING, SIZED)],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), "text.onnx"
+    )
+    line = refused(capsys, "text.onnx", "img/red/0.png")
+    assert "text.onnx: output 'y' is a tensor(string); numbers are needed" in line
 
 
 # -- maps and values -----------------------------------------------------------------------------------------
