@@ -23,7 +23,9 @@ Names = Mapping[int, str]
 
 def names_of(metadata: Mapping[str, str], where: str) -> Names:
     """The names in a model's metadata, none if it has none; DataError where they are damaged."""
-    return _from_json(metadata[NAMES_KEY], f"{where}: metadata: {NAMES_KEY}") if NAMES_KEY in metadata else {}
+    if NAMES_KEY not in metadata:
+        return {}
+    return _from_json(metadata[NAMES_KEY], f"{where}: metadata: {NAMES_KEY}", "; or give --labels FILE")
 
 
 def read_names(path: AnyPath) -> Names:
@@ -43,13 +45,13 @@ def read_names(path: AnyPath) -> Names:
     if text.split("{")[0].strip() == "item":
         items = parse_text(text, LabelMap, os.fspath(path)).item
         return {item.label: item.display_name or item.name for item in items}
-    names = {number: line.strip() for number, line in enumerate(text.rstrip().splitlines())}
-    if not names:
+    names = {number: line.strip() for number, line in enumerate(text.rstrip().split("\n"))}
+    if not any(names.values()):
         raise DataError(f"--labels: '{path}' has no names; it must have a name a line, the first for class 0")
     return names
 
 
-def _from_json(text: str, where: str) -> Names:
+def _from_json(text: str, where: str, instead: str = "") -> Names:
     try:
         content = json.loads(text)
         if isinstance(content, list):
@@ -58,5 +60,5 @@ def _from_json(text: str, where: str) -> Names:
     except (ValueError, AttributeError, RecursionError):
         names = {-1: None}
     if not all(isinstance(name, str) for name in names.values()) or min(names, default=0) < 0:
-        raise DataError(f'{where}: it must be JSON, a name for each class: {{"0": "tench", ...}}')
+        raise DataError(f'{where}: it must be JSON, a name for each class: {{"0": "tench", ...}}{instead}')
     return names

@@ -3,8 +3,8 @@
 classes  (N, C) or (N, C, 1, 1): a score for each of C > 1 classes
 boxes    (1, 1, K, 7): SSD's rows (detections.py)
 map      (N, C, H, W): C scores for each pixel; with C = 1 a number, or the class, of each pixel
-values   all else, such as features; also (N, C) straight after a ReLU or the like, or with another
-         number of values than the model has names
+values   all else, such as features; also scores that are no classes': straight after a ReLU or the like, or
+         of another number than the model has names
 """
 
 from __future__ import annotations
@@ -42,8 +42,11 @@ from imae.prototxt.caffe_pb2 import ResizeParameter
 
 Array = NDArray[Any]
 
-# Operators after which (N, C) holds features, and those that change no value.
-OF_FEATURES = ("Relu", "LeakyRelu", "PRelu", "Elu", "ThresholdedRelu", "Clip", "Tanh", "LpNormalization")
+# Operators after which there are features, not scores, and those that change no value.
+OF_FEATURES = (
+    *("Relu", "LeakyRelu", "PRelu", "Elu", "ThresholdedRelu", "Clip", "Tanh"),
+    *("MaxPool", "LRN", "LpNormalization"),
+)
 IDLE = ("Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Dropout", "Cast")
 NUMBERS = [f"tensor({kind})" for kind in ("float", "float16", "double")]
 NUMBERS += [f"tensor({sign}int{bits})" for sign in ("", "u") for bits in (8, 16, 32, 64)]
@@ -69,7 +72,7 @@ class Prediction:
     source  the image; of an LMDB the record's key
     size    (height, width) of the image in its file; None for a record of an LMDB
     values  of the output: (C,) of classes, (K, 7) of boxes, (C, H, W) of a map
-    boxes   for Kind.BOXES: those with the least score, the best first
+    boxes   for Kind.BOXES: those whose score reaches the threshold, the best first
     """
 
     source: ImageFile
@@ -172,9 +175,7 @@ class ImageModel:
             keys = iter(source.keys())
         for images, labels in lmdb_batches(path, self.preprocessing, self.batch_size):
             assert labels is not None
-            records = [
-                (ImageFile(os.fsdecode(next(keys)), label), None) for label in labels.tolist()
-            ]  # fmt: skip
+            records = [(ImageFile(os.fsdecode(next(keys)), label), None) for label in labels.tolist()]
             yield from self._run(records, images)
 
     def _run(
@@ -187,11 +188,10 @@ class ImageModel:
         if self.kind is None:
             self.kind = self._kind_of(values.shape)
         if self.kind is Kind.BOXES:
-            (source, size) = images[0]
+            source, size = images[0]
             assert size is not None
-            boxes = boxes_in_pixels(
-                values, size, self.preprocessing, self.shape, self.threshold, source.path
-            )  # fmt: skip
+            where = source.path
+            boxes = boxes_in_pixels(values, size, self.preprocessing, self.shape, self.threshold, where)
             yield Prediction(source, size, values, tuple(boxes))
             return
         if self.kind is Kind.CLASSES:
@@ -200,21 +200,22 @@ class ImageModel:
             yield Prediction(source, size, mine)
 
     def _kind_of(self, shape: Sequence[int]) -> Kind:
-        count = int(np.prod(shape[1:]))
-        if len(shape) == 4 and shape[2] * shape[3] > 1:
-            return Kind.MAP
-        if len(shape) not in (2, 4) or count < 2:
+        if len(shape) not in (2, 4):
             return Kind.VALUES
-        if self.names:
-            if max(self.names) + 1 == count:
-                return Kind.CLASSES
-            if not self.names_of_user:
-                return Kind.VALUES
+        count, is_map = shape[1], len(shape) == 4 and shape[2] * shape[3] > 1
+        scored = Kind.MAP if is_map else Kind.CLASSES
+        if count < 2:
+            return Kind.MAP if is_map else Kind.VALUES
+        if not self.names:
+            return Kind.VALUES if _maker(self.path, self.output) in OF_FEATURES else scored
+        if max(self.names) + 1 == count:
+            return scored
+        if self.names_of_user:
             raise DataError(
-                f"--labels has names for {max(self.names) + 1} classes, output {self.output!r} has {count} "
-                "values for an image; give the names of this model's classes"
+                f"--labels has names for {max(self.names) + 1} classes, output {self.output!r} has {count}; "
+                "give the names of this model's classes"
             )
-        return Kind.VALUES if _maker(self.path, self.output) in OF_FEATURES else Kind.CLASSES
+        return Kind.VALUES
 
     def _scores(self, scores: Array) -> Array:
         """The scores (N, C) as they are, or by softmax."""
@@ -323,31 +324,29 @@ def open_model(
     shape = image_shape(session)
     rows = [value.name for value in session.get_outputs() if are_rows(value.shape)]
     name = output_name(session, rows[0] if output is None and len(rows) == 1 else output)
-    own_names = names is None
     kind = next(value.type for value in session.get_outputs() if value.name == name)
     if kind not in NUMBERS:
         raise ExportError(f"{path}: output {name!r} is a {kind}; numbers are needed, choose another output")
-    if names is None:
-        names = names_of(session.get_modelmeta().custom_metadata_map, os.fspath(path))
     fixed = shape[0] if isinstance(shape[0], int) else None
     if name in rows and fixed not in (None, 1):
         raise ExportError(
             f"{path}: a detector with batches of {fixed} images; export it without --fixed-batch"
         )
+    metadata = session.get_modelmeta().custom_metadata_map
     return ImageModel(
-        path,
-        session,
-        name,
-        provider,
-        shape,
-        chosen_preprocessing(session, path, shape, preprocessing),
-        names,
-        not own_names,
-        fixed or batch_size,
-        threshold,
-        softmax,
-        next(value.shape for value in session.get_outputs() if value.name == name),
-        Kind.BOXES if name in rows else None,
+        path=path,
+        session=session,
+        output=name,
+        output_shape=next(value.shape for value in session.get_outputs() if value.name == name),
+        provider=provider,
+        shape=shape,
+        preprocessing=chosen_preprocessing(session, path, shape, preprocessing),
+        names=names_of(metadata, os.fspath(path)) if names is None else names,
+        names_of_user=names is not None,
+        batch_size=fixed or batch_size,
+        threshold=threshold,
+        softmax=softmax,
+        kind=Kind.BOXES if name in rows else None,
     )
 
 

@@ -147,7 +147,7 @@ def test_names_come_from_a_file_too(here: Path, capsys: pytest.CaptureFixture[st
         assert line == 'img/red/0.png: 210.0000 - "n03 fire"'
     Path("four.txt").write_text("a\nb\nc\nd\n")
     line = refused(capsys, "bare.onnx", "img/red/0.png", "--labels", "four.txt")
-    assert "--labels has names for 4 classes, output 'y' has 3 values" in line
+    assert "--labels has names for 4 classes, output 'y' has 3" in line
 
 
 @pytest.mark.parametrize(
@@ -674,6 +674,9 @@ def test_features_are_no_classes(here: Path, capsys: pytest.CaptureFixture[str])
     four = json.dumps({str(label): "x" for label in range(4)})
     save_model("named.onnx", MEANS, metadata={PLAIN: "", "names": four})
     assert output_of(capsys, "named.onnx", "img/red/0.png")[1].endswith("values, no scores of classes")
+    maps: dict[str, list[Any]] = {"conv5": ["n", 3, 6, 8]}
+    save_model("map.onnx", [helper.make_node("Relu", ["x"], ["conv5"])], outputs=maps)
+    assert output_of(capsys, "map.onnx", "img/red/0.png")[2] == "img/red/0.png: 3x6x8 values, 0 to 210"
     assert "--draw draws boxes and maps" in refused(capsys, "features.onnx", "img/red/0.png", "--draw", "out")
     write_lmdb("lmdb", [(b"0", datum_from_array(np.zeros((3, 6, 8), np.uint8), 0))])
     assert "an LMDB's labels are those of classes" in refused(capsys, "features.onnx", "lmdb")
