@@ -33,21 +33,21 @@ def read_names(path: AnyPath) -> Names:
     try:
         data = read_bytes(path)
     except OSError as error:
-        raise DataError(f"--labels: cannot read '{path}': {error.strerror or error}") from None
+        raise DataError(f"cannot read the labels '{path}': {error.strerror or error}") from None
     if mistaken := mistaken_for(data):
-        raise DataError(f"--labels: '{path}': expected a name a line{mistaken}")
+        raise DataError(f"'{path}' has no labels, a name in each line{mistaken}")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise DataError(f"--labels: '{path}' is not UTF-8; save it as UTF-8") from None
+        raise DataError(f"'{path}': labels must be UTF-8; save the file as UTF-8") from None
     if text.lstrip().startswith(("{", "[")):
-        return _from_json(text, f"--labels: '{path}'")
+        return _from_json(text, f"'{path}'")
     if text.split("{")[0].strip() == "item":
         items = parse_text(text, LabelMap, os.fspath(path)).item
         return {item.label: item.display_name or item.name for item in items}
     names = {number: line.strip() for number, line in enumerate(text.rstrip().split("\n"))}
     if not any(names.values()):
-        raise DataError(f"--labels: '{path}' has no names; it must have a name a line, the first for class 0")
+        raise DataError(f"'{path}' is empty; give a name in each line, the first for class 0")
     return names
 
 
@@ -60,5 +60,5 @@ def _from_json(text: str, where: str, instead: str = "") -> Names:
     except (ValueError, AttributeError, RecursionError):
         names = {-1: None}
     if not all(isinstance(name, str) for name in names.values()) or min(names, default=0) < 0:
-        raise DataError(f'{where}: it must be JSON, a name for each class: {{"0": "tench", ...}}{instead}')
+        raise DataError(f'{where} must be JSON, a name for each class: {{"0": "tench", ...}}{instead}')
     return names

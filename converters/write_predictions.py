@@ -1,29 +1,4 @@
-"""What a model has found in images, as JSON or CSV.
-
-JSON is one object:
-
-    format         1
-    model, output  the file, and the output that was read
-    kind           classes, boxes, map or values
-    scores         of classes: "probabilities", "softmax" or "as the model gives them"
-    images_were    how they were prepared, in words
-    names          {"0": "tench", ...}; those of the model, or of --labels
-    images         for each: "image", its path or its key; "label", "label_name" where they are known; and
-                     classes  "classes": a list of {class, name, score}, the best first, --top of them
-                     boxes    "height", "width", "boxes": a list of {label, name, score, xmin, ymin, xmax,
-                              ymax} in pixels, the best first
-                     map      "shape"; "classes": a list of {class, name, share of the pixels}
-                     values   "shape", "values"
-    skipped        the images that could not be read: {image, error}
-    measures       of labelled images: images, accuracy, top_5, and classes: a list of {class, name, images,
-                   recall, precision}
-
-CSV has a line for each class, box or value of an image, and a heading:
-
-    classes  image,label,label_name,rank,class,name,score
-    boxes    image,label,name,score,xmin,ymin,xmax,ymax; an image without boxes has a line without them
-    map      image,class,name,share
-    values   image,index,value
+"""What a model has found in images, as JSON or CSV; docs/run.md has the fields and columns.
 
 Numbers are exact: as many digits as tell them from all others. NaN and infinite ones are null, or empty.
 """

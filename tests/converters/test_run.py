@@ -153,14 +153,14 @@ def test_names_come_from_a_file_too(here: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "has no names"),
-        (b"\xff\xfe", "is not UTF-8"),
-        (b'{"a": "b"}', "it must be JSON, a name for each class"),
-        (b'{"0": 1}', "it must be JSON, a name for each class"),
-        (b'{"-1": "b"}', "it must be JSON, a name for each class"),
-        (b"[" * 100_000, "it must be JSON, a name for each class"),
+        (b"", "is empty; give a name in each line"),
+        (b"\xff\xfe", "labels must be UTF-8; save the file as UTF-8"),
+        (b'{"a": "b"}', "must be JSON, a name for each class"),
+        (b'{"0": 1}', "must be JSON, a name for each class"),
+        (b'{"-1": "b"}', "must be JSON, a name for each class"),
+        (b"[" * 100_000, "must be JSON, a name for each class"),
         (b"item { nam: 1 }", 'did you mean "name"'),
-        (None, "cannot read 'names'"),
+        (None, "cannot read the labels 'names'"),
     ],
 )
 def test_names_that_are_none(here: Path, content: bytes | None, message: str) -> None:
@@ -172,7 +172,7 @@ def test_names_that_are_none(here: Path, content: bytes | None, message: str) ->
 
 def test_damaged_names_of_a_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model("bad.onnx", MEANS, metadata={PLAIN: "", "names": "[1]"})
-    assert "bad.onnx: metadata: names: it must be JSON" in refused(capsys, "bad.onnx", "img/red/0.png")
+    assert "bad.onnx: metadata: names must be JSON" in refused(capsys, "bad.onnx", "img/red/0.png")
 
 
 def test_probabilities_are_called_so_and_softmax_is_asked_for(
@@ -751,7 +751,7 @@ def test_json_and_csv_of_boxes(here: Path, capsys: pytest.CaptureFixture[str]) -
         (["--csv", "img"], "cannot write 'img'"),
         (["--top", "0"], "--top must be at least 1, got 0"),
         (["--threshold", "2"], "--threshold must be 0 to 1, got 2"),
-        (["--labels", "none.txt"], "--labels: cannot read 'none.txt'"),
+        (["--labels", "none.txt"], "cannot read the labels 'none.txt'"),
     ],
 )
 def test_bad_options(
@@ -761,11 +761,11 @@ def test_bad_options(
 
 
 def test_names_do_nothing_to_a_terminal(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evil = json.dumps({"0": "a\x1b[31m", "1": "b\nc", "2": "d"})
+    evil = json.dumps({"0": "a\u202e", "1": "b", "2": "d"})
     save_model("evil.onnx", MEANS, metadata={PLAIN: "", "names": evil})
     save_image("img/x\x1b.png", COLOURS["red"])
     lines = output_of(capsys, "evil.onnx", "img/x\x1b.png")
-    assert lines[-1] == 'img/x\\x1b.png: 210.0000 - "d", 30.0000 - "b\\nc", 0.0000 - "a\\x1b[31m"'
+    assert lines[-1] == 'img/x\\x1b.png: 210.0000 - "d", 30.0000 - "b", 0.0000 - "a\\u202e"'
 
 
 # -- speed ---------------------------------------------------------------------------------------------------
