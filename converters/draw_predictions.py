@@ -92,7 +92,7 @@ def draw_boxes(pixels: Image, boxes: Sequence[Box], names: Mapping[int, str]) ->
 
 def _bright(label: int) -> tuple[int, int, int]:
     """A colour (BGR) that differs from those of the classes nearby."""
-    hue = 67 * label % 180  # of OpenCV's 180; no two of 180 labels have the same
+    hue = 49 * label % 180  # of OpenCV's 180; labels that are 1 to 10 apart differ by 16 or more
     blue, green, red = cv2.cvtColor(np.array([[[hue, 220, 255]]], np.uint8), cv2.COLOR_HSV2BGR)[0, 0].tolist()
     return blue, green, red
 

@@ -138,7 +138,7 @@ class RunReport:
             if not model.seconds:
                 raise DataError("none of the images can be read")
         if self._drawn:
-            yield f"drew {self._drawn} images into {printable(str(options.draw))}"
+            yield f"drew {self._drawn} image{'s' * (self._drawn != 1)} into {printable(str(options.draw))}"
         if self.measures is not None:
             yield from summary_lines(self.measures, model.names)
             if options.confusion:

@@ -635,7 +635,7 @@ def test_a_map_is_no_class_17342(here: Path, capsys: pytest.CaptureFixture[str])
     assert lines[1:] == [
         "output 'y', (N, 3, 6, 8): a map; of several channels the largest is a pixel's class",
         'two.png: 6x8, of the pixels 0.7500 - "green", 0.2500 - "red"',
-        "drew 1 images into out",
+        "drew 1 image into out",
     ]
     drawn = np.asarray(cv2.imread("out/two.png"))
     assert drawn.shape == (6, 8, 3)
