@@ -30,7 +30,7 @@ from imae.converters.run_onnx import (
     lmdb_batches,
     open_session,
     output_name,
-    prepared_images,
+    resized,
     run_batch,
 )
 from imae.converters.run_sources import ImageFile
@@ -155,7 +155,8 @@ class ImageModel:
                     raise
                 self.bad.append((image.path, str(error)))
                 continue
-            made = prepared_images([pixels], [image.path], self.preprocessing, transformer, self.shape)
+            whole = resized(pixels, self.preprocessing, self.shape)
+            made = transformer.transform_list([whole], [image.path].__getitem__)
             if batch and (len(batch) == limit or made.shape != batch[0].shape):
                 yield from self._run(waiting, np.concatenate(batch))
                 waiting, batch = [], []

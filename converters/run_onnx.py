@@ -35,7 +35,6 @@ from imae.layers.data.data import DatumReader
 from imae.layers.data.data_resources import DataResources, most_threads
 from imae.layers.data.datum import read_file
 from imae.layers.data.lmdb_source import open_lmdb
-from imae.layers.data.transformer import DataTransformer
 from imae.prototxt import TransformationParameter
 
 if TYPE_CHECKING:
@@ -359,19 +358,8 @@ def image_batches(
     for begin in range(0, len(paths), size):
         names = paths[begin : begin + size]
         pixels = [decode_picture(read_file(path), path, gray=gray) for path in names]
-        yield prepared_images(pixels, names, preprocessing, transformer, shape), None
-
-
-def prepared_images(
-    pixels: Sequence[Array],
-    names: Sequence[str],
-    preprocessing: Preprocessing,
-    transformer: DataTransformer,
-    shape: Sequence[int | str],
-) -> NDArray[np.float32]:
-    """Decoded pixels (H, W, C), BGR, of each image as a batch for an input of this shape (N, C, H, W)."""
-    images = [resized(image, preprocessing, shape) for image in pixels]
-    return transformer.transform_list(images, names.__getitem__)
+        images = [resized(image, preprocessing, shape) for image in pixels]
+        yield transformer.transform_list(images, names.__getitem__), None
 
 
 def resized(pixels: Array, preprocessing: Preprocessing, shape: Sequence[int | str]) -> Array:

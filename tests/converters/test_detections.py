@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from imae.converters.detections import are_rows, boxes_in_pixels
 from imae.converters.preprocessing import PreprocessingOptions, Size, make_preprocessing, read_transform
-from imae.converters.run_onnx import prepared_images
+from imae.converters.run_onnx import resized
 from imae.files.errors import ExportError
 
 # A bright rectangle in an image of this size: rows and columns. Its sides, and the image's, are multiples of
@@ -40,7 +40,8 @@ def test_a_box_of_the_prepared_image_is_one_of_the_original(
     own = make_preprocessing(read_transform(transform, "x"))
     prepared = PreprocessingOptions(**options).apply(own, shape)
     assert prepared is not None
-    (values,) = prepared_images([pixels], ["x"], prepared, prepared.transformer("x"), shape)
+    image = resized(pixels, prepared, shape)
+    (values,) = prepared.transformer("x").transform_list([image], lambda _: "x")
     assert values.shape[1:] == input_size
     lit = np.argwhere(values[0] > 100)
     (ymin, xmin), (ymax, xmax) = lit.min(0), lit.max(0) + 1
