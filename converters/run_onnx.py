@@ -262,7 +262,7 @@ def output_name(session: onnxruntime.InferenceSession, wanted: str | None, optio
     return wanted
 
 
-def _image_shape(session: onnxruntime.InferenceSession) -> list[int | str]:
+def image_shape(session: onnxruntime.InferenceSession) -> list[int | str]:
     """The input's N, C, H, W, with names for free axes; ExportError where it takes no images."""
     shapes = [feed.shape for feed in session.get_inputs()]
     if len(shapes) == 1 and len(shapes[0]) == 4:
@@ -311,17 +311,10 @@ def run_file(
     """
     if (lmdb is None) == (not images) or isinstance(images, str):
         raise DataError("a model runs on an lmdb or on a list of images; give one of the two")
-    if batch_size < 1:
-        raise DataError(f"--batch-size must be at least 1, got {batch_size}")
-    most = most_threads()
-    if not 0 <= threads <= most:
-        raise DeviceError(f"--threads must be 0 to {most} on this machine, got {threads}")
+    check_run_options(batch_size, threads)
     session = open_session(model, provider, threads)
-    shape = _image_shape(session)
-    prepared = preprocessing.apply(model_preprocessing(session, model), shape)
-    if prepared is None:
-        logger.warning("%s: %s. The pixels go in as they are, 0..255, BGR", os.fspath(model), UNKNOWN)
-        prepared = Preprocessing(TransformationParameter())
+    shape = image_shape(session)
+    prepared = chosen_preprocessing(session, model, shape, preprocessing)
     size = shape[0] if isinstance(shape[0], int) else batch_size
     if lmdb is not None:
         batches = lmdb_batches(lmdb, prepared, size)
@@ -331,6 +324,29 @@ def run_file(
     result.batch_size = size
     result.preprocessing = prepared
     return result
+
+
+def check_run_options(batch_size: int, threads: int) -> None:
+    """DataError or DeviceError for a batch without images, and for more threads than there can be."""
+    if batch_size < 1:
+        raise DataError(f"--batch-size must be at least 1, got {batch_size}")
+    most = most_threads()
+    if not 0 <= threads <= most:
+        raise DeviceError(f"--threads must be 0 to {most} on this machine, got {threads}")
+
+
+def chosen_preprocessing(
+    session: onnxruntime.InferenceSession,
+    model: AnyPath,
+    shape: Sequence[int | str],
+    options: PreprocessingOptions,
+) -> Preprocessing:
+    """How images are prepared, by the options and the model; a warning where neither says it."""
+    prepared = options.apply(model_preprocessing(session, model), shape)
+    if prepared is None:
+        logger.warning("%s: %s. The pixels go in as they are, 0..255, BGR", os.fspath(model), UNKNOWN)
+        prepared = Preprocessing(TransformationParameter())
+    return prepared
 
 
 def lmdb_batches(path: AnyPath, preprocessing: Preprocessing, size: int) -> Iterator[Batch]:
