@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from imae.cli.description_options import add_description_options, chosen_description, write_chosen_card
 from imae.cli.options import add_net_options, chosen_net
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
 from imae.converters.deploy import InputShape
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="export layers that are not in the weights with their fillers' values",
     )
     add_preprocessing_options(parser, "the net")
+    add_description_options(parser)
     add_net_options(parser, "TEST", changeable=False)
 
 
@@ -71,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
         dialect=args.dialect,
         allow_missing=args.allow_missing,
         preprocessing=chosen_preprocessing(args),
+        about=chosen_description(args),
     )
     print(
         f"wrote {args.output}: opset {args.opset}, inputs {printable(', '.join(result.inputs))}, "
@@ -84,6 +87,7 @@ def run(args: argparse.Namespace) -> None:
         )
     for name, why in result.not_compared.items():
         print(f"NOTHING WAS COMPARED of output {printable(name)}, {sizes}: {why}")
+    write_chosen_card(args, result)
 
 
 def read_shapes(texts: Sequence[str]) -> InputShape | None:

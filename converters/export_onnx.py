@@ -27,6 +27,7 @@ from imae.converters.check_onnx import (
     open_axes,
 )
 from imae.converters.deploy import InputShape, deploy_net, deployed_preprocessing
+from imae.converters.describe_model import About, describe
 from imae.converters.graph import Graph
 from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions
 from imae.files.atomic import write_atomically
@@ -234,11 +235,13 @@ def export_file(
     dialect: str | None = None,
     allow_missing: bool = False,
     preprocessing: PreprocessingOptions = NOTHING,
+    about: About | None = None,
 ) -> Export:
     """Export a net (train_val or deploy) and its caffemodel to an .onnx file, which is written atomically.
 
     preprocessing   how images are prepared, where the net does not say it, or otherwise than it says
     allow_missing   layers that the weights lack get the values of their fillers; else they are an ExportError
+    about           what the model says of itself besides: its source, its classes' names, its licence
     """
     net = Net(deploy_net(param, input_shape), Run(CaffeRandom(0)))
     if weights is not None:
@@ -256,5 +259,6 @@ def export_file(
         softmax=softmax,
         preprocessing=deployed_preprocessing(param, net, preprocessing),
     )
+    describe(result, net, about or About(weights=weights))
     write_atomically(Path(output), result.model.SerializeToString())
     return result
