@@ -17,6 +17,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from re import fullmatch
@@ -1307,9 +1308,34 @@ def log(data: bytes) -> None:
     compare(numbers, numbers[::2])
 
 
+def class_name_files() -> Files:
+    texts = [
+        b"n01440764 tench, Tinca tinca\nn02012849 crane\n",
+        b"0 no food\r\n1 food\r\n",
+        b'"a"\n"b ""c"""\n',
+        b'item { name: "bg" label: 0 display_name: "background" } item { name: "car" label: 7 }',
+        b'{"0": "tench", "12": "crane"}',
+        b'["tench", "crane"]',
+    ]
+    return either(mutated_text(texts, [b"item", b"label", b"display_name"]), mutated_bytes(texts))
+
+
+@target(class_name_files)
+def class_names(data: bytes) -> None:
+    """A file of class names, and the same as a model's metadata."""
+    from imae.converters.labels import NAMES_KEY, labels_metadata, labels_of, read_labels
+    from imae.files.errors import ImaeError
+
+    with suppress(ImaeError):
+        labels_of({NAMES_KEY: data.decode(errors="replace")})
+    labels = read_labels(write("labels.txt", data))
+    kept = labels_of({NAMES_KEY: labels_metadata(labels)})
+    assert kept == (dict(enumerate(labels)) if isinstance(labels, list) else labels)
+
+
 def onnx_models() -> Files:
     from imae.converters.export_onnx import export_net
-    from imae.converters.preprocessing import TRANSFORM_KEY
+    from imae.converters.preprocessing import make_preprocessing, read_transform
     from imae.layers.caffe_random import CaffeRandom
     from imae.layers.run import Run
     from imae.net.net import Net
@@ -1328,8 +1354,8 @@ def onnx_models() -> Files:
     for text in texts:
         param = parse_net(text)
         param.state.phase = TEST
-        metadata = {TRANSFORM_KEY: "scale: 0.5 mean_value: 1"}
-        export = export_net(Net(param, Run(CaffeRandom(1))), metadata=metadata)
+        prepared = make_preprocessing(read_transform("scale: 0.5 mean_value: 1", ""), name="data")
+        export = export_net(Net(param, Run(CaffeRandom(1))), preprocessing=prepared)
         seeds.append(export.model.SerializeToString())
     return mutated_message(seeds, range(1, 26))
 
