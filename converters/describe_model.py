@@ -10,7 +10,8 @@
     imae.difference                     JSON: `difference`, the largest absolute difference of ONNX Runtime's
                                         outputs from the net's, on random inputs; `largest`, the largest
                                         absolute value there; `batch_sizes`, those that were compared.
-                                        Absent: nothing could be compared
+                                        Absent: nothing could be compared. It is that of the export: who
+                                        quantizes the model adds imae.quantized
     imae.license                        as the user gave it
     names                               JSON: {"0": "tench, Tinca tinca", ...} (labels.py)
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 VERSION, DIFFERENCE, LICENSE = "imae.version", "imae.difference", "imae.license"
 MODEL, WEIGHTS = "imae.source.model", "imae.source.weights"
 SHA256 = "_sha256"
+QUANTIZED = "imae.quantized"  # what `imae quantize` has made of the model
 LONGEST_LICENSE = 1000  # characters
 READ_AT_ONCE = 1 << 20
 

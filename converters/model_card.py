@@ -17,7 +17,7 @@ from math import prod
 import onnx
 from onnx import TensorProto
 
-from imae.converters.describe_model import DIFFERENCE, LICENSE, MODEL, SHA256, VERSION, WEIGHTS
+from imae.converters.describe_model import DIFFERENCE, LICENSE, MODEL, QUANTIZED, SHA256, VERSION, WEIGHTS
 from imae.converters.labels import labels_of
 from imae.converters.preprocessing import GRAY, PREFIX, RGB, Preprocessing, from_metadata
 from imae.files.atomic import write_atomically
@@ -175,18 +175,22 @@ class _Card:
         return "\n\n".join(lines)
 
     def _measured(self) -> str:
+        unknown = "How far its outputs are from those of the net was not measured."
         if DIFFERENCE not in self.metadata:
-            return ""
+            return unknown
         try:
             measured = json.loads(self.metadata[DIFFERENCE])
             difference, largest = float(measured["difference"]), float(measured["largest"])
             sizes = " and ".join(str(int(size)) for size in measured["batch_sizes"])
         except (ValueError, TypeError, KeyError, RecursionError):
-            return ""  # not written by this program
-        return (
+            return unknown  # not written by this program
+        words = (
             f"On random inputs, in batches of {sizes}, its outputs in ONNX Runtime are at most "
             f"{difference:.3g} away from those of the net, whose largest value is {largest:.3g}."
         )
+        if QUANTIZED not in self.metadata:
+            return words
+        return f"It is quantized: {_plain(self.metadata[QUANTIZED])}. Before that: {words}"
 
     def _input(self) -> str:
         table = _table(("input", "type", "shape"), [_row(value) for value in self.inputs])

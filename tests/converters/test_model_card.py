@@ -246,6 +246,31 @@ def test_inputs_that_are_no_images(folder: Path) -> None:
     assert [value.shape for value in runpy.run_path("code.py")["outputs"]] == [(1, 7)]
 
 
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({}, "How far its outputs are from those of the net was not measured."),
+        ({"imae.difference": "small"}, "How far its outputs are from those of the net was not measured."),
+        ({"imae.difference": '{"difference": [1]}'}, "was not measured."),
+        (
+            {
+                "imae.difference": '{"difference": 1e-06, "largest": 2.5, "batch_sizes": [1, 3]}',
+                "imae.quantized": "fp16",
+            },
+            "It is quantized: fp16. Before that: On random inputs, in batches of 1 and 3, its outputs in "
+            "ONNX Runtime are at most 1e-06 away from those of the net, whose largest value is 2.5.",
+        ),
+    ],
+)
+def test_what_it_says_of_the_difference(metadata: dict[str, str], words: str) -> None:
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net", [value], [out])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    helper.set_model_props(model, metadata)
+    assert words in card_text(model, "net.onnx")
+
+
 def test_names_of_strangers_stay_text() -> None:
     """In the words, in the tables, and in the lines of Python."""
     evil = "x`|<b>\n```\n'''\"; import os"
