@@ -16,6 +16,7 @@ from imae.cli.description_options import add_description_options, chosen_descrip
 from imae.cli.options import add_net_options, chosen_net
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
 from imae.converters.deploy import InputShape
+from imae.converters.embed import Embedding
 from imae.converters.export_onnx import DEFAULT_OPSET, export_file
 from imae.files.errors import ExportError, printable
 from imae.layers.layer import Shape
@@ -54,6 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="export layers that are not in the weights with their fillers' values",
     )
+    parser.add_argument(
+        "--embed-preprocess",
+        choices=["rgb", "bgr", "gray"],
+        help="put crop, mean and scale into the model: it then takes images as bytes, (N, H, W, C), their "
+        "channels in this order, of the size before the crop",
+    )
+    parser.add_argument(
+        "--embed-resize",
+        action="store_true",
+        help="with --embed-preprocess: resize in the model, too, which then takes images of any size",
+    )
     add_preprocessing_options(parser, "the net")
     add_description_options(parser)
     add_net_options(parser, "TEST", changeable=False)
@@ -61,6 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export the net; print what was written and compared."""
+    if args.embed_resize and args.embed_preprocess is None:
+        raise ExportError("--embed-resize needs --embed-preprocess rgb, bgr or gray")
+    embedding = None
+    if args.embed_preprocess is not None:
+        embedding = Embedding(args.embed_preprocess.upper(), args.embed_resize)
     result = export_file(
         chosen_net(args.model, args),
         args.weights,
@@ -74,11 +91,23 @@ def run(args: argparse.Namespace) -> None:
         allow_missing=args.allow_missing,
         preprocessing=chosen_preprocessing(args),
         about=chosen_description(args),
+        embedding=embedding,
     )
     print(
         f"wrote {args.output}: opset {args.opset}, inputs {printable(', '.join(result.inputs))}, "
         f"outputs {printable(', '.join(result.outputs))}, {len(result.model.graph.node)} nodes"
     )
+    if result.from_fillers:
+        layers = ", ".join(result.from_fillers) if args.weights else f"all {len(result.from_fillers)} layers"
+        why = f"{args.weights} lacks them" if args.weights else "no --weights were given"
+        print(f"NO TRAINED WEIGHTS: {why}, so {printable(layers)} have the values of their fillers")
+    if embedding is not None and result.preprocessing is not None:
+        print(f"images: {result.preprocessing.steps()}")
+    if result.moved is not None:
+        print(
+            "the model resizes random images as OpenCV does, but for one grey level in "
+            f"{result.moved:.0%} of the values"
+        )
     sizes = f"batch sizes {', '.join(map(str, result.batch_sizes))}"
     if len(result.not_compared) < len(result.outputs):
         print(

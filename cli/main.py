@@ -26,9 +26,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
+from itertools import pairwise
 from typing import NoReturn, Protocol, cast
 
 from imae.files.caffe_log import GlogFormatter
+from imae.files.caffe_log import logger as caffe_logger
 from imae.files.errors import ImaeError
 from imae.files.nearest import did_you_mean
 from imae.prototxt.leftovers import strict_fields
@@ -68,6 +70,18 @@ COMMANDS = {
     "paper": "the tables and figures of the IMAE paper: trained, measured, set beside the paper's",
 }
 
+# Commands that build the nets of prototxts; these may name Python layers.
+BUILDING_NETS = ("train", "test", "time", "extract-features", "export", "retrieve")
+# Commands that print results. Their log has warnings and errors alone, and what comes from the source file of
+# Caffe's tool whose results it has; the rest, such as the net's own log, is for --verbose.
+QUIET = {
+    "test": "caffe.cpp",
+    "extract-features": "extract_features.cpp",
+    **dict.fromkeys(("draw-net", "export", "run", "retrieve", "quantize"), ""),
+}
+# Flags that have no value in Caffe's tools, and may have a number here.
+BARE_IN_CAFFE = ("--shuffle",)
+
 
 class Command(Protocol):
     """The interface of a command's module."""
@@ -88,6 +102,9 @@ class Parser(argparse.ArgumentParser):
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse a command line; `-gpu` is read as `--gpu`."""
         arguments = [re.sub(r"^-(?=[A-Za-z]\w)", "--", argument) for argument in arguments]
+        for place, (flag, value) in enumerate(pairwise([*arguments, ""])):
+            if flag in BARE_IN_CAFFE and not re.fullmatch(r"-?\d+", value):
+                arguments[place] = f"{flag}=true"
         flags = set(re.findall(r"(?<![\w-])--[\w-]+", self.format_help()))
         for argument in arguments:
             flag = argument.partition("=")[0]
@@ -171,6 +188,8 @@ def _discard_unwritable_output() -> None:
 
 def _run(arguments: Sequence[str]) -> int:
     name = arguments[0] if arguments else "--help"
+    if name == "caffe":  # `caffe train` is Caffe's command
+        return _run(arguments[1:])
     name = name.replace("_", "-")  # Caffe's tools are spelt with underscores
     if name in ("--help", "-help", "-h", "help"):
         print("usage: imae COMMAND ...    (imae COMMAND --help shows its options)\n\ncommands:")
@@ -186,15 +205,29 @@ def _run(arguments: Sequence[str]) -> int:
         command = command_module(name)
         parser = Parser(prog=f"imae {name}", description=COMMANDS[name], allow_abbrev=False)
         command.add_arguments(parser)
-        parser.add_argument(
-            "--no-python-layers",
-            action="store_true",
-            help='refuse a net with a layer of type "Python", which would import and run code',
-        )
+        parser.set_defaults(no_python_layers=False, verbose=False)
+        if name in BUILDING_NETS:
+            parser.add_argument(
+                "--no-python-layers",
+                action="store_true",
+                help='refuse a net with a layer of type "Python", which would import and run code',
+            )
+        if name in QUIET:
+            parser.add_argument(
+                "-v",
+                "--verbose",
+                action="store_true",
+                help="write the whole log, not only warnings and errors",
+            )
         args = parser.parse(arguments[1:])
         args.command_line = list(arguments)
         strict = bool(getattr(args, "strict", False))  # only commands that build nets have --strict
-        with no_python_layers() if args.no_python_layers else nullcontext(), strict_fields(strict):
+        quiet = name in QUIET and not args.verbose
+        with (
+            _quiet_log(QUIET[name]) if quiet else nullcontext(),
+            no_python_layers() if args.no_python_layers else nullcontext(),
+            strict_fields(strict),
+        ):
             status = command.run(args)
         return status if isinstance(status, int) else 0
     return 0
@@ -219,6 +252,27 @@ def _log_on_stderr() -> Iterator[None]:
         logger.removeHandler(handler)
         handler.close()
         logger.setLevel(level)
+
+
+@contextmanager
+def _quiet_log(source: str) -> Iterator[None]:
+    """Log only warnings and errors while the block runs, and the lines of one of Caffe's source files."""
+
+    def is_kept(record: logging.LogRecord) -> bool:
+        place: str = getattr(record, "caffe", "")
+        return record.levelno >= logging.WARNING or place.partition(":")[0] == source
+
+    package, caffe = logging.getLogger("imae"), caffe_logger
+    levels = package.level, caffe.level
+    package.setLevel(logging.WARNING)
+    caffe.setLevel(logging.INFO if source else logging.NOTSET)
+    caffe.addFilter(is_kept)
+    try:
+        yield
+    finally:
+        caffe.removeFilter(is_kept)
+        package.setLevel(levels[0])
+        caffe.setLevel(levels[1])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from imae.converters.preprocessing import (
     Size,
     make_preprocessing,
 )
-from imae.files.errors import DataError, ExportError
+from imae.files.errors import DataError, ExportError, ImaeError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import DataLayer, Layer, Shape
 from imae.layers.registry import class_of
@@ -104,7 +104,10 @@ def _input_shape(source: LayerParameter, top: str, batch: int) -> Shape:
         if not shapes:
             raise ExportError(f"input {top!r} has no shape in the prototxt; give --input-shape")
         return tuple(shapes[index if len(shapes) > 1 else 0].dim)
-    shape = _built(source)[1][index]
+    try:
+        shape = _built(source)[1][index]
+    except ImaeError as error:
+        raise ExportError(f"{error}; or give the shape of input {top!r}: --input-shape") from error
     return (batch, *shape[1:])
 
 
@@ -146,13 +149,17 @@ def deployed_preprocessing(
     source = next((layer for layer in _in_test(param).layer if not layer.bottom and name in layer.top), None)
     own = None
     if source is not None and options.transform is None and _transforms(source):
-        own = make_preprocessing(
-            source.transform_param,
-            name=name,
-            num_channels=num_channels,
-            resize=None if class_of(source).is_fed else _record_size(source),
-            where=f"layer {source.name!r}",
-        )
+        try:
+            own = make_preprocessing(
+                source.transform_param,
+                name=name,
+                num_channels=num_channels,
+                mean=options.mean,
+                resize=None if class_of(source).is_fed else _record_size(source),
+                where=f"layer {source.name!r}",
+            )
+        except DataError as error:
+            raise ExportError(f"{error}; or say it otherwise: --mean FILE, --transform '...'") from error
     made = options.apply(own, net.blob_shapes[name])
     return None if made is None else replace(made, name=name)
 

@@ -28,6 +28,7 @@ from imae.converters.check_onnx import (
 )
 from imae.converters.deploy import InputShape, deploy_net, deployed_preprocessing
 from imae.converters.describe_model import About, describe
+from imae.converters.embed import Embedding, check_embedded, embed_preprocessing
 from imae.converters.graph import Graph
 from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions
 from imae.files.atomic import write_atomically
@@ -59,6 +60,9 @@ class Export:
     batch_sizes   the batch sizes that were compared
     not_compared  name of an output -> why none of its values was compared
     preprocessing how images are prepared for the model; None: nothing says it
+    from_fillers  layers whose blobs are those of their fillers, as no weights have them
+    moved         with a resizing in the model: the largest share of values that are a grey level away from
+                  OpenCV's, of random images; None: there is none
     """
 
     model: onnx.ModelProto
@@ -69,6 +73,8 @@ class Export:
     batch_sizes: tuple[int, ...]
     not_compared: dict[str, str]
     preprocessing: Preprocessing | None = None
+    from_fillers: Sequence[str] = ()
+    moved: float | None = None
 
 
 def export_net(
@@ -79,6 +85,7 @@ def export_net(
     dynamic_batch: bool = True,
     softmax: bool = False,
     preprocessing: Preprocessing | None = None,
+    embedding: Embedding | None = None,
 ) -> Export:
     """The ONNX model of a TEST net that has Input layers (see `deploy_net`), checked in ONNX Runtime.
 
@@ -87,6 +94,7 @@ def export_net(
     dynamic_batch  leave axis 0 of inputs and outputs open
     preprocessing  how images are prepared for the net; written into the metadata
     softmax        append a softmax to each output that has a class axis and is not yet that of a Softmax
+    embedding      put the preparation of images into the model; None: its input is prepared images
     """
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ExportError(f"opset must be {OLDEST_OPSET} to {NEWEST_OPSET}, got {opset}")
@@ -129,6 +137,7 @@ def export_net(
     free_axes = axes if dynamic_batch else None
     metadata = preprocessing.metadata() if preprocessing is not None else {}
     model = _model(net, graph, outputs, opset, free_axes, metadata)
+    embedded = None if embedding is None else embed_preprocessing(model, preprocessing, embedding)
     for layer in net.layers:
         if isinstance(layer, PoolingMethod):
             layer.on_cpu = True
@@ -158,7 +167,18 @@ def export_net(
     for name, (count, total) in checks[-1].not_finite.items():
         if name not in not_compared:
             logger.warning("output %r: %d of %d values are not finite on random inputs", name, count, total)
-    return Export(model, net.inputs, outputs, difference, largest, batch_sizes, not_compared, preprocessing)
+    result = Export(model, net.inputs, outputs, difference, largest, batch_sizes, not_compared, preprocessing)
+    if embedded is not None:
+        both = [
+            check_embedded(embedded, net, outputs, size, with_softmax, dynamic_batch, decisions)
+            for size in batch_sizes
+        ]
+        result.model, result.preprocessing = embedded.model, embedded.preprocessing
+        result.inputs = [embedded.preprocessing.name]
+        result.difference = max(difference, *(check.difference for check, _ in both))
+        result.largest = max(largest, *(check.largest for check, _ in both))
+        result.moved = None if embedded.resized is None else max(moved for _, moved in both)
+    return result
 
 
 def _model(
@@ -236,14 +256,17 @@ def export_file(
     allow_missing: bool = False,
     preprocessing: PreprocessingOptions = NOTHING,
     about: About | None = None,
+    embedding: Embedding | None = None,
 ) -> Export:
     """Export a net (train_val or deploy) and its caffemodel to an .onnx file, which is written atomically.
 
     preprocessing   how images are prepared, where the net does not say it, or otherwise than it says
+    embedding       put that into the model, which then takes the bytes of images
     allow_missing   layers that the weights lack get the values of their fillers; else they are an ExportError
     about           what the model says of itself besides: its source, its classes' names, its licence
     """
     net = Net(deploy_net(param, input_shape), Run(CaffeRandom(0)))
+    missing = [s.layer.name for s in net.steps if s.layer.blobs and not s.layer.param.blobs]
     if weights is not None:
         missing = load_caffemodel(net, weights, dialect).fresh
         if missing and not allow_missing:
@@ -258,7 +281,9 @@ def export_file(
         dynamic_batch=dynamic_batch,
         softmax=softmax,
         preprocessing=deployed_preprocessing(param, net, preprocessing),
+        embedding=embedding,
     )
+    result.from_fillers = missing
     describe(result, net, about or About(weights=weights))
     write_atomically(Path(output), result.model.SerializeToString())
     return result

@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from imae.converters.check_onnx import session_errors
+from imae.converters.model_parts import join_models, prepare, split_model
 from imae.converters.preprocessing import NOTHING, PREFIX, Preprocessing, PreprocessingOptions
 from imae.converters.run_onnx import (
     UNKNOWN,
@@ -161,12 +162,20 @@ def quantize_file(
         )
     if len(session.get_inputs()) != 1:
         raise ExportError(f"{model}: a model with one input is needed, got {len(session.get_inputs())}")
-    original = read_model(model)
+    original = net_alone = read_model(model)
+    front = None
+    if prepared is not None and prepared.is_embedded:  # its arithmetic on images stays float32
+        front, net_alone = split_model(original, prepared)
     try:
         if calibrate and prepared is not None:
-            result = to_int8(original, calibration(calibrate, prepared, records, feed))
+            batches = calibration(calibrate, prepared, records, feed)
+            if front is not None:
+                batches = ((prepare(front, images), labels) for images, labels in batches)
+            result = to_int8(net_alone, batches)
         else:
-            result = to_fp16(original)
+            result = to_fp16(net_alone)
+        if front is not None:
+            result = join_models(front, result)
     except session_errors() as error:
         raise ExportError(f"{model}: {str(error).strip().splitlines()[0]}") from error
     del result.metadata_props[:]  # protobuf before 5.28 has no clear() for messages

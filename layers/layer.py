@@ -1,7 +1,8 @@
 """The contract of a layer: one torch module per `layer { }` of a prototxt.
 
 A layer type is a class with an arity, `setup` (parameter blobs), `top_shapes` and `forward`; its backward is
-autograd's, or a `torch.autograd.Function` where Caffe's gradient is not the derivative of its forward.
+autograd's, or a `torch.autograd.Function` where Caffe's gradient is not the derivative of its forward. With
+`to_onnx` it can be exported, too; onnx_graph.py has that method's contract and an example.
 """
 
 from __future__ import annotations

@@ -115,6 +115,10 @@ def outputs_of_run(path: str = "net.onnx", image: str = "image.jpg") -> list[NDA
         (TWO, "8x8", 3, ["--mean", "100,110,120"]),
         (BOXES, "8x12", 3, ["--transform", SSD_RESIZE, "--labels", "voc.prototxt"]),
         (BOXES, "8x12", 3, ["--mean", "100,110,120", "--fixed-batch"]),
+        (FC, "8x8", 3, ["--mean", "wide.binaryproto", "--embed-preprocess", "bgr"]),
+        (FC, "8x8", 3, ["--mean", "1,2,3", "--embed-preprocess", "rgb", "--labels", "labels.txt"]),
+        (FC, "8x8", 1, ["--transform", "scale: 0.1", "--embed-preprocess", "gray", "--fixed-batch"]),
+        (FC, "8x8", 3, ["--mean", "wide.binaryproto", "--embed-preprocess", "rgb", "--embed-resize"]),
     ],
 )
 def test_its_lines_compute_what_run_computes(

@@ -491,6 +491,11 @@ def test_weights_that_lack_a_layer_are_an_error(
     assert last.endswith("give the weights of this net, or --allow-missing")
     assert not Path("x.onnx").exists()
     assert export_text(renamed, tmp_path, *weights, "--allow-missing") == 0
+    missing = "NO TRAINED WEIGHTS: w.caffemodel lacks them, so f_new have the values of their fillers\n"
+    assert missing in capsys.readouterr().out
+    assert export_text(renamed, tmp_path) == 0
+    missing = "NO TRAINED WEIGHTS: no --weights were given, so all 2 layers have the values of their fillers"
+    assert missing in capsys.readouterr().out
 
 
 def test_a_layer_that_is_not_finite_is_seen_behind_one_of_its_name() -> None:

@@ -1334,6 +1334,7 @@ def class_names(data: bytes) -> None:
 
 
 def onnx_models() -> Files:
+    from imae.converters.embed import Embedding
     from imae.converters.export_onnx import export_net
     from imae.converters.preprocessing import make_preprocessing, read_transform
     from imae.layers.caffe_random import CaffeRandom
@@ -1354,9 +1355,18 @@ def onnx_models() -> Files:
     for text in texts:
         param = parse_net(text)
         param.state.phase = TEST
-        prepared = make_preprocessing(read_transform("scale: 0.5 mean_value: 1", ""), name="data")
-        export = export_net(Net(param, Run(CaffeRandom(1))), preprocessing=prepared)
-        seeds.append(export.model.SerializeToString())
+        net = Net(param, Run(CaffeRandom(1)))
+        channels, height, width = net.blob_shapes[net.inputs[0]][1:]
+        own = make_preprocessing(
+            read_transform("scale: 0.5 mean_value: 1", "seed"),
+            name=net.inputs[0],
+            num_channels=channels,
+            mean=np.ones((channels, height + 1, width), np.float32),
+        )
+        order = "GRAY" if channels == 1 else "RGB"
+        for embedding in (None, Embedding(order), Embedding(order, resize=True)):
+            export = export_net(net, preprocessing=own, embedding=embedding)
+            seeds.append(export.model.SerializeToString())
     return mutated_message(seeds, range(1, 26))
 
 

@@ -33,6 +33,9 @@ TOLERANCES = {
     ("integral", "float64"): Tolerance(1e-12, 0, "a quadrature rule that converges far beyond this"),
     ("drawn share", "float32"): Tolerance(0, 0.015, "four standard deviations of a share of 20,000 draws"),
     ("onnx", "float32"): Tolerance(1e-4, 1e-5, "ONNX Runtime's kernels sum in another order"),
+    ("resized", "float32"): Tolerance(
+        0, 0.01, "probabilities; each pixel of a net of 105 may be a grey level of 255 away"
+    ),
     ("fused", "float32"): Tolerance(
         1e-3, 1e-4, "as for Caffe's nets with BatchNorm in a small batch: small differences"
     ),
