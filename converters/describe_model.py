@@ -6,7 +6,9 @@
     imae.source.model                   the prototxt's file name without its folder; pipe: it came by one
     imae.source.model_sha256            its SHA-256, in hexadecimal digits
     imae.source.weights, .weights_sha256
-                                        the same of the weights; absent: the fillers' values
+                                        the same of the weights; absent: none were given
+    imae.source.from_fillers            JSON: the layers whose values are those of their fillers, as there are
+                                        no weights for them
     imae.difference                     JSON: `difference`, the largest absolute difference of ONNX Runtime's
                                         outputs from the net's, on random inputs; `largest`, the largest
                                         absolute value there; `batch_sizes`, those that were compared.
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
 VERSION, DIFFERENCE, LICENSE = "imae.version", "imae.difference", "imae.license"
 MODEL, WEIGHTS = "imae.source.model", "imae.source.weights"
+FROM_FILLERS = "imae.source.from_fillers"
 SHA256 = "_sha256"
 QUANTIZED = "imae.quantized"  # what `imae quantize` has made of the model
 LONGEST_LICENSE = 1000  # characters
@@ -92,6 +95,8 @@ def describe(result: Export, net: Net, about: About) -> None:
     for key, path in ((MODEL, about.model), (WEIGHTS, about.weights)):
         if path is not None:
             metadata |= {key: _file_name(path), key + SHA256: file_sha256(path)}
+    if result.from_fillers:
+        metadata[FROM_FILLERS] = json.dumps(result.from_fillers, ensure_ascii=False)
     if len(result.not_compared) < len(result.outputs):
         measured = {"difference": _short(result.difference), "largest": _short(result.largest)}
         metadata[DIFFERENCE] = json.dumps(measured | {"batch_sizes": [*result.batch_sizes]})

@@ -17,7 +17,16 @@ from math import prod
 import onnx
 from onnx import TensorProto
 
-from imae.converters.describe_model import DIFFERENCE, LICENSE, MODEL, QUANTIZED, SHA256, VERSION, WEIGHTS
+from imae.converters.describe_model import (
+    DIFFERENCE,
+    FROM_FILLERS,
+    LICENSE,
+    MODEL,
+    QUANTIZED,
+    SHA256,
+    VERSION,
+    WEIGHTS,
+)
 from imae.converters.labels import labels_of
 from imae.converters.preprocessing import GRAY, PREFIX, RGB, Preprocessing, from_metadata
 from imae.files.atomic import write_atomically
@@ -194,9 +203,9 @@ class _Card:
 
     def _input(self) -> str:
         table = _table(("input", "type", "shape"), [_row(value) for value in self.inputs])
-        if self._image_input() is None:
-            return table
         prepared = self.preprocessing
+        if prepared is None and self._image_input() is None:
+            return table
         if prepared is None:
             return (
                 f"{table}\n\nThe model does not say how an image becomes its input (mean, scale, crop, order "
@@ -248,6 +257,8 @@ class _Card:
             lines = ["import numpy as np", "import onnxruntime", "", session, f"feeds = {{{feeds}}}"]
             if problem:
                 problem = f"These lines feed zeros: {problem}. `imae run` prepares images so."
+            else:
+                problem = "These lines feed zeros in place of its inputs."
             return [*lines, "outputs = session.run(None, feeds)", *self._results("")], problem
         has_mean_image, has_names = prepared.mean_image is not None, self._uses_names()
         lines = ["import base64"] * has_mean_image + ["import json"] * has_names
@@ -322,8 +333,15 @@ class _Card:
                 rows.append(
                     (word, _code(self.metadata[key]), _code(self.metadata.get(key + SHA256, "not known")))
                 )
+        untrained = []
+        if FROM_FILLERS in self.metadata:
+            text = self.metadata[FROM_FILLERS]
+            untrained.append(
+                f"No weights were given for these layers, which have their fillers' values: {_code(text)}."
+            )
         made = f"Made by imae {_plain(self.metadata.get(VERSION, self.model.producer_version))}."
-        return "\n\n".join([made, _table(("", "file", "SHA-256"), rows)] if rows else [made])
+        table = [_table(("", "file", "SHA-256"), rows)] if rows else []
+        return "\n\n".join([made, *table, *untrained])
 
 
 def _problem(prepared: Preprocessing) -> str:

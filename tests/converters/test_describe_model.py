@@ -78,10 +78,20 @@ def test_what_is_not_given_is_not_there(project: Path) -> None:
         "imae.version",
         "imae.source.model",
         "imae.source.model_sha256",
+        "imae.source.from_fillers",
         "imae.difference",
     }
+    assert json.loads(metadata_of()["imae.source.from_fillers"]) == ["conv1", "ip1", "ip2"]
     assert onnx.load("lenet.onnx").doc_string == "Caffe's net 'LeNet', made from lenet.prototxt"
     assert json.loads(metadata_of()["imae.difference"])["batch_sizes"] == [1]
+
+
+def test_layers_that_the_weights_lack_are_named(project: Path) -> None:
+    Path("lenet.prototxt").write_text(LENET.replace('"ip2" type', '"new" type'))
+    assert main([*EXPORT, "--weights", "lenet.caffemodel", "--allow-missing", "--card"]) == 0
+    assert metadata_of()["imae.source.from_fillers"] == '["new"]'
+    words = 'No weights were given for these layers, which have their fillers\' values: `["new"]`.'
+    assert words in Path("lenet.md").read_text()
 
 
 def test_a_model_of_which_nothing_was_compared_has_no_difference(project: Path) -> None:

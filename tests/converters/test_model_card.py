@@ -246,8 +246,23 @@ def test_inputs_that_are_no_images(folder: Path) -> None:
         layer { name: "it" type: "Concat" bottom: "a \\"b\\"" bottom: "c" top: "d" }"""
     )
     assert main(EXPORT) == 0
-    Path("code.py").write_text(lines_of(Path("net.md").read_text()))
+    card = Path("net.md").read_text()
+    assert "These lines feed zeros in place of its inputs." in card and "prepared" not in card
+    Path("code.py").write_text(lines_of(card))
     assert [value.shape for value in runpy.run_path("code.py")["outputs"]] == [(1, 7)]
+
+
+def test_images_and_another_input(folder: Path) -> None:
+    text = net("8x8", 'layer { name: "a" type: "Flatten" bottom: "data" top: "a" }')
+    text += 'layer { name: "in" type: "Input" top: "info" input_param { shape { dim: 1 dim: 3 } } }'
+    text += 'layer { name: "it" type: "Concat" bottom: "a" bottom: "info" top: "d" }'
+    Path("net.prototxt").write_text(text)
+    assert main([*EXPORT, "--mean", "1,2,3"]) == 0
+    card = Path("net.md").read_text()
+    assert "An image is prepared so: BGR 0..255, minus 1 2 3." in card and "| `info` |" in card
+    assert "These lines feed zeros in place of its inputs." in card
+    Path("code.py").write_text(lines_of(card))
+    assert [value.shape for value in runpy.run_path("code.py")["outputs"]] == [(1, 8 * 8 * 3 + 3)]
 
 
 @pytest.mark.parametrize(
