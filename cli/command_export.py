@@ -18,6 +18,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from imae.cli.description_options import add_description_options, chosen_description, write_chosen_card
 from imae.cli.options import add_net_options, chosen_net
 from imae.cli.page_options import add_page_options, check_page_options, write_chosen_page
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
@@ -100,6 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_preprocessing_options(parser, "the net")
     add_page_options(parser)
+    add_description_options(parser)
     add_net_options(parser, "TEST", changeable=False)
     parser.set_defaults(parser=parser)
 
@@ -128,6 +130,7 @@ def run(args: argparse.Namespace) -> None:
         dialect=args.dialect,
         allow_missing=args.allow_missing,
         preprocessing=chosen_preprocessing(args),
+        about=chosen_description(args),
         embedding=embedding,
         until=args.until,
         dynamic_size=args.dynamic_size,
@@ -159,6 +162,7 @@ def run(args: argparse.Namespace) -> None:
         )
     for name, why in result.not_compared.items():
         print(f"NOTHING WAS COMPARED of output {printable(name)}, {sizes}: {why}")
+    write_chosen_card(args, result)
     write_chosen_page(args, result)
 
 

@@ -30,6 +30,7 @@ from imae.converters.check_onnx import (
 )
 from imae.converters.cut_net import cut_before, cut_net
 from imae.converters.deploy import InputShape, deploy_net, deployed_preprocessing
+from imae.converters.describe_model import About, describe
 from imae.converters.dynamic_size import DynamicSize, Size, at_size, find_dynamic_size, size_text
 from imae.converters.embed import Embedding, check_embedded, embed_preprocessing
 from imae.converters.graph import Graph
@@ -349,6 +350,7 @@ def export_file(
     dialect: str | None = None,
     allow_missing: bool = False,
     preprocessing: PreprocessingOptions = NOTHING,
+    about: About | None = None,
     embedding: Embedding | None = None,
     until: Sequence[str] = (),
     dynamic_size: bool = False,
@@ -360,6 +362,7 @@ def export_file(
     allow_missing   layers that the weights lack get the values of their fillers; else they are an ExportError
     until           blobs behind whose layers the net is cut; they become the outputs
     dynamic_size    leave height and width of the images open
+    about           what the model says of itself besides: its source, its classes' names, its licence
     """
     if until:
         param = cut_net(param, until)
@@ -384,5 +387,6 @@ def export_file(
         dynamic_size=dynamic_size,
     )
     result.from_fillers = missing
+    describe(result, net, about or About(weights=weights))
     write_atomically(Path(output), result.model.SerializeToString())
     return result

@@ -17,6 +17,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from re import fullmatch
@@ -1331,6 +1332,31 @@ def log(data: bytes) -> None:
         rows(numbers, what)
         caffe_rows(numbers, what)
     compare(numbers, numbers[::2])
+
+
+def class_name_files() -> Files:
+    texts = [
+        b"n01440764 tench, Tinca tinca\nn02012849 crane\n",
+        b"0 no food\r\n1 food\r\n",
+        b'"a"\n"b ""c"""\n',
+        b'item { name: "bg" label: 0 display_name: "background" } item { name: "car" label: 7 }',
+        b'{"0": "tench", "12": "crane"}',
+        b'["tench", "crane"]',
+    ]
+    return either(mutated_text(texts, [b"item", b"label", b"display_name"]), mutated_bytes(texts))
+
+
+@target(class_name_files)
+def class_names(data: bytes) -> None:
+    """A file of class names, and the same as a model's metadata."""
+    from imae.converters.labels import NAMES_KEY, labels_metadata, labels_of, read_labels
+    from imae.files.errors import ImaeError
+
+    with suppress(ImaeError):
+        labels_of({NAMES_KEY: data.decode(errors="replace")})
+    labels = read_labels(write("labels.txt", data))
+    kept = labels_of({NAMES_KEY: labels_metadata(labels)})
+    assert kept == (dict(enumerate(labels)) if isinstance(labels, list) else labels)
 
 
 def onnx_models() -> Files:
