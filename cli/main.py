@@ -29,7 +29,7 @@ from importlib.metadata import version
 from itertools import pairwise
 from typing import NoReturn, Protocol, cast
 
-from imae.files.caffe_log import GlogFormatter
+from imae.files.caffe_log import GlogFormatter, debug_logger
 from imae.files.caffe_log import logger as caffe_logger
 from imae.files.errors import ImaeError
 from imae.files.nearest import did_you_mean
@@ -268,17 +268,21 @@ def _quiet_log(source: str) -> Iterator[None]:
         place: str = getattr(record, "caffe", "")
         return record.levelno >= logging.WARNING or place.partition(":")[0] == source
 
-    package, caffe = logging.getLogger("imae"), caffe_logger
-    levels = package.level, caffe.level
-    package.setLevel(logging.WARNING)
-    caffe.setLevel(logging.INFO if source else logging.NOTSET)
-    caffe.addFilter(is_kept)
+    loggers = {
+        logging.getLogger("imae"): logging.WARNING,
+        caffe_logger: logging.INFO if source else logging.NOTSET,
+        debug_logger: logging.INFO,  # whoever writes debug_info into a net wants to see it
+    }
+    levels = {logger: logger.level for logger in loggers}
+    for logger, level in loggers.items():
+        logger.setLevel(level)
+    caffe_logger.addFilter(is_kept)
     try:
         yield
     finally:
-        caffe.removeFilter(is_kept)
-        package.setLevel(levels[0])
-        caffe.setLevel(levels[1])
+        caffe_logger.removeFilter(is_kept)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from imae.layers.run import Run
 from imae.layers.vision.pooling import PoolingMethod
 from imae.net.fold import fold_batch_norm, fold_shortcuts
 from imae.net.net import Net
-from imae.net.weights import load_caffemodel
+from imae.net.weights import load_caffemodel, unused_text
 from imae.prototxt import NetParameter
 
 logger = logging.getLogger(__name__)
@@ -369,11 +369,12 @@ def export_file(
     net = Net(deploy_net(param, input_shape), Run(CaffeRandom(0)))
     missing = [s.layer.name for s in net.steps if s.layer.blobs and not s.layer.param.blobs]
     if weights is not None:
-        missing = load_caffemodel(net, weights, dialect).fresh
+        report = load_caffemodel(net, weights, dialect)
+        missing = report.fresh
         if missing and not allow_missing:
             raise ExportError(
                 f"{weights} has no blobs for the layers {', '.join(missing)}, which would be their fillers' "
-                "random numbers; give the weights of this net, or --allow-missing"
+                f"random numbers{unused_text(report)}; give the weights of this net, or --allow-missing"
             )
     result = export_net(
         net,
