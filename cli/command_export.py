@@ -8,6 +8,16 @@ Data layers become inputs. Losses, accuracies and all other layers that need lab
 adds its own nodes (`Layer.to_onnx`). The model is checked in ONNX Runtime against the net before it is
 written. Its metadata says how images are prepared; with --embed-preprocess the model does it itself.
 
+    imae export --model fcn.prototxt --weights w.caffemodel --output fcn.onnx --dynamic-size
+
+A fully convolutional net then takes images of any height and width, with Caffe's numbers at each. A net that
+fits together at certain sizes only, as a U-Net, takes its own size and others in steps, which are printed. A
+net with a layer for one size only is refused, and the layer is named.
+
+    imae export --model net.prototxt --weights w.caffemodel --output features.onnx --until pool5
+
+cuts the net behind the layer that makes the blob pool5, and the layers that work on it in-place.
+
 `--to safetensors` writes the weights, `--to pt2` the program of torch.export and the weights, for PyTorch
 (converters/export_torch.py). Without --to the output's suffix says it; else it is ONNX.
 """

@@ -26,6 +26,17 @@ def parts_of(graph: OnnxGraph, value: str, axes: Sequence[int]) -> list[int | st
     return [sizes_of(graph, value, [axis]) if axis in free else shape[axis] for axis in axes]
 
 
+def counted(graph: OnnxGraph, value: str, axis: int) -> str:
+    """The numbers 0, 1, ... for each place on an axis: a vector of float32."""
+    if axis not in graph.free_axes(value):
+        return graph.constant(np.arange(graph.shape(value)[axis], dtype=np.float32))
+    from onnx import TensorProto  # here, because it is slow to import
+
+    count = graph.node("Squeeze", [sizes_of(graph, value, [axis])])
+    begin, step = (graph.constant(np.array(number)) for number in (0, 1))
+    return graph.node("Cast", [graph.node("Range", [begin, count, step])], to=TensorProto.FLOAT)
+
+
 def integers(graph: OnnxGraph, *numbers: int) -> str:
     """A constant vector."""
     return graph.constant(np.array(numbers, np.int64))

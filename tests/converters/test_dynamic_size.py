@@ -270,6 +270,46 @@ def test_a_layer_of_a_plugin_is_compared_too(monkeypatch: pytest.MonkeyPatch) ->
         export_net(net_of(layer("AbsVal")), dynamic_size=True)
 
 
+PROPOSALS = {
+    "Proposal": layer(
+        "Proposal",
+        """bottom: "deltas" bottom: "info" proposal_param {
+            ratio: 0.5 ratio: 1 scale: 2 feat_stride: 16 pre_nms_topn: 40 post_nms_topn: 8 }""",
+        "scores",
+        "rois",
+    ),
+    "Python": layer(
+        "Python",
+        """bottom: "deltas" bottom: "info" python_param {
+            module: "rpn.proposal_layer" layer: "ProposalLayer"
+            param_str: "{'feat_stride': 16, 'scales': [2], 'ratios': [0.5, 1], 'RPN_POST_NMS_TOP_N': 8}" }""",
+        "scores",
+        "rois",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PROPOSALS)
+def test_regions_of_interest_in_images_of_any_size(kind: str) -> None:
+    """The anchors, and the cells of R-FCN's bins, are counted in the model."""
+    text = 'layer { name: "info" type: "Input" top: "info" input_param { shape { dim: 1 dim: 3 } } }'
+    for name, channels in (("scores", 4), ("deltas", 8), ("bins", 8)):
+        maps = f"convolution_param {{ num_output: {channels} kernel_size: 1 {FILLER} }}"
+        text += layer("Convolution", maps, "x", name)
+    text += PROPOSALS[kind]
+    text += layer(
+        "PSROIPooling",
+        'bottom: "rois" psroi_pooling_param { spatial_scale: 0.0625 output_dim: 2 group_size: 2 }',
+        "bins",
+        "a",
+    )
+    windows = "roi_pooling_param { pooled_h: 2 pooled_w: 3 spatial_scale: 0.0625 }"
+    text += layer("ROIPooling", f'bottom: "rois" {windows}', "x", "b")
+    result = export_net(net_of(text, 1, 4, 6, 5), dynamic_size=True, dynamic_batch=False)
+    assert result.size_step == 1 and not result.not_compared
+    assert result.difference <= tolerance("onnx").rtol * result.largest
+
+
 def test_a_net_without_images() -> None:
     with pytest.raises(ExportError, match=r"no input of images, \(N, C, H, W\); its inputs are x \(2, 3\)"):
         export_net(net_of(layer("AbsVal"), 2, 3), dynamic_size=True)
