@@ -98,9 +98,7 @@ class Interp(Layer):
         else:
             sizes = graph.constant(np.array(graph.shape(tops[0])[2:]))
         options = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
-        if graph.opset >= 18:
-            graph.node("Resize", [value, "", "", sizes], tops, axes=[2, 3], **options)
-            return
+        # All four sizes: Resize's attribute `axes`, from opset 18 on, is more than OpenCV 5.0.0 reads.
         start = [graph.constant(np.array([number])) for number in (0, 2)]
         batch = graph.node("Slice", [graph.node("Shape", [value]), *start])
         graph.node("Resize", [value, "", "", graph.node("Concat", [batch, sizes], axis=0)], tops, **options)

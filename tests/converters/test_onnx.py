@@ -489,7 +489,10 @@ def test_weights_that_lack_a_layer_are_an_error(
     assert export_text(renamed, tmp_path, *weights) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("imae: w.caffemodel has no blobs for the layers f_new, which")
-    assert last.endswith("random numbers, it has some for fc2, which the net lacks; give the weights of this net, or --allow-missing")
+    assert last.endswith(
+        "random numbers, it has some for fc2, which the net lacks; give the weights of this net, or "
+        "--allow-missing"
+    )
     assert not Path("x.onnx").exists()
     assert export_text(renamed, tmp_path, *weights, "--allow-missing") == 0
     missing = "NO TRAINED WEIGHTS: w.caffemodel lacks them, so f_new have the values of their fillers\n"
