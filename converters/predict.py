@@ -144,12 +144,13 @@ class ImageModel:
         DataError for such a file otherwise, and for images that do not fit the model.
         """
         limit = 1 if self.kind is Kind.BOXES else self.batch_size
+        gray = self.shape[3 if self.preprocessing.layout == "NHWC" else 1] == 1
         transformer = self.preprocessing.transformer("image")
         waiting: list[tuple[ImageFile, Size]] = []
         batch: list[NDArray[np.float32]] = []
         for image in images:
             try:
-                pixels = read_pixels(image.path, gray=self.shape[1] == 1)
+                pixels = read_pixels(image.path, gray=gray)
             except DataError as error:
                 if not skip_bad:
                     raise
