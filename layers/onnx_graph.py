@@ -48,8 +48,15 @@ class OnnxGraph(Protocol):
     ) -> str:
         """Add a node; without `outputs` it has one, freshly named. Returns the first output's name."""
 
-    def constant(self, value: Tensor | NDArray[Any]) -> str:
-        """Add an initializer (its dtype is kept; tensors are detached) and return its name."""
+    def constant(self, value: Tensor | NDArray[Any], blob: int | None = None) -> str:
+        """Add an initializer (its dtype is kept; tensors are detached) and return its name.
+
+        blob   the index of the layer's parameter blob that it is, perhaps in another form; it then has this
+               blob's name: conv1.weight
+        """
+
+    def value(self, stem: str) -> str:
+        """A name, LAYER/STEM, for a value inside of the layer, as an output of a node that has several."""
 
     def loop(
         self, step: LoopStep, states: Sequence[str], sequences: Sequence[str], width: int
@@ -62,4 +69,13 @@ class OnnxGraph(Protocol):
         """
 
     def shape(self, value: str) -> tuple[int, ...]:
-        """Shape of a net blob; axis 0 is the batch size of the export, which may be dynamic in the model."""
+        """Shape of a net blob; axis 0 is the batch size of the export, which may be dynamic in the model.
+
+        So may be other axes: see `free_axes`.
+        """
+
+    def free_axes(self, value: str) -> tuple[int, ...]:
+        """The axes of a net blob whose size follows that of the image, where that is free in the model.
+
+        The nodes must hold for any size of these axes; `shape` has one of many.
+        """

@@ -173,7 +173,7 @@ def _other_net(net: Net, clashes: list[str], report: Report) -> str:
 
 
 def unused_text(report: Report) -> str:
-    """What to add where the file lacks layers: those that it has instead, as the model of another net does."""
+    """What to add where the file lacks layers: those that it has instead, as another net's model does."""
     return f", it has some for {_shortened(report.ignored)}, which the net lacks" if report.ignored else ""
 
 
