@@ -71,14 +71,12 @@ COMMANDS = {
     "paper": "the tables and figures of the IMAE paper: trained, measured, set beside the paper's",
 }
 
-# Commands that build the nets of prototxts; these may name Python layers.
-BUILDING_NETS = ("train", "test", "time", "extract-features", "export", "retrieve")
 # Commands that print results. Their log has warnings and errors alone, and what comes from the source file of
 # Caffe's tool whose results it has; the rest, such as the net's own log, is for --verbose.
 QUIET = {
     "test": "caffe.cpp",
     "extract-features": "extract_features.cpp",
-    **dict.fromkeys(("draw-net", "export", "run", "retrieve", "quantize"), ""),
+    **dict.fromkeys(("draw-net", "export", "to-caffe", "run", "retrieve", "quantize"), ""),
 }
 # Flags that have no value in Caffe's tools, and may have a number here.
 BARE_IN_CAFFE = ("--shuffle",)
@@ -211,13 +209,7 @@ def _run(arguments: Sequence[str]) -> int:
         command = command_module(name)
         parser = Parser(prog=f"imae {name}", description=COMMANDS[name], allow_abbrev=False)
         command.add_arguments(parser)
-        parser.set_defaults(no_python_layers=False, verbose=False)
-        if name in BUILDING_NETS:
-            parser.add_argument(
-                "--no-python-layers",
-                action="store_true",
-                help='refuse a net with a layer of type "Python", which would import and run code',
-            )
+        parser.set_defaults(verbose=False)
         if name in QUIET:
             parser.add_argument(
                 "-v",
@@ -227,11 +219,12 @@ def _run(arguments: Sequence[str]) -> int:
             )
         args = parser.parse(arguments[1:])
         args.command_line = list(arguments)
-        strict = bool(getattr(args, "strict", False))  # only commands that build nets have --strict
+        strict = bool(getattr(args, "strict", False))  # only commands that build nets have these two
+        refuses_python = bool(getattr(args, "no_python_layers", False))
         quiet = name in QUIET and not args.verbose
         with (
             _quiet_log(QUIET[name]) if quiet else nullcontext(),
-            no_python_layers() if args.no_python_layers else nullcontext(),
+            no_python_layers() if refuses_python else nullcontext(),
             strict_fields(strict),
         ):
             status = command.run(args)

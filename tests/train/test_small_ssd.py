@@ -45,6 +45,21 @@ def test_its_mean_average_precision_rises(trained: tuple[Path, str]) -> None:
     assert len(re.findall(r"class[12]: [0-9.e-]+\n", trained[1])) == 6
 
 
+def test_imae_test_gives_the_mean_average_precision(
+    trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As high as in the solver's last test; not its digits, as rounding may exchange two of near scores."""
+    monkeypatch.chdir(trained[0])
+    weights = ["--weights", "ssd_iter_120.caffemodel", "--iterations", "4", "--ap-version", "11point"]
+    assert main(["test", "net.prototxt", *weights, "--per-class"]) == 0
+    found = re.findall(r"(class[12]|evaluation)(?:: | = )(\S+)\n", capsys.readouterr().err)
+    assert [name for name, _ in found] == ["class1", "class2", "evaluation"]
+    first, second, mean = (float(value) for _, value in found)
+    assert mean > AFTER
+    rtol, atol, _ = tolerance("logged")
+    np.testing.assert_allclose(mean, (first + second) / 2, rtol, atol)
+
+
 def test_it_is_exported(
     trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
