@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from layer_cases import CASES, make, write_files
 from test_onnx import NET, SHAPE
 from tolerances import tolerance
 from torch import Tensor
@@ -22,9 +24,11 @@ from imae.converters.run_onnx import image_batches
 from imae.converters.torch_module import CaffeModule, NamedLayer, layer_name
 from imae.files.errors import CaffemodelError, DataError, ExportError, LayerError, PrototxtError
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.registry import class_of
 from imae.layers.run import Run
 from imae.net.net import Net
 from imae.net.weights import save_caffemodel
+from imae.prototxt import TEST, NetParameter
 from imae.prototxt.models.resnet import resnet
 from imae.prototxt.text import parse_net, to_text
 
@@ -251,6 +255,64 @@ def test_a_resnet_on_another_batch(here: Path) -> None:
     net = load(to_text(param))
     assert net(torch.randn(3, 3, 32, 32)).shape == (3, 10)
     assert not [name for name, _ in net.named_children() if "split" in name]
+
+
+# Types whose result has a size that depends on values, or whose code is another program's.
+NOT_EXPORTED = {
+    "Python", "Python:ProposalLayer", "Proposal", "ROIPooling", "DetectionOutput", "YoloDetectionOutput",
+    "Yolov3DetectionOutput",
+}  # fmt: skip
+
+
+SINGLE: set[str] = set()
+
+
+def of_type(key: str) -> tuple[CaffeModule, Net, list[Tensor]] | None:
+    """A net of one layer as a module, the same net, and values of its inputs; None for one without bottoms."""
+    case, layer, param = CASES[key], make(key, {}), NetParameter(name=key)
+    if not layer.bottom or not class_of(layer).deployed:
+        return None
+    param.state.phase = TEST
+    for name, bottom in zip(layer.bottom, case.bottoms, strict=True):
+        source = param.layer.add(name=f"in {name}", type="Input", top=[name])
+        source.input_param.shape.add().dim.extend(bottom.shape)
+    param.layer.add().CopyFrom(layer)
+    nets = [Net(param, Run(CaffeRandom(1))) for _ in range(2)]
+    values = [torch.as_tensor(bottom).float() for bottom in case.bottoms]
+    return CaffeModule(nets[0], [layer.name]), nets[1], values
+
+
+def same(module: Callable[..., Any], values: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    result = module(*values)
+    got = [result] if isinstance(result, Tensor) else list(result.values())
+    return all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(got, expected, strict=True))
+
+
+@pytest.mark.parametrize("key", CASES)
+def test_each_type_is_the_same_in_a_module(key: str, here: Path) -> None:
+    write_files(here)
+    if (made := of_type(key)) is None:
+        return
+    module, net, values = made
+    tops = net(dict(zip(module.inputs, values, strict=True)))
+    expected = [tops[name] for name in module.outputs]
+    copied = copy.deepcopy(module)
+    assert same(module, values, expected) and same(copied, values, expected)
+    if module.outputs:
+        double = copy.deepcopy(copied).to(torch.float64)(*(value.double() for value in values))
+        for value in [double] if isinstance(double, Tensor) else double.values():
+            assert value.dtype == torch.float64 or key in SINGLE
+
+
+@pytest.mark.parametrize("key", [key for key in CASES if key not in NOT_EXPORTED])
+def test_each_type_goes_through_torch_export(key: str, here: Path) -> None:
+    write_files(here)
+    if (made := of_type(key)) is None:
+        return
+    module, net, values = made
+    tops = net(dict(zip(module.inputs, values, strict=True)))
+    program = torch.export.export(module, tuple(values)).module()
+    assert same(program, values, [tops[name] for name in module.outputs])
 
 
 @pytest.mark.parametrize(
