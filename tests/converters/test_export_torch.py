@@ -122,7 +122,7 @@ def test_a_net_that_reads_its_own_values(here: Path, capfd: pytest.CaptureFixtur
         'layer { name: "d" type: "DetectionOutput" bottom: "a" bottom: "b" bottom: "c" top: "d" '
         "detection_output_param { num_classes: 3 nms_param { nms_threshold: 0.45 } } }"
     )
-    with pytest.raises(ExportError, match="torch.export cannot trace net '': Could not extract specialized"):
+    with pytest.raises(ExportError, match=r"torch\.export cannot trace net '': Could not extract"):
         export_torch(param, None, "net.pt2", "pt2", dynamic_batch=False)
     assert capfd.readouterr().err == ""
 
