@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -136,7 +137,8 @@ def _program(module: CaffeModule, metadata: dict[str, str], dynamic: bool) -> tu
         sizes = {"inputs": tuple({axes[name]: batch} for name in module.inputs)}
     examples = _inputs(module, 2, axes)
     hint = "; if the net is for one batch size only, use --fixed-batch" if dynamic else ""
-    with torch.no_grad():
+    # On an error torch prints the program so far.
+    with torch.no_grad(), redirect_stderr(io.StringIO()):
         try:
             program = torch.export.export(module, examples, dynamic_shapes=sizes)
         except (RuntimeError, LayerError, ValueError) as error:

@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from imae.converters.deploy import InputShape, deploy_net, deployed_preprocessing
+from imae.converters.module_numbers import number_of
 from imae.converters.preprocessing import (
     BGR,
     NOTHING,
@@ -52,6 +53,7 @@ from imae.files.errors import CaffemodelError, DataError, LayerError
 from imae.files.nearest import did_you_mean
 from imae.files.read import AnyPath
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.labels import LabelReader
 from imae.layers.layer import Layer, Shape
 from imae.layers.run import Run
 from imae.net.net import Net
@@ -161,6 +163,16 @@ class CaffeModule(nn.Module):
             layer = NamedLayer(step.layer)
             self.add_module(module_name(name, self, places[name]), layer)
             self._plan.append(replace(step, run=layer, overwritten=False))
+        # Whether torch.compile may trace the operations alone: nothing is drawn, kept, or read on the host.
+        layers = [step.layer for step in net.steps]
+        self._is_pure = net.phase == TEST and all(x.capturable and not x.continues for x in layers)
+        self._is_pure &= not any(isinstance(part, LabelReader) for part in net.modules())
+        self._number = number_of(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is another module, with a number of its own."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._number = number_of(self)
 
     @property
     def caffe_net(self) -> Net:
@@ -178,6 +190,21 @@ class CaffeModule(nn.Module):
         LayerError for inputs that the net lacks, or that do not fit it.
         """
         kept = (keep,) if isinstance(keep, str) else tuple(keep)
+        if torch.compiler.is_dynamo_compiling():
+            from imae.converters.compiled_module import call_plain, call_traced  # imports torch's compiler
+
+            result: Tensor | dict[str, Tensor]
+            if self._is_pure:
+                tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+                result = call_traced(self._number, tensors, inputs, named, kept)
+            else:
+                result = call_plain(self._compute, inputs, named, kept)
+            return result
+        return self._compute(inputs, named, kept)
+
+    def _compute(
+        self, inputs: Sequence[Tensor], named: Mapping[str, Tensor], kept: Sequence[str]
+    ) -> Tensor | dict[str, Tensor]:
         values = self._net[0](self._given(inputs, named), keep=self._known(kept), plan=self._plan)
         if len(self.outputs) == 1 and not kept:
             (output,) = self.outputs

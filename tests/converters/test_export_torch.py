@@ -115,6 +115,18 @@ def test_a_net_for_one_batch_size(here: Path) -> None:
     assert export_torch(param, None, "net.pt2", "pt2", dynamic_batch=False).batch_sizes == (2,)
 
 
+def test_a_net_that_reads_its_own_values(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    shapes = "shape { dim: 1 dim: 8 } shape { dim: 1 dim: 6 } shape { dim: 1 dim: 2 dim: 8 }"
+    param = parse_net(
+        f'layer {{ name: "in" type: "Input" top: "a" top: "b" top: "c" input_param {{ {shapes} }} }}'
+        'layer { name: "d" type: "DetectionOutput" bottom: "a" bottom: "b" bottom: "c" top: "d" '
+        "detection_output_param { num_classes: 3 nms_param { nms_threshold: 0.45 } } }"
+    )
+    with pytest.raises(ExportError, match=r"torch\.export cannot trace net '': Could not extract"):
+        export_torch(param, None, "net.pt2", "pt2", dynamic_batch=False)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

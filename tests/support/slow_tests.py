@@ -21,6 +21,13 @@ SLOW = (
     "layers/forks/test_yolo_training.py",
     "layers/test_record_order.py::test_every_image_and_class_is_as_likely_as_any_other",
     "benchmarks/test_benchmarks.py",
+    # torch's compiler alone takes seconds to be imported.
+    "converters/test_torch_module.py::test_torch_export",
+    "converters/test_torch_module.py::test_torch_compile_makes_one_graph",
+    "converters/test_torch_module.py::test_odd_names_go_through_torch_export_and_compile",
+    "converters/test_torch_module.py::test_each_type_goes_through_torch_export",
+    "converters/test_torch_module.py::test_each_type_gives_the_same_under_torch_compile",
+    "converters/test_pytorch_page.py",
     # Processes that are started, stopped or killed.
     "cli/test_startup.py",
     "cli/test_main.py::test_the_script_runs_from_anywhere",
