@@ -194,6 +194,13 @@ def test_what_a_card_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert str(folder) not in card
 
 
+def test_parameters_are_those_of_blobs(folder: Path) -> None:
+    """Not the boxes of PriorBox, nor axes and the like."""
+    Path("net.prototxt").write_text(net("8x12", BOXES))
+    assert main(EXPORT) == 0
+    assert f" {(4 + 3) * (3 * 4 * 4 + 1)} parameters " in Path("net.md").read_text()
+
+
 def test_a_licence_without_an_identifier(folder: Path) -> None:
     Path("net.prototxt").write_text(net("8x8", FC))
     assert main([*EXPORT[:-1], "--card", "other.md", "--license", 'Ours: "no" #1']) == 0
