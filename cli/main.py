@@ -29,7 +29,7 @@ from importlib.metadata import version
 from itertools import pairwise
 from typing import NoReturn, Protocol, cast
 
-from imae.files.caffe_log import GlogFormatter
+from imae.files.caffe_log import GlogFormatter, debug_logger
 from imae.files.caffe_log import logger as caffe_logger
 from imae.files.errors import ImaeError
 from imae.files.nearest import did_you_mean
@@ -62,8 +62,9 @@ COMMANDS = {
     "parse-log": "the numbers of a training log as CSV files",
     "plot-log": "curves of training logs in one picture",
     "compare-logs": "two training logs side by side: where they part, and by how much",
-    "export": "write a net and its weights as an ONNX model, checked in ONNX Runtime",
-    "run": "run an ONNX model on an LMDB or on images: accuracy and images per second",
+    "export": "write a net and its weights as an ONNX model, checked in ONNX Runtime; or for PyTorch",
+    "to-caffe": "weights that were trained in PyTorch, written as a .caffemodel, checked against them",
+    "run": "run an ONNX model on images or an LMDB: classes, boxes or maps, accuracy, confusions",
     "retrieve": "mAP and CMC of a model's features by the rules of the MARS benchmark",
     "quantize": "an ONNX model in fp16 or int8, calibrated on an LMDB, with its accuracy before and after",
     "demo": "label noise on handwritten digits: CCE, MAE and IMAE trained, tested, drawn, exported to ONNX",
@@ -94,7 +95,12 @@ class Command(Protocol):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises ImaeErrors and accepts flags as gflags writes them."""
+    """An ArgumentParser that raises ImaeErrors and accepts flags as gflags writes them.
+
+    intermixed   positional arguments may stand on both sides of an option, even where there may be none
+    """
+
+    intermixed = False
 
     def error(self, message: str) -> NoReturn:
         raise ImaeError(f"{self.prog.removeprefix('imae ')}: {message}")
@@ -110,7 +116,7 @@ class Parser(argparse.ArgumentParser):
             flag = argument.partition("=")[0]
             if re.match(r"--[A-Za-z]", flag) and flag not in flags:
                 self.error(f"unknown flag {flag}{did_you_mean(flag, flags)}")
-        return self.parse_args(arguments)
+        return self.parse_intermixed_args(arguments) if self.intermixed else self.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -262,17 +268,21 @@ def _quiet_log(source: str) -> Iterator[None]:
         place: str = getattr(record, "caffe", "")
         return record.levelno >= logging.WARNING or place.partition(":")[0] == source
 
-    package, caffe = logging.getLogger("imae"), caffe_logger
-    levels = package.level, caffe.level
-    package.setLevel(logging.WARNING)
-    caffe.setLevel(logging.INFO if source else logging.NOTSET)
-    caffe.addFilter(is_kept)
+    loggers = {
+        logging.getLogger("imae"): logging.WARNING,
+        caffe_logger: logging.INFO if source else logging.NOTSET,
+        debug_logger: logging.INFO,  # whoever writes debug_info into a net wants to see it
+    }
+    levels = {logger: logger.level for logger in loggers}
+    for logger, level in loggers.items():
+        logger.setLevel(level)
+    caffe_logger.addFilter(is_kept)
     try:
         yield
     finally:
-        caffe.removeFilter(is_kept)
-        package.setLevel(levels[0])
-        caffe.setLevel(levels[1])
+        caffe_logger.removeFilter(is_kept)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 if __name__ == "__main__":

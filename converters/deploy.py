@@ -127,13 +127,15 @@ def image_input(net: Net) -> str | None:
 
 
 def deployed_preprocessing(
-    param: NetParameter, net: Net, options: PreprocessingOptions = NOTHING
+    param: NetParameter, net: Net, options: PreprocessingOptions = NOTHING, *, free_size: bool = False
 ) -> Preprocessing | None:
     """How images are prepared for a deployed net; None where nothing says it.
 
     param    the net before `deploy_net`: its layer of data has a transform_param, or its Input still has one
     net      the deployed net
     options  what the user says in its place
+    free_size
+             images may have any size: they keep theirs, but for a crop or a mean image
 
     ExportError where something is given and the net has no input of images, DataError where it does not fit.
     """
@@ -155,18 +157,25 @@ def deployed_preprocessing(
                 name=name,
                 num_channels=num_channels,
                 mean=options.mean,
-                resize=None if class_of(source).is_fed else _record_size(source),
+                resize=_size_before_crop(source, free_size),
                 where=f"layer {source.name!r}",
             )
         except DataError as error:
             raise ExportError(f"{error}; or say it otherwise: --mean FILE, --transform '...'") from error
-    made = options.apply(own, net.blob_shapes[name])
+    shape = net.blob_shapes[name]
+    made = options.apply(own, (*shape[:2], "height", "width") if free_size else shape)
     return None if made is None else replace(made, name=name)
 
 
 def _transforms(source: LayerParameter) -> bool:
     """Whether it says how images are prepared: by a transform_param, or by having none where it reads one."""
     return "transform_param" in class_of(source).reads or source.HasField("transform_param")
+
+
+def _size_before_crop(source: LayerParameter, free_size: bool) -> Size | None:
+    if class_of(source).is_fed or (free_size and not source.transform_param.crop_size):
+        return None
+    return _record_size(source)
 
 
 def _record_size(source: LayerParameter) -> Size | None:

@@ -12,7 +12,8 @@ A name that is taken gets a number: LAYER/Conv_2.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,11 +34,16 @@ class Graph:
     shapes   of the net's blobs by name, whose names are taken; the exporter adds those of the versions
     """
 
-    def __init__(self, opset: int, shapes: dict[str, Shape]) -> None:
+    def __init__(
+        self,
+        opset: int,
+        shapes: Mapping[str, Shape],
+        free_axes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    ) -> None:
         self.opset = opset
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
-        self._shapes = shapes
+        self._shapes, self._free_axes = shapes, free_axes
         self._layer: Layer | None = None
         self._nodes_of: list[tuple[str, list[onnx.NodeProto]]] = [("", [])]  # for each layer, in order
         self._values: dict[str, int] = {}  # names that are taken, and how many were made from each
@@ -123,6 +129,9 @@ class Graph:
 
     def shape(self, value: str) -> Shape:
         return self._shapes[value]
+
+    def free_axes(self, value: str) -> tuple[int, ...]:
+        return self._free_axes.get(value, ())
 
     def finish(self, inputs: Collection[str], outputs: Collection[str]) -> dict[str, str]:
         """Remove the Identity nodes, and name the nodes of layers that have a single one.

@@ -25,18 +25,21 @@ def split_model(
     ExportError where the model is not made so: its metadata is damaged.
     """
     graph, prepared = model.graph, preprocessing.prepared
-    makers = {name: node for node in graph.node for name in node.output}
+    nodes = list(graph.node)
+    makers = {name: place for place, node in enumerate(nodes) for name in node.output}
     needed, open_names = set[int](), [prepared]
     while open_names:
-        node = makers.get(open_names.pop())
-        if node is not None and id(node) not in needed:
-            needed.add(id(node))
-            open_names.extend(node.input)
-    front_nodes = [node for node in graph.node if id(node) in needed]
-    rest_nodes = [node for node in graph.node if id(node) not in needed]
+        place = makers.get(open_names.pop())
+        if place is not None and place not in needed:
+            needed.add(place)
+            open_names.extend(nodes[place].input)
+    front_nodes = [node for place, node in enumerate(nodes) if place in needed]
+    rest_nodes = [node for place, node in enumerate(nodes) if place not in needed]
     made_in_front = {name for node in front_nodes for name in node.output}
     between = made_in_front | {value.name for value in graph.input}
-    read = {name for node in rest_nodes for name in node.input} | {value.name for value in graph.output}
+    read = {name for node in rest_nodes for name in _names_read(node)} | {
+        value.name for value in graph.output
+    }
     if not front_nodes or not rest_nodes or read & between != {prepared}:
         raise ExportError(
             f"metadata: {PREPARED} must be the value that holds the prepared images, from which alone the "

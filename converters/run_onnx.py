@@ -35,6 +35,7 @@ from imae.converters.preprocessing import (
     from_metadata,
 )
 from imae.converters.resize import resize_bilinear
+from imae.converters.size_steps import size_advice
 from imae.files.errors import DataError, DeviceError, ExportError, check_utf8
 from imae.files.file_kinds import FileKind, mistaken_file
 from imae.files.limits import blob_problem, within_free_memory
@@ -203,7 +204,8 @@ def run_batch(session: onnxruntime.InferenceSession, images: Array, output: str)
             scores = _scores(session, feed.name, images, output)
             seconds = time.perf_counter() - begun
     except session_errors() as error:
-        raise ExportError(f"ONNX Runtime cannot run it: {_first_line(error)}") from error
+        advice = size_advice(session.get_modelmeta().custom_metadata_map)
+        raise ExportError(f"ONNX Runtime cannot run it: {_first_line(error)}{advice}") from error
     if not scores.ndim or len(scores) != len(images) or not scores.size:
         raise ExportError(
             f"output {output!r} has shape {list(scores.shape)} for {len(images)} images; it must hold "
@@ -260,7 +262,7 @@ def output_name(session: onnxruntime.InferenceSession, wanted: str | None, optio
     return wanted
 
 
-def _image_shape(session: onnxruntime.InferenceSession) -> list[int | str]:
+def image_shape(session: onnxruntime.InferenceSession) -> list[int | str]:
     """The input's N, C, H, W, with names for free axes; ExportError where it takes no images."""
     shapes = [feed.shape for feed in session.get_inputs()]
     if len(shapes) == 1 and len(shapes[0]) == 4:
@@ -309,17 +311,10 @@ def run_file(
     """
     if (lmdb is None) == (not images) or isinstance(images, str):
         raise DataError("a model runs on an lmdb or on a list of images; give one of the two")
-    if batch_size < 1:
-        raise DataError(f"--batch-size must be at least 1, got {batch_size}")
-    most = most_threads()
-    if not 0 <= threads <= most:
-        raise DeviceError(f"--threads must be 0 to {most} on this machine, got {threads}")
+    check_run_options(batch_size, threads)
     session = open_session(model, provider, threads)
-    shape = _image_shape(session)
-    prepared = preprocessing.apply(model_preprocessing(session, model), shape)
-    if prepared is None:
-        logger.warning("%s: %s. The pixels go in as they are, 0..255, BGR", os.fspath(model), UNKNOWN)
-        prepared = Preprocessing(TransformationParameter())
+    shape = image_shape(session)
+    prepared = chosen_preprocessing(session, model, shape, preprocessing)
     size = shape[0] if isinstance(shape[0], int) else batch_size
     if lmdb is not None:
         batches = lmdb_batches(lmdb, prepared, size)
@@ -329,6 +324,29 @@ def run_file(
     result.batch_size = size
     result.preprocessing = prepared
     return result
+
+
+def check_run_options(batch_size: int, threads: int) -> None:
+    """DataError or DeviceError for a batch without images, and for more threads than there can be."""
+    if batch_size < 1:
+        raise DataError(f"--batch-size must be at least 1, got {batch_size}")
+    most = most_threads()
+    if not 0 <= threads <= most:
+        raise DeviceError(f"--threads must be 0 to {most} on this machine, got {threads}")
+
+
+def chosen_preprocessing(
+    session: onnxruntime.InferenceSession,
+    model: AnyPath,
+    shape: Sequence[int | str],
+    options: PreprocessingOptions,
+) -> Preprocessing:
+    """How images are prepared, by the options and the model; a warning where neither says it."""
+    prepared = options.apply(model_preprocessing(session, model), shape)
+    if prepared is None:
+        logger.warning("%s: %s. The pixels go in as they are, 0..255, BGR", os.fspath(model), UNKNOWN)
+        prepared = Preprocessing(TransformationParameter())
+    return prepared
 
 
 def lmdb_batches(path: AnyPath, preprocessing: Preprocessing, size: int) -> Iterator[Batch]:
@@ -363,8 +381,9 @@ def image_batches(
         names = paths[begin : begin + size]
         pixels = [decode_picture(read_file(path), path, gray=gray) for path in names]
         images = [resized(image, preprocessing, shape) for image in pixels]
-        runs = runs_of_one_size(images) if preprocessing.is_embedded else [range(len(images))]
-        for run in runs:
+        # Where images keep their sizes, those of one size make a batch.
+        keep = preprocessing.is_embedded or preprocessing.prepared_size(shape) is None
+        for run in runs_of_one_size(images) if keep else [range(len(images))]:
             part = slice(run.start, run.stop)
             yield transformer.transform_list(images[part], names[part].__getitem__), None
 

@@ -234,7 +234,9 @@ class Layer(nn.Module):
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         """Add nodes to `graph` that compute the values `tops` from the values `bottoms` as in phase TEST."""
-        raise ExportError(f"layer {self.name!r}: type {self.type} has no ONNX form; cut the net before it")
+        raise ExportError(
+            f"layer {self.name!r}: type {self.type} has no ONNX form; its class gives it one by Layer.to_onnx"
+        )
 
     def get_state(self) -> dict[str, Any]:
         """What the next pass depends on besides bottoms, blobs and buffers, for an exact resume.

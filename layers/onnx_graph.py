@@ -69,4 +69,13 @@ class OnnxGraph(Protocol):
         """
 
     def shape(self, value: str) -> tuple[int, ...]:
-        """Shape of a net blob; axis 0 is the batch size of the export, which may be dynamic in the model."""
+        """Shape of a net blob; axis 0 is the batch size of the export, which may be dynamic in the model.
+
+        So may be other axes: see `free_axes`.
+        """
+
+    def free_axes(self, value: str) -> tuple[int, ...]:
+        """The axes of a net blob whose size follows that of the image, where that is free in the model.
+
+        The nodes must hold for any size of these axes; `shape` has one of many.
+        """

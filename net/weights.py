@@ -172,12 +172,18 @@ def _other_net(net: Net, clashes: list[str], report: Report) -> str:
     return f" These look like the weights of another net: {', '.join(parts)}; give those of this net."
 
 
+def unused_text(report: Report) -> str:
+    """What to add where the file lacks layers: those that it has instead, as another net's model does."""
+    return f", it has some for {_shortened(report.ignored)}, which the net lacks" if report.ignored else ""
+
+
 def load_to_use(net: Net, path: AnyPath, dialect: str | None = None) -> None:
     """Load weights for a net that is not trained any further, and warn of layers that have none."""
-    if missing := load_caffemodel(net, path, dialect).fresh:
+    report = load_caffemodel(net, path, dialect)
+    if missing := report.fresh:
         logger.warning(
-            "the results are those of random numbers in the layers %s: %s has no blobs for them",
-            ", ".join(missing), path,
+            "the results are those of random numbers in the layers %s: %s has no blobs for them%s",
+            ", ".join(missing), path, unused_text(report),
         )  # fmt: skip
 
 

@@ -147,7 +147,7 @@ class DetectionOutput(Layer):
         if self.param.detection_output_param.nms_param.eta < 1:
             raise ExportError(
                 f"layer {self.name!r}: nms_param {{ eta }} below 1 has no ONNX form: NonMaxSuppression has "
-                "one threshold; cut the net before it, or remove eta"
+                "one threshold; remove eta"
             )
         _Export(self, graph).add(bottoms, tops[0])
 

@@ -78,7 +78,7 @@ class ArgMax(Layer):
         shape = graph.shape(bottoms[0])
         axis, x = self._axis(len(shape)), bottoms[0]
         if axis == 0:
-            raise ExportError(f"layer {self.name!r}: axis 0 is the open batch size; cut the net before it")
+            raise ExportError(f"layer {self.name!r}: axis 0 is the open batch size")
         if axis is None:
             x = graph.node("Flatten", [x], axis=1)
         size = prod(shape[1:]) if axis is None else shape[axis]

@@ -241,7 +241,8 @@ class BaseConvolution(Layer):
             shape = graph.shape(bottom)
             axis = len(shape) - spatial - 1
             sizes = shape[axis + 1 :] or (1,)
-            overhang = (0,) * len(sizes) if self.reverse else windows.overhang(sizes)
+            no_overhang = self.reverse or graph.free_axes(bottom)  # only sizes below the kernel have one
+            overhang = (0,) * len(sizes) if no_overhang else windows.overhang(sizes)
             plain = axis == 1 and spatial > 0
             flat = bottom if plain else graph.node(
                 "Reshape", [bottom, graph.constant(np.array([-1, self.channels, *sizes]))]

@@ -158,6 +158,8 @@ def test_images_of_other_sizes(
     page = scores_of_the_page(images, monkeypatch, EMBEDDED if FORMS[form] else PLAIN, FORMS[form])
     if form != "resizing":
         check(page, want)
-    else:  # some pixels are a grey level away
+    else:  # some pixels are a grey level away; no two classes of an image are so near
+        first, second = np.sort(want, 1)[:, ::-1].T[:2]
+        assert (first - second).min() > 2 * tolerance("resized").atol
         np.testing.assert_array_equal(page.argmax(1), want.argmax(1))
         np.testing.assert_allclose(page, want, *tolerance("resized")[:2])

@@ -314,6 +314,32 @@ def caffemodel(data: bytes) -> None:
     save_caffemodel(weights_net(), "out")
 
 
+def state_dicts() -> Files:
+    """Weights of PyTorch's, as safetensors, as torch.save writes them, and as it did before 2020."""
+    import safetensors.torch
+    import torch
+
+    state = {
+        f"{step.layer.name}.{step.layer.blob_name(index)}": blob.detach()
+        for step in weights_net().steps
+        for index, blob in enumerate(step.layer.blobs)
+    }
+    seeds = [safetensors.torch.save(state, {"format": "pt"})]
+    for value in (state, {"state_dict": state, "epoch": 3}):
+        for zipped in (True, False):
+            torch.save(value, buffer := io.BytesIO(), _use_new_zipfile_serialization=zipped)
+            seeds.append(buffer.getvalue())
+    return mutated_bytes(seeds)
+
+
+@target(state_dicts)
+def state_dict(data: bytes) -> None:
+    from imae.converters.to_caffe import to_caffe
+    from imae.prototxt.text import parse_net
+
+    to_caffe(parse_net(WEIGHTS_NET.decode()), write("w.pt", data), "w.caffemodel")
+
+
 @target(caffemodels)
 def dialects(data: bytes) -> None:
     from imae.prototxt.dialects import DIALECTS, read_net_dialect

@@ -28,6 +28,7 @@ SLOW = (
     "layers/test_data_cache.py",
     "files/test_pipes.py",
     "converters/test_stopped_converters.py",
+    "converters/test_html_page_in_browser.py",
     "train/test_doctor.py::test_the_examiner_can_do_no_harm",
     "train/test_doctor.py::test_hostile_files_are_rows",
     "benchmarks/test_zoo.py::test_the_table",
@@ -44,6 +45,7 @@ SLOW = (
     "files/test_untrusted_files.py::test_an_onnx_model_gets_the_memory_that_is_free",
     "files/test_untrusted_files.py::test_an_archive_that_unpacks_to_too_much",
     "files/test_untrusted_files.py::test_one_data_set_under_many_names_counts_many_times",
+    "converters/test_opsets.py",
     "test_fuzz.py",
 )
 

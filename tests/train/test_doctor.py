@@ -517,7 +517,9 @@ def test_a_layer_without_an_onnx_form(here: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(layer_class("ReLU"), "to_onnx", Layer.to_onnx)
     row = row_of("net", "net.prototxt")
     assert verdict(row) == ("yes", "yes", "", "no")
-    assert "layer 'relu': type ReLU has no ONNX form; cut the net before it [imae]" in stops(row)
+    assert "layer 'relu': type ReLU has no ONNX form; its class gives it one by Layer.to_onnx; or" in stops(
+        row
+    )
 
 
 def test_an_input_without_a_shape(here: Path) -> None:
@@ -732,7 +734,12 @@ FETCH = ("the project", "fetch or make it")
 NO_HAND = ("Unknown layer type: Hand", "HandCaffe (who/caffe)", "write it as a plugin")
 # Four files lack data, of which two are of a fork, one is not text; a solver stops as its net does.
 STOPPED = (
-    stopped("a.prototxt", (MISSING.format("data", "a_lmdb"), *FETCH), NO_HAND),
+    stopped(
+        "a.prototxt",
+        (MISSING.format("data", "a_lmdb"), *FETCH),
+        (MISSING.format("data", "t_lmdb"), *FETCH),
+        NO_HAND,
+    ),
     stopped("b.prototxt", (MISSING.format("d2", "b_lmdb"), *FETCH), builds="yes"),
     stopped("c.prototxt", (MISSING.format("data", "a_lmdb"), *FETCH), builds="yes"),
     stopped("d.prototxt", (MISSING.format("data", "d_lmdb"), *FETCH), NO_HAND),
@@ -748,7 +755,7 @@ forks: HandCaffe (who/caffe) (2 files)
 
 what stops files, and how many:
     4  Data: data_param.source is not there [the project]: fetch or make it
-       a.prototxt (a_lmdb), b.prototxt (b_lmdb), c.prototxt (a_lmdb) and 1 more
+       a.prototxt (a_lmdb, t_lmdb), b.prototxt (b_lmdb), c.prototxt (a_lmdb) and 1 more
     2  Unknown layer type: Hand [HandCaffe (who/caffe)]: write it as a plugin
        a.prototxt, d.prototxt
     2  expected an integer, got x [the file]
@@ -779,6 +786,14 @@ def test_the_page_has_the_summary_then_the_reasons_then_every_file() -> None:
     assert places == sorted(places)
     reason = page[page.index("4 files:") : page.index("2 files:", page.index("4 files:"))]
     assert reason.count('<li class="path">') == 4
+
+
+def test_of_many_reasons_the_first_are_listed() -> None:
+    rows = [stopped(f"{index:02}.prototxt", (f"reason {index:02}", "the file", "")) for index in range(23)]
+    text = as_text(Survey("/p", rows))
+    assert "reason 19 [the file]" in text and "reason 20" not in text
+    assert text.endswith("\n--all lists 23 files, 3 more reasons\n")
+    assert "    1  reason 22 [the file]" in as_text(Survey("/p", rows), every_file=True)
 
 
 def test_of_few_files_the_table_is_shown_at_once() -> None:

@@ -23,13 +23,18 @@ class Reason:
     what     of the first file, without its place and layer
     owner    as in Stop
     remedy   as in Stop
-    files    the files' paths, each with the name that it lacks, if that is what stops it
+    files    the files' paths, each with the names that it lacks, if that is what stops it
     """
 
     what: str
     owner: str
     remedy: str
-    files: list[str] = field(default_factory=list)
+    files: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def entries(self) -> list[str]:
+        """The files, with these names in brackets."""
+        return [f"{path} ({', '.join(names)})" if names else path for path, names in self.files.items()]
 
     @property
     def is_consequence(self) -> bool:
@@ -45,9 +50,9 @@ def reasons_of(rows: Iterable[Row]) -> list[Reason]:
             what, name = _general(stop.what)
             owner, remedy = (PROJECT, "") if what == ITS_NET else (stop.owner, stop.remedy)
             reason = reasons.setdefault((what, owner, remedy), Reason(what, owner, remedy))
-            file = f"{row.path} ({name})" if name else row.path
-            if file not in reason.files:
-                reason.files.append(file)
+            names = reason.files.setdefault(row.path, [])
+            if name and name not in names:
+                names.append(name)
     return sorted(reasons.values(), key=lambda reason: (reason.is_consequence, -len(reason.files)))
 
 

@@ -16,6 +16,7 @@ BOLD, RED, RESET = "\x1b[1m", "\x1b[31m", "\x1b[0m"
 WIDEST = 60  # characters of a path in the table
 FEW = 3  # files of which the table is always shown
 MOST_FILES = 3  # that are named for a reason
+MOST_REASONS = 20  # that are listed, unless every file is
 MEANING = (
     "reads: the file is whole and all its words are known. builds: so do its layers, with blobs of zeros. "
     "trains: the net of phase TRAIN builds from data that are there and has a loss and blobs that learn; no "
@@ -37,13 +38,16 @@ def as_text(survey: Survey, colours: bool = False, every_file: bool = False) -> 
     lines += [f"{title}: {text}" for title, text in _advice(reasons)]
     if reasons and not few:
         lines += ["", _painted("what stops files, and how many:", BOLD, colours)]
-    for reason in () if few else reasons:
+    shown = reasons if every_file else reasons[:MOST_REASONS]
+    for reason in () if few else shown:
         lines.append(f"{len(reason.files):5}  {printable(_stop_text(reason))}")
         lines.append(f"       {printable(_first_files(reason))}")
     lines += ["", *map(printable, survey.notes)] if survey.notes else []
     if every_file or few:
         return "\n".join([*lines, "", *_table(survey, colours), "", MEANING]) + "\n"
     hidden = [f"{len(survey.rows)} files"] if survey.rows else []
+    if len(shown) < len(reasons):
+        hidden.append(f"{len(reasons) - len(shown)} more reasons")
     if warnings := sum(len(row.warnings) for row in survey.rows):
         hidden.append(f"{warnings} warnings")
     if survey.differences:
@@ -67,7 +71,7 @@ def _files(count: int) -> str:
 
 def _first_files(reason: Reason) -> str:
     more = len(reason.files) - MOST_FILES
-    return ", ".join(reason.files[:MOST_FILES]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(reason.entries[:MOST_FILES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _table(survey: Survey, colours: bool) -> Iterator[str]:
@@ -160,7 +164,7 @@ def _html(text: str) -> str:
 
 
 def _html_reason(reason: Reason) -> str:
-    files = "".join(f'<li class="path">{_html(file)}</li>' for file in reason.files)
+    files = "".join(f'<li class="path">{_html(file)}</li>' for file in reason.entries)
     return (
         f'<li><details><summary>{_files(len(reason.files))}: <span class="stop">{_html(reason.what)}</span> '
         f'<span class="owner">[{_html(reason.owner)}] {_html(reason.remedy)}</span></summary>'
