@@ -34,7 +34,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
-from imae.converters.class_names import read_names
+from imae.converters.labels import by_number, read_labels
 from imae.converters.predict import Prediction, open_model
 from imae.converters.run_report import ReportOptions, RunReport
 from imae.converters.run_sources import find_images
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
     if lmdb is None and len(sources) == 1 and os.path.isfile(os.path.join(sources[0], "data.mdb")):
         lmdb, sources = sources[0], []
     _check(args, sources, lmdb)
-    names = None if args.labels is None else read_names(args.labels)
+    names = None if args.labels is None else by_number(read_labels(args.labels))
     with _ended_by_ctrl_c():
         model = open_model(
             args.model,

@@ -38,7 +38,6 @@ def remove_identities(
         source, copy = current(node.input[0]), node.output[0]
         if copy in outputs:
             if source in fixed:
-                node.doc_string = f"an output of its own that equals {source}"
                 kept.append(node)
             else:
                 renamed[source] = copy
@@ -51,6 +50,9 @@ def remove_identities(
     for initializer in initializers:
         initializer.name = result.get(initializer.name, initializer.name)
     _rename(nodes, result)
+    for node in nodes:
+        if node.op_type == "Identity":
+            node.doc_string = f"an output of its own that equals {node.input[0]}"
     return result
 
 

@@ -63,13 +63,21 @@ def labels_of(metadata: Mapping[str, str], where: str = "the model") -> dict[int
     """
     if NAMES_KEY not in metadata:
         return {}
-    return _from_json(metadata[NAMES_KEY], f"{where}: metadata: {NAMES_KEY}")
+    try:
+        return _from_json(metadata[NAMES_KEY], f"{where}: metadata: {NAMES_KEY}")
+    except DataError as error:
+        raise DataError(f"{error}; export the model again, or give --labels FILE") from None
+
+
+def by_number(labels: Labels) -> dict[int, str]:
+    """The names by the number of the class."""
+    return dict(enumerate(labels)) if isinstance(labels, list) else labels
 
 
 def labels_metadata(labels: Labels) -> str:
     """The value of the metadata's key `names`."""
-    by_number = dict(enumerate(labels)) if isinstance(labels, list) else labels
-    return json.dumps({str(number): by_number[number] for number in sorted(by_number)}, ensure_ascii=False)
+    names = by_number(labels)
+    return json.dumps({str(number): names[number] for number in sorted(names)}, ensure_ascii=False)
 
 
 def _read_text(path: AnyPath) -> str:

@@ -162,16 +162,11 @@ class _Card:
 
     def _about(self) -> str:
         graph = self.model.graph
-        parameters = sum(
-            prod(value.dims)
-            for value in graph.initializer
-            if value.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8)
-        )
         opset = next(entry.version for entry in self.model.opset_import if not entry.domain)
         what = f"A model for {self.task.replace('-', ' ')}" if self.task else "A model"
         lines = [
             f"{what} in ONNX: the file {_code(self.file_name)}. {_plain(self.model.doc_string)}.",
-            f"It has {len(graph.node)} nodes of opset {opset}, {parameters:,} parameters and "
+            f"It has {len(graph.node)} nodes of opset {opset}, {self._parameters():,} parameters and "
             f"{self.model.ByteSize():,} bytes.",
         ]
         if self.names:
@@ -182,6 +177,13 @@ class _Card:
         license_text = self.metadata.get(LICENSE, "")
         lines.append(f"Licence: {_plain(license_text) if license_text else 'not stated'}.")
         return "\n\n".join(lines)
+
+    def _parameters(self) -> int:
+        """The number of values in the parameter blobs, which have names such as conv1.weight (graph.py)."""
+        numbers = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8)
+        sizes = {v.name: prod(v.dims) for v in self.model.graph.initializer if v.data_type in numbers}
+        blobs = [size for name, size in sizes.items() if "." in name and "/constant" not in name]
+        return sum(blobs or sizes.values())
 
     def _measured(self) -> str:
         unknown = "How far its outputs are from those of the net was not measured."

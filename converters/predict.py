@@ -10,7 +10,7 @@ values   all else, such as features; also scores that are no classes': straight 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -19,9 +19,9 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from imae.converters.class_names import Names, names_of
 from imae.converters.detections import Box, are_rows, boxes_in_pixels
 from imae.converters.images import decode_picture
+from imae.converters.labels import labels_of
 from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions, Size
 from imae.converters.run_onnx import (
     check_run_options,
@@ -105,7 +105,7 @@ class ImageModel:
     provider: str
     shape: Sequence[int | str]
     preprocessing: Preprocessing
-    names: Names
+    names: Mapping[int, str]
     names_of_user: bool
     batch_size: int
     threshold: float
@@ -303,7 +303,7 @@ def open_model(
     threads: int = 0,
     batch_size: int = 128,
     preprocessing: PreprocessingOptions = NOTHING,
-    names: Names | None = None,
+    names: Mapping[int, str] | None = None,
     threshold: float = 0.5,
     softmax: bool = False,
 ) -> ImageModel:
@@ -343,7 +343,7 @@ def open_model(
         provider=provider,
         shape=shape,
         preprocessing=chosen_preprocessing(session, path, shape, preprocessing),
-        names=names_of(metadata, os.fspath(path)) if names is None else names,
+        names=labels_of(metadata, os.fspath(path)) if names is None else names,
         names_of_user=names is not None,
         batch_size=fixed or batch_size,
         threshold=threshold,

@@ -113,5 +113,6 @@ def test_a_model_without_names() -> None:
 
 @pytest.mark.parametrize("text", ["", "tench", "{'0': 'tench'}", '{"0": null}', '{"a": "b"}', "null", "3"])
 def test_damaged_metadata_is_refused(text: str) -> None:
-    with pytest.raises(DataError, match=r"net\.onnx: metadata: names must be JSON, a name for each class"):
+    message = r"net\.onnx: metadata: names must be JSON, a name for each class.*; export .* --labels FILE$"
+    with pytest.raises(DataError, match=message):
         labels_of({"names": text}, "net.onnx")

@@ -112,6 +112,9 @@ def outputs_of_run(path: str = "net.onnx", image: str = "image.jpg") -> list[NDA
         (FC, "8x8", 1, []),
         (MAP, "8x12", 3, ["--transform", "scale: 0.01", "--labels", "voc.prototxt"]),
         (MAP, "8x12", 3, ["--mean", "100,110,120"]),
+        (MAP, "8x12", 3, ["--mean", "100,110,120", "--dynamic-size"]),
+        (MAP, "8x12", 3, ["--transform", "mean_value: 99 crop_size: 20", "--dynamic-size"]),
+        (TWO, "8x8", 3, ["--mean", "100,110,120", "--until", "fc"]),
         (TWO, "8x8", 3, ["--mean", "100,110,120"]),
         (BOXES, "8x12", 3, ["--transform", SSD_RESIZE, "--labels", "voc.prototxt"]),
         (BOXES, "8x12", 3, ["--mean", "100,110,120", "--fixed-batch"]),
@@ -192,6 +195,13 @@ def test_what_a_card_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         assert text in body
     assert re.search(r"^\| net \| `net\.prototxt` \| `[0-9a-f]{64}` \|$", body, re.MULTILINE)
     assert str(folder) not in card
+
+
+def test_parameters_are_those_of_blobs(folder: Path) -> None:
+    """Not the boxes of PriorBox, nor axes and the like."""
+    Path("net.prototxt").write_text(net("8x12", BOXES))
+    assert main(EXPORT) == 0
+    assert f" {(4 + 3) * (3 * 4 * 4 + 1)} parameters " in Path("net.md").read_text()
 
 
 def test_a_licence_without_an_identifier(folder: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from imae.cli.main import main
-from imae.converters.class_names import read_names
+from imae.converters.labels import read_labels
 from imae.converters.lmdb_writer import write_lmdb
 from imae.converters.measures import Measures, confusion_csv, confusion_lines, summary_lines
 from imae.converters.predict import ImageModel, Kind, open_model
@@ -167,7 +167,7 @@ def test_names_that_are_none(here: Path, content: bytes | None, message: str) ->
     if content is not None:
         Path("names").write_bytes(content)
     with pytest.raises(ValueError, match=re.escape(message)):
-        read_names("names")
+        read_labels("names")
 
 
 def test_damaged_names_of_a_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
