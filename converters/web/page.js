@@ -277,14 +277,15 @@
       const share = typeof count === "number" && dims[0] === count ? data.length / count : data.length;
       const values = Array.from(data.subarray(0, share), Number);
       const sizes = dims.slice(1).filter((size) => size > 1);
-      answer.append(...(sizes.length < 2 ? classesAnswer(values) : valuesAnswer(values, dims)));
+      const areScores = sizes.length < 2 && values.length > 1;
+      answer.append(...(areScores ? classesAnswer(values) : valuesAnswer(values, dims)));
     }
   }
 
   /** The best classes of an output with one value for each. */
   function classesAnswer(values) {
     const sum = values.reduce((total, value) => total + value, 0);
-    const areShares = values.length > 1 && values.every((value) => value >= 0) && Math.abs(sum - 1) < 1e-3;
+    const areShares = values.every((value) => value >= 0) && Math.abs(sum - 1) < 1e-3;
     const order = values.map((_, i) => i).sort((a, b) => values[b] - values[a] || a - b);
     const [most, least] = [values[order[0]], values[order.at(-1)]];
     const list = element("ol", "classes");
@@ -302,7 +303,7 @@
       list.append(item);
     }
     const parts = [list];
-    if (!areShares && values.length > 1) {
+    if (!areShares) {
       parts.push(element("p", "quiet", "Scores, not probabilities: the larger, the better."));
     }
     return parts;
@@ -386,37 +387,78 @@
     byId("image").setAttribute("aria-label", `the image, with ${names.length ? names.join(", ") : "no boxes"}`);
   }
 
-  /** An output that has no value for each class: its shape and range, and an image of one or three channels. */
+  /** An output of another form: its shape and range; a map (N, C, H, W) is drawn. */
   function valuesAnswer(values, dims) {
     let [least, most] = [Infinity, -Infinity];
     for (const value of values) {
       least = Math.min(least, value);
       most = Math.max(most, value);
     }
-    const text = `${shapeText(dims)} numbers, from ${numberText(least)} to ${numberText(most)}.`;
+    const text =
+      values.length === 1
+        ? `One number: ${numberText(most)}.`
+        : `${shapeText(dims)} numbers, from ${numberText(least)} to ${numberText(most)}.`;
     const parts = [element("p", "quiet", text)];
-    const [channels, height, width] = dims.slice(1);
-    if (dims.length === 4 && (channels === 1 || channels === 3) && most > least) {
-      parts.push(valuesImage(values, channels, height, width, least, most));
+    if (dims.length !== 4 || !values.length) {
+      return parts;
     }
-    return parts;
+    const [channels, height, width] = dims.slice(1);
+    if (channels > 1) {
+      const classes = classesOfMap(values, channels, height * width);
+      return [...shares(classes), mapImage(height, width, (i) => colourOfClass(classes[i])), ...parts];
+    }
+    const gray = (value) => (255 * (value - least)) / (most - least || 1);
+    return [mapImage(height, width, (i) => Array(3).fill(gray(values[i]))), ...parts];
   }
 
-  /** Values (C, H, W) as an image, from the smallest as black to the largest as white. */
-  function valuesImage(values, channels, height, width, least, most) {
+  /** The class with the largest value at each pixel. */
+  function classesOfMap(values, channels, count) {
+    const classes = new Int32Array(count);
+    for (let i = 0; i < count; i++) {
+      for (let c = 1; c < channels; c++) {
+        if (values[c * count + i] > values[classes[i] * count + i]) {
+          classes[i] = c;
+        }
+      }
+    }
+    return classes;
+  }
+
+  /** The classes with the most pixels, and their shares. */
+  function shares(classes) {
+    const counts = new Map();
+    classes.forEach((index) => counts.set(index, (counts.get(index) ?? 0) + 1));
+    const largest = [...counts].sort((a, b) => b[1] - a[1] || a[0] - b[0]).slice(0, BEST);
+    const rows = largest.map(([index, count]) => {
+      const key = element("span", "key");
+      key.setAttribute("aria-hidden", "true");
+      key.style.background = `rgb(${colourOfClass(index).join(" ")})`;
+      const share = element("data", "", percentText(count / classes.length));
+      share.value = String(count / classes.length);
+      return [element("span", "name", key, className(index)), share];
+    });
+    return [table(["Class", "Share of the image"], ["", "number"], rows)];
+  }
+
+  /** PASCAL VOC's colour of a class: the bits of its number, in threes, are the high bits of R, G and B. */
+  function colourOfClass(index) {
+    const colour = [0, 0, 0];
+    for (let bit = 0; bit < 24; bit++) {
+      colour[bit % 3] |= ((index >> bit) & 1) << (7 - Math.floor(bit / 3));
+    }
+    return colour;
+  }
+
+  function mapImage(height, width, colourAt) {
     const canvas = element("canvas", Math.max(width, height) < SMALL ? "map enlarged" : "map");
     canvas.width = width;
     canvas.height = height;
-    canvas.style.width = `${Math.max(width, Math.min(SMALL, (SMALL * width) / height))}px`;
+    canvas.style.width = `${Math.max(width, Math.round(Math.min(SMALL, (SMALL * width) / height)))}px`;
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", "the output as an image");
     const rgba = new Uint8ClampedArray(4 * height * width).fill(255);
-    const blueFirst = facts.plan.channels === "BGR";
     for (let i = 0; i < height * width; i++) {
-      for (let c = 0; c < 3; c++) {
-        const channel = channels === 1 ? 0 : blueFirst ? 2 - c : c;
-        rgba[4 * i + c] = (255 * (values[channel * height * width + i] - least)) / (most - least);
-      }
+      rgba.set(colourAt(i), 4 * i);
     }
     canvas.getContext("2d").putImageData(new ImageData(rgba, width, height), 0, 0);
     return canvas;

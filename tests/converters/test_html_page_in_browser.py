@@ -141,6 +141,32 @@ def test_it_draws_the_boxes_of_an_ssd(package: Path, page: Page, here: Path) -> 
     assert boxes[-1][0] == text and boxes[-1][1:] == sides
 
 
+def test_a_map_has_shares_and_an_image(package: Path, page: Page, here: Path) -> None:
+    """The model gives the image back: each pixel has the class of its largest channel."""
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "two"], ["y"])],
+        "pixels",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, "h", "w"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, "h", "w"])],
+        [helper.make_tensor("two", TensorProto.FLOAT, [1], [2.0])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, {"imae.transform_param": "", "names": '{"0": "blue"}'})
+    write_page(model.SerializeToString(), "page.html", ort_web=package)
+    pixels = np.zeros((4, 5, 3), np.uint8)
+    pixels[..., 0], pixels[0, :, 2] = 1, 9  # blue, but for a red row
+    cv2.imwrite("image.png", pixels)
+    assert run(page, Path("page.html"), Path("image.png")).startswith("Ran in")
+    cells = "Array.from(document.querySelectorAll('#answer td'), (cell) => cell.textContent)"
+    assert page.value(cells) == ["blue", "75.0 %", "class 2", "25.0 %"]
+    colours = page.value(
+        "Array.from(document.querySelector('.map').getContext('2d').getImageData(0, 0, 5, 4).data)"
+    )
+    want = np.zeros((4, 5, 4))
+    want[..., 3], want[0, :, 1] = 255, 128  # VOC's class 0 is black, its class 2 dark green
+    assert colours == want.ravel().tolist()
+
+
 def test_hostile_names_run_no_script(package: Path, page: Page, here: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("ReduceMax", ["x"], [HOSTILE[1]], name=HOSTILE[2], axes=[2, 3], keepdims=0)],
