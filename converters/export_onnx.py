@@ -30,7 +30,7 @@ from imae.converters.check_onnx import (
 )
 from imae.converters.cut_net import cut_before, cut_net
 from imae.converters.deploy import InputShape, deploy_net, deployed_preprocessing
-from imae.converters.dynamic_size import DynamicSize, Size, at_size, find_dynamic_size, size_text
+from imae.converters.dynamic_size import DynamicSize, Sides, Size, at_size, find_dynamic_size, size_text
 from imae.converters.graph import Graph
 from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions
 from imae.converters.size_steps import size_steps
@@ -88,7 +88,7 @@ def export_net(
     softmax: bool = False,
     preprocessing: Preprocessing | None = None,
     until: Sequence[str] = (),
-    dynamic_size: bool = False,
+    dynamic_size: bool | Sides = False,
 ) -> Export:
     """The ONNX model of a TEST net that has Input layers (see `deploy_net`), checked in ONNX Runtime.
 
@@ -98,7 +98,7 @@ def export_net(
     preprocessing  how images are prepared for the net; written into the metadata
     softmax        append a softmax to each output that has a class axis and is not yet that of a Softmax
     until          the blobs that become outputs, in place of those that no layer reads
-    dynamic_size   leave height and width of the images open
+    dynamic_size   leave height and width of the images open, or one of them
     """
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ExportError(f"opset must be {OLDEST_OPSET} to {NEWEST_OPSET}, got {opset}")
@@ -111,10 +111,10 @@ def export_net(
     for blob in until:
         if blob not in net.blob_shapes:
             raise ExportError(f"net {net.name!r} has no blob {blob!r} that is computed from its inputs alone")
-    free = find_dynamic_size(net) if dynamic_size else None
+    free = find_dynamic_size(net, "both" if dynamic_size is True else dynamic_size) if dynamic_size else None
     plan = net.steps
     if fold:
-        plan = tuple(fold_shortcuts(net, fold_batch_norm(net, until), until, any_size=dynamic_size))
+        plan = tuple(fold_shortcuts(net, fold_batch_norm(net, until), until, any_size=free is not None))
     shapes = dict(net.blob_shapes)
     free_axes = {} if free is None else dict(free.free_axes)
     graph = Graph(opset, shapes, free_axes)
@@ -288,14 +288,14 @@ def export_file(
     allow_missing: bool = False,
     preprocessing: PreprocessingOptions = NOTHING,
     until: Sequence[str] = (),
-    dynamic_size: bool = False,
+    dynamic_size: bool | Sides = False,
 ) -> Export:
     """Export a net (train_val or deploy) and its caffemodel to an .onnx file, which is written atomically.
 
     preprocessing   how images are prepared, where the net does not say it, or otherwise than it says
     allow_missing   layers that the weights lack get the values of their fillers; else they are an ExportError
     until           blobs behind whose layers the net is cut; they become the outputs
-    dynamic_size    leave height and width of the images open
+    dynamic_size    leave height and width of the images open, or one of them
     """
     if until:
         param = cut_net(param, until)
@@ -313,7 +313,7 @@ def export_file(
         fold=fold,
         dynamic_batch=dynamic_batch,
         softmax=softmax,
-        preprocessing=deployed_preprocessing(param, net, preprocessing, free_size=dynamic_size),
+        preprocessing=deployed_preprocessing(param, net, preprocessing, free_size=bool(dynamic_size)),
         until=until,
         dynamic_size=dynamic_size,
     )
