@@ -219,9 +219,10 @@ def _model(
     metadata: dict[str, str],
     axis_names: Mapping[str, Mapping[int, str]],
 ) -> onnx.ModelProto:
-    dynamic: dict[str, int] = {}
+    dynamic: dict[str, tuple[int, str]] = {}
     if axes is not None:
-        dynamic = {name: axes[name] for name in net.inputs} | batch_axes_of_outputs(net, outputs, axes)
+        dynamic = {name: (axes[name], "batch") for name in net.inputs}
+        dynamic |= batch_axes_of_outputs(net, outputs, axes)
     axes_of = open_axes(net)
 
     def info(name: str) -> onnx.ValueInfoProto:
@@ -230,7 +231,8 @@ def _model(
             for axis in open_here:
                 shape[axis] = f"size of {name}"
         elif name in dynamic and shape:
-            shape[dynamic[name]] = "batch"
+            axis, label = dynamic[name]
+            shape[axis] = label
         for axis, label in axis_names.get(name, {}).items():
             shape[axis] = label
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
