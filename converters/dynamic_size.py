@@ -32,7 +32,7 @@ STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 256)
 # An image smaller than this counts as one of this size when other sizes are chosen.
 SMALL = 32
 # The sizes at which model and net are compared: the first two pairs of these multiples of the net's own
-# height and width that the net allows.
+# height and width that the net allows, or else larger ones.
 SCALES = ((0.6, 1.3), (1.4, 0.7), (1.2, 1.7), (1.7, 1.3), (2.3, 2.8), (2.9, 2.2))
 COMPARED = 2
 LARGEST_RATIO = 8  # of two inputs' sizes, for both to be images of one scene
@@ -236,10 +236,12 @@ def _dynamic_size(net: Net, images: _Images, step: int, tried: Sequence[Shapes])
         if axes:
             free_axes[blob] = axes
     compared: dict[Size, Shapes] = {}
-    for size in images.scaled(step):
+    for size in (*images.scaled(step), *images.larger(step)):
         shapes, refusal = _shapes(net, images, size)
-        if refusal is None and len(compared) < COMPARED:
+        if refusal is None:
             compared[images.first(size)] = shapes
+        if len(compared) == COMPARED:
+            break
     names = {
         blob: {axis: _name(blob, axis, images, [own, *tried]) for axis in axes}
         for blob, axes in free_axes.items()
@@ -251,12 +253,12 @@ def _name(blob: str, axis: int, images: _Images, tried: Sequence[Shapes]) -> str
     """The name of a free axis: that of an image's height or width, where both are always equal."""
     if blob not in images.shapes:
         for image in images.shapes:
-            for own_axis in (axis, *(2, 3)):
-                if own_axis in (2, 3) and all(s[blob][axis] == s[image][own_axis] for s in tried):
-                    return _name(image, own_axis, images, tried)
-    sides = {2: "height", 3: "width"} if len(tried[0][blob]) == 4 else {}
-    side = sides.get(axis, f"size {axis}")
-    return side if blob in images.shapes and len(images.shapes) == 1 else f"{side} of {blob}"
+            for side in (2, 3) if axis != 3 else (3, 2):
+                if all(shapes[blob][axis] == shapes[image][side] for shapes in tried):
+                    return _name(image, side, images, tried)
+    names = {2: "height", 3: "width"} if len(tried[0][blob]) == 4 else {}
+    name = names.get(axis, f"size {axis}")
+    return name if blob in images.shapes and len(images.shapes) == 1 else f"{name} of {blob}"
 
 
 def _fixed(net: Net, refusal: _Refusal) -> str:
