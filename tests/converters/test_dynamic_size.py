@@ -212,6 +212,29 @@ def test_two_images_have_a_pair_of_axes_each() -> None:
     }
 
 
+def test_a_detector_of_patches_finds_in_whole_images() -> None:
+    """A net for 12 x 12 pixels, as the first one of MTCNN, gives a map of scores for an image."""
+    text = (
+        layer("Convolution", f"convolution_param {{ num_output: 10 kernel_size: 3 {FILLER} }}")
+        + layer("PReLU", "", "y", "y")
+        + layer("Pooling", SAME, "y", "z")
+        + layer("Convolution", f"convolution_param {{ num_output: 4 kernel_size: 1 {FILLER} }}", "z", "u")
+        + layer("Softmax", "", "u", "p")
+    )
+    net = net_of(text, 1, 3, 12, 12)
+    model = compare(net, [(12, 12), (50, 70), (51, 69)])
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (scores,) = session.run(["p"], {"x": np.zeros((1, 3, 50, 70), np.float32)})
+    assert scores.shape == (1, 4, 24, 34)
+
+
+def test_a_classifier_that_is_cut_before_its_inner_product(here: Path) -> None:
+    classifier = layer("InnerProduct", f"inner_product_param {{ num_output: 2 {FILLER} }}", "y", "f")
+    write_net(layer("Convolution", CONV) + classifier)
+    assert export() == 2 and not Path("net.onnx").exists()
+    assert export("--until", "y") == 0
+
+
 PINS = {
     "inner product": (
         layer("Convolution", CONV)
