@@ -83,9 +83,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dynamic-size",
-        action="store_true",
-        help="leave height and width of the images open, for a fully convolutional net; compared at two "
-        "further sizes, and refused with the layer that has one size only",
+        nargs="?",
+        const="both",
+        choices=("both", "height", "width"),
+        help="leave height and width of the images open, or one of them, for a fully convolutional net; "
+        "compared at two further sizes, and refused with the layer that has one size only",
     )
     parser.add_argument("--fixed-batch", action="store_true", help="keep the batch size of the prototxt")
     parser.add_argument(
@@ -143,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
         about=chosen_description(args),
         embedding=embedding,
         until=args.until,
-        dynamic_size=args.dynamic_size,
+        dynamic_size=args.dynamic_size or False,
     )
     print(
         f"wrote {args.output}: opset {args.opset}, inputs {printable(', '.join(result.inputs))}, "
@@ -163,7 +165,8 @@ def run(args: argparse.Namespace) -> None:
     sizes = f"batch sizes {', '.join(map(str, result.batch_sizes))}"
     if result.size_step is not None:
         steps = "" if result.size_step == 1 else f", in steps of {result.size_step} from the prototxt's"
-        print(f"height and width are free{steps}")
+        sides = "height and width are" if args.dynamic_size == "both" else f"{args.dynamic_size} is"
+        print(f"{sides} free{steps}")
         sizes += f", images also of {', '.join(map(size_text, result.sizes))}"
     if len(result.not_compared) < len(result.outputs):
         print(

@@ -313,13 +313,20 @@ def batch_axes(net: Net) -> dict[str, int]:
     return axes
 
 
-def batch_axes_of_outputs(net: Net, outputs: Sequence[str], axes: Mapping[str, int]) -> dict[str, int]:
-    """The axis that has as many items as the inputs' batch, for each output that has one."""
-    if not any(axes[name] for name in net.inputs):
-        return dict.fromkeys(outputs, 0)
-    small, large = (_shapes(net, axes, size) for size in (2, 3))
-    both = {name: list(zip(small[name], large[name], strict=True)) for name in outputs}
-    return {name: pairs.index((2, 3)) for name, pairs in both.items() if (2, 3) in pairs}
+def batch_axes_of_outputs(
+    net: Net, outputs: Sequence[str], axes: Mapping[str, int]
+) -> dict[str, tuple[int, str]]:
+    """The axis whose size follows that of the inputs' batch, and its name, for each output that has one."""
+    large, small = (_shapes(net, axes, size) for size in (3, 2))
+    found = {}
+    for name in outputs:
+        pairs = list(zip(small[name], large[name], strict=True))
+        differing = [axis for axis, (few, many) in enumerate(pairs) if few != many]
+        if (2, 3) in pairs:
+            found[name] = pairs.index((2, 3)), "batch"
+        elif differing:
+            found[name] = differing[0], f"size of {name}"
+    return found
 
 
 def _shapes(net: Net, axes: Mapping[str, int], size: int) -> dict[str, Shape]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import gcd
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import onnx
 
@@ -26,12 +26,13 @@ from imae.net.net import Net
 from imae.net.step import Step
 
 Size = tuple[int, int]  # height, width
+Sides = Literal["both", "height", "width"]  # that are free
 Shapes = dict[str, Shape]
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 256)
 # An image smaller than this counts as one of this size when other sizes are chosen.
 SMALL = 32
 # The sizes at which model and net are compared: the first two pairs of these multiples of the net's own
-# height and width that the net allows.
+# height and width that the net allows, or else larger ones.
 SCALES = ((0.6, 1.3), (1.4, 0.7), (1.2, 1.7), (1.7, 1.3), (2.3, 2.8), (2.9, 2.2))
 COMPARED = 2
 LARGEST_RATIO = 8  # of two inputs' sizes, for both to be images of one scene
@@ -77,30 +78,39 @@ class DynamicSize:
             )
 
 
-def find_dynamic_size(net: Net) -> DynamicSize:
+def find_dynamic_size(net: Net, sides: Sides = "both") -> DynamicSize:
     """The free axes of a net; ExportError, with the layer, where the net has one size only."""
-    images = _Images.of(net)
-    own = dict(net.blob_shapes)
-    furthest: _Refusal | None = None
+    sizes = _find(net, sides)
+    if isinstance(sizes, DynamicSize):
+        return sizes
+    one = "size" if sides == "both" else sides
+    others: tuple[Sides, ...] = ("width", "height") if sides == "both" else ()
+    possible = next((side for side in others if isinstance(_find(net, side), DynamicSize)), None)
+    advice = f"; its {possible} alone can be free: --dynamic-size {possible}" if possible else ""
+    raise ExportError(
+        f"--dynamic-size: net {net.name!r} has one {one} only. With images of {size_text(sizes.size)}: "
+        f"{sizes.error}{_fixed(net, sizes)}{advice}{cut_before(net, net.steps[sizes.place])}"
+    )
+
+
+def _find(net: Net, sides: Sides) -> DynamicSize | _Refusal:
+    """The free axes; or, with any step, the layer that is the last one to refuse other sizes."""
+    images = _Images.of(net, sides)
+    refusals = []
     try:
         for step in STEPS:
             tried: list[Shapes] = []
             for size in images.larger(step):
                 shapes, refusal = _shapes(net, images, size)
                 if refusal is not None:
-                    if furthest is None or refusal.place > furthest.place:
-                        furthest = refusal
+                    refusals.append(refusal)
                     break
                 tried.append(shapes)
             else:
                 return _dynamic_size(net, images, step, tried)
     finally:
-        _shapes(net, images, images.own)  # a layer may keep what belongs to a size
-    assert furthest is not None
-    raise ExportError(
-        f"--dynamic-size: net {net.name!r} has one size only. With images of {size_text(furthest.size)}: "
-        f"{furthest.error}{_fixed(net, furthest, own)}{cut_before(net, net.steps[furthest.place])}"
-    )
+        _shapes(net, images, images.unit)  # a layer may keep what belongs to a size
+    return max(refusals, key=lambda refusal: refusal.place)
 
 
 @contextmanager
@@ -134,13 +144,15 @@ class _Images:
 
     shapes   of these inputs
     unit     height and width whose multiples all of them are
+    sides    that are free
     """
 
     shapes: Shapes
     unit: Size
+    sides: Sides
 
     @classmethod
-    def of(cls, net: Net) -> _Images:
+    def of(cls, net: Net, sides: Sides) -> _Images:
         with_size = {name: net.blob_shapes[name] for name in net.inputs if len(net.blob_shapes[name]) == 4}
         # A vector with two axes of 1 is no image, unless no input has a size yet.
         with_size = {n: shape for n, shape in with_size.items() if shape[2:] != (1, 1)} or with_size
@@ -152,11 +164,7 @@ class _Images:
         first = next(iter(with_size.values()))
         shapes = {n: s for n, s in with_size.items() if all(map(_are_related, s[2:], first[2:]))}
         height, width = (gcd(*(shape[axis] for shape in shapes.values())) for axis in (2, 3))
-        return cls(shapes, (height, width))
-
-    @property
-    def own(self) -> Size:
-        return self.unit
+        return cls(shapes, (height, width), sides)
 
     def at(self, size: Size) -> Shapes:
         """The shapes of the images where the unit is of this size."""
@@ -175,9 +183,18 @@ class _Images:
         begins = [-(-max(unit, SMALL) // step) for unit in self.unit]
         count = max(4, 32 // step)
         return [
-            (self.unit[0] + step * (begins[0] + i), self.unit[1] + step * (begins[1] + (3 * i + 1) % count))
+            self._free(
+                self.unit[0] + step * (begins[0] + i), self.unit[1] + step * (begins[1] + (3 * i + 1) % count)
+            )
             for i in range(count)
         ]
+
+    def _free(self, height: int, width: int) -> Size:
+        """This size, with the own one of a side that is not free."""
+        return (
+            self.unit[0] if self.sides == "width" else height,
+            self.unit[1] if self.sides == "height" else width,
+        )
 
     def scaled(self, step: int) -> Iterator[Size]:
         """Sizes of SCALES: odd ones, and an even height, where the step allows it."""
@@ -187,7 +204,7 @@ class _Images:
                 size = unit + step * round((max(unit, SMALL) * scale - unit) / step)
                 sizes.append(size + step if step % 2 and size % 2 != parity else size)
             if min(sizes) > 0 and all(size != unit for size, unit in zip(sizes, self.unit, strict=True)):
-                yield sizes[0], sizes[1]
+                yield self._free(*sizes)
 
 
 def _are_related(size: int, other: int) -> bool:
@@ -219,34 +236,36 @@ def _dynamic_size(net: Net, images: _Images, step: int, tried: Sequence[Shapes])
         if axes:
             free_axes[blob] = axes
     compared: dict[Size, Shapes] = {}
-    for size in images.scaled(step):
+    for size in (*images.scaled(step), *images.larger(step)):
         shapes, refusal = _shapes(net, images, size)
-        if refusal is None and len(compared) < COMPARED:
+        if refusal is None:
             compared[images.first(size)] = shapes
+        if len(compared) == COMPARED:
+            break
     names = {
         blob: {axis: _name(blob, axis, images, [own, *tried]) for axis in axes}
         for blob, axes in free_axes.items()
     }
-    return DynamicSize(images.first(images.own), step, free_axes, own, tried[-1], compared, names)
+    return DynamicSize(images.first(images.unit), step, free_axes, own, tried[-1], compared, names)
 
 
 def _name(blob: str, axis: int, images: _Images, tried: Sequence[Shapes]) -> str:
     """The name of a free axis: that of an image's height or width, where both are always equal."""
     if blob not in images.shapes:
         for image in images.shapes:
-            for own_axis in (axis, *(2, 3)):
-                if own_axis in (2, 3) and all(s[blob][axis] == s[image][own_axis] for s in tried):
-                    return _name(image, own_axis, images, tried)
-    sides = {2: "height", 3: "width"} if len(tried[0][blob]) == 4 else {}
-    side = sides.get(axis, f"size {axis}")
-    return side if blob in images.shapes and len(images.shapes) == 1 else f"{side} of {blob}"
+            for side in (2, 3) if axis != 3 else (3, 2):
+                if all(shapes[blob][axis] == shapes[image][side] for shapes in tried):
+                    return _name(image, side, images, tried)
+    names = {2: "height", 3: "width"} if len(tried[0][blob]) == 4 else {}
+    name = names.get(axis, f"size {axis}")
+    return name if blob in images.shapes and len(images.shapes) == 1 else f"{name} of {blob}"
 
 
-def _fixed(net: Net, refusal: _Refusal, own: Shapes) -> str:
+def _fixed(net: Net, refusal: _Refusal) -> str:
     """The layers whose tops have one size for images of any size, where that size meets another, or ""."""
 
     def follows(blob: str) -> bool:
-        return refusal.shapes[blob][1:] != own[blob][1:]
+        return refusal.shapes[blob][1:] != net.blob_shapes[blob][1:]
 
     def fixes(step: Step) -> bool:
         return any(map(follows, step.bottoms)) and not any(map(follows, step.tops))

@@ -31,7 +31,7 @@ from imae.converters.check_onnx import (
 from imae.converters.cut_net import cut_before, cut_net
 from imae.converters.deploy import InputShape, deploy_net, deployed_preprocessing
 from imae.converters.describe_model import About, describe
-from imae.converters.dynamic_size import DynamicSize, Size, at_size, find_dynamic_size, size_text
+from imae.converters.dynamic_size import DynamicSize, Sides, Size, at_size, find_dynamic_size, size_text
 from imae.converters.embed import Embedding, check_embedded, embed_preprocessing
 from imae.converters.graph import Graph
 from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions
@@ -96,7 +96,7 @@ def export_net(
     preprocessing: Preprocessing | None = None,
     embedding: Embedding | None = None,
     until: Sequence[str] = (),
-    dynamic_size: bool = False,
+    dynamic_size: bool | Sides = False,
 ) -> Export:
     """The ONNX model of a TEST net that has Input layers (see `deploy_net`), checked in ONNX Runtime.
 
@@ -107,10 +107,11 @@ def export_net(
     softmax        append a softmax to each output that has a class axis and is not yet that of a Softmax
     embedding      put the preparation of images into the model; None: its input is prepared images
     until          the blobs that become outputs, in place of those that no layer reads
-    dynamic_size   leave height and width of the images open
+    dynamic_size   leave height and width of the images open, or one of them
     """
     _check_request(net, opset, until)
-    free = find_dynamic_size(net) if dynamic_size else None
+    sides: Sides = "both" if isinstance(dynamic_size, bool) else dynamic_size
+    free = find_dynamic_size(net, sides) if dynamic_size else None
     built = _build(net, opset, fold, softmax, until, free)
     outputs = built.outputs
     axes = batch_axes(net)
@@ -282,9 +283,10 @@ def _model(
     metadata: dict[str, str],
     axis_names: Mapping[str, Mapping[int, str]],
 ) -> onnx.ModelProto:
-    dynamic: dict[str, int] = {}
+    dynamic: dict[str, tuple[int, str]] = {}
     if axes is not None:
-        dynamic = {name: axes[name] for name in net.inputs} | batch_axes_of_outputs(net, outputs, axes)
+        dynamic = {name: (axes[name], "batch") for name in net.inputs}
+        dynamic |= batch_axes_of_outputs(net, outputs, axes)
     axes_of = open_axes(net)
 
     def info(name: str) -> onnx.ValueInfoProto:
@@ -293,7 +295,8 @@ def _model(
             for axis in open_here:
                 shape[axis] = f"size of {name}"
         elif name in dynamic and shape:
-            shape[dynamic[name]] = "batch"
+            axis, label = dynamic[name]
+            shape[axis] = label
         for axis, label in axis_names.get(name, {}).items():
             shape[axis] = label
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
@@ -353,7 +356,7 @@ def export_file(
     about: About | None = None,
     embedding: Embedding | None = None,
     until: Sequence[str] = (),
-    dynamic_size: bool = False,
+    dynamic_size: bool | Sides = False,
 ) -> Export:
     """Export a net (train_val or deploy) and its caffemodel to an .onnx file, which is written atomically.
 
@@ -361,7 +364,7 @@ def export_file(
     embedding       put that into the model, which then takes the bytes of images
     allow_missing   layers that the weights lack get the values of their fillers; else they are an ExportError
     until           blobs behind whose layers the net is cut; they become the outputs
-    dynamic_size    leave height and width of the images open
+    dynamic_size    leave height and width of the images open, or one of them
     about           what the model says of itself besides: its source, its classes' names, its licence
     """
     if until:
@@ -383,7 +386,7 @@ def export_file(
         dynamic_batch=dynamic_batch,
         softmax=softmax,
         embedding=embedding,
-        preprocessing=deployed_preprocessing(param, net, preprocessing, free_size=dynamic_size),
+        preprocessing=deployed_preprocessing(param, net, preprocessing, free_size=bool(dynamic_size)),
         until=until,
         dynamic_size=dynamic_size,
     )

@@ -212,6 +212,29 @@ def test_two_images_have_a_pair_of_axes_each() -> None:
     }
 
 
+def test_a_detector_of_patches_finds_in_whole_images() -> None:
+    """A net for 12 x 12 pixels, as the first one of MTCNN, gives a map of scores for an image."""
+    text = (
+        layer("Convolution", f"convolution_param {{ num_output: 10 kernel_size: 3 {FILLER} }}")
+        + layer("PReLU", "", "y", "y")
+        + layer("Pooling", SAME, "y", "z")
+        + layer("Convolution", f"convolution_param {{ num_output: 4 kernel_size: 1 {FILLER} }}", "z", "u")
+        + layer("Softmax", "", "u", "p")
+    )
+    net = net_of(text, 1, 3, 12, 12)
+    model = compare(net, [(12, 12), (50, 70), (51, 69)])
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (scores,) = session.run(["p"], {"x": np.zeros((1, 3, 50, 70), np.float32)})
+    assert scores.shape == (1, 4, 24, 34)
+
+
+def test_a_classifier_that_is_cut_before_its_inner_product(here: Path) -> None:
+    classifier = layer("InnerProduct", f"inner_product_param {{ num_output: 2 {FILLER} }}", "y", "f")
+    write_net(layer("Convolution", CONV) + classifier)
+    assert export() == 2 and not Path("net.onnx").exists()
+    assert export("--until", "y") == 0
+
+
 PINS = {
     "inner product": (
         layer("Convolution", CONV)
@@ -381,3 +404,39 @@ def test_an_image_whose_size_is_between_the_steps(here: Path, capsys: pytest.Cap
     assert main(["run", "net.onnx", "--images", "a.png"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.endswith("; its images must be 12x12, or higher, lower, wider or narrower by a multiple of 4")
+
+
+# A line of text: rows are pooled away, columns become steps of a sequence.
+LINE = (
+    layer("Pooling", "pooling_param { kernel_size: 2 stride: 2 }")
+    + layer(
+        "Convolution", f"convolution_param {{ num_output: 3 kernel_h: 6 kernel_w: 1 {FILLER} }}", "y", "z"
+    )
+    + layer("Permute", "permute_param { order: 3 order: 0 order: 1 order: 2 }", "z", "p")
+    + layer("Flatten", "flatten_param { axis: 2 }", "p", "f")
+    + layer("InnerProduct", f"inner_product_param {{ num_output: 5 axis: 2 {FILLER} }}", "f", "g")
+)
+
+
+def test_the_width_alone_is_free() -> None:
+    with pytest.raises(
+        ExportError, match=r"one size only.*'g' .InnerProduct.*; its width alone can be free: --d"
+    ):
+        export_net(net_of(LINE), dynamic_size=True)
+    with pytest.raises(ExportError, match=r"one height only.*'g' .InnerProduct"):
+        export_net(net_of(LINE), dynamic_size="height")
+    result = export_net(net_of(LINE), dynamic_size="width", dynamic_batch=False)
+    shapes = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*result.model.graph.input, *result.model.graph.output)
+    }
+    assert shapes == {"x": [1, 4, 12, "width"], "g": ["size 0 of g", 1, 5]}
+    assert [height for height, _ in result.sizes] == [12, 12]
+    session = onnxruntime.InferenceSession(result.model.SerializeToString())
+    net = net_of(LINE)
+    for width in (7, 10, 31):
+        x = np.random.default_rng(width).standard_normal((1, 4, 12, width)).astype(np.float32)
+        with torch.no_grad():
+            want = net({"x": torch.from_numpy(x)})["g"].numpy()
+        rtol, atol, _ = tolerance("onnx")
+        np.testing.assert_allclose(session.run(["g"], {"x": x})[0], want, rtol=rtol, atol=atol)

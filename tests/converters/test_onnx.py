@@ -178,7 +178,7 @@ def test_each_input_has_a_shape_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     assert main([*command, *given]) == 0
     assert shapes_of("x.onnx") == {"a": [5, 3], "b": [7, 3], "c": [12, 3]}
     assert main([*command, "--input-shape", "b:1,2"]) == 0  # the other is the prototxt's
-    assert shapes_of("x.onnx") == {"a": ["batch", 2], "b": ["batch", 2], "c": ["batch", 2]}
+    assert shapes_of("x.onnx") == {"a": ["batch", 2], "b": ["batch", 2], "c": ["size of c", 2]}
 
 
 def test_a_shape_with_a_name_is_the_whole_one() -> None:
@@ -201,6 +201,26 @@ def test_level_and_stage_choose_the_exported_layers(tmp_path: Path, monkeypatch:
     ):
         assert main([*command, *flags]) == 0
         assert list(shapes_of("x.onnx")) == ["a", "b", output]
+
+
+def test_the_batch_is_on_the_axis_where_the_net_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A constant has none, and a permuted or flattened blob has it elsewhere, or in a product."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.prototxt").write_text("""
+        layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 dim: 4 dim: 5 } } }
+        layer { name: "p" type: "Permute" bottom: "x" top: "p" permute_param { order: 3 order: 0 } }
+        layer { name: "f" type: "Flatten" bottom: "x" top: "f" flatten_param { axis: 0 end_axis: 1 } }
+        layer { name: "b" type: "PriorBox" bottom: "x" bottom: "x" top: "b" prior_box_param { min_size: 2 } }
+    """)
+    assert main(["export", "--model", "net.prototxt", "--output", "x.onnx"]) == 0
+    assert shapes_of("x.onnx") == {
+        "x": ["batch", 3, 4, 5],
+        "b": [1, 2, 80],
+        "f": ["size of f", 4, 5],
+        "p": [5, "batch", 3, 4],
+    }
 
 
 @pytest.mark.parametrize(

@@ -480,7 +480,8 @@ def test_an_error_that_says_what_to_do_gets_no_other_remedy(here: Path) -> None:
     Path("net.prototxt").write_text(DEPLOY + layer)
     row = row_of("net", "net.prototxt")
     assert verdict(row) == ("yes", "yes", "", "no")
-    assert stops(row).endswith("set it to false for the mean [imae] ")
+    until = "; or cut the net before it with --until fc"
+    assert stops(row).endswith(f"set it to false for the mean{until} [imae] ")
     assert len([line for line in row.warnings if "these fields do nothing" in line]) == 1
 
 
