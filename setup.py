@@ -73,6 +73,7 @@ setup(
     extras_require={
         "draw": ["pydot>=3.0.1"],
         "leveldb": ["plyvel>=1.5.1"],
+        "runtimes": ["openvino>=2026.4.1"],
         "test": [
             "pydot>=3.0.1",
             f"plyvel>=1.5.1; {HAS_LEVELDB_WHEEL}",

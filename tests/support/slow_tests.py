@@ -27,6 +27,7 @@ SLOW = (
     "cli/test_main.py::test_help_waits_for_no_library_that_it_does_not_need",
     "layers/test_data_cache.py",
     "files/test_pipes.py",
+    "converters/test_runtimes.py",
     "converters/test_stopped_converters.py",
     "train/test_doctor.py::test_the_examiner_can_do_no_harm",
     "train/test_doctor.py::test_hostile_files_are_rows",
