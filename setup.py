@@ -80,6 +80,7 @@ setup(
         "draw": ["pydot>=3.0.1"],
         "leveldb": ["plyvel>=1.5.1"],
         "safetensors": ["safetensors>=0.5.0"],
+        "runtimes": ["openvino>=2026.4.1"],
         "test": [
             "pydot>=3.0.1",
             f"plyvel>=1.5.1; {HAS_LEVELDB_WHEEL}",

@@ -147,7 +147,7 @@ class ImageModel:
         gray = self.shape[3 if self.preprocessing.layout == "NHWC" else 1] == 1
         transformer = self.preprocessing.transformer("image")
         waiting: list[tuple[ImageFile, Size]] = []
-        batch: list[NDArray[np.float32]] = []
+        batch: list[NDArray[Any]] = []
         for image in images:
             try:
                 pixels = read_pixels(image.path, gray=gray)

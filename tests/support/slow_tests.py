@@ -34,6 +34,7 @@ SLOW = (
     "cli/test_main.py::test_help_waits_for_no_library_that_it_does_not_need",
     "layers/test_data_cache.py",
     "files/test_pipes.py",
+    "converters/test_runtimes.py",
     "converters/test_stopped_converters.py",
     "converters/test_html_page_in_browser.py",
     "train/test_doctor.py::test_the_examiner_can_do_no_harm",
