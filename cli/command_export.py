@@ -14,7 +14,7 @@ net with a layer for one size only is refused, and the layer is named.
 
     imae export --model net.prototxt --weights w.caffemodel --output features.onnx --until pool5
 
-cuts the net behind the layer that makes the blob pool5, and the layers that work on it in-place.
+cuts the net after the layer that makes the blob pool5, and after the layers that change it in-place.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="BLOB",
-        help="cut the net behind the layer that makes this blob, and the layers in-place on it; several by "
-        "repeating the option. They become the outputs, and what they do not need goes",
+        help="cut the net after the layer that makes this blob, and after the layers that change it in-place; "
+        "may be repeated. These blobs become the outputs; layers that they do not need are left out",
     )
     parser.add_argument(
         "--dynamic-size",

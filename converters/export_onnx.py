@@ -63,7 +63,7 @@ class Export:
     batch_sizes   the batch sizes that were compared
     not_compared  name of an output -> why none of its values was compared
     preprocessing how images are prepared for the model; None: nothing says it
-    size_step     of the sizes that images may have, counted from the net's own; None: they have that one only
+    size_step     of the sizes that images may have, counted from the net's own; None: it is fixed
     sizes         other sizes of images that were compared
     """
 
@@ -296,7 +296,7 @@ def export_file(
 
     preprocessing   how images are prepared, where the net does not say it, or otherwise than it says
     allow_missing   layers that the weights lack get the values of their fillers; else they are an ExportError
-    until           blobs behind whose layers the net is cut; they become the outputs
+    until           blobs after which the net is cut; they become the outputs
     dynamic_size    leave height and width of the images open, or one of them
     """
     if until:

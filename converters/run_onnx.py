@@ -347,7 +347,7 @@ def image_batches(
         pixels = [decode_picture(read_file(path), path, gray=gray) for path in names]
         images = [resized(image, preprocessing, shape) for image in pixels]
         begins = [0]
-        if preprocessing.prepared_size(shape) is None:  # images keep their sizes: those of one make a batch
+        if preprocessing.prepared_size(shape) is None:  # images keep their sizes: equal ones make a batch
             begins += [i for i in range(1, len(images)) if images[i].shape != images[i - 1].shape]
         for first, end in pairwise([*begins, len(images)]):
             yield transformer.transform_list(images[first:end], names[first:end].__getitem__), None
