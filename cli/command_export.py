@@ -16,7 +16,7 @@ net with a layer for one size only is refused, and the layer is named.
 
     imae export --model net.prototxt --weights w.caffemodel --output features.onnx --until pool5
 
-cuts the net behind the layer that makes the blob pool5, and the layers that work on it in-place.
+cuts the net after the layer that makes the blob pool5, and after the layers that change it in-place.
 
 `--to safetensors` writes the weights, `--to pt2` the program of torch.export and the weights, for PyTorch
 (converters/export_torch.py). Without --to the output's suffix says it; else it is ONNX.

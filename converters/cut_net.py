@@ -1,4 +1,4 @@
-"""A net cut behind some of its blobs: only the layers that these blobs need stay."""
+"""A net cut after some of its blobs: only the layers that these blobs need stay."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cut_net(param: NetParameter, blobs: Sequence[str]) -> NetParameter:
             raise ExportError(f"--until: net {filtered.name!r} has no blob {blob!r} in phase TEST{hint}")
         if class_of(makers[blob]).makes_input:
             raise ExportError(
-                f"--until: blob {blob!r} is an input of the net; name one that a layer computes"
+                f"--until: blob {blob!r} is an input of the net; name a blob that a layer computes"
             )
     needed, kept = set(blobs), []
     for layer in reversed(filtered.layer):
@@ -44,8 +44,9 @@ def cut_net(param: NetParameter, blobs: Sequence[str]) -> NetParameter:
 
 
 def cut_before(net: Net, step: Step) -> str:
-    """How a user exports a net up to a layer that has no ONNX form, for the end of an error; "" if that is
-    nothing.
+    """For the end of an error: how to export the net up to a layer that has no ONNX form.
+
+    "" where there is nothing before the layer.
     """
     sources: Mapping[str, str] = {
         top: other.bottoms[0] for other in net.steps if other.layer.type == "Split" for top in other.tops

@@ -143,7 +143,7 @@ class _Images:
     """The inputs whose height and width are free.
 
     shapes   of these inputs
-    unit     height and width whose multiples all of them are
+    unit     a height and width of which all of them have multiples
     sides    that are free
     """
 
@@ -179,7 +179,7 @@ class _Images:
         return height, width
 
     def larger(self, step: int) -> list[Size]:
-        """Sizes that lie a step apart, from about twice the own one on."""
+        """Sizes that lie a step apart, from about twice the net's own size on."""
         begins = [-(-max(unit, SMALL) // step) for unit in self.unit]
         count = max(4, 32 // step)
         return [
@@ -190,7 +190,7 @@ class _Images:
         ]
 
     def _free(self, height: int, width: int) -> Size:
-        """This size, with the own one of a side that is not free."""
+        """This size; a side that is not free keeps the net's own."""
         return (
             self.unit[0] if self.sides == "width" else height,
             self.unit[1] if self.sides == "height" else width,
@@ -286,7 +286,7 @@ def _fixed(net: Net, refusal: _Refusal) -> str:
 
 
 def _difference(graph: Graph, other: Graph) -> str:
-    """What differs in the nodes of one layer for two sizes; "" where nothing does."""
+    """What differs in the nodes of one layer for two sizes; "" if nothing."""
     if [node.op_type for node in graph.nodes] != [node.op_type for node in other.nodes]:
         return "the choice of its ONNX nodes"
     for node, second in zip(graph.nodes, other.nodes, strict=True):

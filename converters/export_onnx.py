@@ -68,7 +68,7 @@ class Export:
     from_fillers  layers whose blobs are those of their fillers, as no weights have them
     moved         with a resizing in the model: the largest share of values that are a grey level away from
                   OpenCV's, of random images; None: there is none
-    size_step     of the sizes that images may have, counted from the net's own; None: they have that one only
+    size_step     of the sizes that images may have, counted from the net's own; None: it is fixed
     sizes         other sizes of images that were compared
     """
 
@@ -363,7 +363,7 @@ def export_file(
     preprocessing   how images are prepared, where the net does not say it, or otherwise than it says
     embedding       put that into the model, which then takes the bytes of images
     allow_missing   layers that the weights lack get the values of their fillers; else they are an ExportError
-    until           blobs behind whose layers the net is cut; they become the outputs
+    until           blobs after which the net is cut; they become the outputs
     dynamic_size    leave height and width of the images open, or one of them
     about           what the model says of itself besides: its source, its classes' names, its licence
     """

@@ -1,4 +1,4 @@
-"""What a model with free height and width says of the sizes that it takes, where these go in steps."""
+"""Metadata of a model with free height and width whose sizes go in steps: which sizes it accepts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ ONE_SIZE = "imae.one_size"
 
 
 def size_steps(step: int, height: int, width: int) -> dict[str, str]:
-    """Metadata: one height and width that the model takes, and the step from one size to the next."""
+    """Metadata: one size that the model accepts, and the step from one size to the next."""
     return {ONE_SIZE: f"{height}x{width}", SIZE_STEP: str(step)} if step > 1 else {}
 
 
 def size_advice(metadata: Mapping[str, str]) -> str:
-    """For the end of an error: the sizes that a model takes; "" where it says nothing."""
+    """For the end of an error: the sizes that a model accepts; "" without this metadata."""
     if SIZE_STEP not in metadata or ONE_SIZE not in metadata:
         return ""
     return (

@@ -88,7 +88,7 @@ def test_in_place_layers_belong_to_their_blob(here: Path) -> None:
     ("blob", "message"),
     [
         ("cnov", "--until: net 'two heads' has no blob 'cnov' in phase TEST; did you mean 'conv'?"),
-        ("data", "--until: blob 'data' is an input of the net; name one that a layer computes"),
+        ("data", "--until: blob 'data' is an input of the net; name a blob that a layer computes"),
         ("strange", "Unknown layer type: NobodyKnows"),
     ],
 )

@@ -274,7 +274,7 @@ def test_the_layer_that_pins_the_size_is_named(name: str) -> None:
 
 
 def test_a_wrong_size_does_not_go_unnoticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Padding that is right for the net's own size, and for those of the comparison of nodes, is no rule."""
+    """Padding may be right for the net's own size, and wrong for others."""
     from imae.layers.vision.pooling import PoolWindows
 
     monkeypatch.setattr(PoolWindows, "ends_of_any_size", lambda windows: (0, 0))
