@@ -430,16 +430,17 @@ HEAD = """# The runtimes: one model, the same numbers
 
 What an exported model computes in each runtime, compared with imae's own net. Made by one command:
 
-    pip install -c constraints.txt 'imae[runtimes]'
+    pip install -c constraints.txt -e '.[runtimes]'
     npm install onnxruntime-web
     python -m benchmarks runtimes --output docs/runtimes.md
 
-A cell is the largest difference from the net on random inputs of batch size 1 and 3, divided by the largest
-value; "refused" and "differs" are explained below. The weights are random, of a size that keeps the values of
-one size from layer to layer, so int8 is worse here than with trained weights. The nets of the zoo end in
-logits, as a softmax hides differences. fp32 is meant to be within 1e-4 everywhere. fp16 and int8 round: what
-counts there is that all runtimes are as near to the net. onnx.checker computes nothing: "valid" is its
-`full_check`.
+- A cell is the largest difference from the net on random inputs of batch size 1 and 3, divided by the largest
+  value. What is refused or differs is explained below the table.
+- In float32 the aim is at most 1e-4. fp16 and int8 round; there all runtimes should be as near to the net.
+- The weights are random, of a size that keeps the values of one size from layer to layer. int8 is better with
+  trained weights. Classifiers end in logits, as a softmax hides differences.
+- int8 is for models with one input. ROIPooling is exported up to opset 21: ONNX Runtime has no newer kernel.
+- onnx.checker computes nothing: "valid" is its `full_check`.
 
 ## Other programs' formats
 

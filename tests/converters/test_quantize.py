@@ -82,6 +82,19 @@ def test_int8_weights_leave_room_for_sums_in_16_bits(model: Path) -> None:
     assert len(largest) == 2 and all(63 <= value <= 64 for value in largest)
 
 
+def test_onnx_runtime_computes_in_integers(model: Path) -> None:
+    """Although the biases are float32."""
+    import onnxruntime
+
+    assert main.main(["quantize", str(model), "q.onnx", "--to", "int8", "--calibrate", "lmdb"]) == 0
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = "optimized.onnx"
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession("q.onnx", options, providers=["CPUExecutionProvider"])
+    types = [node.op_type for node in onnx.load("optimized.onnx").graph.node]
+    assert {"QLinearConv", "QGemm"} <= set(types) and not {"Conv", "FusedConv", "Gemm"} & set(types)
+
+
 def test_int8_of_a_model_with_a_fixed_batch(model: Path) -> None:
     export = ["export", "--model", "net.prototxt", "--weights", "net.caffemodel", "--output", "fixed.onnx"]
     assert main.main([*export, "--fixed-batch"]) == 0

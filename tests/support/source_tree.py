@@ -42,6 +42,7 @@ DEPENDENCIES = {
     "types-protobuf": (),
     "types-tqdm": (),
     "setuptools": ("setuptools", "pkg_resources"),
+    "openvino": ("openvino",),
 }
 # Functions that import a module by a name passed as an argument.
 IMPORTERS = ("import_module", "__import__", "find_spec", "run_module", "resolve_name")

@@ -42,6 +42,12 @@ TOLERANCES = {
     ("runtimes", "float32"): Tolerance(
         0, 1e-4, "other programs' kernels, of Winograd's algorithm among them; measured up to 8e-6"
     ),
+    ("quantized in another runtime", "float32"): Tolerance(
+        0.5, 1e-4, "of the distance from the net in ONNX Runtime: each program rounds in other places"
+    ),
+    ("accuracy when quantized", "float32"): Tolerance(
+        0, 0.01, "a point is what a quantized model may lose; measured 0"
+    ),
     ("fused", "float32"): Tolerance(
         1e-3, 1e-4, "as for Caffe's nets with BatchNorm in a small batch: small differences"
     ),
