@@ -1,5 +1,6 @@
 """The package is `imae`; its parts lie at the top of the repository and are mapped onto it here."""
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -8,6 +9,10 @@ from setuptools import Extension, find_packages, setup
 
 PARTS = ["files", "prototxt", "layers", "net", "converters", "train", "paper", "cli", "pycaffe"]
 FOLDERS = [name for part in PARTS for name in (part, *(f"{part}.{sub}" for sub in find_packages(part)))]
+
+# The package itself, whose folder has the version.
+ROOT = "imae"
+VERSION = re.findall(r'(?m)^__version__ = "(.+?)"', Path(ROOT, "__init__.py").read_text(encoding="utf-8"))[0]
 
 # .ci/lowest tries the lower bounds, as .ci/lowest.txt has them. Those of torch and of the tools that check
 # the code are what constraints.txt has: nothing older is tried.
@@ -41,15 +46,16 @@ KERNELS = Extension(
 
 setup(
     name="imae",
-    version="0.1.0",
+    version=VERSION,
     description="Caffe prototxts, solvers and caffemodels made to live again on PyTorch",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="BSD-2-Clause",
     python_requires=">=3.11",
-    packages=[f"imae.{name}" for name in FOLDERS],
-    package_dir={f"imae.{part}": part for part in PARTS},
+    packages=[ROOT, *(f"{ROOT}.{name}" for name in FOLDERS)],
+    package_dir={ROOT: ROOT, **{f"{ROOT}.{part}": part for part in PARTS}},
     package_data={
+        "imae": ["py.typed"],
         "imae.net.kernels": ["*.c", "*.h"],  # for their hash
         "imae.prototxt": ["*.proto", "*.pyi", "models/*.md", "models/**/*.prototxt"],
         "imae.converters": ["data/*", "web/*"],
@@ -73,9 +79,12 @@ setup(
     extras_require={
         "draw": ["pydot>=3.0.1"],
         "leveldb": ["plyvel>=1.5.1"],
+        "safetensors": ["safetensors>=0.5.0"],
+        "runtimes": ["openvino>=2026.4.1"],
         "test": [
             "pydot>=3.0.1",
             f"plyvel>=1.5.1; {HAS_LEVELDB_WHEEL}",
+            "safetensors>=0.5.0",
             "pytest>=8",
             "pytest-xdist>=3.5",
             "ruff>=0.17.5",

@@ -1,6 +1,6 @@
 """python compare_archives.py SDIST WHEEL, in a checkout: whether they hold what git tracks.
 
-The source archive has all of it, the wheel the parts that setup.py maps onto the package.
+The source archive has all of it, the wheel the folder imae/ and the parts that setup.py maps onto it.
 """
 
 import ast
@@ -39,7 +39,7 @@ def main(sdist: str, wheel: str) -> bool:
     with zipfile.ZipFile(wheel) as opened:
         names = {name.removeprefix("imae/") for name in opened.namelist() if name.startswith("imae/")}
     in_wheel = {name for name in names if not name.endswith(".so")}
-    wanted = {name for name in tracked if name.split("/")[0] in parts()}
+    wanted = {name.removeprefix("imae/") for name in tracked if name.split("/")[0] in ("imae", *parts())}
     return complain(sdist, in_sdist, tracked) | complain(wheel, in_wheel, wanted)
 
 

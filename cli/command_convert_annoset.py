@@ -15,7 +15,12 @@ from __future__ import annotations
 
 import argparse
 
-from imae.cli.picture_options import add_database_options, add_picture_options, pixel_count
+from imae.cli.picture_options import (
+    add_database_options,
+    add_picture_options,
+    add_shuffle_option,
+    pixel_count,
+)
 from imae.converters.annotations import LABEL_TYPES
 from imae.converters.convert_annoset import ANNO_TYPES, AnnosetForm, convert_annoset, convert_coco
 from imae.converters.images import PictureForm
@@ -71,9 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, "store images encoded, again unless --encode_type is that of the file, as in the fork"
     )
     add_database_options(parser)
-    parser.add_argument(
-        "--shuffle", type=int, metavar="SEED", help="write the images in a random order given by SEED"
-    )
+    add_shuffle_option(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@
 Keys are %08d_FILE with the line's index in the list. An image that cannot be read is reported and left out;
 the indices of the others do not change. Raw Datums are BGR.
 
-Caffe: tools/convert_imageset.cpp, io.cpp. Differs: --shuffle takes a seed; --pad and --interpolation are
+Caffe: tools/convert_imageset.cpp, io.cpp. Differs: --shuffle may have a seed; --pad and --interpolation are
 added; an LMDB without records is refused.
 """
 

@@ -1,7 +1,8 @@
 """Look through a Caffe project: what of it reads, builds, trains and exports, what stops it, and what to do.
 
-    imae doctor path/to/project [--json] [--html report.html]
+    imae doctor path/to/project [--all] [--json] [--html report.html]
 
+First how the nets stand and what to do first; then what stops files, each reason once; --all: every file.
 Nothing of the project is run, and nothing is written into it. Exit status: 0 where nothing stops anything, 1
 otherwise.
 """
@@ -27,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="the project's folder, or one file; the exit status is 1 where something stops a file",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--all", action="store_true", help="list every file, also where there are many")
+    parser.add_argument("--json", action="store_true", help="print JSON, which has every file, instead")
     parser.add_argument("--html", metavar="FILE", help="write a page, too; not into the project")
     parser.add_argument(
         "--seconds",
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(survey.to_dict(), indent=2))
     else:
         colours = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        print(as_text(survey, colours), end="")
+        print(as_text(survey, colours, args.all), end="")
     return 0 if survey.all_well else 1
 
 

@@ -1,31 +1,61 @@
 """Export a net and its weights as an ONNX model that computes what the net computes in phase TEST.
 
     imae export --model train_val.prototxt --weights w.caffemodel --output net.onnx --fold
+    imae export --model deploy.prototxt --weights w.caffemodel --output net.onnx --mean 104,117,123 \\
+        --embed-preprocess rgb --embed-resize
 
 Data layers become inputs. Losses, accuracies and all other layers that need labels are left out. Each layer
 adds its own nodes (`Layer.to_onnx`). The model is checked in ONNX Runtime against the net before it is
-written.
+written. Its metadata says how images are prepared; with --embed-preprocess the model does it itself.
+
+    imae export --model fcn.prototxt --weights w.caffemodel --output fcn.onnx --dynamic-size
+
+A fully convolutional net then takes images of any height and width, with Caffe's numbers at each. A net that
+fits together at certain sizes only, as a U-Net, takes its own size and others in steps, which are printed. A
+net with a layer for one size only is refused, and the layer is named.
+
+    imae export --model net.prototxt --weights w.caffemodel --output features.onnx --until pool5
+
+cuts the net behind the layer that makes the blob pool5, and the layers that work on it in-place.
+
+`--to safetensors` writes the weights, `--to pt2` the program of torch.export and the weights, for PyTorch
+(converters/export_torch.py). Without --to the output's suffix says it; else it is ONNX.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
+from imae.cli.description_options import add_description_options, chosen_description, write_chosen_card
 from imae.cli.options import add_net_options, chosen_net
 from imae.cli.page_options import add_page_options, check_page_options, write_chosen_page
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
 from imae.converters.deploy import InputShape
+from imae.converters.dynamic_size import size_text
+from imae.converters.embed import Embedding
 from imae.converters.export_onnx import DEFAULT_OPSET, export_file
+from imae.converters.export_torch import Target, export_torch
 from imae.files.errors import ExportError, printable
 from imae.layers.layer import Shape
+
+FOR_PYTORCH: dict[str, Target] = {"safetensors": "safetensors", "pt2": "pt2"}
+# The options that all of them have, as attributes of the arguments; a .pt2 file has --fixed-batch, too.
+FOR_ALL = (
+    "model", "weights", "output", "to", "input_shape", "allow_missing", "transform", "mean", "resize",
+    "channels", "phase", "level", "stage", "dialect", "strict", "no_python_layers", "verbose",
+)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     parser.add_argument("--model", required=True, help="train_val or deploy prototxt")
     parser.add_argument("--weights", help=".caffemodel or .caffemodel.h5; without it the fillers' values")
-    parser.add_argument("--output", required=True, help="the .onnx file to write")
+    parser.add_argument("--output", required=True, help="the .onnx, .safetensors or .pt2 file to write")
+    parser.add_argument(
+        "--to", choices=["onnx", *FOR_PYTORCH], help="what is written (by the output's suffix; else onnx)"
+    )
     parser.add_argument(
         "--input-shape",
         action="append",
@@ -43,6 +73,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="fold BatchNorm and Scale into the layer before, and a shortcut that appends zeros into one "
         "convolution",
     )
+    parser.add_argument(
+        "--until",
+        action="append",
+        default=[],
+        metavar="BLOB",
+        help="cut the net behind the layer that makes this blob, and the layers in-place on it; several by "
+        "repeating the option. They become the outputs, and what they do not need goes",
+    )
+    parser.add_argument(
+        "--dynamic-size",
+        nargs="?",
+        const="both",
+        choices=("both", "height", "width"),
+        help="leave height and width of the images open, or one of them, for a fully convolutional net; "
+        "compared at two further sizes, and refused with the layer that has one size only",
+    )
     parser.add_argument("--fixed-batch", action="store_true", help="keep the batch size of the prototxt")
     parser.add_argument(
         "--softmax",
@@ -54,14 +100,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="export layers that are not in the weights with their fillers' values",
     )
+    parser.add_argument(
+        "--embed-preprocess",
+        choices=["rgb", "bgr", "gray"],
+        help="put crop, mean and scale into the model: it then takes images as bytes, (N, H, W, C), their "
+        "channels in this order, of the size before the crop",
+    )
+    parser.add_argument(
+        "--embed-resize",
+        action="store_true",
+        help="with --embed-preprocess: resize in the model, too, which then takes images of any size",
+    )
     add_preprocessing_options(parser, "the net")
     add_page_options(parser)
+    add_description_options(parser)
     add_net_options(parser, "TEST", changeable=False)
+    parser.set_defaults(parser=parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Export the net; print what was written and compared."""
+    suffix = Path(args.output).suffix.lower().removeprefix(".")
+    if (to := FOR_PYTORCH.get(args.to or suffix)) is not None:
+        _run_torch(args, to)
+        return
     check_page_options(args)
+    if args.embed_resize and args.embed_preprocess is None:
+        raise ExportError("--embed-resize needs --embed-preprocess rgb, bgr or gray")
+    embedding = None
+    if args.embed_preprocess is not None:
+        embedding = Embedding(args.embed_preprocess.upper(), args.embed_resize)
     result = export_file(
         chosen_net(args.model, args),
         args.weights,
@@ -74,12 +142,32 @@ def run(args: argparse.Namespace) -> None:
         dialect=args.dialect,
         allow_missing=args.allow_missing,
         preprocessing=chosen_preprocessing(args),
+        about=chosen_description(args),
+        embedding=embedding,
+        until=args.until,
+        dynamic_size=args.dynamic_size or False,
     )
     print(
         f"wrote {args.output}: opset {args.opset}, inputs {printable(', '.join(result.inputs))}, "
         f"outputs {printable(', '.join(result.outputs))}, {len(result.model.graph.node)} nodes"
     )
+    if result.from_fillers:
+        layers = ", ".join(result.from_fillers) if args.weights else f"all {len(result.from_fillers)} layers"
+        why = f"{args.weights} lacks them" if args.weights else "no --weights were given"
+        print(f"NO TRAINED WEIGHTS: {why}, so {printable(layers)} have the values of their fillers")
+    if embedding is not None and result.preprocessing is not None:
+        print(f"images: {result.preprocessing.steps()}")
+    if result.moved is not None:
+        print(
+            "the model resizes random images as OpenCV does, but for one grey level in "
+            f"{result.moved:.0%} of the values"
+        )
     sizes = f"batch sizes {', '.join(map(str, result.batch_sizes))}"
+    if result.size_step is not None:
+        steps = "" if result.size_step == 1 else f", in steps of {result.size_step} from the prototxt's"
+        sides = "height and width are" if args.dynamic_size == "both" else f"{args.dynamic_size} is"
+        print(f"{sides} free{steps}")
+        sizes += f", images also of {', '.join(map(size_text, result.sizes))}"
     if len(result.not_compared) < len(result.outputs):
         print(
             f"largest difference from the net, {sizes}: {result.difference:.3g} (values up to "
@@ -87,7 +175,39 @@ def run(args: argparse.Namespace) -> None:
         )
     for name, why in result.not_compared.items():
         print(f"NOTHING WAS COMPARED of output {printable(name)}, {sizes}: {why}")
+    write_chosen_card(args, result)
     write_chosen_page(args, result)
+
+
+def _run_torch(args: argparse.Namespace, to: Target) -> None:
+    """Write a file of PyTorch's."""
+    known = (*FOR_ALL, "parser", "command_line", *(["fixed_batch"] if to == "pt2" else []))
+    for name, value in vars(args).items():
+        if name not in known and value != args.parser.get_default(name):
+            raise ExportError(f"--{name.replace('_', '-')} is for ONNX models; leave it out with --to {to}")
+    result = export_torch(
+        chosen_net(args.model, args),
+        args.weights,
+        args.output,
+        to,
+        model=args.model,
+        input_shape=read_shapes(args.input_shape),
+        dynamic_batch=not args.fixed_batch,
+        dialect=args.dialect,
+        allow_missing=args.allow_missing,
+        preprocessing=chosen_preprocessing(args),
+    )
+    print(f"wrote {args.output}: {result.tensors} tensors, {result.values} values")
+    if result.difference is None:
+        print("read again: the same keys, shapes and bits as the net's")
+    elif not result.largest:
+        print("NOTHING WAS COMPARED: the net's outputs are 0 everywhere on random inputs")
+    else:
+        sizes = f"batch sizes {', '.join(map(str, result.batch_sizes))}"
+        print(
+            f"largest difference from the net, {sizes}: {result.difference:.3g} (values up to "
+            f"{result.largest:.3g})"
+        )
 
 
 def read_shapes(texts: Sequence[str]) -> InputShape | None:

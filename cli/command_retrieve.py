@@ -21,9 +21,9 @@ from pathlib import Path
 from imae.cli.device_options import add_gpu_option, requested_gpu
 from imae.cli.options import add_dialect_option, add_strict_option
 from imae.cli.picture_options import pixel_count
-from imae.converters.preprocessing import Preprocessing
+from imae.converters.preprocessing import SELF_PREPARING, Preprocessing
 from imae.files.atomic import atomic_file, write_atomically
-from imae.files.errors import ImaeError
+from imae.files.errors import DataError, ImaeError
 from imae.net.device import choose_device
 from imae.paper.embedding import Model, net_model, onnx_model
 from imae.paper.expected import TABLE_3
@@ -150,6 +150,9 @@ def _model(args: argparse.Namespace) -> Model:
 
 def _preparation(args: argparse.Namespace, own: Preprocessing) -> Preprocessing:
     """The model's own preparation, overridden by the options."""
+    options = args.crop, args.mean_value, args.scale, args.resize
+    if own.is_embedded and any(option is not None for option in options):
+        raise DataError(SELF_PREPARING)
     transform = TransformationParameter()
     transform.CopyFrom(own.transform)
     if args.crop is not None:

@@ -1,11 +1,17 @@
 """`imae test`: score a model as `caffe test` does.
 
+    imae test --model train_val.prototxt --weights w.caffemodel --iterations 100
+
+The rows of a DetectionEvaluate layer (SSD's) have no mean; their mean average precision is logged, as by a
+solver that has eval_type: "detection".
+
 Caffe: tools/caffe.cpp, test().
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 
 from imae.cli.device_options import (
     add_data_cache_option,
@@ -17,12 +23,16 @@ from imae.cli.device_options import (
     requested_gpu,
 )
 from imae.cli.options import add_net_options, chosen_net
+from imae.files.caffe_log import log_line
 from imae.files.errors import ImaeError
+from imae.files.file_kinds import FileKind, mistaken_file
 from imae.layers.run import Run
 from imae.net.device import DeviceLog, choose_device, set_threads
 from imae.net.net import Net
 from imae.net.score import score
 from imae.net.weights import load_to_use
+from imae.prototxt.dialects import read_solver_dialect
+from imae.train.detection_evaluation import AP_VERSIONS, DetectionEvaluation, log_precisions
 
 DEVICE_LOG = DeviceLog(
     cpu=("caffe.cpp:275", "Use CPU."),
@@ -36,18 +46,32 @@ DEVICE_LOG = DeviceLog(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     parser.add_argument("--model", metavar="NET", help="the net's prototxt")
+    parser.add_argument("file", nargs="?", metavar="NET", help="the same")
     parser.add_argument("--weights", metavar="W", help="its .caffemodel")
+    parser.add_argument("--solver", help="refused, as a test needs a net; the error says which")
     parser.add_argument("--iterations", type=int, default=50, metavar="N", help="batches to run (50)")
     add_gpu_option(parser)
     add_net_options(parser, "TEST")
     add_double_option(parser)
     add_data_cache_option(parser)
     add_threads_option(parser, "threads to compute with on the CPU, and to decode pictures with")
+    parser.add_argument(
+        "--ap-version",
+        choices=AP_VERSIONS,
+        default=AP_VERSIONS[-1],
+        help=f"average precision of detections: as the solver's field ap_version ({AP_VERSIONS[-1]})",
+    )
+    parser.add_argument("--per-class", action="store_true", help="log the average precision of each class")
 
 
 def run(args: argparse.Namespace) -> None:
     """Log the outputs of each batch, then their means."""
-    if not args.model:
+    if args.model and args.file:
+        raise ImaeError(f"two nets are given: {args.file} and --model {args.model}; give one")
+    model = args.model or args.file
+    if args.solver or (model and mistaken_file(model).endswith(FileKind.SOLVER_TEXT.value)):
+        raise ImaeError(_not_a_solver(args.solver or model, args.dialect))
+    if not model:
         raise ImaeError("Need a model definition to score: --model NET")
     if not args.weights:
         raise ImaeError("Need model weights to score: --weights W")
@@ -56,6 +80,21 @@ def run(args: argparse.Namespace) -> None:
     set_threads(args.threads)
     device = choose_device(requested_gpu(args.gpu), DEVICE_LOG)
     resources = chosen_data_resources(args)
-    net = Net(chosen_net(args.model, args), Run(data_resources=resources, dtype=chosen_dtype(args)))
+    net = Net(chosen_net(model, args), Run(data_resources=resources, dtype=chosen_dtype(args)))
     load_to_use(net, args.weights, args.dialect)
-    score(net, device, args.iterations)
+    rows = [top for step in net.steps if step.layer.type == "DetectionEvaluate" for top in step.tops]
+    detections = DetectionEvaluation()
+    score(net, device, args.iterations, detections, [top for top in rows if top in net.outputs])
+    log_precisions(_log_precision, detections, args.ap_version, args.per_class)
+
+
+def _log_precision(place: str, message: str) -> None:
+    """Log a line of a solver's test as one of `caffe test`."""
+    log_line("caffe.cpp:321", re.sub(r"^ *Test net output #\d+: ", "", message))
+
+
+def _not_a_solver(path: str, dialect: str | None) -> str:
+    """What to give in place of a solver."""
+    param = read_solver_dialect(path, dialect)
+    net = next(iter((*param.test_net, param.net, param.train_net)), "") or "NET"
+    return f"{path} is a solver; a test needs its net: imae test --model {net} --weights W"

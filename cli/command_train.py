@@ -91,13 +91,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weights", metavar="W[,W]", help="the .caffemodel(s) to start from")
     add_dialect_option(parser)
-    parser.add_argument(
+    devices = parser.add_mutually_exclusive_group()
+    devices.add_argument(
         "--gpu",
         nargs="?",
         const="0",
         metavar="ID[,ID]",
         help="compute on this GPU, or on several or `all`: one process per GPU, each with batches of its "
         "own; under torchrun each rank uses its own GPU",
+    )
+    devices.add_argument(
+        "--cpu", action="store_true", help="compute on the CPU, also where the solver says solver_mode: GPU"
     )
     parser.add_argument("--level", type=level, help="the train net's level (0)")
     parser.add_argument("--stage", default="", metavar="S[,S]", help="the train net's stages")
@@ -157,7 +161,7 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> None:
     param = read_solver_dialect(path, args.dialect)
     _set_train_state(param, args, path)
     _check_working_folder(param, path)
-    device = _device(param, args.gpu, ranks)
+    device = _device(param, args, ranks)
     kernels.chosen()  # raises if IMAE_KERNELS asks for kernels that are missing, even if none is used
     if device.type == "cpu" and not args.plain:
         logger.info(kernels.description(torch.bfloat16 if args.precision == "bf16" else chosen_dtype(args)))
@@ -201,6 +205,9 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> None:
         log_line("caffe.cpp:239", "Starting Optimization")
         with training_bar(solver) if ranks.rank == 0 else nullcontext():
             solver.solve()
+        state = solver.snapshots.paths(solver.iteration)[1]
+        if solver.stopped and ranks.rank == 0 and os.path.isfile(state):
+            logger.info("to go on: imae train %s --snapshot %s, or --resume auto", path, state)
     log_line("caffe.cpp:250", "Optimization Done.")
 
 
@@ -227,11 +234,12 @@ def _set_train_state(param: SolverParameter, args: argparse.Namespace, path: str
     param.train_state.stage.extend(args.stage.split(","))  # Caffe: without --stage this adds the stage ""
 
 
-def _device(param: SolverParameter, flag: str | None, ranks: Ranks) -> torch.device:
-    """The device of --gpu, or of solver_mode if the file sets it: the default, GPU, does not count."""
-    request = requested_gpu(flag)
-    if request is None and param.HasField("solver_mode") and param.solver_mode == SolverParameter.GPU:
-        request = GpuRequest(str(param.device_id), "solver_mode: GPU", "write solver_mode: CPU")
+def _device(param: SolverParameter, args: argparse.Namespace, ranks: Ranks) -> torch.device:
+    """The device of --gpu or --cpu, or of solver_mode where the file sets it; its default does not count."""
+    request = requested_gpu(args.gpu)
+    asks_for_gpu = param.HasField("solver_mode") and param.solver_mode == SolverParameter.GPU
+    if request is None and asks_for_gpu and not args.cpu:
+        request = GpuRequest(str(param.device_id), "solver_mode: GPU", "give --cpu or write solver_mode: CPU")
     local = None if ranks.size == 1 else (ranks.local_rank, ranks.local_size)
     device = choose_device(request, DEVICE_LOG, local)
     if request is not None:

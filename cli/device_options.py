@@ -16,8 +16,10 @@ from imae.net.device import GpuRequest
 
 
 def add_gpu_option(parser: argparse.ArgumentParser) -> None:
-    """--gpu, for commands that run on one GPU."""
-    parser.add_argument("--gpu", nargs="?", const="0", metavar="ID", help="compute on this GPU")
+    """--gpu, for commands that run on one GPU, and --cpu."""
+    devices = parser.add_mutually_exclusive_group()
+    devices.add_argument("--gpu", nargs="?", const="0", metavar="ID", help="compute on this GPU")
+    devices.add_argument("--cpu", action="store_true", help="compute on the CPU (the default)")
 
 
 def requested_gpu(flag: str | None) -> GpuRequest | None:

@@ -26,9 +26,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from importlib.metadata import version
+from itertools import pairwise
 from typing import NoReturn, Protocol, cast
 
-from imae.files.caffe_log import GlogFormatter
+from imae.files.caffe_log import GlogFormatter, debug_logger
+from imae.files.caffe_log import logger as caffe_logger
 from imae.files.errors import ImaeError
 from imae.files.nearest import did_you_mean
 from imae.prototxt.leftovers import strict_fields
@@ -60,13 +62,24 @@ COMMANDS = {
     "parse-log": "the numbers of a training log as CSV files",
     "plot-log": "curves of training logs in one picture",
     "compare-logs": "two training logs side by side: where they part, and by how much",
-    "export": "write a net and its weights as an ONNX model, checked in ONNX Runtime",
-    "run": "run an ONNX model on an LMDB or on images: accuracy and images per second",
+    "export": "write a net and its weights as an ONNX model, checked in ONNX Runtime; or for PyTorch",
+    "to-caffe": "weights that were trained in PyTorch, written as a .caffemodel, checked against them",
+    "run": "run an ONNX model on images or an LMDB: classes, boxes or maps, accuracy, confusions",
     "retrieve": "mAP and CMC of a model's features by the rules of the MARS benchmark",
     "quantize": "an ONNX model in fp16 or int8, calibrated on an LMDB, with its accuracy before and after",
     "demo": "label noise on handwritten digits: CCE, MAE and IMAE trained, tested, drawn, exported to ONNX",
     "paper": "the tables and figures of the IMAE paper: trained, measured, set beside the paper's",
 }
+
+# Commands that print results. Their log has warnings and errors alone, and what comes from the source file of
+# Caffe's tool whose results it has; the rest, such as the net's own log, is for --verbose.
+QUIET = {
+    "test": "caffe.cpp",
+    "extract-features": "extract_features.cpp",
+    **dict.fromkeys(("draw-net", "export", "to-caffe", "run", "retrieve", "quantize"), ""),
+}
+# Flags that have no value in Caffe's tools, and may have a number here.
+BARE_IN_CAFFE = ("--shuffle",)
 
 
 class Command(Protocol):
@@ -80,7 +93,12 @@ class Command(Protocol):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises ImaeErrors and accepts flags as gflags writes them."""
+    """An ArgumentParser that raises ImaeErrors and accepts flags as gflags writes them.
+
+    intermixed   positional arguments may stand on both sides of an option, even where there may be none
+    """
+
+    intermixed = False
 
     def error(self, message: str) -> NoReturn:
         raise ImaeError(f"{self.prog.removeprefix('imae ')}: {message}")
@@ -88,12 +106,15 @@ class Parser(argparse.ArgumentParser):
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse a command line; `-gpu` is read as `--gpu`."""
         arguments = [re.sub(r"^-(?=[A-Za-z]\w)", "--", argument) for argument in arguments]
+        for place, (flag, value) in enumerate(pairwise([*arguments, ""])):
+            if flag in BARE_IN_CAFFE and not re.fullmatch(r"-?\d+", value):
+                arguments[place] = f"{flag}=true"
         flags = set(re.findall(r"(?<![\w-])--[\w-]+", self.format_help()))
         for argument in arguments:
             flag = argument.partition("=")[0]
             if re.match(r"--[A-Za-z]", flag) and flag not in flags:
                 self.error(f"unknown flag {flag}{did_you_mean(flag, flags)}")
-        return self.parse_args(arguments)
+        return self.parse_intermixed_args(arguments) if self.intermixed else self.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -171,6 +192,8 @@ def _discard_unwritable_output() -> None:
 
 def _run(arguments: Sequence[str]) -> int:
     name = arguments[0] if arguments else "--help"
+    if name == "caffe":  # `caffe train` is Caffe's command
+        return _run(arguments[1:])
     name = name.replace("_", "-")  # Caffe's tools are spelt with underscores
     if name in ("--help", "-help", "-h", "help"):
         print("usage: imae COMMAND ...    (imae COMMAND --help shows its options)\n\ncommands:")
@@ -186,15 +209,24 @@ def _run(arguments: Sequence[str]) -> int:
         command = command_module(name)
         parser = Parser(prog=f"imae {name}", description=COMMANDS[name], allow_abbrev=False)
         command.add_arguments(parser)
-        parser.add_argument(
-            "--no-python-layers",
-            action="store_true",
-            help='refuse a net with a layer of type "Python", which would import and run code',
-        )
+        parser.set_defaults(verbose=False)
+        if name in QUIET:
+            parser.add_argument(
+                "-v",
+                "--verbose",
+                action="store_true",
+                help="write the whole log, not only warnings and errors",
+            )
         args = parser.parse(arguments[1:])
         args.command_line = list(arguments)
-        strict = bool(getattr(args, "strict", False))  # only commands that build nets have --strict
-        with no_python_layers() if args.no_python_layers else nullcontext(), strict_fields(strict):
+        strict = bool(getattr(args, "strict", False))  # only commands that build nets have these two
+        refuses_python = bool(getattr(args, "no_python_layers", False))
+        quiet = name in QUIET and not args.verbose
+        with (
+            _quiet_log(QUIET[name]) if quiet else nullcontext(),
+            no_python_layers() if refuses_python else nullcontext(),
+            strict_fields(strict),
+        ):
             status = command.run(args)
         return status if isinstance(status, int) else 0
     return 0
@@ -219,6 +251,31 @@ def _log_on_stderr() -> Iterator[None]:
         logger.removeHandler(handler)
         handler.close()
         logger.setLevel(level)
+
+
+@contextmanager
+def _quiet_log(source: str) -> Iterator[None]:
+    """Log only warnings and errors while the block runs, and the lines of one of Caffe's source files."""
+
+    def is_kept(record: logging.LogRecord) -> bool:
+        place: str = getattr(record, "caffe", "")
+        return record.levelno >= logging.WARNING or place.partition(":")[0] == source
+
+    loggers = {
+        logging.getLogger("imae"): logging.WARNING,
+        caffe_logger: logging.INFO if source else logging.NOTSET,
+        debug_logger: logging.INFO,  # whoever writes debug_info into a net wants to see it
+    }
+    levels = {logger: logger.level for logger in loggers}
+    for logger, level in loggers.items():
+        logger.setLevel(level)
+    caffe_logger.addFilter(is_kept)
+    try:
+        yield
+    finally:
+        caffe_logger.removeFilter(is_kept)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Options shared by the commands that read nets: --phase, --level, --stage, --dialect, --strict."""
+"""Options of the commands that read nets: --phase, --level, --stage, --dialect, --strict and others."""
 
 from __future__ import annotations
 
@@ -35,12 +35,20 @@ def add_dialect_option(parser: argparse.ArgumentParser, known: Sequence[str] = D
 
 
 def add_strict_option(parser: argparse.ArgumentParser) -> None:
-    """--strict, which `main` applies to everything that the command does."""
+    """--strict and --no-python-layers, which `main` applies to everything that the command does.
+
+    Each command that builds nets has them.
+    """
     parser.add_argument(
         "--strict",
         action="store_true",
         help="treat fields of a net that have no effect, such as those of another layer type, as an error; "
         "by default a warning lists them",
+    )
+    parser.add_argument(
+        "--no-python-layers",
+        action="store_true",
+        help='refuse a net with a layer of type "Python", which would import and run code',
     )
 
 

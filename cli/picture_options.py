@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import secrets
 
 from imae.cli.options import whole_number
 from imae.converters.images import PictureForm
 from imae.converters.resize import BILINEAR, INTERPOLATIONS
+
+logger = logging.getLogger(__name__)
 
 LONGEST_SIDE = 10000  # pixels that an option may ask for
 
@@ -16,9 +20,29 @@ def add_image_options(parser: argparse.ArgumentParser, images: str = "the traini
     parser.add_argument(
         "--pad", type=pixel_count, default=0, metavar="N", help=f"put N zeros on each side of {images}"
     )
+    add_shuffle_option(parser, images)
+
+
+def add_shuffle_option(parser: argparse.ArgumentParser, images: str = "the images") -> None:
+    """--shuffle SEED; without a seed, as Caffe's flag is, one is chosen and logged."""
     parser.add_argument(
-        "--shuffle", type=int, metavar="SEED", help=f"write {images} in a random order given by SEED"
+        "--shuffle",
+        type=seed,
+        metavar="SEED",
+        help=f"write {images} in a random order given by SEED; bare, or true, as in Caffe: by some seed, "
+        "which the log names",
     )
+
+
+def seed(text: str) -> int | None:
+    """An argument that is a seed, or a flag of gflags: some seed for true, none for false."""
+    if text == "false":
+        return None
+    if text != "true":
+        return int(text)
+    chosen = secrets.randbits(31)
+    logger.info("--shuffle has no seed; this order's seed is %d", chosen)
+    return chosen
 
 
 def add_interpolation_option(parser: argparse.ArgumentParser) -> None:

@@ -68,7 +68,7 @@ def check_model(
     open_outputs = {name: axes for name, axes in open_axes(net).items() if axes and name in outputs}
     for batch in range(BATCHES if open_outputs else 1):
         feeds = random_inputs(net, size, axes, batch)
-        check = _check_batch(
+        check = check_batch(
             model, net, outputs, size, feeds, softmax, axes is not None, open_outputs, decisions
         )
         if check.difference <= ALLOWED * max(check.largest, 1):
@@ -76,11 +76,12 @@ def check_model(
     return check
 
 
-def _check_batch(
+def check_batch(
     model: onnx.ModelProto, net: Net, outputs: list[str], size: int, feeds: dict[str, NDArray[np.float32]],
     softmax: Collection[str], dynamic: bool, open_outputs: Mapping[str, tuple[int, ...]],
-    decisions: Mapping[Layer, str],
+    decisions: Mapping[Layer, str], model_feeds: Mapping[str, NDArray[Any]] | None = None,
 ) -> Check:  # fmt: skip
+    """The same on these inputs of the net; `model_feeds`: of the model, where they are others."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -97,7 +98,7 @@ def _check_batch(
         session = onnxruntime.InferenceSession(
             _with_outputs(model, places).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        values = session.run([*outputs, *places], feeds)
+        values = session.run([*outputs, *places], feeds if model_feeds is None else dict(model_feeds))
     except session_errors() as error:
         raise ExportError(
             f"net {net.name!r}: ONNX Runtime cannot run the model with a batch of {size}: "
@@ -133,7 +134,7 @@ def _run(net: Net, feeds: Mapping[str, NDArray[np.float32]], outputs: list[str])
         tops: dict[str, Tensor] = net(
             {name: torch.from_numpy(value) for name, value in feeds.items()}, keep=outputs
         )
-    return tops
+    return {name: top.detach() for name, top in tops.items()}  # a parameter may be an output
 
 
 def _with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
@@ -312,13 +313,20 @@ def batch_axes(net: Net) -> dict[str, int]:
     return axes
 
 
-def batch_axes_of_outputs(net: Net, outputs: Sequence[str], axes: Mapping[str, int]) -> dict[str, int]:
-    """The axis that has as many items as the inputs' batch, for each output that has one."""
-    if not any(axes[name] for name in net.inputs):
-        return dict.fromkeys(outputs, 0)
-    small, large = (_shapes(net, axes, size) for size in (2, 3))
-    both = {name: list(zip(small[name], large[name], strict=True)) for name in outputs}
-    return {name: pairs.index((2, 3)) for name, pairs in both.items() if (2, 3) in pairs}
+def batch_axes_of_outputs(
+    net: Net, outputs: Sequence[str], axes: Mapping[str, int]
+) -> dict[str, tuple[int, str]]:
+    """The axis whose size follows that of the inputs' batch, and its name, for each output that has one."""
+    large, small = (_shapes(net, axes, size) for size in (3, 2))
+    found = {}
+    for name in outputs:
+        pairs = list(zip(small[name], large[name], strict=True))
+        differing = [axis for axis, (few, many) in enumerate(pairs) if few != many]
+        if (2, 3) in pairs:
+            found[name] = pairs.index((2, 3)), "batch"
+        elif differing:
+            found[name] = differing[0], f"size of {name}"
+    return found
 
 
 def _shapes(net: Net, axes: Mapping[str, int], size: int) -> dict[str, Shape]:

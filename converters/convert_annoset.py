@@ -32,7 +32,7 @@ from imae.converters.annotations import (
     read_annotations,
 )
 from imae.converters.convert_imageset import encode, has_extension
-from imae.converters.images import Image, PictureForm, raw_datum, shuffled_order
+from imae.converters.images import Image, PictureForm, check_root, raw_datum, shuffled_order
 from imae.converters.lmdb_writer import Record, write_lmdb
 from imae.converters.resize import BILINEAR, INTERPOLATIONS
 from imae.files.errors import DataError
@@ -161,6 +161,7 @@ def convert_annoset(
     lines = read_pairs(list_file)
     if anno_type == "classification":
         _check_labels(list_file, lines)
+    check_root(root, [name for name, _ in lines])
     lines = [lines[i] for i in shuffled_order(len(lines), shuffle)]
     logger.info("A total of %d images.", len(lines))
 

@@ -3,7 +3,7 @@
 Keys are %08d_FILE with the place in the list. An image that cannot be read is reported and left out; the
 others keep their places. Raw Datums are BGR.
 
-Caffe: tools/convert_imageset.cpp, io.cpp. Differs: --shuffle takes a seed; --pad, --interpolation; an LMDB
+Caffe: tools/convert_imageset.cpp, io.cpp. Differs: --shuffle may have a seed; --pad, --interpolation; an LMDB
 without records is refused; of very many images that cannot be read the first are named, the rest counted.
 """
 
@@ -17,6 +17,7 @@ from imae.converters.images import (
     Image,
     Picture,
     PictureForm,
+    check_root,
     encoded_datum,
     raw_datum,
     shuffled_order,
@@ -61,6 +62,7 @@ def convert_imageset(
     if encode_type and not form.encoded:
         logger.info("encode_type specified, assuming encoded=true.")
     lines = read_list(list_file)
+    check_root(root, [line.name for line in lines])
     lines = [lines[i] for i in shuffled_order(len(lines), shuffle)]
     logger.info("A total of %d images.", len(lines))
     records = imageset_records(root, lines, form, encode_type, check_size)

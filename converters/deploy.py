@@ -12,7 +12,7 @@ from imae.converters.preprocessing import (
     Size,
     make_preprocessing,
 )
-from imae.files.errors import DataError, ExportError
+from imae.files.errors import DataError, ExportError, ImaeError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import DataLayer, Layer, Shape
 from imae.layers.registry import class_of
@@ -104,7 +104,10 @@ def _input_shape(source: LayerParameter, top: str, batch: int) -> Shape:
         if not shapes:
             raise ExportError(f"input {top!r} has no shape in the prototxt; give --input-shape")
         return tuple(shapes[index if len(shapes) > 1 else 0].dim)
-    shape = _built(source)[1][index]
+    try:
+        shape = _built(source)[1][index]
+    except ImaeError as error:
+        raise ExportError(f"{error}; or give the shape of input {top!r}: --input-shape") from error
     return (batch, *shape[1:])
 
 
@@ -124,13 +127,15 @@ def image_input(net: Net) -> str | None:
 
 
 def deployed_preprocessing(
-    param: NetParameter, net: Net, options: PreprocessingOptions = NOTHING
+    param: NetParameter, net: Net, options: PreprocessingOptions = NOTHING, *, free_size: bool = False
 ) -> Preprocessing | None:
     """How images are prepared for a deployed net; None where nothing says it.
 
     param    the net before `deploy_net`: its layer of data has a transform_param, or its Input still has one
     net      the deployed net
     options  what the user says in its place
+    free_size
+             images may have any size: they keep theirs, but for a crop or a mean image
 
     ExportError where something is given and the net has no input of images, DataError where it does not fit.
     """
@@ -146,20 +151,31 @@ def deployed_preprocessing(
     source = next((layer for layer in _in_test(param).layer if not layer.bottom and name in layer.top), None)
     own = None
     if source is not None and options.transform is None and _transforms(source):
-        own = make_preprocessing(
-            source.transform_param,
-            name=name,
-            num_channels=num_channels,
-            resize=None if class_of(source).is_fed else _record_size(source),
-            where=f"layer {source.name!r}",
-        )
-    made = options.apply(own, net.blob_shapes[name])
+        try:
+            own = make_preprocessing(
+                source.transform_param,
+                name=name,
+                num_channels=num_channels,
+                mean=options.mean,
+                resize=_size_before_crop(source, free_size),
+                where=f"layer {source.name!r}",
+            )
+        except DataError as error:
+            raise ExportError(f"{error}; or say it otherwise: --mean FILE, --transform '...'") from error
+    shape = net.blob_shapes[name]
+    made = options.apply(own, (*shape[:2], "height", "width") if free_size else shape)
     return None if made is None else replace(made, name=name)
 
 
 def _transforms(source: LayerParameter) -> bool:
     """Whether it says how images are prepared: by a transform_param, or by having none where it reads one."""
     return "transform_param" in class_of(source).reads or source.HasField("transform_param")
+
+
+def _size_before_crop(source: LayerParameter, free_size: bool) -> Size | None:
+    if class_of(source).is_fed or (free_size and not source.transform_param.crop_size):
+        return None
+    return _record_size(source)
 
 
 def _record_size(source: LayerParameter) -> Size | None:

@@ -7,8 +7,9 @@ written.
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +21,21 @@ from onnx import TensorProto, helper
 
 from imae.converters.check_onnx import (
     ALLOWED,
+    Check,
     batch_axes,
     batch_axes_of_outputs,
     check_model,
     is_softmax,
     open_axes,
 )
+from imae.converters.cut_net import cut_before, cut_net
 from imae.converters.deploy import InputShape, deploy_net, deployed_preprocessing
+from imae.converters.describe_model import About, describe
+from imae.converters.dynamic_size import DynamicSize, Sides, Size, at_size, find_dynamic_size, size_text
+from imae.converters.embed import Embedding, check_embedded, embed_preprocessing
 from imae.converters.graph import Graph
 from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions
+from imae.converters.size_steps import size_steps
 from imae.files.atomic import write_atomically
 from imae.files.errors import ExportError
 from imae.files.read import AnyPath
@@ -38,7 +45,7 @@ from imae.layers.run import Run
 from imae.layers.vision.pooling import PoolingMethod
 from imae.net.fold import fold_batch_norm, fold_shortcuts
 from imae.net.net import Net
-from imae.net.weights import load_caffemodel
+from imae.net.weights import load_caffemodel, unused_text
 from imae.prototxt import NetParameter
 
 logger = logging.getLogger(__name__)
@@ -58,6 +65,11 @@ class Export:
     batch_sizes   the batch sizes that were compared
     not_compared  name of an output -> why none of its values was compared
     preprocessing how images are prepared for the model; None: nothing says it
+    from_fillers  layers whose blobs are those of their fillers, as no weights have them
+    moved         with a resizing in the model: the largest share of values that are a grey level away from
+                  OpenCV's, of random images; None: there is none
+    size_step     of the sizes that images may have, counted from the net's own; None: they have that one only
+    sizes         other sizes of images that were compared
     """
 
     model: onnx.ModelProto
@@ -68,6 +80,10 @@ class Export:
     batch_sizes: tuple[int, ...]
     not_compared: dict[str, str]
     preprocessing: Preprocessing | None = None
+    from_fillers: Sequence[str] = ()
+    moved: float | None = None
+    size_step: int | None = None
+    sizes: tuple[Size, ...] = ()
 
 
 def export_net(
@@ -78,6 +94,9 @@ def export_net(
     dynamic_batch: bool = True,
     softmax: bool = False,
     preprocessing: Preprocessing | None = None,
+    embedding: Embedding | None = None,
+    until: Sequence[str] = (),
+    dynamic_size: bool | Sides = False,
 ) -> Export:
     """The ONNX model of a TEST net that has Input layers (see `deploy_net`), checked in ONNX Runtime.
 
@@ -86,7 +105,72 @@ def export_net(
     dynamic_batch  leave axis 0 of inputs and outputs open
     preprocessing  how images are prepared for the net; written into the metadata
     softmax        append a softmax to each output that has a class axis and is not yet that of a Softmax
+    embedding      put the preparation of images into the model; None: its input is prepared images
+    until          the blobs that become outputs, in place of those that no layer reads
+    dynamic_size   leave height and width of the images open, or one of them
     """
+    _check_request(net, opset, until)
+    sides: Sides = "both" if isinstance(dynamic_size, bool) else dynamic_size
+    free = find_dynamic_size(net, sides) if dynamic_size else None
+    built = _build(net, opset, fold, softmax, until, free)
+    outputs = built.outputs
+    axes = batch_axes(net)
+    open_batch = axes if dynamic_batch else None
+    metadata = preprocessing.metadata() if preprocessing is not None else {}
+    if free is not None:
+        metadata |= size_steps(free.step, *free.size)
+    model = _model(net, built.graph, outputs, opset, open_batch, metadata, free.names if free else {})
+    embedded = None if embedding is None else embed_preprocessing(model, preprocessing, embedding)
+    for layer in net.layers:
+        if isinstance(layer, PoolingMethod):
+            layer.on_cpu = True
+    first = net.inputs[0]
+    batch_sizes = (1, 3) if dynamic_batch else (net.blob_shapes[first][axes[first]],)
+
+    def check(batch: int) -> Check:
+        return check_model(model, net, outputs, batch, built.softmax, open_batch, built.decisions)
+
+    checks = [check(batch) for batch in (batch_sizes if free is None else batch_sizes[:1])]
+    if free is not None:
+        checks += _checks_of_sizes(net, free, check, batch_sizes)
+    if continuing := [repr(step.layer.name) for step in net.steps if step.layer.continues]:
+        logger.warning(
+            "layer %s: each run of the model starts from states of 0, as the net's first pass does. Its "
+            "later passes go on from the last states; with expose_hidden they are inputs and outputs",
+            ", ".join(continuing),
+        )
+    result = Export(
+        model,
+        net.inputs,
+        outputs,
+        max(check.difference for check in checks),
+        max(check.largest for check in checks),
+        batch_sizes,
+        _not_compared(outputs, checks),
+        preprocessing,
+        size_step=None if free is None else free.step,
+        sizes=() if free is None else tuple(free.compared),
+    )
+    if result.difference > ALLOWED * max(result.largest, 1):
+        raise ExportError(
+            f"net {net.name!r}: the ONNX model's outputs are {result.difference:.3g} away from the net's, "
+            f"whose largest value is {result.largest:.3g}; nothing is written"
+        )
+    if embedded is not None:
+        both = [
+            check_embedded(embedded, net, outputs, size, built.softmax, dynamic_batch, built.decisions)
+            for size in batch_sizes
+        ]
+        result.model, result.preprocessing = embedded.model, embedded.preprocessing
+        result.inputs = [embedded.preprocessing.name]
+        result.difference = max(result.difference, *(check.difference for check, _ in both))
+        result.largest = max(result.largest, *(check.largest for check, _ in both))
+        result.moved = None if embedded.resized is None else max(moved for _, moved in both)
+    return result
+
+
+def _check_request(net: Net, opset: int, until: Sequence[str]) -> None:
+    """ExportError for an operator set that is not known, weights that are not finite, and unknown blobs."""
     if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
         raise ExportError(f"opset must be {OLDEST_OPSET} to {NEWEST_OPSET}, got {opset}")
     for step in net.steps:  # not by name: two layers may have the same one
@@ -95,56 +179,77 @@ def export_net(
                 raise ExportError(
                     f"layer {step.layer.name!r}: blob {index} holds NaN or infinity; train it again"
                 )
-    plan = fold_shortcuts(net, fold_batch_norm(net)) if fold else net.steps
+    for blob in until:
+        if blob not in net.blob_shapes:
+            raise ExportError(f"net {net.name!r} has no blob {blob!r} that is computed from its inputs alone")
+
+
+@dataclass(frozen=True)
+class _Built:
+    """The graph of a net, its outputs, those that got a softmax, and the values of `Layer.decision_top`."""
+
+    graph: Graph
+    outputs: list[str]
+    softmax: set[str]
+    decisions: dict[Layer, str]
+
+
+def _build(
+    net: Net, opset: int, fold: bool, softmax: bool, until: Sequence[str], free: DynamicSize | None
+) -> _Built:
+    """Let each layer add its nodes."""
+    plan = net.steps
+    if fold:
+        any_size = free is not None
+        plan = tuple(fold_shortcuts(net, fold_batch_norm(net, until), until, any_size=any_size))
     shapes = dict(net.blob_shapes)
-    graph = Graph(opset, shapes)
+    free_axes = {} if free is None else dict(free.free_axes)
+    graph = Graph(opset, shapes, free_axes)
     current = {name: name for name in net.inputs}
     last_writer = {top: index for index, step in enumerate(plan) for top in step.tops}
-    outputs = [name for name in net.outputs if name not in net.inputs]
+    outputs = list(dict.fromkeys(until)) or [name for name in net.outputs if name not in net.inputs]
     with_softmax = _softmax_outputs(net, outputs) if softmax else set()
-    final = {name: f"{name}_logits" if name in with_softmax else name for name in net.outputs}
+    final = {
+        name: graph.fresh(f"{name}_logits") if name in with_softmax else name
+        for name in dict.fromkeys((*net.outputs, *outputs))
+    }
     decisions: dict[Layer, str] = {}
     for index, step in enumerate(plan):
         if step.layer.is_fed:
             continue
         bottoms = [current[name] for name in step.bottoms]
         for top in step.tops:
-            value = final.get(top, top) if last_writer[top] == index else f"{top}@{step.layer.name}"
-            if value in net.inputs:
-                value = f"{value}@{step.layer.name}"
-            shapes[value] = shapes[top]
+            value = final.get(top, top)
+            if last_writer[top] != index or value in net.inputs:
+                value = graph.fresh(f"{top}@{step.layer.name}")
+            shapes[value], free_axes[value] = shapes[top], free_axes.get(top, ())
             current[top] = value
-        step.layer.to_onnx(graph, bottoms, [current[top] for top in step.tops])
+        tops = [current[top] for top in step.tops]
+        graph.enter(step.layer)
+        try:
+            step.layer.to_onnx(graph, bottoms, tops)
+            if free is not None:
+                of_bottoms, of_tops = (
+                    dict(zip(values, blobs, strict=True))
+                    for values, blobs in ((bottoms, step.bottoms), (tops, step.tops))
+                )
+                free.check(step.layer, opset, of_bottoms, of_tops)
+        except ExportError as error:
+            raise ExportError(f"{error}{cut_before(net, step)}") from error
         if step.layer.decision_top is not None:
-            decisions[step.layer] = current[step.tops[step.layer.decision_top]]
+            decisions[step.layer] = tops[step.layer.decision_top]
+    graph.enter(None)
     for name in outputs:
         if name in with_softmax:
             graph.node("Softmax", [final[name]], [name], axis=1)
-    axes = batch_axes(net)
-    free_axes = axes if dynamic_batch else None
-    metadata = preprocessing.metadata() if preprocessing is not None else {}
-    model = _model(net, graph, outputs, opset, free_axes, metadata)
-    for layer in net.layers:
-        if isinstance(layer, PoolingMethod):
-            layer.on_cpu = True
-    batch_sizes = (1, 3) if dynamic_batch else (shapes[net.inputs[0]][axes[net.inputs[0]]],)
-    checks = [
-        check_model(model, net, outputs, size, with_softmax, free_axes, decisions) for size in batch_sizes
-    ]
-    if continuing := [repr(step.layer.name) for step in net.steps if step.layer.continues]:
-        logger.warning(
-            "layer %s: each run of the model starts from states of 0, as the net's first pass does. Its "
-            "later passes go on from the last states; with expose_hidden they are inputs and outputs",
-            ", ".join(continuing),
-        )
-    difference, largest = max(c.difference for c in checks), max(c.largest for c in checks)
-    if difference > ALLOWED * max(largest, 1):
-        raise ExportError(
-            f"net {net.name!r}: the ONNX model's outputs are {difference:.3g} away from the net's, whose "
-            f"largest value is {largest:.3g}; nothing is written"
-        )
-    # An output counts as compared if it was compared at one of the batch sizes.
-    unseen = set(outputs).intersection(*(c.not_compared for c in checks))
+    renamed = graph.finish(net.inputs, outputs)
+    decisions = {layer: renamed.get(value, value) for layer, value in decisions.items()}
+    return _Built(graph, outputs, with_softmax, decisions)
+
+
+def _not_compared(outputs: Sequence[str], checks: Sequence[Check]) -> dict[str, str]:
+    """The outputs of which none of the checks compared a value, and why; warns of them."""
+    unseen = set(outputs).intersection(*(check.not_compared for check in checks))
     not_compared = {name: checks[-1].not_compared[name] for name in outputs if name in unseen}
     for name, why in not_compared.items():
         logger.warning(
@@ -153,7 +258,20 @@ def export_net(
     for name, (count, total) in checks[-1].not_finite.items():
         if name not in not_compared:
             logger.warning("output %r: %d of %d values are not finite on random inputs", name, count, total)
-    return Export(model, net.inputs, outputs, difference, largest, batch_sizes, not_compared, preprocessing)
+    return not_compared
+
+
+def _checks_of_sizes(
+    net: Net, free: DynamicSize, check: Callable[[int], Check], batch_sizes: Sequence[int]
+) -> Iterator[Check]:
+    """The checks with images of other sizes, the last batch size first."""
+    batches = itertools.cycle(reversed(batch_sizes))
+    for (size, shapes), batch in zip(free.compared.items(), batches, strict=False):
+        try:
+            with at_size(net, shapes):
+                yield check(batch)
+        except ExportError as error:
+            raise ExportError(f"{error} (with images of {size_text(size)})") from error
 
 
 def _model(
@@ -163,10 +281,12 @@ def _model(
     opset: int,
     axes: Mapping[str, int] | None,
     metadata: dict[str, str],
+    axis_names: Mapping[str, Mapping[int, str]],
 ) -> onnx.ModelProto:
-    dynamic: dict[str, int] = {}
+    dynamic: dict[str, tuple[int, str]] = {}
     if axes is not None:
-        dynamic = {name: axes[name] for name in net.inputs} | batch_axes_of_outputs(net, outputs, axes)
+        dynamic = {name: (axes[name], "batch") for name in net.inputs}
+        dynamic |= batch_axes_of_outputs(net, outputs, axes)
     axes_of = open_axes(net)
 
     def info(name: str) -> onnx.ValueInfoProto:
@@ -175,7 +295,10 @@ def _model(
             for axis in open_here:
                 shape[axis] = f"size of {name}"
         elif name in dynamic and shape:
-            shape[dynamic[name]] = "batch"
+            axis, label = dynamic[name]
+            shape[axis] = label
+        for axis, label in axis_names.get(name, {}).items():
+            shape[axis] = label
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
 
     onnx_graph = helper.make_graph(
@@ -230,19 +353,31 @@ def export_file(
     dialect: str | None = None,
     allow_missing: bool = False,
     preprocessing: PreprocessingOptions = NOTHING,
+    about: About | None = None,
+    embedding: Embedding | None = None,
+    until: Sequence[str] = (),
+    dynamic_size: bool | Sides = False,
 ) -> Export:
     """Export a net (train_val or deploy) and its caffemodel to an .onnx file, which is written atomically.
 
     preprocessing   how images are prepared, where the net does not say it, or otherwise than it says
+    embedding       put that into the model, which then takes the bytes of images
     allow_missing   layers that the weights lack get the values of their fillers; else they are an ExportError
+    until           blobs behind whose layers the net is cut; they become the outputs
+    dynamic_size    leave height and width of the images open, or one of them
+    about           what the model says of itself besides: its source, its classes' names, its licence
     """
+    if until:
+        param = cut_net(param, until)
     net = Net(deploy_net(param, input_shape), Run(CaffeRandom(0)))
+    missing = [s.layer.name for s in net.steps if s.layer.blobs and not s.layer.param.blobs]
     if weights is not None:
-        missing = load_caffemodel(net, weights, dialect).fresh
+        report = load_caffemodel(net, weights, dialect)
+        missing = report.fresh
         if missing and not allow_missing:
             raise ExportError(
                 f"{weights} has no blobs for the layers {', '.join(missing)}, which would be their fillers' "
-                "random numbers; give the weights of this net, or --allow-missing"
+                f"random numbers{unused_text(report)}; give the weights of this net, or --allow-missing"
             )
     result = export_net(
         net,
@@ -250,7 +385,12 @@ def export_file(
         fold=fold,
         dynamic_batch=dynamic_batch,
         softmax=softmax,
-        preprocessing=deployed_preprocessing(param, net, preprocessing),
+        embedding=embedding,
+        preprocessing=deployed_preprocessing(param, net, preprocessing, free_size=bool(dynamic_size)),
+        until=until,
+        dynamic_size=dynamic_size,
     )
+    result.from_fillers = missing
+    describe(result, net, about or About(weights=weights))
     write_atomically(Path(output), result.model.SerializeToString())
     return result

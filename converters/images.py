@@ -23,6 +23,8 @@ from imae.prototxt import Datum
 
 Image = NDArray[np.uint8]
 
+LOOKED_AT = 10  # images of a list, to see whether the root folder lacks its slash
+
 
 class ImageSet(NamedTuple):
     """images (N, C, H, W) of bytes, labels (N,)."""
@@ -77,6 +79,19 @@ def image_records(images: ImageSet, order: Sequence[int], digits: int, pad: int 
 def shuffled_order(count: int, seed: int | None) -> Sequence[int]:
     """0 .. count - 1 as Caffe's convert_imageset --shuffle orders them with this seed; None: not shuffled."""
     return range(count) if seed is None else CaffeRandom(seed).shuffle(count).tolist()
+
+
+def check_root(root: str, names: Sequence[str]) -> None:
+    """DataError where none of the first images is there, and one would be with a slash after `root`."""
+    first = names[:LOOKED_AT]
+    if not root or root.endswith("/") or any(os.path.exists(root + name) for name in first):
+        return
+    for name in first:
+        if os.path.exists(f"{root}/{name}"):
+            raise DataError(
+                f"'{root}{name}' is not there, '{root}/{name}' is: add the slash, {root}/ (names are joined "
+                "to ROOTFOLDER as they are)"
+            )
 
 
 def pad_image(image: Image, pad: int) -> Image:

@@ -7,12 +7,14 @@ A model says it twice. `imae.transform_param` has Caffe's words, by which `imae 
 prepare images. Plain keys say the same to other programs; where a key is absent, its step is left out:
 
     imae.input.name              the input that takes images
-    imae.input.layout            NCHW or NHWC
-    imae.input.dtype             float32 or uint8
+    imae.input.layout            NCHW, or NHWC of a model that prepares images itself
+    imae.input.dtype             float32, or uint8 of such a model
     imae.input.channels          their order: BGR, RGB or GRAY
     imae.input.range             of a pixel, before mean and scale: 0..255
     imae.input.resize            HEIGHTxWIDTH that the image is resized to first
     imae.input.resize_mode       how: WARP (each side by itself), or another mode of SSD's resize_param
+    imae.input.resize_interpolation
+                                 OpenCV's INTER_ of this name, or one of several; absent: LINEAR
     imae.input.crop              HEIGHTxWIDTH from the centre: its first row is (height - crop) // 2
     imae.input.mean              one number for all channels, or one per channel, in the order of the
                                  channels; of a mean image the mean of each channel
@@ -21,6 +23,13 @@ prepare images. Plain keys say the same to other programs; where a key is absent
     imae.input.mean_image_shape  CxHxW of the mean image
     imae.input.scale             the factor, after the mean is subtracted
     imae.input.other             further fields of the transform_param, as prototxt text
+
+A model that prepares images itself (embed.py) has no keys for what it does; it has these:
+
+    imae.input.embedded          what it does to an image, in words
+    imae.input.prepared          the value inside of the model that holds the prepared images, (N, C, h, w)
+    imae.input.net_channels      the order of the channels there, and in databases that were made for the net,
+                                 if it is another one than that of the input
 
 In a model without `imae.transform_param` nothing says how its input is made.
 """
@@ -38,6 +47,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imae.converters.byte_images import ByteTransformer
 from imae.files.errors import DataError
 from imae.files.limits import blob_problem
 from imae.files.read import AnyPath, open_to_read
@@ -54,11 +64,16 @@ MEAN_IMAGE, MEAN_IMAGE_SHAPE, RESIZE, CHANNELS, LAYOUT, DTYPE, NAME = (
     PREFIX + name
     for name in ("mean_image", "mean_image_shape", "resize", "channels", "layout", "dtype", "name")
 )
+EMBEDDED, PREPARED, NET_CHANNELS = (PREFIX + name for name in ("embedded", "prepared", "net_channels"))
 BGR, RGB, GRAY = "BGR", "RGB", "GRAY"
 ORDERS = (BGR, RGB, GRAY)
+NCHW, NHWC = "NCHW", "NHWC"
+FLOAT32, UINT8 = "float32", "uint8"
 # Fields that have no part in preparing an image for a model, or are said in another way.
 LEFT_OUT = ("mirror", "mean_file", "distort_param", "expand_param", "emit_constraint")
 PLAIN = ("scale", "crop_size", "mean_value", "force_color", "force_gray", "resize_param", "crop_h", "crop_w")
+# What is left to do to an image for a model that prepares images itself.
+NOT_EMBEDDED = ("resize_param", "force_color", "force_gray")
 LARGEST_MEAN = 1 << 28  # bytes of a .npy file
 
 Size = tuple[int, int]  # height, width
@@ -77,7 +92,14 @@ class Preprocessing:
     channels     the order of the channels: BGR as Caffe decodes images, RGB, or GRAY
     name         the model's input
     layout       NCHW, or NHWC
-    dtype        float32, or uint8 where the model itself subtracts the mean and scales
+    dtype        float32, or uint8 where the model itself crops, subtracts the mean and scales; the transform
+                 then has only what is left to do
+
+    Of such a model alone, empty otherwise:
+
+    embedded     what it does to an image, in words
+    prepared     the value inside of it that holds the prepared images
+    net_channels the order of the channels there, if it is another one
     """
 
     transform: TransformationParameter
@@ -85,8 +107,11 @@ class Preprocessing:
     resize: Size | None = None
     channels: str = BGR
     name: str = ""
-    layout: str = "NCHW"
-    dtype: str = "float32"
+    layout: str = NCHW
+    dtype: str = FLOAT32
+    embedded: str = ""
+    prepared: str = ""
+    net_channels: str = ""
 
     @property
     def crop(self) -> Size | None:
@@ -96,16 +121,30 @@ class Preprocessing:
         return (height, width) if height and width else None
 
     @property
+    def is_embedded(self) -> bool:
+        """Whether the model prepares images itself, and takes their bytes."""
+        return self.dtype == UINT8
+
+    def input_size(self, shape: InputShape) -> tuple[int | str, int | str]:
+        """(height, width) of an input of this shape; free axes have names."""
+        axis = 1 if self.layout == NHWC else 2
+        return shape[axis], shape[axis + 1]
+
+    def input_channels(self, shape: InputShape) -> int | str:
+        """The number of channels of an input of this shape."""
+        return shape[3 if self.layout == NHWC else 1]
+
+    @property
     def resizes_itself(self) -> bool:
         """Whether the transform has a resizing of its own (SSD's resize_param)."""
         return self.transform.HasField("resize_param")
 
     def fitted(self, shape: InputShape) -> Preprocessing:
-        """For an input of this shape (N, C, H, W); a larger mean image shows that images are cropped.
+        """For an input of this shape; a larger mean image shows that images are cropped.
 
         DataError where images that are prepared so do not fit the input.
         """
-        height, width = shape[2:4]
+        height, width = self.input_size(shape)
         if not isinstance(height, int) or not isinstance(width, int):
             return self
         made = self
@@ -137,26 +176,34 @@ class Preprocessing:
         return None if resize.resize_mode == ResizeParameter.FIT_SMALL_SIZE else (resize.height, resize.width)
 
     def resize_for(self, shape: InputShape) -> Size | None:
-        """The size that an image is resized to for an input of this shape (N, C, H, W); None: it is not.
+        """The size that an image is resized to for an input of this shape; None: it is not.
 
         Where nothing says the size before the crop, it is the input's own, and nothing is cropped. So do
         Caffe's classification example and its Classifier.
         """
         if self.resizes_itself:
             return None
-        height, width = shape[2:4]
+        height, width = self.input_size(shape)
         if self.resize is not None:
             return self.resize
         return (height, width) if isinstance(height, int) and isinstance(width, int) else self.crop
 
-    def transformer(self, where: str, map_indices: MapIndices = map_in_order) -> DataTransformer:
-        """What makes batches of prepared images (N, C, h, w); `where` names the images in errors."""
+    def transformer(
+        self, where: str, map_indices: MapIndices = map_in_order, of_records: bool = False
+    ) -> DataTransformer | ByteTransformer:
+        """What makes batches for the model, of images (C, H, W) in the order of its channels.
+
+        where        names the images in errors
+        of_records   the images are records of a database, in the order of the net's channels
+        """
         transformer = DataTransformer(
             self.transform, TEST, where, map_indices=map_indices, mean=self.mean_image
         )
         transformer.seed(CaffeRandom(0))  # for one of several interpolations of a resize_param
         transformer.seed_thread(CaffeRandom(0))
-        return transformer
+        if not self.is_embedded:
+            return transformer
+        return ByteTransformer(transformer, of_records and self.net_channels not in ("", self.channels))
 
     def metadata(self) -> dict[str, str]:
         """The metadata of a model whose input is prepared so; see the module's text for the keys."""
@@ -167,6 +214,9 @@ class Preprocessing:
             resize = transform.resize_param
             plain["resize"] = _size_text((resize.height, resize.width))
             plain["resize_mode"] = ResizeParameter.Resize_mode.Name(resize.resize_mode)
+            if resize.interp_mode:
+                names = map(ResizeParameter.Interp_mode.Name, resize.interp_mode)
+                plain["resize_interpolation"] = " ".join(names)
         elif self.resize is not None:
             plain["resize"], plain["resize_mode"] = _size_text(self.resize), "WARP"
         if self.crop is not None:
@@ -185,6 +235,9 @@ class Preprocessing:
             other.ClearField(field)
         if text := " ".join(to_text(other).split()):
             plain["other"] = text
+        for key in ("embedded", "prepared", "net_channels"):
+            if value := getattr(self, key):
+                plain[key] = value
         return {TRANSFORM_KEY: to_text(transform), **{PREFIX + key: value for key, value in plain.items()}}
 
     def steps(self) -> str:
@@ -196,6 +249,9 @@ class Preprocessing:
             words.append(f"resized to {_size_text((resize.height, resize.width))} ({mode})")
         elif self.resize is not None:
             words.append(f"resized to {_size_text(self.resize)}")
+        if self.is_embedded:
+            order = f"{self.channels} bytes"
+            return ", ".join([*words, f"{order}; the model itself does the rest: {self.embedded}"])
         words.append(f"{self.channels} 0..255")
         if self.mean_image is not None:
             means = _numbers(self.mean_image.mean((1, 2), np.float64).round(2))
@@ -232,12 +288,15 @@ class PreprocessingOptions:
     def apply(self, own: Preprocessing | None, shape: InputShape) -> Preprocessing | None:
         """`own`, with what is said in its place; None where neither says anything.
 
-        shape   of the model's input (N, C, H, W); free axes have names
+        shape   of the model's input (N, C, H, W), or as `own` has it; free axes have names
 
-        DataError where the mean cannot be read, or what is said does not fit the input.
+        DataError where the mean cannot be read, what is said does not fit the input, or the model prepares
+        images itself.
         """
         if not self.given:
             return own
+        if own is not None and own.is_embedded:
+            raise DataError(SELF_PREPARING)
         own = own or Preprocessing(TransformationParameter())
         mean = self.mean
         if mean is None and self.transform is None:
@@ -258,6 +317,10 @@ class PreprocessingOptions:
 
 
 NOTHING = PreprocessingOptions()
+SELF_PREPARING = (
+    "the model prepares images itself (it was exported with --embed-preprocess): it takes their bytes; leave "
+    "out the options that say how images are prepared, or export it again with them"
+)
 
 
 def make_preprocessing(
@@ -345,8 +408,31 @@ def from_metadata(metadata: Mapping[str, str], where: str) -> Preprocessing | No
         channels=channels,
         where=where,
     )
-    layout, dtype = metadata.get(LAYOUT, "NCHW"), metadata.get(DTYPE, "float32")
-    return replace(made, layout=layout, dtype=dtype)
+    layout, dtype = metadata.get(LAYOUT, NCHW), metadata.get(DTYPE, FLOAT32)
+    if (layout, dtype) == (NCHW, FLOAT32):
+        return made
+    if (layout, dtype) != (NHWC, UINT8):
+        raise DataError(
+            f"{where}: {LAYOUT} and {DTYPE} must be {NCHW} and {FLOAT32}, or {NHWC} and {UINT8}; got "
+            f"{layout!r} and {dtype!r}"
+        )
+    inside = [field.name for field, _ in transform.ListFields() if field.name not in NOT_EMBEDDED]
+    if inside or mean is not None:
+        raise DataError(
+            f"{where}: a model that takes bytes prepares them itself; {inside[0] if inside else MEAN_IMAGE} "
+            "must not be there"
+        )
+    net_channels = metadata.get(NET_CHANNELS, "")
+    if net_channels not in ("", BGR, RGB) or (net_channels and channels == GRAY):
+        raise DataError(f"{where}: {NET_CHANNELS} must be {BGR} or {RGB}; got {net_channels!r}")
+    return replace(
+        made,
+        layout=layout,
+        dtype=dtype,
+        embedded=metadata.get(EMBEDDED, ""),
+        prepared=metadata.get(PREPARED, ""),
+        net_channels=net_channels,
+    )
 
 
 def read_mean(text: str) -> Mean:

@@ -2,8 +2,9 @@
 
 int8: weights per channel, symmetric, in 7 of the 8 bits; activations per blob, between the smallest and the
 largest value on the calibration records. Inputs and outputs stay float32, so programs that run the model do
-not change. Softmax stays float32 as well: 8 bits are too few for its exponentials. ONNX Runtime's own tools
-do both conversions.
+not change. Softmax stays float32 as well: 8 bits are too few for its exponentials. So does what detectors
+compute from the scores and places of boxes, and so do biases: OpenCV refuses these in 32-bit integers. ONNX
+Runtime's own tools do both conversions.
 
 Seven bits, because processors without VNNI add two 8-bit products in 16 bits, which can overflow: with 8 bits
 one of a ResNet-20's scores was wrong by 5.3 instead of 0.7. int8 is for CPUs. fp16 is for GPUs; a CPU
@@ -13,7 +14,7 @@ computes such a model in float32, as fast as before.
 import itertools
 import os
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -24,6 +25,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from imae.converters.check_onnx import session_errors
+from imae.converters.model_parts import join_models, prepare, split_model
 from imae.converters.preprocessing import NOTHING, PREFIX, Preprocessing, PreprocessingOptions
 from imae.converters.run_onnx import (
     UNKNOWN,
@@ -39,6 +41,8 @@ from imae.files.read import AnyPath
 
 BATCH = 100
 IN_FLOAT32 = ("Softmax", "LogSoftmax")
+WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+QUANTIZED_KEY = "imae.quantized"
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -101,21 +105,51 @@ def to_int8(model: onnx.ModelProto, batches: Iterator[Batch]) -> onnx.ModelProto
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=[
-                node.name for node in model.graph.node if node.op_type in IN_FLOAT32 and node.name
-            ],
+            nodes_to_exclude=[node.name for node in _in_float32(onnx.load(paths[1]).graph) if node.name],
+            extra_options={"QuantizeBias": False},
         )
         return onnx.load(paths[2])
+
+
+def _in_float32(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes that 8 bits are too few for.
+
+    Besides IN_FLOAT32 these are the nodes that are linked with a NonMaxSuppression, by values that no layer
+    with weights has made or reads: the decoding of boxes, the choice among them, what is gathered by it.
+    """
+    neighbours = defaultdict[str, list[onnx.NodeProto]](list)
+    for node in graph.node:
+        for name in (*node.input, *node.output):
+            if node.op_type not in WITH_WEIGHTS:
+                neighbours[name].append(node)
+    reached = [node for node in graph.node if node.op_type == "NonMaxSuppression"]
+    seen = {node.output[0] for node in reached}
+    for node in reached:  # which grows
+        for name in (*node.input, *node.output):
+            for other in neighbours.pop(name, ()):
+                if other.output[0] not in seen:
+                    seen.add(other.output[0])
+                    reached.append(other)
+    return [*reached, *(node for node in graph.node if node.op_type in IN_FLOAT32)]
 
 
 def calibration(path: AnyPath, preprocessing: Preprocessing, records: int, feed: Any) -> Iterator[Batch]:
     """The first `records` records of an LMDB in batches that fit the model's input `feed`."""
     fixed = feed.shape[0] if isinstance(feed.shape[0], int) else None
     size = fixed or min(BATCH, records)
+    left = records
     for images, labels in itertools.islice(lmdb_batches(path, preprocessing, size), -(-records // size)):
         if fixed in (None, len(images)):
             check_shape(feed, images.shape)
-            yield images, labels
+            yield (images, labels) if fixed else (images[:left], None)
+            left -= len(images)
+
+
+def _counted(batches: Iterator[Batch], counts: list[int]) -> Iterator[Batch]:
+    """The batches; their sizes are appended to `counts`."""
+    for images, labels in batches:
+        counts.append(len(images))
+        yield images, labels
 
 
 def read_model(path: AnyPath) -> onnx.ModelProto:
@@ -140,6 +174,8 @@ def quantize_file(
 ) -> None:
     """Write a model with fewer bits; the file is written atomically.
 
+    It keeps names and metadata; `imae.quantized` says to what and how it was made.
+
     calibrate      for int8: an LMDB of typical records, of which the first `records` are read
     preprocessing  of these records, where the model says nothing or otherwise; the new model will say it
 
@@ -161,17 +197,32 @@ def quantize_file(
         )
     if len(session.get_inputs()) != 1:
         raise ExportError(f"{model}: a model with one input is needed, got {len(session.get_inputs())}")
-    original = read_model(model)
+    original = net_alone = read_model(model)
+    front = None
+    if prepared is not None and prepared.is_embedded:  # its arithmetic on images stays float32
+        front, net_alone = split_model(original, prepared)
+    counts: list[int] = []
     try:
         if calibrate and prepared is not None:
-            result = to_int8(original, calibration(calibrate, prepared, records, feed))
+            batches = _counted(calibration(calibrate, prepared, records, feed), counts)
+            if front is not None:
+                batches = ((prepare(front, images), labels) for images, labels in batches)
+            result = to_int8(net_alone, batches)
         else:
-            result = to_fp16(original)
+            result = to_fp16(net_alone)
+        if front is not None:
+            result = join_models(front, result)
     except session_errors() as error:
         raise ExportError(f"{model}: {str(error).strip().splitlines()[0]}") from error
-    del result.metadata_props[:]  # protobuf before 5.28 has no clear() for messages
-    result.metadata_props.extend(original.metadata_props)
+    said = {p.key: p.value for p in original.metadata_props}
     if preprocessing.given and prepared is not None:
-        kept = {p.key: p.value for p in original.metadata_props if not p.key.startswith(PREFIX)}
-        onnx.helper.set_model_props(result, kept | prepared.metadata())
+        said = {key: value for key, value in said.items() if not key.startswith(PREFIX)} | prepared.metadata()
+    said[QUANTIZED_KEY] = to
+    if calibrate:
+        database = os.path.basename(os.path.normpath(os.fspath(calibrate)))
+        said[QUANTIZED_KEY] += f", calibrated on {sum(counts)} records of {database}"
+    onnx.helper.set_model_props(result, said)
+    for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        setattr(result, field, getattr(original, field))
+    result.graph.name, result.graph.doc_string = original.graph.name, original.graph.doc_string
     write_atomically(output, result.SerializeToString())

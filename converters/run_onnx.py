@@ -23,10 +23,19 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from imae.converters.byte_images import runs_of_one_size
 from imae.converters.check_onnx import session_errors
 from imae.converters.images import decode_picture
-from imae.converters.preprocessing import NOTHING, RGB, Preprocessing, PreprocessingOptions, from_metadata
+from imae.converters.preprocessing import (
+    GRAY,
+    NOTHING,
+    RGB,
+    Preprocessing,
+    PreprocessingOptions,
+    from_metadata,
+)
 from imae.converters.resize import resize_bilinear
+from imae.converters.size_steps import size_advice
 from imae.files.errors import DataError, DeviceError, ExportError, check_utf8
 from imae.files.file_kinds import FileKind, mistaken_file
 from imae.files.limits import blob_problem, within_free_memory
@@ -47,11 +56,17 @@ UNKNOWN = (
     "the model does not say how its images are prepared (mean, scale, crop, channels): its answers may be "
     "wrong; give --transform or --mean, here or when it is exported"
 )
-# Prepared images (N, C, H, W) in float32, and their labels where they are known.
-Batch = tuple[NDArray[np.float32], NDArray[np.int64] | None]
+# Prepared images (N, C, H, W) in float32, or the bytes of images (N, H, W, C) for a model that prepares them;
+# and their labels where they are known.
+Batch = tuple[Array, NDArray[np.int64] | None]
 # ONNX Runtime's name for the memory of a provider; for other providers it copies by itself.
 DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
-DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+DTYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+}
 
 
 @dataclass
@@ -169,15 +184,13 @@ def _check_no_boxes(session: onnxruntime.InferenceSession, output: str) -> None:
         )
 
 
-def run_batch(
-    session: onnxruntime.InferenceSession, images: NDArray[np.float32], output: str
-) -> tuple[Array, float]:
-    """The values of `output` for each of the images (N, C, H, W), and the seconds spent in ONNX Runtime."""
+def run_batch(session: onnxruntime.InferenceSession, images: Array, output: str) -> tuple[Array, float]:
+    """The values of `output` for each of the images, a Batch's, and the seconds spent in ONNX Runtime."""
     feed = session.get_inputs()[0]
     dtype = DTYPES.get(feed.type)
     if dtype is None or len(session.get_inputs()) > 1:
         raise ExportError(
-            "a model with one input of floating-point images is needed; "
+            "a model with one input of images is needed, floating-point numbers or bytes; "
             f"got {', '.join(f'{i.name}: {i.type}' for i in session.get_inputs())}"
         )
     count = len(images)
@@ -191,7 +204,8 @@ def run_batch(
             scores = _scores(session, feed.name, images, output)
             seconds = time.perf_counter() - begun
     except session_errors() as error:
-        raise ExportError(f"ONNX Runtime cannot run it: {_first_line(error)}") from error
+        advice = size_advice(session.get_modelmeta().custom_metadata_map)
+        raise ExportError(f"ONNX Runtime cannot run it: {_first_line(error)}{advice}") from error
     if not scores.ndim or len(scores) != len(images) or not scores.size:
         raise ExportError(
             f"output {output!r} has shape {list(scores.shape)} for {len(images)} images; it must hold "
@@ -248,7 +262,7 @@ def output_name(session: onnxruntime.InferenceSession, wanted: str | None, optio
     return wanted
 
 
-def _image_shape(session: onnxruntime.InferenceSession) -> list[int | str]:
+def image_shape(session: onnxruntime.InferenceSession) -> list[int | str]:
     """The input's N, C, H, W, with names for free axes; ExportError where it takes no images."""
     shapes = [feed.shape for feed in session.get_inputs()]
     if len(shapes) == 1 and len(shapes[0]) == 4:
@@ -264,9 +278,12 @@ def check_shape(feed: Any, shape: tuple[int, ...]) -> None:
     if len(wanted) != len(shape) or any(
         isinstance(w, int) and w != d for w, d in zip(wanted, shape, strict=True)
     ):
+        instead = "a transform with another crop_size"
+        if feed.type == "tensor(uint8)":
+            instead = "a model that was exported with --embed-resize"
         raise DataError(
             f"the model's input {feed.name!r} is {wanted}, a batch of these images is {list(shape)}; use "
-            f"images of that size, or a transform with another crop_size"
+            f"images of that size, or {instead}"
         )
 
 
@@ -294,17 +311,10 @@ def run_file(
     """
     if (lmdb is None) == (not images) or isinstance(images, str):
         raise DataError("a model runs on an lmdb or on a list of images; give one of the two")
-    if batch_size < 1:
-        raise DataError(f"--batch-size must be at least 1, got {batch_size}")
-    most = most_threads()
-    if not 0 <= threads <= most:
-        raise DeviceError(f"--threads must be 0 to {most} on this machine, got {threads}")
+    check_run_options(batch_size, threads)
     session = open_session(model, provider, threads)
-    shape = _image_shape(session)
-    prepared = preprocessing.apply(model_preprocessing(session, model), shape)
-    if prepared is None:
-        logger.warning("%s: %s. The pixels go in as they are, 0..255, BGR", os.fspath(model), UNKNOWN)
-        prepared = Preprocessing(TransformationParameter())
+    shape = image_shape(session)
+    prepared = chosen_preprocessing(session, model, shape, preprocessing)
     size = shape[0] if isinstance(shape[0], int) else batch_size
     if lmdb is not None:
         batches = lmdb_batches(lmdb, prepared, size)
@@ -316,19 +326,47 @@ def run_file(
     return result
 
 
+def check_run_options(batch_size: int, threads: int) -> None:
+    """DataError or DeviceError for a batch without images, and for more threads than there can be."""
+    if batch_size < 1:
+        raise DataError(f"--batch-size must be at least 1, got {batch_size}")
+    most = most_threads()
+    if not 0 <= threads <= most:
+        raise DeviceError(f"--threads must be 0 to {most} on this machine, got {threads}")
+
+
+def chosen_preprocessing(
+    session: onnxruntime.InferenceSession,
+    model: AnyPath,
+    shape: Sequence[int | str],
+    options: PreprocessingOptions,
+) -> Preprocessing:
+    """How images are prepared, by the options and the model; a warning where neither says it."""
+    prepared = options.apply(model_preprocessing(session, model), shape)
+    if prepared is None:
+        logger.warning("%s: %s. The pixels go in as they are, 0..255, BGR", os.fspath(model), UNKNOWN)
+        prepared = Preprocessing(TransformationParameter())
+    return prepared
+
+
 def lmdb_batches(path: AnyPath, preprocessing: Preprocessing, size: int) -> Iterator[Batch]:
     """The records of a database in order, in batches of `size`; the last one may be shorter."""
     transform = preprocessing.transform
     with open_lmdb(path) as source:
         resources = DataResources(budget=0)  # each record is needed once
         reader = DatumReader(source, transform.force_color, transform.force_gray, resources)
-        transformer = preprocessing.transformer(f"lmdb '{path}'", resources.map_indices)
+        transformer = preprocessing.transformer(f"lmdb '{path}'", resources.map_indices, of_records=True)
         transformer.output_size(reader.first_size, reader.first_name)
         for begin in tqdm(range(0, len(source), size), unit="batch", disable=None):
             rows = np.arange(begin, min(begin + size, len(source)))
             images, places, labels = reader.read(rows)
             if isinstance(images, np.ndarray):
                 yield transformer.transform_rows(images, places), labels
+            elif preprocessing.is_embedded:
+                decoded = [images(i) for i in range(len(rows))]
+                for run in runs_of_one_size(decoded):
+                    names = reader.names(rows[run.start : run.stop])
+                    yield transformer.transform_list(decoded[run.start : run.stop], names), labels[run]
             else:
                 yield transformer.transform_made(images, len(rows), reader.names(rows)), labels
 
@@ -336,14 +374,18 @@ def lmdb_batches(path: AnyPath, preprocessing: Preprocessing, size: int) -> Iter
 def image_batches(
     paths: Sequence[str], preprocessing: Preprocessing, size: int, shape: Sequence[int | str]
 ) -> Iterator[Batch]:
-    """Image files in batches of `size`, for an input of this shape (N, C, H, W)."""
-    gray = shape[1] == 1
+    """Image files in batches of at most `size`, for an input of this shape."""
+    gray = preprocessing.input_channels(shape) == 1
     transformer = preprocessing.transformer("image")
     for begin in range(0, len(paths), size):
         names = paths[begin : begin + size]
         pixels = [decode_picture(read_file(path), path, gray=gray) for path in names]
         images = [resized(image, preprocessing, shape) for image in pixels]
-        yield transformer.transform_list(images, names.__getitem__), None
+        # Where images keep their sizes, those of one size make a batch.
+        keep = preprocessing.is_embedded or preprocessing.prepared_size(shape) is None
+        for run in runs_of_one_size(images) if keep else [range(len(images))]:
+            part = slice(run.start, run.stop)
+            yield transformer.transform_list(images[part], names[part].__getitem__), None
 
 
 def resized(pixels: Array, preprocessing: Preprocessing, shape: Sequence[int | str]) -> Array:
@@ -357,5 +399,25 @@ def resized(pixels: Array, preprocessing: Preprocessing, shape: Sequence[int | s
 
 
 def model_preprocessing(session: onnxruntime.InferenceSession, model: AnyPath) -> Preprocessing | None:
-    """How images are prepared for a model, by its metadata; None where it does not say so."""
-    return from_metadata(session.get_modelmeta().custom_metadata_map, os.fspath(model))
+    """How images are prepared for a model, by its metadata; None where it does not say so.
+
+    DataError where the metadata is damaged, or says something else than the model's input.
+    """
+    own = from_metadata(session.get_modelmeta().custom_metadata_map, os.fspath(model))
+    feeds = session.get_inputs()
+    takes_bytes = [feed.name for feed in feeds if feed.type == "tensor(uint8)"]
+    if own is None and takes_bytes:
+        raise DataError(
+            f"{os.fspath(model)}: its input {takes_bytes[0]!r} takes bytes, and its metadata does not say of "
+            "what; models of imae export --embed-preprocess say it"
+        )
+    if own is None or not (own.is_embedded or takes_bytes):
+        return own
+    channels = 1 if own.channels == GRAY else 3
+    if not own.is_embedded or takes_bytes != [own.name] or len(feeds) > 1 or feeds[0].shape[3:] != [channels]:
+        inputs = ", ".join(f"{feed.name!r}: {feed.type} {feed.shape}" for feed in feeds)
+        raise DataError(
+            f"{os.fspath(model)}: metadata: {own.layout} images of {own.dtype} and {own.channels} for the "
+            f"input {own.name!r}, and the model has {inputs}; export it again"
+        )
+    return own

@@ -34,9 +34,16 @@ SEVERITIES = {
 
 
 logger = logging.getLogger("imae.caffe")
+debug_logger = logging.getLogger("imae.caffe.debug_info")  # of the lines that a net's debug_info asks for
 
 
-def log_line(place: str, message: str, level: int = logging.INFO, lines: bool = False) -> None:
+def log_line(
+    place: str,
+    message: str,
+    level: int = logging.INFO,
+    lines: bool = False,
+    logger: logging.Logger = logger,
+) -> None:
     """Log a line of Caffe's, or several if `lines`, as from a place in Caffe's sources, "solver.cpp:239"."""
     logger.log(level, "%s", message, extra={"caffe": place, "lines": lines})
 

@@ -1,7 +1,8 @@
 """The contract of a layer: one torch module per `layer { }` of a prototxt.
 
 A layer type is a class with an arity, `setup` (parameter blobs), `top_shapes` and `forward`; its backward is
-autograd's, or a `torch.autograd.Function` where Caffe's gradient is not the derivative of its forward.
+autograd's, or a `torch.autograd.Function` where Caffe's gradient is not the derivative of its forward. With
+`to_onnx` it can be exported, too; onnx_graph.py has that method's contract and an example.
 """
 
 from __future__ import annotations
@@ -80,6 +81,9 @@ class Layer(nn.Module):
     # Caffe: whether the tops share bottom[0]'s memory, perhaps under another shape. An in-place layer after
     # this one then also overwrites bottom[0].
     shares_memory: bool = False
+    # Names of the parameter blobs, in Caffe's order, for ONNX initializers and PyTorch's keys (conv1.weight).
+    # A blob beyond their end is blob2, ... by its index. `blob_name` gives the name of a layer's blob.
+    blob_names: ClassVar[tuple[str, ...]] = ("weight", "bias")
     # Buffers that say what the prototxt says. A run that is resumed takes them from its own prototxt.
     constant_buffers: ClassVar[tuple[str, ...]] = ()
     # Axes of the tops whose size depends on values, not on shapes alone; axis 0 is then not the batch.
@@ -230,7 +234,9 @@ class Layer(nn.Module):
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         """Add nodes to `graph` that compute the values `tops` from the values `bottoms` as in phase TEST."""
-        raise ExportError(f"layer {self.name!r}: type {self.type} has no ONNX form; cut the net before it")
+        raise ExportError(
+            f"layer {self.name!r}: type {self.type} has no ONNX form; its class gives it one by Layer.to_onnx"
+        )
 
     def get_state(self) -> dict[str, Any]:
         """What the next pass depends on besides bottoms, blobs and buffers, for an exact resume.
@@ -269,6 +275,10 @@ class Layer(nn.Module):
         blob: Tensor = self.blobs[index]
         shape = self.blob_shapes[index]
         return blob if blob.shape == shape else blob.reshape(shape)
+
+    def blob_name(self, index: int) -> str:
+        """The name of parameter blob `index`, unique in this layer: weight, bias, ..."""
+        return self.blob_names[index] if index < len(self.blob_names) else f"blob{index}"
 
     def param_specs(self) -> list[ParamSpec]:
         """One ParamSpec per blob: the prototxt's, or the default."""

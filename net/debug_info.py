@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from imae.files.caffe_log import log_line
+from imae.files.caffe_log import debug_logger
+from imae.files.caffe_log import log_line as log_any_line
 from imae.layers.layer import blob_name
 from imae.layers.utility.synced_memory import parameter_diff
 from imae.net.step import Step
+
+log_line = partial(log_any_line, logger=debug_logger)
 
 
 def log_forward(step: Step, blobs: Mapping[str, Tensor]) -> None:

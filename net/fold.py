@@ -42,13 +42,19 @@ class _Part:
     zero: bool = False
 
 
-def fold_shortcuts(net: Net, steps: Sequence[Step]) -> list[Step]:
-    """For a TEST net: `steps` with a convolution for each Concat of a blob's pixels and as many zeros."""
+def fold_shortcuts(
+    net: Net, steps: Sequence[Step], keep: Sequence[str] = (), *, any_size: bool = False
+) -> list[Step]:
+    """For a TEST net: `steps` with a convolution for each Concat of a blob's pixels and as many zeros.
+
+    keep       blobs that are still made
+    any_size   only where that is right for images of all sizes
+    """
     parts: dict[str, _Part] = {}
     writes: Counter[str] = Counter()
     folded, makers = [], []
     for step in steps:
-        part = _part(net, step, parts, writes)
+        part = _part(net, step, parts, writes, any_size)
         folded.append(_convolution(net, step, parts, writes) or step)
         makers.append(part is not None)
         for top in step.tops:
@@ -56,7 +62,7 @@ def fold_shortcuts(net: Net, steps: Sequence[Step]) -> list[Step]:
             parts.pop(top, None)
             if part is not None:
                 parts[top] = part
-    read, needed = {*net.outputs, *net.loss_weights}, []
+    read, needed = {*net.outputs, *net.loss_weights, *keep}, []
     for step, maker in zip(reversed(folded), reversed(makers), strict=True):
         if not maker or read.intersection(step.tops):
             read.difference_update(step.tops)
@@ -67,7 +73,9 @@ def fold_shortcuts(net: Net, steps: Sequence[Step]) -> list[Step]:
     return needed
 
 
-def _part(net: Net, step: Step, parts: dict[str, _Part], writes: Counter[str]) -> _Part | None:
+def _part(
+    net: Net, step: Step, parts: dict[str, _Part], writes: Counter[str], any_size: bool
+) -> _Part | None:
     """The part in a step's tops if it only picks pixels of its bottom, makes zeros, or passes a part on."""
     layer = step.layer
     if isinstance(layer, Split):
@@ -82,7 +90,8 @@ def _part(net: Net, step: Step, parts: dict[str, _Part], writes: Counter[str]) -
     every = tuple((size - 1) // stride + 1 for size, stride in zip(sizes, windows.stride, strict=True))
     if layer.method == "STOCHASTIC" or (windows.kernel, windows.pad) != ((1, 1), (0, 0)):
         return None
-    if windows.counts(sizes) != every:  # one more window, outside of the image
+    if windows.counts(sizes) != every or (any_size and not windows.floor and windows.stride != (1, 1)):
+        # One more window, outside of the image.
         return None
     return replace(part, stride=(part.stride[0] * windows.stride[0], part.stride[1] * windows.stride[1]))
 
@@ -120,13 +129,15 @@ def _one_by_one(concat: Concat, weight: Tensor, stride: tuple[int, int]) -> Conv
     return layer
 
 
-def fold_batch_norm(net: Net) -> list[Step]:
+def fold_batch_norm(net: Net, keep: Sequence[str] = ()) -> list[Step]:
     """A plan for a TEST net: BatchNorm and Scale are folded into the weights of the layer before them.
 
     That layer is a convolution or an inner product. The new weights are computed in float64 and stored in
     new layers; the net's parameters are unchanged.
+
+    keep   blobs that are still made
     """
-    plan = Plan(net)
+    plan = Plan(net, keep)
     for index, step in enumerate(net.steps):
         source = step.layer
         if not isinstance(source, Convolution | InnerProduct) or len(step.tops) != 1:

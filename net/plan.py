@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -31,10 +31,14 @@ class _Fused:
 
 
 class Plan:
-    """The steps of a net, some of them fused or replaced. Steps are numbered as in the net."""
+    """The steps of a net, some of them fused or replaced. Steps are numbered as in the net.
 
-    def __init__(self, net: Net) -> None:
+    keep   blobs that the plan must make, besides the net's outputs
+    """
+
+    def __init__(self, net: Net, keep: Iterable[str] = ()) -> None:
         self._net = net
+        self._kept = {*net.loss_weights, *keep}
         self._steps = list(net.steps)
         self._fused: dict[int, _Fused] = {}
         self._members: set[int] = set()  # of all fused steps
@@ -55,7 +59,7 @@ class Plan:
         bottoms   how many bottoms it may have
         """
         step = self._steps[index]
-        if len(step.tops) != 1 or step.tops[0] in self._net.loss_weights:
+        if len(step.tops) != 1 or step.tops[0] in self._kept:
             return None
         readers = self._readers[step.tops[0]]
         following = bisect_right(readers, index)

@@ -5,7 +5,7 @@ Caffe: tools/caffe.cpp, test().
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -36,13 +36,28 @@ def check_same_shapes(before: Mapping[str, Shaped], now: Mapping[str, Shaped]) -
             raise DataError(
                 f"output {name} has the shape {tuple(blob.shape)} in this batch and "
                 f"{tuple(before[name].shape)} in those before, so it has no mean; where it is of "
-                'DetectionEvaluate, test with a solver that has eval_type: "detection": imae train SOLVER '
-                "--weights W, with max_iter: 0"
+                'DetectionEvaluate, let the solver have eval_type: "detection"'
             )
 
 
-def score(net: Net, device: torch.device, iterations: int) -> dict[str, Array]:
-    """Run `iterations` batches, log what `caffe test` logs, return the means of the output blobs."""
+class Evaluation(Protocol):
+    """Collects outputs that have no mean of their own."""
+
+    def add(self, outputs: Mapping[str, Array]) -> None:
+        """Add these outputs of a batch."""
+
+
+def score(
+    net: Net,
+    device: torch.device,
+    iterations: int,
+    evaluation: Evaluation | None = None,
+    evaluated: Collection[str] = (),
+) -> dict[str, Array]:
+    """Run `iterations` batches, log what `caffe test` logs, return the means of the output blobs.
+
+    evaluation   collects the outputs `evaluated`, which are then neither logged nor returned
+    """
     run_net = NetExecutor(net, device)
     log_line("caffe.cpp:281", f"Running for {iterations} iterations.")
     total = f32(0)
@@ -51,6 +66,9 @@ def score(net: Net, device: torch.device, iterations: int) -> dict[str, Array]:
         loss, outputs = run_net.forward()
         net.check_labels()
         total += f32(loss.item())
+        if evaluation is not None:
+            evaluation.add({name: outputs[name].cpu().numpy() for name in evaluated})
+        outputs = {name: blob for name, blob in outputs.items() if name not in evaluated}
         check_same_shapes(sums, outputs)
         for name, blob in outputs.items():
             values = blob.cpu().numpy()

@@ -14,7 +14,7 @@ import io
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,6 +79,7 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
     shared = _shared_blobs(net)
     report = Report()
     loads: list[tuple[nn.Parameter, Array]] = []
+    clashes: dict[str, CaffemodelError] = {}
     for name, blobs in sources.items():
         layer = layers.get(name)
         if layer is None:
@@ -97,26 +98,24 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
                     else "have; say --dialect nvidia, and add a Scale layer after it"
                 )
             )
-        for index in range(max(len(layer.blobs), *(i + 1 for i in blobs), 0)):
-            if index not in blobs and hdf5 and (name, index) in shared:
-                continue  # HDF5 files hold a shared blob once, at its owner
-            if index not in blobs or index >= len(layer.blobs):
-                advice = layer.advice_by_blob_count.get(
-                    len(blobs), "rename the layer to learn it from scratch"
-                )
-                raise CaffemodelError(
-                    f"{path}: Incompatible number of blobs for layer {name}: the file has {len(blobs)}, the "
-                    f"net {len(layer.blobs)}; {advice}"
-                )
-            loads.append((layer.blobs[index], _fitted(blobs[index], layer, index, path)))
+        try:
+            loads += _loads_of_layer(layer, blobs, path, shared if hdf5 else frozenset())
+        except CaffemodelError as error:
+            if len(blobs) in layer.advice_by_blob_count:
+                raise
+            clashes[name] = error
+            continue
         if layer.blobs:
             report.copied.append(name)
     loaded = {id(parameter) for parameter, _ in loads}
     report.fresh = [
         name
         for name, layer in layers.items()
-        if any(id(parameter) not in loaded for parameter in layer.blobs)
+        if name not in clashes and any(id(parameter) not in loaded for parameter in layer.blobs)
     ]
+    if clashes:
+        first = next(iter(clashes.values()))
+        raise CaffemodelError(f"{first}{_other_net(net, list(clashes), report)}")
     if report.fresh and report.ignored and not report.copied:
         raise CaffemodelError(
             f"{path}: the model of another net: it has blobs for {_shortened(report.ignored)}, the net needs "
@@ -132,12 +131,59 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
     return report
 
 
+def _loads_of_layer(
+    layer: Layer, blobs: Mapping[int, _Source], path: AnyPath, shared: Collection[tuple[str, int]]
+) -> list[tuple[nn.Parameter, Array]]:
+    """The blobs of a layer and their values in the file; CaffemodelError where they do not fit.
+
+    shared   (layer, index) of blobs that the file need not have
+    """
+    loads = []
+    for index in range(max(len(layer.blobs), *(i + 1 for i in blobs), 0)):
+        if index not in blobs and (layer.name, index) in shared:
+            continue  # HDF5 files hold a shared blob once, at its owner
+        if index not in blobs or index >= len(layer.blobs):
+            advice = layer.advice_by_blob_count.get(len(blobs), "rename the layer to learn it from scratch")
+            raise CaffemodelError(
+                f"{path}: Incompatible number of blobs for layer {layer.name}: the file has {len(blobs)}, "
+                f"the net {len(layer.blobs)}; {advice}"
+            )
+        loads.append((layer.blobs[index], _fitted(blobs[index], layer, index, path)))
+    return loads
+
+
+def _other_net(net: Net, clashes: list[str], report: Report) -> str:
+    """What more to say where blobs do not fit: that the file is of another net, unless one layer differs.
+
+    clashes   the layers whose blobs do not fit
+    report    the other layers
+    """
+    if len(clashes) < 2 and not (report.fresh and report.ignored):
+        return ""
+    total = len({step.layer.name for step in net.steps if step.layer.blobs})
+    parts = [f"{len(report.copied)} of the {total} layers with blobs fit"]
+    for names, verb in (
+        (clashes, "differ in shape"),
+        (report.fresh, "are not in the file"),
+        (report.ignored, "are only there"),
+    ):
+        if names:
+            parts.append(f"{len(names)} {verb} ({_shortened(names)})")
+    return f" These look like the weights of another net: {', '.join(parts)}; give those of this net."
+
+
+def unused_text(report: Report) -> str:
+    """What to add where the file lacks layers: those that it has instead, as another net's model does."""
+    return f", it has some for {_shortened(report.ignored)}, which the net lacks" if report.ignored else ""
+
+
 def load_to_use(net: Net, path: AnyPath, dialect: str | None = None) -> None:
     """Load weights for a net that is not trained any further, and warn of layers that have none."""
-    if missing := load_caffemodel(net, path, dialect).fresh:
+    report = load_caffemodel(net, path, dialect)
+    if missing := report.fresh:
         logger.warning(
-            "the results are those of random numbers in the layers %s: %s has no blobs for them",
-            ", ".join(missing), path,
+            "the results are those of random numbers in the layers %s: %s has no blobs for them%s",
+            ", ".join(missing), path, unused_text(report),
         )  # fmt: skip
 
 

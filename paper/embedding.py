@@ -38,7 +38,7 @@ Batch = NDArray[np.float32]
 
 
 class Images(NamedTuple):
-    """The names, and a function that reads the pixels (C, H, W) of image i, BGR, 0-255."""
+    """The names, and a function that reads the pixels (C, H, W) of image i, 0-255, as a net takes them."""
 
     names: list[str]
     read: Callable[[int], Array]
@@ -55,7 +55,7 @@ class Model(NamedTuple):
 
     preparation: Preprocessing
     batch_size: int | None
-    start: Callable[[Shape], Callable[[Batch], Batch]]
+    start: Callable[[Shape], Callable[[Array], Batch]]
 
 
 def net_model(
@@ -76,7 +76,7 @@ def net_model(
         transform, num_channels=1 if gray else 3, resize=size, where=f"layer {source.name!r}"
     )
 
-    def start(shape: Shape) -> Callable[[Batch], Batch]:
+    def start(shape: Shape) -> Callable[[Array], Batch]:
         if input_shape and input_shape[1:] != shape[1:]:
             raise DataError(
                 f"{path}: the input is {size_text(input_shape[1:])}, the prepared images are "
@@ -100,7 +100,7 @@ def _feature_blob(net: Net, wanted: str | None) -> str:
     return wanted
 
 
-def _embed_with_net(net: Net, blob: str, device: torch.device) -> Callable[[Batch], Batch]:
+def _embed_with_net(net: Net, blob: str, device: torch.device) -> Callable[[Array], Batch]:
     (feed,) = net.inputs
     count = net.blob_shapes[feed][0]
     if net.blob_shapes[blob][:1] != (count,):
@@ -112,7 +112,7 @@ def _embed_with_net(net: Net, blob: str, device: torch.device) -> Callable[[Batc
     folded = fold_batch_norm(net)
     plan = folded if any(blob in step.tops for step in folded) else net.steps
 
-    def embed(batch: Batch) -> Batch:
+    def embed(batch: Array) -> Batch:
         # A Reshape layer may fix the net's batch size, so the last batch is padded to the same size.
         images = torch.zeros(net.blob_shapes[feed], device=device)
         images[: len(batch)] = torch.from_numpy(batch)
@@ -133,7 +133,7 @@ def onnx_model(path: AnyPath, output: str | None, device: torch.device) -> Model
     if len(shape) != 4:
         raise ExportError(f"{path}: an input of images (N, C, H, W) is needed, got {shape}")
 
-    def embed(batch: Batch) -> Batch:
+    def embed(batch: Array) -> Batch:
         values, _ = run_batch(session, batch, output)
         return values.reshape(len(batch), -1).astype(np.float32, copy=False)
 
@@ -147,9 +147,9 @@ def onnx_model(path: AnyPath, output: str | None, device: torch.device) -> Model
 def features(model: Model, images: Images, preparation: Preprocessing, batch_size: int) -> Iterator[Batch]:
     """The features of all images in order, in batches (n, D); a thread prepares the next batch meanwhile."""
     count = len(images.names)
-    transformer = preparation.transformer("image")
+    transformer = preparation.transformer("image", of_records=True)
 
-    def prepare(rows: range) -> Batch:
+    def prepare(rows: range) -> Array:
         pixels = [_resized(images.read(row), preparation.resize, images.names[row]) for row in rows]
         return transformer.transform_list(pixels, lambda i: images.names[rows[i]])
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from imae.converters.convert_folder import LARGEST_PICTURE
 from imae.converters.images import decode_picture
-from imae.converters.preprocessing import GRAY, Preprocessing
+from imae.converters.preprocessing import GRAY, RGB, Preprocessing
 from imae.files.errors import DataError, ImaeError
 from imae.files.file_tree import open_tree
 from imae.files.read import AnyPath, open_to_read
@@ -85,8 +85,9 @@ def folder_images(
 
         def read_picture(i: int) -> Array:
             file = path_of[names[i]]
-            gray = preparation.channels == GRAY
-            return decode_picture(tree.read(file, LARGEST_PICTURE), file, gray).transpose(2, 0, 1)
+            order = preparation.net_channels or preparation.channels
+            pixels = decode_picture(tree.read(file, LARGEST_PICTURE), file, gray=order == GRAY)
+            return (pixels[:, :, ::-1] if order == RGB else pixels).transpose(2, 0, 1)
 
         yield Images(names, read_picture)
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import source_tree
 from slow_tests import SLOW, is_slow
-from source_tree import PARTS
+from source_tree import PARTS, ROOT_PACKAGE
 
+import imae
 from imae.layers.registry import DRAWERS, layer_class, layer_types
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +79,7 @@ NOT_RECORDED = {
 STEP_CALLS = {"step.run", "step.layer", "self.step.run", "self.step.layer", "steps[index].layer"}
 FILES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for part in (*PARTS, "benchmarks", "tests")
+    for part in (*PARTS, ROOT_PACKAGE, "benchmarks", "tests")
     for path in sorted((ROOT / part).rglob("*.py"))
 }
 OF_PARTS = [path for path in FILES if path.split("/")[0] in PARTS]
@@ -98,6 +102,24 @@ def test_parts_import_from_those_before_them(path: str) -> None:
 def test_folders_of_a_part_import_in_their_order(path: str) -> None:
     problems = source_tree.wrong_imports_between_folders(path, FILES[path], DRAWERS)
     assert not problems, "\n".join(problems)
+
+
+def test_the_package_itself_imports_parts_only_when_they_are_used() -> None:
+    """So `import imae` loads neither torch nor numpy, and a Python in a checkout needs no installation."""
+    names = {path for path in FILES if path.split("/")[0] == ROOT_PACKAGE}
+    assert names == {"imae/__init__.py"} and (ROOT / "imae" / "py.typed").exists()
+    program = "import sys, imae; print(*sys.modules); import imae.files.errors as e; print(e.__file__)"
+    command = [sys.executable, "-S", "-c", program]  # -S: without what is installed
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    own = {name for name in done[0].split() if name.split(".")[0] not in sys.stdlib_module_names}
+    assert own == {"__main__", "imae"} and done[1] == str(ROOT / "files" / "errors.py")
+
+
+def test_the_package_has_what_it_lists() -> None:
+    assert imae.__version__ == version("imae")
+    assert set(imae.__all__) <= set(dir(imae)) and all(getattr(imae, name) for name in imae.__all__)
+    with pytest.raises(AttributeError, match="module 'imae' has no attribute 'lod'"):
+        imae.lod  # type: ignore[attr-defined]  # noqa: B018
 
 
 def test_nothing_imports_in_circles() -> None:

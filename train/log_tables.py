@@ -15,7 +15,7 @@ from pathlib import Path
 
 from imae.files.atomic import write_atomically
 from imae.files.caffe_log import LogNumber, caffe_rows, read_log, rows
-from imae.files.errors import ImaeError
+from imae.files.errors import FileError, ImaeError
 from imae.files.read import AnyPath
 
 Table = Sequence[Mapping[str, float]]
@@ -29,11 +29,15 @@ def write_tables(
     delimiter   one character, between the columns
     per_net     whether each test net has its own table
 
-    DataError for a log that cannot be read.
+    The folder is made where it is not there. DataError for a log that cannot be read.
     """
     if len(delimiter) != 1 or delimiter in '\r\n"':
         raise ImaeError(f"--delimiter must be one character, got {delimiter!r}")
     tables = _tables(read_log(log), per_net)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"cannot make the folder '{folder}': {error.strerror}") from error
     paths = {ending: Path(folder, f"{Path(log).name}.{ending}") for ending in tables}
     for ending, table in tables.items():
         if table:

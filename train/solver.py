@@ -159,6 +159,11 @@ class Solver:
         return float(self._loss.read())
 
     @property
+    def stopped(self) -> bool:
+        """Whether a signal has stopped the training before max_iter."""
+        return self._stopped
+
+    @property
     def last_good(self) -> str:
         """The last solver state, written or restored, after which a finite loss was shown; or ""."""
         return self.snapshots.marks.last_good

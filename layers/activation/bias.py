@@ -71,6 +71,7 @@ def aligned_onnx(graph: OnnxGraph, bottoms: Sequence[str], axis: int) -> str:
 class Bias(Layer):
     min_bottoms, max_bottoms = 1, 2
     num_tops = 1
+    blob_names = ("bias",)
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         if len(bottom_shapes) == 1:
@@ -90,5 +91,5 @@ class Bias(Layer):
         if len(bottoms) > 1:
             bias = aligned_onnx(graph, bottoms, axis)
         else:
-            bias = graph.constant(aligned(self.blob(0), axis, len(graph.shape(bottoms[0]))))
+            bias = graph.constant(aligned(self.blob(0), axis, len(graph.shape(bottoms[0]))), blob=0)
         graph.node("Add", [bottoms[0], bias], tops)

@@ -24,6 +24,7 @@ from imae.prototxt import FillerParameter
 @register_layer("PReLU")
 class PReLU(Layer):
     num_bottoms = num_tops = 1
+    blob_names = ("weight",)
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         self.top_shapes(bottom_shapes)
@@ -46,4 +47,5 @@ class PReLU(Layer):
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         spatial = len(graph.shape(bottoms[0])) - 2
-        graph.node("PRelu", [bottoms[0], graph.constant(self.blob(0).reshape(-1, *[1] * spatial))], tops)
+        slope = graph.constant(self.blob(0).reshape(-1, *[1] * spatial), blob=0)
+        graph.node("PRelu", [bottoms[0], slope], tops)

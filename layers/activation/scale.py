@@ -31,6 +31,9 @@ class Scale(Layer):
         super().__init__(param)
         self.axis, self.has_bias = param.scale_param.axis, param.scale_param.bias_term
 
+    def blob_name(self, index: int) -> str:
+        return super().blob_name(index if len(self.param.bottom) == 1 else index + 1)  # the scale is a bottom
+
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         scale = self.param.scale_param
         if len(bottom_shapes) > 1:
@@ -61,9 +64,10 @@ class Scale(Layer):
         if len(bottoms) > 1:
             factor = aligned_onnx(graph, bottoms, self.axis)
         else:
-            factor = graph.constant(aligned(self.blob(0), self.axis, num_axes))
+            factor = graph.constant(aligned(self.blob(0), self.axis, num_axes), blob=0)
         if not self.has_bias:
             graph.node("Mul", [bottoms[0], factor], tops)
             return
-        bias = graph.constant(aligned(self.blob(len(self.blobs) - 1), self.axis, num_axes))
+        last = len(self.blobs) - 1
+        bias = graph.constant(aligned(self.blob(last), self.axis, num_axes), blob=last)
         graph.node("Add", [graph.node("Mul", [bottoms[0], factor]), bias], tops)

@@ -59,9 +59,9 @@ class Embed(Layer):
         from onnx import TensorProto  # here, because it is slow to import
 
         index = graph.node("Cast", bottoms, to=TensorProto.INT64)
-        rows = [graph.constant(self.blob(0)), index]
+        rows = [graph.constant(self.blob(0), blob=0), index]
         if self.param.embed_param.bias_term:
-            graph.node("Add", [graph.node("Gather", rows), graph.constant(self.blob(1))], tops)
+            graph.node("Add", [graph.node("Gather", rows), graph.constant(self.blob(1), blob=1)], tops)
         else:
             graph.node("Gather", rows, tops)
 

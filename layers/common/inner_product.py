@@ -78,21 +78,24 @@ class InnerProduct(Layer):
         if self.normalize:
             rows = normalized_rows(weight.reshape(self.num_output, self.inputs), EPS)
             weight = rows.view(weight.shape)
-        bias = [graph.constant(self.blob(1))] if self.bias_term else []
         shape = graph.shape(bottoms[0])
         axis = self._axis(len(shape))
+        if axis != 1 and not self.transpose:  # MatMul has no transB
+            weight = weight.t()
+        blobs = [graph.constant(weight, blob=0)]
+        if self.bias_term:
+            blobs.append(graph.constant(self.blob(1), blob=1))
         x = bottoms[0]
         if axis == 1:
             x = graph.node("Flatten", [x], axis=1) if len(shape) > 2 else x
-            graph.node("Gemm", [x, graph.constant(weight), *bias], tops, transB=int(not self.transpose))
+            graph.node("Gemm", [x, *blobs], tops, transB=int(not self.transpose))
             return
         if len(shape) > axis + 1:
             x = graph.node("Reshape", [x, graph.constant(np.array([0] * axis + [-1]))])
-        product = [x, graph.constant(weight if self.transpose else weight.t())]
-        if bias:
-            graph.node("Add", [graph.node("MatMul", product), *bias], tops)
+        if self.bias_term:
+            graph.node("Add", [graph.node("MatMul", [x, blobs[0]]), blobs[1]], tops)
         else:
-            graph.node("MatMul", product, tops)
+            graph.node("MatMul", [x, blobs[0]], tops)
 
     def _axis(self, num_axes: int) -> int:
         return self.canonical_axis(self.param.inner_product_param.axis, num_axes)

@@ -66,6 +66,14 @@ class DataResources:
         self._kept: WeakValueDictionary[Hashable, KeptRecords] = WeakValueDictionary()
         self._pool = ThreadPoolExecutor(self.threads, "decode")  # starts its threads when there is work
 
+    def __deepcopy__(self, memo: dict[int, object]) -> DataResources:
+        """Itself: the copy of a net shares them as well."""
+        return self
+
+    def __reduce__(self) -> tuple[type[DataResources], tuple[int, int]]:
+        """Pickled, it is as large, and empty: threads cannot be."""
+        return DataResources, (self.budget, self.threads)
+
     @property
     def free(self) -> int:
         """Bytes of the budget that are not in use."""

@@ -41,6 +41,7 @@ from imae.prototxt import TRAIN, FillerParameter, LayerParameter
 
 class CaffeMexBN(ChannelNorm):
     num_tops = 1
+    blob_names = ("scale", "shift", "mean", "variance")
     overwrites_diffs = True
     advice_by_blob_count = TWO_BLOBS
 
@@ -87,6 +88,7 @@ class CaffeMexBN(ChannelNorm):
                 f"layer {self.name!r}: moving_average is false, so it depends on the batch; set it to true"
             )
         value = self.bottom_to_onnx(graph, bottoms[0], tops[0])
-        mean, std = self.channel_constants(graph, tops[0], self.blob(2), self.blob(3).sqrt())
+        mean = self.channel_constant(graph, tops[0], self.blob(2), blob=2)
+        std = self.channel_constant(graph, tops[0], self.blob(3).sqrt())
         normed = graph.node("Div", [graph.node("Sub", [value, mean]), std])
         self.scale_to_onnx(graph, normed, tops[0])

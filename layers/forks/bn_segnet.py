@@ -36,6 +36,7 @@ EPS = 1e-9
 
 class SegNetBN(ChannelNorm):
     min_tops, max_tops = 1, 3
+    blob_names = ("scale", "shift")
     overwrites_diffs = True
     advice_by_blob_count = FOUR_BLOBS
 
@@ -67,13 +68,18 @@ class SegNetBN(ChannelNorm):
         if not self.learns:
             self.scale_to_onnx(graph, value, tops[0])
             return
-        axes = [axis for axis in AXES if axis < len(graph.shape(tops[0]))]
+        # First in each image, then over these: OpenCV 5.0.0 adds up other values on axes 0, 2 and 3 at once.
+        inner = [axis for axis in AXES[1:] if axis < len(graph.shape(tops[0]))]
 
         def mean_of(value: str, top: str | None) -> str:
-            names = [top] if top else None
-            if graph.opset >= 18:
-                return graph.node("ReduceMean", [value, graph.constant(np.array(axes))], names, keepdims=1)
-            return graph.node("ReduceMean", [value], names, axes=axes, keepdims=1)
+            for axes in filter(None, (inner, [0])):
+                names = [top] if top and axes == [0] else None
+                if graph.opset >= 18:
+                    inputs, options = [value, graph.constant(np.array(axes))], {}
+                else:
+                    inputs, options = [value], {"axes": axes}
+                value = graph.node("ReduceMean", inputs, names, keepdims=1, **options)
+            return value
 
         mean = mean_of(value, tops[1] if len(tops) > 1 else None)
         centred = graph.node("Sub", [value, mean])

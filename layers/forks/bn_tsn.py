@@ -37,6 +37,7 @@ from imae.prototxt import TEST, FillerParameter, LayerParameter, ParamSpec
 
 class TSNBN(ChannelNorm):
     num_tops = 1
+    blob_names = ("slope", "bias", "mean", "variance")
     keeps_axes = True
     trailing_ones_vary = True
     advice_by_blob_count = TWO_BLOBS
@@ -75,5 +76,5 @@ class TSNBN(ChannelNorm):
         return self.normalize(x, mean, std, through=not self.frozen, learns=not self.frozen).reshape(shape)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
-        blobs = [graph.constant(self.blob(index).detach().reshape(-1)) for index in range(4)]
+        blobs = [graph.constant(self.blob(index).reshape(-1), blob=index) for index in range(4)]
         graph.node("BatchNormalization", [bottoms[0], *blobs], tops, epsilon=self.eps)

@@ -32,6 +32,8 @@ from imae.prototxt import LayerParameter
 
 @register_layer("CenterLoss")
 class CenterLoss(LossLayer):
+    blob_names = ("centers",)
+
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
         if param.center_loss_param.num_output < 1:

@@ -85,14 +85,13 @@ class ChannelNorm(Layer):
             return bottom
         return graph.node("Reshape", [bottom, graph.constant(np.array([0] * axes + [1] * missing))])
 
-    def channel_constants(self, graph: OnnxGraph, top: str, *values: Tensor) -> list[str]:
-        """Constants with one number per channel, as they are multiplied with the top."""
-        shape = [-1, *[1] * (len(graph.shape(top)) - 2)]
-        return [graph.constant(value.detach().reshape(shape)) for value in values]
+    def channel_constant(self, graph: OnnxGraph, top: str, value: Tensor, blob: int | None = None) -> str:
+        """A constant with one number per channel, as it is multiplied with the top."""
+        return graph.constant(value.reshape(-1, *[1] * (len(graph.shape(top)) - 2)), blob=blob)
 
     def scale_to_onnx(self, graph: OnnxGraph, value: str, top: str) -> None:
         """Nodes for scale x + shift."""
-        scale, shift = self.channel_constants(graph, top, self.blob(0), self.blob(1))
+        scale, shift = (self.channel_constant(graph, top, self.blob(i), blob=i) for i in (0, 1))
         graph.node("Add", [graph.node("Mul", [value, scale]), shift], [top])
 
 

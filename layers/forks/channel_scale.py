@@ -39,6 +39,7 @@ from imae.prototxt import FillerParameter, LayerParameter, ParamSpec
 class ChannelScale(Layer):
     num_bottoms = 2
     min_tops, max_tops = 1, 2
+    blob_names = ("scale",)
     spoils_in_place = "diff"
 
     def __init__(self, param: LayerParameter) -> None:
@@ -93,15 +94,18 @@ class ChannelScale(Layer):
         if not kind.do_forward:
             graph.node("Identity", [x], tops[:1])
         elif kind.global_scale:
-            graph.node("Mul", [x, graph.constant(self._global_scale())], tops[:1])
+            graph.node("Mul", [x, graph.constant(self._global_scale(), blob=0)], tops[:1])
         else:
             shape = _scale_shape(graph.shape(x))
             if graph.shape(scale) != shape:
                 scale = graph.node("Reshape", [scale, graph.constant(torch.tensor((-1, *shape[1:])))])
             graph.node("Mul", [x, scale], tops[:1])
         if len(tops) > 1:
-            factor = self._global_scale() if kind.do_forward else torch.zeros_like(self.blob(0))
-            graph.node("Identity", [graph.constant(factor)], tops[1:])
+            if kind.do_forward:
+                factor = graph.constant(self._global_scale(), blob=0)
+            else:
+                factor = graph.constant(torch.zeros_like(self.blob(0)))
+            graph.node("Identity", [factor], tops[1:])
 
 
 def _scale_shape(shape: Sequence[int]) -> Shape:

@@ -59,9 +59,9 @@ class DenseImageData(ImagePairs):
         self.check_both("crop_height", "crop_width", dense)
         if param.transform_param.mirror or param.transform_param.crop_size:
             raise self.error(
-                "FIXME: Any stochastic transformation will break layer due to the need to transform input "
-                "and label images in the same way; write mirror, crop_height and crop_width in "
-                "dense_image_data_param"
+                "transform_param's mirror and crop_size would change the image and not its labels; remove "
+                "them, and write mirror, crop_height and crop_width in dense_image_data_param (SegNet: "
+                "'Any stochastic transformation will break layer')"
             )
         if dense.HasField("mean_file"):
             self.note_leftover("dense_image_data_param.mean_file", "transform_param { mean_file: ... }")

@@ -147,7 +147,7 @@ class DetectionOutput(Layer):
         if self.param.detection_output_param.nms_param.eta < 1:
             raise ExportError(
                 f"layer {self.name!r}: nms_param {{ eta }} below 1 has no ONNX form: NonMaxSuppression has "
-                "one threshold; cut the net before it, or remove eta"
+                "one threshold; remove eta"
             )
         _Export(self, graph).add(bottoms, tops[0])
 
@@ -322,7 +322,7 @@ class _Export:
 
     def _top(self, values: str, count: int) -> tuple[str, str]:
         """The largest values of the last axis, sorted, and their indices."""
-        best, index = f"{values}:best", f"{values}:index"
+        best, index = self.graph.value("best"), self.graph.value("index")
         self.graph.node("TopK", [values, self._ints(count)], [best, index], axis=-1)
         return best, index
 

@@ -39,6 +39,7 @@ EPS = 1e-6
 class InnerDistance(Layer):
     min_bottoms, max_bottoms = 1, 3
     num_tops = 1
+    blob_names = ("weight",)
     in_place = False
 
     def __init__(self, param: LayerParameter) -> None:
@@ -117,7 +118,7 @@ class InnerDistance(Layer):
             weight = graph.node("Flatten", [bottoms[1]], axis=1)
         else:
             blob = self.blob(0).detach().reshape(-1, self.inputs)
-            weight = graph.constant(normalized_rows(blob, EPS) if distance.normalize else blob)
+            weight = graph.constant(normalized_rows(blob, EPS) if distance.normalize else blob, blob=0)
         difference = graph.node("Sub", [x, weight])
         is_l1 = distance.distance_type == "L1"
         terms = graph.node("Abs", [difference]) if is_l1 else graph.node("Mul", [difference, difference])

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.onnx_sizes import integers
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
@@ -88,13 +89,27 @@ class Interp(Layer):
         if interp.pad_beg or interp.pad_end:
             four = self.legacy_shape(shape)
             starts, ends = [-interp.pad_beg] * 2, [size + interp.pad_end for size in four[2:]]
+            if graph.free_axes(bottoms[0]):  # counted from the end, of which the largest number stands beyond
+                ends = [interp.pad_end or np.iinfo(np.int64).max] * 2
             places = [graph.constant(np.array(numbers)) for numbers in (starts, ends, [2, 3])]
             value = graph.node("Slice", [value, *places])
-        sizes = graph.constant(np.array(graph.shape(tops[0])[2:]))
+        if graph.free_axes(tops[0]):
+            sizes = self._sizes_to_onnx(graph, value)
+        else:
+            sizes = graph.constant(np.array(graph.shape(tops[0])[2:]))
         options = {"mode": "linear", "coordinate_transformation_mode": "align_corners"}
-        if graph.opset >= 18:
-            graph.node("Resize", [value, "", "", sizes], tops, axes=[2, 3], **options)
-            return
+        # All four sizes: Resize's attribute `axes`, from opset 18 on, is more than OpenCV 5.0.0 reads.
         start = [graph.constant(np.array([number])) for number in (0, 2)]
         batch = graph.node("Slice", [graph.node("Shape", [value]), *start])
         graph.node("Resize", [value, "", "", graph.node("Concat", [batch, sizes], axis=0)], tops, **options)
+
+    def _sizes_to_onnx(self, graph: OnnxGraph, cropped: str) -> str:
+        """The top's height and width by the factors, from a cropped bottom of free sizes."""
+        interp = self.param.interp_param
+        one = integers(graph, 1)
+        value = graph.node("Gather", [graph.node("Shape", [cropped]), integers(graph, 2, 3)])
+        for divides, factor in ((True, interp.shrink_factor), (False, interp.zoom_factor)):
+            if factor != 1:  # (size - 1) / s + 1, or (size - 1) z + 1
+                steps = [graph.node("Sub", [value, one]), integers(graph, factor)]
+                value = graph.node("Add", [graph.node("Div" if divides else "Mul", steps), one])
+        return value

@@ -46,6 +46,7 @@ from imae.prototxt import LayerParameter
 class Lstm(Layer):
     min_bottoms, max_bottoms = 1, 2
     num_tops = 1
+    blob_names = ("W_i", "W_h", "b")
     in_place = False
     hidden: Tensor
     cell: Tensor
@@ -124,12 +125,13 @@ class Lstm(Layer):
         x = bottoms[0]
         if len(graph.shape(x)) != 2:
             x = graph.node("Reshape", [x, graph.constant(np.array([-1, self.inputs]))])
-        gates = graph.node("Gemm", [x, graph.constant(self.blob(0)), graph.constant(self.blob(2))], transB=1)
+        blobs = [graph.constant(self.blob(index), blob=index) for index in (0, 2)]
+        gates = graph.node("Gemm", [x, *blobs], transB=1)
         size = np.array([-1, self.streams, 4 * self.num_output])
         sequences = [graph.node("Reshape", [gates, graph.constant(size)])]
         if len(bottoms) > 1:
             sequences.append(self._flags(graph, bottoms[1]))
-        weight = graph.constant(self.blob(1).t())
+        weight = graph.constant(self.blob(1).t(), blob=1)
 
         def step(states: list[str], items: list[str]) -> tuple[list[str], list[str]]:
             (hidden, cell), flag = states, items[1] if len(items) > 1 else None

@@ -47,6 +47,7 @@ from imae.prototxt.caffe_pb2 import MarginInnerProductParameter
 @register_layer("MarginInnerProduct")
 class MarginInnerProduct(Layer):
     num_bottoms = num_tops = 2
+    blob_names = ("weight",)
     deployed = False  # its top depends on the label
     in_place = False
     passes: Tensor

@@ -38,6 +38,7 @@ from imae.prototxt import FillerParameter, LayerParameter
 @register_layer("Normalize")
 class Normalize(Layer):
     num_bottoms, num_tops = 1, 1
+    blob_names = ("scale",)
     reads = ("norm_param",)
     reads_top = reads_bottom = True
     spoils_in_place = "diff"
@@ -81,14 +82,17 @@ class Normalize(Layer):
         # Not LpNormalization, which has no eps.
         x = bottoms[0]
         num_axes = len(graph.shape(x))
-        axes = graph.constant(np.array(self._axes(num_axes)))
         eps = graph.constant(np.array(self.param.norm_param.eps, np.float32))
-        total = graph.node("ReduceSum", [graph.node("Mul", [x, x]), axes], keepdims=1)
+        total = graph.node("Mul", [x, x])
+        channels, *inner = self._axes(num_axes)
+        # One after the other: OpenCV 5.0.0's classic engine adds up other values on axes 1, 2 and 3 at once.
+        for axes in filter(None, (inner, [channels])):
+            total = graph.node("ReduceSum", [total, graph.constant(np.array(axes))], keepdims=1)
         norm = graph.node("Sqrt", [graph.node("Add", [total, eps])])
         scale = self.blob(0)
         if scale.dim():
             scale = scale.reshape(1, -1, *[1] * (num_axes - 2))
-        graph.node("Mul", [graph.node("Div", [x, norm]), graph.constant(scale)], tops)
+        graph.node("Mul", [graph.node("Div", [x, norm]), graph.constant(scale, blob=0)], tops)
 
     def _axes(self, num_axes: int) -> tuple[int, ...]:
         return tuple(range(1, num_axes)) if self.param.norm_param.across_spatial else (1,)

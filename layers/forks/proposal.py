@@ -67,6 +67,7 @@ from imae.files.errors import ExportError
 from imae.layers.forks.rois import number
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.onnx_sizes import counted, reshaped
 from imae.layers.precision import at_least_single
 from imae.layers.registry import register_layer, register_python_layer
 from imae.prototxt import TRAIN, LayerParameter
@@ -203,8 +204,11 @@ class RegionProposals(Layer):
         def columns(value: str, start: int, end: int) -> str:
             return node("Slice", [value, integers(start), integers(end), integers(1)])
 
-        parts = self._anchors(graph.shape(bottoms[0])[2:])
-        centres, sizes = (graph.constant(part.astype(np.float32)) for part in parts)
+        if graph.free_axes(bottoms[0]):
+            centres, sizes = self._anchors_to_onnx(graph, bottoms[0])
+        else:
+            parts = self._anchors(graph.shape(bottoms[0])[2:])
+            centres, sizes = (graph.constant(part.astype(np.float32)) for part in parts)
         scores = node("Transpose", [columns(bottoms[0], count, 2 * count)], perm=[0, 2, 3, 1])
         scores = node("Reshape", [scores, integers(-1)])
         deltas = node("Reshape", [node("Transpose", [bottoms[1]], perm=[0, 2, 3, 1]), integers(-1, 4)])
@@ -228,7 +232,7 @@ class RegionProposals(Layer):
         else:
             scores = node("Mul", [scores, node("Cast", [large], to=TensorProto.FLOAT)])
         left = node("Min", [node("Shape", [scores]), integers(self.pre_nms_topn)])
-        best, order = f"{tops[0]}@{self.name}:best", f"{tops[0]}@{self.name}:order"
+        best, order = graph.value("best"), graph.value("order")
         node("TopK", [scores, left], [best, order], axis=0)
         boxes = node("Gather", [boxes, order])
         # The operator's sizes are x2 - x1. Its scores are ranks: the order of equal ones is undefined there.
@@ -251,6 +255,24 @@ class RegionProposals(Layer):
         if len(tops) > 1:
             shape = integers(-1, *self.of_scores(torch.empty(2)).shape[1:])
             node("Reshape", [node("Gather", [best, chosen]), shape], [tops[1]])
+
+    def _anchors_to_onnx(self, graph: OnnxGraph, scores: str) -> tuple[str, str]:
+        """As `_anchors`, on a map of free height and width: that of the scores."""
+        node = graph.node
+        sizes = (self.anchors[:, 2:] - self.anchors[:, :2] + 1).astype(np.float32)
+        centres = (self.anchors[:, :2] + 0.5 * sizes).astype(np.float32)
+
+        def places(axis: int, shape: Sequence[int], direction: Sequence[int]) -> str:
+            cells = reshaped(graph, counted(graph, scores, axis), shape)
+            steps = self.feat_stride * np.array(direction, np.float32)
+            return node("Mul", [cells, graph.constant(steps)])
+
+        grid = node("Add", [places(3, [1, -1, 1, 1], [1, 0]), places(2, [-1, 1, 1, 1], [0, 1])])
+        of_all = (
+            node("Add", [grid, graph.constant(centres)]),
+            node("Add", [node("Mul", [grid, number(graph, 0)]), graph.constant(sizes)]),
+        )
+        return reshaped(graph, of_all[0], [-1, 2]), reshaped(graph, of_all[1], [-1, 2])
 
     def places_of_scale(self, info: Shape) -> tuple[int, int]:
         """Where bottom[2] has the scale of the width, and that of the height."""

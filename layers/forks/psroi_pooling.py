@@ -37,6 +37,7 @@ from imae.layers.forks.rois import (
 )
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.onnx_sizes import counted, integers, parts_of, sizes_of
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
@@ -111,13 +112,18 @@ class PSROIPooling(Layer):
         from onnx import TensorProto  # here, because it is slow to import
 
         node, groups, dim = graph.node, self.group_size, self.output_dim
-        _, _, height, width = four_axes(self, 0, graph.shape(bottoms[0]))
+        sizes: list[int | str] = list(four_axes(self, 0, graph.shape(bottoms[0]))[2:])
+        columns_of_all: int | str = dim * int(sizes[1])
+        if free := graph.free_axes(bottoms[0]):
+            sizes = parts_of(graph, bottoms[0], [2, 3])
+            columns_of_all = node("Mul", [sizes_of(graph, bottoms[0], [3]), integers(graph, dim)])
+        height, width = sizes
         rows = node("Reshape", [bottoms[1], graph.constant(np.array([-1, 5]))])
 
         def column(index: int) -> str:
             return node("Gather", [rows, graph.constant(np.array([index]))], axis=1)
 
-        def in_bins(axis: int, cells: int) -> str:
+        def in_bins(axis: int) -> str:
             """As `_in_bins`, in numbers; axis 0 across, 1 down."""
             scale, one = number(graph, self.spatial_scale), number(graph, 1)
             first = node("Mul", [rounded(graph, column(1 + axis)), scale])
@@ -129,7 +135,10 @@ class PSROIPooling(Layer):
                 edges = graph.constant(np.arange(edge, groups + edge, dtype=np.float32)[None])
                 place = node(cut, [node("Add", [node("Mul", [edges, size]), first])])
                 place = node("Unsqueeze", [place, graph.constant(np.array([2]))])
-                cell = graph.constant(np.arange(cells, dtype=np.float32)[None, None])
+                if free:
+                    cell = node("Unsqueeze", [counted(graph, bottoms[0], 3 - axis), integers(graph, 0, 1)])
+                else:
+                    cell = graph.constant(np.arange(int(sizes[1 - axis]), dtype=np.float32)[None, None])
                 within.append(node(compare, [cell, place]))
             return node("Cast", [node("And", within)], to=TensorProto.FLOAT)
 
@@ -137,7 +146,7 @@ class PSROIPooling(Layer):
             parts = [d if isinstance(d, str) else graph.constant(np.array([d])) for d in shape]
             return node("Reshape", [value, node("Concat", parts, axis=0)])
 
-        across, down = in_bins(0, width), in_bins(1, height)
+        across, down = in_bins(0), in_bins(1)
         last_axis, axis_1 = graph.constant(np.array([2])), graph.constant(np.array([1]))
         cells_across = node("ReduceSum", [across, last_axis], keepdims=0)
         cells_across = node("Unsqueeze", [cells_across, axis_1])
@@ -155,7 +164,9 @@ class PSROIPooling(Layer):
         down = node("Mul", [reshaped(down, rois, groups, 1, height), of_image])
         down = reshaped(node("Transpose", [down], perm=[1, 0, 2, 3]), groups, 1, rois, -1)
         maps = reshaped(bottoms[0], images, dim, groups, groups, height, width)
-        maps = reshaped(node("Transpose", [maps], perm=[2, 3, 0, 4, 1, 5]), groups, groups, -1, dim * width)
+        maps = reshaped(
+            node("Transpose", [maps], perm=[2, 3, 0, 4, 1, 5]), groups, groups, -1, columns_of_all
+        )
         summed = reshaped(node("MatMul", [down, maps]), groups, groups, rois, dim, width)
         across = reshaped(node("Transpose", [across], perm=[1, 0, 2]), 1, groups, rois, 1, width)
         summed = node("ReduceSum", [node("Mul", [summed, across]), graph.constant(np.array([4]))], keepdims=0)

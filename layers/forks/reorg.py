@@ -15,11 +15,11 @@ are not divisible by s, are errors: the fork leaves memory. The size of the bott
 
 from collections.abc import Sequence
 
-import numpy as np
 from torch import Tensor
 
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.onnx_sizes import integers, reshaped, sizes_of
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
@@ -60,12 +60,12 @@ class Reorg(Layer):
         (_, c, h, w), s = graph.shape(bottoms[0]), self.stride
         depth = c // s**2
 
-        def reshaped(value: str, shape: Sequence[int], outputs: Sequence[str] | None = None) -> str:
-            return graph.node("Reshape", [value, graph.constant(np.array([-1, *shape]))], outputs)
-
         if self.reverse:
             graph.node("DepthToSpace", bottoms, tops, blocksize=s, mode="DCR")
             return
-        blocks = reshaped(bottoms[0], (depth, h, s, w, s))
+        sizes: list[int | str] = [h // s, w // s]
+        if free := graph.free_axes(bottoms[0]):
+            sizes = [graph.node("Div", [sizes_of(graph, bottoms[0], [2, 3]), integers(graph, s)])]
+        blocks = reshaped(graph, bottoms[0], [0, depth, 0, s, -1, s] if free else [-1, depth, h, s, w, s])
         moved = graph.node("Transpose", [blocks], perm=[0, 3, 5, 1, 2, 4])
-        reshaped(moved, (c * s**2, h // s, w // s), tops)
+        reshaped(graph, moved, [-1, c * s**2, *sizes], tops)

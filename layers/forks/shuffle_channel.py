@@ -11,11 +11,11 @@ channels before it has moved them, is an error.
 
 from collections.abc import Sequence
 
-import numpy as np
 from torch import Tensor
 
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.onnx_sizes import parts_of, reshaped
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
@@ -50,11 +50,7 @@ class ShuffleChannel(Layer):
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         shape = graph.shape(bottoms[0])
-        split = np.array([-1, self.group, shape[1] // self.group, *shape[2:]])
-        grouped = graph.node("Reshape", [bottoms[0], graph.constant(split)])
-        axes = [0, 2, 1, *range(3, len(split))]
-        graph.node(
-            "Reshape",
-            [graph.node("Transpose", [grouped], perm=axes), graph.constant(np.array([-1, *shape[1:]]))],
-            tops,
-        )
+        trailing = parts_of(graph, bottoms[0], range(2, len(shape)))
+        grouped = reshaped(graph, bottoms[0], [-1, self.group, shape[1] // self.group, *trailing])
+        moved = graph.node("Transpose", [grouped], perm=[0, 2, 1, *range(3, len(shape) + 1)])
+        reshaped(graph, moved, [-1, shape[1], *trailing], tops)

@@ -29,6 +29,7 @@ from imae.layers.autograd import apply
 from imae.layers.labels import LabelReader
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.onnx_sizes import integers, reshaped, sizes_of
 from imae.prototxt import LayerParameter
 
 
@@ -118,15 +119,22 @@ class MaskUpsample(Layer):
         from onnx import TensorProto  # here, because it is slow to import
 
         height, width = graph.shape(tops[0])[2:]
+        sizes: list[int | str]
+        if graph.free_axes(tops[0]):
+            scaled = graph.node("Mul", [sizes_of(graph, bottoms[0], [2, 3]), integers(graph, *self.scales)])
+            size = graph.node("Sub", [scaled, integers(graph, *self.cuts)])
+            sizes, count = [size], graph.node("ReduceProd", [size], keepdims=1)
+        else:
+            sizes, count = [height, width], graph.constant(np.array([height * width]))
         flat = graph.constant(np.array([0, 0, -1]))
         data, mask = (graph.node("Reshape", [bottom, flat]) for bottom in bottoms)
         places = graph.node("Cast", [mask], to=TensorProto.INT64)
         start = [graph.constant(np.array([number])) for number in (0, 2)]
         planes = graph.node("Slice", [graph.node("Shape", [bottoms[0]]), *start])
-        shape = graph.node("Concat", [planes, graph.constant(np.array([height * width]))], axis=0)
+        shape = graph.node("Concat", [planes, count], axis=0)
         zeros = graph.node("Expand", [graph.constant(np.zeros((1, 1, 1), np.float32)), shape])
         top = graph.node("ScatterElements", [zeros, places, data], axis=2)
-        graph.node("Reshape", [top, graph.constant(np.array([0, 0, height, width]))], tops)
+        reshaped(graph, top, [0, 0, *sizes], tops)
 
 
 class _Unpool(torch.autograd.Function):

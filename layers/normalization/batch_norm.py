@@ -35,6 +35,7 @@ from imae.prototxt import TEST, FillerParameter, LayerParameter, ParamSpec
 @register_layer("BatchNorm")
 class BatchNorm(Layer):
     num_bottoms = num_tops = 1
+    blob_names = ("mean", "variance", "scale_factor")
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)
@@ -115,10 +116,9 @@ class BatchNorm(Layer):
             )
         mean, variance = self.statistics()
         if len(graph.shape(bottoms[0])) > 1:
-            constants = [torch.ones_like(mean), torch.zeros_like(mean), mean, variance]
-            graph.node(
-                "BatchNormalization", [bottoms[0], *map(graph.constant, constants)], tops, epsilon=self.eps
-            )
+            constants = [graph.constant(torch.ones_like(mean)), graph.constant(torch.zeros_like(mean))]
+            constants += [graph.constant(mean, blob=0), graph.constant(variance, blob=1)]
+            graph.node("BatchNormalization", [bottoms[0], *constants], tops, epsilon=self.eps)
         else:
-            centred = graph.node("Sub", [bottoms[0], graph.constant(mean)])
+            centred = graph.node("Sub", [bottoms[0], graph.constant(mean, blob=0)])
             graph.node("Div", [centred, graph.constant(torch.sqrt(variance + self.eps))], tops)

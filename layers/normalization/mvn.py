@@ -60,15 +60,18 @@ class MVN(Layer):
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         shape = self.top_shapes([graph.shape(bottoms[0])])[0]
         size = prod(shape[1:]) if self.across_channels else prod(shape[2:])
-        rows = graph.node(
-            "Reshape", [bottoms[0], graph.constant(np.array([-1, prod(shape[1:]) // size, size]))]
-        )
+        free = graph.free_axes(bottoms[0])
+        sizes = [0, prod(shape[1:]) // size, -1] if free else [-1, prod(shape[1:]) // size, size]
+        rows = graph.node("Reshape", [bottoms[0], graph.constant(np.array(sizes))])
         value = graph.node("Sub", [rows, graph.node("GlobalAveragePool", [rows])])
         if self.normalize_variance:
             variance = graph.node("GlobalAveragePool", [graph.node("Mul", [value, value])])
             eps = graph.constant(np.array(self.eps, np.float32))
             value = graph.node("Div", [value, graph.node("Add", [graph.node("Sqrt", [variance]), eps])])
-        graph.node("Reshape", [value, graph.constant(np.array([-1, *shape[1:]]))], tops)
+        if free:
+            graph.node("Reshape", [value, graph.node("Shape", [bottoms[0]])], tops)
+        else:
+            graph.node("Reshape", [value, graph.constant(np.array([-1, *shape[1:]]))], tops)
 
 
 class _Normalize(torch.autograd.Function):

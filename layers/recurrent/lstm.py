@@ -79,6 +79,10 @@ class Recurrent(Layer):
     def batch_axis(self, bottom_index: int) -> int:
         return 0 if self.static and bottom_index == 2 else 1
 
+    def blob_name(self, index: int) -> str:
+        # blob_names has the static input's weight in the third place.
+        return super().blob_name(index if self.static or index < 2 else index + 1)
+
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         recurrent = self.param.recurrent_param
         x = bottom_shapes[0]
@@ -185,18 +189,20 @@ class Recurrent(Layer):
         x = bottoms[0]
         if len(graph.shape(x)) > 3:
             x = graph.node("Reshape", [x, graph.constant(np.array([0, 0, -1]))])
-        inputs = graph.node("MatMul", [x, graph.constant(self.blob(0).t())])
-        inputs = graph.node("Add", [inputs, graph.constant(self.blob(1))])
+        inputs = graph.node("MatMul", [x, graph.constant(self.blob(0).t(), blob=0)])
+        inputs = graph.node("Add", [inputs, graph.constant(self.blob(1), blob=1)])
         if not self.static:
             return inputs
         static = graph.node("Flatten", [bottoms[2]], axis=1)
-        return graph.node("Add", [inputs, graph.node("MatMul", [static, graph.constant(self.blob(2).t())])])
+        weight = graph.constant(self.blob(2).t(), blob=2)
+        return graph.node("Add", [inputs, graph.node("MatMul", [static, weight])])
 
 
 @register_layer("LSTM")
 class LSTM(Recurrent):
     states = 2
     rows = 4
+    blob_names = ("W_xc", "b_c", "W_xc_static", "W_hc")
     namesakes = ("lstm_param",)
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
@@ -210,7 +216,8 @@ class LSTM(Recurrent):
         return self.tops(torch.stack(steps), [hidden, cell])
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
-        weight = graph.constant(self.blob(len(self.blobs) - 1).t())
+        last = len(self.blobs) - 1
+        weight = graph.constant(self.blob(last).t(), blob=last)
 
         def step(states: list[str], items: list[str]) -> tuple[list[str], list[str]]:
             (hidden, cell), (x, flag) = states, items

@@ -28,6 +28,7 @@ from imae.layers.registry import register_layer
 class RNN(Recurrent):
     states = 1
     rows = 1
+    blob_names = ("W_xh", "b_h", "W_xh_static", "W_hh", "W_ho", "b_o")
 
     def add_recurrent_blobs(self) -> None:
         recurrent, size = self.param.recurrent_param, self.num_output
@@ -51,7 +52,8 @@ class RNN(Recurrent):
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         weight, output_weight, output_bias = self.last_blobs()
-        recurrent = graph.constant(weight.t())
+        first = len(self.blobs) - 3
+        recurrent = graph.constant(weight.t(), blob=first)
 
         def step(states: list[str], items: list[str]) -> tuple[list[str], list[str]]:
             kept = graph.node("MatMul", [graph.node("Mul", [*states, items[1]]), recurrent])
@@ -59,8 +61,9 @@ class RNN(Recurrent):
             return [hidden], [hidden]
 
         results = self.loop(graph, step, bottoms, tops)
-        product = graph.node("MatMul", [*results, graph.constant(output_weight.t())])
-        graph.node("Tanh", [graph.node("Add", [product, graph.constant(output_bias)])], tops[:1])
+        product = graph.node("MatMul", [*results, graph.constant(output_weight.t(), blob=first + 1)])
+        bias = graph.constant(output_bias, blob=first + 2)
+        graph.node("Tanh", [graph.node("Add", [product, bias])], tops[:1])
 
     def last_blobs(self) -> tuple[Tensor, Tensor, Tensor]:
         """W_hh, W_ho, b_o"""

@@ -78,13 +78,13 @@ class ArgMax(Layer):
         shape = graph.shape(bottoms[0])
         axis, x = self._axis(len(shape)), bottoms[0]
         if axis == 0:
-            raise ExportError(f"layer {self.name!r}: axis 0 is the open batch size; cut the net before it")
+            raise ExportError(f"layer {self.name!r}: axis 0 is the open batch size")
         if axis is None:
             x = graph.node("Flatten", [x], axis=1)
         size = prod(shape[1:]) if axis is None else shape[axis]
         sort_axis = 1 if axis is None else axis
         x = graph.node("Gather", [x, graph.constant(np.arange(size - 1, -1, -1))], axis=sort_axis)
-        values, flipped = f"{tops[0]}@values", f"{tops[0]}@flipped"
+        values, flipped = graph.value("values"), graph.value("flipped")
         graph.node("TopK", [x, graph.constant(np.array([self.top_k]))], [values, flipped], axis=sort_axis)
         if axis is not None and self.out_max_val:
             graph.node("Identity", [values], tops)

@@ -9,11 +9,11 @@ Caffe: flatten_layer.cpp.
 from collections.abc import Sequence
 from math import prod
 
-import numpy as np
 from torch import Tensor
 
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.onnx_sizes import parts_of, reshaped
 from imae.layers.registry import register_layer
 
 
@@ -35,8 +35,8 @@ class Flatten(Layer):
         shape = graph.shape(bottoms[0])
         start, end = self._range(len(shape))
         # 0 keeps the size of an axis, -1 is inferred: so the batch size stays open.
-        target = [0] * start + [-1] + list(shape[end:])
-        graph.node("Reshape", [bottoms[0], graph.constant(np.array(target))], tops)
+        trailing = parts_of(graph, bottoms[0], range(end, len(shape)))
+        reshaped(graph, bottoms[0], [*[0] * start, -1, *trailing], tops)
 
     def _range(self, num_axes: int) -> tuple[int, int]:
         """First axis, and the end (exclusive)."""

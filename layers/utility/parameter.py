@@ -20,6 +20,7 @@ from imae.prototxt import FillerParameter
 class Parameter(Layer):
     num_bottoms = 0
     num_tops = 1
+    blob_names = ("parameter",)
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         self.add_blob(self._shape(), FillerParameter())  # the default fills with 0 and draws nothing
@@ -32,7 +33,7 @@ class Parameter(Layer):
         return blob.view_as(blob)
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
-        graph.node("Identity", [graph.constant(self.blob(0))], tops)
+        graph.node("Identity", [graph.constant(self.blob(0), blob=0)], tops)
 
     def _shape(self) -> Shape:
         return tuple(self.param.parameter_param.shape.dim)

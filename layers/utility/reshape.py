@@ -12,12 +12,12 @@ Caffe: reshape_layer.cpp.
 from collections.abc import Sequence
 from math import prod
 
-import numpy as np
 from torch import Tensor
 
 from imae.files.errors import ExportError
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.onnx_sizes import parts_of, reshaped
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
@@ -72,14 +72,15 @@ class Reshape(Layer):
         bottom = graph.shape(bottoms[0])
         start, end = self._range(len(bottom))
         # 0 and -1 mean the same in ONNX as in Caffe. The batch size must stay open: 0 in place, -1 elsewhere.
-        trailing = [bottom[axis] if axis else -1 for axis in range(end, len(bottom))]
-        target = [0] * start + self.dims + trailing
+        batch = [] if end or not bottom else [-1]
+        trailing = parts_of(graph, bottoms[0], range(end + len(batch), len(bottom)))
+        target = [*[0] * start, *self.dims, *batch, *trailing]
         if target.count(-1) > 1:
             raise ExportError(
                 f"layer {self.name!r}: its shape {self.dims} leaves both the batch axis and another open; "
                 "write the other as a number"
             )
-        graph.node("Reshape", [bottoms[0], graph.constant(np.array(target))], tops)
+        reshaped(graph, bottoms[0], target, tops)
 
     def _range(self, num_axes: int) -> tuple[int, int]:
         """First axis that is replaced, and the end (exclusive)."""

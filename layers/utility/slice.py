@@ -17,6 +17,7 @@ from imae.files.errors import ExportError
 from imae.layers.blob import shape_string
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.onnx_sizes import integers, sizes_of
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
@@ -54,8 +55,20 @@ class Slice(Layer):
         shape = graph.shape(bottoms[0])
         axis = self._axis(len(shape))
         if axis == 0:
-            raise ExportError(f"layer {self.name!r}: axis 0 is the open batch size; cut the net before it")
-        graph.node("Split", [bottoms[0], graph.constant(np.array(self._sizes(shape, axis)))], tops, axis=axis)
+            raise ExportError(f"layer {self.name!r}: axis 0 is the open batch size")
+        if axis not in graph.free_axes(bottoms[0]):
+            sizes = graph.constant(np.array(self._sizes(shape, axis)))
+            graph.node("Split", [bottoms[0], sizes], tops, axis=axis)
+            return
+        size = sizes_of(graph, bottoms[0], [axis])
+        if points := list(self.param.slice_param.slice_point):
+            first = [end - start for start, end in zip([0, *points], points, strict=False)]
+            last = graph.node("Sub", [size, integers(graph, points[-1])])
+            parts = graph.node("Concat", [integers(graph, *first), last], axis=0)
+        else:
+            equal = graph.node("Div", [size, integers(graph, len(tops))])
+            parts = graph.node("Expand", [equal, integers(graph, len(tops))])
+        graph.node("Split", [bottoms[0], parts], tops, axis=axis)
 
     def _axis(self, num_axes: int) -> int:
         part = self.param.slice_param

@@ -234,14 +234,15 @@ class BaseConvolution(Layer):
         weight = self.blob(0)
         spatial = len(self.windows.kernel)
         windows = self.windows if spatial else ONE_PIXEL
-        blobs = [graph.constant(weight if spatial else weight.unsqueeze(-1))]
+        blobs = [graph.constant(weight if spatial else weight.unsqueeze(-1), blob=0)]
         if self.bias_term:
-            blobs.append(graph.constant(self.blob(1)))
+            blobs.append(graph.constant(self.blob(1), blob=1))
         for bottom, top in zip(bottoms, tops, strict=True):
             shape = graph.shape(bottom)
             axis = len(shape) - spatial - 1
             sizes = shape[axis + 1 :] or (1,)
-            overhang = (0,) * len(sizes) if self.reverse else windows.overhang(sizes)
+            no_overhang = self.reverse or graph.free_axes(bottom)  # only sizes below the kernel have one
+            overhang = (0,) * len(sizes) if no_overhang else windows.overhang(sizes)
             plain = axis == 1 and spatial > 0
             flat = bottom if plain else graph.node(
                 "Reshape", [bottom, graph.constant(np.array([-1, self.channels, *sizes]))]

@@ -27,7 +27,7 @@ window empty) or NaN (the sum is NaN); Caffe leaves the top's memory as it was. 
 STOCHASTIC is the derivative; Caffe sends it to pixels that were not drawn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ from imae.layers.autograd import apply
 from imae.layers.layer import Layer, Shape
 from imae.layers.near_ties import near_ties_as
 from imae.layers.onnx_graph import OnnxGraph
+from imae.layers.onnx_sizes import integers, reshaped, sizes_of
 from imae.layers.registry import register_layer
 from imae.prototxt import TRAIN, LayerParameter
 
@@ -71,6 +72,24 @@ class PoolWindows(NamedTuple):
         axes = zip(self.counts(sizes), self.stride, sizes, self.pad, strict=True)
         height, width = (min(count, -(-(size + p) // s)) for count, s, size, p in axes)
         return height, width
+
+    def ends_of_any_size(self) -> Pair | None:
+        """Padding after each axis with which floor((size + pad + end - kernel) / stride) + 1 is `counts`.
+
+        None where that needs padding as large as the kernel: for windows that may be empty.
+        """
+        if self.floor:  # with pad < kernel no window then starts after the padded end
+            return self.pad
+        clips = any(self.pad)
+        ends = []
+        for kernel, stride, pad in zip(self.kernel, self.stride, self.pad, strict=True):
+            # ceil(x / s) is floor((x + s - 1) / s). A window that starts after the padded end is left out:
+            # there are at most floor((size + pad - 1) / s) + 1.
+            end = pad + stride - 1
+            if end >= kernel and not clips:
+                return None
+            ends.append(min(end, kernel - 1))
+        return ends[0], ends[1]
 
     def ends(self, sizes: Sequence[int], counts: Pair) -> Pair:
         """Padding that the last of `counts` windows needs after each axis."""
@@ -246,19 +265,79 @@ def pool_to_onnx(
             value = value if counts == filled else complete(value, 0, None)
             graph.node("Mul", [value, graph.constant(factor)], tops)
         return
-    names = list(tops) if counts == filled else [f"{top}@filled" for top in tops]
+    names = list(tops) if counts == filled else [graph.value("filled") for _ in tops]
     if len(tops) == 1:
         graph.node("MaxPool", [bottom], names, **geometry)
     else:
         from onnx import TensorProto  # here, because it is slow to import
 
-        index = f"{tops[1]}@index"  # counted through the whole blob
+        index = graph.value("index")  # counted through the whole blob
         graph.node("MaxPool", [bottom], [names[0], index], **geometry)
         place = graph.node("Mod", [index, graph.constant(np.array(sizes[0] * sizes[1]))])
         graph.node("Cast", [place], names[1:], to=TensorProto.FLOAT)
     if counts != filled:
         for name, fill, top in zip(names, (float(np.finfo(np.float32).min), -1.0), tops, strict=False):
             complete(name, fill, top)
+
+
+def pool_any_size_to_onnx(
+    graph: OnnxGraph, bottom: str, tops: Sequence[str], windows: PoolWindows, ends: Pair, method: str
+) -> None:
+    """Nodes that pool `bottom`, of free spatial sizes, to `tops`; `ends` is `windows.ends_of_any_size()`."""
+    geometry: dict[str, Any] = {"kernel_shape": windows.kernel, "strides": windows.stride}
+    pads = [*windows.pad, *ends]
+    if method == "AVE":
+        # Caffe's divisor counts padding, up to the padded end only. So this padding becomes zeros of the
+        # bottom, and what the last windows need beyond it is not counted.
+        if all(end <= pad for end, pad in zip(ends, windows.pad, strict=True)):
+            graph.node("AveragePool", [bottom], tops, count_include_pad=1, pads=pads, **geometry)
+            return
+        if any(windows.pad):
+            zeros = [0, 0, *windows.pad] * 2
+            bottom = graph.node("Pad", [bottom, integers(graph, *zeros)])
+            pads = [0, 0, *(max(end - pad, 0) for end, pad in zip(ends, windows.pad, strict=True))]
+        graph.node("AveragePool", [bottom], tops, pads=pads, **geometry)
+        return
+    if method == "STOCHASTIC":
+        _expected_to_onnx(
+            graph, bottom, tops, lambda value: graph.node(
+                "AveragePool", [value], count_include_pad=1, pads=pads, **geometry
+            )
+        )  # fmt: skip
+        return
+    if len(tops) == 1:
+        graph.node("MaxPool", [bottom], tops, pads=pads, **geometry)
+        return
+    from onnx import TensorProto  # here, because it is slow to import
+
+    index = f"{tops[1]}@index"  # counted through the whole blob
+    graph.node("MaxPool", [bottom], [tops[0], index], pads=pads, **geometry)
+    height, width = (sizes_of(graph, bottom, [axis]) for axis in (2, 3))
+    place = graph.node("Mod", [index, graph.node("Mul", [height, width])])
+    graph.node("Cast", [place], tops[1:], to=TensorProto.FLOAT)
+
+
+def global_pool_to_onnx(graph: OnnxGraph, bottom: str, tops: Sequence[str], method: str) -> None:
+    """Nodes that pool each plane of `bottom`, of free spatial sizes, to one pixel."""
+    if method == "AVE":
+        graph.node("GlobalAveragePool", [bottom], tops)
+    elif method == "STOCHASTIC":
+        _expected_to_onnx(graph, bottom, tops, lambda value: graph.node("GlobalAveragePool", [value]))
+    else:
+        graph.node("GlobalMaxPool", [bottom], tops[:1])
+    if len(tops) > 1:
+        from onnx import TensorProto  # here, because it is slow to import
+
+        place = graph.node("ArgMax", [reshaped(graph, bottom, [0, 0, -1, 1])], axis=2)
+        graph.node("Cast", [place], tops[1:], to=TensorProto.FLOAT)
+
+
+def _expected_to_onnx(graph: OnnxGraph, bottom: str, tops: Sequence[str], mean: Callable[[str], str]) -> None:
+    """Nodes for STOCHASTIC in TEST, of the means of windows of one size: the sums' quotient."""
+    means = [mean(value) for value in (bottom, graph.node("Mul", [bottom, bottom]))]
+    zero = graph.constant(np.array(0, np.float32))
+    above = graph.node("Greater", [means[0], zero])
+    graph.node("Where", [above, graph.node("Div", [means[1], means[0]]), zero], tops)
 
 
 class PoolingMethod(Layer):
@@ -404,4 +483,11 @@ class Pooling(PoolingMethod):
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         sizes = graph.shape(bottoms[0])[2:]
         windows = self.windows(sizes)
+        if graph.free_axes(bottoms[0]):
+            if self.param.pooling_param.global_pooling:
+                global_pool_to_onnx(graph, bottoms[0], tops, self.method)
+                return
+            if (ends := windows.ends_of_any_size()) is not None:
+                pool_any_size_to_onnx(graph, bottoms[0], tops, windows, ends, self.method)
+                return
         pool_to_onnx(graph, bottoms[0], tops, windows, self.method, sizes)

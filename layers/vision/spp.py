@@ -70,7 +70,9 @@ class SPP(PoolingMethod):
 
     def to_onnx(self, graph: OnnxGraph, bottoms: Sequence[str], tops: Sequence[str]) -> None:
         sizes = graph.shape(bottoms[0])[2:]
-        names = [f"{tops[0]}@level{level}" for level in range(self.height)] if self.height > 1 else list(tops)
+        names = list(tops)
+        if self.height > 1:
+            names = [graph.value(f"level{level}") for level in range(self.height)]
         for windows, name in zip(self.levels(sizes), names, strict=True):
             pool_to_onnx(graph, bottoms[0], [name], windows, self.method, sizes)
         if self.height > 1:

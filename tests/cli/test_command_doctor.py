@@ -30,9 +30,15 @@ def test_all_is_well(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_something_stops(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("net.prototxt").write_text(NET.replace("InnerProduct", "OuterProduct"))
+    for name in "abc":
+        Path(f"{name}.prototxt").write_text(Path("net.prototxt").read_text())
     assert main(["doctor", "."]) == 1
-    out = capsys.readouterr().out
-    assert "stops: Unknown layer type: OuterProduct" in out and "\x1b" not in out
+    out, err = capsys.readouterr()
+    assert "    4  Unknown layer type: OuterProduct; did you mean 'InnerProduct'? [the file]" in out
+    assert "\x1b" not in out
+    assert "stops:" not in out and err == ""
+    assert main(["doctor", ".", "--all"]) == 1
+    assert capsys.readouterr().out.count("    stops: Unknown layer type: OuterProduct") == 4
 
 
 @pytest.mark.parametrize(

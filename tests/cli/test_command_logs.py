@@ -41,6 +41,13 @@ def test_tables_are_caffes_to_the_byte(table: Path, tmp_path: Path) -> None:
     assert (tmp_path / table.name).read_bytes() == table.read_bytes()
 
 
+def test_the_folder_of_the_tables_is_made(tmp_path: Path) -> None:
+    assert main(["parse-log", DIGITS, str(tmp_path / "tables" / "csv")]) == 0
+    assert {path.name for path in (tmp_path / "tables" / "csv").iterdir()} == {
+        "train.log.train", "train.log.test",
+    }  # fmt: skip
+
+
 def test_the_only_row_of_a_log_is_kept(tmp_path: Path) -> None:
     assert main(["parse_log", str(RUNS / "sigint_and_resume" / "resume.log"), str(tmp_path)]) == 0
     text = (tmp_path / "resume.log.test").read_text()
@@ -104,7 +111,7 @@ def test_verbose_says_what_is_written(
     [
         (["nope.log", "."], "cannot read the log 'nope.log': No such file or directory"),
         ([__file__, "."], "no loss, rate or output in it; expected the log of a training"),
-        ([DIGITS, "nowhere"], "cannot write 'nowhere/train.log.train': there is no folder"),
+        ([DIGITS, f"{__file__}/csv"], f"cannot make the folder '{__file__}/csv': Not a directory"),
         ([DIGITS, ".", "--delimiter", "ab"], "--delimiter must be one character, got 'ab'"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -189,7 +190,7 @@ def test_bad_input_is_one_line_and_status_2(
         (["train", "solver.prototxt", "-gpu"], "--gpu 0: no CUDA device is available here"),
         (
             ["train", "gpu.prototxt"],
-            "solver_mode: GPU: no CUDA device is available here; write solver_mode: CPU",
+            "solver_mode: GPU: no CUDA device is available here; give --cpu or write solver_mode: CPU",
         ),
         (
             ["test", "-model=net.prototxt", "-weights=given_iter_2.caffemodel", "-gpu", "1"],
@@ -249,6 +250,44 @@ def test_solver_mode_gpu_counts_only_where_it_is_written(here: Path) -> None:
     assert main(["train", "solver.prototxt"]) == 0
 
 
+def test_cpu_overrules_solver_mode(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("solver.prototxt").write_text(SOLVER + "solver_mode: GPU")
+    assert main(["train", "solver.prototxt", "--cpu"]) == 0
+    assert "Use CPU." in capsys.readouterr().err
+    scored = ["test", "-model=net.prototxt", "-weights=given_iter_2.caffemodel", "-iterations=1", "--cpu"]
+    for command in (scored, ["time", "-model=net.prototxt", "-iterations=1", "-cpu"]):
+        assert main(command) == 0
+    assert main(["train", "solver.prototxt", "--cpu", "--gpu", "0"]) == 2
+    assert "not allowed with argument --cpu" in capsys.readouterr().err
+
+
+def test_a_stopped_training_says_how_to_go_on(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After Ctrl-C in the first of 9 iterations, and not at the end."""
+    Path("net.prototxt").write_text(NET)
+    Path("long.prototxt").write_text(SOLVER.replace("max_iter: 2", 'max_iter: 9 snapshot_prefix: "long"'))
+    step = Solver.apply_update
+
+    def interrupted(solver: Solver) -> None:
+        step(solver)
+        if solver.iteration == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Solver, "apply_update", interrupted)
+    assert main(["train", "long.prototxt"]) == 0
+    advice = "to go on: imae train long.prototxt --snapshot long_iter_1.solverstate, or --resume auto"
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("] ")[2] for line in lines[-3:]] == [
+        "Optimization stopped early.", advice, "Optimization Done.",
+    ]  # fmt: skip
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    assert main(["train", *advice.partition("imae train ")[2].partition(",")[0].split()]) == 0
+    err = capsys.readouterr().err
+    assert "Resuming from long_iter_1.solverstate" in err and "to go on" not in err
+
+
 @pytest.mark.parametrize("flags", [[], ["--double"]])
 def test_scoring_a_model_logs_what_caffe_logs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: list[str]
@@ -256,7 +295,7 @@ def test_scoring_a_model_logs_what_caffe_logs(
     monkeypatch.chdir(prepared("digits_lenet", tmp_path))
     capsys.readouterr()
     named = ["-model=net.prototxt", "-weights=lenet_iter_500.caffemodel", "-iterations", "3"]
-    assert main(["test", *named, *flags]) == 0
+    assert main(["test", *named, "--verbose", *flags]) == 0
     log = capsys.readouterr().err
     recorded = (RUNS / "digits_lenet" / "test.log").read_text(encoding="utf-8")
     if flags:  # double blobs are twice as large
@@ -268,7 +307,7 @@ def test_scoring_a_model_logs_what_caffe_logs(
 
 def test_scoring_in_phase_train(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["-model=net.prototxt", "-weights=given_iter_2.caffemodel", "-iterations=1", "-phase=TRAIN"]
-    assert main(["test", *flags]) == 0
+    assert main(["test", *flags, "-v"]) == 0
     assert "phase: TRAIN" in capsys.readouterr().err
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import resource
 import struct
 import tarfile
@@ -30,7 +31,7 @@ from imae.cli import command_convert_digits as convert_digits
 from imae.cli import command_convert_folder as convert_folder
 from imae.cli import command_convert_imageset as convert_imageset
 from imae.cli import command_corrupt_labels as corrupt_labels
-from imae.cli.main import COMMANDS
+from imae.cli.main import COMMANDS, main
 from imae.converters.convert_cifar import read_cifar
 from imae.converters.convert_digits import read_digits
 from imae.converters.convert_imageset import MOST_NAMED, read_list
@@ -832,6 +833,49 @@ def test_imageset_names_the_first_of_many_pictures_that_cannot_be_read(
         ]
         assert len(lines) == 2 * shown + bool(more) and more in lines[-1]
         assert [key for key, _ in read(tmp_path / f"db{missing}")] == [b"%08d_a.png" % missing]
+
+
+def test_a_root_folder_without_its_slash_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the first images are all there with the slash, and none without; nothing else is logged of it."""
+    monkeypatch.chdir(tmp_path)
+    Path("img").mkdir()
+    for index in range(12):
+        Path(f"img/{index}.png").write_bytes(png(image(1)))
+    Path("list").write_text("".join(f"{index}.png 1\n" for index in range(12)))
+    for command in (
+        ["convert-imageset", "img", "list", "db"],
+        ["convert-annoset", "--anno_type=classification", "img", "list", "db"],
+    ):
+        assert main(command) == 2
+        assert capsys.readouterr().err == (
+            "imae: 'img0.png' is not there, 'img/0.png' is: add the slash, img/ (names are joined to "
+            "ROOTFOLDER as they are)\n"
+        )
+        assert not Path("db").exists()
+    Path("img7.png").write_bytes(png(image(1)))  # the prefix is meant
+    assert main(["convert-imageset", "img", "list", "db"]) == 0
+
+
+@pytest.mark.parametrize("flag", [["--shuffle"], ["-shuffle=true"], ["-shuffle"]])
+def test_shuffle_as_caffes_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flag: list[str]
+) -> None:
+    """Some seed, which the log names; the same seed makes the same order."""
+    monkeypatch.chdir(tmp_path)
+    for index in range(9):
+        Path(f"{index}.png").write_bytes(png(image(1)))
+    Path("list").write_text("".join(f"{index}.png 1\n" for index in range(9)))
+    assert main(["convert_imageset", *flag, "./", "list", "db"]) == 0
+    seed = re.search(r"--shuffle has no seed; this order's seed is (\d+)\n", capsys.readouterr().err)
+    assert seed is not None
+    assert main(["convert_imageset", "--shuffle", seed[1], "./", "list", "again"]) == 0
+    assert read(Path("db")) == read(Path("again"))
+    assert main(["convert_imageset", "./", "list", "plain", "-shuffle=false"]) == 0
+    assert [key for key, _ in read(Path("plain"))] == [b"%08d_%d.png" % (i, i) for i in range(9)]
+    assert main(["convert_imageset", "--shuffle=x", "./", "list", "wrong"]) == 2
+    assert capsys.readouterr().err.endswith("argument --shuffle: invalid seed value: 'x'\n")
 
 
 def test_imageset_keys_are_the_bytes_of_the_list(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_resnet_folds_to_convolutions_alone() -> None:
     result = export_net(net, fold=True)
     assert result.difference <= tolerance("onnx").rtol * result.largest
     operators = {node.op_type for node in result.model.graph.node}
-    assert operators == {"Conv", "Relu", "Add", "AveragePool", "Identity", "Flatten", "Gemm"}
+    assert operators == {"Conv", "Relu", "Add", "AveragePool", "Flatten", "Gemm"}
 
 
 def test_resnet_stays_in_the_fast_layout(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_each_input_has_a_shape_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     assert main([*command, *given]) == 0
     assert shapes_of("x.onnx") == {"a": [5, 3], "b": [7, 3], "c": [12, 3]}
     assert main([*command, "--input-shape", "b:1,2"]) == 0  # the other is the prototxt's
-    assert shapes_of("x.onnx") == {"a": ["batch", 2], "b": ["batch", 2], "c": ["batch", 2]}
+    assert shapes_of("x.onnx") == {"a": ["batch", 2], "b": ["batch", 2], "c": ["size of c", 2]}
 
 
 def test_a_shape_with_a_name_is_the_whole_one() -> None:
@@ -201,6 +201,26 @@ def test_level_and_stage_choose_the_exported_layers(tmp_path: Path, monkeypatch:
     ):
         assert main([*command, *flags]) == 0
         assert list(shapes_of("x.onnx")) == ["a", "b", output]
+
+
+def test_the_batch_is_on_the_axis_where_the_net_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A constant has none, and a permuted or flattened blob has it elsewhere, or in a product."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.prototxt").write_text("""
+        layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 1 dim: 3 dim: 4 dim: 5 } } }
+        layer { name: "p" type: "Permute" bottom: "x" top: "p" permute_param { order: 3 order: 0 } }
+        layer { name: "f" type: "Flatten" bottom: "x" top: "f" flatten_param { axis: 0 end_axis: 1 } }
+        layer { name: "b" type: "PriorBox" bottom: "x" bottom: "x" top: "b" prior_box_param { min_size: 2 } }
+    """)
+    assert main(["export", "--model", "net.prototxt", "--output", "x.onnx"]) == 0
+    assert shapes_of("x.onnx") == {
+        "x": ["batch", 3, 4, 5],
+        "b": [1, 2, 80],
+        "f": ["size of f", 4, 5],
+        "p": [5, "batch", 3, 4],
+    }
 
 
 @pytest.mark.parametrize(
@@ -266,7 +286,7 @@ def test_images_are_resized_to_the_model(project: Path, capsys: pytest.CaptureFi
     assert main(["export", "--model", "net.prototxt", "--output", "net.onnx", "--input-shape", "3,11,9"]) == 0
     cv2.imwrite("a.png", np.full((22, 18, 3), 130, np.uint8))
     assert main(["run", "net.onnx", "--images", "a.png"]) == 0
-    assert re.search(r"^a\.png: class [0-3]$", capsys.readouterr().out, re.M)
+    assert re.search(r"^a\.png: -?\d+\.\d{4} - class [0-3], ", capsys.readouterr().out, re.M)
 
 
 @pytest.mark.parametrize(
@@ -343,11 +363,12 @@ def test_cuda_gives_what_the_cpu_gives(project: Path) -> None:
 
 def test_run_reports_speed_and_batch_size(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--model", "net.prototxt", "--output", "net.onnx"]) == 0
-    for flags, size in (([], 128), (["--batch-size", "5"], 5)):
+    for flags, size in (([], 12), (["--batch-size", "5"], 5)):
         capsys.readouterr()
-        assert main(["run", "net.onnx", "--lmdb", "lmdb", *flags]) == 0
+        assert main(["run", "net.onnx", "--lmdb", "lmdb", "--speed", *flags]) == 0
         last = capsys.readouterr().out.splitlines()[-1]
-        assert re.fullmatch(rf"\d+ images/s, a batch in \S+ ms, on CPU, batch size {size}", last)
+        speed = rf"\d+ images/s of the model alone, a batch of {size} in \S+ ms, on CPU"
+        assert re.fullmatch(speed, last)
 
 
 def test_cuda_that_falls_back_is_an_error(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -488,9 +509,17 @@ def test_weights_that_lack_a_layer_are_an_error(
     assert export_text(renamed, tmp_path, *weights) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("imae: w.caffemodel has no blobs for the layers f_new, which")
-    assert last.endswith("give the weights of this net, or --allow-missing")
+    assert last.endswith(
+        "random numbers, it has some for fc2, which the net lacks; give the weights of this net, or "
+        "--allow-missing"
+    )
     assert not Path("x.onnx").exists()
     assert export_text(renamed, tmp_path, *weights, "--allow-missing") == 0
+    missing = "NO TRAINED WEIGHTS: w.caffemodel lacks them, so f_new have the values of their fillers\n"
+    assert missing in capsys.readouterr().out
+    assert export_text(renamed, tmp_path) == 0
+    missing = "NO TRAINED WEIGHTS: no --weights were given, so all 2 layers have the values of their fillers"
+    assert missing in capsys.readouterr().out
 
 
 def test_a_layer_that_is_not_finite_is_seen_behind_one_of_its_name() -> None:

@@ -60,7 +60,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def metadata_of(path: str) -> dict[str, str]:
-    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    """What the model says of how images are prepared."""
+    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    return {key: text for key, text in metadata.items() if key.startswith(("imae.input.", "imae.transform"))}
 
 
 def by_hand(metadata: dict[str, str], pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

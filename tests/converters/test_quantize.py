@@ -11,6 +11,7 @@ from tolerances import tolerance
 
 from imae.cli import main
 from imae.converters.lmdb_writer import write_lmdb
+from imae.converters.quantize_onnx import QUANTIZED_KEY
 from imae.converters.run_onnx import open_session
 from imae.layers.data.datum import datum_from_array
 
@@ -61,9 +62,13 @@ def test_accuracy_stays(kind: str, model: Path, capsys: pytest.CaptureFixture[st
     before, after = (float(line.split("accuracy = ")[1].split()[0]) for line in lines[1:])
     assert before == 1.0 and 0.9 <= after <= 1.0
     given, made = onnx.load(model), onnx.load("q.onnx")
-    assert [p.key for p in made.metadata_props] == [p.key for p in given.metadata_props] != []
+    old, new = ({p.key: p.value for p in m.metadata_props} for m in (given, made))
+    assert old and new.items() >= old.items() and new.keys() - old.keys() == {QUANTIZED_KEY}
+    assert new[QUANTIZED_KEY] == {"fp16": "fp16", "int8": "int8, calibrated on 150 records of lmdb"}[kind]
+    assert (made.producer_name, made.graph.name) == ("imae", "small")
     kinds = {tensor.data_type for tensor in made.graph.initializer if len(tensor.dims) > 1}
     assert kinds == {onnx.TensorProto.FLOAT16 if kind == "fp16" else onnx.TensorProto.INT8}
+    assert onnx.TensorProto.INT32 not in {tensor.data_type for tensor in made.graph.initializer}  # no bias
     for session in (open_session(model), open_session("q.onnx")):
         assert session.get_inputs()[0].type == "tensor(float)"
         assert session.run(None, {session.get_inputs()[0].name: np.zeros((5, 3, 8, 8), np.float32)})

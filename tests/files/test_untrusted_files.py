@@ -826,6 +826,7 @@ def test_an_onnx_model_gets_the_memory_that_is_free(here: Path) -> None:
         [numpy_helper.from_array(np.array([count], np.int64), "shape")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    helper.set_model_props(model, {"imae.transform_param": ""})  # else there is a warning, too
     onnx.save(model, "net.onnx")
     Path("a.png").write_bytes(PICTURE)
     # In a process of its own: in this one there may be freed memory that no limit counts.

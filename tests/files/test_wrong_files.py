@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import imae.pycaffe as caffe
 from imae.cli.main import main
-from imae.converters import convert_imageset
+from imae.converters import convert_imageset, to_caffe
 from imae.converters.export_onnx import export_file
 from imae.converters.label_file import read_label_arrays, read_labels
 from imae.converters.lmdb_writer import write_lmdb
@@ -136,6 +136,7 @@ READERS: dict[str, tuple[Callable[[str], object], tuple[str, ...]]] = {
     "list of convert-imageset": (convert_imageset.read_list, ()),
     "archive": (open_archive, ()),
     "ONNX": (open_session, ("m.onnx",)),
+    "state dict": (to_caffe.read_state, ("new.pth", "old.pth")),
 }
 # The words that stand in the place of FILES'.
 OTHERWISE = {

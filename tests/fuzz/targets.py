@@ -17,6 +17,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from re import fullmatch
@@ -311,6 +312,32 @@ def caffemodel(data: bytes) -> None:
 
     load_caffemodel(weights_net(), write("w.caffemodel", data))
     save_caffemodel(weights_net(), "out")
+
+
+def state_dicts() -> Files:
+    """Weights of PyTorch's, as safetensors, as torch.save writes them, and as it did before 2020."""
+    import safetensors.torch
+    import torch
+
+    state = {
+        f"{step.layer.name}.{step.layer.blob_name(index)}": blob.detach()
+        for step in weights_net().steps
+        for index, blob in enumerate(step.layer.blobs)
+    }
+    seeds = [safetensors.torch.save(state, {"format": "pt"})]
+    for value in (state, {"state_dict": state, "epoch": 3}):
+        for zipped in (True, False):
+            torch.save(value, buffer := io.BytesIO(), _use_new_zipfile_serialization=zipped)
+            seeds.append(buffer.getvalue())
+    return mutated_bytes(seeds)
+
+
+@target(state_dicts)
+def state_dict(data: bytes) -> None:
+    from imae.converters.to_caffe import to_caffe
+    from imae.prototxt.text import parse_net
+
+    to_caffe(parse_net(WEIGHTS_NET.decode()), write("w.pt", data), "w.caffemodel")
 
 
 @target(caffemodels)
@@ -1307,9 +1334,35 @@ def log(data: bytes) -> None:
     compare(numbers, numbers[::2])
 
 
+def class_name_files() -> Files:
+    texts = [
+        b"n01440764 tench, Tinca tinca\nn02012849 crane\n",
+        b"0 no food\r\n1 food\r\n",
+        b'"a"\n"b ""c"""\n',
+        b'item { name: "bg" label: 0 display_name: "background" } item { name: "car" label: 7 }',
+        b'{"0": "tench", "12": "crane"}',
+        b'["tench", "crane"]',
+    ]
+    return either(mutated_text(texts, [b"item", b"label", b"display_name"]), mutated_bytes(texts))
+
+
+@target(class_name_files)
+def class_names(data: bytes) -> None:
+    """A file of class names, and the same as a model's metadata."""
+    from imae.converters.labels import NAMES_KEY, labels_metadata, labels_of, read_labels
+    from imae.files.errors import ImaeError
+
+    with suppress(ImaeError):
+        labels_of({NAMES_KEY: data.decode(errors="replace")})
+    labels = read_labels(write("labels.txt", data))
+    kept = labels_of({NAMES_KEY: labels_metadata(labels)})
+    assert kept == (dict(enumerate(labels)) if isinstance(labels, list) else labels)
+
+
 def onnx_models() -> Files:
+    from imae.converters.embed import Embedding
     from imae.converters.export_onnx import export_net
-    from imae.converters.preprocessing import TRANSFORM_KEY
+    from imae.converters.preprocessing import make_preprocessing, read_transform
     from imae.layers.caffe_random import CaffeRandom
     from imae.layers.run import Run
     from imae.net.net import Net
@@ -1328,9 +1381,18 @@ def onnx_models() -> Files:
     for text in texts:
         param = parse_net(text)
         param.state.phase = TEST
-        metadata = {TRANSFORM_KEY: "scale: 0.5 mean_value: 1"}
-        export = export_net(Net(param, Run(CaffeRandom(1))), metadata=metadata)
-        seeds.append(export.model.SerializeToString())
+        net = Net(param, Run(CaffeRandom(1)))
+        channels, height, width = net.blob_shapes[net.inputs[0]][1:]
+        own = make_preprocessing(
+            read_transform("scale: 0.5 mean_value: 1", "seed"),
+            name=net.inputs[0],
+            num_channels=channels,
+            mean=np.ones((channels, height + 1, width), np.float32),
+        )
+        order = "GRAY" if channels == 1 else "RGB"
+        for embedding in (None, Embedding(order), Embedding(order, resize=True)):
+            export = export_net(net, preprocessing=own, embedding=embedding)
+            seeds.append(export.model.SerializeToString())
     return mutated_message(seeds, range(1, 26))
 
 

@@ -502,7 +502,7 @@ def test_a_model_is_scored_alike_with_any_budget(capsys: pytest.CaptureFixture[s
     command = ["test", "--model", "net.prototxt", "--weights", "s_iter_4.caffemodel", "--iterations", "4"]
     found = []
     for size in ("0", "25%"):
-        assert main([*command, "--data-cache", size]) == 0
+        assert main([*command, "--verbose", "--data-cache", size]) == 0
         lines = capsys.readouterr().err.splitlines()
         found.append([line.partition("] ")[2] for line in lines if "caffe.cpp" in line])
         assert sum("layer 'data' (Data): 11 records" in line for line in lines) == 1

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tolerances import tolerance
+
+PACKAGE = Path(__file__).parents[1] / "plugin_xyz"
 
 NET = """
 name: "with a plugin"
@@ -30,6 +33,18 @@ assert LayerParameter.FromString(net.param.layer[1].SerializeToString()).xyz_par
 print("ran")
 """
 
+EXPORT = f"""
+from imae.converters.export_onnx import export_net
+from imae.converters.deploy import deploy_net
+from imae.net.net import Net
+from imae.prototxt import parse_net
+for opset in 13, 17, 22:
+    result = export_net(Net(deploy_net(parse_net({NET!r}))), opset=opset)
+    assert [node.op_type for node in result.model.graph.node].count("Add") == 2, result.model.graph.node
+    assert not result.not_compared and result.batch_sizes == (1, 3), result
+    print(f"{{result.difference / result.largest:.2e}}")
+"""
+
 READ = """
 from imae.files.errors import ImaeError
 from imae.prototxt import parse_net
@@ -44,7 +59,7 @@ except ImaeError as error:
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder into which pip has installed the package."""
     folder = tmp_path_factory.mktemp("plugin")
-    shutil.copytree(Path(__file__).parents[1] / "plugin_xyz", folder / "source")
+    shutil.copytree(PACKAGE, folder / "source")
     command = [
         "install",
         "--quiet",
@@ -72,6 +87,22 @@ def run(code: str, *paths: Path) -> str:
 
 def test_a_net_with_the_plugins_layer(installed: Path) -> None:
     assert run(BUILD, installed) == "ran\n"
+
+
+def test_the_plugins_net_exports(installed: Path) -> None:
+    """Its layer adds its nodes; ONNX Runtime computes what the net does, with batches of 1 and 3."""
+    differences = [float(line) for line in run(EXPORT, installed).split()]
+    assert len(differences) == 3
+    assert max(differences) <= tolerance("onnx").rtol
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "imae_xyz/layers.py", "imae_xyz/xyz.proto"])
+def test_the_readme_shows_the_package(name: str) -> None:
+    """File by file, so that what is typed from it is what is tested here."""
+    text = (PACKAGE / name).read_text()
+    assert text.strip()
+    shown = "".join(f"    {line}" if line.strip() else line for line in text.splitlines(keepends=True))
+    assert f":\n\n{shown}\n" in (PACKAGE.parents[1] / "README.md").read_text()
 
 
 def test_a_misspelt_field_of_the_plugin(installed: Path) -> None:

@@ -159,6 +159,28 @@ def test_another_number_of_blobs_is_refused(tmp_path: Path, hdf5: bool, file_has
         load_caffemodel(net_of(texts[net_has]), tmp_path / "w")
 
 
+def test_the_model_of_another_net_of_the_family_is_recognised(tmp_path: Path) -> None:
+    """Some layers have other shapes, some are missing on either side: not the case of one renamed layer."""
+    save_caffemodel(net_of(TINY), tmp_path / "w")
+    two = TINY.replace("num_output: 7", "num_output: 11").replace("num_output: 5", "num_output: 6")
+    both = (
+        " rename the layer. These look like the weights of another net: 0 of the 2 layers with blobs fit, "
+        "2 differ in shape (a, b); give those of this net."
+    )
+    with pytest.raises(CaffemodelError, match=re.escape(both)):
+        load_caffemodel(net_of(two), tmp_path / "w")
+    renamed = TINY.replace("num_output: 5", "num_output: 6").replace('name: "b"', 'name: "c"')
+    mixed = (
+        "0 of the 2 layers with blobs fit, 1 differ in shape (a), 1 are not in the file (c), 1 are only "
+        "there (b); give those of this net."
+    )
+    with pytest.raises(CaffemodelError, match=re.escape(mixed)):
+        load_caffemodel(net_of(renamed), tmp_path / "w")
+    one = TINY.replace("num_output: 7", "num_output: 11")  # as before fine-tuning
+    with pytest.raises(CaffemodelError, match=r"rename the layer\.$"):
+        load_caffemodel(net_of(one), tmp_path / "w")
+
+
 def test_the_model_of_another_net_is_refused(tmp_path: Path) -> None:
     save_caffemodel(net_of(TINY), tmp_path / "w")
     other = net_of(TINY.replace('name: "a"', 'name: "x"').replace('name: "b"', 'name: "y"'))

@@ -607,7 +607,7 @@ def test_persons_are_mistaken(
     assert kept == {"IMAE": want, "CCE": want}
 
 
-@pytest.mark.parametrize("model", ["net", "onnx"])
+@pytest.mark.parametrize("model", ["net", "onnx", "embedded"])
 def test_images_are_prepared_as_the_data_layer_says(
     here: Benchmark, capsys: pytest.CaptureFixture[str], model: str
 ) -> None:
@@ -617,8 +617,14 @@ def test_images_are_prepared_as_the_data_layer_says(
         found = retrieved(capsys, *arguments, "--model", "train_val.prototxt", *NET[2:], "--batch-size", "3")
     else:
         export = ["--model", "train_val.prototxt", *NET[2:], "--output", "net.onnx", "--fixed-batch"]
-        assert main(["export", *export, "--input-shape", "3,3,8,8"]) == 0
-        found = retrieved(capsys, *arguments, "--onnx", "net.onnx", "--resize", "10,10")
+        embed = ["--embed-preprocess", "rgb", "--resize", "10"] if model == "embedded" else []
+        assert main(["export", *export, "--input-shape", "3,3,8,8", *embed]) == 0
+        resize = ["--resize", "10,10"]
+        if model == "embedded":
+            assert main(["retrieve", "info", *arguments, "--onnx", "net.onnx", *resize]) == 2
+            assert "the model prepares images itself" in capsys.readouterr().err.splitlines()[-1]
+            resize = []
+        found = retrieved(capsys, *arguments, "--onnx", "net.onnx", *resize)
     assert found[:2] == PERFECT
     check_features("f.npz", want_features(here))
 

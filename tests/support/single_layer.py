@@ -170,7 +170,7 @@ def _session(graph: Graph, opset: int, names: list[str], tops: list[str]) -> onn
     made = helper.make_graph(graph.nodes, "it", inputs, outputs, graph.initializers)
     opsets = [helper.make_opsetid("", opset)]
     model = helper.make_model(made, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
-    onnx.checker.check_model(model)
+    onnx.checker.check_model(model, full_check=True)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     providers = ["CPUExecutionProvider"]

@@ -21,12 +21,20 @@ SLOW = (
     "layers/forks/test_yolo_training.py",
     "layers/test_record_order.py::test_every_image_and_class_is_as_likely_as_any_other",
     "benchmarks/test_benchmarks.py",
+    # torch's compiler alone takes seconds to be imported.
+    "converters/test_torch_module.py::test_torch_export",
+    "converters/test_torch_module.py::test_torch_compile_makes_one_graph",
+    "converters/test_torch_module.py::test_odd_names_go_through_torch_export_and_compile",
+    "converters/test_torch_module.py::test_each_type_goes_through_torch_export",
+    "converters/test_torch_module.py::test_each_type_gives_the_same_under_torch_compile",
+    "converters/test_pytorch_page.py",
     # Processes that are started, stopped or killed.
     "cli/test_startup.py",
     "cli/test_main.py::test_the_script_runs_from_anywhere",
     "cli/test_main.py::test_help_waits_for_no_library_that_it_does_not_need",
     "layers/test_data_cache.py",
     "files/test_pipes.py",
+    "converters/test_runtimes.py",
     "converters/test_stopped_converters.py",
     "converters/test_html_page_in_browser.py",
     "train/test_doctor.py::test_the_examiner_can_do_no_harm",
@@ -45,6 +53,7 @@ SLOW = (
     "files/test_untrusted_files.py::test_an_onnx_model_gets_the_memory_that_is_free",
     "files/test_untrusted_files.py::test_an_archive_that_unpacks_to_too_much",
     "files/test_untrusted_files.py::test_one_data_set_under_many_names_counts_many_times",
+    "converters/test_opsets.py",
     "test_fuzz.py",
 )
 

@@ -16,6 +16,8 @@ from typing import NamedTuple
 
 # Each part imports from itself and from those before it. Benchmarks and tests import from any.
 PARTS = ("files", "prototxt", "layers", "net", "converters", "train", "paper", "cli", "pycaffe")
+# The folder of the package itself. It imports parts when they are first used, and no part imports it.
+ROOT_PACKAGE = "imae"
 # Distributions that setup.py asks for, with the modules that they install.
 DEPENDENCIES = {
     "torch": ("torch", "torchgen", "functorch"),
@@ -32,6 +34,7 @@ DEPENDENCIES = {
     "grpcio-tools": ("grpc_tools", "grpc"),
     "pydot": ("pydot",),
     "plyvel": ("plyvel",),
+    "safetensors": ("safetensors",),
     "pytest": ("pytest", "py"),
     "pytest-xdist": ("xdist",),
     "ruff": ("ruff",),

@@ -241,7 +241,7 @@ def test_rows_that_grow_have_no_mean(folder: Path) -> None:
         score(net, torch.device("cpu"), 2)
     made = solver("")
     grows(made.test_nets[0])
-    with pytest.raises(DataError, match="test with a solver that has eval_type"):
+    with pytest.raises(DataError, match="let the solver have eval_type"):
         made.test(0)
 
 
@@ -263,6 +263,56 @@ def test_the_mean_can_be_read_from_the_log(folder: Path, capsys: pytest.CaptureF
     assert main(["parse-log", "log", "."]) == 0
     table = Path("log.test").read_text().splitlines()
     assert table[0].split(",")[-1] == "rows" and float(table[1].split(",")[-1]) == pytest.approx(0.5)
+
+
+EVALUATED = """
+layer { name: "data" type: "HDF5Data" top: "found" top: "truths"
+        hdf5_data_param { source: "boxes.txt" batch_size: 1 } }
+layer { name: "total" type: "Reduction" bottom: "truths" top: "total" }
+layer { name: "eval" type: "DetectionEvaluate" bottom: "found" bottom: "truths" top: "eval"
+        detection_evaluate_param { num_classes: 3 overlap_threshold: 0.5 } }
+"""
+# Batches: a hit of class 1 of two objects; then a miss of class 1, and a hit of class 2.
+BOX = [0.1, 0.1, 0.5, 0.5]
+FAR = [0.6, 0.6, 0.9, 0.9]
+FOUND = [[[0, 1, 0.9, *BOX], [0, -1, 0, *BOX]], [[0, 1, 0.8, *FAR], [0, 2, 0.7, *BOX]]]
+TRUTHS = [[[0, 1, 0, *BOX, 0], [0, 1, 1, *FAR, 0]], [[0, 2, 0, *BOX, 0], [-1, 0, 0, *BOX, 0]]]
+
+
+@pytest.mark.parametrize(("flags", "more"), [([], []), (["--per-class"], ["class1: 0.5", "class2: 1"])])
+def test_imae_test_of_a_net_with_detection_evaluate(
+    folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str], more: list[str]
+) -> None:
+    """The mean of 1/2 (class 1: one of two objects) and 1 (class 2); the other output has its mean."""
+    Path("net.prototxt").write_text(EVALUATED)
+    save_caffemodel(Net(parse_net(NET)), "w.caffemodel")
+    with h5py.File("boxes.h5", "w") as file:
+        for name, values in (("found", FOUND), ("truths", TRUTHS)):
+            file[name] = np.array(values, np.float32)[:, None]
+    Path("boxes.txt").write_text("boxes.h5\n")
+    command = ["test", "net.prototxt", "--weights", "w.caffemodel", "--iterations", "2", *flags]
+    assert main(command) == 0
+    lines = [line.partition("] ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert lines[lines.index("Running for 2 iterations.") + 1 :] == [
+        f"Batch 0, total = {number(np.sum(TRUTHS[0]))}",
+        f"Batch 1, total = {number(np.sum(TRUTHS[1]))}",
+        "Loss: 0",
+        f"total = {number(np.sum(TRUTHS) / 2)}",
+        *more,
+        "eval = 0.75",
+    ]
+
+
+@pytest.mark.parametrize("given", [["s.prototxt"], ["--solver", "s.prototxt"], ["-model=s.prototxt"]])
+def test_imae_test_of_a_solver_names_its_net(
+    folder: Path, capsys: pytest.CaptureFixture[str], given: list[str]
+) -> None:
+    Path("s.prototxt").write_text('net: "train_val.prototxt" base_lr: 0.1 lr_policy: "fixed" max_iter: 1')
+    assert main(["test", *given, "--weights", "w.caffemodel"]) == 2
+    assert capsys.readouterr().err == (
+        "imae: s.prototxt is a solver; a test needs its net: imae test --model train_val.prototxt "
+        "--weights W\n"
+    )
 
 
 def test_imae_test_runs_batches_of_one_shape(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -410,7 +410,8 @@ def test_a_signal_to_one_rank_is_heard_by_all(here: Path) -> None:
         log = started.log(0)
         assert started.log(1) == ""
     assert log.count("Snapshotting solver state") == 2
-    assert log.splitlines()[-2].endswith("Optimization stopped early.")
+    assert log.splitlines()[-3].endswith("Optimization stopped early.")
+    assert "to go on: imae train solver.prototxt --snapshot s_iter_" in log.splitlines()[-2]
     newest = find_snapshots("s")[0]
     iteration = newest.iteration
     write_solver(f"max_iter: {iteration + 1}")

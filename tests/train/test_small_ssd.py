@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -44,6 +45,21 @@ def test_its_mean_average_precision_rises(trained: tuple[Path, str]) -> None:
     assert len(re.findall(r"class[12]: [0-9.e-]+\n", trained[1])) == 6
 
 
+def test_imae_test_gives_the_mean_average_precision(
+    trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As high as in the solver's last test; not its digits, as rounding may exchange two of near scores."""
+    monkeypatch.chdir(trained[0])
+    weights = ["--weights", "ssd_iter_120.caffemodel", "--iterations", "4", "--ap-version", "11point"]
+    assert main(["test", "net.prototxt", *weights, "--per-class"]) == 0
+    found = re.findall(r"(class[12]|evaluation)(?:: | = )(\S+)\n", capsys.readouterr().err)
+    assert [name for name, _ in found] == ["class1", "class2", "evaluation"]
+    first, second, mean = (float(value) for _, value in found)
+    assert mean > AFTER
+    rtol, atol, _ = tolerance("logged")
+    np.testing.assert_allclose(mean, (first + second) / 2, rtol, atol)
+
+
 def test_it_is_exported(
     trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -76,6 +92,40 @@ def test_it_is_exported(
         mine = best[(best[:, 0] == image) & (best[:, 1] == label), 3:]
         hits += any(overlap(other.tolist(), box) > 0.5 for other in mine)
     assert hits > 0.7 * truths.shape[2]
+
+
+def test_imae_run_finds_and_draws_them(
+    trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In image files of another size and aspect, in their own pixels, with the names of the label map."""
+    model = tmp_path / "ssd.onnx"
+    monkeypatch.chdir(trained[0])
+    export = ["export", "--model", "net.prototxt", "--weights", "ssd_iter_120.caffemodel"]
+    assert main([*export, "--output", str(model)]) == 0
+    rng, names, truths = np.random.default_rng(7), ["none", "red", "green"], {}
+    for number in range(12):
+        record = small_ssd.record(rng)
+        image = cv2.imdecode(np.frombuffer(record.datum.data, np.uint8), cv2.IMREAD_COLOR)
+        enlarged = cv2.resize(image, (128, 192), interpolation=cv2.INTER_NEAREST)
+        cv2.imwrite(str(tmp_path / f"{number}.png"), enlarged)
+        truths[str(tmp_path / f"{number}.png")] = [
+            (names[group.group_label], [128 * a.xmin, 192 * a.ymin, 128 * a.xmax, 192 * a.ymax])
+            for group in record.annotation_group
+            for a in (annotation.bbox for annotation in group.annotation)
+        ]
+    results, drawings = tmp_path / "r.json", tmp_path / "found"
+    command = ["run", str(model), str(tmp_path), "--labels", "labelmap.prototxt", "--threshold", "0.3"]
+    assert main([*command, "--json", str(results), "--draw", str(drawings), "--threads", "1"]) == 0
+    hits = []
+    for entry in json.loads(results.read_text())["images"]:
+        assert (entry["height"], entry["width"]) == (192, 128)
+        for name, box in truths[entry["image"]]:
+            mine = [[b["xmin"], b["ymin"], b["xmax"], b["ymax"]] for b in entry["boxes"] if b["name"] == name]
+            hits.append(any(overlap(other, box) > 0.5 for other in mine))
+        drawn = np.asarray(cv2.imread(str(drawings / Path(entry["image"]).name)))
+        plain = np.asarray(cv2.imread(entry["image"]))
+        assert drawn.shape == plain.shape and bool((drawn != plain).any()) == bool(entry["boxes"])
+    assert len(hits) > 12 and np.mean(hits) > 0.7
 
 
 def overlap(a: list[float], b: list[float]) -> float:

@@ -27,6 +27,7 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imae.converters.cut_net import cut_before
 from imae.converters.deploy import deploy_net
 from imae.converters.export_onnx import DEFAULT_OPSET
 from imae.converters.graph import Graph
@@ -75,8 +76,8 @@ class Zeros(CaffeRandom):
 class Outline(Graph):
     """The nodes of an ONNX model whose constants are left out."""
 
-    def constant(self, value: Tensor | NDArray[Any]) -> str:
-        return self._fresh("const")
+    def constant(self, value: Tensor | NDArray[Any], blob: int | None = None) -> str:
+        return self.value("constant")
 
 
 @dataclass
@@ -492,13 +493,13 @@ def _note_export(name: str, parts: Parts, built: Net | None, row: Row) -> None:
         try:
             step.layer.to_onnx(graph, bottoms, [current[top] for top in step.tops])
         except ExportError as error:
-            problems[str(error)] += 1
+            problems[f"{error}{cut_before(deployed, step)}"] += 1
         except MemoryError:
             problems["its constants do not fit into the memory that an examination gets"] += 1
     whole = not parts.python and not parts.lost
     row.exports = NO if problems else YES if whole else PARTLY
     for problem, _ in problems.most_common(MOST_LISTED):
-        remedy = "" if "; " in problem else "cut the net before it, or write to_onnx for it"
+        remedy = "" if "; " in problem else "cut the net before it with --until BLOB"
         row.stop(problem, "imae", remedy)
 
 

@@ -282,17 +282,7 @@ class Examiner:
         finally:
             timer.cancel()
         if line.endswith("\n"):
-            answer = json.loads(line)
-            blobs = {
-                name: [(tuple(shape), padded) for shape, padded in shapes]
-                for name, shapes in answer.get("blobs", {}).items()
-            }
-            return _Examined(
-                Row.from_dict(answer["row"]),
-                blobs,
-                answer.get("nets", []),
-                differences=answer.get("differences", {}),
-            )
+            return _examined(json.loads(line))
         row = Row(os.path.relpath(file, root), kind, reads=NO)
         try:
             status = process.wait(timeout=GRACE)
@@ -341,6 +331,16 @@ class Examiner:
         if self._errors is not None:
             self._errors.close()
         self._process = self._errors = None
+
+
+def _examined(answer: dict[str, Any]) -> _Examined:
+    """What the examiner wrote about a file."""
+    blobs = {
+        name: [(tuple(shape), padded) for shape, padded in shapes]
+        for name, shapes in answer.get("blobs", {}).items()
+    }
+    row = Row.from_dict(answer["row"])
+    return _Examined(row, blobs, answer.get("nets", []), differences=answer.get("differences", {}))
 
 
 def _match_weights(examined: list[_Examined]) -> None:

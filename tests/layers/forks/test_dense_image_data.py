@@ -205,7 +205,7 @@ def test_a_run_that_is_resumed_goes_on_with_the_same_batches() -> None:
         ("batch_size: 0", "", "Positive batch size required; set batch_size"),
         ("new_height: 5", "", "requires new_height and new_width to be set at the same time.; got 5 and 0"),
         ("crop_width: 5", "", "requires crop_height and crop_width to be set at the same time.; got 0 and 5"),
-        ("", "mirror: true", "Any stochastic transformation will break layer"),
+        ("", "mirror: true", "would change the image and not its labels; remove them"),
         ("", "crop_size: 3", "write mirror, crop_height and crop_width in dense_image_data_param"),
         ("label_divide_factor: 0", "", "label_divide_factor must be at least 1; got 0"),
         (

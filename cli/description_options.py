@@ -1,0 +1,55 @@
+"""The options of `imae export` that say what the model is: --labels, --license, --card."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from imae.converters.describe_model import About
+from imae.converters.export_onnx import Export
+from imae.converters.labels import read_labels
+from imae.converters.model_card import write_card
+from imae.files.errors import ExportError
+
+
+def add_description_options(parser: argparse.ArgumentParser) -> None:
+    """Add them."""
+    group = parser.add_argument_group("what the model says of itself")
+    group.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="the names of the classes: synset_words.txt, a name in each line, or SSD's label map",
+    )
+    group.add_argument("--license", metavar="TEXT", default="", help="the licence of the model, one line")
+    group.add_argument(
+        "--card",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write a model card in Markdown, by default beside the model: its inputs, how images are "
+        "prepared, and the lines of Python that run it",
+    )
+
+
+def chosen_description(args: argparse.Namespace) -> About:
+    """What these options say; the labels are read. ExportError where the card cannot be written."""
+    if args.card is not None:
+        card = _card_path(args)
+        if os.path.realpath(card) == os.path.realpath(args.output):
+            raise ExportError(f"--card and --output are both '{card}'; give the card another name")
+        if not card.parent.is_dir():
+            raise ExportError(f"--card: there is no folder '{card.parent}'; make it first")
+    labels = [] if args.labels is None else read_labels(args.labels)
+    return About(args.model, args.weights, labels, args.license)
+
+
+def write_chosen_card(args: argparse.Namespace, result: Export) -> None:
+    """Write the model card, if it is asked for, and print its name."""
+    if args.card is not None:
+        write_card(result.model, _card_path(args), args.output)
+        print(f"wrote {_card_path(args)}, the model card")
+
+
+def _card_path(args: argparse.Namespace) -> Path:
+    return Path(args.card) if args.card else Path(args.output).with_suffix(".md")

@@ -1,0 +1,23 @@
+"""What a model with free height and width says of the sizes that it takes, where these go in steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+SIZE_STEP = "imae.size_step"
+ONE_SIZE = "imae.one_size"
+
+
+def size_steps(step: int, height: int, width: int) -> dict[str, str]:
+    """Metadata: one height and width that the model takes, and the step from one size to the next."""
+    return {ONE_SIZE: f"{height}x{width}", SIZE_STEP: str(step)} if step > 1 else {}
+
+
+def size_advice(metadata: Mapping[str, str]) -> str:
+    """For the end of an error: the sizes that a model takes; "" where it says nothing."""
+    if SIZE_STEP not in metadata or ONE_SIZE not in metadata:
+        return ""
+    return (
+        f"; its images must be {metadata[ONE_SIZE]}, or higher, lower, wider or narrower by a multiple of "
+        f"{metadata[SIZE_STEP]}"
+    )

@@ -1,0 +1,44 @@
+"""Caffe prototxts, solvers and caffemodels made to live again on PyTorch.
+
+    import imae
+    net = imae.load("deploy.prototxt", "w.caffemodel")    # a torch.nn.Module that computes what Caffe did
+    scores = net(images)
+
+    imae.load       a net and its weights as a torch.nn.Module
+    imae.pycaffe    Caffe's Python interface, with no Caffe (`import imae.pycaffe as caffe`)
+
+The command `imae` trains, tests, exports and converts. The parts of the package (files, prototxt, layers,
+net, converters, train, paper, cli, pycaffe) are imported by their names: `from imae.net.net import Net`.
+
+`import imae` alone imports neither torch nor any part; `imae.load` does, when it is first used.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from imae.converters.torch_module import load as load
+
+__version__ = "0.1.0"  # setup.py reads it here
+__all__ = ["load", "__version__"]
+
+# In a checkout the parts lie beside this folder, in an installed package inside it. So a Python that is
+# started in a checkout finds them, too.
+if not Path(__file__).with_name("files").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))
+
+
+def __getattr__(name: str) -> object:
+    """What is imported when it is first used."""
+    if name == "load":
+        from imae.converters.torch_module import load
+
+        globals()["load"] = load
+        return load
+    raise AttributeError(f"module 'imae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
