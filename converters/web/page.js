@@ -523,7 +523,7 @@
       setStatus(`Ran in ${spent < 10 ? spent.toFixed(1) : Math.round(spent)} ms.`);
     } catch (error) {
       if (mine === latest) {
-        setStatus(`Not run: ${message(error)}.`);
+        setStatus(`Not run: ${message(error)}${facts.advice}.`);
       }
     }
   }
