@@ -344,7 +344,7 @@
     }
     boxes.sort((a, b) => b.score - a.score);
     const slider = element("input", "");
-    Object.assign(slider, { type: "range", min: "0", max: "1", step: "0.01", value: "0.4", id: "threshold" });
+    Object.assign(slider, { type: "range", min: "0", max: "1", step: "0.01", value: "0.5", id: "threshold" });
     const label = element("label", "", "Score at least ");
     label.htmlFor = slider.id;
     const output = element("output", "");
