@@ -9,7 +9,6 @@ import base64
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,19 +19,23 @@ import onnx.shape_inference
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
+from imae.converters.describe_model import DIFFERENCE, FROM_FILLERS, QUANTIZED
+from imae.converters.labels import labels_of
 from imae.converters.preprocessing import (
     BGR,
+    EMBEDDED,
     GRAY,
     MEAN_IMAGE,
-    PREFIX,
+    NCHW,
+    NHWC,
     Preprocessing,
     from_metadata,
 )
-from imae.files.errors import ExportError
+from imae.converters.size_steps import size_advice
+from imae.files.errors import DataError, ExportError
 from imae.prototxt import TransformationParameter
 from imae.prototxt.caffe_pb2 import ResizeParameter
 
-EMBEDDED = f"{PREFIX}embedded"  # of a model that prepares images itself: what it does, in words
 LONGEST = 300  # characters of a metadata value that the page shows
 # Fields of a transform_param that the page's script honours.
 HONOURED = (
@@ -47,7 +50,6 @@ WEIGHTS = {
     TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8,
     TensorProto.UINT8,
 }  # fmt: skip
-AXES = {"NCHW": 1, "NHWC": 3}  # of the channels
 UNKNOWN = (
     "This model does not say how its images are prepared (mean, scale, crop, channels). The page gives it "
     "pixels from 0 to 255, as Caffe decodes them: its answers may be wrong. Export it with --transform or "
@@ -86,6 +88,7 @@ def facts(data: bytes, title: str, measured: Sequence[str] = ()) -> dict[str, An
         problem = _misfit(prepared, inputs[0])
         plan = None if problem else preparation(prepared, inputs[0]["shape"])
     names, bad_names = _names(metadata)
+    warnings += [*_untrained(metadata), *bad_names]
     return {
         "title": graph.name or title,
         "file": f"{title}.onnx",
@@ -100,10 +103,11 @@ def facts(data: bytes, title: str, measured: Sequence[str] = ()) -> dict[str, An
         "layers": _layers(model),
         "metadata": [[key, _shortened(key, value)] for key, value in sorted(metadata.items())],
         "names": names,
-        "measured": list(measured),
+        "measured": list(measured) or _measured(metadata),
         "plan": plan,
         "steps": in_words(plan, metadata.get(EMBEDDED, "")) if plan else [],
-        "warnings": [*warnings, *bad_names],
+        "warnings": warnings,
+        "advice": size_advice(metadata),
         "problem": problem,
     }
 
@@ -172,18 +176,39 @@ def _shortened(key: str, value: str) -> str:
 
 
 def _names(metadata: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Class -> name, and what is wrong with the metadata's `names`, if anything."""
-    if "names" not in metadata:
-        return {}, []
+    """Class -> name, and what is wrong with the metadata's names, if anything."""
     try:
-        names = json.loads(metadata["names"])
+        return {str(number): name for number, name in labels_of(metadata).items()}, []
+    except DataError as error:
+        return {}, [f"The classes have numbers only: {error}."]
+
+
+def _untrained(metadata: Mapping[str, str]) -> list[str]:
+    layers = _json_of(metadata, FROM_FILLERS)
+    if not isinstance(layers, list) or not layers:
+        return []
+    names = ", ".join(map(str, layers))
+    return [f"No trained weights: {names} have the values of their fillers, so the answers mean nothing."]
+
+
+def _measured(metadata: Mapping[str, str]) -> list[str]:
+    """The difference that the export has measured, in a sentence."""
+    made = _json_of(metadata, DIFFERENCE)
+    if not isinstance(made, dict) or not {"difference", "largest"} <= made.keys():
+        return []
+    before = "Before the model was quantized, the" if QUANTIZED in metadata else "The"
+    return [
+        f"{before} largest difference from the net's outputs was {made['difference']}, where the largest "
+        f"value is {made['largest']}: on random inputs, in ONNX Runtime."
+    ]
+
+
+def _json_of(metadata: Mapping[str, str], key: str) -> Any:
+    """The JSON of a key; None where it is none."""
+    try:
+        return json.loads(metadata.get(key, "null"))
     except (ValueError, RecursionError):
-        names = None
-    if isinstance(names, list):
-        names = {str(index): name for index, name in enumerate(names)}
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        return {}, ['The metadata\'s `names` are not JSON as {"0": "cat", ...}: classes have numbers only.']
-    return {key: name for key, name in names.items() if re.fullmatch("[0-9]{1,9}", key)}, []
+        return None
 
 
 # -- how images are prepared ---------------------------------------------------------------------------------
@@ -202,19 +227,17 @@ def _no_images(inputs: Sequence[Mapping[str, Any]]) -> str | None:
 def _as_it_is(feed: Mapping[str, Any]) -> Preprocessing:
     """Pixels as Caffe decodes them, in the form that the input has."""
     shape = feed["shape"]
-    layout = "NHWC" if shape[3] in (1, 3) and shape[1] not in (1, 3) else "NCHW"
-    channels = GRAY if shape[AXES[layout]] == 1 else BGR
+    layout = NHWC if shape[3] in (1, 3) and shape[1] not in (1, 3) else NCHW
+    channels = GRAY if shape[3 if layout == NHWC else 1] == 1 else BGR
     return Preprocessing(TransformationParameter(), channels=channels, layout=layout, dtype=feed["dtype"])
 
 
 def _misfit(prepared: Preprocessing, feed: Mapping[str, Any]) -> str | None:
     """Why the page cannot prepare images so for this input; None where it can."""
-    if prepared.layout not in AXES:
-        return f"The metadata's layout is {prepared.layout}; this page knows {' and '.join(AXES)}."
     if prepared.dtype != feed["dtype"]:
         return f"The metadata prepares images as {prepared.dtype}, and the input is {feed['dtype']}."
     channels = 1 if prepared.channels == GRAY else 3
-    size = feed["shape"][AXES[prepared.layout]]
+    size = prepared.input_channels(feed["shape"])
     if isinstance(size, int) and size != channels:
         return f"The metadata prepares images of {channels} channels; those of the input are {size}."
     numbers = prepared.transform.mean_value
@@ -230,7 +253,6 @@ def _misfit(prepared: Preprocessing, feed: Mapping[str, Any]) -> str | None:
 
 def preparation(prepared: Preprocessing, shape: Shape) -> dict[str, Any]:
     """The plan by which prepare.js makes the model's input; see there. `shape` is that of the input."""
-    first = 1 if prepared.layout == "NHWC" else 2
     transform, resize = prepared.transform, None
     if prepared.resizes_itself:
         own = transform.resize_param
@@ -240,7 +262,7 @@ def preparation(prepared: Preprocessing, shape: Shape) -> dict[str, Any]:
             "width": own.width,
             "pad": np.rint(np.clip(own.pad_value or [0], 0, 255)).tolist(),
         }
-    elif (size := prepared.resize or _fixed(shape[first : first + 2]) or prepared.crop) is not None:
+    elif (size := prepared.resize_for(shape)) is not None:
         resize = {"mode": "WARP", "height": size[0], "width": size[1], "pad": []}
     mean = prepared.mean_image
     return {
@@ -266,12 +288,6 @@ def preparation(prepared: Preprocessing, shape: Shape) -> dict[str, Any]:
         },
         "scale": float(transform.scale),
     }
-
-
-def _fixed(sides: Shape) -> tuple[int, int] | None:
-    """(height, width) of an input; None where one of them is free."""
-    height, width = sides
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
 
 def in_words(plan: Mapping[str, Any], embedded: str = "") -> list[str]:

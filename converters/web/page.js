@@ -193,13 +193,36 @@
     canvas.height = bitmap.height;
     const context = canvas.getContext("2d", { willReadFrequently: true });
     context.drawImage(bitmap, 0, 0);
-    bitmap.close();
     const { data } = context.getImageData(0, 0, canvas.width, canvas.height);
     let transparent = false;
     for (let i = 3; i < data.length && !transparent; i += 4) {
       transparent = data[i] < 255;
     }
-    return { data, height: canvas.height, width: canvas.width, transparent };
+    const exact = transparent ? readByWebGL(bitmap) : data;
+    bitmap.close();
+    return { data: exact ?? data, height: canvas.height, width: canvas.width, isExact: exact !== null };
+  }
+
+  /**
+   * The pixels of an image with transparent parts, whose colours a canvas rounds or drops; null without WebGL.
+   * `imae run` drops the transparency and keeps the colours.
+   */
+  function readByWebGL(bitmap) {
+    const { width, height } = bitmap;
+    const gl = document.createElement("canvas").getContext("webgl");
+    if (gl === null || Math.max(width, height) > gl.getParameter(gl.MAX_TEXTURE_SIZE)) {
+      return null;
+    }
+    const texture = gl.createTexture();
+    gl.bindTexture(gl.TEXTURE_2D, texture);
+    gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, bitmap);
+    gl.bindFramebuffer(gl.FRAMEBUFFER, gl.createFramebuffer());
+    gl.framebufferTexture2D(gl.FRAMEBUFFER, gl.COLOR_ATTACHMENT0, gl.TEXTURE_2D, texture, 0);
+    const data = new Uint8Array(4 * width * height);
+    gl.readPixels(0, 0, width, height, gl.RGBA, gl.UNSIGNED_BYTE, data);
+    const failed = gl.getError() !== gl.NO_ERROR;
+    gl.getExtension("WEBGL_lose_context")?.loseContext(); // browsers allow few contexts at a time
+    return failed ? null : data;
   }
 
   function showImage(file, image) {
@@ -209,7 +232,7 @@
     canvas.className = enlarged ? "enlarged" : "";
     canvas.style.width = enlarged ? `${Math.round(image.width * factor)}px` : "";
     byId("boxes").replaceChildren();
-    const notes = image.transparent ? "; it has transparent parts, whose colours a browser does not tell exactly" : "";
+    const notes = image.isExact ? "" : "; the colours of its transparent parts are not known exactly in this browser";
     byId("caption").textContent = `${file.name || "pasted image"}, ${image.width} × ${image.height} pixels${notes}`;
     byId("figure").hidden = false;
     byId("drop").classList.add("filled");
@@ -321,7 +344,7 @@
     }
     boxes.sort((a, b) => b.score - a.score);
     const slider = element("input", "");
-    Object.assign(slider, { type: "range", min: "0", max: "1", step: "0.01", value: "0.4", id: "threshold" });
+    Object.assign(slider, { type: "range", min: "0", max: "1", step: "0.01", value: "0.5", id: "threshold" });
     const label = element("label", "", "Score at least ");
     label.htmlFor = slider.id;
     const output = element("output", "");
@@ -500,7 +523,7 @@
       setStatus(`Ran in ${spent < 10 ? spent.toFixed(1) : Math.round(spent)} ms.`);
     } catch (error) {
       if (mine === latest) {
-        setStatus(`Not run: ${message(error)}.`);
+        setStatus(`Not run: ${message(error)}${facts.advice}.`);
       }
     }
   }

@@ -124,7 +124,9 @@ def test_it_holds_the_model_byte_for_byte(net: Path, monkeypatch: pytest.MonkeyP
     assert len(page.texts("script", class_="model")) == -(-len(model) // 999)
     shown = page.facts
     assert shown["sha256"] == hashlib.sha256(model).hexdigest() and shown["size"] == len(model)
-    assert (shown["title"], shown["opset"], shown["problem"], shown["warnings"]) == ("small", 17, None, [])
+    assert (shown["title"], shown["opset"], shown["problem"]) == ("small", 17, None)
+    (warning,) = shown["warnings"]
+    assert warning.startswith("No trained weights: conv, fc have the values of their fillers")
     assert shown["inputs"] == [{"name": "data", "dtype": "float32", "shape": ["batch", 3, 8, 8]}]
     assert [layer["type"] for layer in shown["layers"]] == ["Conv", "Flatten", "Gemm"]
     assert [layer["parameters"] for layer in shown["layers"]] == [3 * 4 * 9 + 4, 0, 4 * 36 * 7 + 7]
@@ -222,7 +224,7 @@ def test_hostile_names_stay_text(here: Path) -> None:
     graph.node[0].input[0], graph.node[0].output[0] = feed, result
     helper.set_model_props(
         model,
-        {"imae.transform_param": "", key: key, "names": json.dumps({"0": class_name, "__proto__": "x"})},
+        {"imae.transform_param": "", key: key, "names": json.dumps({"0": class_name})},
     )
     write_page(model.SerializeToString(), "page.html", measured=[title])
     page, plain = read("page.html"), small_model(**{"imae.transform_param": ""})
@@ -271,8 +273,7 @@ def test_a_model_that_does_not_say_how_images_are_prepared(here: Path) -> None:
     [
         (("n", 3), "", {}, "with one input of images"),
         (("n", 1, 8, 8), "", {}, "prepares images of 3 channels; those of the input are 1"),
-        (("n", 3, 8, 8), "", {"layout": "HWC"}, "layout is HWC; this page knows NCHW and NHWC"),
-        (("n", 3, 8, 8), "", {"dtype": "uint8"}, "prepares images as uint8, and the input is float32"),
+        (("n", 8, 8, 3), "", {"layout": "NHWC", "dtype": "uint8"}, "as uint8, and the input is float32"),
         (("n", 3, 8, 8), "mean_value: 1 mean_value: 2", {}, "has 2 means for 3 channels"),
         (("n", 3, 8, 8), "scale: inf", {}, "is not finite"),
         (("n", 3, 8, 8), "resize_param { height: 8 width: 8 pad_value: nan }", {}, "is not finite"),
@@ -321,10 +322,32 @@ def test_damaged_metadata_is_an_error() -> None:
         facts(model.SerializeToString(), "x")
 
 
+def test_what_a_model_says_of_itself() -> None:
+    shown = facts(
+        small_model(
+            **{
+                "imae.difference": '{"difference": 1e-06, "largest": 2.5, "batch_sizes": [1, 3]}',
+                "imae.source.from_fillers": '["conv", "fc"]',
+                "imae.size_step": "32",
+                "imae.one_size": "64x96",
+            }
+        ).SerializeToString(),
+        "x",
+    )
+    assert re.match(
+        "The largest difference .* was 1e-06, where the largest value is 2.5", shown["measured"][0]
+    )
+    assert shown["warnings"][-1].startswith("No trained weights: conv, fc have the values of their fillers")
+    assert "by a multiple of 32" in shown["advice"]
+    broken = {"imae.difference": "[", "imae.source.from_fillers": "{}"}
+    shown = facts(small_model(**broken).SerializeToString(), "x")
+    assert shown["measured"] == [] and shown["warnings"] == [UNKNOWN]
+
+
 @pytest.mark.parametrize("names", ["tench", "{0: 'tench'}", '{"0": 1}', "7", "[" * 100000])
 def test_names_that_are_none(names: str) -> None:
     shown = facts(small_model(names=names).SerializeToString(), "x")
-    assert shown["names"] == {} and "`names` are not JSON" in shown["warnings"][-1]
+    assert shown["names"] == {} and shown["warnings"][-1].startswith("The classes have numbers only: ")
 
 
 def test_a_list_of_names() -> None:

@@ -167,6 +167,30 @@ def test_a_map_has_shares_and_an_image(package: Path, page: Page, here: Path) ->
     assert colours == want.ravel().tolist()
 
 
+def test_transparent_parts_keep_their_colours(package: Path, page: Page, here: Path) -> None:
+    """As with OpenCV; in a browser without WebGL the page says that it does not know them."""
+    graph = helper.make_graph(
+        [helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)],
+        "means",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, "h", "w"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, {"imae.transform_param": ""})
+    onnx.save(model, "net.onnx")
+    write_page(model.SerializeToString(), "page.html", ort_web=package)
+    cv2.imwrite("image.png", np.random.default_rng(3).integers(0, 256, (9, 7, 4), np.uint8))
+    assert run(page, Path("page.html"), Path("image.png")).startswith("Ran in")
+    if page.value("document.createElement('canvas').getContext('webgl')") is None:
+        caption = page.value("document.getElementById('caption').textContent")
+        assert caption.endswith("the colours of its transparent parts are not known exactly in this browser")
+        return
+    found = page.value(SCORES.format("Number(item.querySelector('data').value)"))
+    rtol, atol, _ = tolerance("onnx")
+    want = expected("net.onnx", "image.png").ravel()
+    np.testing.assert_allclose([score for _, score in found], np.sort(want)[::-1], rtol=rtol, atol=atol)
+
+
 def test_hostile_names_run_no_script(package: Path, page: Page, here: Path) -> None:
     graph = helper.make_graph(
         [helper.make_node("ReduceMax", ["x"], [HOSTILE[1]], name=HOSTILE[2], axes=[2, 3], keepdims=0)],
