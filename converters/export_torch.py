@@ -1,9 +1,9 @@
 """A net and its weights as files of PyTorch's: .safetensors (the weights) or .pt2 (the program as well).
 
-Both have the keys of `imae.load`: conv1.weight, bn1.mean. Both say in their metadata where they are from, and
-how images are prepared (preprocessing.py): in a .safetensors file the metadata of its header, in a .pt2 file
-the text of the extra file `metadata.json`. A blob that several layers share is in a .safetensors file under
-each of its keys, so that it can be loaded strictly.
+Both have the keys of `imae.load`: conv1.weight, bn1.mean. Both say where they are from, and how images are
+prepared (preprocessing.py), by the metadata keys of an exported ONNX model: a .safetensors file in its
+header, a .pt2 file in the text of the extra file `metadata.json`. A blob that several layers share is in a
+.safetensors file under each of its keys, so that it can be loaded strictly.
 
 What was written is read again, and compared with the net, before the file gets its name. Only the bytes that
 were just made are read, and no code of a file is run.
@@ -104,10 +104,9 @@ def export_torch(
 def _metadata(module: CaffeModule, model: AnyPath | None, weights: AnyPath | None) -> dict[str, str]:
     """Where the weights are from, and how images are prepared."""
     metadata = {"format": "pt", "imae.version": version("imae"), "imae.net": module.caffe_net.name}
-    for word, path in (("model", model), ("weights", weights)):
+    for key, path in (("imae.source.model", model), ("imae.source.weights", weights)):
         if path is not None:
-            metadata[f"imae.{word}"] = Path(path).name
-            metadata[f"imae.{word}.sha256"] = hashlib.sha256(read_bytes(path)).hexdigest()
+            metadata |= {key: Path(path).name, f"{key}_sha256": hashlib.sha256(read_bytes(path)).hexdigest()}
     known = module.preprocessing
     return metadata if known is None else metadata | known.metadata()
 

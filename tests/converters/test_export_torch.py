@@ -44,10 +44,9 @@ def sha256(path: str) -> str:
 
 def check_metadata(metadata: dict[str, str]) -> None:
     assert metadata["imae.version"] == version("imae") and metadata["imae.net"] == "mixture"
-    assert metadata["imae.model"] == "net.prototxt" and metadata["imae.model.sha256"] == sha256(
-        "net.prototxt"
-    )
-    assert metadata["imae.weights.sha256"] == sha256("w.caffemodel")
+    assert metadata["imae.source.model"] == "net.prototxt"
+    assert metadata["imae.source.model_sha256"] == sha256("net.prototxt")
+    assert metadata["imae.source.weights_sha256"] == sha256("w.caffemodel")
     prepared = from_metadata(metadata, "the file")
     assert prepared is not None and list(prepared.transform.mean_value) == [100]
     assert metadata["imae.input.scale"] == "0.02"
