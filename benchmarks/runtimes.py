@@ -21,6 +21,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import signal
@@ -226,20 +227,23 @@ class Runtime:
 
 
 def command_of(name: str, pythons: Mapping[str, str], node_modules: Path | None) -> list[str]:
-    """What starts a runtime's process; RuntimeError where it cannot be there.
+    """What starts a runtime's process, from any folder; RuntimeError where it cannot be there.
 
     pythons        runtime -> a Python that has it; default this one
     node_modules   the folder with onnxruntime-web; None: it is looked for
     """
     script = RUNTIMES[name]
     if script is not None:
-        return [pythons.get(script, sys.executable), str(HERE / "runtime_process.py"), script]
+        python = shutil.which(pythons.get(script, sys.executable))
+        if python is None:
+            raise RuntimeError(f"there is no Python {pythons[script]!r}")
+        return [os.path.abspath(python), str(HERE / "runtime_process.py"), script]
     node, folder = shutil.which("node"), node_modules or find_node_modules()
     if node is None:
         raise RuntimeError("there is no node")
     if folder is None:
         raise RuntimeError("there is no node_modules/onnxruntime-web here or above")
-    return [node, str(HERE / "runtime_process.mjs"), str(folder)]
+    return [node, str(HERE / "runtime_process.mjs"), os.path.abspath(folder)]
 
 
 def find_node_modules() -> Path | None:
@@ -408,7 +412,9 @@ def layer_rows(only: str, runtimes: Mapping[str, Runtime], variants: Sequence[Va
 
 def main(arguments: argparse.Namespace) -> None:
     logging.disable(logging.WARNING)
-    pythons = dict(pair.split("=", 1) for pair in arguments.python)
+    pythons = dict(pair.partition("=")[::2] for pair in arguments.python)
+    if unknown := pythons.keys() - {script for script in RUNTIMES.values() if script}:
+        raise SystemExit(f"--python: there is no runtime {', '.join(sorted(unknown))}; see --help")
     with ExitStack() as stack:
         runtimes, absent = start_runtimes(list(RUNTIMES), pythons, arguments.node_modules, stack)
         rows: list[Row] = []

@@ -56,6 +56,16 @@ def test_a_runtime_that_is_not_there_says_why() -> None:
         Runtime([sys.executable, "-c", "raise SystemExit('no such library')"])
 
 
+def test_commands_hold_in_any_folder(here: Path) -> None:
+    Path("python").symlink_to(sys.executable)
+    command = runtimes.command_of("OpenVINO", {"openvino": "./python"}, None)
+    assert command[0] == str(here / "python") and command[2] == "openvino"
+    with pytest.raises(RuntimeError, match="there is no Python 'nowhere'"):
+        runtimes.command_of("OpenVINO", {"openvino": "nowhere"}, None)
+    (here / "node_modules" / "onnxruntime-web").mkdir(parents=True)
+    assert runtimes.find_node_modules() == here / "node_modules"
+
+
 @pytest.mark.parametrize(
     ("got", "result"),
     [
