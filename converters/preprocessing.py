@@ -150,13 +150,11 @@ class Preprocessing:
         made = self
         if self.mean_image is not None and self.crop is None and not self.resizes_itself:
             size = self.mean_image.shape[1:]
-            if size != (height, width) and size[0] >= height and size[1] >= width:
+            # A window that is not square is SSD's crop_h and crop_w, which go with no mean image.
+            if height == width and size != (height, width) and min(size) >= height:
                 transform = TransformationParameter()
                 transform.CopyFrom(self.transform)
-                if height == width:
-                    transform.crop_size = height
-                else:
-                    transform.crop_h, transform.crop_w = height, width
+                transform.crop_size = height
                 made = replace(self, transform=transform)
         got = made.prepared_size(shape)
         if got is not None and got != (height, width):

@@ -219,6 +219,17 @@ def test_bad_options(
     assert not Path("net.onnx").exists()
 
 
+def test_a_mean_image_larger_than_an_input_that_is_not_square(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was exported with crop_h and crop_w, which `run` then refused."""
+    Path("wide.prototxt").write_text(DEPLOY.replace("input_dim: 8 input_dim: 8", "input_dim: 6 input_dim: 8"))
+    command = ["export", "--model", "wide.prototxt", "--output", "net.onnx", "--mean", "mean.binaryproto"]
+    assert main(command) == 2
+    assert "would be prepared as 10x12 (resized to 10x12" in capsys.readouterr().err.splitlines()[-1]
+    assert not Path("net.onnx").exists()
+
+
 def test_a_net_without_images_takes_no_options(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("flat.prototxt").write_text(DEPLOY.replace("input_dim: 3", "input_dim: 2"))
     command = ["export", "--model", "flat.prototxt", "--output", "net.onnx"]
