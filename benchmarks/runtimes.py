@@ -67,7 +67,7 @@ RUNTIMES: dict[str, str | None] = {
 BATCHES = (1, 3)
 AIM = 1e-4  # of the largest value, in single precision
 SECONDS = 300  # for one model
-LONGEST = 300  # characters of what a runtime says
+LONGEST = 200  # characters of what a runtime says
 CALIBRATION = 8  # batches
 
 NO_LOOP = "it has no Loop"
@@ -192,7 +192,7 @@ class Runtime:
         self._log.seek(0)
         log = self._log.read()
         last = (log.strip().splitlines() or ["it says nothing"])[-1]
-        if found := re.search(r"Unsupported operations:\s+(\w+(?:\s+\w+)*)\n", log):  # OpenCV's new engine
+        if found := re.search(r"Unsupported operations:\s*\n((?:\t\w+\n)+)", log):  # OpenCV's new engine
             last += f": it has no {', '.join(found[1].split())}"
         status = self._process.returncode
         raise RuntimeError(last if status > 0 else f"it crashes: {signal.Signals(-status).name}")
@@ -363,7 +363,8 @@ def result_of(runtime: Runtime, model: Model) -> float | str:
 
 
 def plain(text: str) -> str:
-    """What a runtime says, for a cell of a table: without its own machine's paths and addresses."""
+    """What a runtime says, in short: the last of errors within errors, without its machine's places."""
+    text = text[max(text.rfind("error: (-"), 0) :]
     text = re.sub(r"(?:[A-Za-z]:)?[\w.~-]*[/\\][\w./\\~-]*[/\\]", "", printable(text))
     text = re.sub(r"0x[0-9a-f]{6,}", "0x..", text).replace("|", "/").replace("`", "'")
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
@@ -523,19 +524,19 @@ def _is_off(row: Row, value: float) -> bool:
 
 
 def _notes(rows: Sequence[Row], runtime: str) -> list[str]:
-    """A line for each net that a runtime refuses, or computes otherwise, with the reason."""
-    seen: dict[str, list[str]] = {}
+    """A line for each reason why a runtime refuses nets, or computes otherwise."""
+    known = KNOWN.get(runtime, {})
+    seen: dict[str, dict[str, str]] = {}
     for row in rows:
         named = row.named[runtime] if runtime in row.named else {row.net: row.cells[runtime]}
         for net, what in named.items():
-            if not isinstance(what, str) and not _is_off(row, what):
-                continue
-            known = KNOWN.get(runtime, {})
-            reason = known.get(net) or known.get(row.variant) or "not yet looked into"
-            who = row.variant if net not in known and row.variant in known else net
-            text = f"it says: `{what}`" if isinstance(what, str) else f"differs by {what:.1e}"
-            seen.setdefault(f"{who}: {reason}", []).append(text)
-    return [f"- {key} ({texts[0]})" for key, texts in seen.items()]
+            if isinstance(what, str) or _is_off(row, what):
+                who = row.variant if net not in known and row.variant in known else net
+                text = f"it says `{what}`" if isinstance(what, str) else f"differs by {what:.1e}"
+                seen.setdefault(known.get(who, "not yet looked into"), {}).setdefault(who, text)
+    return [
+        f"- {'; '.join(names)}: {reason} ({next(iter(names.values()))})" for reason, names in seen.items()
+    ]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -104,15 +104,15 @@ def test_the_page_says_what_is_refused_and_why() -> None:
     assert "| LeNet | fp16 | 1.0e-03 | refused |" in page
     assert "| LeNet | --fold | 2.0e-03, differs | 1.0e-07 |" in page
     assert "| 2 single layers | opset 17 | 1.0e-07, 1 refused | 1.0e-06, 1 refused, 1 differ |" in page
-    assert "- LSTM: it has no Loop (it says: `no Loop: it says`)" in page
+    assert "- LSTM: it has no Loop (it says `no Loop: it says`)" in page
     assert "- fp16: it has no half precision" in page
     assert "- LeNet: not yet looked into (differs by 2.0e-03)" in page
     assert "- OpenVINO was not there: No module named openvino" in page
 
 
 def test_what_a_runtime_says_names_no_place_of_its_machine() -> None:
-    says = "error: /io/opencv/modules/dnn/src/net.cpp:449: | C:\\build\\x\\a.cpp at 0x7f3a2b1c0"
-    assert runtimes.plain(says) == "error: net.cpp:449: / a.cpp at 0x.."
+    says = "error: OpenCV: error: (-2:x) /io/opencv/src/net.cpp:449: | C:\\build\\x\\a.cpp at 0x7f3a2b1c0"
+    assert runtimes.plain(says) == "error: (-2:x) net.cpp:449: / a.cpp at 0x.."
     assert len(runtimes.plain("x" * 1000)) < 400
 
 
