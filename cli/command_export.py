@@ -160,7 +160,9 @@ def run(args: argparse.Namespace) -> None:
     if result.preprocessing is not None:
         print(f"images: {result.preprocessing.steps()}")
     elif _takes_images(result.model):
-        print("images: nothing says how they are prepared; --transform, --mean, --resize and --channels say it")
+        print(
+            "images: nothing says how they are prepared; --transform, --mean, --resize and --channels say it"
+        )
     if result.moved is not None:
         print(
             "the model resizes random images as OpenCV does, but for one grey level in "

@@ -347,7 +347,9 @@ def chosen_preprocessing(
     if prepared is None:
         prepared = make_preprocessing(TransformationParameter(), num_channels=1 if shape[1] == 1 else 3)
         channels = prepared.channels
-        logger.warning("%s: %s. The pixels go in as they are, 0..255, %s", os.fspath(model), UNKNOWN, channels)
+        logger.warning(
+            "%s: %s. The pixels go in as they are, 0..255, %s", os.fspath(model), UNKNOWN, channels
+        )
     return prepared
 
 

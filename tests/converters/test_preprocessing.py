@@ -181,7 +181,9 @@ def test_export_says_how_images_are_prepared(project: Path, capsys: pytest.Captu
     assert lines[2].startswith("images: resized to 10x12, BGR 0..255, minus a mean image (about ")
     assert lines[2].endswith("), cropped to 8x8 from the centre, times 0.5")
     assert main([*export, "deploy.prototxt"]) == 0
-    unknown = "images: nothing says how they are prepared; --transform, --mean, --resize and --channels say it"
+    unknown = (
+        "images: nothing says how they are prepared; --transform, --mean, --resize and --channels say it"
+    )
     assert unknown in capsys.readouterr().out.splitlines()
     Path("values.prototxt").write_text(DEPLOY.replace("input_dim: 3", "input_dim: 7"))
     assert main([*export, "values.prototxt"]) == 0
