@@ -28,6 +28,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import onnx
+
 from imae.cli.description_options import add_description_options, chosen_description, write_chosen_card
 from imae.cli.options import add_net_options, chosen_net
 from imae.cli.page_options import add_page_options, check_page_options, write_chosen_page
@@ -155,8 +157,12 @@ def run(args: argparse.Namespace) -> None:
         layers = ", ".join(result.from_fillers) if args.weights else f"all {len(result.from_fillers)} layers"
         why = f"{args.weights} lacks them" if args.weights else "no --weights were given"
         print(f"NO TRAINED WEIGHTS: {why}, so {printable(layers)} have the values of their fillers")
-    if embedding is not None and result.preprocessing is not None:
+    if result.preprocessing is not None:
         print(f"images: {result.preprocessing.steps()}")
+    elif _takes_images(result.model):
+        print(
+            "images: nothing says how they are prepared; --transform, --mean, --resize and --channels say it"
+        )
     if result.moved is not None:
         print(
             "the model resizes random images as OpenCV does, but for one grey level in "
@@ -177,6 +183,12 @@ def run(args: argparse.Namespace) -> None:
         print(f"NOTHING WAS COMPARED of output {printable(name)}, {sizes}: {why}")
     write_chosen_card(args, result)
     write_chosen_page(args, result)
+
+
+def _takes_images(model: onnx.ModelProto) -> bool:
+    """Whether an input can be an image, (N, 1, H, W) or (N, 3, H, W)."""
+    shapes = (value.type.tensor_type.shape.dim for value in model.graph.input)
+    return any(len(shape) == 4 and shape[1].dim_value in (1, 3) for shape in shapes)
 
 
 def _run_torch(args: argparse.Namespace, to: Target) -> None:

@@ -33,6 +33,7 @@ from imae.converters.preprocessing import (
     Preprocessing,
     PreprocessingOptions,
     from_metadata,
+    make_preprocessing,
 )
 from imae.converters.resize import resize_bilinear
 from imae.converters.size_steps import size_advice
@@ -344,8 +345,11 @@ def chosen_preprocessing(
     """How images are prepared, by the options and the model; a warning where neither says it."""
     prepared = options.apply(model_preprocessing(session, model), shape)
     if prepared is None:
-        logger.warning("%s: %s. The pixels go in as they are, 0..255, BGR", os.fspath(model), UNKNOWN)
-        prepared = Preprocessing(TransformationParameter())
+        prepared = make_preprocessing(TransformationParameter(), num_channels=1 if shape[1] == 1 else 3)
+        channels = prepared.channels
+        logger.warning(
+            "%s: %s. The pixels go in as they are, 0..255, %s", os.fspath(model), UNKNOWN, channels
+        )
     return prepared
 
 

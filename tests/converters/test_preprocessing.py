@@ -173,6 +173,23 @@ def test_a_model_that_does_not_say_it(project: Path, capsys: pytest.CaptureFixtu
     assert "does not say" not in capsys.readouterr().err
 
 
+def test_export_says_how_images_are_prepared(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only `imae run` said it: what to give to blobFromImage, or that nothing is known, was not shown."""
+    export = ["export", "--output", "net.onnx", "--model"]
+    assert main([*export, "net.prototxt"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("images: resized to 10x12, BGR 0..255, minus a mean image (about ")
+    assert lines[2].endswith("), cropped to 8x8 from the centre, times 0.5")
+    assert main([*export, "deploy.prototxt"]) == 0
+    unknown = (
+        "images: nothing says how they are prepared; --transform, --mean, --resize and --channels say it"
+    )
+    assert unknown in capsys.readouterr().out.splitlines()
+    Path("values.prototxt").write_text(DEPLOY.replace("input_dim: 3", "input_dim: 7"))
+    assert main([*export, "values.prototxt"]) == 0
+    assert "images:" not in capsys.readouterr().out
+
+
 def test_the_size_before_the_crop() -> None:
     """first_use M2: a photo was cropped without a word; it is resized, to the input if need be."""
     crop = make_preprocessing(read_transform("crop_size: 28", "x"))

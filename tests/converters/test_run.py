@@ -110,6 +110,14 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 # -- what is printed of classes ------------------------------------------------------------------------------
 
 
+def test_a_model_of_one_channel_gets_gray_images(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nothing says how images are prepared they were gray, and called BGR."""
+    save_model("net.onnx", MEANS, [1, 1, 6, 8], {"y": [1, 1]}, metadata={})
+    assert output_of(capsys, "net.onnx", "img/red/0.png")[0] == (
+        "images: resized to 6x8 (the input's size), GRAY 0..255"
+    )
+
+
 def test_an_image_gets_its_best_classes_with_names_and_scores(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
