@@ -51,7 +51,7 @@ COMMANDS = {
     "convert-folder": "a folder (or .tar archive) of class folders with pictures to an LMDB",
     "convert-digits": "the UCI handwritten digits, which come with this package, to LMDBs",
     "convert-mars": "the images of the MARS benchmark to an LMDB, labelled by person",
-    "corrupt-labels": "an LMDB with wrong labels: symmetric, asymmetric, pair-flip, or from a file",
+    "corrupt-labels": "an LMDB with wrong labels: symmetric, by a matrix, by the image, from a file ...",
     "split-lmdb": "part of an LMDB: a random share or the first of each class; the rest into another",
     "compute-image-mean": "the mean image of an LMDB or LevelDB, for transform_param's mean_file",
     "extract-features": "blobs of a net, for each record of its data layer, to LMDBs",
