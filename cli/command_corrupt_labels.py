@@ -34,8 +34,8 @@ The kinds of noise, with rate R and C classes:
   asymmetric-cifar100  CIFAR-100's classes: in each of the 20 superclasses two classes are drawn, which
                        exchange the share R of their images; 0.4 R of the labels are wrong
   instance             depends on the pixels: each image has a rate of its own, normal(R, 0.1), and its own
-                       likely wrong classes (Xia et al. 2020, arXiv 2006.07836, algorithm 2); about R of the
-                       labels are wrong
+                       likely wrong classes (Xia et al. 2020, arXiv 2006.07836); about R of the labels are
+                       wrong
   matrix               --matrix FILE (.csv, .txt, .npy), C x C: row c has the probability of each noisy label
                        of an image of class c, and sums to 1
   file                 --labels FILE: given labels, such as those of people

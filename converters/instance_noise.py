@@ -6,9 +6,9 @@
     x        (D,)                                            the pixels
 
 This is how Xia et al. make instance-dependent noise for their experiments (Part-dependent Label Noise,
-NeurIPS 2020, arXiv 2006.07836, algorithm 2). They subtract the mean of each channel from the pixels and divide by its
-standard deviation; both are those of the LMDB here. Because of the cut-off the mean of q is not quite the
-rate: 0.129 for 0.1, 0.206 for 0.2, 0.4 for 0.4.
+NeurIPS 2020, arXiv 2006.07836). Images are standardised before: the mean of each channel is subtracted, and
+the values are divided by its standard deviation; both are those of the LMDB here. Because of the cut-off the
+mean of q is not quite the rate: 0.129 for 0.1, 0.206 for 0.2, 0.400 for 0.4.
 
 Differs: all random numbers are drawn whatever the rate is, and q and the labels are drawn through inverse
 distribution functions. So a label that is wrong at a low rate is wrong, in the same way, at a higher one.
