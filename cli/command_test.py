@@ -33,7 +33,7 @@ from imae.cli.device_options import (
     requested_gpu,
 )
 from imae.cli.options import add_net_options, chosen_net
-from imae.converters.noisy_accuracy import NetOnNoisyLabels
+from imae.converters.net_on_noisy_labels import NetOnNoisyLabels
 from imae.files.atomic import write_atomically
 from imae.files.caffe_log import log_line
 from imae.files.errors import ImaeError

@@ -11,18 +11,15 @@ labels are those of the .npz that `imae corrupt-labels` writes beside the LMDB; 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from imae.converters.label_file import Labels, read_labels
+from imae.converters.predict import Prediction
 from imae.files.errors import DataError, printable
-from imae.layers.data.data import Data
-from imae.net.net import Net
-from imae.net.step import Step
 
 GROUPS = ("all", "intact", "corrupted")
 
@@ -123,51 +120,17 @@ class NoisyAccuracy:
         return {"clean_labels": self.labels.path, "records_of_file": len(self.labels), **shares}
 
 
-class NetOnNoisyLabels:
-    """Collects the predictions of a net that reads an LMDB with label noise, batch by batch.
-
-    keep      the blobs that `add` needs
-    batches   how many batches have all records
-    """
-
-    def __init__(self, net: Net, path: str) -> None:
-        self.accuracy = NoisyAccuracy(TrueLabels(path))
-        layers = [step.layer for step in net.steps if isinstance(step.layer, Data)]
-        if len(layers) != 1:
+def noted(predictions: Iterable[Prediction], accuracy: NoisyAccuracy, source: str) -> Iterator[Prediction]:
+    """The predictions of the records of an LMDB, while their classes are noted."""
+    for prediction in predictions:
+        values = prediction.values
+        if values.ndim != 1 or len(values) < 2:
             raise DataError(
-                f"--clean-labels needs a net with one Data layer, which reads the LMDB of '{path}'; this net "
-                f"has {len(layers)} (see --stage and --phase)"
+                f"--clean-labels is for models with one class a record; this one has values of the shape "
+                f"{values.shape}"
             )
-        measured = accuracy_layer(net.steps)
-        if measured is None:
-            raise DataError(
-                "--clean-labels needs an Accuracy layer, which says where the scores are; add one, or choose "
-                "the stage that has one (--stage)"
-            )
-        (self.layer,) = layers
-        self.rows: deque[Labels] = deque()
-        self.layer.noted_rows = self.rows
-        self.scores, self.label = measured.bottoms[:2]
-        self.keep = (self.scores, self.label)
-        self.batches = -(-len(self.layer.source) // self.layer.batch_size)
-
-    def add(self, blobs: Mapping[str, Tensor]) -> None:
-        """Note the predictions of a batch."""
-        scores, given = blobs[self.scores], blobs[self.label]
-        if scores.dim() < 2 or scores.numel() != scores.shape[0] * scores.shape[1]:
-            raise DataError(
-                f"--clean-labels is for nets with one class a record, (N, C) scores; {self.scores} has the "
-                f"shape {tuple(scores.shape)}"
-            )
-        rows = self.rows.popleft()
-        keys = [self.layer.source.key(row) for row in rows.tolist()]
-        labels = given.flatten().cpu().numpy().astype(np.int64)
-        places = self.accuracy.labels.find(keys, labels, self.layer.source.path)
-        self.accuracy.add(places, scores.flatten(1).argmax(1).cpu().numpy())
-
-
-def accuracy_layer(steps: Iterable[Step]) -> Step | None:
-    """The Accuracy layer of a net: of several the first that counts the best class alone."""
-    found = [step for step in steps if step.layer.type == "Accuracy"]
-    best = [step for step in found if step.layer.param.accuracy_param.top_k == 1]
-    return next(iter((*best, *found)), None)
+        rows = accuracy.labels.find(
+            [os.fsencode(prediction.source.path)], np.array([prediction.source.label], np.int64), source
+        )
+        accuracy.add(rows, np.array([values.argmax()], np.int64))
+        yield prediction

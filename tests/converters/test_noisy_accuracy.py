@@ -146,3 +146,16 @@ layer { name: "accuracy" type: "Accuracy" bottom: "tall" bottom: "labels" top: "
     assert main([*arguments, "--json", "r.json"]) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
     assert sorted(path.name for path in Path().iterdir()) == before
+
+
+def test_an_onnx_model(capsys: pytest.CaptureFixture[str]) -> None:
+    """`imae run` prints the same table."""
+    export = ["export", "--model", "net.prototxt", "--stage", "test", "--weights", "w.caffemodel"]
+    assert main([*export, "--output", "net.onnx"]) == 0
+    capsys.readouterr()
+    assert main(["run", "net.onnx", "--lmdb", "noisy", "--clean-labels", FILE]) == 0
+    assert capsys.readouterr().out.endswith(TABLE)
+    assert main(["run", "net.onnx", "--lmdb", "clean", "--clean-labels", FILE]) == 2
+    assert "the given label of b'006' is 1, in 'clean' 0" in capsys.readouterr().err
+    assert main(["run", "net.onnx", "--images", "x.png", "--clean-labels", FILE]) == 2
+    assert "--clean-labels is for an LMDB of imae corrupt-labels" in capsys.readouterr().err
