@@ -69,6 +69,7 @@ COMMANDS = {
     "retrieve": "mAP and CMC of a model's features by the rules of the MARS benchmark",
     "quantize": "an ONNX model in fp16 or int8, calibrated on an LMDB, with its accuracy before and after",
     "demo": "label noise on handwritten digits: CCE, MAE and IMAE trained, tested, drawn, exported to ONNX",
+    "sweep": "a net with several losses, noise rates and seeds: trained, compared in one report",
     "paper": "the tables and figures of the IMAE paper: trained, measured, set beside the paper's",
 }
 
