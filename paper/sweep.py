@@ -3,7 +3,8 @@
 A sweep is a TOML file; paths in it are relative to the working directory, as in a prototxt:
 
     solver = "solver.prototxt"        # its net, rates and iterations; the seed is set for each run
-    train = "data/train_lmdb"         # the LMDB whose labels are made wrong; the net's Data layers name it
+    train = "data/train_lmdb"         # the LMDB whose labels are made wrong
+    replaces = "data/train_lmdb"      # the one that the net's Data layers name, if it is another than train
     noise = "symmetric-exclusive"     # one of the kinds of `imae corrupt-labels` that have a rate
     rates = [0, 0.4, 0.6]
     seeds = [1, 2, 3]
@@ -78,6 +79,7 @@ class Sweep:
     seeds: tuple[int, ...]
     losses: Mapping[str, str | Mapping[str, str]]
     noise_seed: int = 123
+    replaces: str = ""
 
 
 class Run(NamedTuple):
@@ -128,13 +130,14 @@ def read_sweep(path: AnyPath) -> Sweep:
         raise DataError(f"cannot read the sweep '{path}': {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"'{path}' is no sweep in TOML: {error}") from None
-    known = [*FIELDS, "noise_seed"]
+    known = [*FIELDS, "noise_seed", "replaces"]
     for field in content:
         if field not in known:
             raise DataError(
                 f"'{path}': unknown '{field}'{did_you_mean(field, known)} (known: {', '.join(known)})"
             )
-    for field, kind in FIELDS.items():
+    kinds = FIELDS | ({"replaces": str} if "replaces" in content else {})
+    for field, kind in kinds.items():
         if not isinstance(content.get(field), kind) or not content[field]:
             raise DataError(f"'{path}': '{field}' must be given as a {kind.__name__} that is not empty")
     sweep = Sweep(**{**content, "rates": tuple(content["rates"]), "seeds": tuple(content["seeds"])})
@@ -199,16 +202,17 @@ def prepared_net(sweep: Sweep, run: Run, lmdb: Path) -> tuple[NetParameter, list
     net = read_net_text(path)
     if isinstance(loss, str):
         _replace_loss(net, stages, parse_text(loss, LayerParameter, f"the loss {run.loss}"), path)
+    replaced = sweep.replaces or sweep.train
     named = [
         layer
         for layer in net.layer
-        if layer.type == "Data" and Path(layer.data_param.source) == Path(sweep.train)
+        if layer.type == "Data" and Path(layer.data_param.source) == Path(replaced)
     ]
     if not named:
         sources = [layer.data_param.source for layer in net.layer if layer.type == "Data"]
         raise DataError(
-            f"'{path}': no Data layer reads '{sweep.train}', the sweep's train; there is "
-            f"{', '.join(sources) or 'none'}"
+            f"'{path}': no Data layer reads '{replaced}', which the sweep replaces (fields train, "
+            f"replaces); there is {', '.join(sources) or 'none'}"
         )
     for layer in named:
         layer.data_param.source = str(lmdb)

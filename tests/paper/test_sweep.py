@@ -141,6 +141,13 @@ def test_the_nets_and_solvers_of_the_runs() -> None:
     assert nets["own"].layer[2].name == "another"
 
 
+def test_the_nets_data_layers_may_name_another_lmdb() -> None:
+    Path("s.toml").write_text(f'replaces = "data/digits_test_lmdb"\n{SWEEP}')
+    read = read_sweep("s.toml")
+    net, _ = prepared_net(read, Run("CCE", 0, 1), Path("noisy"))
+    assert [layer.data_param.source for layer in net.layer[:2]] == ["data/digits_train_lmdb", "noisy"]
+
+
 def test_the_files_of_a_run(started: list[str]) -> None:
     Path("s.toml").write_text(SWEEP.replace("[1, 2]", "[3]").replace("[0, 0.5]", "[0.5]"))
     assert main(["sweep", "s.toml", "--threads", "1"]) == 0
@@ -224,6 +231,7 @@ def test_a_sweep_that_has_changed_is_refused(started: list[str], capfd: pytest.C
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
+        ("train = ", "replaces = 3\ntrain = ", "'s.toml': 'replaces' must be given as a str"),
         ("rates", "rate", "'s.toml': unknown 'rate'; did you mean rates?"),
         ("seeds = [1, 2]", "", "'s.toml': 'seeds' must be given as a list that is not empty"),
         ("[0, 0.5]", "[]", "'rates' must be given as a list that is not empty"),
@@ -239,7 +247,7 @@ def test_a_sweep_that_has_changed_is_refused(started: list[str], capfd: pytest.C
         (
             "digits_train_lmdb",
             "other_lmdb",
-            "no Data layer reads 'data/other_lmdb', the sweep's",
+            "no Data layer reads 'data/other_lmdb', which the",
         ),
         ('"SoftmaxWithLoss"', '"Softmax"', 'the loss loss: type "Softmax" is no loss'),
         ('"SoftmaxWithLoss"', '"NoLoss"', "Unknown layer type: NoLoss"),
