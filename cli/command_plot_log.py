@@ -12,6 +12,7 @@ The chart is given by a number, as for Caffe's plot_training_log.py, or by a nam
     loss, lr, test_loss, train, test, train:NAME, test:NAME
                             numbers of that kind; of the net's outputs all, or one
 
+Each log has a colour; outputs with "accuracy" and with "loss" in their names have axes of their own.
 Odd numbers, and --seconds, plot over the seconds since the training began, the others over the iterations.
 The ending of the output's name gives its format.
 
@@ -28,7 +29,10 @@ from imae.train.plot_log import plot_logs
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     parser.add_argument(
-        "chart", metavar="WHAT", help="0 to 7 as in Caffe, or loss, lr, test_loss, train[:NAME], test[:NAME]"
+        "chart",
+        metavar="WHAT",
+        help="as in Caffe 0 (test accuracy), 2 (test loss), 4 (learning rate), 6 (train loss), over "
+        "iterations; 1, 3, 5, 7: the same over seconds; or loss, lr, test_loss, train[:NAME], test[:NAME]",
     )
     parser.add_argument("output", metavar="OUTPUT", help="the figure to write: .png, .svg, .pdf ...")
     parser.add_argument("logs", metavar="LOG", nargs="+", help="logs, Caffe's or ours")

@@ -35,6 +35,7 @@ from pathlib import Path
 
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
 from imae.converters.labels import by_number, read_labels
+from imae.converters.noisy_accuracy import NoisyAccuracy, TrueLabels, noted
 from imae.converters.predict import Prediction, open_model
 from imae.converters.run_report import ReportOptions, RunReport
 from imae.converters.run_sources import find_images
@@ -53,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--images", nargs="+", default=[], metavar="IMAGE", help="the same")
     parser.add_argument("--lmdb", help="LMDB of Datums; their labels give the accuracy")
+    parser.add_argument(
+        "--clean-labels",
+        metavar="FILE",
+        help="of an LMDB with label noise: the .npz that imae corrupt-labels wrote beside it; print the "
+        "accuracy on intact and on corrupted records, against given and true labels",
+    )
     parser.add_argument(
         "--root-folder", metavar="FOLDER", help="where a list's paths begin (the folder of the list)"
     )
@@ -105,6 +112,7 @@ def run(args: argparse.Namespace) -> None:
         lmdb, sources = sources[0], []
     _check(args, sources, lmdb)
     names = None if args.labels is None else by_number(read_labels(args.labels))
+    noisy = NoisyAccuracy(TrueLabels(args.clean_labels)) if args.clean_labels else None
     with _ended_by_ctrl_c():
         model = open_model(
             args.model,
@@ -131,6 +139,8 @@ def run(args: argparse.Namespace) -> None:
     )
     if lmdb is not None:
         predictions = model.predict_lmdb(lmdb)
+        if noisy is not None:
+            predictions = noted(predictions, noisy, lmdb)
     else:
         found = find_images(
             sources,
@@ -146,6 +156,8 @@ def run(args: argparse.Namespace) -> None:
     out = sys.stderr if "-" in (args.json, args.csv, args.confusion_csv) else sys.stdout
     for line in report.lines(_stoppable(predictions)):
         print(line, file=out)
+    if noisy is not None:
+        print(*noisy.lines(), sep="\n", file=out)
     for path, make in (
         (args.json, report.json),
         (args.csv, report.csv),
@@ -161,6 +173,8 @@ def _check(args: argparse.Namespace, sources: Sequence[str], lmdb: str | None) -
     """DataError for options that contradict each other, FileError for files in folders that are not there."""
     if (lmdb is None) == (not sources):
         raise DataError("run: give images (files, folders, lists), or one LMDB")
+    if lmdb is None and args.clean_labels is not None:
+        raise DataError("--clean-labels is for an LMDB of imae corrupt-labels; give --lmdb")
     if args.top < 1:
         raise DataError(f"--top must be at least 1, got {args.top}")
     if not 0 <= args.threshold <= 1:

@@ -5,13 +5,23 @@
 The rows of a DetectionEvaluate layer (SSD's) have no mean; their mean average precision is logged, as by a
 solver that has eval_type: "detection".
 
+    imae test --model train_val.prototxt --stage train --weights w.caffemodel \\
+        --clean-labels train_noisy40_lmdb.clean_labels.npz
+
+With --clean-labels, of a net whose Data layer reads an LMDB of `imae corrupt-labels`, the accuracy is also
+printed for the intact and for the corrupted records, against the given and against the true labels.
+
 Caffe: tools/caffe.cpp, test().
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import re
+import sys
+from typing import Any
 
 from imae.cli.device_options import (
     add_data_cache_option,
@@ -23,6 +33,8 @@ from imae.cli.device_options import (
     requested_gpu,
 )
 from imae.cli.options import add_net_options, chosen_net
+from imae.converters.net_on_noisy_labels import NetOnNoisyLabels
+from imae.files.atomic import write_atomically
 from imae.files.caffe_log import log_line
 from imae.files.errors import ImaeError
 from imae.files.file_kinds import FileKind, mistaken_file
@@ -33,6 +45,8 @@ from imae.net.score import score
 from imae.net.weights import load_to_use
 from imae.prototxt.dialects import read_solver_dialect
 from imae.train.detection_evaluation import AP_VERSIONS, DetectionEvaluation, log_precisions
+
+BATCHES = 50  # that are run if nothing is said, as by Caffe
 
 DEVICE_LOG = DeviceLog(
     cpu=("caffe.cpp:275", "Use CPU."),
@@ -49,7 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", metavar="NET", help="the same")
     parser.add_argument("--weights", metavar="W", help="its .caffemodel")
     parser.add_argument("--solver", help="refused, as a test needs a net; the error says which")
-    parser.add_argument("--iterations", type=int, default=50, metavar="N", help="batches to run (50)")
+    parser.add_argument(
+        "--iterations",
+        type=int,
+        metavar="N",
+        help="batches to run (50; with --clean-labels as many as have all records)",
+    )
     add_gpu_option(parser)
     add_net_options(parser, "TEST")
     add_double_option(parser)
@@ -62,6 +81,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"average precision of detections: as the solver's field ap_version ({AP_VERSIONS[-1]})",
     )
     parser.add_argument("--per-class", action="store_true", help="log the average precision of each class")
+    parser.add_argument(
+        "--clean-labels",
+        metavar="FILE",
+        help="the .npz that imae corrupt-labels wrote beside the LMDB that the net reads: print the accuracy "
+        "on intact and on corrupted records, against given and true labels",
+    )
+    parser.add_argument(
+        "--json", metavar="FILE", help="write the means, and that table, as JSON; - for the standard output"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -75,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
         raise ImaeError("Need a model definition to score: --model NET")
     if not args.weights:
         raise ImaeError("Need model weights to score: --weights W")
-    if args.iterations < 1:
+    if args.iterations is not None and args.iterations < 1:
         raise ImaeError(f"--iterations must be at least 1, got {args.iterations}")
     set_threads(args.threads)
     device = choose_device(requested_gpu(args.gpu), DEVICE_LOG)
@@ -84,8 +112,39 @@ def run(args: argparse.Namespace) -> None:
     load_to_use(net, args.weights, args.dialect)
     rows = [top for step in net.steps if step.layer.type == "DetectionEvaluate" for top in step.tops]
     detections = DetectionEvaluation()
-    score(net, device, args.iterations, detections, [top for top in rows if top in net.outputs])
+    noisy = NetOnNoisyLabels(net, args.clean_labels) if args.clean_labels else None
+    iterations = args.iterations or (BATCHES if noisy is None else noisy.batches)
+    means = score(
+        net,
+        device,
+        iterations,
+        detections,
+        [top for top in rows if top in net.outputs],
+        keep=() if noisy is None else noisy.keep,
+        on_batch=None if noisy is None else noisy.add,
+    )
     log_precisions(_log_precision, detections, args.ap_version, args.per_class)
+    if noisy is not None:
+        for line in noisy.accuracy.lines():
+            # What programs read on the standard output has nothing beside it.
+            print(line, file=sys.stderr if args.json == "-" else sys.stdout)
+    if args.json:
+        outputs = {name: _finite(values.tolist()) for name, values in means.items()}
+        result = {"iterations": iterations, "outputs": outputs}
+        if noisy is not None:
+            result |= noisy.accuracy.json()
+        text = json.dumps(result, indent=1) + "\n"
+        if args.json == "-":
+            print(text, end="")
+        else:
+            write_atomically(args.json, text.encode())
+
+
+def _finite(values: Any) -> Any:
+    """Nested lists of numbers with None, JSON's null, for those that JSON lacks."""
+    if isinstance(values, list):
+        return list(map(_finite, values))
+    return values if math.isfinite(values) else None
 
 
 def _log_precision(place: str, message: str) -> None:

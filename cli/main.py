@@ -51,7 +51,7 @@ COMMANDS = {
     "convert-folder": "a folder (or .tar archive) of class folders with pictures to an LMDB",
     "convert-digits": "the UCI handwritten digits, which come with this package, to LMDBs",
     "convert-mars": "the images of the MARS benchmark to an LMDB, labelled by person",
-    "corrupt-labels": "an LMDB with wrong labels: symmetric, asymmetric, pair-flip, or from a file",
+    "corrupt-labels": "an LMDB with wrong labels: symmetric, by a matrix, by the image, from a file ...",
     "split-lmdb": "part of an LMDB: a random share or the first of each class; the rest into another",
     "compute-image-mean": "the mean image of an LMDB or LevelDB, for transform_param's mean_file",
     "extract-features": "blobs of a net, for each record of its data layer, to LMDBs",
@@ -61,6 +61,7 @@ COMMANDS = {
     "draw-net": "draw a net with Graphviz",
     "parse-log": "the numbers of a training log as CSV files",
     "plot-log": "curves of training logs in one picture",
+    "compare": "trainings beside each other, by their logs: best and last, mean over seeds, curves",
     "compare-logs": "two training logs side by side: where they part, and by how much",
     "export": "write a net and its weights as an ONNX model, checked in ONNX Runtime; or for PyTorch",
     "to-caffe": "weights that were trained in PyTorch, written as a .caffemodel, checked against them",
@@ -68,6 +69,7 @@ COMMANDS = {
     "retrieve": "mAP and CMC of a model's features by the rules of the MARS benchmark",
     "quantize": "an ONNX model in fp16 or int8, calibrated on an LMDB, with its accuracy before and after",
     "demo": "label noise on handwritten digits: CCE, MAE and IMAE trained, tested, drawn, exported to ONNX",
+    "sweep": "a net with several losses, noise rates and seeds: trained, compared in one report",
     "paper": "the tables and figures of the IMAE paper: trained, measured, set beside the paper's",
 }
 

@@ -1,4 +1,4 @@
-"""A copy of an LMDB with part of its labels made wrong on purpose, by one of NOISES or from a file.
+"""A copy of an LMDB with part of its labels made wrong on purpose, by one of KINDS.
 
 Images, keys and order stay the same. NAME.clean_labels.npz beside the new LMDB holds the keys, the clean and
 the noisy labels, so that the noisy and the clean part of the training set can be told apart later.
@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from imae.converters.instance_noise import instance_dependent, standardised_pixels
 from imae.converters.label_file import (
     Labels,
     check_range,
     clean_labels_file,
     clean_labels_path,
     read_labels,
+    read_matrix,
 )
 from imae.converters.lmdb_writer import Record, write_lmdb
 from imae.files.errors import DataError
@@ -91,6 +94,10 @@ NOISES: dict[str, Callable[[Labels, int, float, Random], Labels]] = {
     "pair-flip": pair_flip,
 }
 CLASSES = {"asymmetric-cifar10": 10, "asymmetric-cifar100": 100}
+INSTANCE, MATRIX, FILE = "instance", "matrix", "file"
+KINDS = (*NOISES, INSTANCE, MATRIX, FILE)
+# A row of a transition matrix may be as far from the sum 1.
+ROW_ERROR = 1e-6
 
 
 def corrupt_labels(
@@ -103,40 +110,46 @@ def corrupt_labels(
     classes: int | None = None,
     labels: str | None = None,
     order: str | None = None,
+    matrix: str | None = None,
 ) -> None:
     """Write the records of the LMDB `source` with other labels into `output`; log a summary.
 
-    noise     one of NOISES, with `rate` and `seed` (DEFAULT_SEED if it is None), or "file", with `labels`
-    classes   how many; None: as many as the noise is for, or the largest label + 1
+    noise     one of KINDS: "matrix" with `matrix`, "file" with `labels`, all others with `rate`
+    seed      of the random numbers; None: DEFAULT_SEED
+    classes   how many; None: as many as the matrix has rows, or the largest label + 1
     labels    for "file": a label file
     order     for "file": a label file that says which of the labels each record has
+    matrix    for "matrix": a file with the transition matrix, see `read_matrix`
 
-    DataError for arguments that do not go with the noise, and for labels that are not those of the classes.
+    DataError for arguments that do not go with the noise, for labels that are not those of the classes, and
+    for classes that the noise is not for.
     """
-    if noise not in NOISES and noise != "file":
-        raise DataError(
-            f"unknown noise '{noise}'{did_you_mean(noise, NOISES)} (known: {', '.join(NOISES)}, file)"
-        )
-    from_file = noise == "file"
-    if from_file and (not labels or rate is not None or seed is not None):
-        raise DataError("--noise file takes --labels FILE, and no --rate and no --seed")
-    if not from_file and (rate is None or labels or order):
-        raise DataError(f"--noise {noise} takes --rate R, and no --labels and no --order")
+    _check_arguments(noise, rate, seed, labels, order, matrix)
+    transitions = read_transitions(matrix) if matrix else None
     with open_lmdb(source) as lmdb:
         keys = lmdb.keys()
         clean = np.array([lmdb.datum(i).label for i in range(len(lmdb))])
         noisy = labels_from_file(keys, labels, order) if labels else clean
-        if classes is None:
-            classes = CLASSES.get(noise, int(max(clean.max(), noisy.max())) + 1)
-        check_range(clean, classes, f"the labels of lmdb '{source}'")
+        classes = _number_of_classes(classes, noise, os.fspath(source), clean, transitions)
+        check_range(clean, classes, f"the labels of lmdb '{os.fspath(source)}'")
         origin: dict[str, Any]
-        if rate is None:
-            check_range(noisy, classes, f"the labels of '{labels}'")
+        if labels:
+            check_range(noisy, classes, f"the labels of '{labels}', of {classes} classes (see --classes)")
             origin = {"labels": labels, "order": order}
         else:
             seed = DEFAULT_SEED if seed is None else seed
-            noisy = corrupt(clean, noise, rate, seed, classes)
-            origin = {"rate": rate, "seed": seed}
+            if transitions is not None:
+                noisy = by_matrix(clean, transitions, _random(seed))
+                origin = {"matrix": matrix, "transitions": transitions.tolist(), "seed": seed}
+            else:
+                assert rate is not None
+                origin = {"rate": rate, "seed": seed}
+                _check_numbers(noise, rate, seed, classes)
+                if noise == INSTANCE:
+                    pixels = standardised_pixels(lmdb)
+                    noisy = instance_dependent(clean, classes, rate, Random(seed), pixels)
+                else:
+                    noisy = NOISES[noise](clean, classes, rate, Random(seed))
         settings = {"input": os.fspath(source), "noise": noise, "classes": classes, **origin}
         with clean_labels_file(output, keys, clean, noisy, settings):
             write_lmdb(output, relabelled(lmdb, noisy), len(keys))
@@ -145,19 +158,105 @@ def corrupt_labels(
     logger.info("The clean labels are in %s", clean_labels_path(output))
 
 
+def _check_arguments(
+    noise: str,
+    rate: float | None,
+    seed: int | None,
+    labels: str | None,
+    order: str | None,
+    matrix: str | None,
+) -> None:
+    if noise not in KINDS:
+        raise DataError(f"unknown noise '{noise}'{did_you_mean(noise, KINDS)} (known: {', '.join(KINDS)})")
+    if matrix and noise != MATRIX:
+        raise DataError(f"--noise {noise} takes no --matrix; choose --noise matrix, or leave out --matrix")
+    if noise == FILE:
+        if not labels or rate is not None or seed is not None:
+            raise DataError("--noise file takes --labels FILE, and no --rate and no --seed")
+    elif noise == MATRIX:
+        if not matrix or rate is not None or labels or order:
+            raise DataError("--noise matrix takes --matrix FILE, and no --rate, no --labels and no --order")
+    elif rate is None or labels or order:
+        raise DataError(f"--noise {noise} takes --rate R, and no --labels and no --order")
+
+
+def _number_of_classes(
+    classes: int | None,
+    noise: str,
+    source: str,
+    clean: Labels,
+    transitions: NDArray[np.float64] | None,
+) -> int:
+    if transitions is not None:
+        if classes not in (None, len(transitions)):
+            raise DataError(f"the matrix is for {len(transitions)} classes, got --classes {classes}")
+        return len(transitions)
+    if classes is not None:
+        return classes
+    present = int(clean.max()) + 1
+    if CLASSES.get(noise, present) != present:
+        raise DataError(
+            f"{noise} noise is for {CLASSES[noise]} classes; lmdb '{source}' seems to have {present}, as its "
+            f"largest label is {present - 1}; choose another noise, or say --classes {CLASSES[noise]}"
+        )
+    return present
+
+
+def read_transitions(path: str) -> NDArray[np.float64]:
+    """A transition matrix (C, C): row c has the probability of each noisy label of class c."""
+    matrix = read_matrix(path)
+    if matrix.shape[0] != matrix.shape[1]:
+        raise DataError(
+            f"'{path}': a transition matrix has as many rows as columns, one for each class; got "
+            f"{matrix.shape[0]} x {matrix.shape[1]}"
+        )
+    for row, probabilities in enumerate(matrix):
+        if not ((probabilities >= 0) & (probabilities <= 1)).all():
+            raise DataError(f"'{path}': row {row} has numbers that are no probabilities, 0 to 1")
+        if abs(probabilities.sum() - 1) > ROW_ERROR:
+            raise DataError(
+                f"'{path}': row {row} (clean label {row}) sums to {probabilities.sum():.7g}, not to 1; its "
+                "numbers are the probabilities of the noisy labels 0, 1, ..."
+            )
+    return matrix
+
+
+def by_matrix(labels: Labels, transitions: NDArray[np.float64], random: Random) -> Labels:
+    """Labels drawn from the row of the transition matrix that belongs to each clean label."""
+    places = random.random_sample(len(labels))
+    noisy = labels.copy()
+    for label, probabilities in enumerate(transitions):
+        rows = labels == label
+        upto = np.cumsum(probabilities)
+        drawn = np.searchsorted(upto, places[rows] * upto[-1], side="right")
+        # Rounding may put a place beyond the last class that is possible.
+        noisy[rows] = np.minimum(drawn, np.flatnonzero(probabilities)[-1])
+    return noisy
+
+
 def corrupt(labels: Labels, noise: str, rate: float, seed: int, classes: int) -> Labels:
     """Noisy labels by one of NOISES; DataError where rate, classes or labels do not allow it."""
-    if not 0 <= rate <= 1:
-        raise DataError(f"--rate must be from 0 to 1, got {rate}")
+    _check_numbers(noise, rate, seed, classes)
+    return NOISES[noise](labels, classes, rate, Random(seed))
+
+
+def _random(seed: int) -> Random:
     if not 0 <= seed < 2**32:
         raise DataError(f"--seed must be from 0 to 4294967295, got {seed}")
+    return Random(seed)
+
+
+def _check_numbers(noise: str, rate: float, seed: int, classes: int) -> None:
+    """DataError where rate, seed or classes do not allow the noise."""
+    if not 0 <= rate <= 1:
+        raise DataError(f"--rate must be from 0 to 1, got {rate}")
+    _random(seed)
     if classes >= 2**31:
         raise DataError(f"--classes must be at most {2**31 - 1}, as a label has 32 bits; got {classes}")
     if classes < 2:
         raise DataError(f"{noise} noise needs at least 2 classes, got {classes}; see --classes")
     if CLASSES.get(noise, classes) != classes:
         raise DataError(f"{noise} noise is for {CLASSES[noise]} classes, got {classes}; leave out --classes")
-    return NOISES[noise](labels, classes, rate, Random(seed))
 
 
 def labels_from_file(keys: list[bytes], source: str, order: str | None = None) -> Labels:

@@ -23,7 +23,7 @@ Labels = NDArray[np.int64]
 
 LARGEST = 1 << 28  # bytes of an array
 HEAD = re.compile(
-    rb"\{'descr': '(?P<descr>[<>|=](?:[biuf][1248]|S\d{1,6}))', 'fortran_order': (?:True|False), "
+    rb"\{'descr': '(?P<descr>[<>|=](?:[biuf][1248]|S\d{1,6}))', 'fortran_order': (?P<fortran>True|False), "
     rb"'shape': \((?P<shape>[\d, ]{0,200})\),? *\} *\n?"
 )
 
@@ -68,19 +68,45 @@ def read_label_arrays(path: str) -> dict[str, Labels]:
         }
 
 
+def read_matrix(path: str) -> NDArray[np.float64]:
+    """A matrix of numbers from FILE.npy, or from text: a row a line, numbers between commas or spaces.
+
+    Lines that begin with # are left out. DataError for anything else.
+    """
+    with _one_line_errors(path, path, "a matrix, as FILE.npy, FILE.csv or FILE.txt", "the matrix"):
+        if path.endswith(".npy"):
+            with open_to_read(path) as file:
+                matrix = _read_array(file, file_size(file))
+            if matrix.dtype.kind not in "iuf":
+                raise ValueError(f"it holds {matrix.dtype}")
+        else:
+            lines = read_bytes(path).decode().splitlines()
+            rows = [re.split(r"[\s,;]+", line.strip(" \t,;")) for line in lines if not _is_comment(line)]
+            if len(set(map(len, rows))) > 1:
+                raise ValueError(f"its rows have {min(map(len, rows))} to {max(map(len, rows))} numbers")
+            matrix = np.array([[float(word) for word in row] for row in rows])
+    if matrix.ndim != 2 or not matrix.size:
+        raise DataError(f"'{path}' must hold a matrix, got an array with shape {matrix.shape}")
+    return matrix.astype(np.float64)
+
+
+def _is_comment(line: str) -> bool:
+    return not line.strip() or line.lstrip().startswith("#")
+
+
 @contextmanager
-def _one_line_errors(path: str, source: str, expected: str) -> Iterator[None]:
+def _one_line_errors(path: str, source: str, expected: str, what: str = "the labels") -> Iterator[None]:
     """Turn all errors of a missing, damaged or foreign label file into a DataError."""
     try:
         yield
     except OSError as error:
-        raise DataError(f"cannot read the labels '{path}': {error.strerror or error}") from error
+        raise DataError(f"cannot read {what} '{path}': {error.strerror or error}") from error
     except DataError:
         raise
     except (ValueError, OverflowError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         expected_kinds = {".npz": FileKind.ZIP, ".npy": FileKind.NUMPY}
         reason = mistaken_file(path, expected_kinds.get(path[-4:])) or f": {error}"
-        raise DataError(f"cannot read the labels '{source}': expected {expected}{reason}") from error
+        raise DataError(f"cannot read {what} '{source}': expected {expected}{reason}") from error
 
 
 def _from_archive(path: str, name: str, archive: zipfile.ZipFile) -> LabelFile:
@@ -132,7 +158,7 @@ def _read_array(file: IO[bytes], size: int) -> NDArray[Any]:
     content = file.read()
     if len(content) != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{len(content)} bytes for an array of {dtype} with shape {shape}")
-    return np.frombuffer(content, dtype).reshape(shape)
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if header["fortran"] == b"True" else "C")
 
 
 def _checked(source: str, labels: NDArray[Any]) -> Labels:

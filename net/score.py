@@ -5,7 +5,7 @@ Caffe: tools/caffe.cpp, test().
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -53,12 +53,15 @@ def score(
     iterations: int,
     evaluation: Evaluation | None = None,
     evaluated: Collection[str] = (),
+    keep: Collection[str] = (),
+    on_batch: Callable[[Mapping[str, torch.Tensor]], None] | None = None,
 ) -> dict[str, Array]:
     """Run `iterations` batches, log what `caffe test` logs, return the means of the output blobs.
 
     evaluation   collects the outputs `evaluated`, which are then neither logged nor returned
+    on_batch     is called after each batch with the blobs named in `keep`
     """
-    run_net = NetExecutor(net, device)
+    run_net = NetExecutor(net, device, keep=keep)
     log_line("caffe.cpp:281", f"Running for {iterations} iterations.")
     total = f32(0)
     sums: dict[str, Array] = {}
@@ -66,6 +69,8 @@ def score(
         loss, outputs = run_net.forward()
         net.check_labels()
         total += f32(loss.item())
+        if on_batch is not None:
+            on_batch(run_net.kept)
         if evaluation is not None:
             evaluation.add({name: outputs[name].cpu().numpy() for name in evaluated})
         outputs = {name: blob for name, blob in outputs.items() if name not in evaluated}

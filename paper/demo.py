@@ -179,7 +179,7 @@ def _mean(values: Sequence[float]) -> str:
 
 def draw(runs: Sequence[Trained], path: Path) -> None:
     """Plot the accuracies along the training: means over the seeds, in a band from lowest to highest."""
-    from imae.train.plot_log import write_picture  # here: matplotlib takes a while to load
+    from imae.train.curve_style import write_picture  # here: matplotlib takes a while to load
 
     def both(figure: Any) -> None:
         left, right = figure.subplots(1, 2)

@@ -35,7 +35,8 @@ from imae.paper.experiments import figure_8 as figure_8_runs
 from imae.paper.record import Point, Record
 from imae.paper.results import Results, gather, net_words, noise_words, seed_words
 from imae.paper.suspects import CHANGES, change_words
-from imae.train.plot_log import new_figure, write_picture
+from imae.train import curve_style
+from imae.train.curve_style import new_figure, style_axes, write_picture
 
 # Line patterns. The colours of STYLES can be told apart by colour-blind people, on light and dark background.
 DASHES = {"solid": "", "dashed": "5 2.5", "dotted": "1.2 1.8", "dash-dot": "7 2 1.5 2"}
@@ -49,8 +50,8 @@ class Style(NamedTuple):
     dash: str = "solid"
 
 
-INK = Style("#1b1f24", "#e6e9ee")  # text and axes
-FAINT = Style("#d5dae0", "#3a424d")  # the grid, and marks where the learning rate drops
+INK = Style(curve_style.INK, "#e6e9ee")  # text and axes
+FAINT = Style(curve_style.FAINT, "#3a424d")  # the grid, and marks where the learning rate drops
 STYLES = {
     "CCE": Style("#c8500a", "#ff9350", "solid"),
     "MAE": Style("#0a66b0", "#62b0f4", "dashed"),
@@ -412,16 +413,7 @@ def _draw_panel(axes: Any, panel: Panel, chart: Chart) -> None:
         )
         if line.low:
             axes.fill_between(line.x, line.low, line.high, color=line.style.light, alpha=0.18, linewidth=0)
-    axes.set_title(panel.title, fontsize=9, color=INK.light)
-    axes.set_xlabel(chart.x, fontsize=8, color=INK.light)
-    axes.set_ylabel(chart.y, fontsize=8, color=INK.light)
-    axes.tick_params(labelsize=8, color=INK.light, labelcolor=INK.light)
-    axes.margins(x=0.02)
-    axes.grid(color=FAINT.light, linewidth=0.5)
-    axes.set_axisbelow(True)
-    for name, spine in axes.spines.items():
-        spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(INK.light)
+    style_axes(axes, panel.title, chart.x, chart.y)
 
 
 # -- HTML pages: each panel is an SVG whose colours are CSS variables of the page ----------------------------

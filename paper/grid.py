@@ -6,9 +6,7 @@ A grid that was stopped continues where it stopped: finished runs are skipped, u
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,10 +17,8 @@ from imae.files.errors import DataError, ImaeError
 from imae.files.program import imae_program
 from imae.paper.data import Cifar10, make_folder
 from imae.paper.experiments import Run
+from imae.paper.processes import run_all
 from imae.paper.record import read_record
-from imae.train.signals import terminated_as_interrupted
-
-POLL_INTERVAL = 1.0  # seconds between two checks of the processes
 
 
 def train_all(
@@ -38,28 +34,15 @@ def train_all(
     for run in waiting:
         cifar10.images(run)  # here, so that no two processes make the same LMDB
     print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them with a record", flush=True)
-    running: list[tuple[Run, subprocess.Popen[bytes]]] = []
-    failed: list[str] = []
-    steps = sum(run.iterations for run in waiting)
-    with terminated_as_interrupted(), tqdm(total=steps, unit="iter", disable=None) as bar:
-        try:
-            todo = list(waiting)
-            while todo or running:
-                while todo and len(running) < jobs:
-                    running.append((todo[0], _start(todo.pop(0), cifar10, records, options)))
-                time.sleep(POLL_INTERVAL)
-                for run, process in list(running):
-                    if process.poll() is not None:
-                        running.remove((run, process))
-                        if not _report_end(run, process.returncode, cifar10.work, records):
-                            failed.append(run.name)
-                bar.update(sum(_iteration(run, cifar10.work, records) for run in waiting) - bar.n)
-        except BaseException:
-            for _, process in running:
-                process.send_signal(signal.SIGINT)
-            for _, process in running:
-                process.wait()
-            raise
+    ended = run_all(
+        waiting,
+        jobs,
+        lambda run: _start(run, cifar10, records, options),
+        lambda run, status: _report_end(run, status, cifar10.work, records),
+        lambda run: _iteration(run, cifar10.work, records),
+        sum(run.iterations for run in waiting),
+    )
+    failed = [run.name for run in ended]
     if failed:
         raise ImaeError(
             f"{len(failed)} of {len(runs)} runs have not ended: {', '.join(failed)}; their logs are in "

@@ -124,7 +124,7 @@ def page(records: Sequence[Record], mars: AnyPath | None = None) -> str:
     parts = [
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(TITLE)}</title>',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<style>{_style()}</style></head><body>",
+        f"<style>{page_style()}</style></head><body>",
         f"<h1>{html.escape(TITLE)}</h1>",
         f'<p>Every table and figure of <a href="{PAPER}">arXiv 1903.12141</a> (first version), compared with '
         "the results of imae, and the available parts of the later version. Differences are in points, ours "
@@ -138,7 +138,8 @@ def page(records: Sequence[Record], mars: AnyPath | None = None) -> str:
     return "\n".join(parts)
 
 
-def _style() -> str:
+def page_style() -> str:
+    """The style sheet of a page with figures."""
     style = STYLE.replace("LIGHT", figures.css_variables(False)).replace("DARK", figures.css_variables(True))
     return style.strip()
 

@@ -13,7 +13,8 @@ from typing import Any
 from imae.files.caffe_log import LogDifference, LogNumber, number, relative_difference
 from imae.files.errors import printable
 from imae.files.read import AnyPath
-from imae.train.plot_log import KINDS, Chart, draw_curves, finish_axes, write_picture
+from imae.train.curve_style import look, style_axes, write_picture
+from imae.train.plot_log import KINDS, Chart, draw_panel, panels
 
 
 def summary(differences: Sequence[LogDifference]) -> str:
@@ -30,7 +31,7 @@ def summary(differences: Sequence[LogDifference]) -> str:
             parted = "-" if d.parted is None else str(d.parted)
             values = [number(d.absolute), number(d.relative), parted, f"{d.iteration} {d.name}"]
         lines.append([d.what, str(d.common), str(d.missing), str(d.extra), *values])
-    return _aligned(lines)
+    return aligned(lines)
 
 
 def side_by_side(first: Iterable[LogNumber], second: Iterable[LogNumber]) -> str:
@@ -38,10 +39,11 @@ def side_by_side(first: Iterable[LogNumber], second: Iterable[LogNumber]) -> str
     a, b = ({n[:5]: number(n.value) for n in log} for log in (first, second))
     keys = sorted({**a, **b}, key=lambda key: key[1])
     rows = [(str(key[1]), key[0], key[4], str(key[2]), a.get(key, "-"), b.get(key, "-")) for key in keys]
-    return _aligned([("iteration", "what", "name", "net", "first", "second"), *rows])
+    return aligned([("iteration", "what", "name", "net", "first", "second"), *rows])
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """A table of text with its columns aligned to the right."""
     lines = [[printable(cell) for cell in line] for line in lines]  # a name may hold control characters
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     cells = ([cell.rjust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
@@ -52,11 +54,14 @@ def draw_comparison(path: AnyPath, logs: Sequence[tuple[str, list[LogNumber]]]) 
     """Draw a chart for each kind of numbers, one below the other, and one of the relative differences."""
     first, second = ({n[:5]: n.value for n in numbers} for _, numbers in logs)
     kinds = [kind for kind in KINDS if any(key[0] == kind for key in (*first, *second))]
+    parts = [panel for kind in kinds for panel in panels(logs, Chart(kind))]
 
     def draw(figure: Any) -> None:
-        *charts, last = figure.subplots(len(kinds) + 1, squeeze=False)[:, 0]
-        for kind, axes in zip(kinds, charts, strict=True):
-            draw_curves(axes, logs, Chart(kind), seconds=False)
+        *charts, last = figure.subplots(len(parts) + 1, squeeze=False)[:, 0]
+        for panel, axes in zip(parts, charts, strict=True):
+            draw_panel(axes, panel, seconds=False)
+            axes.legend(fontsize=8, frameon=False)
+        for index, kind in enumerate(kinds):
             differences = [
                 (key[1], difference)
                 for key in sorted(first.keys() & second.keys())
@@ -64,7 +69,11 @@ def draw_comparison(path: AnyPath, logs: Sequence[tuple[str, list[LogNumber]]]) 
                 and 0 < (difference := relative_difference(first[key], second[key])) < math.inf
             ]
             if differences:
-                last.semilogy(*zip(*differences, strict=True), ".", label=kind)
-        finish_axes(last, f"difference of {logs[1][0]}, relative to {logs[0][0]}", "iterations")
+                colour = look(index)["color"]
+                last.semilogy(*zip(*differences, strict=True), ".", color=colour, label=str(Chart(kind)))
+        title = f"difference of {logs[1][0]}, relative to {logs[0][0]}"
+        style_axes(last, title, "iterations", "relative difference")
+        if last.get_legend_handles_labels()[0]:
+            last.legend(fontsize=8, frameon=False)
 
-    write_picture(path, draw, height=3.5 * (len(kinds) + 1))
+    write_picture(path, draw, height=3.2 * (len(parts) + 1))

@@ -7,18 +7,17 @@ Caffe: tools/extra/plot_training_log.py.example.
 
 from __future__ import annotations
 
-import importlib
-import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from imae.files.atomic import write_atomically
 from imae.files.caffe_log import LogNumber, read_log
 from imae.files.errors import DataError, ImaeError
 from imae.files.read import AnyPath
+from imae.train.curve_style import add_legend, look, style_axes, write_picture
 
-STYLES = ("-", "--", ":", "-.")  # of the first log, the second, ...: to see curves that coincide
+RATE = "learning rate"
+MEASURES = ("accuracy", "loss")
 KINDS = ("loss", "lr", "test_loss", "train", "test")
 
 
@@ -30,9 +29,14 @@ class Chart(NamedTuple):
     word: str = ""
 
     def __str__(self) -> str:
-        return {"loss": "smoothed loss", "lr": "learning rate", "test_loss": "test loss"}.get(
+        return {"loss": "smoothed loss", "lr": RATE, "test_loss": "test loss"}.get(
             self.kind, f"{self.kind} {self.name or self.word or 'outputs'}"
         )
+
+    @property
+    def y(self) -> str:
+        """The name of the y axis, of a chart that has one."""
+        return {"loss": "loss, mean of the last iterations", "lr": RATE}.get(self.kind, "loss")
 
     def shows(self, number: LogNumber) -> bool:
         """Whether this number belongs to the chart."""
@@ -68,47 +72,58 @@ def curves(numbers: Iterable[LogNumber], chart: Chart) -> list[Curve]:
     return labelled
 
 
-def draw_curves(axes: Any, logs: Sequence[tuple[str, list[LogNumber]]], chart: Chart, seconds: bool) -> None:
-    """Draw the chart of several (name, log) pairs into one pair of axes."""
+def measure(name: str) -> str:
+    """What an output measures, by its name: accuracies and losses have axes of their own."""
+    return next((word for word in MEASURES if word in name.lower()), "value")
+
+
+class Panel(NamedTuple):
+    """A pair of axes: the curves of each log, by the log's place, and the names of the axes."""
+
+    title: str
+    y: str
+    curves: list[tuple[int, str, Curve]]
+
+
+def panels(logs: Sequence[tuple[str, list[LogNumber]]], chart: Chart) -> list[Panel]:
+    """The axes of a chart of several (name, log) pairs."""
+    of_outputs = chart.kind in ("train", "test")
+    parts: dict[str, list[tuple[int, str, Curve]]] = {}
     for index, (name, numbers) in enumerate(logs):
         for curve in curves(numbers, chart):
-            label = f"{name}: {curve.label}" if chart.kind in ("train", "test") else name
-            x = curve.seconds if seconds else curve.iterations
-            axes.plot(x, curve.values, STYLES[index % len(STYLES)], label=label, linewidth=1)
-    finish_axes(axes, str(chart), "seconds" if seconds else "iterations")
+            y = measure(curve.label) if of_outputs else chart.y
+            label = f"{name}: {curve.label}" if of_outputs else name
+            parts.setdefault(y, []).append((index, label, curve))
+    return [
+        _panel(chart, y, parts[y], of_outputs) for y in sorted(parts, key=lambda y: [*MEASURES, y].index(y))
+    ]
 
 
-def finish_axes(axes: Any, title: str, x: str) -> None:
-    """Title, name of the x axis, grid, and a legend if there is something to explain."""
-    axes.set_title(title)
-    axes.set_xlabel(x)
-    axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend()
+def _panel(chart: Chart, y: str, drawn: list[tuple[int, str, Curve]], of_outputs: bool) -> Panel:
+    """One of the panels. Where it shows one output, the title names that, and the legend only the logs."""
+    if not of_outputs:
+        return Panel(str(chart), y, drawn)
+    outputs = {curve.label for *_, curve in drawn}
+    if len(outputs) == 1:
+        (output,) = outputs
+        short = [(index, label.removesuffix(f": {output}"), curve) for index, label, curve in drawn]
+        return Panel(f"{chart.kind} {output}", y, short)
+    unnamed = not chart.name and not chart.word and y in MEASURES
+    return Panel(f"{chart.kind} {y}" if unnamed else str(chart), y, drawn)
 
 
-def new_figure(width: float, height: float) -> Any:
-    """An empty matplotlib Figure, sizes in inches; ImaeError without matplotlib."""
-    try:
-        figure_module = importlib.import_module("matplotlib.figure")
-    except ModuleNotFoundError:
-        raise ImaeError("a picture needs the package matplotlib: pip install matplotlib") from None
-    return figure_module.Figure(figsize=(width, height), dpi=120, layout="constrained")
-
-
-def write_picture(path: AnyPath, draw: Callable[[Any], None], height: float = 5) -> None:
-    """Write the Figure that `draw` fills, `height` inches high, to a file; ImaeError without matplotlib."""
-    figure = new_figure(8, height)
-    draw(figure)
-    ending = os.path.splitext(path)[1].removeprefix(".").lower()
-    formats = figure.canvas.get_supported_filetypes()
-    if ending not in formats:
-        raise ImaeError(
-            f"'{os.fspath(path)}': the ending must be that of a picture: {', '.join(sorted(formats))}"
-        )
-    picture = io.BytesIO()
-    figure.savefig(picture, format=ending)
-    write_atomically(path, picture.getvalue())
+def draw_panel(axes: Any, panel: Panel, seconds: bool) -> None:
+    """Draw one panel: a colour for each log, or for each curve if they are of one log."""
+    several = len({index for index, *_ in panel.curves}) > 1
+    before: dict[int, int] = {}  # curves of each log that are drawn already
+    for place, (index, label, curve) in enumerate(panel.curves):
+        dash = before.get(index, 0)
+        before[index] = dash + 1
+        style = look(index, dash) if several else look(place)
+        if panel.y == RATE:
+            style["drawstyle"] = "steps-post"  # a rate holds until the next one
+        axes.plot(curve.seconds if seconds else curve.iterations, curve.values, label=label, **style)
+    style_axes(axes, panel.title, "seconds" if seconds else "iterations", panel.y)
 
 
 def log_names(paths: Sequence[str]) -> list[str]:
@@ -144,4 +159,13 @@ def plot_logs(chart_text: str, output: AnyPath, paths: Sequence[str], seconds: b
             for n in log
         }
         raise DataError(f"there is no {chart} in these logs; there is {', '.join(sorted(known))}")
-    write_picture(output, lambda figure: draw_curves(figure.subplots(), logs, chart, over_seconds or seconds))
+    parts = panels(logs, chart)
+
+    def draw(figure: Any) -> None:
+        places = figure.subplots(len(parts), squeeze=False, sharex=True)[:, 0]
+        for axes, panel in zip(places, parts, strict=True):
+            draw_panel(axes, panel, over_seconds or seconds)
+            axes.label_outer()
+        add_legend(figure)
+
+    write_picture(output, draw, height=5 if len(parts) == 1 else 3.2 * len(parts))

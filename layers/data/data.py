@@ -19,6 +19,7 @@ contradicts itself, is an error; data_order_param. rand_skip does nothing, as in
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from math import prod
@@ -63,6 +64,12 @@ Images = NDArray[np.uint8] | Callable[[int], NDArray[Any]]
 
 @register_layer("Data")
 class Data(PrefetchingLayer):
+    """Batches of a database's records.
+
+    noted_rows   where the records of each batch are noted, for a caller that pops them batch by batch; None:
+                 nowhere
+    """
+
     min_tops, max_tops = 1, 2
     image_word = "datum"
     reads = ("data_order_param", *PrefetchingLayer.reads)
@@ -71,6 +78,7 @@ class Data(PrefetchingLayer):
         super().__init__(param)
         note_fields_of_annotations(self)
         self.batch_size, self.source = open_source(self)
+        self.noted_rows: deque[NDArray[np.int64]] | None = None
 
     def data_setup(self) -> None:
         transform = self.param.transform_param
@@ -100,6 +108,8 @@ class Data(PrefetchingLayer):
 
     def load_batch(self) -> Batch:
         rows = self.order.next_rows(self.batch_size)
+        if self.noted_rows is not None:
+            self.noted_rows.append(rows)
         if self.resident is not None:
             return (self.resident.draw(rows),)
         images, places, labels = self.reader.read(rows)
@@ -141,6 +151,8 @@ class Data(PrefetchingLayer):
         return {**self.order.get_state(), "records": len(self.source)}
 
     def seek(self, state: State) -> None:
+        if self.noted_rows is not None:
+            self.noted_rows.clear()  # of batches that were made and are discarded
         if state["records"] != len(self.source):
             raise SnapshotError(
                 f"database '{self.source.path}' has {len(self.source)} records; it had {state['records']} "

@@ -17,7 +17,8 @@ from reference import CASES
 
 from imae.cli.main import main
 from imae.files.caffe_log import LogNumber, compare, read_log
-from imae.train.plot_log import Chart, curves
+from imae.train.curve_style import COLOURS, new_figure
+from imae.train.plot_log import Chart, curves, draw_panel, panels
 
 RUNS = CASES / "runs"
 TABLES = sorted(RUNS.glob("*/*.log.train")) + sorted(RUNS.glob("*/*.log.test"))
@@ -197,7 +198,10 @@ def test_the_format_is_that_of_the_ending(tmp_path: Path) -> None:
     text = path.read_text()
     assert "<svg" in text
     # matplotlib leaves what is drawn in comments.
-    for words in ("test outputs", "seconds", "train.log: accuracy", "train.log: per_class[9] (test net #2)"):
+    for words in (
+        *("test accuracy", "accuracy", "test loss", "loss", "test outputs", "value", "seconds"),
+        *("train.log: accuracy", "train.log: per_class[9] (test net #2)"),
+    ):
         assert f"<!-- {words} -->" in text
 
 
@@ -218,6 +222,38 @@ def test_charts_have_caffes_numbers(chart: str, title: str, x: str, tmp_path: Pa
     text = (tmp_path / "p.svg").read_text()
     assert f"<!-- {title} -->" in text
     assert f"<!-- {x} -->" in text
+
+
+def test_loss_and_accuracy_have_axes_of_their_own() -> None:
+    logs = [("a", read_log(DIGITS)), ("b", read_log(OTHER_KERNELS))]
+    accuracy, loss = panels(logs, Chart("test"))
+    assert (accuracy.title, accuracy.y) == ("test accuracy", "accuracy")
+    assert (loss.title, loss.y) == ("test loss", "loss")
+    assert [label for _, label, _ in accuracy.curves] == ["a", "b"]
+    assert [index for index, *_ in loss.curves] == [0, 1]
+
+
+def test_a_run_has_a_colour_and_the_rate_is_drawn_as_steps() -> None:
+    """Of several logs; of one log each curve has a colour."""
+    figure = new_figure(8, 5)
+    axes = figure.subplots()
+    logs = [("a", read_log(ADAM)), ("b", read_log(DIGITS))]
+    for panel in panels(logs, Chart("test", word="accuracy")):
+        draw_panel(axes, panel, seconds=False)
+    colours = {line.get_label(): line.get_color() for line in axes.get_lines()}
+    assert len(colours) == 5
+    assert {colour for label, colour in colours.items() if label.startswith("a: ")} == {COLOURS[0]}
+    assert colours["b: accuracy"] == COLOURS[1]  # named, as there are several outputs
+    dashes = {str(line.get_linestyle()) + str(line._dash_pattern) for line in axes.get_lines()[:4]}
+    assert len(dashes) == 4
+    one = figure.subplots()
+    (panel,) = panels(logs[:1], Chart("test", word="accuracy"))
+    draw_panel(one, panel, seconds=False)
+    assert [line.get_color() for line in one.get_lines()] == list(COLOURS[:4])
+    rate = figure.subplots()
+    draw_panel(rate, *panels(logs, Chart("lr")), seconds=False)
+    assert {line.get_drawstyle() for line in rate.get_lines()} == {"steps-post"}
+    assert rate.get_ylabel() == "learning rate"
 
 
 def test_a_curve_has_the_numbers_of_the_log() -> None:
@@ -294,7 +330,7 @@ def test_where_and_by_how_much_two_logs_part(tmp_path: Path, capsys: pytest.Capt
     assert main([*arguments, "--rtol", "1e-3", "--picture", str(path)]) == 1
     assert capsys.readouterr().out == TABLE
     text = path.read_text()
-    for title in ("smoothed loss", "learning rate", "train outputs", "test outputs"):
+    for title in ("smoothed loss", "learning rate", "train loss", "test accuracy", "test loss"):
         assert f"<!-- {title} -->" in text
     assert "<!-- difference of train_other_blas_kernels.log, relative to train.log -->" in text
     assert main([*arguments, "--rtol", "0.03"]) == 0

@@ -43,6 +43,8 @@ SLOW = (
     "layers/test_plugin_package.py",
     "paper/test_demo.py",
     "paper/test_paper_runner.py",
+    "paper/test_sweep.py",
+    "paper/test_label_noise_page.py::test_the_page",
     "train/test_ranks.py",
     "train/test_resume.py::test_killed_twenty_times_and_resumed_it_is_the_run_that_was_left_alone",
     "train/test_snapshot.py::test_killed_at_any_moment_the_last_snapshot_is_whole",
