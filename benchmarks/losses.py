@@ -16,6 +16,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import cv2
 import torch
 
 from imae import losses
@@ -56,8 +57,8 @@ LAYERS = {
     "backward correction": f'type: "CorrectionLoss" correction_loss_param {{ direction: BACKWARD {MATRIX} }}',
 }
 # The curves of the figure: the losses whose weight depends on p alone, and those for which the other classes
-# must be known. A loss is drawn relative to the largest weight of its own.
-OF_P = ("CCE", "MAE", "MSE", "GCE", "IMAE", "SCE", "AUL", "AGCE", "AEL", "TCE")
+# must be known. Each is drawn relative to its largest weight; AUL, AEL and TCE then look like MAE and AGCE.
+OF_P = ("CCE", "MAE", "MSE", "GCE", "IMAE", "SCE", "AGCE")
 OF_ALL = ("CCE", "NCE", "LabelSmoothing", "Bootstrapping", "ForwardCorrection")
 CLASSES = 10
 
@@ -158,7 +159,10 @@ def draw(path: Path) -> None:
             axes.set_ylabel("weight, relative to the largest")
             axes.set_title(title, fontsize=10)
             axes.grid(alpha=0.3)
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=7, loc="lower center" if axes is left else "upper right")
 
-    write_picture(path, both, height=3.8)
+    write_picture(path, both, height=3)
+    if path.suffix == ".png":  # without the channel of opacity: fewer bytes
+        _, data = cv2.imencode(".png", cv2.imread(str(path)), [cv2.IMWRITE_PNG_COMPRESSION, 9])
+        write_atomically(path, data.tobytes())
     print(f"wrote {path}")

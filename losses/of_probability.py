@@ -6,6 +6,7 @@ are those of the losses' authors; a docstring says where there are several.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Unpack
 
@@ -201,7 +202,7 @@ class AUL(DesignedLoss):
         return example_weights.aul(p, rest, self.a, self.q)
 
     def value(self, p: Tensor, rest: Tensor, log_p: Tensor) -> Tensor:
-        return (torch.pow(self.a - p, self.q) - (self.a - 1) ** self.q) / self.q
+        return ((self.a - p) ** self.q - math.pow(self.a - 1, self.q)) / self.q
 
 
 class AGCE(DesignedLoss):
@@ -224,7 +225,7 @@ class AGCE(DesignedLoss):
         return example_weights.agce(p, rest, self.a, self.q)
 
     def value(self, p: Tensor, rest: Tensor, log_p: Tensor) -> Tensor:
-        return ((self.a + 1) ** self.q - torch.pow(self.a + p, self.q)) / self.q
+        return (math.pow(self.a + 1, self.q) - (self.a + p) ** self.q) / self.q
 
 
 class AEL(DesignedLoss):
