@@ -7,7 +7,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
-PARTS = ["files", "prototxt", "layers", "net", "converters", "train", "paper", "cli", "pycaffe"]
+PARTS = ["files", "prototxt", "losses", "layers", "net", "converters", "train", "paper", "cli", "pycaffe"]
 FOLDERS = [name for part in PARTS for name in (part, *(f"{part}.{sub}" for sub in find_packages(part)))]
 
 # The package itself, whose folder has the version.

@@ -59,6 +59,10 @@ class LayerError(ImaeError, ValueError):
             super().__init__(f"layer '{layer.name}' ({layer.type}): {message}")
 
 
+class LossError(ImaeError, ValueError):
+    """A loss of imae.losses that cannot be built, or bottoms that it cannot have."""
+
+
 class DataError(ImaeError, ValueError):
     """Data that is missing, empty, broken or of another shape than it should be."""
 

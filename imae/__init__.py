@@ -5,24 +5,29 @@
     scores = net(images)
 
     imae.load       a net and its weights as a torch.nn.Module
+    imae.losses     the losses of label noise as torch modules: imae.losses.IMAE(t=8)(logits, labels)
     imae.pycaffe    Caffe's Python interface, with no Caffe (`import imae.pycaffe as caffe`)
 
-The command `imae` trains, tests, exports and converts. The parts of the package (files, prototxt, layers,
-net, converters, train, paper, cli, pycaffe) are imported by their names: `from imae.net.net import Net`.
+The command `imae` trains, tests, exports and converts. The parts of the package (files, prototxt, losses,
+layers, net, converters, train, paper, cli, pycaffe) are imported by their names:
+`from imae.net.net import Net`.
 
-`import imae` alone imports neither torch nor any part; `imae.load` does, when it is first used.
+`import imae` alone imports neither torch nor any part; `imae.load` and `imae.losses` do, when they are
+first used.
 """
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from imae import losses as losses
     from imae.converters.torch_module import load as load
 
 __version__ = "0.1.0"  # setup.py reads it here
-__all__ = ["load", "__version__"]
+__all__ = ["load", "losses", "__version__"]
 
 # In a checkout the parts lie beside this folder, in an installed package inside it. So a Python that is
 # started in a checkout finds them, too.
@@ -37,6 +42,8 @@ def __getattr__(name: str) -> object:
 
         globals()["load"] = load
         return load
+    if name == "losses":
+        return importlib.import_module("imae.losses")
     raise AttributeError(f"module 'imae' has no attribute {name!r}")
 
 

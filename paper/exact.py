@@ -11,9 +11,9 @@ from google.protobuf import text_format
 from torch import Tensor
 
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.plugins import example_weights as weights
 from imae.layers.registry import class_of
 from imae.layers.run import Run
+from imae.losses import example_weights as weights
 from imae.paper.expected import LATER_TABLE_2, TABLE_4, VARIANCES, Formula
 from imae.paper.experiments import TEMPERATURES
 from imae.prototxt import LayerParameter

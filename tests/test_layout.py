@@ -54,7 +54,7 @@ SHARED = {
         "yolo_boxes",
         "yolo_truths",
     },
-    "plugins": {"designed_loss", "example_weights"},
+    "plugins": {"designed_loss", "label_loss"},
     "utility": {"python_blobs", "synced_memory"},
 }
 

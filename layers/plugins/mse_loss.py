@@ -1,23 +1,17 @@
 """MSELoss: squared error of the annotated label's probability, (1 - p)^2; w = 4 p (1 - p)^2.
 
-Later version of the paper, table 2. Bottoms, top, gradient and `normalizer`: see designed_loss.py.
+Later version of the paper, table 2. Bottoms, top and `normalizer`: see designed_loss.py.
 """
 
-from torch import Tensor
-
-from imae.layers.plugins import example_weights
-from imae.layers.plugins.designed_loss import DesignedLoss
+from imae.layers.plugins.designed_loss import DesignedLoss, normalizer_name
 from imae.layers.registry import register_layer
-from imae.prototxt import LayerParameter
+from imae.losses import MSE
 
 
 @register_layer("MSELoss")
 class MSELoss(DesignedLoss):
-    def __init__(self, param: LayerParameter) -> None:
-        super().__init__(param, param.mse_loss_param.normalizer)
+    field = "mse_loss_param"
 
-    def weight(self, p: Tensor, rest: Tensor) -> Tensor:
-        return example_weights.mse(p, rest)
-
-    def value(self, p: Tensor, rest: Tensor) -> Tensor:
-        return rest * rest
+    def make_loss(self) -> MSE:
+        param = self.param.mse_loss_param
+        return MSE(normalizer=normalizer_name(param.normalizer))

@@ -7,18 +7,23 @@ loss_param { lamda_p: L  scale: B }:
 
 The 1e-6 removes the gradient of examples with 1 - p << 1e-6: `epsilon` of IMAELoss and DMLoss.
 
-bottom[0], bottom[1], top[0]  as in designed_loss.py
+bottom[0], bottom[1], top[0]  as in label_loss.py
 bottom[2]  optional: the examples' p (ExtractProb); not used
 """
 
 from torch import Tensor
 
+from imae.files.errors import LossError
 from imae.layers.loss.least_probability import FLT_MIN
-from imae.layers.plugins import example_weights
 from imae.layers.plugins.designed_loss import DesignedLoss
 from imae.layers.registry import register_layer
-from imae.prototxt import LayerParameter
-from imae.prototxt.caffe_pb2 import WeightNormalization
+from imae.losses import DM
+from imae.losses.designed import check_exponent
+
+
+class _Unified(DM):
+    def value(self, p: Tensor, rest: Tensor, log_p: Tensor) -> Tensor:
+        return -p.clamp(min=FLT_MIN).log()
 
 
 @register_layer("UnifiedWeightLoss")
@@ -27,16 +32,11 @@ class UnifiedWeightLoss(DesignedLoss):
     min_bottoms, max_bottoms = 2, 3
     reads = ("softmax_param", "loss_param.ignore_label", "loss_param.lamda_p", "loss_param.scale")
     unread_parts_are_leftovers = False
+    field = "loss_param"
 
-    def __init__(self, param: LayerParameter) -> None:
-        super().__init__(param, WeightNormalization.SUM_OF_WEIGHTS, epsilon=1e-6)
-        self.lamda_p, self.scale = param.loss_param.lamda_p, param.loss_param.scale
-        if not self.lamda_p >= 0:
-            raise self.error(f"loss_param.lamda_p must not be below 0, got {self.lamda_p:g}")
-        self.check_exponent("loss_param.scale", self.lamda_p, self.scale)
-
-    def weight(self, p: Tensor, rest: Tensor) -> Tensor:
-        return example_weights.dm(p, rest, self.lamda_p, self.scale)
-
-    def value(self, p: Tensor, rest: Tensor) -> Tensor:
-        return -p.clamp(min=FLT_MIN).log()
+    def make_loss(self) -> _Unified:
+        lamda_p, scale = self.param.loss_param.lamda_p, self.param.loss_param.scale
+        if not lamda_p >= 0:
+            raise LossError(f"lamda_p must not be below 0, got {lamda_p:g}")
+        check_exponent("scale", lamda_p, scale)
+        return _Unified(lamda_p, scale, epsilon=1e-6, normalizer="SUM_OF_WEIGHTS")

@@ -11,19 +11,18 @@ weighted_softmax_loss_param.variant, with N the number of examples that are not 
 
 Differs: where all w are 0 (every example ignored, or p = 1) loss and gradient are 0, not 0/0.
 
-bottom[0], bottom[1], top[0]  as in designed_loss.py
+bottom[0], bottom[1], top[0]  as in label_loss.py
 bottom[2]  optional: the examples' p (ExtractProb); not used
 """
 
 import torch
 from torch import Tensor
 
-from imae.layers.plugins import example_weights
 from imae.layers.plugins.designed_loss import DesignedLoss
 from imae.layers.registry import register_layer
-from imae.prototxt import LayerParameter
+from imae.losses import example_weights
+from imae.losses.designed import DesignedLoss as DesignedLossModule
 from imae.prototxt.caffe_pb2 import WeightedSoftmaxLossParameter as Variant
-from imae.prototxt.caffe_pb2 import WeightNormalization
 
 
 def _half_mae(p: Tensor, rest: Tensor) -> Tensor:
@@ -46,28 +45,31 @@ WEIGHTS = {
 BY_COUNT = (Variant.MAE, Variant.GCE, Variant.MSE)
 
 
+class _Weighted(DesignedLossModule):
+    def __init__(self, variant: Variant.Variant) -> None:
+        super().__init__(normalizer="BATCH_SIZE" if variant in BY_COUNT else "SUM_OF_WEIGHTS")
+        self.variant_weight = WEIGHTS[variant]
+
+    def weight(self, p: Tensor, rest: Tensor) -> Tensor:
+        return self.variant_weight(p, rest)
+
+    def value(self, p: Tensor, rest: Tensor, log_p: Tensor) -> Tensor:
+        return rest
+
+    def sum_of_weights(self, weight: Tensor) -> Tensor:
+        return weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+
+
 @register_layer("WeightedSoftmaxWithLoss")
 class WeightedSoftmaxWithLoss(DesignedLoss):
     num_bottoms = None
     min_bottoms, max_bottoms = 2, 3
     reads = ("weighted_softmax_loss_param", "softmax_param", "loss_param.ignore_label")
     unread_parts_are_leftovers = False
+    field = "weighted_softmax_loss_param"
 
-    def __init__(self, param: LayerParameter) -> None:
-        variant = param.weighted_softmax_loss_param.variant
-        by_count = variant in BY_COUNT
-        super().__init__(
-            param, WeightNormalization.BATCH_SIZE if by_count else WeightNormalization.SUM_OF_WEIGHTS
-        )
-        self.variant_weight = WEIGHTS[variant]
+    def make_loss(self) -> _Weighted:
+        return _Weighted(self.param.weighted_softmax_loss_param.variant)
 
-    def weight(self, p: Tensor, rest: Tensor) -> Tensor:
-        return self.variant_weight(p, rest)
-
-    def value(self, p: Tensor, rest: Tensor) -> Tensor:
-        return rest
-
-    def divisor(self, weight: Tensor, valid: Tensor | None, outer: int) -> Tensor | float:
-        if self.by_weights:
-            return weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
-        return (weight.numel() if valid is None else valid.sum()) + 1e-8
+    def count(self, outer: int, inner: int, valid: Tensor | None) -> Tensor | float:
+        return (outer * inner if valid is None else valid.sum()) + 1e-8

@@ -56,7 +56,8 @@ SHARED = {
     "HDF5Data": "transform_param",
     "MemoryData": "transform_param.scale transform_param.mirror transform_param.crop_size "
                   "transform_param.mean_file transform_param.mean_value transform_param.exclude_last_crop",
-    "SoftmaxWithLoss DMLoss GCELoss IMAELoss MAELoss MSELoss": f"softmax_param {NORMALIZED}",
+    "SoftmaxWithLoss DMLoss GCELoss IMAELoss MAELoss MSELoss SCELoss AULLoss AGCELoss AELLoss TCELoss "
+    "NCELoss LabelSmoothingLoss BootstrappingLoss CorrectionLoss": f"softmax_param {NORMALIZED}",
     "SigmoidCrossEntropyLoss": NORMALIZED,
     "InfogainLoss": f"softmax_param.engine {NORMALIZED}",
     "ExtractProb": "loss_param.ignore_label",
@@ -211,6 +212,16 @@ CHANGES = {
     "SigmoidCrossEntropyLoss loss_param.normalize": Change([True]),
     "InfogainLoss loss_param.normalize": Change([], refusal="normalize is deprecated."),
     "infogain_loss_param.source": Change(["other_infogain"]),
+    "sce_loss_param.log_zero": Change([-4.0]),
+    "nce_loss_param.beta": Change([2.0], {"nce_loss_param.passive": "MAE"}),
+    "nce_loss_param.log_zero": Change([-4.0], {"nce_loss_param.passive": "RCE"}),
+    "label_smoothing_loss_param.smoothing": Change([0.3]),
+    "bootstrapping_loss_param.beta": Change([0.3]),
+    "correction_loss_param.transition": Change([[0.8, 0.05, 0.05, 0.05, 0.05] * 5]),
+    "correction_loss_param.source": Change(
+        ["other_transition"],
+        {"correction_loss_param.transition": None, "correction_loss_param.source": "transition"},
+    ),
     **fork_cases.CHANGES,
 }  # fmt: skip
 

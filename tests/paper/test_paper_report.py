@@ -17,7 +17,7 @@ from reference import CASES
 from tolerances import tolerance
 
 from imae.files.errors import DataError, ImaeError
-from imae.layers.plugins import example_weights as weights
+from imae.losses import example_weights as weights
 from imae.paper import (
     authors_logs,
     claims,

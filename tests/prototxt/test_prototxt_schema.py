@@ -40,6 +40,11 @@ from imae.prototxt.schema import Plugin, build_pool, installed_plugins, message_
 
 CAFFE = FileDescriptorProto.FromString(caffe_pb2.SERIALIZED)
 
+# The losses that papers compare with.
+COMPARED = {
+    "SCE": "sce", "AUL": "aul", "AGCE": "agce", "AEL": "ael", "TCE": "tce", "NCE": "nce",
+    "LabelSmoothing": "label_smoothing", "Bootstrapping": "bootstrapping", "Correction": "correction",
+}  # fmt: skip
 # What is ours: everything else is Caffe's.
 OURS = {
     "IMAELossParameter", "MAELossParameter", "MSELossParameter", "GCELossParameter", "DMLossParameter",
@@ -50,6 +55,8 @@ OURS = {
     "SolverState.imae_run", "SolverState.minimum_loss", "SolverState.iter_last_event",
     "DataOrderParameter", "LayerParameter.data_order_param",
     "TransformationParameter.exclude_last_crop",
+    *(f"{name}LossParameter" for name in COMPARED),
+    *(f"LayerParameter.{field}_loss_param" for field in COMPARED.values()),
 }  # fmt: skip
 
 
@@ -424,7 +431,7 @@ def test_the_error_family() -> None:
         for value in vars(errors_module).values()
         if isinstance(value, type) and issubclass(value, ImaeError)
     ]
-    assert len(family) == 10
+    assert len(family) == 11
     for kind in family:
         assert issubclass(kind, ValueError) or kind.__name__ in ("ImaeError", "FileError")
     assert str(DeviceError("no GPU 3")) == "no GPU 3"

@@ -39,7 +39,10 @@ RECURRENT = Case(
 TRAIN = 'top: "data" top: "label" phase: TRAIN'
 ONE_BOTTOM = """AbsVal BNLL BatchNorm Bias Dropout ELU Exp Flatten LRN MVN PReLU ReLU Reduction Sigmoid
     Softmax Swish TanH"""
-LOSSES = "DMLoss GCELoss IMAELoss MAELoss MSELoss SoftmaxWithLoss UnifiedWeightLoss WeightedSoftmaxWithLoss"
+LOSSES = """AELLoss AGCELoss AULLoss BootstrappingLoss DMLoss GCELoss IMAELoss LabelSmoothingLoss MAELoss
+    MSELoss NCELoss SCELoss SoftmaxWithLoss TCELoss UnifiedWeightLoss WeightedSoftmaxWithLoss"""
+# Of 5 classes, row by row: each label stays with probability 0.6.
+TRANSITION = [0.6 if row == column else 0.1 for row in range(5) for column in range(5)]
 
 CASES = {
     **dict.fromkeys(ONE_BOTTOM.split(), Case("phase: TRAIN", (X,))),
@@ -51,6 +54,7 @@ CASES = {
     "Concat": Case("", (X, X + 1), (0, 1)),
     "ContrastiveLoss": Case("", (ROWS, ROWS / 2, torch.tensor([0.0, 1, 0, 1])), (0, 1)),
     "Convolution": CONVOLUTION,
+    "CorrectionLoss": LOSS._replace(text=f"correction_loss_param {{ transition: {TRANSITION} }}"),
     "Crop": Case("", (X, normal(2, 2, 3, 4))),
     "Data": Case(f'{TRAIN} data_param {{ source: "db" batch_size: 4 backend: LMDB }}'),
     "Deconvolution": CONVOLUTION,
@@ -216,6 +220,9 @@ def write_files(folder: Path) -> None:
     (folder / "other_windows").write_text(WINDOWS.format(0))
     for name, shape in (("mean", (1, 3, 9, 11)), ("infogain", (5, 5)), ("other_infogain", (5, 5))):
         (folder / name).write_bytes(blob_from_array(rng.random(shape, np.float32)).SerializeToString())
+    for name, kept in (("transition", 0.6), ("other_transition", 0.8)):
+        matrix = np.where(np.eye(5), kept, (1 - kept) / 4)
+        (folder / name).write_text("# by class\n" + "".join(f"{' '.join(map(str, row))}\n" for row in matrix))
     for name in ("a", "b"):
         with h5py.File(folder / f"{name}.h5", "w") as file:
             file["data"], file["label"] = rng.random((5, 2)), rng.random(5)

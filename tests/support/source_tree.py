@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 # Each part imports from itself and from those before it. Benchmarks and tests import from any.
-PARTS = ("files", "prototxt", "layers", "net", "converters", "train", "paper", "cli", "pycaffe")
+PARTS = ("files", "prototxt", "losses", "layers", "net", "converters", "train", "paper", "cli", "pycaffe")
 # The folder of the package itself. It imports parts when they are first used, and no part imports it.
 ROOT_PACKAGE = "imae"
 # Distributions that setup.py asks for, with the modules that they install.

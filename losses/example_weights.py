@@ -10,9 +10,15 @@
     GCE   2 p^q rest                          later version, table 2
     MSE   4 p rest^2                          later version, table 2
     DM    exp(beta p^lambda rest)             arXiv 1905.11233; IMAE is lambda 1, beta T
+    SCE   2 (alpha + beta |A| p) rest         arXiv 1908.06112
+    AUL   2 p (a - p)^(q-1) rest              arXiv 2106.03110
+    AGCE  2 p (a + p)^(q-1) rest              arXiv 2106.03110
+    AEL   2 p exp(-p / a) / a rest            arXiv 2106.03110
+    TCE   2 (1 - rest^t) rest                 Feng et al. 2020
 
 Equations: "Improving MAE against CCE under Label Noise", arXiv 1903.12141; its later version is "IMAE for
-Noise-Robust Learning". All functions work element by element, on any shape, dtype and device.
+Noise-Robust Learning". The last five follow from the losses' formulas. All functions work element by element,
+on any shape, dtype and device.
 """
 
 from __future__ import annotations
@@ -57,6 +63,31 @@ def imae(p: Tensor, rest: Tensor, t: float) -> Tensor:
 def dm(p: Tensor, rest: Tensor, lambda_: float, beta: float) -> Tensor:
     """exp(beta p^lambda (1 - p))."""
     return torch.exp(beta * p**lambda_ * rest)
+
+
+def sce(p: Tensor, rest: Tensor, alpha: float, beta: float, log_zero: float) -> Tensor:
+    """2 (alpha + beta |A| p) (1 - p)."""
+    return 2 * (alpha - beta * log_zero * p) * rest
+
+
+def aul(p: Tensor, rest: Tensor, a: float, q: float) -> Tensor:
+    """2 p (a - p)^(q - 1) (1 - p)."""
+    return 2 * p * (a - p) ** (q - 1) * rest
+
+
+def agce(p: Tensor, rest: Tensor, a: float, q: float) -> Tensor:
+    """2 p (a + p)^(q - 1) (1 - p)."""
+    return 2 * p * (a + p) ** (q - 1) * rest
+
+
+def ael(p: Tensor, rest: Tensor, a: float) -> Tensor:
+    """2 p exp(-p / a) / a (1 - p)."""
+    return 2 * p * torch.exp(-p / a) / a * rest
+
+
+def tce(p: Tensor, rest: Tensor, t: int) -> Tensor:
+    """2 (1 - (1 - p)^t) (1 - p); 1 - (1 - p)^t without loss of digits where p is near 0."""
+    return -2 * torch.expm1(t * torch.log1p(-p)) * rest
 
 
 def largest_exponent(lambda_: float, beta: float) -> float:
