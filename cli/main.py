@@ -67,6 +67,7 @@ COMMANDS = {
     "run": "run an ONNX model on images or an LMDB: classes, boxes or maps, accuracy, confusions",
     "retrieve": "mAP and CMC of a model's features by the rules of the MARS benchmark",
     "quantize": "an ONNX model in fp16 or int8, calibrated on an LMDB, with its accuracy before and after",
+    "new-plugin": "write a package with a layer type and a loss of your own, which passes its tests",
     "demo": "label noise on handwritten digits: CCE, MAE and IMAE trained, tested, drawn, exported to ONNX",
     "paper": "the tables and figures of the IMAE paper: trained, measured, set beside the paper's",
 }

@@ -7,9 +7,11 @@ has a type or a field of it is an error, and this module knows its words.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import re
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import NamedTuple
 
 from imae.files.errors import printable
@@ -89,15 +91,25 @@ def note_fields(name: str, proto: str) -> None:
 
 def note_types(entry: EntryPoint) -> None:
     """Note which types the sources of a broken plugin register; nothing is imported."""
-    name = distribution_of(entry)
-    for file in (entry.dist.files if entry.dist is not None else None) or ():
-        path = file.locate()
-        try:
-            if file.suffix == ".py" and path.stat().st_size <= MOST_SOURCE:  # type: ignore[attr-defined]
-                for _, layer_type in REGISTERED.findall(path.read_text(encoding="utf-8", errors="replace")):
-                    _types.setdefault(layer_type, name)
-        except OSError:  # a file that is gone: its types are not known
-            continue
+    for folder in package_folders(re.split("[.:]", entry.value)[0].strip()):
+        for path in sorted(folder.rglob("*.py")):
+            try:
+                if path.stat().st_size > MOST_SOURCE:
+                    continue
+                source = path.read_text(encoding="utf-8", errors="replace")
+            except OSError:  # its types are not known then
+                continue
+            for _, layer_type in REGISTERED.findall(source):
+                _types.setdefault(layer_type, distribution_of(entry))
+
+
+def package_folders(package: str) -> list[Path]:
+    """Where the files of an installed package lie; its name has no dot, and it is not imported."""
+    try:
+        spec = importlib.util.find_spec(package) if package else None
+    except (ImportError, ValueError):
+        return []
+    return [Path(folder) for folder in (spec and spec.submodule_search_locations) or []]
 
 
 def broken_type(layer_type: str) -> str | None:

@@ -16,7 +16,6 @@ A plugin that is broken is left out, with one warning in the log (broken_plugins
 
 import copy
 import copyreg
-import importlib.util
 import os
 import re
 import subprocess
@@ -41,7 +40,13 @@ from google.protobuf.message_factory import GetMessageClass
 
 from imae.files.errors import PrototxtError
 from imae.prototxt import caffe_pb2
-from imae.prototxt.broken_plugins import distribution_of, is_broken, leave_out, note_fields
+from imae.prototxt.broken_plugins import (
+    distribution_of,
+    is_broken,
+    leave_out,
+    note_fields,
+    package_folders,
+)
 
 GROUP = "imae.protos"
 PLUGINS_START = 20000  # of plugins' numbers in LayerParameter; R-FCN has 10000 and 10001
@@ -80,12 +85,7 @@ def installed_plugins() -> list[Plugin]:
 def _proto_path(package: str, file: str) -> Path | None:
     """A file of a package, which is not imported, nor are those that it is in."""
     first, *rest = package.split(".")
-    try:
-        spec = importlib.util.find_spec(first) if first else None
-    except (ImportError, ValueError):
-        return None
-    folders = (spec and spec.submodule_search_locations) or []
-    paths = [Path(folder, *rest, file) for folder in folders]
+    paths = [Path(folder, *rest, file) for folder in package_folders(first)]
     return next((path for path in paths if os.access(path, os.R_OK) and path.is_file()), None)
 
 
