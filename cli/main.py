@@ -69,6 +69,7 @@ COMMANDS = {
     "quantize": "an ONNX model in fp16 or int8, calibrated on an LMDB, with its accuracy before and after",
     "summary": "a net layer by layer: shapes, parameters, multiply-adds, memory, receptive field",
     "new-plugin": "write a package with a layer type and a loss of your own, which passes its tests",
+    "completion": "print the completion of this command line for bash or zsh",
     "demo": "label noise on handwritten digits: CCE, MAE and IMAE trained, tested, drawn, exported to ONNX",
     "paper": "the tables and figures of the IMAE paper: trained, measured, set beside the paper's",
 }
