@@ -58,7 +58,7 @@ setup(
         "imae": ["py.typed"],
         "imae.net.kernels": ["*.c", "*.h"],  # for their hash
         "imae.prototxt": ["*.proto", "*.pyi", "models/*.md", "models/**/*.prototxt"],
-        "imae.converters": ["data/*", "web/*"],
+        "imae.converters": ["data/*", "web/*", "plugin_template/*"],
         "imae.paper": ["*.csv", "records/*.json"],
     },
     ext_modules=[KERNELS] if sys.platform == "linux" else [],

@@ -68,6 +68,9 @@ COMMANDS = {
     "run": "run an ONNX model on images or an LMDB: classes, boxes or maps, accuracy, confusions",
     "retrieve": "mAP and CMC of a model's features by the rules of the MARS benchmark",
     "quantize": "an ONNX model in fp16 or int8, calibrated on an LMDB, with its accuracy before and after",
+    "summary": "a net layer by layer: shapes, parameters, multiply-adds, memory, receptive field",
+    "new-plugin": "write a package with a layer type and a loss of your own, which passes its tests",
+    "completion": "print the completion of this command line for bash or zsh",
     "demo": "label noise on handwritten digits: CCE, MAE and IMAE trained, tested, drawn, exported to ONNX",
     "sweep": "a net with several losses, noise rates and seeds: trained, compared in one report",
     "paper": "the tables and figures of the IMAE paper: trained, measured, set beside the paper's",
@@ -78,7 +81,7 @@ COMMANDS = {
 QUIET = {
     "test": "caffe.cpp",
     "extract-features": "extract_features.cpp",
-    **dict.fromkeys(("draw-net", "export", "to-caffe", "run", "retrieve", "quantize"), ""),
+    **dict.fromkeys(("draw-net", "summary", "export", "to-caffe", "run", "retrieve", "quantize"), ""),
 }
 # Flags that have no value in Caffe's tools, and may have a number here.
 BARE_IN_CAFFE = ("--shuffle",)
@@ -209,17 +212,7 @@ def _run(arguments: Sequence[str]) -> int:
         )
     else:
         command = command_module(name)
-        parser = Parser(prog=f"imae {name}", description=COMMANDS[name], allow_abbrev=False)
-        command.add_arguments(parser)
-        parser.set_defaults(verbose=False)
-        if name in QUIET:
-            parser.add_argument(
-                "-v",
-                "--verbose",
-                action="store_true",
-                help="write the whole log, not only warnings and errors",
-            )
-        args = parser.parse(arguments[1:])
+        args = make_parser(name).parse(arguments[1:])
         args.command_line = list(arguments)
         strict = bool(getattr(args, "strict", False))  # only commands that build nets have these two
         refuses_python = bool(getattr(args, "no_python_layers", False))
@@ -232,6 +225,18 @@ def _run(arguments: Sequence[str]) -> int:
             status = command.run(args)
         return status if isinstance(status, int) else 0
     return 0
+
+
+def make_parser(name: str) -> Parser:
+    """The parser of one of COMMANDS, with all of its options."""
+    parser = Parser(prog=f"imae {name}", description=COMMANDS[name], allow_abbrev=False)
+    command_module(name).add_arguments(parser)
+    parser.set_defaults(verbose=False)
+    if name in QUIET:
+        parser.add_argument(
+            "-v", "--verbose", action="store_true", help="write the whole log, not only warnings and errors"
+        )
+    return parser
 
 
 def command_module(name: str) -> Command:

@@ -179,6 +179,10 @@ class CaffeModule(nn.Module):
         """The net, whose layers and parameters are this module's."""
         return self._net[0]
 
+    def _repr_html_(self) -> str:
+        """A notebook shows the net's layers as a table."""
+        return self.caffe_net._repr_html_()
+
     def forward(
         self, *inputs: Tensor, keep: str | Iterable[str] = (), **named: Tensor
     ) -> Tensor | dict[str, Tensor]:

@@ -8,8 +8,9 @@ autograd's, or a `torch.autograd.Function` where Caffe's gradient is not the der
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -31,6 +32,18 @@ if TYPE_CHECKING:
     from imae.layers.ranks import Ranks
 
 Shape = tuple[int, ...]
+
+
+class ReceptiveWindow(NamedTuple):
+    """On the last axes: how many places of a bottom one place of the top depends on, and from top to top.
+
+    stride   below 1 for layers that enlarge
+    """
+
+    size: Shape
+    stride: tuple[Fraction, ...]
+
+
 AUTOMATIC = "(automatic)"  # Caffe's name for a top that a layer needs and the prototxt leaves out
 
 # Fields of LayerParameter below this number (name, bottom, ...) belong to all types, the others to some.
@@ -81,6 +94,8 @@ class Layer(nn.Module):
     # Caffe: whether the tops share bottom[0]'s memory, perhaps under another shape. An in-place layer after
     # this one then also overwrites bottom[0].
     shares_memory: bool = False
+    # Whether each place of the tops, on the axes after the channels, needs that place of the bottoms alone.
+    keeps_places: bool = False
     # Names of the parameter blobs, in Caffe's order, for ONNX initializers and PyTorch's keys (conv1.weight).
     # A blob beyond their end is blob2, ... by its index. `blob_name` gives the name of a layer's blob.
     blob_names: ClassVar[tuple[str, ...]] = ("weight", "bias")
@@ -237,6 +252,17 @@ class Layer(nn.Module):
         raise ExportError(
             f"layer {self.name!r}: type {self.type} has no ONNX form; its class gives it one by Layer.to_onnx"
         )
+
+    def multiply_adds(self, bottom_shapes: Sequence[Shape], top_shapes: Sequence[Shape]) -> int:
+        """How many products a forward pass adds up: of its weights with its bottoms, for all items together.
+
+        0 for a type whose work is of another kind: bias, pooling, normalization, activation.
+        """
+        return 0
+
+    def receptive_window(self, bottom_shape: Shape) -> ReceptiveWindow | None:
+        """The places of bottom[0] that a place of the tops depends on; None: no window of a fixed size."""
+        return None
 
     def get_state(self) -> dict[str, Any]:
         """What the next pass depends on besides bottoms, blobs and buffers, for an exact resume.

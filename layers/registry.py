@@ -18,6 +18,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from imae.files.errors import LayerError
 from imae.files.nearest import did_you_mean
+from imae.prototxt.broken_plugins import (
+    IMPORT_ERRORS,
+    broken_type,
+    distribution_of,
+    is_broken,
+    leave_out,
+    note_types,
+    perhaps_broken,
+)
 from imae.prototxt.fork_names import fork_of_type
 from imae.prototxt.python_layers import BUILT_IN
 
@@ -88,10 +97,15 @@ def layer_class(type_name: str) -> type[Layer]:
     if type_name not in _classes and not _plugins():
         _load_one(type_name)  # import no more than the net's types need
     if type_name not in _classes or _plugins():
-        _load_all()  # all, so that a plugin that registers one of our types is an error
+        _load_all()  # all, so that a plugin that registers one of our types is named as broken
     if type_name not in _classes:
+        if broken := broken_type(type_name):
+            raise LayerError(broken)
         hint = fork_of_type(type_name) or did_you_mean(type_name, _classes, "'")
-        raise LayerError(f"Unknown layer type: {type_name}{hint} (known types: {', '.join(layer_types())})")
+        raise LayerError(
+            f"Unknown layer type: {type_name}{hint} (known types: {', '.join(layer_types())})"
+            f"{perhaps_broken()}"
+        )
     return _classes[type_name]
 
 
@@ -136,11 +150,29 @@ def _load_all() -> None:
             importlib.import_module(module)
         _loaded.add("drawers")
     if "plugins" not in _loaded:
-        for entry in _plugins():
-            try:
-                importlib.import_module(entry.module)
-            except (ImportError, SyntaxError, AttributeError, NameError, TypeError, RuntimeError) as error:
-                raise LayerError(
-                    f"plugin {entry.name!r} ({entry.value}) cannot be imported: {error}; mend or uninstall it"
-                ) from error
+        for distribution, entries in _plugins_by_distribution().items():
+            _load_plugin(distribution, entries)
         _loaded.add("plugins")
+
+
+def _plugins_by_distribution() -> dict[str, list[EntryPoint]]:
+    distributions: dict[str, list[EntryPoint]] = {}
+    for entry in sorted(_plugins(), key=lambda entry: (entry.name, entry.value)):
+        distributions.setdefault(distribution_of(entry), []).append(entry)
+    return distributions
+
+
+def _load_plugin(distribution: str, entries: list[EntryPoint]) -> None:
+    """Import the modules of a plugin; one that is broken is left out, with all its types and a warning."""
+    before = dict(_classes)
+    try:
+        for entry in [] if is_broken(distribution) else entries:
+            importlib.import_module(entry.module)
+    except IMPORT_ERRORS as error:
+        _classes.clear()
+        _classes.update(before)
+        reason = str(error) if isinstance(error, LayerError) else f"{type(error).__name__}: {error}"
+        leave_out(distribution, f"{entry.value} cannot be imported: {reason}")
+    if is_broken(distribution):
+        for entry in entries:
+            note_types(entry)

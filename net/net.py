@@ -22,6 +22,7 @@ from imae.net.build import build, share_parameters
 from imae.net.debug_info import log_forward
 from imae.net.in_place import memory_of
 from imae.net.step import Memory, Step, run_step
+from imae.net.summary import summarize
 from imae.prototxt import NetParameter
 
 
@@ -150,6 +151,10 @@ class Net(nn.Module):
             term = term if weight == 1 else term * weight
             total = term if total is None else total + term
         return torch.zeros(()) if total is None else total
+
+    def _repr_html_(self) -> str:
+        """A notebook shows the net's layers as a table."""
+        return summarize(self).as_html()
 
     def check_labels(self) -> None:
         """Raise for a label out of range that a layer read on a device; each layer's check waits for it."""

@@ -11,10 +11,12 @@ point `NAME = PACKAGE:FILE.proto` in the group `imae.protos` of an installed pac
     extend caffe.LayerParameter { optional XyzParameter xyz_param = 20001; }
 
 Every extension of LayerParameter becomes a real field of it, so that a net can have `xyz_param { scale: 2 }`.
+A plugin that is broken is left out, with one warning in the log (broken_plugins.py).
 """
 
+import copy
 import copyreg
-import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -23,7 +25,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from google.protobuf.descriptor import Descriptor, FileDescriptor
 from google.protobuf.descriptor_pb2 import (
@@ -38,36 +40,53 @@ from google.protobuf.message_factory import GetMessageClass
 
 from imae.files.errors import PrototxtError
 from imae.prototxt import caffe_pb2
+from imae.prototxt.broken_plugins import (
+    distribution_of,
+    is_broken,
+    leave_out,
+    note_fields,
+    package_folders,
+)
 
 GROUP = "imae.protos"
 PLUGINS_START = 20000  # of plugins' numbers in LayerParameter; R-FCN has 10000 and 10001
 
 
 class Plugin(NamedTuple):
-    """A plugin's schema: its entry point (for errors), and the text of its .proto."""
+    """A plugin's schema: its entry point (for errors), the text of its .proto, and who installed it."""
 
     name: str
     proto: str
+    distribution: str = ""
 
 
 def installed_plugins() -> list[Plugin]:
-    """The plugins that are installed, by name; their packages are located but not imported."""
+    """The plugins that are installed, by name; their packages are located but not imported.
+
+    One whose .proto is missing is left out, with a warning.
+    """
     plugins = []
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, entry.value)):
-        name = f"{entry.name} = {entry.value}"
+        distribution = distribution_of(entry)
         package, _, file = entry.value.partition(":")
-        try:
-            spec = importlib.util.find_spec(package)
-        except (ImportError, ValueError):
-            spec = None
-        folders = (spec and spec.submodule_search_locations) or []
-        paths = [path for folder in folders if (path := Path(folder, file)).is_file()]
-        if not paths:
-            raise PrototxtError(
-                f"plugin '{name}' ({GROUP}): there is no such file; expected PACKAGE:FILE.proto"
+        path = _proto_path(package, file)
+        if path is None:
+            leave_out(
+                distribution,
+                f"its entry point {entry.name!r} in {GROUP} is {entry.value!r}, expected PACKAGE:FILE.proto, "
+                "and there is no such file; is it listed in [tool.setuptools.package-data]?",
             )
-        plugins.append(Plugin(name, paths[0].read_text(encoding="utf-8", errors="replace")))
+            continue
+        proto = path.read_text(encoding="utf-8", errors="replace")
+        plugins.append(Plugin(f"{entry.name} = {entry.value}", proto, distribution))
     return plugins
+
+
+def _proto_path(package: str, file: str) -> Path | None:
+    """A file of a package, which is not imported, nor are those that it is in."""
+    first, *rest = package.split(".")
+    paths = [Path(folder, *rest, file) for folder in package_folders(first)]
+    return next((path for path in paths if os.access(path, os.R_OK) and path.is_file()), None)
 
 
 def compile_proto(plugin: Plugin) -> FileDescriptorProto:
@@ -114,40 +133,101 @@ def _number_taken(plugin: Plugin, number: int) -> str:
 
 
 def build_pool(plugins: Sequence[Plugin] = ()) -> DescriptorPool:
-    """A pool with Caffe's schema, where the plugins' extensions of LayerParameter are fields of it."""
-    caffe = FileDescriptorProto.FromString(caffe_pb2.SERIALIZED)
-    (layer,) = (message for message in caffe.message_type if message.name == "LayerParameter")
-    del layer.extension_range[:]  # a field must not lie in one
-    taken: dict[str | int, str] = {}
-    for field in layer.field:
-        taken[field.name] = taken[field.number] = "caffe.proto"
-    types = {f"caffe.{name}": "caffe.proto" for name in _type_names(caffe)}
-    files = [caffe]
+    """A pool with Caffe's schema, where the plugins' extensions of LayerParameter are fields of it.
+
+    PrototxtError where a plugin is broken.
+    """
+    pool, broken = build_working_pool(plugins)
+    for reason in broken.values():
+        raise PrototxtError(reason)
+    return pool
+
+
+def build_working_pool(plugins: Sequence[Plugin]) -> tuple[DescriptorPool, dict[str, str]]:
+    """`build_pool` of the plugins that are not broken; and by distribution, what is wrong with the others.
+
+    A distribution is in the pool with all its files or with none. Of two that do not go together the later
+    one is the broken one.
+    """
+    broken: dict[str, str] = {}
+    distributions: dict[str, list[Plugin]] = {}
     for plugin in plugins:
+        distributions.setdefault(plugin.distribution or plugin.name, []).append(plugin)
+    schema = _Schema()
+    for distribution, members in distributions.items():
+        try:
+            schema = schema.extended(members)
+        except PrototxtError as error:
+            broken[distribution] = str(error)
+    return schema.pool, broken
+
+
+class _Schema:
+    """Caffe's schema and that of some plugins; it does not change, a larger one is made of it.
+
+    layer   LayerParameter, in the first of `files`
+    taken   who has a name or number of a field of LayerParameter
+    types   who has a full name of a type
+    """
+
+    def __init__(self) -> None:
+        caffe = FileDescriptorProto.FromString(caffe_pb2.SERIALIZED)
+        self.files = [caffe]
+        self.names: list[str] = []
+        del self.layer.extension_range[:]  # a field must not lie in one
+        self.taken: dict[str | int, str] = {}
+        for field in self.layer.field:
+            self.taken[field.name] = self.taken[field.number] = "caffe.proto"
+        self.types = {f"caffe.{name}": "caffe.proto" for name in _type_names(caffe)}
+        self.pool = self._make_pool()
+
+    @property
+    def layer(self) -> DescriptorProto:
+        (layer,) = (message for message in self.files[0].message_type if message.name == "LayerParameter")
+        return layer
+
+    def extended(self, plugins: Iterable[Plugin]) -> Self:
+        """This schema and that of more plugins; PrototxtError where these are broken."""
+        larger = copy.deepcopy(self)
+        for plugin in plugins:
+            larger._add(plugin)
+        larger.pool = larger._make_pool()
+        return larger
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = copy.copy(self)
+        twin.files = [*map(copy.deepcopy, self.files[:1]), *self.files[1:]]  # only the first one is changed
+        twin.names, twin.taken, twin.types = [*self.names], {**self.taken}, {**self.types}
+        return twin
+
+    def _add(self, plugin: Plugin) -> None:
         file = compile_proto(plugin)
         who = f"plugin '{plugin.name}'"
         for name in _type_names(file):
             full_name = f"{file.package}.{name}".lstrip(".")
-            if (other := types.setdefault(full_name, who)) != who:
+            if (other := self.types.setdefault(full_name, who)) != who:
                 raise PrototxtError(f"{who}: {full_name} is also defined by {other}; rename one")
         for field in _take_layer_fields(file):
             if field.number < PLUGINS_START:
                 raise PrototxtError(_number_taken(plugin, field.number))
             for key in (field.name, field.number):
-                if (other := taken.setdefault(key, who)) != who:
+                if (other := self.taken.setdefault(key, who)) != who:
                     raise PrototxtError(
                         f"{who}: field {field.name} = {field.number} of LayerParameter: "
                         f"{key} is also taken by {other}; change one of them"
                     )
-            layer.field.append(field)
-        files.append(file)
-    pool = DescriptorPool()
-    try:
-        pool.AddSerializedFile(_merged(files).SerializeToString())
-    except TypeError as error:
-        names = ", ".join(plugin.name for plugin in plugins)
-        raise PrototxtError(f"the schemas of the plugins {names} do not go together: {error}") from None
-    return pool
+            self.layer.field.append(field)
+        self.files.append(file)
+        self.names.append(plugin.name)
+
+    def _make_pool(self) -> DescriptorPool:
+        pool = DescriptorPool()
+        try:
+            pool.AddSerializedFile(_merged(self.files).SerializeToString())
+        except TypeError as error:
+            names = ", ".join(self.names)
+            raise PrototxtError(f"the schemas of the plugins {names} do not go together: {error}") from None
+        return pool
 
 
 def _type_names(file: FileDescriptorProto) -> list[str]:
@@ -242,7 +322,22 @@ def _make_picklable(message: Descriptor) -> None:
         _make_picklable(nested)
 
 
-POOL = build_pool(installed_plugins())
+def _installed_pool() -> DescriptorPool:
+    """The pool with the plugins that are installed; broken ones are left out, with a warning each."""
+    plugins = installed_plugins()
+    broken = {
+        plugin.distribution for plugin in plugins if is_broken(plugin.distribution)
+    }  # a file is missing
+    pool, reasons = build_working_pool([plugin for plugin in plugins if plugin.distribution not in broken])
+    for distribution, reason in reasons.items():
+        leave_out(distribution, reason)
+    for plugin in plugins:
+        if is_broken(plugin.distribution):
+            note_fields(plugin.distribution, plugin.proto)
+    return pool
+
+
+POOL = _installed_pool()
 CAFFE = POOL.FindMessageTypeByName("caffe")
 for _message in POOL.FindFileByName("caffe.proto").message_types_by_name.values():
     _make_picklable(_message)

@@ -20,6 +20,7 @@ from imae.files.errors import PrototxtError
 from imae.files.file_kinds import FileKind, file_kind, mistaken_for
 from imae.files.nearest import did_you_mean
 from imae.files.read import AnyPath, read_bytes
+from imae.prototxt.broken_plugins import broken_field, perhaps_broken
 from imae.prototxt.caffe_pb2 import NetParameter, SolverParameter
 from imae.prototxt.fork_names import fork_of_field, fork_of_value
 from imae.prototxt.upgrade import complete_snapshot_prefix, upgrade_net, upgrade_solver
@@ -208,8 +209,11 @@ def _explain(reason: str, text: str, start: int, kind: type[Message]) -> tuple[i
     got, pool = _token(text, start), kind.DESCRIPTOR.file.pool
     if match := re.search('Message type "(.*?)" has no field named "(.*?)"', reason):
         fields = pool.FindMessageTypeByName(match[1]).fields_by_name
-        hint = _other_root(match[1], match[2]) or fork_of_field(match[1].rpartition(".")[2], match[2])
-        hint = hint or did_you_mean(match[2], fields, '"', any_case=True)
+        message = match[1].rpartition(".")[2]
+        hint = _other_root(match[1], match[2]) or broken_field(message, match[2])
+        hint = hint or fork_of_field(message, match[2]) or did_you_mean(match[2], fields, '"', any_case=True)
+        if message == "LayerParameter" and not broken_field(message, match[2]):
+            hint += perhaps_broken()
         return start, f'message "{match[1]}" has no field "{match[2][:60]}"{hint}'
     if match := re.search('Message type "(.*?)" should not have multiple "(.*?)" fields', reason):
         return text.rfind(match[2], 0, start), f'field "{match[2]}" of message "{match[1]}" is given twice'

@@ -17,6 +17,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).with_name("support")))
 from slow_tests import is_slow
 
+collect_ignore = ["plugin_xyz"]  # a package with tests of its own, which run where it is installed
+
 torch.set_num_threads(int(os.environ.get("IMAE_TEST_THREADS", "1")))
 
 

@@ -17,6 +17,7 @@ from imae.layers.registry import register_layer
 @register_layer("AbsVal")
 class AbsVal(Layer):
     num_bottoms = num_tops = 1
+    keeps_places = True
     in_place = False
 
     def forward(self, x: Tensor) -> Tensor:

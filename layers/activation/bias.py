@@ -71,6 +71,7 @@ def aligned_onnx(graph: OnnxGraph, bottoms: Sequence[str], axis: int) -> str:
 class Bias(Layer):
     min_bottoms, max_bottoms = 1, 2
     num_tops = 1
+    keeps_places = True
     blob_names = ("bias",)
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:

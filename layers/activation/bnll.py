@@ -18,6 +18,7 @@ from imae.layers.registry import register_layer
 @register_layer("BNLL")
 class BNLL(Layer):
     num_bottoms = num_tops = 1
+    keeps_places = True
     reads_bottom = True
 
     def forward(self, x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from imae.prototxt import LayerParameter
 @register_layer("Clip")
 class Clip(Layer):
     num_bottoms = num_tops = 1
+    keeps_places = True
     reads_bottom = True
 
     def __init__(self, param: LayerParameter) -> None:

@@ -30,6 +30,7 @@ def log_of_base(layer: Layer, base: float) -> float:
 @register_layer("Exp")
 class Exp(Layer):
     num_bottoms = num_tops = 1
+    keeps_places = True
     reads_top = True
 
     def __init__(self, param: LayerParameter) -> None:

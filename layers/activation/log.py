@@ -25,6 +25,7 @@ from imae.prototxt import LayerParameter
 @register_layer("Log")
 class Log(Layer):
     num_bottoms = num_tops = 1
+    keeps_places = True
     spoils_in_place = "diff"
 
     def __init__(self, param: LayerParameter) -> None:

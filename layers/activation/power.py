@@ -27,6 +27,7 @@ from imae.prototxt import LayerParameter
 @register_layer("Power")
 class Power(Layer):
     num_bottoms = num_tops = 1
+    keeps_places = True
     reads_top = True
 
     def __init__(self, param: LayerParameter) -> None:

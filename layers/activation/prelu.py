@@ -24,6 +24,7 @@ from imae.prototxt import FillerParameter
 @register_layer("PReLU")
 class PReLU(Layer):
     num_bottoms = num_tops = 1
+    keeps_places = True
     blob_names = ("weight",)
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:

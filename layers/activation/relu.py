@@ -21,6 +21,7 @@ from imae.prototxt import LayerParameter
 @register_layer("ReLU")
 class ReLU(Layer):
     num_bottoms = num_tops = 1
+    keeps_places = True
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)

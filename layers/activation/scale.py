@@ -26,6 +26,7 @@ from imae.prototxt import FillerParameter, LayerParameter
 class Scale(Layer):
     min_bottoms, max_bottoms = 1, 2
     num_tops = 1
+    keeps_places = True
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)

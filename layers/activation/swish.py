@@ -22,6 +22,7 @@ from imae.layers.registry import register_layer
 @register_layer("Swish")
 class Swish(Layer):
     num_bottoms = num_tops = 1
+    keeps_places = True
     reads_top = True
 
     def forward(self, x: Tensor) -> Tensor:

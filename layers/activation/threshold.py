@@ -18,6 +18,7 @@ from imae.layers.registry import register_layer
 @register_layer("Threshold")
 class Threshold(Layer):
     num_bottoms = num_tops = 1
+    keeps_places = True
 
     def forward(self, x: Tensor) -> Tensor:
         return (x > self.param.threshold_param.threshold).to(x.dtype)

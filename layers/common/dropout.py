@@ -33,6 +33,7 @@ from imae.prototxt import TRAIN, LayerParameter
 @register_layer("Dropout")
 class Dropout(Layer):
     num_bottoms = num_tops = 1
+    keeps_places = True
     device_masks: bool = False  # may be set on a layer; ignored for bottoms on the CPU
 
     def __init__(self, param: LayerParameter) -> None:

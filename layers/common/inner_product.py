@@ -65,6 +65,9 @@ class InnerProduct(Layer):
         check_inputs(self, shape, axis, self.inputs)
         return [(*shape[:axis], self.num_output)]
 
+    def multiply_adds(self, bottom_shapes: Sequence[Shape], top_shapes: Sequence[Shape]) -> int:
+        return prod(bottom_shapes[0]) * self.num_output
+
     def forward(self, x: Tensor) -> Tensor:
         weight = self.blob(0)
         if self.normalize:

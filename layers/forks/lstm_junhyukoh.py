@@ -75,6 +75,9 @@ class Lstm(Layer):
         self.add_blob((rows, self.num_output), lstm.weight_filler)
         self.add_blob((rows,), lstm.bias_filler)
 
+    def multiply_adds(self, bottom_shapes: Sequence[Shape], top_shapes: Sequence[Shape]) -> int:
+        return bottom_shapes[0][0] * sum(prod(shape) for shape in self.blob_shapes[:2])
+
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         x = bottom_shapes[0]
         if not x or not x[0] or x[0] % self.streams:

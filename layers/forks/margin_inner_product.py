@@ -76,6 +76,9 @@ class MarginInnerProduct(Layer):
         check_labels(self, "inner product", axis, top, bottom_shapes[1])
         return [top, (1,)]
 
+    def multiply_adds(self, bottom_shapes: Sequence[Shape], top_shapes: Sequence[Shape]) -> int:
+        return prod(bottom_shapes[0]) * top_shapes[0][-1]
+
     def forward(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         refuse_gradient(self, 1, label, "MarginInnerProduct Layer cannot backpropagate to label inputs.")
         margin = self.param.margin_inner_product_param

@@ -23,6 +23,7 @@ from imae.prototxt import LayerParameter
 @register_layer("ShuffleChannel")
 class ShuffleChannel(Layer):
     num_bottoms = num_tops = 1
+    keeps_places = True
     in_place = False
 
     def __init__(self, param: LayerParameter) -> None:

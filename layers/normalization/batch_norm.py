@@ -35,6 +35,7 @@ from imae.prototxt import TEST, FillerParameter, LayerParameter, ParamSpec
 @register_layer("BatchNorm")
 class BatchNorm(Layer):
     num_bottoms = num_tops = 1
+    keeps_places = True
     blob_names = ("mean", "variance", "scale_factor")
 
     def __init__(self, param: LayerParameter) -> None:

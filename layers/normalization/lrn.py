@@ -38,6 +38,7 @@ class LRN(Layer):
             raise self.error(f"LRN only supports odd values for local_size; got {lrn.local_size}")
         self.size, self.alpha, self.beta, self.k = lrn.local_size, lrn.alpha, lrn.beta, lrn.k
         self.within_channel = lrn.norm_region == lrn.WITHIN_CHANNEL
+        self.keeps_places = not self.within_channel
         self.spoils_in_place = "" if self.within_channel else "data"
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:

@@ -104,6 +104,16 @@ class Recurrent(Layer):
         for _ in range(1, self.steps):
             fill(shape, recurrent.weight_filler, self.random)
 
+    def multiply_adds(self, bottom_shapes: Sequence[Shape], top_shapes: Sequence[Shape]) -> int:
+        """Each matrix once for each time step and stream; that of the static input once for each stream."""
+        steps, streams = bottom_shapes[0][:2]
+        products = 0
+        for index, shape in enumerate(self.blob_shapes):
+            if len(shape) == 2:
+                times = streams if self.static and index == 2 else steps * streams
+                products += times * prod(shape)
+        return products
+
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         x, cont = bottom_shapes[:2]
         if len(x) < 3:

@@ -21,6 +21,7 @@ from imae.prototxt import LayerParameter
 class Concat(Layer):
     min_bottoms = 1
     num_tops = 1
+    keeps_places = True
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)

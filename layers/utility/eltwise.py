@@ -35,6 +35,7 @@ from imae.prototxt import LayerParameter
 class Eltwise(Layer):
     min_bottoms = 2
     num_tops = 1
+    keeps_places = True
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)

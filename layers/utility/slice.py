@@ -26,6 +26,7 @@ from imae.prototxt import LayerParameter
 class Slice(Layer):
     num_bottoms = 1
     min_tops = 1
+    keeps_places = True
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)

@@ -19,6 +19,7 @@ from imae.layers.registry import register_layer
 class Split(Layer):
     num_bottoms = 1
     min_tops = 1
+    keeps_places = True
     in_place = False
     shares_memory = True
 

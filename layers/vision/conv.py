@@ -14,7 +14,9 @@ and a top without pixels are errors.
 """
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import cached_property, reduce
+from math import prod
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -23,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imae.layers.blob import shape_string
-from imae.layers.layer import Layer, Shape
+from imae.layers.layer import Layer, ReceptiveWindow, Shape
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
@@ -176,6 +178,18 @@ class BaseConvolution(Layer):
                 f"windows of {windows.extent}, stride {windows.stride}, pad {windows.pad}"
             )
         return [(*first[:axis], self.num_output, *new_sizes)] * len(bottom_shapes)
+
+    def multiply_adds(self, bottom_shapes: Sequence[Shape], top_shapes: Sequence[Shape]) -> int:
+        """Each weight once for each place, where padding counts, too."""
+        places = bottom_shapes if self.reverse else top_shapes
+        return sum(prod(shape) for shape in places) * prod(self.blob_shapes[0][1:])
+
+    def receptive_window(self, bottom_shape: Shape) -> ReceptiveWindow:
+        strides = tuple(map(Fraction, self.windows.stride))
+        if not self.reverse:
+            return ReceptiveWindow(self.windows.extent, strides)
+        sizes = zip(self.windows.extent, self.windows.stride, strict=True)
+        return ReceptiveWindow(tuple(-(-e // s) for e, s in sizes), tuple(1 / stride for stride in strides))
 
     def forward(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
         weight, bias = self.blob(0), self.blob(1) if self.bias_term else None

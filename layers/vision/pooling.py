@@ -28,6 +28,7 @@ STOCHASTIC is the derivative; Caffe sends it to pixels that were not drawn.
 """
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from math import prod
 from typing import Any, NamedTuple
 
@@ -38,7 +39,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from imae.layers.autograd import apply
-from imae.layers.layer import Layer, Shape
+from imae.layers.layer import Layer, ReceptiveWindow, Shape
 from imae.layers.near_ties import near_ties_as
 from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.onnx_sizes import integers, reshaped, sizes_of
@@ -454,6 +455,10 @@ class Pooling(PoolingMethod):
         if self.param.pooling_param.global_pooling:
             return self.fixed._replace(kernel=(sizes[0], sizes[1]))
         return self.fixed
+
+    def receptive_window(self, bottom_shape: Shape) -> ReceptiveWindow:
+        windows = self.windows(bottom_shape[2:])
+        return ReceptiveWindow(windows.kernel, tuple(map(Fraction, windows.stride)))
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         shape = bottom_shapes[0]

@@ -1,13 +1,15 @@
 """A third party's package adds a layer type with parameters of its own, without touching this repository."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from tolerances import tolerance
+
+from imae.cli.main import main
+from imae.converters.new_plugin import plugin_files, plugin_names
 
 PACKAGE = Path(__file__).parents[1] / "plugin_xyz"
 
@@ -57,9 +59,9 @@ except ImaeError as error:
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder into which pip has installed the package."""
+    """The folder into which pip has installed the package that `imae new-plugin Xyz` writes."""
     folder = tmp_path_factory.mktemp("plugin")
-    shutil.copytree(PACKAGE, folder / "source")
+    assert main(["new-plugin", "Xyz", "--folder", str(folder / "source")]) == 0
     command = [
         "install",
         "--quiet",
@@ -96,10 +98,26 @@ def test_the_plugins_net_exports(installed: Path) -> None:
     assert max(differences) <= tolerance("onnx").rtol
 
 
-@pytest.mark.parametrize("name", ["pyproject.toml", "imae_xyz/layers.py", "imae_xyz/xyz.proto"])
-def test_the_readme_shows_the_package(name: str) -> None:
-    """File by file, so that what is typed from it is what is tested here."""
-    text = (PACKAGE / name).read_text()
+def test_its_own_tests_pass(installed: Path) -> None:
+    """Gradients, ONNX, a training. They run where the source is, and find the package where pip put it."""
+    source = installed.with_name("source")
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
+    done = subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "7 passed" in done.stdout
+
+
+def test_what_the_command_writes_is_the_package_here() -> None:
+    written = plugin_files(plugin_names("Xyz"))
+    paths = [path for name in ("*", "imae_xyz/*", "tests/*.py", "example/*") for path in PACKAGE.glob(name)]
+    here = {str(path.relative_to(PACKAGE)): path.read_text() for path in paths if path.is_file()}
+    assert here == written and len(written) == 9
+
+
+def test_the_readme_shows_the_layer() -> None:
+    """So that what is read there is what is tested here."""
+    text = (PACKAGE / "imae_xyz" / "layer.py").read_text()
     assert text.strip()
     shown = "".join(f"    {line}" if line.strip() else line for line in text.splitlines(keepends=True))
     assert f":\n\n{shown}\n" in (PACKAGE.parents[1] / "README.md").read_text()

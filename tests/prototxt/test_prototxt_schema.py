@@ -29,6 +29,7 @@ from imae.prototxt import (
     LayerParameter,
     NetParameter,
     Phase,
+    broken_plugins,
     caffe_pb2,
     parse_text,
     schema,
@@ -36,7 +37,7 @@ from imae.prototxt import (
 )
 from imae.prototxt.fork_names import FORK_NUMBERS
 from imae.prototxt.generate import generate
-from imae.prototxt.schema import Plugin, build_pool, installed_plugins, message_class
+from imae.prototxt.schema import Plugin, build_pool, build_working_pool, installed_plugins, message_class
 
 CAFFE = FileDescriptorProto.FromString(caffe_pb2.SERIALIZED)
 
@@ -394,35 +395,51 @@ def test_installed_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     before = installed_plugins()
     install(tmp_path, "imae_xyz:xyz.proto")
     monkeypatch.syspath_prepend(tmp_path)
-    assert sorted(installed_plugins()) == sorted([*before, XYZ])
+    assert sorted(installed_plugins()) == sorted([*before, XYZ._replace(distribution="imae-xyz")])
 
 
 @pytest.mark.parametrize(
-    "value", ["imae_xyz:zyx.proto", "no_package:xyz.proto", "no.package:xyz.proto", "imae_xyz"]
+    "value", ["imae_xyz:zyx.proto", "no_package:xyz.proto", "no.package:xyz.proto", "imae_xyz", ":"]
 )
-def test_an_entry_point_to_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_entry_point_to_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, value: str
+) -> None:
+    before = installed_plugins()
     install(tmp_path, value)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(PrototxtError) as error:
-        installed_plugins()
-    assert str(error.value) == (
-        f"plugin 'xyz = {value}' (imae.protos): there is no such file; expected PACKAGE:FILE.proto"
+    monkeypatch.setattr(broken_plugins, "_broken", {})
+    assert installed_plugins() == before == installed_plugins()
+    assert [record.getMessage() for record in caplog.records] == [
+        f"plugin imae-xyz is broken and left out: its entry point 'xyz' in imae.protos is '{value}', "
+        "expected PACKAGE:FILE.proto, and there is no such file; "
+        "is it listed in [tool.setuptools.package-data]?; mend it or pip uninstall imae-xyz"
+    ]
+
+
+def test_a_distribution_is_merged_whole_or_not_at_all() -> None:
+    """Its second file is broken, so its first one's field is not there; other distributions' are."""
+    whole, other = XYZ._replace(distribution="imae-xyz"), ABC._replace(distribution="imae-abc")
+    bad = plugin("bad", f"{EXTEND} {{ optional bool bad = 20003; }} oops")._replace(distribution="imae-xyz")
+    moved = other._replace(proto=other.proto.replace("20001", "20007"))
+    pool, broken = build_working_pool([whole, moved, bad])
+    fields = layer_class(pool).DESCRIPTOR.fields_by_name
+    assert "abc_param" in fields and not {"xyz_param", "bad"} & set(fields)
+    assert list(broken) == ["imae-xyz"] and "cannot be compiled" in broken["imae-xyz"]
+
+
+def test_of_two_that_clash_the_later_is_left_out() -> None:
+    """Also where only protobuf notices: an enum's value, which belongs to the whole package."""
+    pool, broken = build_working_pool([XYZ, ABC])
+    assert layer_class(pool).DESCRIPTOR.fields_by_number[20001].name == "xyz_param"
+    assert list(broken) == ["abc"]
+    a, b = (
+        plugin("p", "enum A { X = 0; }"),
+        plugin("q", f"enum B {{ X = 0; }} {EXTEND} {{ optional B b = 20009; }}"),
     )
-
-
-def test_errors_can_be_had_where_a_plugin_is_broken(tmp_path: Path) -> None:
-    """So that `main` can print the one line."""
-    install(tmp_path, "imae_xyz:zyx.proto")
-    code = f"""
-import sys
-sys.path.insert(0, {str(tmp_path)!r})
-from imae.files.errors import PrototxtError
-try:
-    from imae.prototxt import LayerParameter
-except PrototxtError as error:
-    print(error)
-"""
-    assert run(code).startswith("plugin 'xyz = imae_xyz:zyx.proto' (imae.protos): ")
+    pool, broken = build_working_pool([a, b, ABC])
+    assert list(broken) == ["q"] and "b" not in layer_class(pool).DESCRIPTOR.fields_by_name
+    assert "abc_param" in layer_class(pool).DESCRIPTOR.fields_by_name
+    assert message_class(pool, "caffe.LayerParameter")(name="a").name == "a"
 
 
 def test_the_error_family() -> None:

@@ -50,7 +50,7 @@ IMPORTERS = ("import_module", "__import__", "find_spec", "run_module", "resolve_
 # does not forbid.
 NAMES_MADE = {
     "prototxt/__init__.py": "its own modules",
-    "prototxt/schema.py": "the packages of plugins, found and not imported",
+    "prototxt/broken_plugins.py": "the packages of plugins, found and not imported",
     "layers/registry.py": "the drawers and the packages of plugins",
     "layers/utility/python.py": "the user's modules",
     "net/kernels/native.py": "the library that was built beside it",

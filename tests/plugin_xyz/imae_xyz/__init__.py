@@ -1,1 +1,1 @@
-"""A third party's plugin: the layer type Xyz with its xyz_param."""
+"""A plugin for imae: the layer types Xyz and XyzLoss."""
