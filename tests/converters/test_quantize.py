@@ -157,3 +157,5 @@ def test_bad_arguments(
     write_lmdb("larger", ((b"%d" % i, datum_from_array(np.zeros((3, 9, 8), np.uint8), 0)) for i in range(2)))
     assert main.main(["quantize", str(model), "q.onnx", *arguments]) == 2
     assert message in capsys.readouterr().err and not Path("q.onnx").exists()
+    assert main.main(["quantize", str(model), "net.onnx", "--to", "fp16"]) == 2
+    assert "OUTPUT would replace a file that is read" in capsys.readouterr().err
