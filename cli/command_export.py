@@ -30,8 +30,14 @@ from pathlib import Path
 
 import onnx
 
-from imae.cli.description_options import add_description_options, chosen_description, write_chosen_card
+from imae.cli.description_options import (
+    add_description_options,
+    card_path,
+    chosen_description,
+    write_chosen_card,
+)
 from imae.cli.options import add_net_options, chosen_net
+from imae.cli.output_files import check_output_files
 from imae.cli.page_options import add_page_options, check_page_options, write_chosen_page
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
 from imae.converters.deploy import InputShape
@@ -122,6 +128,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export the net; print what was written and compared."""
+    outputs = {"--output": args.output, "--card": card_path(args), "--html": args.html}
+    check_output_files(outputs, [args.model, args.weights, args.labels, args.mean])
     suffix = Path(args.output).suffix.lower().removeprefix(".")
     if (to := FOR_PYTORCH.get(args.to or suffix)) is not None:
         _run_torch(args, to)

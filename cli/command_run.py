@@ -29,10 +29,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
+from imae.cli.output_files import check_output_files
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
 from imae.converters.labels import by_number, read_labels
 from imae.converters.noisy_accuracy import NoisyAccuracy, TrueLabels, noted
@@ -40,7 +40,7 @@ from imae.converters.predict import Prediction, open_model
 from imae.converters.run_report import ReportOptions, RunReport
 from imae.converters.run_sources import find_images
 from imae.files.atomic import write_atomically
-from imae.files.errors import DataError, FileError
+from imae.files.errors import DataError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,6 +150,7 @@ def run(args: argparse.Namespace) -> None:
             class_folders=model.may_have_classes,
             skip_bad=args.skip_bad,
         )
+        _check_files(args, (image.path for image in found.images))
         report.expect(found)
         predictions = model.predict(found.images, args.skip_bad)
     # What programs read on the standard output has nothing beside it.
@@ -170,7 +171,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace, sources: Sequence[str], lmdb: str | None) -> None:
-    """DataError for options that contradict each other, FileError for files in folders that are not there."""
+    """DataError for options that contradict each other, FileError for files that cannot be written."""
     if (lmdb is None) == (not sources):
         raise DataError("run: give images (files, folders, lists), or one LMDB")
     if lmdb is None and args.clean_labels is not None:
@@ -181,13 +182,15 @@ def _check(args: argparse.Namespace, sources: Sequence[str], lmdb: str | None) -
         raise DataError(f"--threshold must be 0 to 1, got {args.threshold:g}")
     if lmdb is not None and args.draw is not None:
         raise DataError("--draw draws image files; an LMDB has none")
-    files = [path for path in (args.json, args.csv, args.confusion_csv) if path is not None]
-    if len(files) > len(set(files)):
+    if [args.json, args.csv, args.confusion_csv].count("-") > 1:
         raise DataError("--json, --csv and --confusion-csv must each have a file of its own")
-    for path in files:
-        folder = Path(os.path.abspath(path)).parent
-        if path != "-" and not folder.is_dir():  # said now, not after all images
-            raise FileError(f"cannot write '{path}': there is no folder '{folder}'")
+    _check_files(args, sources)
+
+
+def _check_files(args: argparse.Namespace, read: Iterable[str]) -> None:
+    """FileError where a file of results cannot be written, or would replace one that is read."""
+    outputs = {"--json": args.json, "--csv": args.csv, "--confusion-csv": args.confusion_csv}
+    check_output_files(outputs, [args.model, args.labels, args.mean, *read])
 
 
 def _stoppable(predictions: Iterator[Prediction]) -> Iterator[Prediction]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from imae.converters.describe_model import About
 from imae.converters.export_onnx import Export
 from imae.converters.labels import read_labels
 from imae.converters.model_card import write_card
-from imae.files.errors import ExportError
 
 
 def add_description_options(parser: argparse.ArgumentParser) -> None:
@@ -33,23 +31,20 @@ def add_description_options(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_description(args: argparse.Namespace) -> About:
-    """What these options say; the labels are read. ExportError where the card cannot be written."""
-    if args.card is not None:
-        card = _card_path(args)
-        if os.path.realpath(card) == os.path.realpath(args.output):
-            raise ExportError(f"--card and --output are both '{card}'; give the card another name")
-        if not card.parent.is_dir():
-            raise ExportError(f"--card: there is no folder '{card.parent}'; make it first")
+    """What these options say; the labels are read."""
     labels = [] if args.labels is None else read_labels(args.labels)
     return About(args.model, args.weights, labels, args.license)
 
 
 def write_chosen_card(args: argparse.Namespace, result: Export) -> None:
     """Write the model card, if it is asked for, and print its name."""
-    if args.card is not None:
-        write_card(result.model, _card_path(args), args.output)
-        print(f"wrote {_card_path(args)}, the model card")
+    if (card := card_path(args)) is not None:
+        write_card(result.model, card, args.output)
+        print(f"wrote {card}, the model card")
 
 
-def _card_path(args: argparse.Namespace) -> Path:
+def card_path(args: argparse.Namespace) -> Path | None:
+    """Where the model card goes; None: nowhere."""
+    if args.card is None:
+        return None
     return Path(args.card) if args.card else Path(args.output).with_suffix(".md")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
 
 from imae.converters.export_onnx import Export
-from imae.converters.html_page import PACKAGE, check_folder, find_ort_web, measured, write_page
+from imae.converters.html_page import PACKAGE, find_ort_web, measured, write_page
 from imae.files.errors import ExportError
 
 
@@ -31,9 +30,6 @@ def check_page_options(args: argparse.Namespace) -> None:
         if args.ort_web is not None:
             raise ExportError("--ort-web is for the page of --html; give both, or leave it out")
         return
-    if os.path.realpath(args.html) == os.path.realpath(args.output):
-        raise ExportError(f"--html and --output are both '{args.html}'; give the page another name")
-    check_folder(args.html)
     find_ort_web(args.ort_web)
 
 

@@ -173,7 +173,9 @@ def _transforms(source: LayerParameter) -> bool:
 
 
 def _size_before_crop(source: LayerParameter, free_size: bool) -> Size | None:
-    if class_of(source).is_fed or (free_size and not source.transform_param.crop_size):
+    transform = source.transform_param
+    is_cropped = transform.crop_size or (transform.crop_h and transform.crop_w)
+    if class_of(source).is_fed or (free_size and not is_cropped):
         return None
     return _record_size(source)
 

@@ -11,7 +11,6 @@ one of a ResNet-20's scores was wrong by 5.3 instead of 0.7. int8 is for CPUs. f
 computes such a model in float32, as fast as before.
 """
 
-import itertools
 import os
 import tempfile
 from collections import Counter, defaultdict
@@ -20,6 +19,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
@@ -134,15 +134,17 @@ def _in_float32(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def calibration(path: AnyPath, preprocessing: Preprocessing, records: int, feed: Any) -> Iterator[Batch]:
-    """The first `records` records of an LMDB in batches that fit the model's input `feed`."""
+    """The first `records` records of an LMDB in batches for the model's input `feed`; they may be short.
+
+    Records of several sizes come in more batches, of one size each.
+    """
     fixed = feed.shape[0] if isinstance(feed.shape[0], int) else None
-    size = fixed or min(BATCH, records)
-    left = records
-    for images, labels in itertools.islice(lmdb_batches(path, preprocessing, size), -(-records // size)):
-        if fixed in (None, len(images)):
-            check_shape(feed, images.shape)
-            yield (images, labels) if fixed else (images[:left], None)
-            left -= len(images)
+    for images, labels in lmdb_batches(path, preprocessing, fixed or min(BATCH, records)):
+        check_shape(feed, (fixed or len(images), *images.shape[1:]))
+        yield images[:records], labels
+        records -= len(images)
+        if records <= 0:
+            return
 
 
 def _counted(batches: Iterator[Batch], counts: list[int]) -> Iterator[Batch]:
@@ -150,6 +152,13 @@ def _counted(batches: Iterator[Batch], counts: list[int]) -> Iterator[Batch]:
     for images, labels in batches:
         counts.append(len(images))
         yield images, labels
+
+
+def _filled(batches: Iterator[Batch], feed: Any) -> Iterator[Batch]:
+    """The batches; where the model's batch is fixed, short ones repeat their last image: ranges stay."""
+    for images, labels in batches:
+        missing = feed.shape[0] - len(images) if isinstance(feed.shape[0], int) else 0
+        yield np.pad(images, [(0, missing), *[(0, 0)] * (images.ndim - 1)], "edge"), labels
 
 
 def read_model(path: AnyPath) -> onnx.ModelProto:
@@ -204,7 +213,7 @@ def quantize_file(
     counts: list[int] = []
     try:
         if calibrate and prepared is not None:
-            batches = _counted(calibration(calibrate, prepared, records, feed), counts)
+            batches = _filled(_counted(calibration(calibrate, prepared, records, feed), counts), feed)
             if front is not None:
                 batches = ((prepare(front, images), labels) for images, labels in batches)
             result = to_int8(net_alone, batches)

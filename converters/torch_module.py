@@ -1,4 +1,4 @@
-"""A net and its weights as a torch.nn.Module that takes tensors, for those who go on in PyTorch.
+r"""A net and its weights as a torch.nn.Module that takes tensors, for those who go on in PyTorch.
 
     net = imae.load("deploy.prototxt", "w.caffemodel")
     scores = net(images)                    # one output: a tensor
@@ -11,7 +11,11 @@ ONNX model has, too: `conv1.weight`, `bn1.mean` (`Layer.blob_names`). A name of 
 module, and back, by this rule (`module_name`, `layer_name`):
 
     .  and  %                           are written %2E and %25, as in a URL
-    a name that modules have already    its first letter is written so: train becomes %74rain
+    quotes, brackets, , ; \ and control characters
+                                        are written so, too: torch.export writes names of modules into Python
+                                        code, which it runs, without looking for the end of a string in them
+    a name that modules have already, or a word of Python's
+                                        its first letter is written so: train becomes %74rain
     no name                             is %_
     a layer of the name of an earlier one
                                         gets %_2, %_3, ... after its name
@@ -28,6 +32,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from keyword import iskeyword
 from typing import Any, Literal, overload
 from urllib.parse import unquote
 
@@ -64,6 +69,7 @@ from imae.prototxt.dialects import read_net_text
 from imae.prototxt.state import in_state
 
 Phase = Literal["TRAIN", "TEST"]
+SPECIAL = re.compile(r"""[%.,;\\"'()\[\]{}\x00-\x1f\x7f]""")  # characters of names that modules do not have
 COLORS = {RGB: cv2.COLOR_RGB2GRAY, BGR: cv2.COLOR_BGR2GRAY}
 
 
@@ -72,10 +78,11 @@ def module_name(name: str, owner: nn.Module, place: int = 1) -> str:
 
     place   how many layers have had this name so far, with this one
     """
-    word = name.replace("%", "%25").replace(".", "%2E")
+    word = SPECIAL.sub(lambda match: f"%{ord(match[0]):02X}", name)
+    taken = hasattr(owner, word) and word not in (*owner._modules, *owner._parameters)
     if not word:
         word = "%_"
-    elif word == name and hasattr(owner, word) and word not in (*owner._modules, *owner._parameters):
+    elif word == name and (taken or iskeyword(word)):
         word = f"%{ord(word[0]):02X}{word[1:]}"
     return word if place == 1 else f"{word.removesuffix('%_')}%_{place}"
 

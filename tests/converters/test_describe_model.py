@@ -221,7 +221,9 @@ def test_a_label_map_may_leave_the_background_out(project: Path) -> None:
         (["--license", "x" * 1001], "--license has 1001 characters, at most 1000 fit"),
         (["--labels", "none.txt"], "cannot read the labels 'none.txt': No such file"),
         (["--card", "lenet.onnx"], "--card and --output are both 'lenet.onnx'"),
-        (["--card", "no/card.md"], "--card: there is no folder 'no'; make it first"),
+        (["--card", "no/card.md"], "cannot write 'no/card.md': there is no folder 'no'"),
+        (["--card", "."], "cannot write '.': it is a folder; give --card the name of a file"),
+        (["--card", "lenet.prototxt"], "--card would replace a file that is read; give another name"),
     ],
 )
 def test_options_that_cannot_be_right(

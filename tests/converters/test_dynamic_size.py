@@ -19,10 +19,10 @@ from imae.converters.export_onnx import export_net
 from imae.converters.lmdb_writer import write_lmdb
 from imae.files.errors import ExportError
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.data.datum import datum_from_array
 from imae.layers.registry import layer_class
 from imae.layers.run import Run
 from imae.net.net import Net
+from imae.prototxt import Datum
 from imae.prototxt.text import parse_net
 
 FILLER = 'weight_filler { type: "gaussian" std: 0.5 }'
@@ -383,9 +383,10 @@ def test_images_keep_their_sizes(here: Path, capsys: pytest.CaptureFixture[str],
 
 def test_a_crop_and_a_size_that_are_told(here: Path) -> None:
     """Records of one size say nothing of images of other sizes, unless they are cropped."""
-    pixels = np.zeros((3, 14, 16), np.uint8)
-    write_lmdb("lmdb", [(b"0", datum_from_array(pixels, 0))])
-    for crop, resize in (("", None), ("transform_param { crop_size: 12 }", "14x16")):
+    png = cv2.imencode(".png", np.zeros((14, 16, 3), np.uint8))[1].tobytes()
+    write_lmdb("lmdb", [(b"0", Datum(data=png, encoded=True))])
+    crops = ("", "transform_param { crop_size: 12 }", "transform_param { crop_h: 12 crop_w: 12 }")
+    for crop, resize in zip(crops, (None, "14x16", "14x16"), strict=True):
         source = 'data_param { source: "lmdb" batch_size: 1 backend: LMDB }'
         write_net(MEANS, f'layer {{ name: "d" type: "Data" top: "x" {source} {crop} }}')
         assert export() == 0

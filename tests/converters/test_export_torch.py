@@ -18,10 +18,11 @@ import imae
 from imae.cli.main import main
 from imae.converters.export_torch import METADATA_FILE, export_torch
 from imae.converters.preprocessing import from_metadata
-from imae.converters.torch_module import CaffeModule
+from imae.converters.torch_module import CaffeModule, layer_name
 from imae.files.errors import ExportError
 from imae.net.weights import save_caffemodel
-from imae.prototxt.text import parse_net, read_net
+from imae.prototxt import NetParameter
+from imae.prototxt.text import parse_net, read_net, to_text
 
 COMMAND = ["export", "--model", "net.prototxt", "--weights", "w.caffemodel", "--input-shape", "3,11,9"]
 
@@ -101,6 +102,25 @@ def test_several_outputs_and_a_shared_blob(here: Path) -> None:
     state = safetensors.torch.load_file("net.safetensors")
     assert torch.equal(state["p.weight"], state["q/1.weight"])
     assert sorted(state) == ["p.bias", "p.weight", "q/1.bias", "q/1.weight"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a\nb", "a;b", "a,b", "a(b", 'a"b', "a\\", "None", "\0", "é", 'training") or open("run'],
+)
+def test_the_name_of_a_layer_is_no_code(here: Path, name: str) -> None:
+    """torch.export writes the names of modules into Python code, and runs it."""
+    net = NetParameter(name="n")
+    net.layer.add(name="data", type="Input", top=["data"]).input_param.shape.add().dim.extend([1, 3, 4, 4])
+    layer = net.layer.add(name=name, type="Convolution", bottom=["data"], top=[name])
+    layer.convolution_param.num_output = 2
+    layer.convolution_param.kernel_size.append(1)
+    layer.convolution_param.weight_filler.type = "msra"
+    Path("net.prototxt").write_text(to_text(net))
+    assert main(["export", "--model", "net.prototxt", "--output", "net.pt2"]) == 0
+    assert sorted(path.name for path in here.iterdir()) == ["net.prototxt", "net.pt2"]
+    keys = [key for key, _ in torch.export.load("net.pt2").module().named_parameters()]
+    assert [layer_name(key.rpartition(".")[0]) for key in keys] == [name, name]
 
 
 def test_a_net_for_one_batch_size(here: Path) -> None:

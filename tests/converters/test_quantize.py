@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -14,6 +15,7 @@ from imae.converters.lmdb_writer import write_lmdb
 from imae.converters.quantize_onnx import QUANTIZED_KEY
 from imae.converters.run_onnx import open_session
 from imae.layers.data.datum import datum_from_array
+from imae.prototxt import Datum
 
 NET = """
 name: "small"
@@ -102,6 +104,24 @@ def test_int8_of_a_model_with_a_fixed_batch(model: Path) -> None:
     assert main.main(["run", "q.onnx", "--lmdb", "lmdb"]) == 0
 
 
+@pytest.mark.parametrize("batch", [[], ["--fixed-batch", "--input-shape", "4,3,8,8"]])
+def test_records_of_several_sizes_are_all_calibrated_on(model: Path, batch: list[str]) -> None:
+    """A model that resizes images itself takes them in batches of one size, which are more and smaller."""
+    generator = np.random.default_rng(7)
+    records = []
+    for i in range(12):
+        image = generator.integers(0, 20 + 20 * i, (9 + i % 3, 10, 3), np.uint8)  # the last are the brightest
+        png = cv2.imencode(".png", image)[1].tobytes()
+        records.append((b"%05d" % i, Datum(data=png, encoded=True, label=0)))
+    write_lmdb("several", records)
+    export = ["export", "--model", "net.prototxt", "--weights", "net.caffemodel", "--output", "own.onnx"]
+    assert main.main([*export, "--embed-preprocess", "bgr", "--embed-resize", *batch]) == 0
+    quantize = ["quantize", "own.onnx", "q.onnx", "--to", "int8", "--calibrate", "several", "--records", "11"]
+    assert main.main(quantize) == 0
+    metadata = {p.key: p.value for p in onnx.load("q.onnx").metadata_props}
+    assert metadata[QUANTIZED_KEY] == "int8, calibrated on 11 records of several"
+
+
 @pytest.mark.parametrize("kind", ["fp16", "int8"])
 def test_softmax_stays_in_float32(kind: str, model: Path) -> None:
     export = ["export", "--model", "net.prototxt", "--weights", "net.caffemodel", "--output", "prob.onnx"]
@@ -137,3 +157,5 @@ def test_bad_arguments(
     write_lmdb("larger", ((b"%d" % i, datum_from_array(np.zeros((3, 9, 8), np.uint8), 0)) for i in range(2)))
     assert main.main(["quantize", str(model), "q.onnx", *arguments]) == 2
     assert message in capsys.readouterr().err and not Path("q.onnx").exists()
+    assert main.main(["quantize", str(model), "net.onnx", "--to", "fp16"]) == 2
+    assert "OUTPUT would replace a file that is read" in capsys.readouterr().err
