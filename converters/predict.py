@@ -262,8 +262,9 @@ class ImageModel:
         ]
         shape = f"output {self.output!r}, ({', '.join(sides)})"
         if self.kind is Kind.BOXES:
-            what = f"boxes with a score of {self.threshold:g} or more, in pixels of the image"
-            return f"output {self.output!r}, (1, 1, N, 7): {what}"
+            what = f"boxes with a score of {self.threshold:g} or more"
+            columns = "label, score, then xmin, ymin, xmax and ymax in pixels of the image"
+            return f"output {self.output!r}, (1, 1, N, 7): {what}: {columns}"
         if self.kind is Kind.MAP:
             return f"{shape}: a map; of several channels the largest is a pixel's class"
         if self.kind is Kind.VALUES:
