@@ -35,11 +35,13 @@ from imae.cli.preprocessing_options import add_preprocessing_options, chosen_pre
 from imae.converters.deploy import InputShape
 from imae.converters.dynamic_size import size_text
 from imae.converters.embed import Embedding
-from imae.converters.export_onnx import DEFAULT_OPSET, export_file
+from imae.converters.export_onnx import DEFAULT_OPSET, Export, export_file
 from imae.converters.export_torch import Target, export_torch
 from imae.files.errors import ExportError, printable
 from imae.layers.layer import Shape
 
+# Suffixes of other files: a model under such a name would be taken for one of them.
+NOT_WRITTEN = ("pt", "pth", "ckpt", "caffemodel", "h5", "prototxt", "html", "md", "tflite", "engine")
 FOR_PYTORCH: dict[str, Target] = {"safetensors": "safetensors", "pt2": "pt2"}
 # The options that all of them have, as attributes of the arguments; a .pt2 file has --fixed-batch, too.
 FOR_ALL = (
@@ -121,6 +123,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Export the net; print what was written and compared."""
     suffix = Path(args.output).suffix.lower().removeprefix(".")
+    if args.to is None and suffix in NOT_WRITTEN:
+        raise ExportError(
+            f"--output {args.output}: a .{suffix} file is not written here, but .onnx, .safetensors (the "
+            "weights for PyTorch) and .pt2 (torch.export's program) are; name one of these, or give --to"
+        )
     if (to := FOR_PYTORCH.get(args.to or suffix)) is not None:
         _run_torch(args, to)
         return
@@ -155,8 +162,7 @@ def run(args: argparse.Namespace) -> None:
         layers = ", ".join(result.from_fillers) if args.weights else f"all {len(result.from_fillers)} layers"
         why = f"{args.weights} lacks them" if args.weights else "no --weights were given"
         print(f"NO TRAINED WEIGHTS: {why}, so {printable(layers)} have the values of their fillers")
-    if embedding is not None and result.preprocessing is not None:
-        print(f"images: {result.preprocessing.steps()}")
+    _print_preparation(result)
     if result.moved is not None:
         print(
             "the model resizes random images as OpenCV does, but for one grey level in "
@@ -177,6 +183,23 @@ def run(args: argparse.Namespace) -> None:
         print(f"NOTHING WAS COMPARED of output {printable(name)}, {sizes}: {why}")
     write_chosen_card(args, result)
     write_chosen_page(args, result)
+
+
+def _print_preparation(result: Export) -> None:
+    """Print how images are prepared for the model, or that nothing says it."""
+    shapes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in result.model.graph.input
+        if value.name in result.inputs
+    }
+    known = result.preprocessing
+    if known is not None:
+        print(f"images: {known.steps_for(shapes[known.name])}")
+    elif [len(shape) == 4 and shape[1] in (1, 3) for shape in shapes.values()] == [True]:
+        print(
+            "images: NOTHING SAYS HOW THEY ARE PREPARED (mean, scale, crop, channels), so answers may be "
+            "wrong; give --mean or --transform; --transform '' stands for pixels as they are"
+        )
 
 
 def _run_torch(args: argparse.Namespace, to: Target) -> None:

@@ -220,7 +220,9 @@ class _Card:
             if key.startswith(PREFIX) and key != f"{PREFIX}mean_image"
         }
         rows = [(_code(key), _code(value)) for key, value in keys.items()]
-        words = f"An image is prepared so: {_plain(prepared.steps())}."
+        image = self._image_input()
+        steps = prepared.steps() if image is None else prepared.steps_for(image.shape)
+        words = f"An image is prepared so: {_plain(steps)}."
         about = f"The model's metadata says the same, each key after {_code(PREFIX)}:"
         return "\n\n".join([table, words, about, _table(("key", "value"), rows)])
 
