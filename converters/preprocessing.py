@@ -145,11 +145,11 @@ class Preprocessing:
         DataError where images that are prepared so do not fit the input, or the mean image does not fit them.
         """
         if self.mean_image is not None and self.resize is not None and not self.resizes_itself:
-            own, size = _size_text(self.mean_image.shape[1:]), _size_text(self.resize)
-            if own != size:
+            mean, images = _size_text(self.mean_image.shape[1:]), _size_text(self.resize)
+            if mean != images:
                 raise DataError(
-                    f"the mean image is {own}, and images would be {size} when it is subtracted; give "
-                    f"--resize {own}, or --mean with a number for each channel"
+                    f"the mean image is {mean}, and images would be {images} when it is subtracted; give "
+                    f"--resize {mean}, or --mean with a number for each channel"
                 )
         height, width = self.input_size(shape)
         if not isinstance(height, int) or not isinstance(width, int):
