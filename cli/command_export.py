@@ -52,13 +52,16 @@ FOR_ALL = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
-    parser.add_argument("--model", required=True, help="train_val or deploy prototxt")
-    parser.add_argument("--weights", help=".caffemodel or .caffemodel.h5; without it the fillers' values")
-    parser.add_argument("--output", required=True, help="the .onnx, .safetensors or .pt2 file to write")
-    parser.add_argument(
-        "--to", choices=["onnx", *FOR_PYTORCH], help="what is written (by the output's suffix; else onnx)"
+    parser.usage = "imae export --model NET.prototxt --weights W.caffemodel --output NET.onnx [OPTION ...]"
+    net = parser.add_argument_group("the net")
+    net.add_argument("--model", required=True, help="train_val or deploy prototxt")
+    net.add_argument("--weights", help=".caffemodel or .caffemodel.h5; without it the fillers' values")
+    net.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="export layers that are not in the weights with their fillers' values",
     )
-    parser.add_argument(
+    net.add_argument(
         "--input-shape",
         action="append",
         default=[],
@@ -66,24 +69,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shape of an input that no data source gives: C,H,W or N,C,H,W of the only input, or "
         "NAME:N,C,H,W, the whole shape, for each of several",
     )
-    parser.add_argument(
-        "--opset", type=int, default=DEFAULT_OPSET, help=f"ONNX operator set ({DEFAULT_OPSET})"
+    add_net_options(net, "TEST", changeable=False)
+    file = parser.add_argument_group("what is written")
+    file.add_argument("--output", required=True, help="the .onnx, .safetensors or .pt2 file to write")
+    file.add_argument(
+        "--to", choices=["onnx", *FOR_PYTORCH], help="its format (by the suffix of --output; else onnx)"
     )
-    parser.add_argument(
+    model = parser.add_argument_group("the ONNX model")
+    model.add_argument(
         "--fold",
         action="store_true",
         help="fold BatchNorm and Scale into the layer before, and a shortcut that appends zeros into one "
-        "convolution",
+        "convolution: fewer nodes, the same outputs up to rounding",
     )
-    parser.add_argument(
+    model.add_argument(
+        "--softmax",
+        action="store_true",
+        help="apply a softmax to each output that is not the top of a Softmax layer",
+    )
+    model.add_argument(
         "--until",
         action="append",
         default=[],
         metavar="BLOB",
-        help="cut the net behind the layer that makes this blob, and the layers in-place on it; several by "
+        help="cut the net after the layer that makes this blob, and the layers in-place on it; several by "
         "repeating the option. They become the outputs, and what they do not need goes",
     )
-    parser.add_argument(
+    model.add_argument(
         "--dynamic-size",
         nargs="?",
         const="both",
@@ -91,32 +103,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave height and width of the images open, or one of them, for a fully convolutional net; "
         "compared at two further sizes, and refused with the layer that has one size only",
     )
-    parser.add_argument("--fixed-batch", action="store_true", help="keep the batch size of the prototxt")
-    parser.add_argument(
-        "--softmax",
-        action="store_true",
-        help="apply a softmax to each output that is not the top of a Softmax layer",
+    model.add_argument(
+        "--fixed-batch", action="store_true", help="keep the batch size of the prototxt (also in a .pt2 file)"
     )
-    parser.add_argument(
-        "--allow-missing",
-        action="store_true",
-        help="export layers that are not in the weights with their fillers' values",
+    model.add_argument(
+        "--opset", type=int, default=DEFAULT_OPSET, help=f"ONNX operator set ({DEFAULT_OPSET})"
     )
-    parser.add_argument(
+    add_preprocessing_options(parser, "the net")
+    inside = parser.add_argument_group("the preparation of images as a part of the model")
+    inside.add_argument(
         "--embed-preprocess",
         choices=["rgb", "bgr", "gray"],
         help="put crop, mean and scale into the model: it then takes images as bytes, (N, H, W, C), their "
         "channels in this order, of the size before the crop",
     )
-    parser.add_argument(
+    inside.add_argument(
         "--embed-resize",
         action="store_true",
         help="with --embed-preprocess: resize in the model, too, which then takes images of any size",
     )
-    add_preprocessing_options(parser, "the net")
-    add_page_options(parser)
     add_description_options(parser)
-    add_net_options(parser, "TEST", changeable=False)
+    add_page_options(parser)
     parser.set_defaults(parser=parser)
 
 

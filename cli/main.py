@@ -101,6 +101,11 @@ class Parser(argparse.ArgumentParser):
     intermixed = False
 
     def error(self, message: str) -> NoReturn:
+        if found := re.fullmatch(r"argument (?:.*/)?(--[\w-]+): expected one argument", message):
+            if choices := self._option_string_actions[found[1]].choices:
+                message += f", one of {', '.join(map(str, choices))}"
+        elif re.fullmatch(r"unrecognized arguments:( [-+.\d]+)+", message):
+            message += "; several numbers of an option are written with commas, without spaces: 104,117,123"
         raise ImaeError(f"{self.prog.removeprefix('imae ')}: {message}")
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
