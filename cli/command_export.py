@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imae.cli.description_options import add_description_options, chosen_description, write_chosen_card
-from imae.cli.options import add_net_options, chosen_net
+from imae.cli.options import add_net_options, chosen_net, keep_inputs
 from imae.cli.page_options import add_page_options, check_page_options, write_chosen_page
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
 from imae.converters.deploy import InputShape
@@ -129,6 +129,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export the net; print what was written and compared."""
+    inputs = {"--model": args.model, "--weights": args.weights, "--mean": args.mean, "--labels": args.labels}
+    keep_inputs(args.output, inputs)
     suffix = Path(args.output).suffix.lower().removeprefix(".")
     if args.to is None and suffix in NOT_WRITTEN:
         raise ExportError(

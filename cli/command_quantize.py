@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from imae.cli.options import keep_inputs
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
 from imae.converters.quantize_onnx import BATCH, quantize_file
 from imae.converters.run_onnx import run_file
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Quantize; print the sizes and, with --lmdb, the accuracies."""
+    keep_inputs(args.output, {"the model to quantize": args.model})
     preprocessing = chosen_preprocessing(args)
     quantize_file(args.model, args.output, args.to, args.calibrate, args.records, preprocessing)
     print(f"wrote {args.output}: {os.path.getsize(args.model)} -> {os.path.getsize(args.output)} bytes")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 
 from imae.cli.command_export import read_shapes
-from imae.cli.options import add_net_options, chosen_net
+from imae.cli.options import add_net_options, chosen_net, keep_inputs
 from imae.converters.to_caffe import read_mapping, to_caffe
 from imae.files.errors import printable
 
@@ -52,6 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the caffemodel; print what was written and compared."""
+    inputs = {
+        "--model": args.model,
+        "--weights": args.state,
+        "--map": args.map,
+        "--reference": args.reference,
+    }
+    keep_inputs(args.output, inputs)
     result = to_caffe(
         chosen_net(args.model, args),
         args.state,

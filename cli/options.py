@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from imae.files.errors import ImaeError, check_utf8
@@ -84,3 +85,15 @@ def chosen_net(path: AnyPath, args: argparse.Namespace) -> NetParameter:
     state = NetState(phase=phase, level=args.level, stage=args.stage.split(","))
     weights = [args.weights] if getattr(args, "weights", None) else []  # not every command has --weights
     return in_state(read_net_text(path, args.dialect, weights), phase, state)
+
+
+def keep_inputs(output: str, inputs: Mapping[str, str | None]) -> None:
+    """ImaeError where the output of a command would replace one of the files that it reads.
+
+    inputs   by the option that names each; None: it was not given
+    """
+    for option, path in inputs.items():
+        if path and os.path.isfile(path) and os.path.realpath(path) == os.path.realpath(output):
+            raise ImaeError(
+                f"the output '{output}' is also {option}, and would be lost; give it another name"
+            )
