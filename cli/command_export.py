@@ -28,8 +28,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import onnx
-
 from imae.cli.description_options import (
     add_description_options,
     card_path,
@@ -43,11 +41,13 @@ from imae.cli.preprocessing_options import add_preprocessing_options, chosen_pre
 from imae.converters.deploy import InputShape
 from imae.converters.dynamic_size import size_text
 from imae.converters.embed import Embedding
-from imae.converters.export_onnx import DEFAULT_OPSET, export_file
+from imae.converters.export_onnx import DEFAULT_OPSET, Export, export_file
 from imae.converters.export_torch import Target, export_torch
 from imae.files.errors import ExportError, printable
 from imae.layers.layer import Shape
 
+# Suffixes of other files: a model under such a name would be taken for one of them.
+NOT_WRITTEN = ("pt", "pth", "ckpt", "caffemodel", "h5", "prototxt", "html", "md", "tflite", "engine")
 FOR_PYTORCH: dict[str, Target] = {"safetensors": "safetensors", "pt2": "pt2"}
 # The options that all of them have, as attributes of the arguments; a .pt2 file has --fixed-batch, too.
 FOR_ALL = (
@@ -58,13 +58,16 @@ FOR_ALL = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
-    parser.add_argument("--model", required=True, help="train_val or deploy prototxt")
-    parser.add_argument("--weights", help=".caffemodel or .caffemodel.h5; without it the fillers' values")
-    parser.add_argument("--output", required=True, help="the .onnx, .safetensors or .pt2 file to write")
-    parser.add_argument(
-        "--to", choices=["onnx", *FOR_PYTORCH], help="what is written (by the output's suffix; else onnx)"
+    parser.usage = "imae export --model NET.prototxt --weights W.caffemodel --output NET.onnx [OPTION ...]"
+    net = parser.add_argument_group("the net")
+    net.add_argument("--model", required=True, help="train_val or deploy prototxt")
+    net.add_argument("--weights", help=".caffemodel or .caffemodel.h5; without it the fillers' values")
+    net.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="export layers that are not in the weights with their fillers' values",
     )
-    parser.add_argument(
+    net.add_argument(
         "--input-shape",
         action="append",
         default=[],
@@ -72,24 +75,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="shape of an input that no data source gives: C,H,W or N,C,H,W of the only input, or "
         "NAME:N,C,H,W, the whole shape, for each of several",
     )
-    parser.add_argument(
-        "--opset", type=int, default=DEFAULT_OPSET, help=f"ONNX operator set ({DEFAULT_OPSET})"
+    add_net_options(net, "TEST", changeable=False)
+    file = parser.add_argument_group("what is written")
+    file.add_argument("--output", required=True, help="the .onnx, .safetensors or .pt2 file to write")
+    file.add_argument(
+        "--to", choices=["onnx", *FOR_PYTORCH], help="its format (by the suffix of --output; else onnx)"
     )
-    parser.add_argument(
+    model = parser.add_argument_group("the ONNX model")
+    model.add_argument(
         "--fold",
         action="store_true",
         help="fold BatchNorm and Scale into the layer before, and a shortcut that appends zeros into one "
-        "convolution",
+        "convolution: fewer nodes, the same outputs up to rounding",
     )
-    parser.add_argument(
+    model.add_argument(
+        "--softmax",
+        action="store_true",
+        help="apply a softmax to each output that is not the top of a Softmax layer",
+    )
+    model.add_argument(
         "--until",
         action="append",
         default=[],
         metavar="BLOB",
-        help="cut the net behind the layer that makes this blob, and the layers in-place on it; several by "
+        help="cut the net after the layer that makes this blob, and the layers in-place on it; several by "
         "repeating the option. They become the outputs, and what they do not need goes",
     )
-    parser.add_argument(
+    model.add_argument(
         "--dynamic-size",
         nargs="?",
         const="both",
@@ -97,32 +109,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave height and width of the images open, or one of them, for a fully convolutional net; "
         "compared at two further sizes, and refused with the layer that has one size only",
     )
-    parser.add_argument("--fixed-batch", action="store_true", help="keep the batch size of the prototxt")
-    parser.add_argument(
-        "--softmax",
-        action="store_true",
-        help="apply a softmax to each output that is not the top of a Softmax layer",
+    model.add_argument(
+        "--fixed-batch", action="store_true", help="keep the batch size of the prototxt (also in a .pt2 file)"
     )
-    parser.add_argument(
-        "--allow-missing",
-        action="store_true",
-        help="export layers that are not in the weights with their fillers' values",
+    model.add_argument(
+        "--opset", type=int, default=DEFAULT_OPSET, help=f"ONNX operator set ({DEFAULT_OPSET})"
     )
-    parser.add_argument(
+    add_preprocessing_options(parser, "the net")
+    inside = parser.add_argument_group("the preparation of images as a part of the model")
+    inside.add_argument(
         "--embed-preprocess",
         choices=["rgb", "bgr", "gray"],
         help="put crop, mean and scale into the model: it then takes images as bytes, (N, H, W, C), their "
         "channels in this order, of the size before the crop",
     )
-    parser.add_argument(
+    inside.add_argument(
         "--embed-resize",
         action="store_true",
         help="with --embed-preprocess: resize in the model, too, which then takes images of any size",
     )
-    add_preprocessing_options(parser, "the net")
-    add_page_options(parser)
     add_description_options(parser)
-    add_net_options(parser, "TEST", changeable=False)
+    add_page_options(parser)
     parser.set_defaults(parser=parser)
 
 
@@ -131,6 +138,11 @@ def run(args: argparse.Namespace) -> None:
     outputs = {"--output": args.output, "--card": card_path(args), "--html": args.html}
     check_output_files(outputs, [args.model, args.weights, args.labels, args.mean])
     suffix = Path(args.output).suffix.lower().removeprefix(".")
+    if args.to is None and suffix in NOT_WRITTEN:
+        raise ExportError(
+            f"--output {args.output}: a .{suffix} file is not written here, but .onnx, .safetensors (the "
+            "weights for PyTorch) and .pt2 (torch.export's program) are; name one of these, or give --to"
+        )
     if (to := FOR_PYTORCH.get(args.to or suffix)) is not None:
         _run_torch(args, to)
         return
@@ -165,12 +177,7 @@ def run(args: argparse.Namespace) -> None:
         layers = ", ".join(result.from_fillers) if args.weights else f"all {len(result.from_fillers)} layers"
         why = f"{args.weights} lacks them" if args.weights else "no --weights were given"
         print(f"NO TRAINED WEIGHTS: {why}, so {printable(layers)} have the values of their fillers")
-    if result.preprocessing is not None:
-        print(f"images: {result.preprocessing.steps()}")
-    elif _takes_images(result.model):
-        print(
-            "images: nothing says how they are prepared; --transform, --mean, --resize and --channels say it"
-        )
+    _print_preparation(result)
     if result.moved is not None:
         print(
             "the model resizes random images as OpenCV does, but for one grey level in "
@@ -193,10 +200,21 @@ def run(args: argparse.Namespace) -> None:
     write_chosen_page(args, result)
 
 
-def _takes_images(model: onnx.ModelProto) -> bool:
-    """Whether an input can be an image, (N, 1, H, W) or (N, 3, H, W)."""
-    shapes = (value.type.tensor_type.shape.dim for value in model.graph.input)
-    return any(len(shape) == 4 and shape[1].dim_value in (1, 3) for shape in shapes)
+def _print_preparation(result: Export) -> None:
+    """Print how images are prepared for the model, or that nothing says it."""
+    shapes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in result.model.graph.input
+        if value.name in result.inputs
+    }
+    known = result.preprocessing
+    if known is not None:
+        print(f"images: {known.steps_for(shapes[known.name])}")
+    elif [len(shape) == 4 and shape[1] in (1, 3) for shape in shapes.values()] == [True]:
+        print(
+            "images: NOTHING SAYS HOW THEY ARE PREPARED (mean, scale, crop, channels), so answers may be "
+            "wrong; give --mean or --transform; --transform '' stands for pixels as they are"
+        )
 
 
 def _run_torch(args: argparse.Namespace, to: Target) -> None:

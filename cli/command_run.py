@@ -45,14 +45,15 @@ from imae.files.errors import DataError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
-    parser.add_argument("model", help="the .onnx file")
+    parser.usage = "imae run MODEL.onnx IMAGE ... [OPTION ...]"
+    parser.add_argument("model", metavar="MODEL.onnx", help="the model to run")
     parser.add_argument(
         "sources",
         nargs="*",
         metavar="IMAGE",
         help="image files, folders, patterns, lists of a path and a label a line (.txt, .lst), or an LMDB",
     )
-    parser.add_argument("--images", nargs="+", default=[], metavar="IMAGE", help="the same")
+    parser.add_argument("--images", nargs="+", default=[], metavar="IMAGE", help="the images, as an option")
     parser.add_argument("--lmdb", help="LMDB of Datums; their labels give the accuracy")
     parser.add_argument(
         "--clean-labels",
@@ -64,15 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--root-folder", metavar="FOLDER", help="where a list's paths begin (the folder of the list)"
     )
     parser.add_argument("--skip-bad", action="store_true", help="go on where an image cannot be read")
-    parser.add_argument("--output", metavar="NAME", help="the output to read, if there are several")
-    parser.add_argument("--provider", default="CPU", help="CPU, CUDA, TensorRT, ... (CPU)")
-    parser.add_argument("--batch-size", type=int, default=128, help="images per run (128)")
-    parser.add_argument("--threads", type=int, default=0, help="threads of the CPU provider (all cores)")
-    parser.add_argument(
-        "--speed",
-        action="store_true",
-        help="measure images per second, of the model alone; if need be, again",
-    )
     shown = parser.add_argument_group("what is shown and written")
     shown.add_argument(
         "--labels",
@@ -102,6 +94,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     shown.add_argument("--confusion-csv", metavar="FILE", help="write that matrix as CSV")
     add_preprocessing_options(parser, "the model")
+    how = parser.add_argument_group("how it is run")
+    how.add_argument("--output", metavar="NAME", help="the output to read, if there are several")
+    how.add_argument("--provider", default="CPU", help="CPU, CUDA, TensorRT, ... (CPU)")
+    how.add_argument("--batch-size", type=int, default=128, help="images per run (128)")
+    how.add_argument("--threads", type=int, default=0, help="threads of the CPU provider (all cores)")
+    how.add_argument(
+        "--speed",
+        action="store_true",
+        help="measure images per second of the model alone; of few images the first batch is repeated",
+    )
     parser.intermixed = True  # type: ignore[attr-defined]  # cli/main.py: IMAGE may come after an option
 
 

@@ -83,6 +83,8 @@ QUIET = {
     "extract-features": "extract_features.cpp",
     **dict.fromkeys(("draw-net", "summary", "export", "to-caffe", "run", "retrieve", "quantize"), ""),
 }
+# Caffe's warnings of what its next releases would no longer read. None came, and all forms are read here.
+FUTURE_CAFFE = "Note that future Caffe releases will "
 # Flags that have no value in Caffe's tools, and may have a number here.
 BARE_IN_CAFFE = ("--shuffle",)
 
@@ -106,6 +108,11 @@ class Parser(argparse.ArgumentParser):
     intermixed = False
 
     def error(self, message: str) -> NoReturn:
+        if found := re.fullmatch(r"argument (?:.*/)?(--[\w-]+): expected one argument", message):
+            if choices := self._option_string_actions[found[1]].choices:
+                message += f", one of {', '.join(map(str, choices))}"
+        elif re.fullmatch(r"unrecognized arguments:( [-+.\d]+)+", message):
+            message += "; several numbers of an option are written with commas, without spaces: 104,117,123"
         raise ImaeError(f"{self.prog.removeprefix('imae ')}: {message}")
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
@@ -266,6 +273,8 @@ def _quiet_log(source: str) -> Iterator[None]:
 
     def is_kept(record: logging.LogRecord) -> bool:
         place: str = getattr(record, "caffe", "")
+        if place and record.getMessage().startswith(FUTURE_CAFFE):
+            return False
         return record.levelno >= logging.WARNING or place.partition(":")[0] == source
 
     loggers = {

@@ -12,10 +12,10 @@ from imae.prototxt import TEST, TRAIN, NetParameter, NetState
 from imae.prototxt.dialects import DIALECTS, read_net_text
 from imae.prototxt.state import in_state
 
+Options = argparse.ArgumentParser | argparse._ArgumentGroup  # a parser, or a group of its help
 
-def add_net_options(
-    parser: argparse.ArgumentParser, phase: Literal["TRAIN", "TEST"], changeable: bool = True
-) -> None:
+
+def add_net_options(parser: Options, phase: Literal["TRAIN", "TEST"], changeable: bool = True) -> None:
     """Add all of these options. `phase` is the default; if it is not `changeable`, there is no --phase."""
     if changeable:
         parser.add_argument("--phase", default=phase, help=f"TRAIN or TEST ({phase})")
@@ -27,14 +27,14 @@ def add_net_options(
     add_strict_option(parser)
 
 
-def add_dialect_option(parser: argparse.ArgumentParser, known: Sequence[str] = DIALECTS) -> None:
+def add_dialect_option(parser: Options, known: Sequence[str] = DIALECTS) -> None:
     """--dialect, for commands that read caffemodels, solver states and nets."""
     parser.add_argument(
         "--dialect", choices=known, help="the Caffe fork that wrote the files, if it was not Caffe itself"
     )
 
 
-def add_strict_option(parser: argparse.ArgumentParser) -> None:
+def add_strict_option(parser: Options) -> None:
     """--strict and --no-python-layers, which `main` applies to everything that the command does.
 
     Each command that builds nets has them.

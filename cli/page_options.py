@@ -20,7 +20,7 @@ def add_page_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ort-web",
         metavar="FOLDER",
-        help=f"npm's package onnxruntime-web, from which the runtime is ({PACKAGE}, if it is here)",
+        help=f"the folder of npm's package onnxruntime-web, which has the runtime ({PACKAGE})",
     )
 
 

@@ -22,7 +22,9 @@ def add_preprocessing_options(parser: argparse.ArgumentParser, whose: str) -> No
         help="the mean to subtract: a .binaryproto, a .npy, or a number per channel, 104,117,123",
     )
     group.add_argument(
-        "--resize", metavar="HEIGHTxWIDTH", help="the size that images are resized to before they are cropped"
+        "--resize",
+        metavar="HEIGHTxWIDTH",
+        help="the size that images are resized to before they are cropped; one number for both sides",
     )
     group.add_argument(
         "--channels", choices=ORDERS, help="the order of the input's channels (BGR, as Caffe decodes images)"

@@ -32,6 +32,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 import onnx
+from onnx import TensorProto
 
 from imae.converters.check_onnx import batch_axes
 from imae.converters.labels import NAMES_KEY, Labels, labels_metadata
@@ -55,6 +56,11 @@ SHA256 = "_sha256"
 QUANTIZED = "imae.quantized"  # what `imae quantize` has made of the model
 LONGEST_LICENSE = 1000  # characters
 READ_AT_ONCE = 1 << 20
+
+NUMBERS = {
+    TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8,
+    TensorProto.UINT8,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -185,3 +191,18 @@ def _file_name(path: AnyPath) -> str:
 def _short(value: float) -> float:
     """A number with three digits."""
     return float(f"{value:.3g}")
+
+
+def parameter_counts(model: onnx.ModelProto) -> dict[str, int]:
+    """The number of values of each parameter: the blobs, which have names such as conv1.weight (graph.py).
+
+    Constants, such as the boxes of a PriorBox layer, and the scales of quantized blobs are none. In the model
+    of another program, whose names say nothing, all tensors of numbers count.
+    """
+    sizes = {v.name: prod(v.dims) for v in model.graph.initializer if v.data_type in NUMBERS}
+    blobs = {
+        name: size
+        for name, size in sizes.items()
+        if "." in name and "/constant" not in name and not name.endswith(("_scale", "_zero_point"))
+    }
+    return blobs or sizes

@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 
 import onnx
 from onnx import TensorProto
@@ -26,6 +25,7 @@ from imae.converters.describe_model import (
     SHA256,
     VERSION,
     WEIGHTS,
+    parameter_counts,
 )
 from imae.converters.labels import labels_of
 from imae.converters.preprocessing import GRAY, PREFIX, RGB, Preprocessing, from_metadata
@@ -164,9 +164,10 @@ class _Card:
         graph = self.model.graph
         opset = next(entry.version for entry in self.model.opset_import if not entry.domain)
         what = f"A model for {self.task.replace('-', ' ')}" if self.task else "A model"
+        parameters = sum(parameter_counts(self.model).values())
         lines = [
             f"{what} in ONNX: the file {_code(self.file_name)}. {_plain(self.model.doc_string)}.",
-            f"It has {len(graph.node)} nodes of opset {opset}, {self._parameters():,} parameters and "
+            f"It has {len(graph.node)} nodes of opset {opset}, {parameters:,} parameters and "
             f"{self.model.ByteSize():,} bytes.",
         ]
         if self.names:
@@ -177,13 +178,6 @@ class _Card:
         license_text = self.metadata.get(LICENSE, "")
         lines.append(f"Licence: {_plain(license_text) if license_text else 'not stated'}.")
         return "\n\n".join(lines)
-
-    def _parameters(self) -> int:
-        """The number of values in the parameter blobs, which have names such as conv1.weight (graph.py)."""
-        numbers = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT8)
-        sizes = {v.name: prod(v.dims) for v in self.model.graph.initializer if v.data_type in numbers}
-        blobs = [size for name, size in sizes.items() if "." in name and "/constant" not in name]
-        return sum(blobs or sizes.values())
 
     def _measured(self) -> str:
         unknown = "How far its outputs are from those of the net was not measured."
@@ -220,7 +214,9 @@ class _Card:
             if key.startswith(PREFIX) and key != f"{PREFIX}mean_image"
         }
         rows = [(_code(key), _code(value)) for key, value in keys.items()]
-        words = f"An image is prepared so: {_plain(prepared.steps())}."
+        image = self._image_input()
+        steps = prepared.steps() if image is None else prepared.steps_for(image.shape)
+        words = f"An image is prepared so: {_plain(steps)}."
         about = f"The model's metadata says the same, each key after {_code(PREFIX)}:"
         return "\n\n".join([table, words, about, _table(("key", "value"), rows)])
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ import onnx.shape_inference
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from imae.converters.describe_model import DIFFERENCE, FROM_FILLERS, QUANTIZED
+from imae.converters.describe_model import DIFFERENCE, FROM_FILLERS, QUANTIZED, parameter_counts
 from imae.converters.labels import labels_of
 from imae.converters.preprocessing import (
     BGR,
@@ -46,10 +45,6 @@ TYPES = {
     number: {"FLOAT": "float32", "DOUBLE": "float64"}.get(name, name.lower())
     for name, number in TensorProto.DataType.items()
 }
-WEIGHTS = {
-    TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8,
-    TensorProto.UINT8,
-}  # fmt: skip
 UNKNOWN = (
     "This model does not say how its images are prepared (mean, scale, crop, channels). The page gives it "
     "pixels from 0 to 255, as Caffe decodes them: its answers may be wrong. Export it with --transform or "
@@ -99,7 +94,7 @@ def facts(data: bytes, title: str, measured: Sequence[str] = ()) -> dict[str, An
         "opset": max((entry.version for entry in model.opset_import if not entry.domain), default=0),
         "inputs": inputs,
         "outputs": outputs,
-        "parameters": sum(math.prod(tensor.dims) for tensor in graph.initializer if _is_weight(tensor)),
+        "parameters": sum(parameter_counts(model).values()),
         "layers": _layers(model),
         "metadata": [[key, _shortened(key, value)] for key, value in sorted(metadata.items())],
         "names": names,
@@ -150,7 +145,7 @@ def _layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
     except (onnx.shape_inference.InferenceError, ValueError):  # ValueError: more than 2 GiB
         graph = model.graph
     shapes = {info.name: _shape(info) for info in (*graph.value_info, *graph.output)}
-    sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer if _is_weight(tensor)}
+    sizes = parameter_counts(model)
     return [
         {
             "name": node.name,
@@ -162,11 +157,6 @@ def _layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
         for node in model.graph.node
         if node.op_type != "Constant"
     ]
-
-
-def _is_weight(tensor: onnx.TensorProto) -> bool:
-    """Whether it holds weights, not sizes or indices."""
-    return tensor.data_type in WEIGHTS
 
 
 def _shortened(key: str, value: str) -> str:

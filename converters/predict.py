@@ -37,7 +37,6 @@ from imae.converters.run_sources import ImageFile
 from imae.files.errors import DataError, ExportError
 from imae.files.read import AnyPath, read_bytes
 from imae.layers.data.lmdb_source import open_lmdb
-from imae.prototxt import TransformationParameter
 from imae.prototxt.caffe_pb2 import ResizeParameter
 
 Array = NDArray[Any]
@@ -237,21 +236,9 @@ class ImageModel:
 
     def preparation(self, lmdb: bool = False) -> str:
         """How the images are prepared, in words; of an LMDB's records, which are not resized."""
-        prepared, size = self.preprocessing, None
         if lmdb:
-            return replace(prepared, resize=None).steps()
-        if prepared.resize is None:
-            size = prepared.resize_for(self.shape)
-        if size is None:
-            return prepared.steps()
-        cropped, transform = prepared.crop == size, TransformationParameter()
-        transform.CopyFrom(prepared.transform)
-        if cropped:
-            for name in ("crop_size", "crop_h", "crop_w"):
-                transform.ClearField(name)
-        steps = replace(prepared, transform=transform).steps()
-        why = "the model does not say from which size it was cropped" if cropped else "the input's size"
-        return f"resized to {size[0]}x{size[1]} ({why}), {steps}"
+            return replace(self.preprocessing, resize=None).steps()
+        return self.preprocessing.steps_for(self.shape)
 
     def describe(self) -> str:
         """What the output holds, in words; after the first image."""
@@ -262,8 +249,9 @@ class ImageModel:
         ]
         shape = f"output {self.output!r}, ({', '.join(sides)})"
         if self.kind is Kind.BOXES:
-            what = f"boxes with a score of {self.threshold:g} or more, in pixels of the image"
-            return f"output {self.output!r}, (1, 1, N, 7): {what}"
+            what = f"boxes with a score of {self.threshold:g} or more"
+            columns = "label, score, then xmin, ymin, xmax and ymax in pixels of the image"
+            return f"output {self.output!r}, (1, 1, N, 7): {what}: {columns}"
         if self.kind is Kind.MAP:
             return f"{shape}: a map; of several channels the largest is a pixel's class"
         if self.kind is Kind.VALUES:

@@ -142,8 +142,15 @@ class Preprocessing:
     def fitted(self, shape: InputShape) -> Preprocessing:
         """For an input of this shape; a larger mean image shows that images are cropped.
 
-        DataError where images that are prepared so do not fit the input.
+        DataError where images that are prepared so do not fit the input, or the mean image does not fit them.
         """
+        if self.mean_image is not None and self.resize is not None and not self.resizes_itself:
+            mean, images = _size_text(self.mean_image.shape[1:]), _size_text(self.resize)
+            if mean != images:
+                raise DataError(
+                    f"the mean image is {mean}, and images would be {images} when it is subtracted; give "
+                    f"--resize {mean}, or --mean with a number for each channel"
+                )
         height, width = self.input_size(shape)
         if not isinstance(height, int) or not isinstance(width, int):
             return self
@@ -262,6 +269,19 @@ class Preprocessing:
             words.append(f"times {_numbers([self.transform.scale])}")
         return ", ".join(words)
 
+    def steps_for(self, shape: InputShape) -> str:
+        """The steps for an input of this shape, which is the size of images where nothing else says it."""
+        size = None if self.resize is not None else self.resize_for(shape)
+        if size is None:
+            return self.steps()
+        cropped, transform = self.crop == size, TransformationParameter()
+        transform.CopyFrom(self.transform)
+        if cropped:
+            for name in ("crop_size", "crop_h", "crop_w"):
+                transform.ClearField(name)
+        why = "the model does not say from which size it was cropped" if cropped else "the input's size"
+        return f"resized to {_size_text(size)} ({why}), {replace(self, transform=transform).steps()}"
+
 
 @dataclass(frozen=True)
 class PreprocessingOptions:
@@ -309,7 +329,7 @@ class PreprocessingOptions:
             mean=mean,
             resize=resize,
             channels=self.channels or own.channels,
-            where="--transform",
+            where="--mean" if self.transform is None else "--transform",
         )
         return replace(made, layout=own.layout, dtype=own.dtype).fitted(shape)
 

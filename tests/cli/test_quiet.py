@@ -73,6 +73,17 @@ def test_the_upgrade_of_a_net_is_for_verbose(capsys: pytest.CaptureFixture[str])
     assert places(capsys.readouterr().err) == {"upgrade_proto.cpp"}
 
 
+def test_caffes_note_on_its_future_is_for_verbose(capsys: pytest.CaptureFixture[str]) -> None:
+    """It came with every deploy file of the old form, and there is nothing to do about it."""
+    fields = 'input: "data" input_dim: 1 input_dim: 3 input_dim: 8 input_dim: 8 '
+    Path("old.prototxt").write_text(fields + 'layer { name: "a" type: "ReLU" bottom: "data" top: "a" }')
+    command = ["export", "--model", "old.prototxt", "--output", "net.onnx"]
+    assert main(command) == 0
+    assert capsys.readouterr().err == ""
+    assert main([*command, "--verbose"]) == 0
+    assert "upgrade_proto.cpp:74] Note that future Caffe releases" in capsys.readouterr().err
+
+
 def test_an_error_is_the_only_line(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = list(RUNS["export"][0])
     arguments[3] = "none.caffemodel"

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import onnx
 import pytest
+from onnx import TensorProto, helper
 from test_onnx_names import LENET, X
 
 from imae.cli.main import main
-from imae.converters.describe_model import class_counts, file_sha256
+from imae.converters.describe_model import class_counts, file_sha256, parameter_counts
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.run import Run
 from imae.net.net import Net
@@ -238,3 +239,16 @@ def test_the_sha256_of_a_large_file(tmp_path: Path) -> None:
     data = bytes(range(256)) * 5000
     (tmp_path / "x").write_bytes(data)
     assert file_sha256(tmp_path / "x") == hashlib.sha256(data).hexdigest()
+
+
+def test_constants_are_no_parameters() -> None:
+    """The page counted the prior boxes of an SSD among its parameters, the card did not."""
+    sizes = {
+        "conv.weight": 6, "conv.bias": 2, "fc.weight_quantized": 8, "fc.weight_scale": 1,
+        "fc.weight_zero_point": 1, "prior/constant": 40, "shape": 3,
+    }  # fmt: skip
+    tensors = [helper.make_tensor(name, TensorProto.FLOAT, [n], [0.0] * n) for name, n in sizes.items()]
+    model = helper.make_model(helper.make_graph([], "g", [], [], tensors))
+    assert parameter_counts(model) == {"conv.weight": 6, "conv.bias": 2, "fc.weight_quantized": 8}
+    others = helper.make_model(helper.make_graph([], "g", [], [], tensors[-1:]))
+    assert parameter_counts(others) == {"shape": 3}

@@ -450,7 +450,7 @@ def test_opencv_runs_them(form: str) -> None:
         (["--transform", "crop_size: 8", "--resize", "7x9"], "8x8 cannot be cut out of 7x9; give --resize"),
         (
             ["--mean", "mean.binaryproto", "--resize", "9"],
-            "the mean image is 3x10x12, images before the crop",
+            "the mean image is 10x12, and images would be 9x9",
         ),
     ],
 )

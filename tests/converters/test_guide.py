@@ -1,4 +1,4 @@
-"""docs/from-caffe-to-onnx.md: its commands run, with small files of the same names, and print what it shows."""
+"""docs/from-caffe-to-onnx.md: its commands run, with small files of its names, and print what it shows."""
 
 from __future__ import annotations
 

@@ -187,7 +187,8 @@ def test_what_a_card_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         "On random inputs, in batches of 1 and 3, its outputs in ONNX Runtime are at most ",
         "Licence: BSD-2-Clause.",
         "| `data` | float32 | `batch x 3 x 8 x 8` |",
-        "An image is prepared so: BGR 0..255, cropped to 8x8 from the centre, times 0.5.",
+        "An image is prepared so: resized to 8x8 (the model does not say from which size it was cropped), "
+        "BGR 0..255, times 0.5.",
         "| `crop` | `8x8` |",
         "| `prob` | float32 | `batch x 7` |",
         "`prob` has a score for each class.",

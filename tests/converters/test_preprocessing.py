@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 
 import cv2
@@ -181,10 +182,7 @@ def test_export_says_how_images_are_prepared(project: Path, capsys: pytest.Captu
     assert lines[2].startswith("images: resized to 10x12, BGR 0..255, minus a mean image (about ")
     assert lines[2].endswith("), cropped to 8x8 from the centre, times 0.5")
     assert main([*export, "deploy.prototxt"]) == 0
-    unknown = (
-        "images: nothing says how they are prepared; --transform, --mean, --resize and --channels say it"
-    )
-    assert unknown in capsys.readouterr().out.splitlines()
+    assert "images: NOTHING SAYS HOW THEY ARE PREPARED (mean, scale, crop" in capsys.readouterr().out
     Path("values.prototxt").write_text(DEPLOY.replace("input_dim: 3", "input_dim: 7"))
     assert main([*export, "values.prototxt"]) == 0
     assert "images:" not in capsys.readouterr().out
@@ -296,3 +294,56 @@ def test_the_session_of_an_exported_model_takes_what_is_prepared(project: Path) 
     assert isinstance(own, Preprocessing)
     ((batch, _),) = image_batches(["image.png"], own, 1, (1, 3, 8, 8))
     assert open_session("net.onnx").run(None, {own.name: batch})[0].shape == (1, 5)
+
+
+def printed_of(capsys: pytest.CaptureFixture[str], *options: str) -> str:
+    """The line of `imae export` about images."""
+    assert main(["export", "--model", "deploy.prototxt", "--output", "net.onnx", *options]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("images: ")]
+    return line
+
+
+def test_export_prints_how_images_are_prepared(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A deploy file says nothing of it, and a model with wrong answers was written without a word."""
+    assert printed_of(capsys).startswith("images: NOTHING SAYS HOW THEY ARE PREPARED")
+    assert printed_of(capsys, "--transform", "") == "images: resized to 8x8 (the input's size), BGR 0..255"
+    assert re.fullmatch(
+        r"images: resized to 10x12, BGR 0..255, minus a mean image \(about .*\), cropped to 8x8 from the "
+        "centre",
+        printed_of(capsys, "--mean", "mean.binaryproto"),
+    )
+    line = printed_of(capsys, "--transform", "scale: 2", "--embed-preprocess", "rgb")
+    assert line.startswith("images: resized to 8x8, RGB bytes; the model itself does the rest")
+
+
+def test_the_card_says_the_size_where_it_is_the_input_s(project: Path) -> None:
+    options = ["--transform", "scale: 2", "--card"]
+    assert main(["export", "--model", "deploy.prototxt", "--output", "net.onnx", *options]) == 0
+    words = "resized to 8x8 (the input's size), BGR 0..255, times 2."
+    assert f"An image is prepared so: {words}" in Path("net.md").read_text().replace("\\", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mean", "mean.binaryproto", "--resize", "16"], "the mean image is 10x12, and images would be 16"),
+        (["--mean", "104,117"], "--mean: the mean has 2 channels"),
+    ],
+)
+def test_a_mean_that_does_not_fit_is_refused_at_the_export(
+    project: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mean image of another size than --resize was written, and only `imae run` refused the model."""
+    assert main(["export", "--model", "deploy.prototxt", "--output", "net.onnx", *options]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not Path("net.onnx").exists()
+
+
+def test_a_model_under_the_name_of_another_file_is_refused(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--output net.pt` wrote ONNX into a file that PyTorch was to read."""
+    assert main(["export", "--model", "deploy.prototxt", "--output", "net.pt"]) == 2
+    assert "a .pt file is not written here" in capsys.readouterr().err.splitlines()[-1]
+    assert not Path("net.pt").exists()
+    assert main(["export", "--model", "deploy.prototxt", "--output", "net.pt", "--to", "onnx"]) == 0

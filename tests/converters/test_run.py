@@ -499,7 +499,8 @@ def test_boxes_are_in_pixels_of_the_image(here: Path, capsys: pytest.CaptureFixt
     save_image("street.png", (0, 0, 0), 60, 200)
     lines = output_of(capsys, "ssd.onnx", "street.png")
     assert lines[1:] == [
-        "output 'y', (1, 1, N, 7): boxes with a score of 0.5 or more, in pixels of the image",
+        "output 'y', (1, 1, N, 7): boxes with a score of 0.5 or more: label, score, then xmin, ymin, "
+        "xmax and ymax in pixels of the image",
         'street.png: "green" 0.9500 0.0 0.0 100.0 30.0',
         'street.png: "red" 0.9000 50.0 30.0 150.0 60.0',
     ]
