@@ -41,7 +41,7 @@ from imae.converters.preprocessing import (
     Size,
 )
 from imae.converters.resize import resize_bilinear
-from imae.files.errors import ExportError
+from imae.files.errors import ExportError, first_line
 from imae.layers.data.image_transform import resize_image
 from imae.layers.layer import Layer
 from imae.net.net import Net
@@ -345,7 +345,7 @@ class _Front:
             onnx.checker.check_model(made, full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise ExportError(
-                f"the model that prepares images itself is not valid: {str(error).splitlines()[0]}"
+                f"the model that prepares images itself is not valid: {first_line(error)}"
             ) from error
         return made
 

@@ -37,7 +37,7 @@ from imae.converters.graph import Graph
 from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions
 from imae.converters.size_steps import size_steps
 from imae.files.atomic import write_atomically
-from imae.files.errors import ExportError
+from imae.files.errors import ExportError, first_line
 from imae.files.read import AnyPath
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Layer
@@ -318,9 +318,7 @@ def _model(
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(
-            f"net {net.name!r}: the ONNX model is not valid: {str(error).splitlines()[0]}"
-        ) from error
+        raise ExportError(f"net {net.name!r}: the ONNX model is not valid: {first_line(error)}") from error
     return model
 
 

@@ -29,7 +29,7 @@ from imae.converters.deploy import InputShape
 from imae.converters.preprocessing import NOTHING, PreprocessingOptions
 from imae.converters.torch_module import CaffeModule, make_module
 from imae.files.atomic import write_atomically
-from imae.files.errors import ExportError, LayerError
+from imae.files.errors import ExportError, LayerError, first_line
 from imae.files.read import AnyPath, read_bytes
 from imae.prototxt import NetParameter
 
@@ -142,7 +142,7 @@ def _program(module: CaffeModule, metadata: dict[str, str], dynamic: bool) -> tu
             program = torch.export.export(module, examples, dynamic_shapes=sizes)
         except (RuntimeError, LayerError, ValueError) as error:
             raise ExportError(
-                f"torch.export cannot trace net {net.name!r}: {_first_line(error)}{hint}"
+                f"torch.export cannot trace net {net.name!r}: {first_line(error)}{hint}"
             ) from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it has the paths of this machine
@@ -205,7 +205,3 @@ def outputs_of(result: Any) -> list[Tensor]:
         return [result]
     values = result.values() if isinstance(result, dict) else result
     return [value for value in values if isinstance(value, Tensor)]
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

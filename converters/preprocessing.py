@@ -48,7 +48,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imae.converters.byte_images import ByteTransformer
-from imae.files.errors import DataError
+from imae.files.errors import DataError, first_line
 from imae.files.limits import blob_problem
 from imae.files.read import AnyPath, open_to_read
 from imae.layers.caffe_random import CaffeRandom
@@ -471,7 +471,7 @@ def _read_npy(path: AnyPath) -> Mean:
     except OSError as error:
         raise DataError(f"--mean: cannot read '{name}': {error.strerror or error}") from error
     except ValueError as error:
-        raise DataError(f"--mean: '{name}' is no array of NumPy's: {str(error).splitlines()[0]}") from error
+        raise DataError(f"--mean: '{name}' is no array of NumPy's: {first_line(error)}") from error
     if values.ndim == 4 and values.shape[0] == 1:
         values = values[0]
     if values.ndim not in (1, 3) or not values.size:

@@ -36,7 +36,7 @@ from imae.converters.run_onnx import (
     open_session,
 )
 from imae.files.atomic import write_atomically
-from imae.files.errors import DataError, ExportError
+from imae.files.errors import DataError, ExportError, first_line
 from imae.files.read import AnyPath
 
 BATCH = 100
@@ -160,7 +160,7 @@ def read_model(path: AnyPath) -> onnx.ModelProto:
     except OSError as error:
         raise ExportError(f"cannot read '{path}': {error.strerror or error}") from error
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
-        raise ExportError(f"'{path}' is not an ONNX model: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"'{path}' is not an ONNX model: {first_line(error)}") from error
     return model
 
 
@@ -213,7 +213,7 @@ def quantize_file(
         if front is not None:
             result = join_models(front, result)
     except session_errors() as error:
-        raise ExportError(f"{model}: {str(error).strip().splitlines()[0]}") from error
+        raise ExportError(f"{model}: {first_line(error)}") from error
     said = {p.key: p.value for p in original.metadata_props}
     if preprocessing.given and prepared is not None:
         said = {key: value for key, value in said.items() if not key.startswith(PREFIX)} | prepared.metadata()

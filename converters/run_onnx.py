@@ -36,7 +36,7 @@ from imae.converters.preprocessing import (
 )
 from imae.converters.resize import resize_bilinear
 from imae.converters.size_steps import size_advice
-from imae.files.errors import DataError, DeviceError, ExportError, check_utf8
+from imae.files.errors import DataError, DeviceError, ExportError, check_utf8, first_line
 from imae.files.file_kinds import FileKind, mistaken_file
 from imae.files.limits import blob_problem, within_free_memory
 from imae.files.read import AnyPath, is_own_pipe
@@ -137,7 +137,7 @@ def open_session(
     except session_errors() as error:
         mistaken = mistaken_file(path, FileKind.ONNX)
         raise ExportError(
-            f"{path}: ONNX Runtime cannot load it{mistaken or f': {_first_line(error)}'}"
+            f"{path}: ONNX Runtime cannot load it{mistaken or f': {first_line(error)}'}"
         ) from error
     if name not in session.get_providers():
         raise DeviceError(
@@ -205,7 +205,7 @@ def run_batch(session: onnxruntime.InferenceSession, images: Array, output: str)
             seconds = time.perf_counter() - begun
     except session_errors() as error:
         advice = size_advice(session.get_modelmeta().custom_metadata_map)
-        raise ExportError(f"ONNX Runtime cannot run it: {_first_line(error)}{advice}") from error
+        raise ExportError(f"ONNX Runtime cannot run it: {first_line(error)}{advice}") from error
     if not scores.ndim or len(scores) != len(images) or not scores.size:
         raise ExportError(
             f"output {output!r} has shape {list(scores.shape)} for {len(images)} images; it must hold "
@@ -245,10 +245,6 @@ def run_bound(
 def _limited_memory(provider: str) -> AbstractContextManager[None]:
     """A model may ask for any amount of memory; on the CPU it gets what is free. (A GPU has a limit.)"""
     return within_free_memory() if provider == "CPUExecutionProvider" else nullcontext()
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "there is not enough memory")
 
 
 def output_name(session: onnxruntime.InferenceSession, wanted: str | None, option: str = "--output") -> str:

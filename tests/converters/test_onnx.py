@@ -572,3 +572,14 @@ def test_an_outputs_name_makes_no_line_of_its_own(
     out = capsys.readouterr().out
     assert "NOTHING WAS COMPARED of output y\\nforged, " in out
     assert not [line for line in out.splitlines() if line.startswith("forged")]
+
+
+def test_an_error_without_text_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's MemoryError says nothing."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    with pytest.raises(ExportError, match="with a batch of 1: there is not enough memory"):
+        export_net(test_net())
