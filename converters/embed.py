@@ -48,11 +48,6 @@ from imae.net.net import Net
 from imae.prototxt import TransformationParameter
 from imae.prototxt.caffe_pb2 import ResizeParameter
 
-# Fields of a transform_param that can be put into a model, and those that say how a record is decoded.
-KNOWN = (
-    "scale", "crop_size", "crop_h", "crop_w", "exclude_last_crop", "mean_value", "resize_param",
-    "force_color", "force_gray",
-)  # fmt: skip
 LARGEST_STEP = 1.001  # grey levels between the model's resizing and OpenCV's: 1, and the rounding of float32
 HINT = "leave --embed-preprocess out"
 
@@ -167,13 +162,13 @@ def _pads(own: Preprocessing) -> bool:
 def _problem(own: Preprocessing, embedding: Embedding, size: Size | None) -> str | None:
     """Why this preparation cannot be put into a model."""
     transform = own.transform
-    if others := [field.name for field, _ in transform.ListFields() if field.name not in KNOWN]:
-        return f"transform_param has {', '.join(others)}, which is no part of a model; {HINT}"
+    if own.other_fields:
+        return f"transform_param has {', '.join(own.other_fields)}, which is no part of a model; {HINT}"
     if not transform.crop_size and bool(transform.crop_h) != bool(transform.crop_w):
         return f"transform_param has only one of crop_h and crop_w; {HINT}"
     if size is not None and own.crop is not None and (own.crop[0] > size[0] or own.crop[1] > size[1]):
         return f"{own.crop[0]}x{own.crop[1]} cannot be cut out of {size[0]}x{size[1]}; give --resize"
-    channels = 1 if own.channels == GRAY else 3
+    channels = own.num_channels
     if len(transform.mean_value) not in (0, 1, channels):
         return f"mean_value must be one number, or one for each of {channels} channels; {HINT}"
     if own.mean_image is not None and size is not None and own.mean_image.shape != (channels, *size):

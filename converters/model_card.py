@@ -27,8 +27,9 @@ from imae.converters.describe_model import (
     VERSION,
     WEIGHTS,
 )
+from imae.converters.detections import are_rows
 from imae.converters.labels import labels_of
-from imae.converters.preprocessing import GRAY, PREFIX, RGB, Preprocessing, from_metadata
+from imae.converters.preprocessing import GRAY, NHWC, PREFIX, RGB, Preprocessing, from_metadata
 from imae.files.atomic import write_atomically
 from imae.files.errors import printable
 from imae.files.read import AnyPath
@@ -76,7 +77,7 @@ class _Value:
 
     @property
     def holds_boxes(self) -> bool:
-        return len(self.shape) == 4 and self.shape[:2] == [1, 1] and self.shape[3] == 7
+        return are_rows(self.shape)
 
     @property
     def holds_classes(self) -> bool:
@@ -102,6 +103,7 @@ class _Card:
         self.outputs = [_Value.of(value) for value in model.graph.output]
         self.names = labels_of(self.metadata, file_name)
         self.preprocessing = from_metadata(self.metadata, file_name)
+        self.prepared = self.preprocessing or Preprocessing(TransformationParameter())
 
     def text(self) -> str:
         parts = [
@@ -141,12 +143,8 @@ class _Card:
         """The only input, if it takes images."""
         if len(self.inputs) != 1 or len(self.inputs[0].shape) != 4:
             return None
-        channels = self.inputs[0].shape[3 if self._is_nhwc else 1]
+        channels = self.prepared.input_channels(self.inputs[0].shape)
         return self.inputs[0] if channels in (1, 3) else None
-
-    @property
-    def _is_nhwc(self) -> bool:
-        return self.preprocessing is not None and self.preprocessing.layout == "NHWC"
 
     def _front_matter(self) -> str:
         lines = ["---"]
@@ -249,7 +247,7 @@ class _Card:
         """The lines of Python, and what they cannot do."""
         session = f"session = onnxruntime.InferenceSession({_literal(self.file_name)})"
         image = self._image_input()
-        prepared = self.preprocessing or Preprocessing(TransformationParameter())
+        prepared = self.prepared
         problem = "" if image is None else _problem(prepared)
         if image is None or problem:
             feeds = ", ".join(
@@ -277,7 +275,7 @@ class _Card:
 
     def _prepare(self, prepared: Preprocessing, image: _Value) -> list[str]:
         """From a file to x, the input."""
-        gray = prepared.channels == GRAY or image.shape[3 if self._is_nhwc else 1] == 1
+        gray = prepared.channels == GRAY or prepared.input_channels(image.shape) == 1
         lines = [f'image = cv2.imread("{IMAGE_FILE}"{", cv2.IMREAD_GRAYSCALE" * gray})']
         size = prepared.resize_for(image.shape)
         interpolation = ""
@@ -289,12 +287,12 @@ class _Card:
         if size is not None:
             x = f"cv2.resize(image, ({size[1]}, {size[0]}){interpolation})"
         x += "[:, :, None]" if gray else "[:, :, ::-1]" * (prepared.channels == RGB)
-        if prepared.dtype == "uint8":
+        if prepared.is_embedded:
             lines.append(f"x = {x}")
         else:
             lines.append(f"x = {x}.astype(np.float32)")
             lines += _arithmetic(prepared, size)
-        last = "x[None]" if self._is_nhwc else "x.transpose(2, 0, 1)[None]"
+        last = "x[None]" if prepared.layout == NHWC else "x.transpose(2, 0, 1)[None]"
         batch = image.shape[0]
         if isinstance(batch, int) and batch > 1:
             last = f"np.repeat({last}, {batch}, axis=0)"

@@ -23,7 +23,6 @@ from imae.converters.describe_model import DIFFERENCE, FROM_FILLERS, QUANTIZED
 from imae.converters.labels import labels_of
 from imae.converters.preprocessing import (
     BGR,
-    EMBEDDED,
     GRAY,
     MEAN_IMAGE,
     NCHW,
@@ -37,11 +36,6 @@ from imae.prototxt import TransformationParameter
 from imae.prototxt.caffe_pb2 import ResizeParameter
 
 LONGEST = 300  # characters of a metadata value that the page shows
-# Fields of a transform_param that the page's script honours.
-HONOURED = (
-    "scale", "crop_size", "crop_h", "crop_w", "mean_value", "resize_param", "exclude_last_crop",
-    "force_color", "force_gray",
-)  # fmt: skip
 TYPES = {
     number: {"FLOAT": "float32", "DOUBLE": "float64"}.get(name, name.lower())
     for name, number in TensorProto.DataType.items()
@@ -77,7 +71,7 @@ def facts(data: bytes, title: str, measured: Sequence[str] = ()) -> dict[str, An
     stored = {tensor.name for tensor in graph.initializer}
     inputs = [_value(info) for info in graph.input if info.name not in stored]
     outputs = [_value(info) for info in graph.output]
-    warnings, plan = list[str](), None
+    warnings, steps, plan = list[str](), list[str](), None
     problem = _no_images(inputs)
     if problem is None:
         prepared = from_metadata(metadata, title)
@@ -86,7 +80,9 @@ def facts(data: bytes, title: str, measured: Sequence[str] = ()) -> dict[str, An
             prepared = _as_it_is(inputs[0])
         warnings += _not_done(prepared)
         problem = _misfit(prepared, inputs[0])
-        plan = None if problem else preparation(prepared, inputs[0]["shape"])
+        if problem is None:
+            plan = preparation(prepared, inputs[0]["shape"])
+            steps = in_words(plan, prepared.embedded)
     names, bad_names = _names(metadata)
     warnings += [*_untrained(metadata), *bad_names]
     return {
@@ -105,7 +101,7 @@ def facts(data: bytes, title: str, measured: Sequence[str] = ()) -> dict[str, An
         "names": names,
         "measured": list(measured) or _measured(metadata),
         "plan": plan,
-        "steps": in_words(plan, metadata.get(EMBEDDED, "")) if plan else [],
+        "steps": steps,
         "warnings": warnings,
         "advice": size_advice(metadata),
         "problem": problem,
@@ -236,7 +232,7 @@ def _misfit(prepared: Preprocessing, feed: Mapping[str, Any]) -> str | None:
     """Why the page cannot prepare images so for this input; None where it can."""
     if prepared.dtype != feed["dtype"]:
         return f"The metadata prepares images as {prepared.dtype}, and the input is {feed['dtype']}."
-    channels = 1 if prepared.channels == GRAY else 3
+    channels = prepared.num_channels
     size = prepared.input_channels(feed["shape"])
     if isinstance(size, int) and size != channels:
         return f"The metadata prepares images of {channels} channels; those of the input are {size}."
@@ -334,7 +330,7 @@ RESIZES = {
 def _not_done(prepared: Preprocessing) -> list[str]:
     """What the metadata asks for and the page's script does not do."""
     transform = prepared.transform
-    missing = [field.name for field, _ in transform.ListFields() if field.name not in HONOURED]
+    missing = prepared.other_fields
     resize = transform.resize_param
     if prepared.crop is None and (transform.crop_h or transform.crop_w):
         missing.append("crop_h or crop_w, one without the other")

@@ -144,7 +144,7 @@ class ImageModel:
         DataError for such a file otherwise, and for images that do not fit the model.
         """
         limit = 1 if self.kind is Kind.BOXES else self.batch_size
-        gray = self.shape[3 if self.preprocessing.layout == "NHWC" else 1] == 1
+        gray = self.preprocessing.input_channels(self.shape) == 1
         transformer = self.preprocessing.transformer("image")
         waiting: list[tuple[ImageFile, Size]] = []
         batch: list[NDArray[Any]] = []

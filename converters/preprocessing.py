@@ -121,6 +121,17 @@ class Preprocessing:
         return (height, width) if height and width else None
 
     @property
+    def num_channels(self) -> int:
+        """The number of channels of an image."""
+        return 1 if self.channels == GRAY else 3
+
+    @property
+    def other_fields(self) -> list[str]:
+        """The fields of the transform besides those of decoding, resizing, mean, crop and scale."""
+        plain = (*PLAIN, "exclude_last_crop")
+        return [field.name for field, _ in self.transform.ListFields() if field.name not in plain]
+
+    @property
     def is_embedded(self) -> bool:
         """Whether the model prepares images itself, and takes their bytes."""
         return self.dtype == UINT8

@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from imae.converters.check_onnx import session_errors
+from imae.converters.describe_model import QUANTIZED
 from imae.converters.model_parts import join_models, prepare, split_model
 from imae.converters.preprocessing import NOTHING, PREFIX, Preprocessing, PreprocessingOptions
 from imae.converters.run_onnx import (
@@ -42,7 +43,6 @@ from imae.files.read import AnyPath
 BATCH = 100
 IN_FLOAT32 = ("Softmax", "LogSoftmax")
 WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-QUANTIZED_KEY = "imae.quantized"
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -217,10 +217,10 @@ def quantize_file(
     said = {p.key: p.value for p in original.metadata_props}
     if preprocessing.given and prepared is not None:
         said = {key: value for key, value in said.items() if not key.startswith(PREFIX)} | prepared.metadata()
-    said[QUANTIZED_KEY] = to
+    said[QUANTIZED] = to
     if calibrate:
         database = os.path.basename(os.path.normpath(os.fspath(calibrate)))
-        said[QUANTIZED_KEY] += f", calibrated on {sum(counts)} records of {database}"
+        said[QUANTIZED] += f", calibrated on {sum(counts)} records of {database}"
     onnx.helper.set_model_props(result, said)
     for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
         setattr(result, field, getattr(original, field))

@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from imae.converters.byte_images import runs_of_one_size
 from imae.converters.check_onnx import session_errors
+from imae.converters.detections import are_rows
 from imae.converters.images import decode_picture
 from imae.converters.preprocessing import (
-    GRAY,
     NOTHING,
     RGB,
     Preprocessing,
@@ -177,7 +177,7 @@ def run_model(
 def _check_no_boxes(session: onnxruntime.InferenceSession, output: str) -> None:
     """ExportError for an output of SSD's rows, as many as there are boxes: it has no scores of classes."""
     shape = next(value.shape for value in session.get_outputs() if value.name == output)
-    if len(shape) == 4 and shape[:2] == [1, 1] and not isinstance(shape[2], int) and shape[3] == 7:
+    if are_rows(shape) and not isinstance(shape[2], int):
         raise ExportError(
             f"output {output!r} holds boxes (rows of image, label, score, xmin, ymin, xmax, ymax), no scores "
             "of classes; read them with ONNX Runtime or OpenCV"
@@ -409,8 +409,8 @@ def model_preprocessing(session: onnxruntime.InferenceSession, model: AnyPath) -
         )
     if own is None or not (own.is_embedded or takes_bytes):
         return own
-    channels = 1 if own.channels == GRAY else 3
-    if not own.is_embedded or takes_bytes != [own.name] or len(feeds) > 1 or feeds[0].shape[3:] != [channels]:
+    fits = takes_bytes == [own.name] and len(feeds) == 1 and feeds[0].shape[3:] == [own.num_channels]
+    if not own.is_embedded or not fits:
         inputs = ", ".join(f"{feed.name!r}: {feed.type} {feed.shape}" for feed in feeds)
         raise DataError(
             f"{os.fspath(model)}: metadata: {own.layout} images of {own.dtype} and {own.channels} for the "
