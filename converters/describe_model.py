@@ -91,10 +91,7 @@ def describe(result: Export, net: Net, about: About) -> None:
         _check_labels(about.labels, class_counts(net, result.outputs))
     model = result.model
     model.producer_name, model.producer_version = "imae", version("imae")
-    metadata = {VERSION: version("imae")}
-    for key, path in ((MODEL, about.model), (WEIGHTS, about.weights)):
-        if path is not None:
-            metadata |= {key: _file_name(path), key + SHA256: file_sha256(path)}
+    metadata = source_metadata(about.model, about.weights)
     if result.from_fillers:
         metadata[FROM_FILLERS] = json.dumps(result.from_fillers, ensure_ascii=False)
     if len(result.not_compared) < len(result.outputs):
@@ -109,6 +106,18 @@ def describe(result: Export, net: Net, about: About) -> None:
     model.doc_string = f"{name}, made from {sources}" if sources else name
     own = {prop.key: prop.value for prop in model.metadata_props}
     onnx.helper.set_model_props(model, own | metadata)
+
+
+def source_metadata(model: AnyPath | None, weights: AnyPath | None) -> dict[str, str]:
+    """imae's version; the names and the SHA-256 of the prototxt and the caffemodel, where they are given.
+
+    DataError where one of them cannot be read.
+    """
+    metadata = {VERSION: version("imae")}
+    for key, path in ((MODEL, model), (WEIGHTS, weights)):
+        if path is not None:
+            metadata |= {key: _file_name(path), key + SHA256: file_sha256(path)}
+    return metadata
 
 
 def file_sha256(path: AnyPath) -> str:
