@@ -33,10 +33,10 @@ from imae.cli.options import add_net_options, chosen_net
 from imae.cli.page_options import add_page_options, check_page_options, write_chosen_page
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
 from imae.converters.deploy import InputShape
-from imae.converters.dynamic_size import size_text
 from imae.converters.embed import Embedding
 from imae.converters.export_onnx import DEFAULT_OPSET, ExportOptions, export_file
 from imae.converters.export_torch import Target, export_torch
+from imae.converters.preprocessing import size_text
 from imae.files.errors import ExportError, printable
 from imae.layers.layer import Shape
 

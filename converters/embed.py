@@ -39,6 +39,7 @@ from imae.converters.preprocessing import (
     UINT8,
     Preprocessing,
     Size,
+    size_text,
 )
 from imae.converters.resize import resize_bilinear
 from imae.files.errors import ExportError, first_line
@@ -167,13 +168,13 @@ def _problem(own: Preprocessing, embedding: Embedding, size: Size | None) -> str
     if not transform.crop_size and bool(transform.crop_h) != bool(transform.crop_w):
         return f"transform_param has only one of crop_h and crop_w; {HINT}"
     if size is not None and own.crop is not None and (own.crop[0] > size[0] or own.crop[1] > size[1]):
-        return f"{own.crop[0]}x{own.crop[1]} cannot be cut out of {size[0]}x{size[1]}; give --resize"
+        return f"{size_text(own.crop)} cannot be cut out of {size_text(size)}; give --resize"
     channels = own.num_channels
     if len(transform.mean_value) not in (0, 1, channels):
         return f"mean_value must be one number, or one for each of {channels} channels; {HINT}"
     if own.mean_image is not None and size is not None and own.mean_image.shape != (channels, *size):
-        shape = "x".join(map(str, own.mean_image.shape))
-        return f"the mean image is {shape}, images before the crop are {channels}x{size[0]}x{size[1]}; {HINT}"
+        shape, whole = size_text(own.mean_image.shape), size_text((channels, *size))
+        return f"the mean image is {shape}, images before the crop are {whole}; {HINT}"
     if embedding.resize and size is None:
         return "nothing says a size that images are resized to; give --resize, or no --embed-resize"
     if not own.resizes_itself:

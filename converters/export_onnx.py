@@ -31,10 +31,10 @@ from imae.converters.check_onnx import (
 from imae.converters.cut_net import cut_before, cut_net
 from imae.converters.deploy import InputShape, deploy_net, deployed_preprocessing
 from imae.converters.describe_model import About, describe
-from imae.converters.dynamic_size import DynamicSize, Sides, Size, at_size, find_dynamic_size, size_text
+from imae.converters.dynamic_size import DynamicSize, Sides, at_size, find_dynamic_size
 from imae.converters.embed import Embedded, Embedding, check_embedded, embed_preprocessing
 from imae.converters.graph import Graph
-from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions
+from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions, Size, size_text
 from imae.converters.size_steps import size_steps
 from imae.files.atomic import write_atomically
 from imae.files.errors import ExportError, first_line

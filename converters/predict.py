@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from imae.converters.detections import Box, are_rows, boxes_in_pixels
 from imae.converters.images import decode_picture
 from imae.converters.labels import labels_of
-from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions, Size
+from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions, Size, size_text
 from imae.converters.run_onnx import (
     check_run_options,
     chosen_preprocessing,
@@ -251,7 +251,7 @@ class ImageModel:
                 transform.ClearField(name)
         steps = replace(prepared, transform=transform).steps()
         why = "the model does not say from which size it was cropped" if cropped else "the input's size"
-        return f"resized to {size[0]}x{size[1]} ({why}), {steps}"
+        return f"resized to {size_text(size)} ({why}), {steps}"
 
     def describe(self) -> str:
         """What the output holds, in words; after the first image."""

@@ -170,8 +170,8 @@ class Preprocessing:
         got = made.prepared_size(shape)
         if got is not None and got != (height, width):
             raise DataError(
-                f"images would be prepared as {_size_text(got)} ({made.steps()}), and the input "
-                f"{made.name!r} is {_size_text((height, width))}; give another crop_size, mean or --resize"
+                f"images would be prepared as {size_text(got)} ({made.steps()}), and the input "
+                f"{made.name!r} is {size_text((height, width))}; give another crop_size, mean or --resize"
             )
         return made
 
@@ -221,19 +221,19 @@ class Preprocessing:
         plain["range"] = "0..255"
         if transform.HasField("resize_param"):
             resize = transform.resize_param
-            plain["resize"] = _size_text((resize.height, resize.width))
+            plain["resize"] = size_text((resize.height, resize.width))
             plain["resize_mode"] = ResizeParameter.Resize_mode.Name(resize.resize_mode)
             if resize.interp_mode:
                 names = map(ResizeParameter.Interp_mode.Name, resize.interp_mode)
                 plain["resize_interpolation"] = " ".join(names)
         elif self.resize is not None:
-            plain["resize"], plain["resize_mode"] = _size_text(self.resize), "WARP"
+            plain["resize"], plain["resize_mode"] = size_text(self.resize), "WARP"
         if self.crop is not None:
-            plain["crop"] = _size_text(self.crop)
+            plain["crop"] = size_text(self.crop)
         if self.mean_image is not None:
             plain["mean"] = _numbers(self.mean_image.mean((1, 2), np.float64))
             plain["mean_image"] = base64.b64encode(self.mean_image.astype("<f4").tobytes()).decode("ascii")
-            plain["mean_image_shape"] = "x".join(map(str, self.mean_image.shape))
+            plain["mean_image_shape"] = size_text(self.mean_image.shape)
         elif transform.mean_value:
             plain["mean"] = _numbers(transform.mean_value)
         if transform.scale != 1:
@@ -255,9 +255,9 @@ class Preprocessing:
         if self.resizes_itself:
             resize = self.transform.resize_param
             mode = ResizeParameter.Resize_mode.Name(resize.resize_mode)
-            words.append(f"resized to {_size_text((resize.height, resize.width))} ({mode})")
+            words.append(f"resized to {size_text((resize.height, resize.width))} ({mode})")
         elif self.resize is not None:
-            words.append(f"resized to {_size_text(self.resize)}")
+            words.append(f"resized to {size_text(self.resize)}")
         if self.is_embedded:
             order = f"{self.channels} bytes"
             return ", ".join([*words, f"{order}; the model itself does the rest: {self.embedded}"])
@@ -268,7 +268,7 @@ class Preprocessing:
         elif self.transform.mean_value:
             words.append(f"minus {_numbers(self.transform.mean_value)}")
         if self.crop is not None:
-            words.append(f"cropped to {_size_text(self.crop)} from the centre")
+            words.append(f"cropped to {size_text(self.crop)} from the centre")
         if self.transform.scale != 1:
             words.append(f"times {_numbers([self.transform.scale])}")
         return ", ".join(words)
@@ -513,7 +513,8 @@ def _sides(text: str, count: int, where: str) -> tuple[int, ...]:
     return sides
 
 
-def _size_text(size: Sequence[int]) -> str:
+def size_text(size: Sequence[int]) -> str:
+    """HEIGHTxWIDTH, or of a mean image CxHxW; `read_size` reads it."""
     return "x".join(map(str, size))
 
 
