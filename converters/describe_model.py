@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import onnx
 
@@ -118,6 +118,27 @@ def source_metadata(model: AnyPath | None, weights: AnyPath | None) -> dict[str,
         if path is not None:
             metadata |= {key: _file_name(path), key + SHA256: file_sha256(path)}
     return metadata
+
+
+class Difference(NamedTuple):
+    """What `imae.difference` holds."""
+
+    difference: float
+    largest: float
+    batch_sizes: tuple[int, ...]
+
+
+def difference_of(metadata: Mapping[str, str]) -> Difference | None:
+    """How far a model's outputs were from its net's when it was exported; None where nothing says it.
+
+    What this program has not written says nothing either.
+    """
+    try:
+        made = json.loads(metadata[DIFFERENCE])
+        sizes = tuple(int(size) for size in made["batch_sizes"])
+        return Difference(float(made["difference"]), float(made["largest"]), sizes)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
 
 
 def file_sha256(path: AnyPath) -> str:

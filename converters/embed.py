@@ -31,6 +31,7 @@ from onnx import TensorProto, helper
 
 from imae.converters.check_onnx import ALLOWED, BATCHES, Check, check_batch, open_axes
 from imae.converters.model_parts import prepare, split_model
+from imae.converters.onnx_values import value_shape
 from imae.converters.preprocessing import (
     GRAY,
     NHWC,
@@ -94,7 +95,7 @@ def embed_preprocessing(
     if len(graph.input) != 1:
         names = ", ".join(value.name for value in graph.input)
         raise ExportError(f"--embed-preprocess needs a net with one input, of images; it has {names}; {HINT}")
-    shape = _shape(graph.input[0])
+    shape = value_shape(graph.input[0]) or []
     if len(shape) != 4 or not isinstance(shape[1], int):
         raise ExportError(f"--embed-preprocess needs an input (N, C, H, W) of images, it is {shape}; {HINT}")
     channels, own = shape[1], preprocessing.fitted(shape)
@@ -229,11 +230,6 @@ def _unresized(own: Preprocessing) -> TransformationParameter:
 def _of_channels(values: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
     """One number for each channel, (1, C, 1, 1)."""
     return np.broadcast_to(values, channels).reshape(1, channels, 1, 1).copy()
-
-
-def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
-    dims = value.type.tensor_type.shape.dim
-    return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in dims]
 
 
 class _Front:
@@ -427,7 +423,7 @@ def _image_sizes(embedded: Embedded, input_size: Sequence[int]) -> list[Size]:
     if embedded.resized is not None:
         height, width = embedded.resized
         return [(height, width), (height // 2 + 1, width // 3 + 1), (height + height // 2 + 3, 2 * width + 1)]
-    fixed = embedded.preprocessing.prepared_size(_shape(embedded.model.graph.input[0]))
+    fixed = embedded.preprocessing.prepared_size(value_shape(embedded.model.graph.input[0]) or [])
     return [fixed or (input_size[0], input_size[1])]
 
 

@@ -18,7 +18,6 @@ import onnx
 from onnx import TensorProto
 
 from imae.converters.describe_model import (
-    DIFFERENCE,
     FROM_FILLERS,
     LICENSE,
     MODEL,
@@ -26,9 +25,11 @@ from imae.converters.describe_model import (
     SHA256,
     VERSION,
     WEIGHTS,
+    difference_of,
 )
 from imae.converters.detections import are_rows
 from imae.converters.labels import labels_of
+from imae.converters.onnx_values import Shape, element_type, value_shape
 from imae.converters.preprocessing import GRAY, NHWC, PREFIX, RGB, Preprocessing, from_metadata
 from imae.files.atomic import write_atomically
 from imae.files.errors import printable
@@ -36,7 +37,6 @@ from imae.files.read import AnyPath
 from imae.prototxt import TransformationParameter
 from imae.prototxt.caffe_pb2 import ResizeParameter
 
-Shape = list[int | str]
 FEW = 5  # classes that are listed
 # A licence that hubs have an identifier for, such as bsd-2-clause.
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
@@ -70,10 +70,7 @@ class _Value:
 
     @classmethod
     def of(cls, info: onnx.ValueInfoProto) -> _Value:
-        tensor = info.type.tensor_type
-        dtype = TensorProto.DataType.Name(tensor.elem_type).lower().replace("float", "float32", 1)
-        dtype = {"float3216": "float16", "double": "float64"}.get(dtype, dtype)
-        return cls(info.name, dtype, [axis.dim_param or axis.dim_value for axis in tensor.shape.dim])
+        return cls(info.name, element_type(info), value_shape(info) or [])
 
     @property
     def holds_boxes(self) -> bool:
@@ -184,18 +181,13 @@ class _Card:
         return sum(blobs or sizes.values())
 
     def _measured(self) -> str:
-        unknown = "How far its outputs are from those of the net was not measured."
-        if DIFFERENCE not in self.metadata:
-            return unknown
-        try:
-            measured = json.loads(self.metadata[DIFFERENCE])
-            difference, largest = float(measured["difference"]), float(measured["largest"])
-            sizes = " and ".join(str(int(size)) for size in measured["batch_sizes"])
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return unknown  # not written by this program
+        made = difference_of(self.metadata)
+        if made is None:
+            return "How far its outputs are from those of the net was not measured."
+        sizes = " and ".join(map(str, made.batch_sizes))
         words = (
             f"On random inputs, in batches of {sizes}, its outputs in ONNX Runtime are at most "
-            f"{difference:.3g} away from those of the net, whose largest value is {largest:.3g}."
+            f"{made.difference:.3g} away from those of the net, whose largest value is {made.largest:.3g}."
         )
         if QUANTIZED not in self.metadata:
             return words

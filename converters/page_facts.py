@@ -19,8 +19,9 @@ import onnx.shape_inference
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from imae.converters.describe_model import DIFFERENCE, FROM_FILLERS, QUANTIZED
+from imae.converters.describe_model import FROM_FILLERS, QUANTIZED, difference_of
 from imae.converters.labels import labels_of
+from imae.converters.onnx_values import Shape, element_type, value_shape
 from imae.converters.preprocessing import (
     BGR,
     GRAY,
@@ -36,10 +37,6 @@ from imae.prototxt import TransformationParameter
 from imae.prototxt.caffe_pb2 import ResizeParameter
 
 LONGEST = 300  # characters of a metadata value that the page shows
-TYPES = {
-    number: {"FLOAT": "float32", "DOUBLE": "float64"}.get(name, name.lower())
-    for name, number in TensorProto.DataType.items()
-}
 WEIGHTS = {
     TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.INT8,
     TensorProto.UINT8,
@@ -49,7 +46,6 @@ UNKNOWN = (
     "pixels from 0 to 255, as Caffe decodes them: its answers may be wrong. Export it with --transform or "
     "--mean."
 )
-Shape = list[int | str]
 
 
 def facts(data: bytes, title: str, measured: Sequence[str] = ()) -> dict[str, Any]:
@@ -122,21 +118,7 @@ def _texts(model: onnx.ModelProto) -> Iterator[object]:
 
 
 def _value(info: onnx.ValueInfoProto) -> dict[str, Any]:
-    if not info.type.HasField("tensor_type"):
-        return {"name": info.name, "dtype": info.type.WhichOneof("value") or "unknown", "shape": None}
-    return {
-        "name": info.name,
-        "dtype": TYPES.get(info.type.tensor_type.elem_type, "unknown"),
-        "shape": _shape(info),
-    }
-
-
-def _shape(info: onnx.ValueInfoProto) -> Shape | None:
-    """The sizes of a value, a free one by its name or as "?"; None where the model does not say them."""
-    kind = info.type.tensor_type
-    if not kind.HasField("shape"):
-        return None
-    return [dim.dim_value if dim.dim_value > 0 else dim.dim_param or "?" for dim in kind.shape.dim]
+    return {"name": info.name, "dtype": element_type(info), "shape": value_shape(info)}
 
 
 def _layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
@@ -145,7 +127,7 @@ def _layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
         graph = onnx.shape_inference.infer_shapes(model).graph
     except (onnx.shape_inference.InferenceError, ValueError):  # ValueError: more than 2 GiB
         graph = model.graph
-    shapes = {info.name: _shape(info) for info in (*graph.value_info, *graph.output)}
+    shapes = {info.name: value_shape(info) for info in (*graph.value_info, *graph.output)}
     sizes = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer if _is_weight(tensor)}
     return [
         {
@@ -189,13 +171,13 @@ def _untrained(metadata: Mapping[str, str]) -> list[str]:
 
 def _measured(metadata: Mapping[str, str]) -> list[str]:
     """The difference that the export has measured, in a sentence."""
-    made = _json_of(metadata, DIFFERENCE)
-    if not isinstance(made, dict) or not {"difference", "largest"} <= made.keys():
+    made = difference_of(metadata)
+    if made is None:
         return []
     before = "Before the model was quantized, the" if QUANTIZED in metadata else "The"
     return [
-        f"{before} largest difference from the net's outputs was {made['difference']}, where the largest "
-        f"value is {made['largest']}: on random inputs, in ONNX Runtime."
+        f"{before} largest difference from the net's outputs was {made.difference:.3g}, where the largest "
+        f"value is {made.largest:.3g}: on random inputs, in ONNX Runtime."
     ]
 
 
