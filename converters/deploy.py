@@ -161,7 +161,7 @@ def deployed_preprocessing(
                 where=f"layer {source.name!r}",
             )
         except DataError as error:
-            raise ExportError(f"{error}; or say it otherwise: --mean FILE, --transform '...'") from error
+            raise DataError(f"{error}; or say it otherwise: --mean FILE, --transform '...'") from error
     shape = net.blob_shapes[name]
     made = options.apply(own, (*shape[:2], "height", "width") if free_size else shape)
     return None if made is None else replace(made, name=name)
