@@ -14,10 +14,10 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
+Key = TypeVar("Key")
 UNKNOWN = (
     "the model does not say how its images are prepared (mean, scale, crop, channels): its answers may be "
     "wrong; give --transform or --mean, here or when it is exported"
@@ -372,16 +373,36 @@ def image_batches(
 ) -> Iterator[Batch]:
     """Image files in batches of at most `size`, for an input of this shape."""
     gray = preprocessing.input_channels(shape) == 1
+    images = ((path, path, decode_picture(read_file(path), path, gray=gray)) for path in paths)
+    for _, batch in prepared_batches(images, preprocessing, shape, size):
+        yield batch, None
+
+
+def prepared_batches(
+    images: Iterable[tuple[Key, str, Array]],
+    preprocessing: Preprocessing,
+    shape: Sequence[int | str],
+    most: int,
+) -> Iterator[tuple[list[Key], Array]]:
+    """Images in batches of at most `most`, each of one prepared size, for an input of this shape.
+
+    images   of each what the caller knows it by, its name in errors, and its pixels (H, W, C), BGR
+
+    DataError for an image that cannot be prepared so.
+    """
     transformer = preprocessing.transformer("image")
-    for begin in range(0, len(paths), size):
-        names = paths[begin : begin + size]
-        pixels = [decode_picture(read_file(path), path, gray=gray) for path in names]
-        images = [resized(image, preprocessing, shape) for image in pixels]
-        # Where images keep their sizes, those of one size make a batch.
-        keep = preprocessing.is_embedded or preprocessing.prepared_size(shape) is None
-        for run in runs_of_one_size(images) if keep else [range(len(images))]:
-            part = slice(run.start, run.stop)
-            yield transformer.transform_list(images[part], names[part].__getitem__), None
+    keys: list[Key] = []
+    batch: list[Array] = []
+    for key, name, pixels in images:
+        whole = resized(pixels, preprocessing, shape)
+        prepared = transformer.transform_list([whole], [name].__getitem__)
+        if batch and (len(batch) == most or prepared.shape != batch[0].shape):
+            yield keys, np.concatenate(batch)
+            keys, batch = [], []
+        keys.append(key)
+        batch.append(prepared)
+    if batch:
+        yield keys, np.concatenate(batch)
 
 
 def resized(pixels: Array, preprocessing: Preprocessing, shape: Sequence[int | str]) -> Array:
