@@ -35,7 +35,7 @@ from benchmarks.forward import WAYS, load_plain
 from benchmarks.measure import machine, matrix_product_rate
 from benchmarks.peers import operations
 from benchmarks.peers import resnet as plain_resnet
-from imae.converters.export_onnx import export_net
+from imae.converters.export_onnx import ExportOptions, export_net
 from imae.converters.preprocessing import Preprocessing
 from imae.converters.quantize_onnx import to_fp16, to_int8
 from imae.converters.run_onnx import lmdb_batches
@@ -164,7 +164,7 @@ def write_models(folder: Path, weights: str, lmdb: str) -> None:
         np.save(folder / "probabilities.npy", net({"data": torch.from_numpy(images)})["prob"].numpy())
     save_caffemodel(net, folder / "weights.caffemodel")
     _for_opencv(folder, param)
-    plain, folded = (export_net(net, fold=fold).model for fold in (False, True))
+    plain, folded = (export_net(net, ExportOptions(fold=fold)).model for fold in (False, True))
     int8 = to_int8(folded, iter([(images, None)]))
     for name, model in (("plain", plain), ("folded", folded), ("int8", int8), ("fp16", to_fp16(folded))):
         onnx.save(model, folder / f"{name}.onnx")

@@ -45,7 +45,7 @@ from benchmarks.runtime_nets import NETS, layer_nets
 from benchmarks.zoo import fill
 from imae.converters.check_onnx import batch_axes, open_axes, random_inputs
 from imae.converters.deploy import deploy_net
-from imae.converters.export_onnx import DEFAULT_OPSET, export_net
+from imae.converters.export_onnx import DEFAULT_OPSET, ExportOptions, export_net
 from imae.converters.quantize_onnx import to_fp16, to_int8
 from imae.files.errors import ImaeError, printable
 from imae.layers.caffe_random import CaffeRandom
@@ -280,9 +280,9 @@ def make_model(param: NetParameter, variant: Variant, folder: Path, *, filled: b
     net = make_net(param, filled)
     dynamic = True
     try:
-        exported = export_net(net, opset=variant.opset, fold=variant.fold)
+        exported = export_net(net, ExportOptions(opset=variant.opset, fold=variant.fold))
     except ImaeError:  # a net for one batch size only
-        exported = export_net(net, opset=variant.opset, fold=variant.fold, dynamic_batch=False)
+        exported = export_net(net, ExportOptions(opset=variant.opset, fold=variant.fold, dynamic_batch=False))
         dynamic = False
     if filled and len(exported.not_compared) == len(exported.outputs):
         return make_model(param, variant, folder, filled=False)

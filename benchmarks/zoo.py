@@ -42,7 +42,7 @@ from torch import Tensor
 from benchmarks.measure import in_turns, machine
 from imae.converters.check_onnx import random_inputs
 from imae.converters.deploy import deploy_net
-from imae.converters.export_onnx import export_net
+from imae.converters.export_onnx import ExportOptions, export_net
 from imae.files.errors import ImaeError, printable
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.run import Run
@@ -185,7 +185,7 @@ def examine(request: Mapping[str, Any]) -> dict[str, Any]:
         fill(net)
         if request["weights"]:
             result["weights"] = not load_caffemodel(net, request["weights"]).fresh
-        exported = export_net(net, dynamic_batch=False)
+        exported = export_net(net, ExportOptions(dynamic_batch=False))
         result["exported"] = exported.difference / (exported.largest or 1)
         result["compared"] = len(exported.outputs) > len(exported.not_compared)
         if request["rounds"]:

@@ -39,10 +39,10 @@ from imae.cli.output_files import check_output_files
 from imae.cli.page_options import add_page_options, check_page_options, write_chosen_page
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
 from imae.converters.deploy import InputShape
-from imae.converters.dynamic_size import size_text
 from imae.converters.embed import Embedding
-from imae.converters.export_onnx import DEFAULT_OPSET, Export, export_file
+from imae.converters.export_onnx import DEFAULT_OPSET, Export, ExportOptions, export_file
 from imae.converters.export_torch import Target, export_torch
+from imae.converters.preprocessing import size_text
 from imae.files.errors import ExportError, printable
 from imae.layers.layer import Shape
 
@@ -156,18 +156,20 @@ def run(args: argparse.Namespace) -> None:
         chosen_net(args.model, args),
         args.weights,
         args.output,
+        ExportOptions(
+            opset=args.opset,
+            fold=args.fold,
+            dynamic_batch=not args.fixed_batch,
+            dynamic_size=args.dynamic_size,
+            softmax=args.softmax,
+            embedding=embedding,
+            until=args.until,
+        ),
         input_shape=read_shapes(args.input_shape),
-        opset=args.opset,
-        fold=args.fold,
-        dynamic_batch=not args.fixed_batch,
-        softmax=args.softmax,
         dialect=args.dialect,
         allow_missing=args.allow_missing,
         preprocessing=chosen_preprocessing(args),
         about=chosen_description(args),
-        embedding=embedding,
-        until=args.until,
-        dynamic_size=args.dynamic_size or False,
     )
     print(
         f"wrote {args.output}: opset {args.opset}, inputs {printable(', '.join(result.inputs))}, "

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imae.files.errors import ExportError, LayerError
+from imae.files.errors import ExportError, LayerError, first_line
 from imae.layers.layer import Layer, Shape
 from imae.net.net import Net
 
@@ -91,7 +91,7 @@ def check_batch(
     except (LayerError, RuntimeError) as error:
         hint = "; if it is for one batch size only, use --fixed-batch" if dynamic else ""
         raise ExportError(
-            f"net {net.name!r} cannot run with a batch of {size}: {str(error).splitlines()[0]}{hint}"
+            f"net {net.name!r} cannot run with a batch of {size}: {first_line(error)}{hint}"
         ) from error
     places = sorted({*decisions.values()} - {*outputs})
     try:
@@ -101,8 +101,7 @@ def check_batch(
         values = session.run([*outputs, *places], feeds if model_feeds is None else dict(model_feeds))
     except session_errors() as error:
         raise ExportError(
-            f"net {net.name!r}: ONNX Runtime cannot run the model with a batch of {size}: "
-            f"{str(error).strip().splitlines()[0]}"
+            f"net {net.name!r}: ONNX Runtime cannot run the model with a batch of {size}: {first_line(error)}"
         ) from error
     by_name = dict(zip([*outputs, *places], values, strict=True))
     if decisions:

@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import onnx
 from onnx import TensorProto
@@ -97,10 +97,7 @@ def describe(result: Export, net: Net, about: About) -> None:
         _check_labels(about.labels, class_counts(net, result.outputs))
     model = result.model
     model.producer_name, model.producer_version = "imae", version("imae")
-    metadata = {VERSION: version("imae")}
-    for key, path in ((MODEL, about.model), (WEIGHTS, about.weights)):
-        if path is not None:
-            metadata |= {key: _file_name(path), key + SHA256: file_sha256(path)}
+    metadata = source_metadata(about.model, about.weights)
     if result.from_fillers:
         metadata[FROM_FILLERS] = json.dumps(result.from_fillers, ensure_ascii=False)
     if len(result.not_compared) < len(result.outputs):
@@ -115,6 +112,39 @@ def describe(result: Export, net: Net, about: About) -> None:
     model.doc_string = f"{name}, made from {sources}" if sources else name
     own = {prop.key: prop.value for prop in model.metadata_props}
     onnx.helper.set_model_props(model, own | metadata)
+
+
+def source_metadata(model: AnyPath | None, weights: AnyPath | None) -> dict[str, str]:
+    """imae's version; the names and the SHA-256 of the prototxt and the caffemodel, where they are given.
+
+    DataError where one of them cannot be read.
+    """
+    metadata = {VERSION: version("imae")}
+    for key, path in ((MODEL, model), (WEIGHTS, weights)):
+        if path is not None:
+            metadata |= {key: _file_name(path), key + SHA256: file_sha256(path)}
+    return metadata
+
+
+class Difference(NamedTuple):
+    """What `imae.difference` holds."""
+
+    difference: float
+    largest: float
+    batch_sizes: tuple[int, ...]
+
+
+def difference_of(metadata: Mapping[str, str]) -> Difference | None:
+    """How far a model's outputs were from its net's when it was exported; None where nothing says it.
+
+    What this program has not written says nothing either.
+    """
+    try:
+        made = json.loads(metadata[DIFFERENCE])
+        sizes = tuple(int(size) for size in made["batch_sizes"])
+        return Difference(float(made["difference"]), float(made["largest"]), sizes)
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
 
 
 def file_sha256(path: AnyPath) -> str:

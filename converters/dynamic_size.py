@@ -20,12 +20,12 @@ import onnx
 
 from imae.converters.cut_net import cut_before
 from imae.converters.graph import Graph
+from imae.converters.preprocessing import Size, size_text
 from imae.files.errors import ExportError, LayerError
 from imae.layers.layer import Layer, Shape
 from imae.net.net import Net
 from imae.net.step import Step
 
-Size = tuple[int, int]  # height, width
 Sides = Literal["both", "height", "width"]  # that are free
 Shapes = dict[str, Shape]
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 256)
@@ -122,11 +122,6 @@ def at_size(net: Net, shapes: Shapes) -> Iterator[None]:
         yield
     finally:
         net.blob_shapes = own
-
-
-def size_text(size: Size) -> str:
-    """HEIGHTxWIDTH."""
-    return f"{size[0]}x{size[1]}"
 
 
 class _Refusal(NamedTuple):

@@ -31,6 +31,7 @@ from onnx import TensorProto, helper
 
 from imae.converters.check_onnx import ALLOWED, BATCHES, Check, check_batch, open_axes
 from imae.converters.model_parts import prepare, split_model
+from imae.converters.onnx_values import value_shape
 from imae.converters.preprocessing import (
     GRAY,
     NHWC,
@@ -39,20 +40,16 @@ from imae.converters.preprocessing import (
     UINT8,
     Preprocessing,
     Size,
+    size_text,
 )
 from imae.converters.resize import resize_bilinear
-from imae.files.errors import ExportError
+from imae.files.errors import ExportError, first_line
 from imae.layers.data.image_transform import resize_image
 from imae.layers.layer import Layer
 from imae.net.net import Net
 from imae.prototxt import TransformationParameter
 from imae.prototxt.caffe_pb2 import ResizeParameter
 
-# Fields of a transform_param that can be put into a model, and those that say how a record is decoded.
-KNOWN = (
-    "scale", "crop_size", "crop_h", "crop_w", "exclude_last_crop", "mean_value", "resize_param",
-    "force_color", "force_gray",
-)  # fmt: skip
 LARGEST_STEP = 1.001  # grey levels between the model's resizing and OpenCV's: 1, and the rounding of float32
 HINT = "leave --embed-preprocess out"
 
@@ -98,7 +95,7 @@ def embed_preprocessing(
     if len(graph.input) != 1:
         names = ", ".join(value.name for value in graph.input)
         raise ExportError(f"--embed-preprocess needs a net with one input, of images; it has {names}; {HINT}")
-    shape = _shape(graph.input[0])
+    shape = value_shape(graph.input[0]) or []
     if len(shape) != 4 or not isinstance(shape[1], int):
         raise ExportError(f"--embed-preprocess needs an input (N, C, H, W) of images, it is {shape}; {HINT}")
     channels, own = shape[1], preprocessing.fitted(shape)
@@ -167,18 +164,18 @@ def _pads(own: Preprocessing) -> bool:
 def _problem(own: Preprocessing, embedding: Embedding, size: Size | None) -> str | None:
     """Why this preparation cannot be put into a model."""
     transform = own.transform
-    if others := [field.name for field, _ in transform.ListFields() if field.name not in KNOWN]:
-        return f"transform_param has {', '.join(others)}, which is no part of a model; {HINT}"
+    if own.other_fields:
+        return f"transform_param has {', '.join(own.other_fields)}, which is no part of a model; {HINT}"
     if not transform.crop_size and bool(transform.crop_h) != bool(transform.crop_w):
         return f"transform_param has only one of crop_h and crop_w; {HINT}"
     if size is not None and own.crop is not None and (own.crop[0] > size[0] or own.crop[1] > size[1]):
-        return f"{own.crop[0]}x{own.crop[1]} cannot be cut out of {size[0]}x{size[1]}; give --resize"
-    channels = 1 if own.channels == GRAY else 3
+        return f"{size_text(own.crop)} cannot be cut out of {size_text(size)}; give --resize"
+    channels = own.num_channels
     if len(transform.mean_value) not in (0, 1, channels):
         return f"mean_value must be one number, or one for each of {channels} channels; {HINT}"
     if own.mean_image is not None and size is not None and own.mean_image.shape != (channels, *size):
-        shape = "x".join(map(str, own.mean_image.shape))
-        return f"the mean image is {shape}, images before the crop are {channels}x{size[0]}x{size[1]}; {HINT}"
+        shape, whole = size_text(own.mean_image.shape), size_text((channels, *size))
+        return f"the mean image is {shape}, images before the crop are {whole}; {HINT}"
     if embedding.resize and size is None:
         return "nothing says a size that images are resized to; give --resize, or no --embed-resize"
     if not own.resizes_itself:
@@ -233,11 +230,6 @@ def _unresized(own: Preprocessing) -> TransformationParameter:
 def _of_channels(values: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
     """One number for each channel, (1, C, 1, 1)."""
     return np.broadcast_to(values, channels).reshape(1, channels, 1, 1).copy()
-
-
-def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
-    dims = value.type.tensor_type.shape.dim
-    return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param for dim in dims]
 
 
 class _Front:
@@ -345,7 +337,7 @@ class _Front:
             onnx.checker.check_model(made, full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise ExportError(
-                f"the model that prepares images itself is not valid: {str(error).splitlines()[0]}"
+                f"the model that prepares images itself is not valid: {first_line(error)}"
             ) from error
         return made
 
@@ -431,7 +423,7 @@ def _image_sizes(embedded: Embedded, input_size: Sequence[int]) -> list[Size]:
     if embedded.resized is not None:
         height, width = embedded.resized
         return [(height, width), (height // 2 + 1, width // 3 + 1), (height + height // 2 + 3, 2 * width + 1)]
-    fixed = embedded.preprocessing.prepared_size(_shape(embedded.model.graph.input[0]))
+    fixed = embedded.preprocessing.prepared_size(value_shape(embedded.model.graph.input[0]) or [])
     return [fixed or (input_size[0], input_size[1])]
 
 

@@ -31,13 +31,13 @@ from imae.converters.check_onnx import (
 from imae.converters.cut_net import cut_before, cut_net
 from imae.converters.deploy import InputShape, deploy_net, deployed_preprocessing
 from imae.converters.describe_model import About, describe
-from imae.converters.dynamic_size import DynamicSize, Sides, Size, at_size, find_dynamic_size, size_text
-from imae.converters.embed import Embedding, check_embedded, embed_preprocessing
+from imae.converters.dynamic_size import DynamicSize, Sides, at_size, find_dynamic_size
+from imae.converters.embed import Embedded, Embedding, check_embedded, embed_preprocessing
 from imae.converters.graph import Graph
-from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions
+from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions, Size, size_text
 from imae.converters.size_steps import size_steps
 from imae.files.atomic import write_atomically
-from imae.files.errors import ExportError
+from imae.files.errors import ExportError, first_line
 from imae.files.read import AnyPath
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Layer
@@ -54,6 +54,33 @@ DEFAULT_OPSET = 17
 OLDEST_OPSET, NEWEST_OPSET = 13, 22
 # The version of the file format that belongs to each operator set; old runtimes refuse newer versions.
 IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a net becomes a model.
+
+    opset          ONNX operator set
+    fold           fold BatchNorm and Scale into the convolution or inner product before them, and replace a
+                   shortcut that appends zeros by a convolution
+    dynamic_batch  leave the size of the batch open, for inputs and outputs
+    dynamic_size   leave height and width of the images open, or one of them; None: neither
+    softmax        append a softmax to each output that has a class axis and is not yet that of a Softmax
+    embedding      put the preparation of images into the model, which then takes their bytes; None: its input
+                   is prepared images
+    until          the blobs that become outputs, in place of those that no layer reads
+    """
+
+    opset: int = DEFAULT_OPSET
+    fold: bool = False
+    dynamic_batch: bool = True
+    dynamic_size: Sides | None = None
+    softmax: bool = False
+    embedding: Embedding | None = None
+    until: Sequence[str] = ()
+
+
+DEFAULTS = ExportOptions()
 
 
 @dataclass
@@ -87,45 +114,33 @@ class Export:
 
 
 def export_net(
-    net: Net,
-    *,
-    opset: int = DEFAULT_OPSET,
-    fold: bool = False,
-    dynamic_batch: bool = True,
-    softmax: bool = False,
-    preprocessing: Preprocessing | None = None,
-    embedding: Embedding | None = None,
-    until: Sequence[str] = (),
-    dynamic_size: bool | Sides = False,
+    net: Net, options: ExportOptions = DEFAULTS, *, preprocessing: Preprocessing | None = None
 ) -> Export:
     """The ONNX model of a TEST net that has Input layers (see `deploy_net`), checked in ONNX Runtime.
 
-    fold           fold BatchNorm and Scale into the convolution or inner product before them, and replace a
-                   shortcut that appends zeros by a convolution
-    dynamic_batch  leave axis 0 of inputs and outputs open
     preprocessing  how images are prepared for the net; written into the metadata
-    softmax        append a softmax to each output that has a class axis and is not yet that of a Softmax
-    embedding      put the preparation of images into the model; None: its input is prepared images
-    until          the blobs that become outputs, in place of those that no layer reads
-    dynamic_size   leave height and width of the images open, or one of them
+
+    ExportError where a layer has no ONNX form, an option does not fit the net, or the model does not compute
+    what the net computes.
     """
-    _check_request(net, opset, until)
-    sides: Sides = "both" if isinstance(dynamic_size, bool) else dynamic_size
-    free = find_dynamic_size(net, sides) if dynamic_size else None
-    built = _build(net, opset, fold, softmax, until, free)
+    _check_request(net, options)
+    free = find_dynamic_size(net, options.dynamic_size) if options.dynamic_size else None
+    built = _build(net, options, free)
     outputs = built.outputs
     axes = batch_axes(net)
-    open_batch = axes if dynamic_batch else None
+    open_batch = axes if options.dynamic_batch else None
     metadata = preprocessing.metadata() if preprocessing is not None else {}
     if free is not None:
         metadata |= size_steps(free.step, *free.size)
-    model = _model(net, built.graph, outputs, opset, open_batch, metadata, free.names if free else {})
-    embedded = None if embedding is None else embed_preprocessing(model, preprocessing, embedding)
+    model = _model(net, built, open_batch, metadata, free.names if free else {})
+    embedded = None
+    if options.embedding is not None:
+        embedded = embed_preprocessing(model, preprocessing, options.embedding)
     for layer in net.layers:
         if isinstance(layer, PoolingMethod):
             layer.on_cpu = True
     first = net.inputs[0]
-    batch_sizes = (1, 3) if dynamic_batch else (net.blob_shapes[first][axes[first]],)
+    batch_sizes = (1, 3) if options.dynamic_batch else (net.blob_shapes[first][axes[first]],)
 
     def check(batch: int) -> Check:
         return check_model(model, net, outputs, batch, built.softmax, open_batch, built.decisions)
@@ -157,29 +172,36 @@ def export_net(
             f"whose largest value is {result.largest:.3g}; nothing is written"
         )
     if embedded is not None:
-        both = [
-            check_embedded(embedded, net, outputs, size, built.softmax, dynamic_batch, built.decisions)
-            for size in batch_sizes
-        ]
-        result.model, result.preprocessing = embedded.model, embedded.preprocessing
-        result.inputs = [embedded.preprocessing.name]
-        result.difference = max(result.difference, *(check.difference for check, _ in both))
-        result.largest = max(result.largest, *(check.largest for check, _ in both))
-        result.moved = None if embedded.resized is None else max(moved for _, moved in both)
+        _replace_by_embedded(result, embedded, net, built, options.dynamic_batch)
     return result
 
 
-def _check_request(net: Net, opset: int, until: Sequence[str]) -> None:
+def _replace_by_embedded(
+    result: Export, embedded: Embedded, net: Net, built: _Built, dynamic_batch: bool
+) -> None:
+    """Check the model that prepares images itself, and let the result hold it."""
+    both = [
+        check_embedded(embedded, net, built.outputs, size, built.softmax, dynamic_batch, built.decisions)
+        for size in result.batch_sizes
+    ]
+    result.model, result.preprocessing = embedded.model, embedded.preprocessing
+    result.inputs = [embedded.preprocessing.name]
+    result.difference = max(result.difference, *(check.difference for check, _ in both))
+    result.largest = max(result.largest, *(check.largest for check, _ in both))
+    result.moved = None if embedded.resized is None else max(moved for _, moved in both)
+
+
+def _check_request(net: Net, options: ExportOptions) -> None:
     """ExportError for an operator set that is not known, weights that are not finite, and unknown blobs."""
-    if not OLDEST_OPSET <= opset <= NEWEST_OPSET:
-        raise ExportError(f"opset must be {OLDEST_OPSET} to {NEWEST_OPSET}, got {opset}")
+    if not OLDEST_OPSET <= options.opset <= NEWEST_OPSET:
+        raise ExportError(f"opset must be {OLDEST_OPSET} to {NEWEST_OPSET}, got {options.opset}")
     for step in net.steps:  # not by name: two layers may have the same one
         for index, blob in enumerate(step.layer.blobs):
             if not torch.isfinite(blob).all():
                 raise ExportError(
                     f"layer {step.layer.name!r}: blob {index} holds NaN or infinity; train it again"
                 )
-    for blob in until:
+    for blob in options.until:
         if blob not in net.blob_shapes:
             raise ExportError(f"net {net.name!r} has no blob {blob!r} that is computed from its inputs alone")
 
@@ -194,12 +216,10 @@ class _Built:
     decisions: dict[Layer, str]
 
 
-def _build(
-    net: Net, opset: int, fold: bool, softmax: bool, until: Sequence[str], free: DynamicSize | None
-) -> _Built:
+def _build(net: Net, options: ExportOptions, free: DynamicSize | None) -> _Built:
     """Let each layer add its nodes."""
-    plan = net.steps
-    if fold:
+    opset, until, plan = options.opset, options.until, net.steps
+    if options.fold:
         any_size = free is not None
         plan = tuple(fold_shortcuts(net, fold_batch_norm(net, until), until, any_size=any_size))
     shapes = dict(net.blob_shapes)
@@ -208,7 +228,7 @@ def _build(
     current = {name: name for name in net.inputs}
     last_writer = {top: index for index, step in enumerate(plan) for top in step.tops}
     outputs = list(dict.fromkeys(until)) or [name for name in net.outputs if name not in net.inputs]
-    with_softmax = _softmax_outputs(net, outputs) if softmax else set()
+    with_softmax = _softmax_outputs(net, outputs) if options.softmax else set()
     final = {
         name: graph.fresh(f"{name}_logits") if name in with_softmax else name
         for name in dict.fromkeys((*net.outputs, *outputs))
@@ -276,13 +296,17 @@ def _checks_of_sizes(
 
 def _model(
     net: Net,
-    graph: Graph,
-    outputs: Sequence[str],
-    opset: int,
+    built: _Built,
     axes: Mapping[str, int] | None,
     metadata: dict[str, str],
     axis_names: Mapping[str, Mapping[int, str]],
 ) -> onnx.ModelProto:
+    """The model of a graph; ExportError where ONNX refuses it.
+
+    axes         each input's axis of the batch; None: the batch is not dynamic
+    axis_names   name of an input or output -> its other free axes and their names
+    """
+    graph, outputs = built.graph, built.outputs
     dynamic: dict[str, tuple[int, str]] = {}
     if axes is not None:
         dynamic = {name: (axes[name], "batch") for name in net.inputs}
@@ -311,16 +335,14 @@ def _model(
     model = helper.make_model(
         onnx_graph,
         producer_name="imae",
-        opset_imports=[helper.make_opsetid("", opset)],
-        ir_version=IR_VERSION[opset],
+        opset_imports=[helper.make_opsetid("", graph.opset)],
+        ir_version=IR_VERSION[graph.opset],
     )
     helper.set_model_props(model, metadata)
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(
-            f"net {net.name!r}: the ONNX model is not valid: {str(error).splitlines()[0]}"
-        ) from error
+        raise ExportError(f"net {net.name!r}: the ONNX model is not valid: {first_line(error)}") from error
     return model
 
 
@@ -344,31 +366,28 @@ def export_file(
     param: NetParameter,
     weights: AnyPath | None,
     output: AnyPath,
+    options: ExportOptions = DEFAULTS,
     *,
     input_shape: InputShape | None = None,
-    opset: int = DEFAULT_OPSET,
-    fold: bool = False,
-    dynamic_batch: bool = True,
-    softmax: bool = False,
     dialect: str | None = None,
     allow_missing: bool = False,
     preprocessing: PreprocessingOptions = NOTHING,
     about: About | None = None,
-    embedding: Embedding | None = None,
-    until: Sequence[str] = (),
-    dynamic_size: bool | Sides = False,
 ) -> Export:
     """Export a net (train_val or deploy) and its caffemodel to an .onnx file, which is written atomically.
 
-    preprocessing   how images are prepared, where the net does not say it, or otherwise than it says
-    embedding       put that into the model, which then takes the bytes of images
+    The net is cut after the blobs of `options.until`; types that are not needed for them may be unknown.
+
+    input_shape     of the inputs, where the net does not give it
+    dialect         the fork that wrote the weights, one of DIALECTS
     allow_missing   layers that the weights lack get the values of their fillers; else they are an ExportError
-    until           blobs after which the net is cut; they become the outputs
-    dynamic_size    leave height and width of the images open, or one of them
+    preprocessing   how images are prepared, where the net does not say it, or otherwise than it says
     about           what the model says of itself besides: its source, its classes' names, its licence
+
+    An ImaeError where a file cannot be read, written or exported.
     """
-    if until:
-        param = cut_net(param, until)
+    if options.until:
+        param = cut_net(param, options.until)
     net = Net(deploy_net(param, input_shape), Run(CaffeRandom(0)))
     missing = [s.layer.name for s in net.steps if s.layer.blobs and not s.layer.param.blobs]
     if weights is not None:
@@ -379,17 +398,8 @@ def export_file(
                 f"{weights} has no blobs for the layers {', '.join(missing)}, which would be their fillers' "
                 f"random numbers{unused_text(report)}; give the weights of this net, or --allow-missing"
             )
-    result = export_net(
-        net,
-        opset=opset,
-        fold=fold,
-        dynamic_batch=dynamic_batch,
-        softmax=softmax,
-        embedding=embedding,
-        preprocessing=deployed_preprocessing(param, net, preprocessing, free_size=bool(dynamic_size)),
-        until=until,
-        dynamic_size=dynamic_size,
-    )
+    known = deployed_preprocessing(param, net, preprocessing, free_size=options.dynamic_size is not None)
+    result = export_net(net, options, preprocessing=known)
     result.from_fillers = missing
     describe(result, net, about or About(weights=weights))
     write_atomically(Path(output), result.model.SerializeToString())

@@ -11,13 +11,11 @@ were just made are read, and no code of a file is run.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,11 +24,12 @@ from torch import Tensor
 
 from imae.converters.check_onnx import batch_axes, random_inputs
 from imae.converters.deploy import InputShape
+from imae.converters.describe_model import source_metadata
 from imae.converters.preprocessing import NOTHING, PreprocessingOptions
 from imae.converters.torch_module import CaffeModule, make_module
 from imae.files.atomic import write_atomically
-from imae.files.errors import ExportError, LayerError
-from imae.files.read import AnyPath, read_bytes
+from imae.files.errors import ExportError, LayerError, first_line
+from imae.files.read import AnyPath
 from imae.prototxt import NetParameter
 
 Target = Literal["safetensors", "pt2"]
@@ -103,10 +102,7 @@ def export_torch(
 
 def _metadata(module: CaffeModule, model: AnyPath | None, weights: AnyPath | None) -> dict[str, str]:
     """Where the weights are from, and how images are prepared."""
-    metadata = {"format": "pt", "imae.version": version("imae"), "imae.net": module.caffe_net.name}
-    for key, path in (("imae.source.model", model), ("imae.source.weights", weights)):
-        if path is not None:
-            metadata |= {key: Path(path).name, f"{key}_sha256": hashlib.sha256(read_bytes(path)).hexdigest()}
+    metadata = {"format": "pt", "imae.net": module.caffe_net.name} | source_metadata(model, weights)
     known = module.preprocessing
     return metadata if known is None else metadata | known.metadata()
 
@@ -142,7 +138,7 @@ def _program(module: CaffeModule, metadata: dict[str, str], dynamic: bool) -> tu
             program = torch.export.export(module, examples, dynamic_shapes=sizes)
         except (RuntimeError, LayerError, ValueError) as error:
             raise ExportError(
-                f"torch.export cannot trace net {net.name!r}: {_first_line(error)}{hint}"
+                f"torch.export cannot trace net {net.name!r}: {first_line(error)}{hint}"
             ) from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it has the paths of this machine
@@ -205,7 +201,3 @@ def outputs_of(result: Any) -> list[Tensor]:
         return [result]
     values = result.values() if isinstance(result, dict) else result
     return [value for value in values if isinstance(value, Tensor)]
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from imae.files.errors import DataError
+from imae.files.errors import DataError, first_line
 from imae.files.file_kinds import mistaken_for
 from imae.files.limits import LARGEST_TEXT
 from imae.files.read import AnyPath, file_size, open_to_read
@@ -149,7 +149,7 @@ def _from_json(text: str, where: str) -> dict[int, str]:
     try:
         content = json.loads(text, object_pairs_hook=_pairs)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{problem}; {str(error).splitlines()[0]}") from None
+        raise DataError(f"{problem}; {first_line(error)}") from None
     if isinstance(content, list) and not isinstance(content, _Pairs):
         content = _Pairs((str(number), label) for number, label in enumerate(content))
     if not isinstance(content, _Pairs) or not content:

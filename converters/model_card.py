@@ -14,10 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx
-from onnx import TensorProto
 
 from imae.converters.describe_model import (
-    DIFFERENCE,
     FROM_FILLERS,
     LICENSE,
     MODEL,
@@ -25,17 +23,19 @@ from imae.converters.describe_model import (
     SHA256,
     VERSION,
     WEIGHTS,
+    difference_of,
     parameter_counts,
 )
+from imae.converters.detections import are_rows
 from imae.converters.labels import labels_of
-from imae.converters.preprocessing import GRAY, PREFIX, RGB, Preprocessing, from_metadata
+from imae.converters.onnx_values import Shape, element_type, value_shape
+from imae.converters.preprocessing import GRAY, NHWC, PREFIX, RGB, Preprocessing, from_metadata
 from imae.files.atomic import write_atomically
 from imae.files.errors import printable
 from imae.files.read import AnyPath
 from imae.prototxt import TransformationParameter
 from imae.prototxt.caffe_pb2 import ResizeParameter
 
-Shape = list[int | str]
 FEW = 5  # classes that are listed
 # A licence that hubs have an identifier for, such as bsd-2-clause.
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
@@ -69,14 +69,11 @@ class _Value:
 
     @classmethod
     def of(cls, info: onnx.ValueInfoProto) -> _Value:
-        tensor = info.type.tensor_type
-        dtype = TensorProto.DataType.Name(tensor.elem_type).lower().replace("float", "float32", 1)
-        dtype = {"float3216": "float16", "double": "float64"}.get(dtype, dtype)
-        return cls(info.name, dtype, [axis.dim_param or axis.dim_value for axis in tensor.shape.dim])
+        return cls(info.name, element_type(info), value_shape(info) or [])
 
     @property
     def holds_boxes(self) -> bool:
-        return len(self.shape) == 4 and self.shape[:2] == [1, 1] and self.shape[3] == 7
+        return are_rows(self.shape)
 
     @property
     def holds_classes(self) -> bool:
@@ -102,6 +99,7 @@ class _Card:
         self.outputs = [_Value.of(value) for value in model.graph.output]
         self.names = labels_of(self.metadata, file_name)
         self.preprocessing = from_metadata(self.metadata, file_name)
+        self.prepared = self.preprocessing or Preprocessing(TransformationParameter())
 
     def text(self) -> str:
         parts = [
@@ -141,12 +139,8 @@ class _Card:
         """The only input, if it takes images."""
         if len(self.inputs) != 1 or len(self.inputs[0].shape) != 4:
             return None
-        channels = self.inputs[0].shape[3 if self._is_nhwc else 1]
+        channels = self.prepared.input_channels(self.inputs[0].shape)
         return self.inputs[0] if channels in (1, 3) else None
-
-    @property
-    def _is_nhwc(self) -> bool:
-        return self.preprocessing is not None and self.preprocessing.layout == "NHWC"
 
     def _front_matter(self) -> str:
         lines = ["---"]
@@ -180,18 +174,13 @@ class _Card:
         return "\n\n".join(lines)
 
     def _measured(self) -> str:
-        unknown = "How far its outputs are from those of the net was not measured."
-        if DIFFERENCE not in self.metadata:
-            return unknown
-        try:
-            measured = json.loads(self.metadata[DIFFERENCE])
-            difference, largest = float(measured["difference"]), float(measured["largest"])
-            sizes = " and ".join(str(int(size)) for size in measured["batch_sizes"])
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return unknown  # not written by this program
+        made = difference_of(self.metadata)
+        if made is None:
+            return "How far its outputs are from those of the net was not measured."
+        sizes = " and ".join(map(str, made.batch_sizes))
         words = (
             f"On random inputs, in batches of {sizes}, its outputs in ONNX Runtime are at most "
-            f"{difference:.3g} away from those of the net, whose largest value is {largest:.3g}."
+            f"{made.difference:.3g} away from those of the net, whose largest value is {made.largest:.3g}."
         )
         if QUANTIZED not in self.metadata:
             return words
@@ -245,7 +234,7 @@ class _Card:
         """The lines of Python, and what they cannot do."""
         session = f"session = onnxruntime.InferenceSession({_literal(self.file_name)})"
         image = self._image_input()
-        prepared = self.preprocessing or Preprocessing(TransformationParameter())
+        prepared = self.prepared
         problem = "" if image is None else _problem(prepared)
         if image is None or problem:
             feeds = ", ".join(
@@ -273,7 +262,7 @@ class _Card:
 
     def _prepare(self, prepared: Preprocessing, image: _Value) -> list[str]:
         """From a file to x, the input."""
-        gray = prepared.channels == GRAY or image.shape[3 if self._is_nhwc else 1] == 1
+        gray = prepared.channels == GRAY or prepared.input_channels(image.shape) == 1
         lines = [f'image = cv2.imread("{IMAGE_FILE}"{", cv2.IMREAD_GRAYSCALE" * gray})']
         size = prepared.resize_for(image.shape)
         interpolation = ""
@@ -285,12 +274,12 @@ class _Card:
         if size is not None:
             x = f"cv2.resize(image, ({size[1]}, {size[0]}){interpolation})"
         x += "[:, :, None]" if gray else "[:, :, ::-1]" * (prepared.channels == RGB)
-        if prepared.dtype == "uint8":
+        if prepared.is_embedded:
             lines.append(f"x = {x}")
         else:
             lines.append(f"x = {x}.astype(np.float32)")
             lines += _arithmetic(prepared, size)
-        last = "x[None]" if self._is_nhwc else "x.transpose(2, 0, 1)[None]"
+        last = "x[None]" if prepared.layout == NHWC else "x.transpose(2, 0, 1)[None]"
         batch = image.shape[0]
         if isinstance(batch, int) and batch > 1:
             last = f"np.repeat({last}, {batch}, axis=0)"

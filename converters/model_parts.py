@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from imae.converters.check_onnx import session_errors
 from imae.converters.preprocessing import PREPARED, Preprocessing
-from imae.files.errors import ExportError
+from imae.files.errors import ExportError, first_line
 
 
 def split_model(
@@ -107,7 +107,5 @@ def prepare(front: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.flo
         )
         prepared: NDArray[np.float32] = session.run(None, {front.graph.input[0].name: images})[0]
     except session_errors() as error:
-        raise ExportError(
-            f"ONNX Runtime cannot prepare images by the model: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise ExportError(f"ONNX Runtime cannot prepare images by the model: {first_line(error)}") from error
     return prepared

@@ -16,13 +16,12 @@ import onnx
 import onnx.external_data_helper
 import onnx.shape_inference
 from google.protobuf.message import DecodeError
-from onnx import TensorProto
 
-from imae.converters.describe_model import DIFFERENCE, FROM_FILLERS, QUANTIZED, parameter_counts
+from imae.converters.describe_model import FROM_FILLERS, QUANTIZED, difference_of, parameter_counts
 from imae.converters.labels import labels_of
+from imae.converters.onnx_values import Shape, element_type, value_shape
 from imae.converters.preprocessing import (
     BGR,
-    EMBEDDED,
     GRAY,
     MEAN_IMAGE,
     NCHW,
@@ -41,16 +40,11 @@ HONOURED = (
     "scale", "crop_size", "crop_h", "crop_w", "mean_value", "resize_param", "exclude_last_crop",
     "force_color", "force_gray",
 )  # fmt: skip
-TYPES = {
-    number: {"FLOAT": "float32", "DOUBLE": "float64"}.get(name, name.lower())
-    for name, number in TensorProto.DataType.items()
-}
 UNKNOWN = (
     "This model does not say how its images are prepared (mean, scale, crop, channels). The page gives it "
     "pixels from 0 to 255, as Caffe decodes them: its answers may be wrong. Export it with --transform or "
     "--mean."
 )
-Shape = list[int | str]
 
 
 def facts(data: bytes, title: str, measured: Sequence[str] = ()) -> dict[str, Any]:
@@ -72,7 +66,7 @@ def facts(data: bytes, title: str, measured: Sequence[str] = ()) -> dict[str, An
     stored = {tensor.name for tensor in graph.initializer}
     inputs = [_value(info) for info in graph.input if info.name not in stored]
     outputs = [_value(info) for info in graph.output]
-    warnings, plan = list[str](), None
+    warnings, steps, plan = list[str](), list[str](), None
     problem = _no_images(inputs)
     if problem is None:
         prepared = from_metadata(metadata, title)
@@ -81,7 +75,9 @@ def facts(data: bytes, title: str, measured: Sequence[str] = ()) -> dict[str, An
             prepared = _as_it_is(inputs[0])
         warnings += _not_done(prepared)
         problem = _misfit(prepared, inputs[0])
-        plan = None if problem else preparation(prepared, inputs[0]["shape"])
+        if problem is None:
+            plan = preparation(prepared, inputs[0]["shape"])
+            steps = in_words(plan, prepared.embedded)
     names, bad_names = _names(metadata)
     warnings += [*_untrained(metadata), *bad_names]
     return {
@@ -100,7 +96,7 @@ def facts(data: bytes, title: str, measured: Sequence[str] = ()) -> dict[str, An
         "names": names,
         "measured": list(measured) or _measured(metadata),
         "plan": plan,
-        "steps": in_words(plan, metadata.get(EMBEDDED, "")) if plan else [],
+        "steps": steps,
         "warnings": warnings,
         "advice": size_advice(metadata),
         "problem": problem,
@@ -121,21 +117,7 @@ def _texts(model: onnx.ModelProto) -> Iterator[object]:
 
 
 def _value(info: onnx.ValueInfoProto) -> dict[str, Any]:
-    if not info.type.HasField("tensor_type"):
-        return {"name": info.name, "dtype": info.type.WhichOneof("value") or "unknown", "shape": None}
-    return {
-        "name": info.name,
-        "dtype": TYPES.get(info.type.tensor_type.elem_type, "unknown"),
-        "shape": _shape(info),
-    }
-
-
-def _shape(info: onnx.ValueInfoProto) -> Shape | None:
-    """The sizes of a value, a free one by its name or as "?"; None where the model does not say them."""
-    kind = info.type.tensor_type
-    if not kind.HasField("shape"):
-        return None
-    return [dim.dim_value if dim.dim_value > 0 else dim.dim_param or "?" for dim in kind.shape.dim]
+    return {"name": info.name, "dtype": element_type(info), "shape": value_shape(info)}
 
 
 def _layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
@@ -144,7 +126,7 @@ def _layers(model: onnx.ModelProto) -> list[dict[str, Any]]:
         graph = onnx.shape_inference.infer_shapes(model).graph
     except (onnx.shape_inference.InferenceError, ValueError):  # ValueError: more than 2 GiB
         graph = model.graph
-    shapes = {info.name: _shape(info) for info in (*graph.value_info, *graph.output)}
+    shapes = {info.name: value_shape(info) for info in (*graph.value_info, *graph.output)}
     sizes = parameter_counts(model)
     return [
         {
@@ -183,13 +165,13 @@ def _untrained(metadata: Mapping[str, str]) -> list[str]:
 
 def _measured(metadata: Mapping[str, str]) -> list[str]:
     """The difference that the export has measured, in a sentence."""
-    made = _json_of(metadata, DIFFERENCE)
-    if not isinstance(made, dict) or not {"difference", "largest"} <= made.keys():
+    made = difference_of(metadata)
+    if made is None:
         return []
     before = "Before the model was quantized, the" if QUANTIZED in metadata else "The"
     return [
-        f"{before} largest difference from the net's outputs was {made['difference']}, where the largest "
-        f"value is {made['largest']}: on random inputs, in ONNX Runtime."
+        f"{before} largest difference from the net's outputs was {made.difference:.3g}, where the largest "
+        f"value is {made.largest:.3g}: on random inputs, in ONNX Runtime."
     ]
 
 
@@ -226,7 +208,7 @@ def _misfit(prepared: Preprocessing, feed: Mapping[str, Any]) -> str | None:
     """Why the page cannot prepare images so for this input; None where it can."""
     if prepared.dtype != feed["dtype"]:
         return f"The metadata prepares images as {prepared.dtype}, and the input is {feed['dtype']}."
-    channels = 1 if prepared.channels == GRAY else 3
+    channels = prepared.num_channels
     size = prepared.input_channels(feed["shape"])
     if isinstance(size, int) and size != channels:
         return f"The metadata prepares images of {channels} channels; those of the input are {size}."
@@ -324,7 +306,7 @@ RESIZES = {
 def _not_done(prepared: Preprocessing) -> list[str]:
     """What the metadata asks for and the page's script does not do."""
     transform = prepared.transform
-    missing = [field.name for field, _ in transform.ListFields() if field.name not in HONOURED]
+    missing = prepared.other_fields
     resize = transform.resize_param
     if prepared.crop is None and (transform.crop_h or transform.crop_w):
         missing.append("crop_h or crop_w, one without the other")

@@ -30,7 +30,7 @@ from imae.converters.run_onnx import (
     lmdb_batches,
     open_session,
     output_name,
-    resized,
+    prepared_batches,
     run_batch,
 )
 from imae.converters.run_sources import ImageFile
@@ -142,11 +142,16 @@ class ImageModel:
 
         DataError for such a file otherwise, and for images that do not fit the model.
         """
-        limit = 1 if self.kind is Kind.BOXES else self.batch_size
-        gray = self.shape[3 if self.preprocessing.layout == "NHWC" else 1] == 1
-        transformer = self.preprocessing.transformer("image")
-        waiting: list[tuple[ImageFile, Size]] = []
-        batch: list[NDArray[Any]] = []
+        most = 1 if self.kind is Kind.BOXES else self.batch_size
+        pixels = self._read(images, skip_bad)
+        for sources, batch in prepared_batches(pixels, self.preprocessing, self.shape, most):
+            yield from self._run(sources, batch)
+
+    def _read(
+        self, images: Iterable[ImageFile], skip_bad: bool
+    ) -> Iterator[tuple[tuple[ImageFile, Size], str, Array]]:
+        """Each image with its size, its path and its pixels."""
+        gray = self.preprocessing.input_channels(self.shape) == 1
         for image in images:
             try:
                 pixels = read_pixels(image.path, gray=gray)
@@ -155,15 +160,7 @@ class ImageModel:
                     raise
                 self.bad.append((image.path, str(error)))
                 continue
-            whole = resized(pixels, self.preprocessing, self.shape)
-            made = transformer.transform_list([whole], [image.path].__getitem__)
-            if batch and (len(batch) == limit or made.shape != batch[0].shape):
-                yield from self._run(waiting, np.concatenate(batch))
-                waiting, batch = [], []
-            waiting.append((image, (pixels.shape[0], pixels.shape[1])))
-            batch.append(made)
-        if batch:
-            yield from self._run(waiting, np.concatenate(batch))
+            yield (image, (pixels.shape[0], pixels.shape[1])), image.path, pixels
 
     def predict_lmdb(self, path: AnyPath) -> Iterator[Prediction]:
         """Run on the records of an LMDB; the boxes of a detector need image files."""

@@ -48,7 +48,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imae.converters.byte_images import ByteTransformer
-from imae.files.errors import DataError
+from imae.files.errors import DataError, first_line
 from imae.files.limits import blob_problem
 from imae.files.read import AnyPath, open_to_read
 from imae.layers.caffe_random import CaffeRandom
@@ -121,6 +121,17 @@ class Preprocessing:
         return (height, width) if height and width else None
 
     @property
+    def num_channels(self) -> int:
+        """The number of channels of an image."""
+        return 1 if self.channels == GRAY else 3
+
+    @property
+    def other_fields(self) -> list[str]:
+        """The fields of the transform besides those of decoding, resizing, mean, crop and scale."""
+        plain = (*PLAIN, "exclude_last_crop")
+        return [field.name for field, _ in self.transform.ListFields() if field.name not in plain]
+
+    @property
     def is_embedded(self) -> bool:
         """Whether the model prepares images itself, and takes their bytes."""
         return self.dtype == UINT8
@@ -145,7 +156,7 @@ class Preprocessing:
         DataError where images that are prepared so do not fit the input, or the mean image does not fit them.
         """
         if self.mean_image is not None and self.resize is not None and not self.resizes_itself:
-            mean, images = _size_text(self.mean_image.shape[1:]), _size_text(self.resize)
+            mean, images = size_text(self.mean_image.shape[1:]), size_text(self.resize)
             if mean != images:
                 raise DataError(
                     f"the mean image is {mean}, and images would be {images} when it is subtracted; give "
@@ -166,8 +177,8 @@ class Preprocessing:
         got = made.prepared_size(shape)
         if got is not None and got != (height, width):
             raise DataError(
-                f"images would be prepared as {_size_text(got)} ({made.steps()}), and the input "
-                f"{made.name!r} is {_size_text((height, width))}; give another crop_size, mean or --resize"
+                f"images would be prepared as {size_text(got)} ({made.steps()}), and the input "
+                f"{made.name!r} is {size_text((height, width))}; give another crop_size, mean or --resize"
             )
         return made
 
@@ -217,19 +228,19 @@ class Preprocessing:
         plain["range"] = "0..255"
         if transform.HasField("resize_param"):
             resize = transform.resize_param
-            plain["resize"] = _size_text((resize.height, resize.width))
+            plain["resize"] = size_text((resize.height, resize.width))
             plain["resize_mode"] = ResizeParameter.Resize_mode.Name(resize.resize_mode)
             if resize.interp_mode:
                 names = map(ResizeParameter.Interp_mode.Name, resize.interp_mode)
                 plain["resize_interpolation"] = " ".join(names)
         elif self.resize is not None:
-            plain["resize"], plain["resize_mode"] = _size_text(self.resize), "WARP"
+            plain["resize"], plain["resize_mode"] = size_text(self.resize), "WARP"
         if self.crop is not None:
-            plain["crop"] = _size_text(self.crop)
+            plain["crop"] = size_text(self.crop)
         if self.mean_image is not None:
             plain["mean"] = _numbers(self.mean_image.mean((1, 2), np.float64))
             plain["mean_image"] = base64.b64encode(self.mean_image.astype("<f4").tobytes()).decode("ascii")
-            plain["mean_image_shape"] = "x".join(map(str, self.mean_image.shape))
+            plain["mean_image_shape"] = size_text(self.mean_image.shape)
         elif transform.mean_value:
             plain["mean"] = _numbers(transform.mean_value)
         if transform.scale != 1:
@@ -251,9 +262,9 @@ class Preprocessing:
         if self.resizes_itself:
             resize = self.transform.resize_param
             mode = ResizeParameter.Resize_mode.Name(resize.resize_mode)
-            words.append(f"resized to {_size_text((resize.height, resize.width))} ({mode})")
+            words.append(f"resized to {size_text((resize.height, resize.width))} ({mode})")
         elif self.resize is not None:
-            words.append(f"resized to {_size_text(self.resize)}")
+            words.append(f"resized to {size_text(self.resize)}")
         if self.is_embedded:
             order = f"{self.channels} bytes"
             return ", ".join([*words, f"{order}; the model itself does the rest: {self.embedded}"])
@@ -264,7 +275,7 @@ class Preprocessing:
         elif self.transform.mean_value:
             words.append(f"minus {_numbers(self.transform.mean_value)}")
         if self.crop is not None:
-            words.append(f"cropped to {_size_text(self.crop)} from the centre")
+            words.append(f"cropped to {size_text(self.crop)} from the centre")
         if self.transform.scale != 1:
             words.append(f"times {_numbers([self.transform.scale])}")
         return ", ".join(words)
@@ -280,7 +291,7 @@ class Preprocessing:
             for name in ("crop_size", "crop_h", "crop_w"):
                 transform.ClearField(name)
         why = "the model does not say from which size it was cropped" if cropped else "the input's size"
-        return f"resized to {_size_text(size)} ({why}), {replace(self, transform=transform).steps()}"
+        return f"resized to {size_text(size)} ({why}), {replace(self, transform=transform).steps()}"
 
 
 @dataclass(frozen=True)
@@ -491,7 +502,7 @@ def _read_npy(path: AnyPath) -> Mean:
     except OSError as error:
         raise DataError(f"--mean: cannot read '{name}': {error.strerror or error}") from error
     except ValueError as error:
-        raise DataError(f"--mean: '{name}' is no array of NumPy's: {str(error).splitlines()[0]}") from error
+        raise DataError(f"--mean: '{name}' is no array of NumPy's: {first_line(error)}") from error
     if values.ndim == 4 and values.shape[0] == 1:
         values = values[0]
     if values.ndim not in (1, 3) or not values.size:
@@ -522,7 +533,8 @@ def _sides(text: str, count: int, where: str) -> tuple[int, ...]:
     return sides
 
 
-def _size_text(size: Sequence[int]) -> str:
+def size_text(size: Sequence[int]) -> str:
+    """HEIGHTxWIDTH, or of a mean image CxHxW; `read_size` reads it."""
     return "x".join(map(str, size))
 
 

@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from imae.converters.check_onnx import session_errors
+from imae.converters.describe_model import QUANTIZED
 from imae.converters.model_parts import join_models, prepare, split_model
 from imae.converters.preprocessing import NOTHING, PREFIX, Preprocessing, PreprocessingOptions
 from imae.converters.run_onnx import (
@@ -36,13 +37,12 @@ from imae.converters.run_onnx import (
     open_session,
 )
 from imae.files.atomic import write_atomically
-from imae.files.errors import DataError, ExportError
+from imae.files.errors import DataError, ExportError, first_line
 from imae.files.read import AnyPath
 
 BATCH = 100
 IN_FLOAT32 = ("Softmax", "LogSoftmax")
 WITH_WEIGHTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-QUANTIZED_KEY = "imae.quantized"
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -169,7 +169,7 @@ def read_model(path: AnyPath) -> onnx.ModelProto:
     except OSError as error:
         raise ExportError(f"cannot read '{path}': {error.strerror or error}") from error
     except (DecodeError, onnx.checker.ValidationError, ValueError) as error:
-        raise ExportError(f"'{path}' is not an ONNX model: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"'{path}' is not an ONNX model: {first_line(error)}") from error
     return model
 
 
@@ -222,14 +222,14 @@ def quantize_file(
         if front is not None:
             result = join_models(front, result)
     except session_errors() as error:
-        raise ExportError(f"{model}: {str(error).strip().splitlines()[0]}") from error
+        raise ExportError(f"{model}: {first_line(error)}") from error
     said = {p.key: p.value for p in original.metadata_props}
     if preprocessing.given and prepared is not None:
         said = {key: value for key, value in said.items() if not key.startswith(PREFIX)} | prepared.metadata()
-    said[QUANTIZED_KEY] = to
+    said[QUANTIZED] = to
     if calibrate:
         database = os.path.basename(os.path.normpath(os.fspath(calibrate)))
-        said[QUANTIZED_KEY] += f", calibrated on {sum(counts)} records of {database}"
+        said[QUANTIZED] += f", calibrated on {sum(counts)} records of {database}"
     onnx.helper.set_model_props(result, said)
     for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
         setattr(result, field, getattr(original, field))

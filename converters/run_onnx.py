@@ -14,10 +14,10 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from imae.converters.byte_images import runs_of_one_size
 from imae.converters.check_onnx import session_errors
+from imae.converters.detections import are_rows
 from imae.converters.images import decode_picture
 from imae.converters.preprocessing import (
-    GRAY,
     NOTHING,
     RGB,
     Preprocessing,
@@ -37,7 +37,7 @@ from imae.converters.preprocessing import (
 )
 from imae.converters.resize import resize_bilinear
 from imae.converters.size_steps import size_advice
-from imae.files.errors import DataError, DeviceError, ExportError, check_utf8
+from imae.files.errors import DataError, DeviceError, ExportError, check_utf8, first_line
 from imae.files.file_kinds import FileKind, mistaken_file
 from imae.files.limits import blob_problem, within_free_memory
 from imae.files.read import AnyPath, is_own_pipe
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
+Key = TypeVar("Key")
 UNKNOWN = (
     "the model does not say how its images are prepared (mean, scale, crop, channels): its answers may be "
     "wrong; give --transform or --mean, here or when it is exported"
@@ -138,7 +139,7 @@ def open_session(
     except session_errors() as error:
         mistaken = mistaken_file(path, FileKind.ONNX)
         raise ExportError(
-            f"{path}: ONNX Runtime cannot load it{mistaken or f': {_first_line(error)}'}"
+            f"{path}: ONNX Runtime cannot load it{mistaken or f': {first_line(error)}'}"
         ) from error
     if name not in session.get_providers():
         raise DeviceError(
@@ -178,7 +179,7 @@ def run_model(
 def _check_no_boxes(session: onnxruntime.InferenceSession, output: str) -> None:
     """ExportError for an output of SSD's rows, as many as there are boxes: it has no scores of classes."""
     shape = next(value.shape for value in session.get_outputs() if value.name == output)
-    if len(shape) == 4 and shape[:2] == [1, 1] and not isinstance(shape[2], int) and shape[3] == 7:
+    if are_rows(shape) and not isinstance(shape[2], int):
         raise ExportError(
             f"output {output!r} holds boxes (rows of image, label, score, xmin, ymin, xmax, ymax), no scores "
             "of classes; read them with ONNX Runtime or OpenCV"
@@ -206,7 +207,7 @@ def run_batch(session: onnxruntime.InferenceSession, images: Array, output: str)
             seconds = time.perf_counter() - begun
     except session_errors() as error:
         advice = size_advice(session.get_modelmeta().custom_metadata_map)
-        raise ExportError(f"ONNX Runtime cannot run it: {_first_line(error)}{advice}") from error
+        raise ExportError(f"ONNX Runtime cannot run it: {first_line(error)}{advice}") from error
     if not scores.ndim or len(scores) != len(images) or not scores.size:
         raise ExportError(
             f"output {output!r} has shape {list(scores.shape)} for {len(images)} images; it must hold "
@@ -246,10 +247,6 @@ def run_bound(
 def _limited_memory(provider: str) -> AbstractContextManager[None]:
     """A model may ask for any amount of memory; on the CPU it gets what is free. (A GPU has a limit.)"""
     return within_free_memory() if provider == "CPUExecutionProvider" else nullcontext()
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "there is not enough memory")
 
 
 def output_name(session: onnxruntime.InferenceSession, wanted: str | None, option: str = "--output") -> str:
@@ -380,16 +377,36 @@ def image_batches(
 ) -> Iterator[Batch]:
     """Image files in batches of at most `size`, for an input of this shape."""
     gray = preprocessing.input_channels(shape) == 1
+    images = ((path, path, decode_picture(read_file(path), path, gray=gray)) for path in paths)
+    for _, batch in prepared_batches(images, preprocessing, shape, size):
+        yield batch, None
+
+
+def prepared_batches(
+    images: Iterable[tuple[Key, str, Array]],
+    preprocessing: Preprocessing,
+    shape: Sequence[int | str],
+    most: int,
+) -> Iterator[tuple[list[Key], Array]]:
+    """Images in batches of at most `most`, each of one prepared size, for an input of this shape.
+
+    images   of each what the caller knows it by, its name in errors, and its pixels (H, W, C), BGR
+
+    DataError for an image that cannot be prepared so.
+    """
     transformer = preprocessing.transformer("image")
-    for begin in range(0, len(paths), size):
-        names = paths[begin : begin + size]
-        pixels = [decode_picture(read_file(path), path, gray=gray) for path in names]
-        images = [resized(image, preprocessing, shape) for image in pixels]
-        # Where images keep their sizes, those of one size make a batch.
-        keep = preprocessing.is_embedded or preprocessing.prepared_size(shape) is None
-        for run in runs_of_one_size(images) if keep else [range(len(images))]:
-            part = slice(run.start, run.stop)
-            yield transformer.transform_list(images[part], names[part].__getitem__), None
+    keys: list[Key] = []
+    batch: list[Array] = []
+    for key, name, pixels in images:
+        whole = resized(pixels, preprocessing, shape)
+        prepared = transformer.transform_list([whole], [name].__getitem__)
+        if batch and (len(batch) == most or prepared.shape != batch[0].shape):
+            yield keys, np.concatenate(batch)
+            keys, batch = [], []
+        keys.append(key)
+        batch.append(prepared)
+    if batch:
+        yield keys, np.concatenate(batch)
 
 
 def resized(pixels: Array, preprocessing: Preprocessing, shape: Sequence[int | str]) -> Array:
@@ -417,8 +434,8 @@ def model_preprocessing(session: onnxruntime.InferenceSession, model: AnyPath) -
         )
     if own is None or not (own.is_embedded or takes_bytes):
         return own
-    channels = 1 if own.channels == GRAY else 3
-    if not own.is_embedded or takes_bytes != [own.name] or len(feeds) > 1 or feeds[0].shape[3:] != [channels]:
+    fits = takes_bytes == [own.name] and len(feeds) == 1 and feeds[0].shape[3:] == [own.num_channels]
+    if not own.is_embedded or not fits:
         inputs = ", ".join(f"{feed.name!r}: {feed.type} {feed.shape}" for feed in feeds)
         raise DataError(
             f"{os.fspath(model)}: metadata: {own.layout} images of {own.dtype} and {own.channels} for the "

@@ -15,6 +15,7 @@ from imae.converters.draw_predictions import (
 )
 from imae.converters.measures import Measures, class_text, confusion_csv, confusion_lines, summary_lines
 from imae.converters.predict import ImageModel, Kind, Prediction, read_pixels
+from imae.converters.preprocessing import size_text
 from imae.converters.run_sources import ImageFiles
 from imae.converters.write_predictions import Records, best_classes, shares_of
 from imae.files.errors import DataError, printable
@@ -166,9 +167,9 @@ def prediction_lines(prediction: Prediction, model: ImageModel, top: int) -> Ite
     elif model.kind is Kind.MAP and (classes := classes_of_map(values)) is not None:
         shares = shares_of(classes)
         text = ", ".join(f"{share:.4f} - {class_text(label, names)}" for label, share in shares[:MAP_CLASSES])
-        yield f"{name}: {values.shape[1]}x{values.shape[2]}, of the pixels {text}"
+        yield f"{name}: {size_text(values.shape[1:])}, of the pixels {text}"
     else:
-        shape = "x".join(map(str, values.shape)) or "1"
+        shape = size_text(values.shape) or "1"
         numbers = " ".join(f"{value:.6g}" for value in values.ravel()[:4])
         if values.size > 4:
             numbers = f"{values.min():.6g} to {values.max():.6g}"

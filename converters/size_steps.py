@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from imae.converters.preprocessing import size_text
+
 SIZE_STEP = "imae.size_step"
 ONE_SIZE = "imae.one_size"
 
 
 def size_steps(step: int, height: int, width: int) -> dict[str, str]:
     """Metadata: one size that the model accepts, and the step from one size to the next."""
-    return {ONE_SIZE: f"{height}x{width}", SIZE_STEP: str(step)} if step > 1 else {}
+    return {ONE_SIZE: size_text((height, width)), SIZE_STEP: str(step)} if step > 1 else {}
 
 
 def size_advice(metadata: Mapping[str, str]) -> str:

@@ -46,7 +46,7 @@ from imae.converters.export_torch import NEEDS_SAFETENSORS, compare, outputs_of
 from imae.converters.run_onnx import open_session
 from imae.converters.torch_module import CaffeModule, NamedLayer, make_module
 from imae.files.atomic import atomic_file
-from imae.files.errors import CaffemodelError, LayerError
+from imae.files.errors import CaffemodelError, LayerError, first_line
 from imae.files.file_kinds import FileKind, mistaken_for
 from imae.files.limits import within_free_memory
 from imae.files.nearest import did_you_mean
@@ -167,7 +167,7 @@ def _compare_reference(
         difference, largest = compare(lambda *x: double(*(value.double() for value in x)), run, inputs)
     except (LayerError, RuntimeError, ValueError, TypeError) as error:
         raise CaffemodelError(
-            f"{word} cannot run on the net's inputs, {_shapes(module.inputs)}: {_first_line(error)}"
+            f"{word} cannot run on the net's inputs, {_shapes(module.inputs)}: {first_line(error)}"
         ) from error
     if difference == float("inf"):
         raise CaffemodelError(
@@ -205,7 +205,7 @@ def _onnx_call(path: AnyPath, module: CaffeModule) -> Callable[..., Any]:
                 order, {feed: inputs[place].numpy() for feed, place in zip(feeds, places, strict=True)}
             )
         except session_errors() as error:
-            raise ValueError(_first_line(error)) from error
+            raise ValueError(first_line(error)) from error
         return [torch.from_numpy(np.asarray(value)) for value in values]
 
     return call
@@ -269,7 +269,7 @@ def _check_pickles(data: bytes) -> None:
 def _reason(error: BaseException) -> str:
     """Why torch has refused a file."""
     refused = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
-    return f"it holds {refused[1]}" if refused else _first_line(error).split(". ")[0]
+    return f"it holds {refused[1]}" if refused else first_line(error).split(". ")[0]
 
 
 def _read_safetensors(data: bytes, path: AnyPath) -> dict[str, Tensor]:
@@ -280,7 +280,7 @@ def _read_safetensors(data: bytes, path: AnyPath) -> dict[str, Tensor]:
     try:
         return dict(safetensors.torch.load(data))
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError, json.JSONDecodeError) as error:
-        raise CaffemodelError(f"{path}: not a safetensors file: {_first_line(error)}") from error
+        raise CaffemodelError(f"{path}: not a safetensors file: {first_line(error)}") from error
 
 
 def _stripped(state: State) -> dict[str, Tensor]:
@@ -459,7 +459,3 @@ def _listed(names: list[str]) -> str:
 
 def _shapes(shapes: Mapping[str, Shape]) -> str:
     return ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

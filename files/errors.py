@@ -31,6 +31,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another program's error, for one of ours; what it is where it has no text."""
+    nothing = "there is not enough memory" if isinstance(error, MemoryError) else type(error).__name__
+    return next(iter(str(error).strip().splitlines()), nothing)
+
+
 def check_utf8(text: str, problem: str) -> None:
     """PrototxtError where a text (a path of the command line) is not UTF-8, as strings of a message must be.
 

@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is made in C++
 from torch.distributed.rendezvous import rendezvous
 
-from imae.files.errors import DeviceError, ImaeError
+from imae.files.errors import DeviceError, ImaeError, first_line
 from imae.files.program import imae_program
 from imae.files.read import is_own_pipe
 from imae.layers.ranks import ALONE, Flags, Ranks
@@ -70,7 +70,7 @@ class LaunchedRanks(Ranks):
             local_rank = int(os.environ.get("LOCAL_RANK", rank))
             local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
         except (ValueError, RuntimeError) as error:
-            reason = _first_line(error)
+            reason = first_line(error)
             raise DeviceError(f"The ranks cannot meet: {reason}; start them with torchrun") from None
         super().__init__(rank, size, local_rank, local_size)
         self._store = store
@@ -275,11 +275,7 @@ def _collective(operation: Callable[..., Any], *arguments: Any, **options: Any) 
 
 
 def _lost(error: Exception) -> str:
-    return f"the connection to the other ranks is lost: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return f"the connection to the other ranks is lost: {first_line(error)}"
 
 
 def _spread(flat: Tensor, blobs: Sequence[Tensor]) -> None:

@@ -15,7 +15,7 @@ from tolerances import tolerance
 
 from imae.cli.main import main
 from imae.converters.deploy import deploy_net
-from imae.converters.export_onnx import export_net
+from imae.converters.export_onnx import ExportOptions, export_net
 from imae.converters.lmdb_writer import write_lmdb
 from imae.files.errors import ExportError
 from imae.layers.caffe_random import CaffeRandom
@@ -42,7 +42,7 @@ def layer(kind: str, fields: str = "", bottom: str = "x", top: str = "y") -> str
 
 def compare(net: Net, sizes: Iterable[tuple[int, int]], **options: bool) -> onnx.ModelProto:
     """Export; the model computes what the net computes at each size, for one image and for two."""
-    exported = export_net(net, dynamic_size=True, **options)
+    exported = export_net(net, ExportOptions(dynamic_size="both", **options))
     session = onnxruntime.InferenceSession(exported.model.SerializeToString())
     generator = np.random.default_rng(0)
     rtol, atol, _ = tolerance("onnx")
@@ -168,7 +168,7 @@ def test_the_axes_have_names() -> None:
 
 def test_a_fixed_batch_stays_fixed() -> None:
     text = layer("Convolution", CONV)
-    result = export_net(net_of(text, 2, 4, 12, 10), dynamic_size=True, dynamic_batch=False)
+    result = export_net(net_of(text, 2, 4, 12, 10), ExportOptions(dynamic_size="both", dynamic_batch=False))
     dims = result.model.graph.input[0].type.tensor_type.shape.dim
     assert [d.dim_param or d.dim_value for d in dims] == [2, 4, "height", "width"]
     assert result.batch_sizes == (2,) and result.size_step == 1 and len(result.sizes) == 2
@@ -186,7 +186,7 @@ def test_a_net_whose_sizes_go_in_steps() -> None:
         + layer("Eltwise", 'bottom: "x"', "u", "v")
     )
     net = net_of(text, 1, 4, 12, 16)
-    assert export_net(net, dynamic_size=True).size_step == 4
+    assert export_net(net, ExportOptions(dynamic_size="both")).size_step == 4
     compare(net, [(8, 20), (24, 12)])
 
 
@@ -199,7 +199,7 @@ def test_two_images_have_a_pair_of_axes_each() -> None:
         + layer("Pooling", "pooling_param { global_pooling: true }", "y", "p")
         + layer("Eltwise", 'bottom: "v"', "p", "q")
     )
-    result = export_net(net_of(text), dynamic_size=True)
+    result = export_net(net_of(text), ExportOptions(dynamic_size="both"))
     shapes = {
         value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
         for value in (*result.model.graph.input, *result.model.graph.output)
@@ -270,7 +270,7 @@ PINS = {
 def test_the_layer_that_pins_the_size_is_named(name: str) -> None:
     text, message = PINS[name]
     with pytest.raises(ExportError, match=f"^--dynamic-size: .*{message}"):
-        export_net(net_of(text, 1, 4, 12, 10), dynamic_size=True)
+        export_net(net_of(text, 1, 4, 12, 10), ExportOptions(dynamic_size="both"))
 
 
 def test_a_wrong_size_does_not_go_unnoticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +280,7 @@ def test_a_wrong_size_does_not_go_unnoticed(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(PoolWindows, "ends_of_any_size", lambda windows: (0, 0))
     text = layer("Pooling", "pooling_param { kernel_size: 3 stride: 2 }")
     with pytest.raises(ExportError, match=r"output 'y' has shape .* in the net \(with images of 46x23\)"):
-        export_net(net_of(text, 1, 4, 13, 11), dynamic_size=True)
+        export_net(net_of(text, 1, 4, 13, 11), ExportOptions(dynamic_size="both"))
 
 
 def test_a_layer_of_a_plugin_is_compared_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +290,7 @@ def test_a_layer_of_a_plugin_is_compared_too(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(layer_class("AbsVal"), "to_onnx", to_onnx)
     with pytest.raises(ExportError, match=r"layer 'y' .AbsVal. is for .*: a constant of its Reshape depends"):
-        export_net(net_of(layer("AbsVal")), dynamic_size=True)
+        export_net(net_of(layer("AbsVal")), ExportOptions(dynamic_size="both"))
 
 
 PROPOSALS = {
@@ -328,14 +328,14 @@ def test_regions_of_interest_in_images_of_any_size(kind: str) -> None:
     )
     windows = "roi_pooling_param { pooled_h: 2 pooled_w: 3 spatial_scale: 0.0625 }"
     text += layer("ROIPooling", f'bottom: "rois" {windows}', "x", "b")
-    result = export_net(net_of(text, 1, 4, 6, 5), dynamic_size=True, dynamic_batch=False)
+    result = export_net(net_of(text, 1, 4, 6, 5), ExportOptions(dynamic_size="both", dynamic_batch=False))
     assert result.size_step == 1 and not result.not_compared
     assert result.difference <= tolerance("onnx").rtol * result.largest
 
 
 def test_a_net_without_images() -> None:
     with pytest.raises(ExportError, match=r"no input of images, \(N, C, H, W\); its inputs are x \(2, 3\)"):
-        export_net(net_of(layer("AbsVal"), 2, 3), dynamic_size=True)
+        export_net(net_of(layer("AbsVal"), 2, 3), ExportOptions(dynamic_size="both"))
 
 
 IMAGES = {"a.png": (20, 33), "b.png": (15, 12), "c.png": (15, 12)}
@@ -424,10 +424,10 @@ def test_the_width_alone_is_free() -> None:
     with pytest.raises(
         ExportError, match=r"one size only.*'g' .InnerProduct.*; its width alone can be free: --d"
     ):
-        export_net(net_of(LINE), dynamic_size=True)
+        export_net(net_of(LINE), ExportOptions(dynamic_size="both"))
     with pytest.raises(ExportError, match=r"one height only.*'g' .InnerProduct"):
-        export_net(net_of(LINE), dynamic_size="height")
-    result = export_net(net_of(LINE), dynamic_size="width", dynamic_batch=False)
+        export_net(net_of(LINE), ExportOptions(dynamic_size="height"))
+    result = export_net(net_of(LINE), ExportOptions(dynamic_size="width", dynamic_batch=False))
     shapes = {
         value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
         for value in (*result.model.graph.input, *result.model.graph.output)

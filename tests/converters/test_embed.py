@@ -15,7 +15,7 @@ from tolerances import tolerance
 from imae.cli.main import main
 from imae.converters.deploy import deploy_net
 from imae.converters.embed import Embedding, check_embedded, embed_preprocessing
-from imae.converters.export_onnx import NEWEST_OPSET, OLDEST_OPSET, Export, export_net
+from imae.converters.export_onnx import NEWEST_OPSET, OLDEST_OPSET, Export, ExportOptions, export_net
 from imae.converters.lmdb_writer import write_lmdb
 from imae.converters.model_parts import join_models, prepare, split_model
 from imae.converters.preprocessing import Preprocessing, from_metadata, make_preprocessing, read_transform
@@ -51,7 +51,7 @@ def exported(
 ) -> Export:
     shape = net.blob_shapes["data"]
     own = make_preprocessing(read_transform(transform, "x"), name="data", num_channels=shape[1], mean=mean)
-    return export_net(net, preprocessing=own, embedding=embedding, **options)
+    return export_net(net, ExportOptions(embedding=embedding, **options), preprocessing=own)
 
 
 def random_bytes(*shape: int) -> Bytes:
@@ -172,7 +172,7 @@ def test_a_net_of_rgb_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     own = make_preprocessing(read_transform("mean_value: [1, 2, 3]", "x"), name="data", channels="RGB")
     want = record - np.array([1, 2, 3], np.float32)[:, None, None]
     for order in ("RGB", "BGR"):
-        export = export_net(net, preprocessing=own, embedding=Embedding(order))
+        export = export_net(net, ExportOptions(embedding=Embedding(order)), preprocessing=own)
         left = export.preprocessing
         assert left is not None and left.net_channels == ("RGB" if order == "BGR" else "")
         ((of_record, _),) = lmdb_batches("lmdb", left, 1)

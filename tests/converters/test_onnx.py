@@ -13,7 +13,7 @@ from tolerances import tolerance
 
 from imae.cli.main import main
 from imae.converters.deploy import deploy_net
-from imae.converters.export_onnx import DEFAULT_OPSET, NEWEST_OPSET, OLDEST_OPSET, export_net
+from imae.converters.export_onnx import DEFAULT_OPSET, NEWEST_OPSET, OLDEST_OPSET, ExportOptions, export_net
 from imae.converters.lmdb_writer import write_lmdb
 from imae.converters.preprocessing import TRANSFORM_KEY
 from imae.converters.run_onnx import open_session, run_batch, run_bound
@@ -84,7 +84,7 @@ def test_deploy_net_keeps_what_hangs_on_the_image() -> None:
 @pytest.mark.parametrize("fold", [False, True], ids=["plain", "folded"])
 @pytest.mark.parametrize("opset", [OLDEST_OPSET, DEFAULT_OPSET, NEWEST_OPSET])
 def test_model_computes_what_the_net_computes(opset: int, fold: bool) -> None:
-    result = export_net(test_net(), opset=opset, fold=fold)
+    result = export_net(test_net(), ExportOptions(opset=opset, fold=fold))
     assert result.difference <= tolerance("onnx").rtol * result.largest
     assert result.batch_sizes == (1, 3)
     operators = {node.op_type for node in result.model.graph.node}
@@ -100,7 +100,7 @@ def test_resnet_folds_to_convolutions_alone() -> None:
         if name.endswith("_bn"):  # statistics as after some training, so that values stay of size 1
             for blob, value in zip(blobs, (0.1, 2, 1), strict=True):
                 blob.data.fill_(value)
-    result = export_net(net, fold=True)
+    result = export_net(net, ExportOptions(fold=True))
     assert result.difference <= tolerance("onnx").rtol * result.largest
     operators = {node.op_type for node in result.model.graph.node}
     assert operators == {"Conv", "Relu", "Add", "AveragePool", "Flatten", "Gemm"}
@@ -116,7 +116,7 @@ def test_resnet_stays_in_the_fast_layout(tmp_path: Path) -> None:
     shape = "input_param { shape { dim: 1 dim: 3 dim: 32 dim: 32 } }"
     param = parse_net(f'layer {{ name: "in" type: "Input" top: "data" {shape} }}')
     param.layer.extend(resnet(20).layer)
-    model = export_net(Net(deploy_net(param), Run(CaffeRandom(4))), fold=True).model
+    model = export_net(Net(deploy_net(param), Run(CaffeRandom(4))), ExportOptions(fold=True)).model
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 4
@@ -130,7 +130,7 @@ def test_resnet_stays_in_the_fast_layout(tmp_path: Path) -> None:
 
 
 def test_softmax_and_fixed_batch() -> None:
-    result = export_net(test_net(), softmax=True, dynamic_batch=False)
+    result = export_net(test_net(), ExportOptions(softmax=True, dynamic_batch=False))
     (output,) = result.model.graph.output
     assert output.name == "fc"
     assert [d.dim_value for d in output.type.tensor_type.shape.dim] == [1, 4]
@@ -141,7 +141,7 @@ def test_softmax_and_fixed_batch() -> None:
 @pytest.mark.parametrize("opset", [12, 23])
 def test_opset_that_is_not_offered(opset: int) -> None:
     with pytest.raises(ExportError, match=f"opset must be 13 to 22, got {opset}"):
-        export_net(test_net(), opset=opset)
+        export_net(test_net(), ExportOptions(opset=opset))
 
 
 def test_net_of_losses_only_cannot_be_exported() -> None:
@@ -572,3 +572,14 @@ def test_an_outputs_name_makes_no_line_of_its_own(
     out = capsys.readouterr().out
     assert "NOTHING WAS COMPARED of output y\\nforged, " in out
     assert not [line for line in out.splitlines() if line.startswith("forged")]
+
+
+def test_an_error_without_text_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's MemoryError says nothing."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    with pytest.raises(ExportError, match="with a batch of 1: there is not enough memory"):
+        export_net(test_net())

@@ -12,7 +12,7 @@ import torch
 from fed_nets import unfilled
 from test_onnx import test_net
 
-from imae.converters.export_onnx import export_net
+from imae.converters.export_onnx import ExportOptions, export_net
 from imae.converters.identities import remove_identities
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.run import Run
@@ -43,7 +43,7 @@ X = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim:
 def model_of(text: str, **options: bool) -> onnx.ModelProto:
     net = parse_net(text)
     net.state.phase = TEST
-    return export_net(Net(net, Run(CaffeRandom(1))), **options).model
+    return export_net(Net(net, Run(CaffeRandom(1))), ExportOptions(**options)).model
 
 
 def lines(model: onnx.ModelProto) -> list[str]:
@@ -111,7 +111,7 @@ def test_versions_of_a_blob_that_layers_overwrite() -> None:
 
 def test_what_is_folded_has_the_name_of_the_convolution() -> None:
     net = test_net()
-    model = export_net(net, fold=True, softmax=True).model
+    model = export_net(net, ExportOptions(fold=True, softmax=True)).model
     assert lines(model)[:2] == [
         "conv: data conv.weight conv.bias -> conv@conv",
         "relu: conv@conv -> conv",
@@ -285,7 +285,7 @@ def test_large_nets_fold_to_what_they_compute(made: Callable[[], NetParameter]) 
                 blob.data.normal_(0, (2 / blob[0].numel()) ** 0.5, generator=generator)
             elif step.layer.type == "BatchNorm":
                 blob.data.fill_((0, 1, 1)[index])
-    model = export_net(net, fold=True, dynamic_batch=False).model
+    model = export_net(net, ExportOptions(fold=True, dynamic_batch=False)).model
     assert {*operators(model)} - {"Add", "MaxPool", "Concat"} == {
         *("Conv", "Relu", "AveragePool", "Flatten", "Gemm", "Softmax")
     }

@@ -13,7 +13,7 @@ from single_layer import check_onnx, normal
 from tolerances import tolerance
 
 from imae.converters.deploy import deploy_net
-from imae.converters.export_onnx import NEWEST_OPSET, OLDEST_OPSET, export_net
+from imae.converters.export_onnx import NEWEST_OPSET, OLDEST_OPSET, ExportOptions, export_net
 from imae.files.errors import ExportError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.forks.roi_pooling import LAST_WITH_KERNELS
@@ -120,7 +120,9 @@ def test_whole_nets(name: str, dynamic_size: bool, opset: int) -> None:
     net = Net(deploy_net(parse_net(data + NETS[name])), Run(CaffeRandom(1)))
     for blob in net.params.get("bn", []):
         torch.nn.init.ones_(blob)
-    result = export_net(net, opset=opset, fold=dynamic_size, dynamic_size=dynamic_size)
+    result = export_net(
+        net, ExportOptions(opset=opset, fold=dynamic_size, dynamic_size="both" if dynamic_size else None)
+    )
     assert result.largest > 0
     assert result.difference <= tolerance("onnx").rtol * max(result.largest, 1)
     assert {imported.version for imported in result.model.opset_import} == {opset}

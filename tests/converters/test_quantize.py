@@ -11,8 +11,8 @@ import pytest
 from tolerances import tolerance
 
 from imae.cli import main
+from imae.converters.describe_model import QUANTIZED
 from imae.converters.lmdb_writer import write_lmdb
-from imae.converters.quantize_onnx import QUANTIZED_KEY
 from imae.converters.run_onnx import open_session
 from imae.layers.data.datum import datum_from_array
 from imae.prototxt import Datum
@@ -65,8 +65,8 @@ def test_accuracy_stays(kind: str, model: Path, capsys: pytest.CaptureFixture[st
     assert before == 1.0 and 0.9 <= after <= 1.0
     given, made = onnx.load(model), onnx.load("q.onnx")
     old, new = ({p.key: p.value for p in m.metadata_props} for m in (given, made))
-    assert old and new.items() >= old.items() and new.keys() - old.keys() == {QUANTIZED_KEY}
-    assert new[QUANTIZED_KEY] == {"fp16": "fp16", "int8": "int8, calibrated on 150 records of lmdb"}[kind]
+    assert old and new.items() >= old.items() and new.keys() - old.keys() == {QUANTIZED}
+    assert new[QUANTIZED] == {"fp16": "fp16", "int8": "int8, calibrated on 150 records of lmdb"}[kind]
     assert (made.producer_name, made.graph.name) == ("imae", "small")
     kinds = {tensor.data_type for tensor in made.graph.initializer if len(tensor.dims) > 1}
     assert kinds == {onnx.TensorProto.FLOAT16 if kind == "fp16" else onnx.TensorProto.INT8}
@@ -119,7 +119,7 @@ def test_records_of_several_sizes_are_all_calibrated_on(model: Path, batch: list
     quantize = ["quantize", "own.onnx", "q.onnx", "--to", "int8", "--calibrate", "several", "--records", "11"]
     assert main.main(quantize) == 0
     metadata = {p.key: p.value for p in onnx.load("q.onnx").metadata_props}
-    assert metadata[QUANTIZED_KEY] == "int8, calibrated on 11 records of several"
+    assert metadata[QUANTIZED] == "int8, calibrated on 11 records of several"
 
 
 @pytest.mark.parametrize("kind", ["fp16", "int8"])

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from imae.cli.main import main
 from imae.converters.check_onnx import batch_axes
-from imae.converters.export_onnx import export_net
+from imae.converters.export_onnx import ExportOptions, export_net
 from imae.converters.graph import Graph
 from imae.files.errors import ExportError
 from imae.layers.layer import Layer
@@ -185,7 +185,7 @@ def test_the_batch_of_time_steps_is_their_second_axis() -> None:
 
 
 def test_a_fixed_batch_is_that_of_the_streams() -> None:
-    result = export_net(Net(parse_net(SENTENCES)), dynamic_batch=False)
+    result = export_net(Net(parse_net(SENTENCES)), ExportOptions(dynamic_batch=False))
     assert dims(result.model.graph.input) == {"cont": [4, 2], "words": [4, 2], "image": [2, 6]}
     assert result.batch_sizes == (2,)
 
@@ -230,7 +230,7 @@ def test_lrcn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("text", [SENTENCES, LRCN], ids=["dynamic", "fixed"])
 def test_a_softmax_over_sequences_is_not_taken(text: str, caplog: pytest.LogCaptureFixture) -> None:
-    result = export_net(Net(parse_net(text)), softmax=True, dynamic_batch=text is SENTENCES)
+    result = export_net(Net(parse_net(text)), ExportOptions(softmax=True, dynamic_batch=text is SENTENCES))
     assert "Softmax" not in [node.op_type for node in result.model.graph.node]
     assert "output 'fc' gets no softmax: its axis 1 counts sequences, not classes" in caplog.text
 
@@ -246,7 +246,7 @@ def test_a_net_that_has_run_is_exported_as_in_its_first_pass(caplog: pytest.LogC
         net(feeds)
         net(feeds)
         with caplog.at_level(logging.WARNING):
-            model = export_net(net, dynamic_batch=False).model
+            model = export_net(net, ExportOptions(dynamic_batch=False)).model
         assert torch.equal(net(feeds)["fc"], third) and not torch.equal(third, first)
     assert "layer 'lstm': each run of the model starts from states of 0" in caplog.text
     got = session_of(model).run(["fc"], {name: value.numpy() for name, value in feeds.items()})[0]
@@ -258,7 +258,7 @@ def test_lengths_that_another_layer_fixes_are_an_error() -> None:
     text += "reshape_param { shape { dim: 56 } } }"
     with pytest.raises(ExportError, match=r"cannot run with a batch of 3: layer 'r' .* use --fixed-batch"):
         export_net(Net(parse_net(text)))
-    assert export_net(Net(parse_net(text)), dynamic_batch=False).outputs == ["r"]
+    assert export_net(Net(parse_net(text)), ExportOptions(dynamic_batch=False)).outputs == ["r"]
 
 
 def test_lstm_of_junhyukoh_in_a_net() -> None:
@@ -272,5 +272,7 @@ def test_lstm_of_junhyukoh_in_a_net() -> None:
         ExportError, match=r"Input size should be multiple of batch size; .* use --fixed-batch"
     ):
         export_net(Net(parse_net(text.replace("batch_size: 1", "batch_size: 2"))))
-    fixed = export_net(Net(parse_net(text.replace("batch_size: 1", "batch_size: 2"))), dynamic_batch=False)
+    fixed = export_net(
+        Net(parse_net(text.replace("batch_size: 1", "batch_size: 2"))), ExportOptions(dynamic_batch=False)
+    )
     assert fixed.batch_sizes == (6,)

@@ -1361,7 +1361,7 @@ def class_names(data: bytes) -> None:
 
 def onnx_models() -> Files:
     from imae.converters.embed import Embedding
-    from imae.converters.export_onnx import export_net
+    from imae.converters.export_onnx import ExportOptions, export_net
     from imae.converters.preprocessing import make_preprocessing, read_transform
     from imae.layers.caffe_random import CaffeRandom
     from imae.layers.run import Run
@@ -1391,7 +1391,7 @@ def onnx_models() -> Files:
         )
         order = "GRAY" if channels == 1 else "RGB"
         for embedding in (None, Embedding(order), Embedding(order, resize=True)):
-            export = export_net(net, preprocessing=own, embedding=embedding)
+            export = export_net(net, ExportOptions(embedding=embedding), preprocessing=own)
             seeds.append(export.model.SerializeToString())
     return mutated_message(seeds, range(1, 26))
 

@@ -36,12 +36,12 @@ print("ran")
 """
 
 EXPORT = f"""
-from imae.converters.export_onnx import export_net
+from imae.converters.export_onnx import ExportOptions, export_net
 from imae.converters.deploy import deploy_net
 from imae.net.net import Net
 from imae.prototxt import parse_net
 for opset in 13, 17, 22:
-    result = export_net(Net(deploy_net(parse_net({NET!r}))), opset=opset)
+    result = export_net(Net(deploy_net(parse_net({NET!r}))), ExportOptions(opset=opset))
     assert [node.op_type for node in result.model.graph.node].count("Add") == 2, result.model.graph.node
     assert not result.not_compared and result.batch_sizes == (1, 3), result
     print(f"{{result.difference / result.largest:.2e}}")

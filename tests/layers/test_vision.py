@@ -15,7 +15,7 @@ from single_layer import build, check_contract, check_gradient, check_onnx, diff
 from tolerances import tolerance
 from torch import Tensor
 
-from imae.converters.export_onnx import export_file
+from imae.converters.export_onnx import ExportOptions, export_file
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.layer import Shape
 from imae.layers.vision.pooling import PoolWindows, drawn_pool, expected_pool
@@ -657,7 +657,7 @@ def test_stochastic_pooling_in_onnx(tmp_path: Path) -> None:
             layer {{ name: "relu" type: "ReLU" bottom: "x" top: "y" }}
             layer {{ name: "pool" {text} bottom: "y" top: "z" }}""")
         for opset in (13, 22):
-            result = export_file(net, None, tmp_path / f"{name}.onnx", opset=opset)
+            result = export_file(net, None, tmp_path / f"{name}.onnx", ExportOptions(opset=opset))
             assert result.largest > 0
             assert result.difference <= tolerance("onnx").rtol * result.largest
 

@@ -9,7 +9,7 @@ import torch
 from single_layer import build, check_contract, check_gradient, check_onnx, normal, refused, run
 from tolerances import tolerance
 
-from imae.converters.export_onnx import export_file
+from imae.converters.export_onnx import ExportOptions, export_file
 from imae.layers.registry import layer_class
 from imae.layers.vision.conv import Convolution
 from imae.net.fold import fold_batch_norm
@@ -118,7 +118,7 @@ def test_a_batch_norm_is_folded_into_them(kind: str, fields: str, tmp_path: Path
         values[step.tops[0]] = step.layer(*(values[name] for name in step.bottoms))
     rtol, atol, _ = tolerance("fused")
     torch.testing.assert_close(values["dw"], net({"x": X})["dw"], rtol=rtol, atol=atol)
-    export_file(parse_net(text), None, tmp_path / "net.onnx", fold=True)
+    export_file(parse_net(text), None, tmp_path / "net.onnx", ExportOptions(fold=True))
     nodes = onnx.load(tmp_path / "net.onnx").graph.node
     convolutions = [node for node in nodes if node.op_type == "Conv"]
     assert len(convolutions) == 1

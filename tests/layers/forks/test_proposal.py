@@ -17,7 +17,7 @@ from tolerances import tolerance
 from torch import Tensor
 
 from imae.converters.check_onnx import Check, _compare_rows
-from imae.converters.export_onnx import export_net
+from imae.converters.export_onnx import ExportOptions, export_net
 from imae.files.errors import ExportError, LayerError
 from imae.layers.forks.proposal import Proposal, ProposalLayer, RegionProposals
 from imae.layers.registry import _python_layers, class_of, python_layer_class
@@ -392,7 +392,7 @@ def test_a_net_with_proposals_is_exported_for_one_image() -> None:
             blob.data.copy_(normal(*blob.shape))
     with pytest.raises(ExportError, match=r"Only single item batches.*use --fixed-batch"):
         export_net(net)
-    result = export_net(net, dynamic_batch=False)
+    result = export_net(net, ExportOptions(dynamic_batch=False))
     assert result.outputs == ["ip"]
     assert not result.not_compared
     assert result.largest > 0

@@ -13,7 +13,7 @@ from single_layer import build, check_contract, check_gradient, check_onnx, diff
 from tolerances import tolerance
 from torch import Tensor
 
-from imae.converters.export_onnx import export_file
+from imae.converters.export_onnx import ExportOptions, export_file
 from imae.layers.forks.upsample import MaskUpsample, NearestUpsample
 from imae.layers.labels import LabelReader
 from imae.layers.layer import Shape
@@ -198,5 +198,5 @@ def test_a_net_that_pools_and_unpools_in_onnx(tmp_path: Path) -> None:
         layer { name: "interp" type: "Interp" bottom: "up" top: "y" interp_param { zoom_factor: 2 } }"""
     )
     for opset in (13, 18, 22):
-        result = export_file(net, None, tmp_path / f"{opset}.onnx", opset=opset)
+        result = export_file(net, None, tmp_path / f"{opset}.onnx", ExportOptions(opset=opset))
         assert result.difference <= tolerance("onnx").rtol * result.largest
