@@ -346,6 +346,11 @@ def chosen_preprocessing(
     if prepared is None:
         logger.warning("%s: %s. The pixels go in as they are, 0..255, BGR", os.fspath(model), UNKNOWN)
         prepared = Preprocessing(TransformationParameter())
+    if not options.given:
+        try:
+            prepared.fitted(shape)
+        except DataError as error:
+            raise DataError(f"{os.fspath(model)}: metadata: {error}") from None
     return prepared
 
 
