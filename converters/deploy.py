@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -20,6 +21,8 @@ from imae.layers.run import Run
 from imae.net.net import Net
 from imae.prototxt import TEST, LayerParameter, NetParameter, NetState
 from imae.prototxt.state import filter_by_state, in_state
+
+logger = logging.getLogger(__name__)
 
 # (C, H, W) or (N, C, H, W) of the only input, or the whole shape of each input by its name.
 InputShape = Sequence[int] | Mapping[str, Sequence[int]]
@@ -162,9 +165,29 @@ def deployed_preprocessing(
             )
         except DataError as error:
             raise DataError(f"{error}; or say it otherwise: --mean FILE, --transform '...'") from error
+        _warn_of_sizes(source, own, options)
     shape = net.blob_shapes[name]
     made = options.apply(own, (*shape[:2], "height", "width") if free_size else shape)
     return None if made is None else replace(made, name=name)
+
+
+def _warn_of_sizes(source: LayerParameter, own: Preprocessing, options: PreprocessingOptions) -> None:
+    """Warn where the net's images have other sizes than those that are prepared for the model."""
+    if class_of(source).is_fed:
+        return
+    if own.resizes_itself and source.image_data_param.new_height:
+        logger.warning(
+            "layer %r: images are resized to new_height x new_width, then by resize_param; the model says "
+            "the second size alone, so that imae run prepares images a little differently",
+            source.name,
+        )
+    elif own.crop is not None and own.resize is None and options.resize is None and not own.resizes_itself:
+        logger.warning(
+            "layer %r: nothing says which size images have before they are cropped to %dx%d, so that imae "
+            "run resizes them to that and crops nothing; say it by --resize",
+            source.name,
+            *own.crop,
+        )
 
 
 def _transforms(source: LayerParameter) -> bool:

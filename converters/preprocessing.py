@@ -48,7 +48,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imae.converters.byte_images import ByteTransformer
-from imae.files.errors import DataError, first_line
+from imae.files.errors import DataError, first_line, printable
 from imae.files.limits import blob_problem
 from imae.files.read import AnyPath, open_to_read
 from imae.layers.caffe_random import CaffeRandom
@@ -428,6 +428,8 @@ def from_metadata(metadata: Mapping[str, str], where: str) -> Preprocessing | No
     if RESIZE in metadata and not transform.HasField("resize_param"):
         sides = _sides(metadata[RESIZE], 2, f"{where}: {RESIZE}")
         resize = sides[0], sides[1]
+        if problem := blob_problem((3, *resize)):
+            raise DataError(f"{where}: {RESIZE}: {problem}")
     made = make_preprocessing(
         transform,
         name=metadata.get(NAME, ""),
@@ -458,7 +460,7 @@ def from_metadata(metadata: Mapping[str, str], where: str) -> Preprocessing | No
         made,
         layout=layout,
         dtype=dtype,
-        embedded=metadata.get(EMBEDDED, ""),
+        embedded=printable(metadata.get(EMBEDDED, "")),
         prepared=metadata.get(PREPARED, ""),
         net_channels=net_channels,
     )

@@ -347,6 +347,11 @@ def chosen_preprocessing(
         logger.warning(
             "%s: %s. The pixels go in as they are, 0..255, %s", os.fspath(model), UNKNOWN, channels
         )
+    if not options.given:
+        try:
+            prepared.fitted(shape)
+        except DataError as error:
+            raise DataError(f"{os.fspath(model)}: metadata: {error}") from None
     return prepared
 
 

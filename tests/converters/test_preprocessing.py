@@ -254,6 +254,34 @@ def test_a_net_without_images_takes_no_options(project: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
+    ("transform", "size", "warning"),
+    [
+        ("crop_size: 8", "", "which size images have before they are cropped to 8x8"),
+        ("crop_h: 8 crop_w: 7", "", "which size images have before they are cropped to 8x7"),
+        (
+            "resize_param { height: 9 width: 8 }",
+            "new_height: 12 new_width: 12",
+            "new_width, then by resize_param",
+        ),
+        ("crop_size: 8", "new_height: 12 new_width: 12", ""),
+        ("resize_param { height: 9 width: 8 }", "", ""),
+    ],
+)
+def test_sizes_of_image_files_that_a_model_cannot_say(
+    project: Path, transform: str, size: str, warning: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """imae run would prepare other images than imae test, without a word."""
+    Path("list.txt").write_text("image.png 0\n")
+    source = f'image_data_param {{ source: "list.txt" batch_size: 1 {size} }}'
+    fields = f"transform_param {{ {transform} }} {source}"
+    data = f'layer {{ name: "data" type: "ImageData" top: "data" top: "label" {fields} }}'
+    Path("files.prototxt").write_text(data + DEPLOY.partition("\n")[2].partition("\n")[2])
+    assert main(["export", "--model", "files.prototxt", "--output", "net.onnx"]) == 0
+    warnings = capsys.readouterr().err
+    assert warning in warnings and bool(warning) == ("so that imae" in warnings)
+
+
+@pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("imae.input.channels", "CMYK", "must be one of BGR, RGB, GRAY"),
@@ -261,6 +289,8 @@ def test_a_net_without_images_takes_no_options(project: Path, capsys: pytest.Cap
         ("imae.input.mean_image", "AAAA", "has 3 bytes"),
         ("imae.input.mean_image_shape", "3x99999999x99999999", "imae.input.mean_image_shape"),
         ("imae.input.resize", "-1x4", "must be HxW"),
+        ("imae.input.resize", "40000x40000", "imae.input.resize: blob size exceeds INT_MAX"),
+        ("imae.transform_param", "crop_size: 9", "images would be prepared as 9x9"),
         ("imae.transform_param", "scala: 1", 'did you mean "scale"'),
     ],
 )
