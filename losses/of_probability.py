@@ -229,7 +229,7 @@ class AGCE(DesignedLoss):
 
 
 class AEL(DesignedLoss):
-    """Asymmetric exponential loss, exp(-p / a), a > 0; weight 2 p exp(-p / a) / a (1 - p).
+    """Asymmetric exponential loss, exp(-p / a); weight 2 p exp(-p / a) / a (1 - p); a is at least 1e-6.
 
     Zhou et al. 2021, arXiv 2106.03110. a = 2.5 is the authors' code for CIFAR-10. Layer: AELLoss.
     """
@@ -238,7 +238,7 @@ class AEL(DesignedLoss):
 
     def __init__(self, a: float = 2.5, **options: Unpack[Options]) -> None:
         super().__init__(**options)
-        check_number("a", a, exclusive=True)
+        check_number("a", a, 1e-6)
         self.a = a
 
     def weight(self, p: Tensor, rest: Tensor) -> Tensor:

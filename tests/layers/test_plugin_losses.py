@@ -608,7 +608,7 @@ REFUSED: dict[str, tuple[list[tuple[int, ...]], str]] = {
         "agce_loss_param.a and q make losses that are too large for single precision: 1001^20",
     ),
     'type: "AELLoss" ael_loss_param { a: 0 }': (
-        [(2, 5), (2,)], "ael_loss_param.a must be a number above 0, got 0"
+        [(2, 5), (2,)], "ael_loss_param.a must be a number, 1e-06 or above, got 0"
     ),
     'type: "TCELoss" tce_loss_param { t: 0 }': (
         [(2, 5), (2,)], "tce_loss_param.t must be a whole number from 1 to 100, got 0"
