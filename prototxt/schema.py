@@ -11,6 +11,12 @@ point `NAME = PACKAGE:FILE.proto` in the group `imae.protos` of an installed pac
     extend caffe.LayerParameter { optional XyzParameter xyz_param = 20001; }
 
 Every extension of LayerParameter becomes a real field of it, so that a net can have `xyz_param { scale: 2 }`.
+
+grpcio-tools compiles such a file each time that this module is imported. A package can do that once, with
+the folder of caffe.proto as FOLDER, and name the result in its entry point: `NAME = PACKAGE:FILE.pb`. Then
+users need no grpcio-tools.
+
+    python -m grpc_tools.protoc -I. -IFOLDER --descriptor_set_out=FILE.pb FILE.proto
 """
 
 import copyreg
@@ -33,7 +39,7 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorSet,
 )
 from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from imae.files.errors import PrototxtError
@@ -44,10 +50,10 @@ PLUGINS_START = 20000  # of plugins' numbers in LayerParameter; R-FCN has 10000 
 
 
 class Plugin(NamedTuple):
-    """A plugin's schema: its entry point (for errors), and the text of its .proto."""
+    """A plugin's schema: its entry point (for errors), and the text of its .proto or the bytes of its .pb."""
 
     name: str
-    proto: str
+    proto: str | bytes
 
 
 def installed_plugins() -> list[Plugin]:
@@ -66,16 +72,41 @@ def installed_plugins() -> list[Plugin]:
             raise PrototxtError(
                 f"plugin '{name}' ({GROUP}): there is no such file; expected PACKAGE:FILE.proto"
             )
-        plugins.append(Plugin(name, paths[0].read_text(encoding="utf-8", errors="replace")))
+        content = paths[0].read_bytes()
+        plugins.append(Plugin(name, content if file.endswith(".pb") else content.decode(errors="replace")))
     return plugins
 
 
-def compile_proto(plugin: Plugin) -> FileDescriptorProto:
+def read_proto(plugin: Plugin) -> FileDescriptorProto:
     """The compiled .proto of a plugin."""
+    if isinstance(plugin.proto, str):
+        files = _compile(plugin, plugin.proto)
+    else:
+        try:
+            files = FileDescriptorSet.FromString(plugin.proto)
+        except DecodeError:
+            files = FileDescriptorSet()
+    if len(files.file) != 1:
+        raise PrototxtError(
+            f"plugin '{plugin.name}': the file must hold one .proto that protoc has compiled "
+            f"(--descriptor_set_out, without --include_imports); it holds {len(files.file)}"
+        )
+    (file,) = files.file
+    if file.syntax not in ("", "proto2"):
+        raise PrototxtError(f"plugin '{plugin.name}': its .proto must be proto2, got {file.syntax}")
+    return file
+
+
+def _compile(plugin: Plugin, text: str) -> FileDescriptorSet:
+    if importlib.util.find_spec("grpc_tools") is None:
+        raise PrototxtError(
+            f"plugin '{plugin.name}': its .proto must be compiled, and there is no grpcio-tools; "
+            f"pip install grpcio-tools, or imae with its extra: imae[plugins]"
+        )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "caffe.proto").write_bytes(Path(__file__).with_name("caffe.proto").read_bytes())
-        (folder / "plugin.proto").write_text(plugin.proto, encoding="utf-8")
+        (folder / "plugin.proto").write_text(text, encoding="utf-8")
         command = [
             sys.executable,
             "-m",
@@ -93,10 +124,7 @@ def compile_proto(plugin: Plugin) -> FileDescriptorProto:
             if match := re.search(r'"caffe.LayerParameter" does not declare (\d+) as an extension', first):
                 raise PrototxtError(_number_taken(plugin, int(match[1])))
             raise PrototxtError(f"plugin '{plugin.name}': its .proto cannot be compiled: {first}")
-        (file,) = FileDescriptorSet.FromString((folder / "set").read_bytes()).file
-    if file.syntax not in ("", "proto2"):
-        raise PrototxtError(f"plugin '{plugin.name}': its .proto must be proto2, got {file.syntax}")
-    return file
+        return FileDescriptorSet.FromString((folder / "set").read_bytes())
 
 
 def _number_taken(plugin: Plugin, number: int) -> str:
@@ -124,7 +152,7 @@ def build_pool(plugins: Sequence[Plugin] = ()) -> DescriptorPool:
     types = {f"caffe.{name}": "caffe.proto" for name in _type_names(caffe)}
     files = [caffe]
     for plugin in plugins:
-        file = compile_proto(plugin)
+        file = read_proto(plugin)
         who = f"plugin '{plugin.name}'"
         for name in _type_names(file):
             full_name = f"{file.package}.{name}".lstrip(".")

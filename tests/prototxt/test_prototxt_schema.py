@@ -376,7 +376,7 @@ def install(folder: Path, value: str) -> None:
     """A package that must not be imported, as pip would leave it."""
     (folder / "imae_xyz").mkdir()
     (folder / "imae_xyz" / "__init__.py").write_text("raise RuntimeError('imported')", encoding="utf-8")
-    (folder / "imae_xyz" / "xyz.proto").write_text(XYZ.proto, encoding="utf-8")
+    (folder / "imae_xyz" / "xyz.proto").write_text(str(XYZ.proto), encoding="utf-8")
     info = folder / "imae_xyz-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: imae-xyz\nVersion: 1\n", encoding="utf-8")
@@ -400,6 +400,47 @@ def test_an_entry_point_to_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         installed_plugins()
     assert str(error.value) == (
         f"plugin 'xyz = {value}' (imae.protos): there is no such file; expected PACKAGE:FILE.proto"
+    )
+
+
+USE_WITHOUT_GRPCIO_TOOLS = """
+import sys
+sys.path.insert(0, {folder!r})
+sys.modules["grpc_tools"] = None  # as where it is not installed
+from imae.files.errors import PrototxtError
+try:
+    from imae.prototxt import LayerParameter
+    print(LayerParameter().xyz_param.scale)
+except PrototxtError as error:
+    print(error)
+"""
+
+
+def test_a_proto_needs_grpcio_tools(tmp_path: Path) -> None:
+    install(tmp_path, "imae_xyz:xyz.proto")
+    assert run(USE_WITHOUT_GRPCIO_TOOLS.format(folder=str(tmp_path))) == (
+        "plugin 'xyz = imae_xyz:xyz.proto': its .proto must be compiled, and there is no grpcio-tools; "
+        "pip install grpcio-tools, or imae with its extra: imae[plugins]\n"
+    )
+
+
+def test_a_compiled_proto_needs_no_grpcio_tools(tmp_path: Path) -> None:
+    """Compiled by the command in schema.py's docstring."""
+    install(tmp_path, "imae_xyz:xyz.pb")
+    (command,) = re.findall(r"(?m)^    python (-m grpc_tools.protoc .+)$", schema.__doc__ or "")
+    words = command.replace("FOLDER", str(Path(schema.__file__).parent)).replace("FILE", "xyz").split()
+    subprocess.run([sys.executable, *words], cwd=tmp_path / "imae_xyz", check=True)
+    assert run(USE_WITHOUT_GRPCIO_TOOLS.format(folder=str(tmp_path))) == "2.0\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", XYZ.proto], ids=["empty", "no message", "text"])
+def test_a_file_that_protoc_has_not_written(content: str | bytes) -> None:
+    content = content.encode() if isinstance(content, str) else content
+    with pytest.raises(PrototxtError) as error:
+        build_pool([Plugin("p", content)])
+    assert str(error.value) == (
+        "plugin 'p': the file must hold one .proto that protoc has compiled (--descriptor_set_out, without "
+        "--include_imports); it holds 0"
     )
 
 
