@@ -26,6 +26,7 @@ from tqdm import tqdm
 from imae.converters.byte_images import runs_of_one_size
 from imae.converters.check_onnx import session_errors
 from imae.converters.images import decode_picture
+from imae.converters.onnx_builds import warn_of_two_builds
 from imae.converters.preprocessing import (
     GRAY,
     NOTHING,
@@ -104,6 +105,7 @@ def open_session(
 
     ONNX Runtime falls back to the CPU silently, so the provider of the session is checked.
     """
+    warn_of_two_builds()
     import onnxruntime
 
     if is_own_pipe(path):
