@@ -74,3 +74,17 @@ def test_the_workflow_tries_the_pythons_that_the_package_names() -> None:
     classifier = "Programming Language :: Python :: 3."
     assert [name[-4:] for name in PROJECT["classifiers"] if name.startswith(classifier)] == tried
     assert "- run: .ci/run" in text
+
+
+def test_a_release_is_published_after_all_checks_and_only_from_a_tag() -> None:
+    text = (ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8")
+    triggers = text[text.index("\non:\n") : text.index("\npermissions:\n")]
+    assert triggers == '\non:\n  push:\n    tags: ["v*"]'
+    others, publish = text.split("\n  publish:\n")
+    assert "needs: [ci, wheel]" in publish and "needs: archives" in others
+    assert "pypi-publish" in publish and "id-token: write" in publish
+    assert "pypi-publish" not in others and "write" not in others
+    ci = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert "workflow_call:" in ci and "uses: ./.github/workflows/ci.yml" in others
+    (pythons,) = re.findall(r"python: (\[.+\])", ci)
+    assert f"python: {pythons}" in others
