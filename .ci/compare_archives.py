@@ -1,6 +1,6 @@
-"""python compare_archives.py SDIST WHEEL, in a checkout: whether they hold what git tracks.
+"""python compare_archives.py SDIST WHEEL..., in a checkout: whether they hold what git tracks.
 
-The source archive has all of it, the wheel the folder imae/ and the parts that setup.py maps onto it.
+The source archive has all of it, a wheel the folder imae/ and the parts that setup.py maps onto it.
 """
 
 import ast
@@ -11,6 +11,7 @@ import zipfile
 from pathlib import Path
 
 MADE = ("PKG-INFO", "setup.cfg", "imae.egg-info/")  # by setuptools
+KERNELS = "net/kernels/_kernels.so"  # built, where there is a C compiler
 
 
 def parts() -> list[str]:
@@ -30,17 +31,23 @@ def complain(archive: str, found: set[str], wanted: set[str]) -> bool:
     return found != wanted
 
 
-def main(sdist: str, wheel: str) -> bool:
+def main(sdist: str, *wheels: str) -> bool:
     listed = subprocess.run(["git", "ls-files", "-z"], check=True, capture_output=True, text=True).stdout
     tracked = {name for name in listed.split("\0") if name and Path(name).exists()}
     with tarfile.open(sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive if member.isfile()}
     in_sdist = {name for name in names if not name.startswith(MADE)}
-    with zipfile.ZipFile(wheel) as opened:
-        names = {name.removeprefix("imae/") for name in opened.namelist() if name.startswith("imae/")}
-    in_wheel = {name for name in names if not name.endswith(".so")}
+    differ = complain(sdist, in_sdist, tracked)
     wanted = {name.removeprefix("imae/") for name in tracked if name.split("/")[0] in ("imae", *parts())}
-    return complain(sdist, in_sdist, tracked) | complain(wheel, in_wheel, wanted)
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as opened:
+            names = {name for name in opened.namelist() if name.startswith("imae/")}
+        in_wheel = {name.removeprefix("imae/") for name in names if not name.endswith(("/", KERNELS))}
+        differ |= complain(wheel, in_wheel, wanted)
+        if any(name.endswith(KERNELS) for name in names) == wheel.endswith("-none-any.whl"):
+            print(f"{wheel}: only a wheel for one kind of machine has {KERNELS}", file=sys.stderr)
+            differ = True
+    return differ
 
 
 if __name__ == "__main__":

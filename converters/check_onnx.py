@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imae.converters.onnx_builds import warn_of_two_builds
 from imae.files.errors import ExportError, LayerError, first_line
 from imae.layers.layer import Layer, Shape
 from imae.net.net import Net
@@ -82,6 +83,7 @@ def check_batch(
     decisions: Mapping[Layer, str], model_feeds: Mapping[str, NDArray[Any]] | None = None,
 ) -> Check:  # fmt: skip
     """The same on these inputs of the net; `model_feeds`: of the model, where they are others."""
+    warn_of_two_builds()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -27,6 +27,7 @@ from imae.converters.byte_images import runs_of_one_size
 from imae.converters.check_onnx import session_errors
 from imae.converters.detections import are_rows
 from imae.converters.images import decode_picture
+from imae.converters.onnx_builds import warn_of_two_builds
 from imae.converters.preprocessing import (
     NOTHING,
     RGB,
@@ -106,6 +107,7 @@ def open_session(
 
     ONNX Runtime falls back to the CPU silently, so the provider of the session is checked.
     """
+    warn_of_two_builds()
     import onnxruntime
 
     if is_own_pipe(path):

@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 
 
 def imae_program() -> list[str]:
-    """The words that start `imae` with this Python: the module of the console script that setup.py declares.
+    """The words that start `imae` with this Python: the module of its console script (pyproject.toml).
 
     -P: modules in the working directory do not shadow installed ones.
     """

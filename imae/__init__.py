@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from imae import losses as losses
     from imae.converters.torch_module import load as load
 
-__version__ = "0.1.0"  # setup.py reads it here
+__version__ = "0.1.0"  # pyproject.toml has it from here
 __all__ = ["load", "losses", "__version__"]
 
 # In a checkout the parts lie beside this folder, in an installed package inside it. So a Python that is

@@ -12,10 +12,17 @@ point `NAME = PACKAGE:FILE.proto` in the group `imae.protos` of an installed pac
 
 Every extension of LayerParameter becomes a real field of it, so that a net can have `xyz_param { scale: 2 }`.
 A plugin that is broken is left out, with one warning in the log (broken_plugins.py).
+
+grpcio-tools compiles such a file each time that this module is imported. A package can do that once, with
+the folder of caffe.proto as FOLDER, and name the result in its entry point: `NAME = PACKAGE:FILE.pb`. Then
+users need no grpcio-tools.
+
+    python -m grpc_tools.protoc -I. -IFOLDER --descriptor_set_out=FILE.pb FILE.proto
 """
 
 import copy
 import copyreg
+import importlib.util
 import os
 import re
 import subprocess
@@ -35,7 +42,7 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorSet,
 )
 from google.protobuf.descriptor_pool import DescriptorPool
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
 from imae.files.errors import PrototxtError
@@ -53,10 +60,12 @@ PLUGINS_START = 20000  # of plugins' numbers in LayerParameter; R-FCN has 10000 
 
 
 class Plugin(NamedTuple):
-    """A plugin's schema: its entry point (for errors), the text of its .proto, and who installed it."""
+    """A plugin's schema: its entry point (for errors), the text of its .proto or the bytes of its .pb, and
+    who installed it.
+    """
 
     name: str
-    proto: str
+    proto: str | bytes
     distribution: str = ""
 
 
@@ -77,7 +86,8 @@ def installed_plugins() -> list[Plugin]:
                 "and there is no such file; is it listed in [tool.setuptools.package-data]?",
             )
             continue
-        proto = path.read_text(encoding="utf-8", errors="replace")
+        content = path.read_bytes()
+        proto = content if file.endswith(".pb") else content.decode(errors="replace")
         plugins.append(Plugin(f"{entry.name} = {entry.value}", proto, distribution))
     return plugins
 
@@ -89,12 +99,36 @@ def _proto_path(package: str, file: str) -> Path | None:
     return next((path for path in paths if os.access(path, os.R_OK) and path.is_file()), None)
 
 
-def compile_proto(plugin: Plugin) -> FileDescriptorProto:
+def read_proto(plugin: Plugin) -> FileDescriptorProto:
     """The compiled .proto of a plugin."""
+    if isinstance(plugin.proto, str):
+        files = _compile(plugin, plugin.proto)
+    else:
+        try:
+            files = FileDescriptorSet.FromString(plugin.proto)
+        except DecodeError:
+            files = FileDescriptorSet()
+    if len(files.file) != 1:
+        raise PrototxtError(
+            f"plugin '{plugin.name}': the file must hold one .proto that protoc has compiled "
+            f"(--descriptor_set_out, without --include_imports); it holds {len(files.file)}"
+        )
+    (file,) = files.file
+    if file.syntax not in ("", "proto2"):
+        raise PrototxtError(f"plugin '{plugin.name}': its .proto must be proto2, got {file.syntax}")
+    return file
+
+
+def _compile(plugin: Plugin, text: str) -> FileDescriptorSet:
+    if importlib.util.find_spec("grpc_tools") is None:
+        raise PrototxtError(
+            f"plugin '{plugin.name}': its .proto must be compiled, and there is no grpcio-tools; "
+            f"pip install grpcio-tools, or imae with its extra: imae[plugins]"
+        )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "caffe.proto").write_bytes(Path(__file__).with_name("caffe.proto").read_bytes())
-        (folder / "plugin.proto").write_text(plugin.proto, encoding="utf-8")
+        (folder / "plugin.proto").write_text(text, encoding="utf-8")
         command = [
             sys.executable,
             "-m",
@@ -112,10 +146,7 @@ def compile_proto(plugin: Plugin) -> FileDescriptorProto:
             if match := re.search(r'"caffe.LayerParameter" does not declare (\d+) as an extension', first):
                 raise PrototxtError(_number_taken(plugin, int(match[1])))
             raise PrototxtError(f"plugin '{plugin.name}': its .proto cannot be compiled: {first}")
-        (file,) = FileDescriptorSet.FromString((folder / "set").read_bytes()).file
-    if file.syntax not in ("", "proto2"):
-        raise PrototxtError(f"plugin '{plugin.name}': its .proto must be proto2, got {file.syntax}")
-    return file
+        return FileDescriptorSet.FromString((folder / "set").read_bytes())
 
 
 def _number_taken(plugin: Plugin, number: int) -> str:
@@ -201,7 +232,7 @@ class _Schema:
         return twin
 
     def _add(self, plugin: Plugin) -> None:
-        file = compile_proto(plugin)
+        file = read_proto(plugin)
         who = f"plugin '{plugin.name}'"
         for name in _type_names(file):
             full_name = f"{file.package}.{name}".lstrip(".")
@@ -332,7 +363,7 @@ def _installed_pool() -> DescriptorPool:
     for distribution, reason in reasons.items():
         leave_out(distribution, reason)
     for plugin in plugins:
-        if is_broken(plugin.distribution):
+        if is_broken(plugin.distribution) and isinstance(plugin.proto, str):
             note_fields(plugin.distribution, plugin.proto)
     return pool
 

@@ -84,7 +84,7 @@ add_visible_names(sys.modules[__name__], _MODULES)
 def install_as_caffe() -> bool:
     """Make `import caffe` and `import caffe.io` find this package, unless another caffe is already imported.
 
-    Return whether they find it. setup.py declares this function as the entry point that Python layers call.
+    Return whether they find it. Python layers call this function, as an entry point (pyproject.toml).
     """
     this = sys.modules[__name__]
     if sys.modules.setdefault("caffe", this) is not this:

@@ -6,11 +6,13 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import source_tree
+from packaging.requirements import Requirement
 from slow_tests import SLOW, is_slow
 from source_tree import PARTS, ROOT_PACKAGE
 
@@ -154,8 +156,10 @@ def test_no_file_bears_the_name_of_another_module(path: str) -> None:
 
 
 def test_the_names_of_all_dependencies_are_known() -> None:
-    text = (ROOT / "setup.py").read_text(encoding="utf-8")
-    assert set(re.findall(r'"([\w-]+)>=[\d.]+[;"]', text)) == source_tree.DEPENDENCIES.keys()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    names = {Requirement(text).name for group in groups for text in group}
+    assert names == source_tree.DEPENDENCIES.keys()
 
 
 def test_the_lists_of_this_file_name_files() -> None:

@@ -52,8 +52,8 @@ from imae.prototxt.python_layers import check_python_layers
 logger = logging.getLogger(__name__)
 
 # Entry points: functions that make `import caffe` find a module with Caffe's interface, unless another one is
-# imported already. pycaffe, which imports this part, registers itself in this way (setup.py); it is imported
-# when the first Python layer is made.
+# imported already. pycaffe, which imports this part, registers itself in this way (pyproject.toml); it is
+# imported when the first Python layer is made.
 GROUP = "imae.python_layers"
 
 

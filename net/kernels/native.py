@@ -14,10 +14,10 @@ the fastest on this processor. Two environment variables choose others, to try w
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -49,14 +49,11 @@ _TYPES = {torch.float32: "float", torch.float64: "double"}
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    spec = importlib.util.find_spec(f"{__package__}._kernels")
-    if spec is None or spec.origin is None:
-        return None
     try:
-        library = ctypes.CDLL(spec.origin)
+        library = ctypes.CDLL(str(Path(__file__).with_name("_kernels.so")))
         library.imae_sources_hash.restype = ctypes.c_char_p
         built_from: bytes = library.imae_sources_hash()
-    except (OSError, AttributeError):  # built for another machine, or before there was a hash
+    except (OSError, AttributeError):  # not built, for another machine, or before there was a hash
         return None
     return library if built_from.decode() == sources_hash() else None
 

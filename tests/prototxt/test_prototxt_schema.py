@@ -384,7 +384,7 @@ def install(folder: Path, value: str) -> None:
     """A package that must not be imported, as pip would leave it."""
     (folder / "imae_xyz").mkdir()
     (folder / "imae_xyz" / "__init__.py").write_text("raise RuntimeError('imported')", encoding="utf-8")
-    (folder / "imae_xyz" / "xyz.proto").write_text(XYZ.proto, encoding="utf-8")
+    (folder / "imae_xyz" / "xyz.proto").write_text(str(XYZ.proto), encoding="utf-8")
     info = folder / "imae_xyz-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: imae-xyz\nVersion: 1\n", encoding="utf-8")
@@ -440,6 +440,46 @@ def test_of_two_that_clash_the_later_is_left_out() -> None:
     assert list(broken) == ["q"] and "b" not in layer_class(pool).DESCRIPTOR.fields_by_name
     assert "abc_param" in layer_class(pool).DESCRIPTOR.fields_by_name
     assert message_class(pool, "caffe.LayerParameter")(name="a").name == "a"
+
+
+USE_WITHOUT_GRPCIO_TOOLS = """
+import sys
+sys.path.insert(0, {folder!r})
+sys.modules["grpc_tools"] = None  # as where it is not installed
+import logging
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+from imae.prototxt import LayerParameter
+print(LayerParameter().xyz_param.scale if hasattr(LayerParameter(), "xyz_param") else "no field")
+"""
+
+
+def test_a_proto_needs_grpcio_tools(tmp_path: Path) -> None:
+    install(tmp_path, "imae_xyz:xyz.proto")
+    assert run(USE_WITHOUT_GRPCIO_TOOLS.format(folder=str(tmp_path))) == (
+        "plugin imae-xyz is broken and left out: plugin 'xyz = imae_xyz:xyz.proto': its .proto must be "
+        "compiled, and there is no grpcio-tools; pip install grpcio-tools, or imae with its extra: "
+        "imae[plugins]; mend it or pip uninstall imae-xyz\nno field\n"
+    )
+
+
+def test_a_compiled_proto_needs_no_grpcio_tools(tmp_path: Path) -> None:
+    """Compiled by the command in schema.py's docstring."""
+    install(tmp_path, "imae_xyz:xyz.pb")
+    (command,) = re.findall(r"(?m)^    python (-m grpc_tools.protoc .+)$", schema.__doc__ or "")
+    words = command.replace("FOLDER", str(Path(schema.__file__).parent)).replace("FILE", "xyz").split()
+    subprocess.run([sys.executable, *words], cwd=tmp_path / "imae_xyz", check=True)
+    assert run(USE_WITHOUT_GRPCIO_TOOLS.format(folder=str(tmp_path))) == "2.0\n"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", XYZ.proto], ids=["empty", "no message", "text"])
+def test_a_file_that_protoc_has_not_written(content: str | bytes) -> None:
+    content = content.encode() if isinstance(content, str) else content
+    with pytest.raises(PrototxtError) as error:
+        build_pool([Plugin("p", content)])
+    assert str(error.value) == (
+        "plugin 'p': the file must hold one .proto that protoc has compiled (--descriptor_set_out, without "
+        "--include_imports); it holds 0"
+    )
 
 
 def test_the_error_family() -> None:

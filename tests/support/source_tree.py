@@ -18,7 +18,7 @@ from typing import NamedTuple
 PARTS = ("files", "prototxt", "losses", "layers", "net", "converters", "train", "paper", "cli", "pycaffe")
 # The folder of the package itself. It imports parts when they are first used, and no part imports it.
 ROOT_PACKAGE = "imae"
-# Distributions that setup.py asks for, with the modules that they install.
+# Distributions that pyproject.toml asks for, with the modules that they install.
 DEPENDENCIES = {
     "torch": ("torch", "torchgen", "functorch"),
     "numpy": ("numpy",),
@@ -53,7 +53,6 @@ NAMES_MADE = {
     "prototxt/broken_plugins.py": "the packages of plugins, found and not imported",
     "layers/registry.py": "the drawers and the packages of plugins",
     "layers/utility/python.py": "the user's modules",
-    "net/kernels/native.py": "the library that was built beside it",
     "cli/main.py": "the modules in its table of commands, which are checked themselves",
     "pycaffe/visible_names.py": "Python packages that Caffe's modules show",
 }
