@@ -174,10 +174,10 @@ class Preprocessing:
                 transform.CopyFrom(self.transform)
                 transform.crop_size = height
                 made = replace(self, transform=transform)
-        got = made.prepared_size(shape)
-        if got is not None and got != (height, width):
+        prepared = made.prepared_size(shape)
+        if prepared is not None and prepared != (height, width):
             raise DataError(
-                f"images would be prepared as {size_text(got)} ({made.steps()}), and the input "
+                f"images would be prepared as {size_text(prepared)} ({made.steps()}), and the input "
                 f"{made.name!r} is {size_text((height, width))}; give another crop_size, mean or --resize"
             )
         return made
@@ -311,7 +311,7 @@ class PreprocessingOptions:
 
     @property
     def given(self) -> bool:
-        """Whether something is said."""
+        """Whether any of them is set."""
         return any(x is not None for x in (self.transform, self.mean, self.resize, self.channels))
 
     def apply(self, own: Preprocessing | None, shape: InputShape) -> Preprocessing | None:

@@ -223,14 +223,15 @@ def quantize_file(
             result = join_models(front, result)
     except session_errors() as error:
         raise ExportError(f"{model}: {first_line(error)}") from error
-    said = {p.key: p.value for p in original.metadata_props}
+    metadata = {p.key: p.value for p in original.metadata_props}
     if preprocessing.given and prepared is not None:
-        said = {key: value for key, value in said.items() if not key.startswith(PREFIX)} | prepared.metadata()
-    said[QUANTIZED] = to
+        kept = {key: value for key, value in metadata.items() if not key.startswith(PREFIX)}
+        metadata = kept | prepared.metadata()
+    metadata[QUANTIZED] = to
     if calibrate:
         database = os.path.basename(os.path.normpath(os.fspath(calibrate)))
-        said[QUANTIZED] += f", calibrated on {sum(counts)} records of {database}"
-    onnx.helper.set_model_props(result, said)
+        metadata[QUANTIZED] += f", calibrated on {sum(counts)} records of {database}"
+    onnx.helper.set_model_props(result, metadata)
     for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
         setattr(result, field, getattr(original, field))
     result.graph.name, result.graph.doc_string = original.graph.name, original.graph.doc_string

@@ -115,10 +115,10 @@ def open_session(
     if not os.path.isfile(path):
         raise ExportError(f"{path}: no such file")
     check_utf8(os.fsdecode(path), f"{path}: ONNX Runtime cannot open it; rename the file or folder")
-    wanted = {
+    providers = {
         name.removesuffix("ExecutionProvider").lower(): name for name in onnxruntime.get_all_providers()
     }
-    name = wanted.get(provider.lower())
+    name = providers.get(provider.lower())
     available = [p.removesuffix("ExecutionProvider") for p in onnxruntime.get_available_providers()]
     if name is None or name.removesuffix("ExecutionProvider") not in available:
         raise DeviceError(
@@ -251,15 +251,17 @@ def _limited_memory(provider: str) -> AbstractContextManager[None]:
     return within_free_memory() if provider == "CPUExecutionProvider" else nullcontext()
 
 
-def output_name(session: onnxruntime.InferenceSession, wanted: str | None, option: str = "--output") -> str:
-    """`wanted`, or the only output; ExportError where the model has no such output."""
+def output_name(session: onnxruntime.InferenceSession, name: str | None, option: str = "--output") -> str:
+    """`name`, or the only output; ExportError where the model has no such output."""
     names: list[str] = [output.name for output in session.get_outputs()]
-    if wanted is None and len(names) == 1:
+    if name is None and len(names) == 1:
         return names[0]
-    if wanted not in names:
-        got = "it has several" if wanted is None else f"there is no {wanted!r}"
-        raise ExportError(f"one output of the model is needed, {got}; use {option} with {', '.join(names)}")
-    return wanted
+    if name not in names:
+        problem = "it has several" if name is None else f"there is no {name!r}"
+        raise ExportError(
+            f"one output of the model is needed, {problem}; use {option} with {', '.join(names)}"
+        )
+    return name
 
 
 def image_shape(session: onnxruntime.InferenceSession) -> list[int | str]:
@@ -274,15 +276,15 @@ def image_shape(session: onnxruntime.InferenceSession) -> list[int | str]:
 
 def check_shape(feed: Any, shape: tuple[int, ...]) -> None:
     """DataError where a batch of this shape does not fit the model's input."""
-    wanted = feed.shape
-    if len(wanted) != len(shape) or any(
-        isinstance(w, int) and w != d for w, d in zip(wanted, shape, strict=True)
+    expected = feed.shape
+    if len(expected) != len(shape) or any(
+        isinstance(size, int) and size != actual for size, actual in zip(expected, shape, strict=True)
     ):
         instead = "a transform with another crop_size"
         if feed.type == "tensor(uint8)":
             instead = "a model that was exported with --embed-resize"
         raise DataError(
-            f"the model's input {feed.name!r} is {wanted}, a batch of these images is {list(shape)}; use "
+            f"the model's input {feed.name!r} is {expected}, a batch of these images is {list(shape)}; use "
             f"images of that size, or {instead}"
         )
 

@@ -216,30 +216,30 @@ class CaffeModule(nn.Module):
     def _compute(
         self, inputs: Sequence[Tensor], named: Mapping[str, Tensor], kept: Sequence[str]
     ) -> Tensor | dict[str, Tensor]:
-        values = self._net[0](self._given(inputs, named), keep=self._known(kept), plan=self._plan)
+        values = self._net[0](self._feeds(inputs, named), keep=self._known(kept), plan=self._plan)
         if len(self.outputs) == 1 and not kept:
             (output,) = self.outputs
             result: Tensor = values[output]
             return result
         return {name: values[name] for name in dict.fromkeys((*self.outputs, *kept))}
 
-    def _given(self, inputs: Sequence[Tensor], named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _feeds(self, inputs: Sequence[Tensor], named: Mapping[str, Tensor]) -> dict[str, Tensor]:
         net, names = self._net[0], list(self.inputs)
         if len(inputs) > len(names):
             raise LayerError(
                 f"net {net.name!r} has the inputs {', '.join(names) or 'none'}; got {len(inputs)} tensors"
             )
-        given = dict(zip(names, inputs, strict=False))
+        feeds = dict(zip(names, inputs, strict=False))
         for name, value in named.items():
             if name not in names:
                 raise LayerError(f"net {net.name!r} has no input {name!r}{did_you_mean(name, names)}")
-            if name in given:
+            if name in feeds:
                 raise LayerError(f"net {net.name!r}: input {name!r} is given twice")
-            given[name] = value
-        for name, value in given.items():
+            feeds[name] = value
+        for name, value in feeds.items():
             if not isinstance(value, Tensor):
                 raise LayerError(f"input {name!r} must be a torch.Tensor, got {type(value).__name__}")
-        return given
+        return feeds
 
     def _known(self, names: Sequence[str]) -> Sequence[str]:
         for name in names:
