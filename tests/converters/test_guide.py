@@ -95,7 +95,7 @@ IMAGES = {
     "data/test_split/10010-C.jpg": (26, 20),
     "qr.png": (48, 64),
     "small.jpg": (26, 85),
-    "people.jpg": (50, 33),
+    "people.png": (50, 33),
     "cat.jpg": (36, 48),
 }
 
@@ -126,22 +126,26 @@ def folder(heading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     for name, size in IMAGES.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(name, cv2.resize(generator.integers(0, 256, (6, 8, 3), np.uint8), size[::-1]))
-    Path("names.txt").write_text("".join(f"letter{i}\n" for i in range(56)))
-    Path("ages.txt").write_text("".join(f"{i}-{i + 1}\n" for i in range(8)))
-    Path("test.txt").write_text("10010-C.jpg 13\n")
-    mean = generator.uniform(90, 130, (1, 3, 256, 256)).astype(np.float32)
-    Path("mean.binaryproto").write_bytes(blob_from_array(mean).SerializeToString())
+    if heading == "Five minutes":
+        Path("label.txt").write_text("".join(f"{i}-letter{i}\n" for i in range(56)))
+        Path("test.txt").write_text("10010-C.jpg 13\n")
+    elif heading == "Age and gender":
+        Path("ages.txt").write_text("".join(f"{i}-{i + 1}\n" for i in range(8)))
+        mean = generator.uniform(90, 130, (1, 3, 256, 256)).astype(np.float32)
+        Path("mean.binaryproto").write_bytes(blob_from_array(mean).SerializeToString())
     return tmp_path
 
 
-def run_commands(heading: str) -> None:
-    for language, text in blocks(heading):
-        if language == "sh":
-            for line in text.splitlines():
-                if line.startswith("imae "):
-                    assert main(shlex.split(line)[1:]) == 0, line
-                else:
-                    subprocess.run(line, shell=True, check=True)
+def commands(heading: str) -> list[str]:
+    return [line for language, text in blocks(heading) if language == "sh" for line in text.splitlines()]
+
+
+def run_lines(lines: list[str]) -> None:
+    for line in lines:
+        if line.startswith("imae "):
+            assert main(shlex.split(line)[1:]) == 0, line
+        else:
+            subprocess.run(line, shell=True, check=True)
 
 
 @pytest.mark.parametrize("heading", NETS)
@@ -153,7 +157,7 @@ def test_the_commands_print_what_is_shown(
         assert main(["export", "--model", "deploy.prototxt", "--output", "x.onnx"]) == 2
         assert shown[0].split(": ", 2)[2] in capfd.readouterr().err
         del shown[0]
-    run_commands(heading)
+    run_lines(commands(heading))
     printed = set(map(shape_of, capfd.readouterr().out.splitlines()))
     assert shown and [line for line in shown if shape_of(line) not in printed] == []
 
@@ -165,8 +169,9 @@ def test_opencv_gives_what_imae_run_gives(
 ) -> None:
     (code,) = (text for language, text in blocks(heading) if language == "python")
     # the last export of the first section is of another preparation, which its code does not have
-    (first, *_) = (text for language, text in blocks(heading) if language == "sh" and "export" in text)
-    assert main(shlex.split(first.splitlines()[0])[1:]) == 0
+    lines = commands(heading)
+    first = next(index for index, line in enumerate(lines) if line.startswith("imae export"))
+    run_lines([line for line in lines[: first + 1] if not line.startswith("imae doctor")])
     capfd.readouterr()
     names: dict[str, object] = {}
     exec(compile(code, "the guide", "exec"), names)
