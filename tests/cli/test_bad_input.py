@@ -295,7 +295,7 @@ EXPORTS = [
         'layer { name: "r" type: "Reshape" bottom: "fc" top: "r" reshape_param { shape { dim: 8 dim: -1 } } }'
         'layer { name: "last" type: "InnerProduct" bottom: "r" top: "last" '
         "inner_product_param { num_output: 2 } }",
-        "cannot run with a batch of 1: ",
+        "cannot run with a batch of 3: ",
     ),
     (
         'layer { name: "bn" type: "BatchNorm" bottom: "fc" top: "fc" '

@@ -95,7 +95,7 @@ def test_a_net_for_one_batch_size_is_told_to_fix_it(here: Path, capsys: pytest.C
     Path("net.prototxt").write_text(LRCN)
     assert main(EXPORT) == 2
     line = last_line(capsys)
-    assert "cannot run with a batch of 1: layer 'steps' (Reshape)" in line
+    assert "cannot run with a batch of 3: layer 'steps' (Reshape)" in line
     assert line.endswith("; if it is for one batch size only, use --fixed-batch")
     assert main([*EXPORT, "--fixed-batch"]) == 0
     assert "batch sizes 4:" in capsys.readouterr().out
