@@ -25,7 +25,7 @@ cuts the net after the layer that makes the blob pool5, and after the layers tha
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from imae.cli.description_options import (
@@ -40,9 +40,9 @@ from imae.cli.page_options import add_page_options, check_page_options, write_ch
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
 from imae.converters.deploy import InputShape
 from imae.converters.embed import Embedding
-from imae.converters.export_onnx import DEFAULT_OPSET, Export, ExportOptions, export_file
+from imae.converters.export_onnx import DEFAULT_OPSET, ExportOptions, export_file
 from imae.converters.export_torch import Target, export_torch
-from imae.converters.preprocessing import size_text
+from imae.converters.preprocessing import Preprocessing, size_text
 from imae.files.errors import ExportError, printable
 from imae.layers.layer import Shape
 
@@ -179,7 +179,12 @@ def run(args: argparse.Namespace) -> None:
         layers = ", ".join(result.from_fillers) if args.weights else f"all {len(result.from_fillers)} layers"
         why = f"{args.weights} lacks them" if args.weights else "no --weights were given"
         print(f"NO TRAINED WEIGHTS: {why}, so {printable(layers)} have the values of their fillers")
-    _print_preparation(result)
+    shapes = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in result.model.graph.input
+        if value.name in result.inputs
+    }
+    _print_preparation(result.preprocessing, shapes)
     if result.moved is not None:
         print(
             "the model resizes random images as OpenCV does, but for one grey level in "
@@ -202,14 +207,8 @@ def run(args: argparse.Namespace) -> None:
     write_chosen_page(args, result)
 
 
-def _print_preparation(result: Export) -> None:
-    """Print how images are prepared for the model, or that nothing says it."""
-    shapes = {
-        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in result.model.graph.input
-        if value.name in result.inputs
-    }
-    known = result.preprocessing
+def _print_preparation(known: Preprocessing | None, shapes: Mapping[str, Sequence[int | str]]) -> None:
+    """Print how images are prepared for a model with inputs of these shapes, or that nothing says it."""
     if known is not None:
         print(f"images: {known.steps_for(shapes[known.name])}")
     elif [len(shape) == 4 and shape[1] in (1, 3) for shape in shapes.values()] == [True]:
@@ -238,6 +237,7 @@ def _run_torch(args: argparse.Namespace, to: Target) -> None:
         preprocessing=chosen_preprocessing(args),
     )
     print(f"wrote {args.output}: {result.tensors} tensors, {result.values} values")
+    _print_preparation(result.preprocessing, result.inputs)
     if result.difference is None:
         print("read again: the same keys, shapes and bits as the net's")
     elif not result.largest:

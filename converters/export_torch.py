@@ -25,7 +25,7 @@ from torch import Tensor
 from imae.converters.check_onnx import batch_axes, random_inputs
 from imae.converters.deploy import InputShape
 from imae.converters.describe_model import source_metadata
-from imae.converters.preprocessing import NOTHING, PreprocessingOptions
+from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions
 from imae.converters.torch_module import CaffeModule, make_module
 from imae.files.atomic import write_atomically
 from imae.files.errors import ExportError, LayerError, first_line
@@ -49,6 +49,8 @@ class TorchExport:
                  of weights alone: None, they are the same bits
     largest      largest absolute value among the net's outputs there
     batch_sizes  that were compared
+    preprocessing
+                 how images are prepared for the net; None: nothing says it
     """
 
     tensors: int
@@ -57,6 +59,7 @@ class TorchExport:
     difference: float | None = None
     largest: float = 0.0
     batch_sizes: tuple[int, ...] = ()
+    preprocessing: Preprocessing | None = None
 
 
 def export_torch(
@@ -97,6 +100,7 @@ def export_torch(
     else:
         data, result = _program(module, metadata, dynamic_batch)
     write_atomically(Path(output), data)
+    result.preprocessing = module.preprocessing
     return result
 
 

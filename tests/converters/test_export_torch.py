@@ -25,6 +25,7 @@ from imae.prototxt import NetParameter
 from imae.prototxt.text import parse_net, read_net, to_text
 
 COMMAND = ["export", "--model", "net.prototxt", "--weights", "w.caffemodel", "--input-shape", "3,11,9"]
+IMAGES = "images: resized to 11x9 (the input's size), BGR 0..255, minus 100, times 0.02"
 
 
 @pytest.fixture
@@ -57,6 +58,7 @@ def test_safetensors(module: CaffeModule, capsys: pytest.CaptureFixture[str]) ->
     assert main([*COMMAND, "--output", "net.safetensors"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "wrote net.safetensors: 8 tensors, 371 values",
+        IMAGES,
         "read again: the same keys, shapes and bits as the net's",
     ]
     state = safetensors.torch.load_file("net.safetensors")
@@ -75,7 +77,8 @@ def test_pt2(module: CaffeModule, capsys: pytest.CaptureFixture[str], fixed: boo
     lines = capsys.readouterr().out.splitlines()
     sizes = "batch sizes 1" if fixed else "batch sizes 1, 3"
     assert lines[0] == "wrote net.out: 8 tensors, 371 values"
-    assert lines[1].startswith(f"largest difference from the net, {sizes}: 0 (values up to ")
+    assert lines[1] == IMAGES
+    assert lines[2].startswith(f"largest difference from the net, {sizes}: 0 (values up to ")
     extra = {METADATA_FILE: ""}
     program = torch.export.load("net.out", extra_files=extra)
     x = torch.randn(1 if fixed else 5, *SHAPE)
