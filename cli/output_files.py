@@ -16,7 +16,7 @@ def check_output_files(outputs: Mapping[str, AnyPath | None], inputs: Iterable[A
     outputs   option -> the file that it names; None and "-" name none
     inputs    the files that the command reads
     """
-    read = {os.path.realpath(path) for path in inputs if path is not None}
+    read = {os.path.realpath(path) for path in inputs if path is not None and "\0" not in os.fsdecode(path)}
     options: dict[str, str] = {}
     for option, path in outputs.items():
         if path is None or path == "-" or "\0" in os.fsdecode(path):

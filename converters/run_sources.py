@@ -23,10 +23,11 @@ from typing import NamedTuple
 from imae.files.errors import DataError
 from imae.files.file_kinds import mistaken_for
 from imae.files.nearest import did_you_mean
-from imae.files.read import AnyPath, read_bytes
+from imae.files.read import AnyPath, file_size, open_to_read
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LISTS = (".txt", ".lst", ".list")
+LARGEST_LIST = 1 << 28  # bytes: several million images
 WILDCARD = re.compile(r"[*?[]")
 SYNSET = re.compile(r"(n\d{8})\s+(.*)", re.DOTALL)
 
@@ -135,9 +136,12 @@ def _images_in(folder: str) -> Iterable[str]:
 def _listed(path: str, root_folder: AnyPath | None) -> list[ImageFile]:
     """The images of a list; DataError where it cannot be read, or is empty."""
     try:
-        data = read_bytes(path)
+        with open_to_read(path) as file:
+            if (size := file_size(file)) > LARGEST_LIST:
+                raise DataError(f"the list '{path}' has {size} bytes; at most {LARGEST_LIST} are read")
+            data = file.read(size)
     except OSError as error:
-        raise DataError(f"cannot read the list '{path}': {error.strerror}") from None
+        raise DataError(f"cannot read the list '{path}': {error.strerror or error}") from None
     if mistaken := mistaken_for(data):
         raise DataError(f"the list '{path}': expected lines of a path and a label{mistaken}")
     root = os.path.dirname(path) if root_folder is None else os.fsdecode(root_folder)

@@ -310,6 +310,7 @@ def test_files_folders_patterns_and_lists(here: Path) -> None:
         (["empty.txt"], "the list 'empty.txt' is empty"),
         (["lost.txt"], "the list 'lost.txt': there is no 'a.png', nor another of its 2 images; give --root"),
         (["zero.txt"], "zero.txt:1: there is a zero byte"),
+        (["huge.txt"], "the list 'huge.txt' has 4294967296 bytes; at most 268435456 are read"),
         (["img.txt"], "the list 'img.txt': expected lines of a path and a label; it is"),
     ],
 )
@@ -318,6 +319,8 @@ def test_images_that_are_not_there(here: Path, arguments: list[str], message: st
     Path("empty.txt").write_text("\n")
     Path("lost.txt").write_text("a.png 1\nb.png 2\n")
     Path("zero.txt").write_text("a\0.png 1\n")
+    with open("huge.txt", "wb") as file:
+        file.truncate(1 << 32)  # no disk is used
     Path("img.txt").write_bytes(Path("img/red/0.png").read_bytes())
     with pytest.raises(DataError, match=re.escape(message)):
         find_images(arguments)
@@ -770,6 +773,7 @@ def test_bad_options(
     here: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     assert message in refused(capsys, "net.onnx", "img", *options)
+    assert "there is no image, folder or list" in refused(capsys, "net.onnx", "a\0b", "--json", "r")
 
 
 def test_names_do_nothing_to_a_terminal(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
