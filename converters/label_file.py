@@ -154,7 +154,10 @@ def _read_array(file: IO[bytes], size: int) -> NDArray[Any]:
     if header is None:
         raise ValueError(f"its head is {head[:100]!r}, that of a list of whole numbers or keys is needed")
     shape = tuple(int(number) for number in header["shape"].split(b",") if number.strip())
-    dtype = np.dtype(header["descr"].decode())
+    try:
+        dtype = np.dtype(header["descr"].decode())
+    except TypeError as error:  # f1, b2: sizes that no number has
+        raise ValueError(str(error)) from None
     content = file.read()
     if len(content) != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{len(content)} bytes for an array of {dtype} with shape {shape}")

@@ -374,9 +374,13 @@ def _record(sweep: Sweep, run: Run, folder: Path, own: Path) -> Record:
     numbers = read_log(own / "log")
     training = summarise(run.name, numbers)
     outputs = {}
+    solver = read_solver_dialect(own / "solver.prototxt", None)
     for curve in test_curves(numbers):
         values = dict(sorted(dict(zip(curve.iterations, curve.values, strict=True)).items()))
-        outputs[curve.label] = {"iterations": list(map(float, values)), "values": list(values.values())}
+        outputs[output_name(curve.label, solver)] = {
+            "iterations": list(map(float, values)),
+            "values": list(values.values()),
+        }
     wrong = count = 0
     if run.rate:
         path = clean_labels_path(noisy_lmdb(sweep, run.rate, folder))
@@ -392,6 +396,15 @@ def _record(sweep: Sweep, run: Run, folder: Path, own: Path) -> Record:
         train_loss=training.loss,
         outputs=outputs,
     )
+
+
+def output_name(label: str, solver: SolverParameter) -> str:
+    """The name of a test output; of one of several test nets with the net's stages, where it has some."""
+    match = re.search(r" \(test net #(\d+)\)$", label)
+    net = int(match[1]) if match else 0
+    if not 1 < len(solver.test_state) > net or not solver.test_state[net].stage:
+        return label
+    return f"{label[: match.start()] if match else label} ({', '.join(solver.test_state[net].stage)})"
 
 
 def read_record(path: Path) -> Record:

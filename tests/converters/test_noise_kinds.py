@@ -23,7 +23,7 @@ from imae.converters.instance_noise import (
     standardised_pixels,
     wrong_labels,
 )
-from imae.converters.label_file import read_matrix
+from imae.converters.label_file import read_labels, read_matrix
 from imae.converters.lmdb_writer import write_lmdb
 from imae.files.errors import DataError, ImaeError
 from imae.layers.data.lmdb_source import open_lmdb
@@ -105,6 +105,15 @@ def test_an_lmdb_by_a_matrix(tmp_path: Path) -> None:
         assert kept["clean"].tolist() == clean
     assert settings["transitions"] == MATRIX.tolist()
     assert (settings["noise"], settings["seed"], settings["classes"]) == ("matrix", 4, 3)
+
+
+@pytest.mark.parametrize("kind", [b"<f1", b"|b2"])
+def test_a_number_of_a_size_that_no_number_has(kind: bytes, tmp_path: Path) -> None:
+    head = b"{'descr': '%s', 'fortran_order': False, 'shape': (1, 1), }\n" % kind
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\1\0" + len(head).to_bytes(2, "little") + head + b"\0")
+    for read in (read_matrix, read_labels):
+        with pytest.raises(DataError, match=r"cannot read the .*: expected .*: "):
+            read(str(tmp_path / "a.npy"))
 
 
 @pytest.mark.parametrize(

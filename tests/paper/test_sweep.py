@@ -14,7 +14,7 @@ import pytest
 from imae.cli.main import main
 from imae.converters.label_file import read_labels
 from imae.paper import processes, sweep
-from imae.paper.sweep import Run, all_runs, prepared_net, read_record, read_sweep, tables
+from imae.paper.sweep import Run, all_runs, output_name, prepared_net, read_record, read_sweep, tables
 from imae.prototxt import NetParameter, SolverParameter
 from imae.prototxt.text import read_net, read_text
 
@@ -146,6 +146,19 @@ def test_the_nets_data_layers_may_name_another_lmdb() -> None:
     read = read_sweep("s.toml")
     net, _ = prepared_net(read, Run("CCE", 0, 1), Path("noisy"))
     assert [layer.data_param.source for layer in net.layer[:2]] == ["data/digits_train_lmdb", "noisy"]
+
+
+def test_outputs_have_the_names_of_the_test_nets_stages() -> None:
+    solver = SolverParameter()
+    assert output_name("accuracy (test net #1)", solver) == "accuracy (test net #1)"
+    solver.test_state.add(stage=["test"])
+    assert output_name("accuracy", solver) == "accuracy"
+    solver.test_state.add(stage=["train"])
+    solver.test_state.add()
+    names = ["accuracy", "accuracy (test net #1)", "accuracy (test net #2)"]
+    assert [output_name(name, solver) for name in names] == [
+        *("accuracy (test)", "accuracy (train)", "accuracy (test net #2)")
+    ]
 
 
 def test_the_files_of_a_run(started: list[str]) -> None:
