@@ -502,7 +502,7 @@ def test_such_a_model_takes_no_transform(
         ("imae.input.name", "data", "the input 'data', and the model has 'image': tensor(uint8)"),
         ("imae.transform_param", "scale: 2", "a model that takes bytes prepares them itself; scale must not"),
         ("imae.input.resize", "0x0", "must be HxW"),
-        ("imae.input.resize", "9x9", "the model's input 'image' is ['batch', 10, 12, 3]"),
+        ("imae.input.resize", "9x9", "images would be prepared as 9x9 (resized to 9x9"),
     ],
 )
 def test_damaged_metadata(

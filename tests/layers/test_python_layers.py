@@ -61,6 +61,7 @@ RUNS = {
     "test": ["test", "--model", "net.prototxt", "--weights", "w.caffemodel", "--iterations", "1"],
     "time": ["time", "--model", "net.prototxt", "--iterations", "1"],
     "export": ["export", "--model", "net.prototxt", "--weights", "w.caffemodel", "--output", "net.onnx"],
+    "summary": ["summary", "--model", "net.prototxt"],
     "extract-features": ["extract-features", "w.caffemodel", "net.prototxt", "ip", "features", "1", "lmdb"],
 }
 FORBIDDEN = (
