@@ -42,6 +42,7 @@ from imae.converters.deploy import InputShape
 from imae.converters.embed import Embedding
 from imae.converters.export_onnx import DEFAULT_OPSET, ExportOptions, export_file
 from imae.converters.export_torch import Target, export_torch
+from imae.converters.onnx_values import value_shape
 from imae.converters.preprocessing import Preprocessing, size_text
 from imae.files.errors import ExportError, printable
 from imae.layers.layer import Shape
@@ -180,7 +181,7 @@ def run(args: argparse.Namespace) -> None:
         why = f"{args.weights} lacks them" if args.weights else "no --weights were given"
         print(f"NO TRAINED WEIGHTS: {why}, so {printable(layers)} have the values of their fillers")
     shapes = {
-        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        value.name: value_shape(value) or []
         for value in result.model.graph.input
         if value.name in result.inputs
     }
@@ -197,10 +198,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"{sides} free{steps}")
         sizes += f", images also of {', '.join(map(size_text, result.sizes))}"
     if len(result.not_compared) < len(result.outputs):
-        print(
-            f"largest difference from the net, {sizes}: {result.difference:.3g} (values up to "
-            f"{result.largest:.3g})"
-        )
+        _print_difference(sizes, result.difference, result.largest)
     for name, why in result.not_compared.items():
         print(f"NOTHING WAS COMPARED of output {printable(name)}, {sizes}: {why}")
     write_chosen_card(args, result)
@@ -244,10 +242,11 @@ def _run_torch(args: argparse.Namespace, to: Target) -> None:
         print("NOTHING WAS COMPARED: the net's outputs are 0 everywhere on random inputs")
     else:
         sizes = f"batch sizes {', '.join(map(str, result.batch_sizes))}"
-        print(
-            f"largest difference from the net, {sizes}: {result.difference:.3g} (values up to "
-            f"{result.largest:.3g})"
-        )
+        _print_difference(sizes, result.difference, result.largest)
+
+
+def _print_difference(sizes: str, difference: float, largest: float) -> None:
+    print(f"largest difference from the net, {sizes}: {difference:.3g} (values up to {largest:.3g})")
 
 
 def read_shapes(texts: Sequence[str]) -> InputShape | None:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -25,6 +25,9 @@ from imae.converters.onnx_builds import warn_of_two_builds
 from imae.files.errors import ExportError, LayerError, first_line
 from imae.layers.layer import Layer, Shape
 from imae.net.net import Net
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 # Allowed difference of ONNX Runtime from the net, relative to the largest output: kernels round differently.
 ALLOWED = 1e-3
@@ -84,10 +87,6 @@ def check_batch(
 ) -> Check:  # fmt: skip
     """The same on these inputs of the net; `model_feeds`: of the model, where they are others."""
     warn_of_two_builds()
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     try:
         expected = _run(net, feeds, outputs)
     except (LayerError, RuntimeError) as error:
@@ -97,9 +96,7 @@ def check_batch(
         ) from error
     places = sorted({*decisions.values()} - {*outputs})
     try:
-        session = onnxruntime.InferenceSession(
-            _with_outputs(model, places).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = cpu_session(_with_outputs(model, places))
         values = session.run([*outputs, *places], feeds if model_feeds is None else dict(model_feeds))
     except session_errors() as error:
         raise ExportError(
@@ -359,6 +356,17 @@ def _first_pass(net: Net) -> Iterator[None]:
     finally:
         for layer, name, buffer in kept:
             setattr(layer, name, buffer)
+
+
+def cpu_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """A quiet session on the CPU; one of `session_errors` where ONNX Runtime cannot run the model."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 def session_errors() -> tuple[type[Exception], ...]:

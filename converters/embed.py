@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from imae.converters.check_onnx import ALLOWED, BATCHES, Check, check_batch, open_axes
-from imae.converters.model_parts import prepare, split_model
+from imae.converters.model_parts import preparation, split_model
 from imae.converters.onnx_values import value_shape
 from imae.converters.preprocessing import (
     GRAY,
@@ -386,7 +386,7 @@ def check_embedded(
     def prepared_batch(number: int, height: int, width: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         generator = np.random.default_rng([size, number])
         images = generator.integers(0, 256, (size, height, width, blob_shape[1]), np.uint8)
-        prepared = prepare(front, images)
+        prepared = preparation(front)(images)
         shares.append(_compare_prepared(embedded, images, prepared))
         return images, prepared
 

@@ -5,14 +5,14 @@ The first part makes prepared images of bytes; the second one is the net.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from imae.converters.check_onnx import session_errors
+from imae.converters.check_onnx import cpu_session, session_errors
 from imae.converters.preprocessing import PREPARED, Preprocessing
 from imae.files.errors import ExportError, first_line
 
@@ -95,17 +95,23 @@ def join_models(front: onnx.ModelProto, rest: onnx.ModelProto) -> onnx.ModelProt
     return model
 
 
-def prepare(front: onnx.ModelProto, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def preparation(front: onnx.ModelProto) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     """What the first part of a model makes of bytes (N, H, W, C): (N, C, h, w)."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
+    name = front.graph.input[0].name
     try:
-        session = onnxruntime.InferenceSession(
-            front.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        prepared: NDArray[np.float32] = session.run(None, {front.graph.input[0].name: images})[0]
+        session = cpu_session(front)
     except session_errors() as error:
-        raise ExportError(f"ONNX Runtime cannot prepare images by the model: {first_line(error)}") from error
-    return prepared
+        raise _unprepared(error) from error
+
+    def prepare(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        try:
+            prepared: NDArray[np.float32] = session.run(None, {name: images})[0]
+        except session_errors() as error:
+            raise _unprepared(error) from error
+        return prepared
+
+    return prepare
+
+
+def _unprepared(error: Exception) -> ExportError:
+    return ExportError(f"ONNX Runtime cannot prepare images by the model: {first_line(error)}")

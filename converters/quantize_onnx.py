@@ -26,7 +26,7 @@ from onnx import TensorProto
 
 from imae.converters.check_onnx import session_errors
 from imae.converters.describe_model import QUANTIZED
-from imae.converters.model_parts import join_models, prepare, split_model
+from imae.converters.model_parts import join_models, preparation, split_model
 from imae.converters.preprocessing import NOTHING, PREFIX, Preprocessing, PreprocessingOptions
 from imae.converters.run_onnx import (
     UNKNOWN,
@@ -215,7 +215,8 @@ def quantize_file(
         if calibrate and prepared is not None:
             batches = _filled(_counted(calibration(calibrate, prepared, records, feed), counts), feed)
             if front is not None:
-                batches = ((prepare(front, images), labels) for images, labels in batches)
+                prepare = preparation(front)
+                batches = ((prepare(images), labels) for images, labels in batches)
             result = to_int8(net_alone, batches)
         else:
             result = to_fp16(net_alone)

@@ -346,16 +346,21 @@ def chosen_preprocessing(
     """How images are prepared, by the options and the model; a warning where neither says it."""
     prepared = options.apply(model_preprocessing(session, model), shape)
     if prepared is None:
-        prepared = make_preprocessing(TransformationParameter(), num_channels=1 if shape[1] == 1 else 3)
-        channels = prepared.channels
-        logger.warning(
-            "%s: %s. The pixels go in as they are, 0..255, %s", os.fspath(model), UNKNOWN, channels
-        )
+        prepared = pixels_as_they_are(model, shape)
     if not options.given:
         try:
             prepared.fitted(shape)
         except DataError as error:
             raise DataError(f"{os.fspath(model)}: metadata: {error}") from None
+    return prepared
+
+
+def pixels_as_they_are(model: AnyPath, shape: Sequence[int | str]) -> Preprocessing:
+    """The preprocessing for a model with an input of this shape that does not say it; logs a warning."""
+    prepared = make_preprocessing(TransformationParameter(), num_channels=1 if shape[1] == 1 else 3)
+    logger.warning(
+        "%s: %s. The pixels go in as they are, 0..255, %s", os.fspath(model), UNKNOWN, prepared.channels
+    )
     return prepared
 
 

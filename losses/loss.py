@@ -66,8 +66,8 @@ class Loss(nn.Module):
     ) -> Tensor:
         """The losses divided by `count`, summed if `reduce`.
 
-        index   int64 classes in [0, C), shaped like the logits, with size 1 on `axis`, the axis of the
-        classes valid   a mask like `index`, False where a label is ignored; None: none is
+        index   int64 classes in [0, C), shaped like the logits, with size 1 on `axis`, that of the classes
+        valid   a mask like `index`, False where a label is ignored; None: none is
         """
         raise LossError(f"{type(self).__name__} defines no compute")
 

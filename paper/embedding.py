@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -16,7 +14,13 @@ from tqdm import tqdm
 
 from imae.converters.deploy import deploy_net
 from imae.converters.preprocessing import Preprocessing, make_preprocessing
-from imae.converters.run_onnx import UNKNOWN, model_preprocessing, open_session, output_name, run_batch
+from imae.converters.run_onnx import (
+    model_preprocessing,
+    open_session,
+    output_name,
+    pixels_as_they_are,
+    run_batch,
+)
 from imae.files.errors import DataError, ExportError, LayerError
 from imae.files.read import AnyPath
 from imae.layers.caffe_random import CaffeRandom
@@ -27,11 +31,9 @@ from imae.layers.run import Run
 from imae.net.fold import fold_batch_norm
 from imae.net.net import Net
 from imae.net.weights import load_caffemodel
-from imae.prototxt import TEST, NetState, TransformationParameter
+from imae.prototxt import TEST, NetState
 from imae.prototxt.dialects import read_net_text
 from imae.prototxt.state import filter_by_state, in_state
-
-logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 Batch = NDArray[np.float32]
@@ -139,8 +141,7 @@ def onnx_model(path: AnyPath, output: str | None, device: torch.device) -> Model
 
     preparation = model_preprocessing(session, path)
     if preparation is None:
-        logger.warning("%s: %s. The pixels go in as they are, 0..255, BGR", os.fspath(path), UNKNOWN)
-        preparation = make_preprocessing(TransformationParameter(), num_channels=shape[1])
+        preparation = pixels_as_they_are(path, shape)
     return Model(preparation, shape[0] if isinstance(shape[0], int) else None, lambda _: embed)
 
 

@@ -17,7 +17,7 @@ from imae.converters.deploy import deploy_net
 from imae.converters.embed import Embedding, check_embedded, embed_preprocessing
 from imae.converters.export_onnx import NEWEST_OPSET, OLDEST_OPSET, Export, ExportOptions, export_net
 from imae.converters.lmdb_writer import write_lmdb
-from imae.converters.model_parts import join_models, prepare, split_model
+from imae.converters.model_parts import join_models, preparation, split_model
 from imae.converters.preprocessing import Preprocessing, from_metadata, make_preprocessing, read_transform
 from imae.converters.run_onnx import image_batches, lmdb_batches, open_session
 from imae.files.errors import ExportError
@@ -61,7 +61,7 @@ def random_bytes(*shape: int) -> Bytes:
 def inside(export: Export, images: Bytes) -> NDArray[np.float32]:
     """What the model makes of images (N, H, W, C)."""
     assert export.preprocessing is not None
-    return prepare(split_model(export.model, export.preprocessing)[0], images)
+    return preparation(split_model(export.model, export.preprocessing)[0])(images)
 
 
 @pytest.mark.parametrize("opset", [OLDEST_OPSET, 18, NEWEST_OPSET])
@@ -193,7 +193,7 @@ def test_a_net_of_any_size() -> None:
     check_embedded(made, net, ["conv"], 2, (), True, {})
     assert made.preprocessing.resize is None
     images = random_bytes(1, 13, 11, 3)
-    values = prepare(split_model(made.model, made.preprocessing)[0], images)
+    values = preparation(split_model(made.model, made.preprocessing)[0])(images)
     want = (images[..., ::-1].transpose(0, 3, 1, 2) - np.float32(5)) * np.float32(0.5)
     np.testing.assert_array_equal(values, want)
     with pytest.raises(ExportError, match="nothing says a size that images are resized to"):
