@@ -30,7 +30,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ NETS = Path(__file__).with_name("zoo_nets.tsv")
 SUFFIXES = (".prototxt", ".pt", ".caffemodel")
 LARGEST = 1 << 28  # bytes of a file that is looked at
 SECONDS = 600  # for one net
+TIMED_SECONDS = 60  # of them for its timing, about; then it has fewer rounds
+LEAST_ROUNDS = 2
 NOT_SEEN = ("not in the folder", "not tried")
 LONGEST = 200  # characters of what stops a net
 KNOWN = re.compile(r" \(known types: .*\)$")
@@ -235,7 +238,14 @@ def _times(net: Net, model: bytes, outputs: Sequence[str], rounds: int) -> dict[
         with torch.inference_mode():
             net(tensors)
 
-    timings = in_turns({"net": forward, "ort": lambda: session.run(list(outputs), feeds)}, rounds)
+    ways: dict[str, Callable[[], object]] = {
+        "net": forward,
+        "ort": lambda: session.run(list(outputs), feeds),
+    }
+    begun = time.perf_counter()
+    in_turns(ways, rounds=1, warm_up=0)
+    rounds = min(rounds, max(LEAST_ROUNDS, int(TIMED_SECONDS / (time.perf_counter() - begun))))
+    timings = in_turns(ways, rounds, warm_up=1)
     return {
         "ms": 1e3 * timings["net"].median,
         "ort_ms": 1e3 * timings["ort"].median,
