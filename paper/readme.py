@@ -102,7 +102,7 @@ def _cell(paper: float | None, results: Results, run: Run, measure: str) -> str:
 
 def _claims(results: Results) -> str:
     """The number of the paper's claims that hold, and a list of those that do not."""
-    checked = [(claim, claim.check(results)) for claim in CLAIMS]
+    checked = [(claim, claim.check(results)) for claim in CLAIMS if claim.counts]
     held = sum(verdict.verdict == HELD for _, verdict in checked)
     judged = sum(verdict.verdict != NO_DATA for _, verdict in checked)
     fallen = {claim: verdict for claim, verdict in checked if verdict.verdict == NOT_HELD}

@@ -158,9 +158,12 @@ class Results:
             run = run.under(self.setting.protocol)
         return self.runs.get(run, ())
 
-    def sample(self, run: Run, measure: str) -> Sample | None:
-        """A measure of all seeds of a run; None if there is no record, or none with this number."""
-        records = self.seeds(run)
+    def sample(self, run: object, measure: str) -> Sample | None:
+        """A measure of all seeds of a run; None if there is no record, or none with this number.
+
+        A key of numbers that are none of our runs (claims.Elsewhere) has no record.
+        """
+        records = self.seeds(run) if isinstance(run, Run) else ()
         _, read, images = MEASURES[measure]
         values = [100 * value for record in records if (value := read(record)) is not None]
         return Sample(tuple(values), images(records[0])) if values else None

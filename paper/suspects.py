@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from imae.paper.claims import ALIKE, Claim, Comparison, Quantity, measured
+from imae.paper.claims import ALIKE, Claim, Comparison, Key, Quantity, measured
 from imae.paper.experiments import (
     BASE_LR,
     CLEAN_T,
@@ -67,8 +67,10 @@ class WithSpreadOfBase:
     def __init__(self, results: Results) -> None:
         self._results, self.digits = results, results.digits
 
-    def sample(self, run: Run, measure: str) -> Sample | None:
+    def sample(self, run: Key, measure: str) -> Sample | None:
         """As Results.sample, with the spread of the base."""
+        if not isinstance(run, Run):
+            return None
         sample, base = self._results.sample(run, measure), self._results.sample(run.base, measure)
         if sample is None or base is None or base.spread is None or not run.changes or len(sample.values) > 1:
             return sample

@@ -18,6 +18,7 @@ from imae.files.read import AnyPath
 from imae.paper import exact
 from imae.paper.authors_logs import authors_runs, chosen, difference, read_curve
 from imae.paper.claims import CLAIMS, NO_DATA, by_text
+from imae.paper.evidence import COMMANDS, EVIDENCE
 from imae.paper.expected import (
     CIFAR100_NOISE,
     LATER_TABLE_5,
@@ -541,6 +542,31 @@ def claim_tables(records: Sequence[Record], shown: str | None = None) -> list[Ta
     return made
 
 
+def evidence_table(shown: str | None = None) -> Table | None:
+    """The claims that need no training of ours, of this table or figure; None if there are none."""
+    rows = []
+    items = [item for item in EVIDENCE if shown in (None, *item.claim.shown)]
+    for item in sorted(items, key=lambda item: [e.claim.text for e in items].index(item.claim.text)):
+        verdicts = item.printed, item.checked
+        numbers = item.checked.numbers or item.printed.numbers
+        words = (NOTHING if verdict.verdict == NO_DATA else verdict.verdict for verdict in verdicts)
+        rows.append((item.claim.text, f"{item.of}, {item.claim.where}", item.claim.source, *words, numbers))
+    if not rows:
+        return None
+    commands = "; ".join(f"{of}: {COMMANDS[of]}" for of in dict.fromkeys(item.of for item in items))
+    return Table(
+        "Claims that need no training of ours",
+        tuple(("", name) for name in ("claim", "about", "source", "printed", "logs or formulas", "numbers")),
+        tuple(rows),
+        (
+            "Printed: by the numbers that the paper, its later version or DM print. Logs or formulas: by the "
+            "authors' own 48 logs (CIFAR-100), by formulas computed here (weights). What gives our own "
+            f"numbers: {commands}.",
+        ),
+        keys=6,
+    )
+
+
 def print_table(
     name: str,
     records: Sequence[Record],
@@ -558,7 +584,9 @@ def print_table(
     printed = tables(name, records, mars)
     if log is not None:
         printed = [log_table(log, noise, loss), *printed]
-    print("\n\n".join(markdown(table) for table in [*printed, *claim_tables(records, name)]))
+    evidence = evidence_table(name)
+    judged = [*claim_tables(records, name), *([evidence] if evidence else [])]
+    print("\n\n".join(markdown(table) for table in [*printed, *judged]))
 
 
 def markdown(table: Table) -> str:

@@ -163,6 +163,7 @@ def test_the_grids_of_tables_1_2_and_6_are_whole() -> None:
 # Which of its claims the paper's own tables bear out, worked out by hand from the printed numbers.
 EXCEPTIONS = {
     "IMAE's final test accuracy is above": "ResNet-20, 20 %",  # 84.6 against MAE's 87.8
+    "The fall is significantly smaller": "ResNet-20, 20 %",  # IMAE's 3.4, half of CCE's 1.95
     "MAE underfits: its accuracy": "ResNet-20, 20 %",
     "MAE underfits: its best": "ResNet-20, 20 %",
     "On the intact training labels IMAE": "ResNet-20, 20 %",
@@ -294,8 +295,9 @@ def test_the_cost_of_choosing_t() -> None:
 
 def test_every_claim_of_the_noise_tables_can_be_judged() -> None:
     full, small = gather(EVERY_KIND)
-    assert claims.count(full)["no data"] + 6 == len(claims.CLAIMS)
-    assert sum(claims.count(small).values()) == len(claims.CLAIMS)
+    counted = [claim for claim in claims.CLAIMS if claim.counts]
+    assert claims.count(full)["no data"] + 6 == len(counted)
+    assert sum(claims.count(small).values()) == len(counted)
     assert claims.count(small)["no data"] == 2  # ResNet-32 with clean labels
 
 
