@@ -74,8 +74,10 @@ class Source(Protocol):
 class Printed:
     """Numbers that are given, such as those that a paper prints."""
 
-    def __init__(self, numbers: Mapping[Key, Mapping[str, float]], digits: int = 1) -> None:
-        self._numbers = numbers
+    def __init__(
+        self, numbers: Mapping[Run, Mapping[str, float]] | Mapping[Key, Mapping[str, float]], digits: int = 1
+    ) -> None:
+        self._numbers: dict[Key, Mapping[str, float]] = dict(numbers.items())
         self.digits = digits
 
     def sample(self, run: Key, measure: str) -> Sample | None:
@@ -86,8 +88,7 @@ class Printed:
         return Sample((numbers[measure],)) if measure in numbers else None
 
 
-PAPER = Printed({**paper_tables_1_2()})
-LATER = Printed({**paper_later_table_6()})
+PAPER, LATER = Printed(paper_tables_1_2()), Printed(paper_later_table_6())
 
 
 class Value(NamedTuple):

@@ -206,7 +206,7 @@ def _mars_claims() -> list[tuple[Claim, Printed | None, str]]:
     """Table 3, section 5.2."""
     printed = Printed(_printed_mars(TABLE_3))
     cce, mae, gce, imae = (Elsewhere(MARS, loss) for loss in ("CCE", "MAE", "GCE", "IMAE"))
-    claims = []
+    claims: list[tuple[Claim, Printed | None, str]] = []
     for metric in TABLE_3:
         rows = (
             (
@@ -311,7 +311,10 @@ def _cifar100_claims() -> list[tuple[Claim, Printed | None, str]]:
 
 def _clothing_claims() -> list[tuple[Claim, Printed | None, str]]:
     """The later version's table 5."""
-    printed = Printed({Elsewhere(CLOTHING, loss): {"test": value} for loss, value in LATER_TABLE_5.items()})
+    numbers: dict[Key, Mapping[str, float]] = {
+        Elsewhere(CLOTHING, loss): {"test": value} for loss, value in LATER_TABLE_5.items()
+    }
+    printed = Printed(numbers)
     losses = {loss: Elsewhere(CLOTHING, loss) for loss in LATER_TABLE_5}
     imae, mae = losses.pop("IMAE"), losses.pop("MAE")
     rest = list(losses.values())
