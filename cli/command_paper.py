@@ -3,6 +3,7 @@
     imae paper table4
     imae paper table2 --cifar10 cifar-10-binary.tar.gz --gpu 0 --jobs 4
     imae paper table2 --cifar10 cifar10.tar.xz --scale 640:1000:4000 --only resnet20
+    imae paper cifar100 --cifar100 cifar-100-binary.tar.gz --only exclusive40
     imae paper figure4 --show --output figure4.svg
     imae paper later-tables --log cifar100.log --noise 0.4 --loss IMAE-8
     imae paper report --output report.html --results paper/RESULTS.md --readme README.md
@@ -35,7 +36,7 @@ from imae.cli.output_files import check_output_files
 from imae.files.errors import ImaeError, printable
 from imae.net.device import choose_device, keep_freed_memory, set_threads
 from imae.paper import figures, tables
-from imae.paper.data import Cifar10, make_folder
+from imae.paper.data import Cifar10, Cifar100, Sources, make_folder
 from imae.paper.experiments import GRIDS, Run, Scale, runs
 from imae.paper.grid import run_folder, train_all
 from imae.paper.readme import update_readme
@@ -58,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "record", nargs="?", default="", help="for net: a record's file, or the name of a run in --records"
     )
     parser.add_argument("--cifar10", default="", metavar="PATH", help="CIFAR-10: archive or folder")
+    parser.add_argument(
+        "--cifar100", default="", metavar="PATH", help="for cifar100: CIFAR-100, archive or folder"
+    )
     parser.add_argument("--human-labels", default="", metavar="NPZ", help="labels of CIFAR-10N")
     parser.add_argument(
         "--within-class",
@@ -113,8 +117,13 @@ def run(args: argparse.Namespace) -> None:
     if args.what == "run":
         _train_one(args, records)
         return
-    cifar10 = Cifar10(Path(args.work), args.cifar10, args.human_labels, args.within_class)
-    names = list(GRIDS) if args.what == "all" else [args.what] if args.what in GRIDS else []
+    work = Path(args.work)
+    images = Sources(
+        Cifar10(work, args.cifar10, args.human_labels, args.within_class), Cifar100(work, args.cifar100)
+    )
+    # Of all the grids, CIFAR-100's needs images of its own.
+    every = [name for name in GRIDS if name != "cifar100" or args.cifar100]
+    names = every if args.what == "all" else [args.what] if args.what in GRIDS else []
     scale = Scale.parse(args.scale) if args.scale else Scale()
     wanted = runs(names, _seeds(args.seeds), scale, args.only, args.precision)
     if args.only and names and not wanted:
@@ -125,7 +134,7 @@ def run(args: argparse.Namespace) -> None:
     if args.jobs < 1:
         raise ImaeError(f"--jobs must be at least 1, got {args.jobs}")
     if wanted and not args.show and args.log is None:
-        _train(args, wanted, cifar10, records)
+        _train(args, wanted, images, records)
     finished = read_records(records)
     if args.what in ("report", "all"):
         _report(args, finished)
@@ -148,7 +157,7 @@ def _print_net(wanted: str, records: Path) -> None:
     sys.stdout.write(net.text)
 
 
-def _train(args: argparse.Namespace, wanted: list[Run], cifar10: Cifar10, records: Path) -> None:
+def _train(args: argparse.Namespace, wanted: list[Run], images: Sources, records: Path) -> None:
     threads, options = args.threads, []
     device = choose_device(requested_gpu(args.gpu))
     if chosen_recorder(args, device):
@@ -160,7 +169,7 @@ def _train(args: argparse.Namespace, wanted: list[Run], cifar10: Cifar10, record
     elif threads is None:
         threads = max(1, (os.cpu_count() or 1) // args.jobs)
     options += ["--threads", str(threads)] if threads is not None else []
-    train_all(wanted, cifar10, records, args.jobs, options)
+    train_all(wanted, images, records, args.jobs, options)
 
 
 def _show(args: argparse.Namespace, records: list[Record]) -> None:
@@ -205,11 +214,12 @@ def _train_one(args: argparse.Namespace, records: Path) -> None:
     records = records.absolute()
     paths = (args.cifar10, args.human_labels, args.within_class)
     sources = [os.path.abspath(path) if path else "" for path in paths]  # before the folder changes
+    cifar100 = os.path.abspath(args.cifar100) if args.cifar100 else ""
     make_folder(args.work)
     os.chdir(args.work)
     train(
         wanted,
-        Cifar10(Path(), *sources).images(wanted),
+        Sources(Cifar10(Path(), *sources), Cifar100(Path(), cifar100)).images(wanted),
         run_folder(Path(), wanted.name),
         records,
         device,

@@ -1,9 +1,10 @@
 """Make the LMDBs of a run with imae's own commands, which are printed as they run.
 
 The source is CIFAR-10 as its authors distribute it, or a folder or archive of train/CLASS/PICTURE and
-test/CLASS/PICTURE. Training images are padded with 4 zeros on each side; channels are BGR. Label noise is
-added to all training images before a subset is taken, so that a small run has the same labels as the full
-one.
+test/CLASS/PICTURE; for the authors' later runs (protocol 3) CIFAR-100 in the same forms. CIFAR-10's training
+images are padded with 4 zeros on each side; CIFAR-100's images are all resized to 36x36, as MATLAB does it.
+Channels are BGR. Label noise is added to all training images before a subset is taken, so that a small run
+has the same labels as the full one.
 
 The images are identified by a digest of all pixels and clean labels, which does not depend on the kind of
 file and the order.
@@ -34,13 +35,18 @@ from imae.files.read import AnyPath
 from imae.layers.data.datum import array_from_datum
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data.transformer import read_mean_file
-from imae.paper.experiments import Run
+from imae.paper.experiments import LATER, Run
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOW_TO_GET = (
     "give --cifar10 PATH: cifar-10-binary.tar.gz or cifar-10-python.tar.gz from "
     "https://www.cs.toronto.edu/~kriz/cifar.html, or a folder or .tar archive of train/CLASS/PICTURE and "
     "test/CLASS/PICTURE (PNG, or JPEG, which is not what the paper had)"
+)
+HOW_TO_GET_100 = (
+    "give --cifar100 PATH: cifar-100-binary.tar.gz or cifar-100-python.tar.gz from "
+    "https://www.cs.toronto.edu/~kriz/cifar.html, or a folder or .tar archive of train/CLASS/PICTURE and "
+    "test/CLASS/PICTURE with CIFAR-100's 100 fine classes"
 )
 HOW_TO_GET_HUMAN = (
     "give --human-labels FILE.npz with the arrays clean, human_aggregate, human_random1 and human_worst, "
@@ -55,6 +61,11 @@ ORIGINAL_PIXELS = "2814362aeac8f6f2eda07664337cd195bb9986673a02069701466d507ab6b
 ORIGINAL_WORDS = "CIFAR-10, original pixels"
 JPEG_WORDS = "CIFAR-10, images from JPEG files (recompressed)"
 OTHER_WORDS = "images that are not CIFAR-10's original pixels"
+# Of CIFAR-100, from lossless PNGs whose mean and standard deviation are the published ones, and resized here.
+RESIZED_PIXELS_100 = "0b349ecb3164067d982c5267d8b1d399c2f46f4f6052a9f2d6496f24c43820b5"
+RESIZED = "36"  # pixels, by MATLAB's bicubic imresize
+WORDS_100 = "CIFAR-100, original pixels resized to 36x36"
+OTHER_WORDS_100 = "images that are not CIFAR-100's original pixels, resized to 36x36"
 LOSSY = (".jpg", ".jpeg")
 
 
@@ -103,6 +114,8 @@ class Cifar10:
                    order, or ""
     """
 
+    name, classes, how_to_get = "cifar10", len(CLASSES), HOW_TO_GET
+
     def __init__(self, work: Path, source: str = "", human_labels: str = "", within_class: str = "") -> None:
         self.work, self.source, self.human_labels = work, source, human_labels
         self.within_class = within_class
@@ -127,12 +140,18 @@ class Cifar10:
         )
 
     def _originals(self) -> tuple[Path, Path]:
-        train, test = _original_lmdbs(self.work)
+        train, test = _original_lmdbs(self.work, self.name)
         if train.exists() and test.exists():
             return train, test
         if not self.source:
-            raise ImaeError(f"there is no CIFAR-10 in '{self.work}': {HOW_TO_GET}")
+            title = self.name.upper().replace("CIFAR", "CIFAR-")
+            raise ImaeError(f"there is no {title} in '{self.work}': {self.how_to_get}")
         make_folder(self.work)
+        self._convert(train, test)
+        return train, test
+
+    def _convert(self, train: Path, test: Path) -> None:
+        """Make the LMDBs of all images, and the file that describes them."""
         kind, shuffled = self._kind(), ""
         if kind == "CIFAR":
             _step("convert-cifar", self.source, self.work, "--bgr", "--pad", str(PAD))
@@ -150,7 +169,6 @@ class Cifar10:
                 _step(*folder, train, "--subfolder", "train", "--pad", str(PAD), *classes, *order)
             shuffled = "" if self.human_labels else ", shuffled once"
         self._note(train, test, JPEG_WORDS if kind == "JPEG" else OTHER_WORDS, shuffled)
-        return train, test
 
     def _kind(self) -> str:
         """CIFAR for the files of its authors, JPEG for lossy images, else PICTURES."""
@@ -163,14 +181,18 @@ class Cifar10:
     def _note(self, train: Path, test: Path, others: str, shuffled: str = "") -> dict[str, str]:
         """Write a description of the images to cifar10.json: CIFAR-10 if the digest is its, else `others`."""
         sha256 = pixels_sha256(train, test)
-        words = ORIGINAL_WORDS if sha256 == ORIGINAL_PIXELS else others
+        words = self._original_words(sha256) or others
         about = {"images": words + shuffled, "sha256": sha256}
-        write_atomically(self.work / "cifar10.json", json.dumps(about, indent=1).encode())
+        write_atomically(self.work / f"{self.name}.json", json.dumps(about, indent=1).encode())
         return about
+
+    def _original_words(self, sha256: str) -> str:
+        """What images with this digest are, if they are the original ones."""
+        return ORIGINAL_WORDS if sha256 == ORIGINAL_PIXELS else ""
 
     def _about(self, train: Path, test: Path) -> dict[str, str]:
         """Read what `_note` wrote; for LMDBs of unknown origin, call it now."""
-        path = self.work / "cifar10.json"
+        path = self.work / f"{self.name}.json"
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
             return {name: str(about[name]) for name in ("images", "sha256")}
@@ -195,12 +217,13 @@ class Cifar10:
             return train
         if run.noise == "human":
             labels = f"{self.human_labels}:human_{run.human}"
-            how = ["--noise", "file", "--labels", labels, "--classes", "10"]
+            how = ["--noise", "file", "--labels", labels, "--classes", str(self.classes)]
             if not noisy.exists():
                 self._check_order(train, run)
         else:
             seed = str(run.seed + NOISE_SEED)
-            how = ["--noise", run.noise, "--rate", f"{run.rate:g}", "--seed", seed, "--classes", "10"]
+            how = ["--noise", run.noise, "--rate", f"{run.rate:g}", "--seed", seed]
+            how += ["--classes", str(self.classes)]
         if not noisy.exists():
             _step("corrupt-labels", train, noisy, *how)
         return noisy
@@ -231,17 +254,60 @@ class Cifar10:
             return lmdb
         subset = _subset_lmdb(lmdb, images)
         if not subset.exists():
-            subset_lmdb(lmdb, subset, images // len(CLASSES))
+            subset_lmdb(lmdb, subset, images // self.classes)
         return subset
 
 
+class Cifar100(Cifar10):
+    """The same of CIFAR-100, resized to 36x36 as the authors' images are; the net subtracts their means."""
+
+    name, classes, how_to_get = "cifar100", 100, HOW_TO_GET_100
+
+    def _convert(self, train: Path, test: Path) -> None:
+        kind = self._kind()
+        if kind == "CIFAR":
+            size = ("--resize", RESIZED, "--interpolation", "bicubic")
+            _step("convert-cifar", self.source, self.work, "--bgr", *size)
+        else:
+            sides = ("--resize-height", RESIZED, "--resize-width", RESIZED, "--interpolation", "bicubic")
+            for lmdb, part in ((test, "test"), (train, "train")):
+                if not lmdb.exists():
+                    _step("convert-folder", self.source, lmdb, "--subfolder", part, *sides)
+        self._note(train, test, OTHER_WORDS_100)
+
+    def _kind(self) -> str:
+        with open_tree(self.source, depth=3) as tree:
+            files = {name.rpartition("/")[2] for name in tree.names}
+        return "CIFAR" if files & {"train.bin", "train"} else "PICTURES"
+
+    def _original_words(self, sha256: str) -> str:
+        return WORDS_100 if sha256 == RESIZED_PIXELS_100 else ""
+
+    def _means(self, train: Path) -> tuple[Path, Path]:
+        return Path(), Path()
+
+
+class Sources:
+    """The images of any run: CIFAR-100 for the authors' later ones, else CIFAR-10.
+
+    work   the folder of both
+    """
+
+    def __init__(self, cifar10: Cifar10, cifar100: Cifar100) -> None:
+        self.work, self._cifar10, self._cifar100 = cifar10.work, cifar10, cifar100
+
+    def images(self, run: Run) -> Images:
+        """As Cifar10.images."""
+        return (self._cifar100 if run.protocol == LATER else self._cifar10).images(run)
+
+
 def named_images(run: Run, work: Path) -> Images:
-    """The paths that `Cifar10(work).images(run)` gives for CIFAR-10 itself.
+    """The paths that `images(run)` gives for CIFAR-10, or CIFAR-100, itself.
 
     No file is read, so the labels, the description and the digest of the images are empty.
     """
-    train, test = _original_lmdbs(work)
-    padded, unpadded = _mean_files(work)
+    train, test = _original_lmdbs(work, "cifar100" if run.protocol == LATER else "cifar10")
+    padded, unpadded = (Path(), Path()) if run.protocol == LATER else _mean_files(work)
     train, held_out = _noisy_lmdb(train, run), None
     sizes = TRAIN_IMAGES, 0
     if run.held_out:
@@ -260,8 +326,8 @@ def named_images(run: Run, work: Path) -> Images:
     )
 
 
-def _original_lmdbs(work: Path) -> tuple[Path, Path]:
-    return work / "cifar10_train_lmdb", work / "cifar10_test_lmdb"
+def _original_lmdbs(work: Path, name: str) -> tuple[Path, Path]:
+    return work / f"{name}_train_lmdb", work / f"{name}_test_lmdb"
 
 
 def _mean_files(work: Path) -> tuple[Path, Path]:
@@ -274,7 +340,8 @@ def _noisy_lmdb(train: Path, run: Run) -> Path:
     if run.noise == "none":
         return train
     seed = "" if run.noise == "human" else f"_seed{run.seed + NOISE_SEED}"
-    return train.parent / f"train_{run.noise_name}{seed}"
+    data = "cifar100_" if run.protocol == LATER else ""
+    return train.parent / f"{data}train_{run.noise_name}{seed}"
 
 
 def _split_lmdbs(train: Path, run: Run) -> tuple[Path, Path]:

@@ -44,13 +44,14 @@ from imae.paper.expected import (
     TABLE_4,
     VARIANCES,
 )
+from imae.paper.experiments import Run, cifar100
+from imae.paper.results import MEASURES, Results, Sample
 
 MARGIN = 5.0  # table 3: IMAE is at least 9.7 above the others
 ROUNDING = 0.0501  # a number printed with one decimal; and a little, for the arithmetic in float
 CIFAR100, MARS, CLOTHING, WEIGHTS = "CIFAR-100", "MARS", "Clothing1M", "weights"
-TRAIN_CIFAR100 = "imae train prototxt/models/cifar100's solver; imae paper later-tables --log LOG"
 COMMANDS = {
-    CIFAR100: TRAIN_CIFAR100,
+    CIFAR100: "imae paper cifar100 --cifar100 PATH",
     MARS: "imae train prototxt/models/mars's solver; imae retrieve; imae paper table3 --mars JSON",
     CLOTHING: "imae train prototxt/models/clothing1m's solver",
     WEIGHTS: "imae paper figure1, imae paper table4",
@@ -78,6 +79,10 @@ class Evidence:
         """In the logs, or by the formulas."""
         return Verdict(NO_DATA) if self.behind is None else self.claim.check(self.behind)
 
+    def ours(self, results: Results) -> Verdict:
+        """In our own runs on CIFAR-100."""
+        return self.claim.check(OurCifar100(results))
+
     @property
     def command(self) -> str:
         """What gives our own numbers."""
@@ -99,6 +104,26 @@ def _logged() -> dict[Key, Mapping[str, float]]:
             measures["off"] = abs(best - LATER_TABLES_3_4[run.family][CIFAR100_NOISE.index(noise)])
         numbers[Elsewhere(CIFAR100, run.family, noise)] = measures
     return numbers
+
+
+class OurCifar100:
+    """Our own runs of the authors' later protocol, looked up by loss and noise."""
+
+    def __init__(self, results: Results) -> None:
+        self._results, self.digits = results, results.digits
+        self._runs = {(run.loss, noise_of(run)): run for run in cifar100()}
+
+    def sample(self, run: Key, measure: str) -> Sample | None:
+        """A measure of the run of this loss and noise."""
+        if not isinstance(run, Elsewhere) or run.of != CIFAR100 or measure not in MEASURES:
+            return None
+        own = self._runs.get((run.loss, run.noise))
+        return None if own is None else self._results.sample(own, measure)
+
+
+def noise_of(run: Run) -> str:
+    """The labels of a run of ours as the authors' tables name them."""
+    return _noise("asym" if run.noise.startswith("asymmetric") else "sym", run.rate)
 
 
 def _printed_cifar100() -> dict[Key, Mapping[str, float]]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from imae.files.errors import ImaeError
 
 LOSSES = ("CCE", "MAE", "IMAE")
+LATER_LOSSES = (*LOSSES, "GCE")  # of the authors' later runs
 CLEAN_T, NOISY_T = 0.5, 8.0  # the paper's fixed T for clean and for noisy labels
 RATES = (0.2, 0.5, 0.8)
 TEMPERATURES = (16.0, 8.0, 4.0, 2.0, 1.0, 0.5, 0.0)  # of figures 5 to 8
@@ -24,6 +25,10 @@ ITERATIONS = 64000
 WEIGHT_DECAY, BASE_LR = 0.0001, 0.1
 EPSILON = 1e-6  # of the authors' layer
 LATER_DECAY = 0.0005  # of the authors' later runs
+LATER_ITERATIONS = 30000
+LATER_RATES = (0.0, 0.2, 0.4, 0.6)  # of the authors' logs: symmetric noise to the other classes
+LATER_ASYMMETRIC_RATES = (0.2, 0.3, 0.4)  # of their table 4, which does not say IMAE's T
+LATER_T = {0.0: 6.0, 0.2: 8.0, 0.4: 8.0, 0.6: 2.0}  # of IMAE in their logs
 LONG = 8000  # runs of at least this many iterations have a test and a snapshot every 1,000
 LONG_RUN_DECAY = 0.01  # with it, rate x decay x iterations in 640 iterations is that of the paper's 64,000
 # The types that each annotation of a Run's field allows, and their name in errors. A bool is not a number.
@@ -45,22 +50,27 @@ class Choices(NamedTuple):
     padding: str
     normalizer: str
     epsilon: float
+    weight_decay: float = WEIGHT_DECAY
+    iterations: int = ITERATIONS
 
 
-# 1: the first, scaled-down runs. 2: all other runs; order and padding are those of He et al., IMAE's
-# arithmetic is that of the authors' layer.
+# 1: the first, scaled-down runs. 2: all other runs on CIFAR-10; order and padding are those of He et al.,
+# IMAE's arithmetic is that of the authors' layer. 3: the authors' later runs on CIFAR-100, with their net,
+# their layers, their batches of 32 classes x 8 images, and their crops.
 PROTOCOLS = {
     1: Choices("SEQUENTIAL", "BEFORE_MEAN", "BATCH_SIZE", 0.0),
     2: Choices("SHUFFLED", "AFTER_MEAN", "SUM_OF_WEIGHTS", EPSILON),
+    3: Choices("CLASS_BALANCED", "RESIZED", "SUM_OF_WEIGHTS", EPSILON, LATER_DECAY, LATER_ITERATIONS),
 }
+LATER = 3
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training on CIFAR-10.
+    """One training on CIFAR-10; in protocol 3 on CIFAR-100.
 
     net           "resnet20", ...
-    loss          "CCE", "MAE" or "IMAE"
+    loss          "CCE", "MAE" or "IMAE"; in protocol 3 "GCE", too
     t             T of IMAE, None for the others
     noise         "none", "human", or a kind of `imae corrupt-labels`: "symmetric" includes the right class
     rate          of the noise, 0 to 1; 0 for "none" and for "human", whose rate is not a parameter
@@ -84,9 +94,11 @@ class Run:
     weight_decay  0.0001 in the paper
     base_lr       0.1 in the paper
     order         of the images: "SEQUENTIAL", as Caffe reads an LMDB; "SHUFFLED" in each epoch; or
-                  "CLASS_BALANCED": 8 classes x 16 images, by the labels that are trained on
+                  "CLASS_BALANCED": 8 classes x 16 images, by the labels that are trained on (protocol 3: 32
+                  classes x 8 images)
     padding       "AFTER_MEAN": the mean image is subtracted, then 4 zeros are put on each side, as He et al.
-                  did; "BEFORE_MEAN": 4 black pixels, then each channel's mean is subtracted
+                  did; "BEFORE_MEAN": 4 black pixels, then each channel's mean is subtracted; "RESIZED", of
+                  protocol 3: no padding, but images resized to 36x36
     """
 
     net: str
@@ -121,10 +133,11 @@ class Run:
             raise ImaeError(f"iterations of a run must be from 1 to {2**31 - 1}, got {self.iterations}")
         if not 0 <= self.held_out < 1:
             raise ImaeError(f"held_out of a run must be a share below 1, got {self.held_out}")
-        if self.loss not in LOSSES:
-            raise ImaeError(f"loss of a run must be {', '.join(LOSSES)}, got {self.loss!r}")
         if self.protocol not in PROTOCOLS:
-            raise ImaeError(f"protocol must be {' or '.join(map(str, PROTOCOLS))}, got {self.protocol}")
+            raise ImaeError(f"protocol must be {', '.join(map(str, PROTOCOLS))}, got {self.protocol}")
+        losses = LATER_LOSSES if self.protocol == LATER else LOSSES
+        if self.loss not in losses:
+            raise ImaeError(f"loss of a run must be {', '.join(losses)}, got {self.loss!r}")
         for name, own in self._own_choices.items():
             if getattr(self, name) in ("", None):
                 object.__setattr__(self, name, own)  # the class is frozen
@@ -132,7 +145,8 @@ class Run:
     @property
     def _own_choices(self) -> dict[str, str | float | None]:
         """The protocol's values for this loss."""
-        choices = PROTOCOLS[self.protocol]._asdict()
+        choices: dict[str, str | float | None] = PROTOCOLS[self.protocol]._asdict()
+        del choices["weight_decay"], choices["iterations"]
         if self.loss != "IMAE":
             choices |= {"normalizer": "BATCH_SIZE", "epsilon": None}
         return choices
@@ -141,7 +155,8 @@ class Run:
     def name(self) -> str:
         """The stem of its files. From protocol 2 on it contains every choice, even if it is a default."""
         loss = self.loss.lower() if self.t is None else f"{self.loss.lower()}-{self.t:g}"
-        parts = [self.net, loss, self.noise_name, f"seed{self.seed}"]
+        data = ["cifar100"] if self.protocol == LATER else []
+        parts = [*data, self.net, loss, self.noise_name, f"seed{self.seed}"]
         if self.is_scaled:
             parts.append(f"{self.iterations}x{self.images}")
         if self.held_out:
@@ -167,13 +182,15 @@ class Run:
     def _free_changes(self) -> list[str]:
         """The changes in fields that no protocol sets."""
         changes = ["authors-loss"] if self.authors_loss else []
-        changes += [f"decay{self.weight_decay:g}"] if self.weight_decay != WEIGHT_DECAY else []
+        own = PROTOCOLS[self.protocol].weight_decay
+        changes += [f"decay{self.weight_decay:g}"] if self.weight_decay != own else []
         return changes + ([f"rate{self.base_lr:g}"] if self.base_lr != BASE_LR else [])
 
     @property
     def base(self) -> Run:
         """The protocol's own run that this run is a variant of."""
-        own = Run(self.net, self.loss, protocol=self.protocol)
+        decay = PROTOCOLS[self.protocol].weight_decay
+        own = Run(self.net, self.loss, protocol=self.protocol, weight_decay=decay)
         return replace(self, **{field: getattr(own, field) for field in VARYING})
 
     def under(self, protocol: int) -> Run:
@@ -194,7 +211,8 @@ class Run:
     @property
     def is_scaled(self) -> bool:
         """Whether it is smaller than the paper's."""
-        return (self.iterations, self.images, self.test_images) != (ITERATIONS, 50000, 10000)
+        full = PROTOCOLS[self.protocol].iterations
+        return (self.iterations, self.images, self.test_images) != (full, 50000, 10000)
 
     @property
     def label(self) -> str:
@@ -295,6 +313,31 @@ def later_table_6() -> list[Run]:
     ]
 
 
+def cifar100() -> list[Run]:
+    """The authors' later runs: symmetric noise to the other classes as in their logs, and asymmetric noise.
+
+    They do not say the T of their runs with asymmetric noise; here it is 8.
+    """
+    noises = [("symmetric-exclusive" if rate else "none", rate, LATER_T[rate]) for rate in LATER_RATES]
+    noises += [("asymmetric-cifar100", rate, NOISY_T) for rate in LATER_ASYMMETRIC_RATES]
+    return [later_run(loss, t, noise, rate) for noise, rate, t in noises for loss in LATER_LOSSES]
+
+
+def later_run(loss: str, t: float, noise: str, rate: float) -> Run:
+    """A run of the authors' later protocol; `t` is for IMAE."""
+    own = PROTOCOLS[LATER]
+    return Run(
+        "resnet44",
+        loss,
+        t if loss == "IMAE" else None,
+        noise,
+        rate,
+        iterations=own.iterations,
+        protocol=LATER,
+        weight_decay=own.weight_decay,
+    )
+
+
 def choose_t() -> list[Run]:
     """Runs to choose T on a held-out fifth of the training images, with 50 % noise."""
     return [Run("resnet20", "IMAE", t, "symmetric", 0.5, held_out=0.2) for t in TEMPERATURES]
@@ -352,6 +395,7 @@ GRIDS = {
     "figure8": figure_8,
     "human-noise": human_noise,
     "later-tables": later_table_6,
+    "cifar100": cifar100,
     "choose-t": choose_t,
     "suspects": suspects,
     "arithmetic": arithmetic,
@@ -365,8 +409,11 @@ def runs(
     only: Iterable[str] = (),
     precision: str = "fp32",
 ) -> list[Run]:
-    """The runs of these experiments (of GRIDS), each once; with `only`, names must have one of its words."""
-    size = {**vars(scale), "precision": precision}
+    """The runs of these experiments (of GRIDS), each once; with `only`, names must have one of its words.
+
+    At the paper's scale, Scale(), each has the size that its protocol gives it.
+    """
+    size = {**({} if scale == Scale() else vars(scale)), "precision": precision}
     by_name: dict[str, Run] = {}
     words = tuple(only)
     for seed in seeds:

@@ -11,8 +11,9 @@ import html
 import importlib
 import io
 import re
+import statistics
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from imae.paper.experiments import (
     HUMAN,
     RATES,
     Run,
+    cifar100,
     figures_6_7,
     human_noise,
     suspects,
@@ -271,10 +273,18 @@ def _by_change(run: Run) -> tuple[str, str]:
 
 
 def authors_charts(
-    log: AnyPath | None = None, noise: float | None = None, loss: str | None = None
+    log: AnyPath | None = None,
+    noise: float | None = None,
+    loss: str | None = None,
+    records: Sequence[Record] = (),
 ) -> list[Chart]:
-    """The authors' CIFAR-100 curves: the published losses, then variants; with a log of ours if given."""
+    """The authors' CIFAR-100 curves: the published losses, then variants; with ours over them.
+
+    log       any log of ours; it is drawn in every panel
+    records   of which the full-size runs on CIFAR-100 are drawn in the panel of their noise
+    """
     runs = chosen(authors_runs(), noise, loss)
+    full = [results for results in gather(records) if not results.setting.is_scaled]
     ours = read_curve(log) if log is not None else None
     plain = {"CCE", "MAE", "GCE", "MSE", "IMAE", "DM, λ = 0.5"}
     charts = []
@@ -292,6 +302,8 @@ def authors_charts(
                 if run.noise == rate and (run.family in plain) == wanted
             ]
             lines.sort(key=lambda line: list(STYLES.values()).index(line.style))
+            if wanted:
+                lines += _our_cifar100_lines(full, rate, {line.label for line in lines})
             if lines and ours is not None and log is not None:
                 x = [i / 1000 for i in ours.iterations]
                 y = [100 * a for a in ours.accuracy]
@@ -303,6 +315,21 @@ def authors_charts(
             across = min(2, len(panels))
             charts.append(Chart(name, "thousands of iterations", "test accuracy, %", tuple(panels), across))
     return charts
+
+
+def _our_cifar100_lines(full: Sequence[Results], rate: float, losses: Container[str]) -> list[Line]:
+    """Our runs with symmetric noise of this rate and one of these losses, mean over seeds."""
+    lines = []
+    for results in full[:1]:
+        for run in cifar100():
+            if run.rate == rate and run.noise != "asymmetric-cifar100" and run.loss in losses:
+                points = results.mean_points(run)
+                x = [seeds[0].iteration / 1000 for seeds in points]
+                y = [100 * statistics.fmean(point.test for point in seeds) for seeds in points]
+                if points:
+                    style = STYLES[run.loss]._replace(dash="dotted")
+                    lines.append(Line(f"{run.loss}, ours", style, x, y, width=2.5))
+    return lines
 
 
 # The figures drawn from runs: the function that makes each, and its runs.
@@ -333,7 +360,7 @@ def charts(
     if name in OTHER:
         return [OTHER[name]()]
     if name == "later-tables":
-        return authors_charts(log, noise, loss)
+        return authors_charts(log, noise, loss, records)
     raise ImaeError(f"there is no figure '{name}'; known: {', '.join(NAMES)}")
 
 

@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 from imae.files.errors import DataError, ImaeError
 from imae.files.program import imae_program
-from imae.paper.data import Cifar10, make_folder
+from imae.paper.data import Sources, make_folder
 from imae.paper.experiments import Run
 from imae.paper.processes import run_all
 from imae.paper.record import read_record
 
 
 def train_all(
-    runs: Sequence[Run], cifar10: Cifar10, records: Path, jobs: int, options: Sequence[str] = ()
+    runs: Sequence[Run], images: Sources, records: Path, jobs: int, options: Sequence[str] = ()
 ) -> None:
     """Train the runs that have no record yet. When all have ended, ImaeError names those that failed.
 
@@ -32,21 +32,21 @@ def train_all(
     make_folder(records)
     waiting = [run for run in runs if not is_done(run, records)]
     for run in waiting:
-        cifar10.images(run)  # here, so that no two processes make the same LMDB
+        images.images(run)  # here, so that no two processes make the same LMDB
     print(f"{len(runs)} runs, {len(runs) - len(waiting)} of them with a record", flush=True)
     ended = run_all(
         waiting,
         jobs,
-        lambda run: _start(run, cifar10, records, options),
-        lambda run, status: _report_end(run, status, cifar10.work, records),
-        lambda run: _iteration(run, cifar10.work, records),
+        lambda run: _start(run, images, records, options),
+        lambda run, status: _report_end(run, status, images.work, records),
+        lambda run: _iteration(run, images.work, records),
         sum(run.iterations for run in waiting),
     )
     failed = [run.name for run in ended]
     if failed:
         raise ImaeError(
             f"{len(failed)} of {len(runs)} runs have not ended: {', '.join(failed)}; their logs are in "
-            f"{run_folder(cifar10.work, failed[0])} and the like; the same command goes on with them"
+            f"{run_folder(images.work, failed[0])} and the like; the same command goes on with them"
         )
 
 
@@ -66,11 +66,11 @@ def run_folder(work: Path, name: str) -> Path:
     return work / "runs" / name
 
 
-def _start(run: Run, cifar10: Cifar10, records: Path, options: Sequence[str]) -> subprocess.Popen[bytes]:
-    folder = run_folder(cifar10.work, run.name)
+def _start(run: Run, images: Sources, records: Path, options: Sequence[str]) -> subprocess.Popen[bytes]:
+    folder = run_folder(images.work, run.name)
     folder.mkdir(parents=True, exist_ok=True)
     command = [*imae_program(), "paper", "run", "--run", json.dumps(asdict(run))]
-    command += ["--work", str(cifar10.work), "--records", str(records), *options]
+    command += ["--work", str(images.work), "--records", str(records), *options]
     with open(folder / "log", "ab") as log:
         # A session of its own, so that Ctrl-C reaches it only once, through `train_all`.
         return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)

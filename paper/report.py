@@ -139,7 +139,7 @@ def page(records: Sequence[Record], mars: AnyPath | None = None) -> str:
         f"<h1>{html.escape(TITLE)}</h1>",
         *_opening(settings),
         _contents(),
-        *_without_training(),
+        *_without_training(records),
         *_summary(settings),
     ]
     for section in SECTIONS:
@@ -197,11 +197,11 @@ def _opening(settings: Sequence[Results]) -> Iterator[str]:
     yield f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in lines)}</ul>"
 
 
-def _without_training() -> Iterator[str]:
+def _without_training(records: Sequence[Record]) -> Iterator[str]:
     """The claims about formulas, printed numbers and the authors' logs."""
     yield '<h2 id="evidence">Without training: formulas, printed numbers, the authors\' own logs</h2>'
     yield _paragraph(f"{without_training()} {logs_words()}", "")
-    table = tables.evidence_table()
+    table = tables.evidence_table(records=records)
     if table is not None:
         yield _paragraph(" ".join(table.notes))
         fallen = [row for row in table.rows if NOT_HELD in row[3:5]]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 from imae.files.errors import DataError
-from imae.paper.experiments import ITERATIONS, PROTOCOLS, Run
+from imae.paper.experiments import LATER, PROTOCOLS, Run
 from imae.paper.record import Point, Record
 
 IMAGES, TEST_IMAGES = 50000, 10000
@@ -103,15 +103,20 @@ class Setting(NamedTuple):
     @property
     def is_scaled(self) -> bool:
         """Whether it is smaller than the paper's."""
-        return (self.iterations, self.images, self.test_images) != (ITERATIONS, IMAGES, TEST_IMAGES)
+        return (self.iterations, self.images, self.test_images) != (self.full, IMAGES, TEST_IMAGES)
+
+    @property
+    def full(self) -> int:
+        """The iterations of the paper's runs, or of the authors' later ones."""
+        return PROTOCOLS[self.protocol].iterations
 
     @property
     def words(self) -> str:
         """The size, and whether it is scaled down."""
         if not self.is_scaled:
-            return f"Full size: {ITERATIONS:,} iterations, {IMAGES:,} training images"
+            return f"Full size: {self.full:,} iterations, {IMAGES:,} training images"
         return (
-            f"SCALED DOWN: {self.iterations:,} of {ITERATIONS:,} iterations, {self.images:,} of {IMAGES:,} "
+            f"SCALED DOWN: {self.iterations:,} of {self.full:,} iterations, {self.images:,} of {IMAGES:,} "
             f"training images, {self.test_images:,} of {TEST_IMAGES:,} test images"
         )
 
@@ -119,6 +124,8 @@ class Setting(NamedTuple):
     def choices(self) -> str:
         """The protocol and the precision, in a sentence."""
         own = PROTOCOLS[self.protocol]
+        if self.protocol == LATER:
+            return f"The authors' net, layers, batches of 32 classes x 8 images, and crops; {self.precision}"
         order = {"SHUFFLED": "shuffled for each epoch", "SEQUENTIAL": "in the order of the database"}
         padding = {"AFTER_MEAN": "the mean image subtracted, then padded", "BEFORE_MEAN": "padded with black"}
         divisor = {"SUM_OF_WEIGHTS": "the sum of its weights", "BATCH_SIZE": "the batch size"}
@@ -131,7 +138,12 @@ class Setting(NamedTuple):
 def kind(run: Run) -> Run:
     """A run without its seed, size and precision."""
     return replace(
-        run, seed=1, precision="fp32", iterations=ITERATIONS, images=IMAGES, test_images=TEST_IMAGES
+        run,
+        seed=1,
+        precision="fp32",
+        iterations=PROTOCOLS[run.protocol].iterations,
+        images=IMAGES,
+        test_images=TEST_IMAGES,
     )
 
 
@@ -153,7 +165,7 @@ class Results:
     def seeds(self, run: Run) -> tuple[Record, ...]:
         """The records of a run, one per seed."""
         if run.protocol != self.setting.protocol:
-            if run.changes:
+            if run.changes or LATER in (run.protocol, self.setting.protocol):
                 return ()
             run = run.under(self.setting.protocol)
         return self.runs.get(run, ())

@@ -18,7 +18,7 @@ from imae.files.read import AnyPath
 from imae.paper import exact
 from imae.paper.authors_logs import authors_runs, chosen, difference, read_curve
 from imae.paper.claims import CLAIMS, NO_DATA, by_text
-from imae.paper.evidence import COMMANDS, EVIDENCE
+from imae.paper.evidence import COMMANDS, EVIDENCE, noise_of
 from imae.paper.expected import (
     CIFAR100_NOISE,
     LATER_TABLE_5,
@@ -32,6 +32,7 @@ from imae.paper.experiments import (
     Run,
     arithmetic,
     choose_t,
+    cifar100,
     figures_6_7,
     human_noise,
     later_table_6,
@@ -399,25 +400,42 @@ def formula_table() -> Table:
     )
 
 
-def cifar100_table() -> Table:
-    """The later version's tables 3 and 4 and DM's table 1, with the best and final values of the logs."""
+def cifar100_table(results: Results) -> Table:
+    """The later version's tables 3 and 4 and DM's table 1, the authors' logs, and our runs."""
     logs = {(run.family, run.noise): run for run in authors_runs()}
+    own = {(run.loss, noise_of(run)): run for run in cifar100()}
     rows = []
     for loss, values in LATER_TABLES_3_4.items():
         for noise, printed in zip(CIFAR100_NOISE, values, strict=True):
             kind, _, rate = noise.partition(" ")
-            run = logs.get((loss, float(rate or 0))) if kind != "asym" else None
-            cells = [f"{100 * v:.2f}" for v in (run.curve.best, run.curve.final)] if run else [NOTHING] * 2
-            rows.append((loss, noise, number(printed), run.label if run else NOTHING, *cells))
+            log = logs.get((loss, float(rate or 0))) if kind != "asym" else None
+            cells = [f"{100 * v:.2f}" for v in (log.curve.best, log.curve.final)] if log else [NOTHING] * 2
+            run = own.get((loss, noise))
+            ours_ = [NOTHING] * 3
+            if run is not None and run in results:
+                best = results.sample(run, "best")
+                difference = number(best.mean - printed, sign=True) if best else NOTHING
+                ours_ = [ours(best), ours(results.sample(run, "final")), difference]
+            seeds = "0" if run is None else _seeds(results, run)
+            rows.append((loss, noise, number(printed), log.label if log else NOTHING, *cells, *ours_, seeds))
+    columns = (
+        *(("", "loss"), ("", "noise"), ("", "printed"), ("log", "run"), ("log", "best"), ("log", "final")),
+        *(("ours", "best"), ("ours", "final"), ("ours", "best - printed"), ("ours", "seeds")),
+    )
+    runs = results.of(own.values())
+    about = (
+        " ".join(provenance(results, runs))
+        if runs
+        else f"Ours: {NO_RUNS_YET}; imae paper cifar100 trains them."
+    )
     return Table(
-        "Later version, tables 3 and 4: CIFAR-100, ResNet-44",
-        (("", "loss"), ("", "noise"), ("", "printed"), ("log", "run"), ("log", "best"), ("log", "final")),
+        _titled("Later version, tables 3 and 4: CIFAR-100, ResNet-44", results),
+        columns,
         tuple(rows),
         (
-            "Test accuracy in %: what the authors print, and their own logs. CIFAR-100 is not at hand. With "
-            "cifar-100-binary.tar.gz (https://www.cs.toronto.edu/~kriz/cifar.html): imae convert-cifar it to "
-            "where prototxt/models/cifar100 says and imae train its solver; imae paper later-tables "
-            "--log FILE sets its log beside theirs.",
+            f"Test accuracy in %: what the authors print, their own logs, and our runs. {about} The authors "
+            "do not give IMAE's T for asymmetric noise; ours is 8. imae paper later-tables --log FILE shows "
+            "any log beside theirs.",
         ),
         keys=2,
     )
@@ -474,6 +492,7 @@ FROM_RUNS: dict[str, tuple[Callable[[Results], Table], Callable[[], list[Run]]]]
     "human-noise": (human_table, human_noise),
     "choose-t": (choose_t_table, choose_t),
     "later-table6": (later_table6, later_table_6),
+    "cifar100": (cifar100_table, cifar100),
     "suspects": (suspects_table, variants),
     "arithmetic": (arithmetic_table, arithmetic),
 }
@@ -494,7 +513,7 @@ NAMES = (
         "figure6",
         "figure7",
     ),
-    *("figure8", "human-noise", "choose-t", "later-tables", "suspects", "arithmetic"),
+    *("figure8", "human-noise", "choose-t", "later-tables", "cifar100", "suspects", "arithmetic"),
 )
 
 
@@ -512,7 +531,7 @@ def tables(name: str, records: Sequence[Record], mars: AnyPath | None = None) ->
         return [variance_table()]
     if name == "later-tables":
         sixth = tables("later-table6", records)
-        return [formula_table(), cifar100_table(), clothing_table(), *sixth]
+        return [formula_table(), *tables("cifar100", records), clothing_table(), *sixth]
     raise ImaeError(f"there is no table '{name}'; known: {', '.join(NAMES)}")
 
 
@@ -542,28 +561,43 @@ def claim_tables(records: Sequence[Record], shown: str | None = None) -> list[Ta
     return made
 
 
-def evidence_table(shown: str | None = None) -> Table | None:
-    """The claims that need no training of ours, of this table or figure; None if there are none."""
+def evidence_table(shown: str | None = None, records: Sequence[Record] = ()) -> Table | None:
+    """The claims that need no training of ours, of this table or figure; None if there are none.
+
+    records   with full-size runs on CIFAR-100, a column has the verdicts by these
+    """
+    full = [r for r in gather(records) if not r.setting.is_scaled and r.has(cifar100())]
     rows = []
     items = [item for item in EVIDENCE if shown in (None, *item.claim.shown)]
     for item in sorted(items, key=lambda item: [e.claim.text for e in items].index(item.claim.text)):
         verdicts = item.printed, item.checked
         numbers = item.checked.numbers or item.printed.numbers
-        words = (NOTHING if verdict.verdict == NO_DATA else verdict.verdict for verdict in verdicts)
+        by_ours = [item.ours(results) for results in full[:1]]
+        words = (
+            NOTHING if verdict.verdict == NO_DATA else verdict.verdict for verdict in (*verdicts, *by_ours)
+        )
+        numbers += "".join(f"; ours: {verdict.numbers}" for verdict in by_ours if verdict.numbers)
         rows.append((item.claim.text, f"{item.of}, {item.claim.where}", item.claim.source, *words, numbers))
     if not rows:
         return None
     commands = "; ".join(f"{of}: {COMMANDS[of]}" for of in dict.fromkeys(item.of for item in items))
     return Table(
         "Claims that need no training of ours",
-        tuple(("", name) for name in ("claim", "about", "source", "printed", "logs or formulas", "numbers")),
+        tuple(
+            ("", name)
+            for name in (
+                *("claim", "about", "source", "printed", "logs or formulas"),
+                *(["ours"] if full else []),
+                "numbers",
+            )
+        ),
         tuple(rows),
         (
             "Printed: by the numbers that the paper, its later version or DM print. Logs or formulas: by the "
             "authors' own 48 logs (CIFAR-100), by formulas computed here (weights). What gives our own "
             f"numbers: {commands}.",
         ),
-        keys=6,
+        keys=7 if full else 6,
     )
 
 
@@ -584,7 +618,7 @@ def print_table(
     printed = tables(name, records, mars)
     if log is not None:
         printed = [log_table(log, noise, loss), *printed]
-    evidence = evidence_table(name)
+    evidence = evidence_table(name, records)
     judged = [*claim_tables(records, name), *([evidence] if evidence else [])]
     print("\n\n".join(markdown(table) for table in [*printed, *judged]))
 

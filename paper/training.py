@@ -30,12 +30,20 @@ from imae.net.device import set_precision
 from imae.net.executor import Executor, NetExecutor, Result
 from imae.net.net import Net
 from imae.paper.data import Images, Labelled
-from imae.paper.experiments import ITERATIONS, Run
+from imae.paper.experiments import LATER, PROTOCOLS, Run
 from imae.paper.record import CERTAIN, Point, Record, read_record, write_record
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
 from imae.prototxt.caffe_pb2 import DataOrderParameter
 from imae.prototxt.models.net_parts import loss_layer
-from imae.prototxt.models.resnet import CIFAR10_MEAN_BGR, paper_solver, resnet
+from imae.prototxt.models.resnet import (
+    CIFAR10_MEAN_BGR,
+    authors_data,
+    authors_loss,
+    authors_resnet,
+    authors_solver,
+    paper_solver,
+    resnet,
+)
 from imae.prototxt.text import to_text
 from imae.train.options import Options
 from imae.train.progress import training_bar
@@ -53,7 +61,7 @@ ORDERS = {
 PADDINGS = ("AFTER_MEAN", "BEFORE_MEAN")
 PREDICTED = ("fc", "label")  # the blobs that predictions are made from
 CLASSES_PER_BATCH = 8  # in class-balanced batches
-FORGET = 0.001  # 1 - Caffe's default moving_average_fraction, for runs of ITERATIONS
+FORGET = 0.001  # 1 - Caffe's default moving_average_fraction, for runs of full length
 # Fields of the record that must not change between the parts of a run, and what to call a change in errors.
 FIXED_FIELDS = {
     "run": "other choices",
@@ -74,6 +82,8 @@ def train_val(run: Run, images: Images) -> NetParameter:
     BatchNorm's moving average covers the same share of every run: about 1,000 of 64,000 iterations, as by
     Caffe's default, and proportionally fewer in shorter runs.
     """
+    if run.protocol == LATER:
+        return _later_train_val(run, images)
     loss = _loss(run)
     try:
         body = resnet(int(run.net.removeprefix("resnet")), loss=loss)
@@ -89,11 +99,41 @@ def train_val(run: Run, images: Images) -> NetParameter:
     for stage, tested in images.tested.items():
         _data(net, tested, TEST_BATCH, after_mean).include.add(phase=TEST, stage=[stage])
     net.layer.extend(body.layer)
-    forget = FORGET * ITERATIONS / run.iterations
-    for layer in net.layer:
-        if layer.type == "BatchNorm" and run.iterations != ITERATIONS:
-            layer.batch_norm_param.moving_average_fraction = 1 - forget
+    _shorten_averages(net, run)
     return net
+
+
+def _later_train_val(run: Run, images: Images) -> NetParameter:
+    """The net of the authors' later runs, with their layers, batches and crops; LMDBs of 36x36 images.
+
+    In shorter runs BatchNorm's moving average covers proportionally fewer iterations, as in `train_val`.
+    """
+    if run.changes:
+        raise ImaeError(f"{run.name}: the authors' later runs have no variant {', '.join(run.changes)}")
+    if run.loss == "IMAE" and run.t is None:
+        raise ImaeError(f"{run.name}: IMAE needs a T")
+    loss = authors_loss("DM", 1, run.t) if run.t is not None else authors_loss(run.loss)
+    try:
+        body = authors_resnet(loss, int(run.net.removeprefix("resnet")))
+    except ValueError as error:
+        raise ImaeError(f"{run.name}: {error}") from None
+    net = NetParameter(name=body.name)
+    net.layer.append(authors_data(TRAIN, str(images.train.lmdb)))
+    for stage, tested in images.tested.items():
+        data = net.layer.add()
+        data.CopyFrom(authors_data(TEST, str(tested.lmdb)))
+        data.include[0].stage.append(stage)
+    net.layer.extend(body.layer)
+    _shorten_averages(net, run)
+    return net
+
+
+def _shorten_averages(net: NetParameter, run: Run) -> None:
+    """Let BatchNorm's moving averages cover the same share of a shorter run."""
+    full = PROTOCOLS[run.protocol].iterations
+    for layer in net.layer:
+        if layer.type == "BatchNorm" and run.iterations != full:
+            layer.batch_norm_param.moving_average_fraction = 1 - FORGET * full / run.iterations
 
 
 def _loss(run: Run) -> LayerParameter:
@@ -144,11 +184,15 @@ def _data(net: NetParameter, images: Labelled, batch: int, after_mean: bool) -> 
 
 
 def solver_param(run: Run, net: Path, prefix: Path, sizes: dict[str, int], gpu: bool) -> SolverParameter:
-    """The paper's solver (section 5.1). Shorter runs have drops and tests at the same shares of the run."""
-    param = paper_solver(run.net)
+    """The paper's solver (section 5.1), or that of the authors' later runs.
+
+    Shorter runs have drops and tests at the same shares of the run.
+    """
+    param = authors_solver(run.net) if run.protocol == LATER else paper_solver(run.net)
     param.net, param.snapshot_prefix = str(net), str(prefix)
+    full = param.max_iter
     param.max_iter = run.iterations
-    param.stepvalue[:] = [run.iterations // 2, run.iterations * 3 // 4]
+    param.stepvalue[:] = [run.iterations * step // full for step in param.stepvalue]
     param.test_interval = param.snapshot = min(run.iterations // TESTS, TEST_INTERVAL)
     param.test_iter[:] = [size // TEST_BATCH for size in sizes.values()]
     for stage in sizes:

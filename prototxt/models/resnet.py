@@ -18,7 +18,7 @@ from itertools import product
 
 from google.protobuf.message import Message
 
-from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, SolverParameter
+from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, Phase, SolverParameter
 from imae.prototxt.caffe_pb2 import DataOrderParameter
 from imae.prototxt.models.net_parts import (
     Losses,
@@ -125,11 +125,18 @@ def with_authors_data(net: NetParameter, train_source: str, test_source: str) ->
 
     They make batches of 32 classes x 8 images, crop at one of 4 x 4 places, and subtract the authors' means.
     """
+    return with_data(net, authors_data(TRAIN, train_source), authors_data(TEST, test_source))
+
+
+def authors_data(phase: Phase, source: str) -> LayerParameter:
+    """One of the two Data layers of `with_authors_data`."""
     transform = {"mean_value": AUTHORS_MEAN_BGR, "crop_size": 32, "exclude_last_crop": True}
-    train = lmdb_data(TRAIN, train_source, 256, mirror=True, **transform)
+    if phase == TEST:
+        return lmdb_data(TEST, source, 100, **transform)
+    train = lmdb_data(TRAIN, source, 256, mirror=True, **transform)
     train.data_order_param.order = DataOrderParameter.CLASS_BALANCED
     train.data_order_param.classes_per_batch, train.data_order_param.images_per_class = 32, 8
-    return with_data(net, train, lmdb_data(TEST, test_source, 100, **transform))
+    return train
 
 
 def with_inputs(net: NetParameter, batch: int = 256) -> NetParameter:

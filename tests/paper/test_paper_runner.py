@@ -91,8 +91,8 @@ def test_a_protocol_fills_in_what_is_not_said_and_translates() -> None:
     assert (cce.normalizer, cce.epsilon) == ("BATCH_SIZE", None)
     exact = replace(second, epsilon=0.0, order="SEQUENTIAL", padding="BEFORE_MEAN")
     assert exact.changes == ["epsilon0", "sequential", "before-mean"] and exact.base == second
-    with pytest.raises(ImaeError, match="protocol must be 1 or 2, got 3"):
-        Run("resnet20", "CCE", protocol=3)
+    with pytest.raises(ImaeError, match="protocol must be 1, 2, 3, got 4"):
+        Run("resnet20", "CCE", protocol=4)
 
 
 def test_grids_are_the_papers() -> None:
