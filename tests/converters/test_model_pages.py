@@ -1,4 +1,4 @@
-"""The commands of docs/run.md, docs/onnx-runtime.md and docs/html-page.md run, with small files of their names.
+"""The commands of docs/run.md, docs/onnx-runtime.md and docs/html-page.md run, on small files of their names.
 
 The code of docs/onnx-runtime.md: test_onnx_runtime_page.py.
 """
@@ -61,7 +61,7 @@ def test_run(folder: Path) -> None:
     lines = commands_to_run("docs/run.md")
     printed = run_lines(lines)
     assert printed[lines[0]].count(".png: ") == 2
-    assert "item 0" in printed[lines[1]] or "thing 0" in printed[lines[1]]
+    assert '"thing 0, item 0"' in printed[lines[1]]
     assert "accuracy" in printed[lines[2]] and "accuracy" in printed[lines[3]]
     assert Path("found", "street.jpg").exists()
     assert [
@@ -80,7 +80,7 @@ def test_onnx_runtime(folder: Path) -> None:
 
 
 def test_html_page(folder: Path) -> None:
-    """docs/html-page.md: the export, without the package for browsers; and the page of a model that is there."""
+    """docs/html-page.md: the export, without the package for browsers; the page of a model that is there."""
     (printed,) = run_lines(commands_to_run("docs/html-page.md")).values()
     assert "net.html" in printed
     (code,) = [block.text for block in blocks(page("docs/html-page.md")) if block.language == "python"]

@@ -154,7 +154,7 @@ def test_forks(here: Path) -> None:
     Path("path", "to", "project", "deploy.prototxt").write_text(INPUT + LAYERS + PROB)
     lines = commands_to_run("docs/forks.md")
     printed = run_lines(lines)
-    assert "1 of 1" in printed[lines[0]] or "deploy.prototxt" in printed[lines[0]]
+    assert "1 nets: 1 read, 1 build, 0 train, 1 export" in printed[lines[0]]
     assert Path("trainval_lmdb", "data.mdb").exists()
 
 
