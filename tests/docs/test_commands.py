@@ -9,7 +9,7 @@ import re
 
 import pages
 import pytest
-from page_commands import NOT_RUN, REFUSALS, RUN_BY, check, commands_to_run, options_of, reason
+from page_commands import NOT_RUN, ON_ANY_PAGE, REFUSALS, RUN_BY, check, commands_to_run, options_of, reason
 
 from imae.cli.main import COMMANDS
 
@@ -47,10 +47,13 @@ def test_every_command_is_accepted_and_is_run_or_has_a_reason(path: str, command
 
 
 def test_no_reason_is_left_over() -> None:
-    for path, reasons in NOT_RUN.items():
+    plain = [command.text.removeprefix(".venv/bin/") for _, command in IN_PAGES]
+    for start in ON_ANY_PAGE:
+        assert any(text.startswith(start) for text in plain), f"no page has a command {start!r}"
+    for path, reasons in {**NOT_RUN, "": ON_ANY_PAGE}.items():
         for start, why in reasons.items():
             texts = [command.text for of, command in IN_PAGES if of == path]
-            assert any(text.startswith(start) for text in texts), f"{path} has no command {start!r}"
+            assert not path or any(text.startswith(start) for text in texts), f"{path} has no {start!r}"
             for file in re.findall(r"\b\w+/test_\w+\.py", why):
                 assert (pages.ROOT / "tests" / file).exists(), why
             for file in re.findall(r"\.ci/\w+", why):
@@ -114,6 +117,8 @@ imae test 'a # b'
 
 - a list
 
+    of paragraphs
+
       python -c 'print(1)'
 
 ```python
@@ -126,7 +131,7 @@ imae test 'a # b'
         (5, "cd x", False),
         (5, "pip install -e '.[test]'", False),
         (8, "imae test 'a # b'", True),
-        (13, "python -c 'print(1)'", False),
+        (15, "python -c 'print(1)'", False),
     ]
     assert [block.language for block in pages.blocks(text)] == ["indented", "sh", "indented", "python"]
     assert list(pages.inline_code(text)) == ["code"]

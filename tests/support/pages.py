@@ -1,7 +1,8 @@
 """README and docs: their blocks of code, and the commands in them.
 
-A block is fenced, with its language, or indented by four spaces or more after an empty line ("indented"). A
-command is a line of a shell block, with its continuation lines; `a && b` is two.
+A block is fenced, with its language, or indented by four spaces or more after an empty line ("indented"); in
+a list by four more than the text of its item. A command is a line of a shell block, with its continuation
+lines; `a && b` is two.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ PROGRAMS = {
 }
 SHELL = "sh"
 FENCE = re.compile(r"^( *)```(.*)$")
+ITEM = re.compile(r"^ *([-*]|\d+\.) +")
 
 
 class Block(NamedTuple):
@@ -75,10 +77,13 @@ def blocks(text: str) -> list[Block]:
     """All blocks of a page, in their order."""
     result: list[Block] = []
     lines = text.splitlines()
-    index, before = 0, ""
+    index, before, margin = 0, "", 4
     while index < len(lines):
+        item = ITEM.match(lines[index])
+        if item or re.match(r"\S", lines[index]):
+            margin = 4 + (len(item[0]) if item else 0)
         fence = FENCE.match(lines[index])
-        indented = lines[index].startswith("    ") and (index == 0 or not lines[index - 1].strip())
+        indented = lines[index].startswith(" " * margin) and (index == 0 or not lines[index - 1].strip())
         start = index
         if fence:
             start = index = index + 1
@@ -87,7 +92,9 @@ def blocks(text: str) -> list[Block]:
             body = [line.removeprefix(fence[1]) for line in lines[start:index]]
             result.append(Block(start + 1, fence[2], "\n".join(body) + "\n", before))
         elif indented:
-            while index + 1 < len(lines) and (lines[index + 1].startswith("    ") or not lines[index + 1]):
+            while index + 1 < len(lines) and (
+                lines[index + 1].startswith(" " * margin) or not lines[index + 1]
+            ):
                 index += 1
             body = lines[start : index + 1]
             depth = min(len(line) - len(line.lstrip()) for line in body if line)
