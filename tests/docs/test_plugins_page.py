@@ -103,6 +103,6 @@ def test_the_readme_shows_lines_of_the_plugin() -> None:
     """So that what is read there is what is tested in tests/plugin_xyz."""
     (block,) = (block.text for block in blocks(page("README.md")) if block.language == "python")
     source = iter(page("tests/plugin_xyz/imae_xyz/layer.py").splitlines())
-    lines = block.splitlines()
+    lines = [line for line in block.splitlines() if line]
     assert lines[0] == '@register_layer("Xyz")' and len(lines) == 5
     assert all(any(line == other for other in source) for line in lines)  # in this order
