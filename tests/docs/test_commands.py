@@ -9,9 +9,11 @@ import re
 
 import pages
 import pytest
+from google.protobuf import text_format
 from page_commands import NOT_RUN, ON_ANY_PAGE, REFUSALS, RUN_BY, check, commands_to_run, options_of, reason
 
 from imae.cli.main import COMMANDS
+from imae.prototxt import LayerParameter, NetParameter
 
 PAGES = pages.pages()
 IN_PAGES = [(path, command) for path, text in PAGES.items() for command in pages.commands(text)]
@@ -135,6 +137,23 @@ imae test 'a # b'
     ]
     assert [block.language for block in pages.blocks(text)] == ["indented", "sh", "indented", "python"]
     assert list(pages.inline_code(text)) == ["code"]
+
+
+FRAGMENTS = [
+    (path, block)
+    for path, text in PAGES.items()
+    for block in pages.blocks(text)
+    if block.language == "prototxt" and path != "docs/plugins.md"  # fields of a plugin, in nets that run
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "block"), FRAGMENTS, ids=[f"{path}:{block.line}" for path, block in FRAGMENTS]
+)
+def test_prototxts_are_parts_of_a_net(path: str, block: pages.Block) -> None:
+    """Of a net, or of a layer."""
+    kind = NetParameter if block.text.startswith(("layer", "name")) else LayerParameter
+    assert text_format.Parse(block.text, kind()).ByteSize() > 0
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import os
 import re
 import site
 import subprocess
-import sys
 import venv
 from pathlib import Path
 
@@ -45,6 +44,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
         script.write_text(f'#!/bin/sh\nexec "{folder}/bin/python" -m {module} "$@"\n')
         script.chmod(0o755)
     path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
+    # Without bytecode: a file that is changed within a second, at the same size, would not be read again.
     return {**os.environ, **PIP, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
@@ -88,7 +88,6 @@ def test_the_page(tmp_path: Path, environment: dict[str, str]) -> None:
             assert (folder / name).read_text() == block.text
     assert shown > 8
     assert (folder / "damped.onnx").exists()
-    assert Path(sys.prefix) not in folder.parents
 
 
 def test_the_page_shows_what_the_command_writes() -> None:
