@@ -72,7 +72,7 @@ NOT_RUN: dict[str, dict[str, str]] = {
         f"imae paper {what} --cifar10": CIFAR for what in ("table2", "human-noise", "suspects", "arithmetic")
     },
     "docs/runtimes.md": {
-        "python -m benchmarks": "takes minutes: .ci/runtimes runs it",
+        "python -m benchmarks": "takes minutes: benchmarks/test_runtime_matrix.py has small models",
         "ovc": "needs OpenVINO",
         "python -c": "needs OpenVINO",
         "trtexec": GPU,
