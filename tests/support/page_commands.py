@@ -70,7 +70,8 @@ NOT_RUN: dict[str, dict[str, str]] = {
     "docs/measured.md": {"python -m benchmarks": "takes minutes: benchmarks/test_benchmarks.py runs parts"},
     "docs/paper.md": {
         f"imae paper {what} --cifar10": CIFAR for what in ("table2", "human-noise", "suspects", "arithmetic")
-    },
+    }
+    | {"imae paper cifar100": "needs CIFAR-100, and days"},
     "docs/runtimes.md": {
         "python -m benchmarks": "takes minutes: benchmarks/test_runtime_matrix.py has small models",
         "ovc": "needs OpenVINO",
