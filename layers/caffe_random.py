@@ -208,23 +208,28 @@ class CaffeRandom:
             end += 1
             return int(words[end - 1]) if end <= len(words) else self.word()
 
-        counted = []  # indices of the tries that count
-        for index, (place, used) in enumerate(zip(places.tolist(), tries.used.tolist(), strict=True)):
+        counts = tries.used > 0
+        # Only these may be used up by others, or run on through the scalar method.
+        close = np.diff(places, prepend=-3) < 3
+        close |= ~counts
+        close[1:] |= ~counts[:-1]
+        ends = places + tries.used
+        for index in np.flatnonzero(close).tolist():
+            place = int(places[index])
+            if index and counts[index - 1]:
+                end = max(end, int(ends[index - 1]))
             if place < end:
-                continue
-            if used:
-                counted.append(index)
-                end = place + used
-            else:
+                counts[index] = False
+            elif not counts[index]:
                 end = place
                 x[place] = _unit_normal(draw)
                 begins[place] = True
                 begins[place + 1 : end] = False
-        counts = np.array(counted, np.intp)
-        place, used = places[counts], tries.used[counts]
-        x[place], begins[place] = tries.values[counts], tries.accepted[counts]
-        begins[place + 1] = False
-        begins[place[used > 2] + 2] = False
+                counts[index : np.searchsorted(places, end)] = False
+        counted, used = places[counts], tries.used[counts]
+        x[counted], begins[counted] = tries.values[counts], tries.accepted[counts]
+        begins[counted + 1] = False
+        begins[counted[used > 2] + 2] = False
         return x[begins]
 
 
