@@ -39,10 +39,12 @@ _STATE = struct.Struct("<II2496s")  # seed, position, 624 words
 class CaffeRandom:
     """One stream of random words and the numbers that Caffe makes of them.
 
-    seed   the 32-bit number that the stream was started with; None takes a fresh one from the system
+    seed    the 32-bit number that the stream was started with; None takes a fresh one from the system
+    drawn   how many words this object has drawn, of whatever seeds
     """
 
     def __init__(self, seed: int | None) -> None:
+        self.drawn = 0
         self.reseed(int.from_bytes(os.urandom(4), "little") if seed is None else seed)
 
     def reseed(self, seed: int) -> None:
@@ -78,10 +80,12 @@ class CaffeRandom:
 
     def words(self, n: int) -> NDArray[np.uint32]:
         """The next `n` words."""
+        self.drawn += n
         return self._engine.randint(0, 2**32, n, np.uint32)
 
     def word(self) -> int:
         """The next word."""
+        self.drawn += 1
         return int(self._engine.randint(0, 2**32, dtype=np.uint32))
 
     def modulo(self, n: int) -> int:
