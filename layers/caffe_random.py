@@ -247,9 +247,7 @@ class _Tries:
     values   the values, and `accepted` whether they are values or the method starts anew after the used words
     """
 
-    def __init__(
-        self, words: NDArray[np.uint32], places: NDArray[np.intp], x: NDArray[np.float32]
-    ) -> None:
+    def __init__(self, words: NDArray[np.uint32], places: NDArray[np.intp], x: NDArray[np.float32]) -> None:
         last = len(words) - 1
         second, third = words[np.minimum(places + 1, last)], words[np.minimum(places + 2, last)]
         byte = words[places] & np.uint32(255)
@@ -299,7 +297,7 @@ def _ziggurat(
     return [*x, 0.0], [*y, 1.0]
 
 
-def _inner_words(x: list[float], inner: list[float]) -> NDArray[np.uint32]:
+def _inner_words(x: list[np.float32], inner: list[float]) -> NDArray[np.uint32]:
     """For each layer i: a word above its lower byte is below this one if its value is below inner[i].
 
     The value is f32(word >> 8) / 2^24 * x[i], in single precision; it grows with the word.
@@ -332,9 +330,7 @@ _TAIL = _NORMAL_X[1]
 _NORMAL_SIGNED_X = np.array([x if bit else -x for x in _NORMAL_X[:128] for bit in (0, 1)], f32)
 _NORMAL_INNER_WORDS = np.repeat(_inner_words(_NORMAL_X[:128], _NORMAL_X64[1:]), 2)
 # By the layer.
-_NORMAL_TABLES = tuple(
-    np.array(table[:128], f32) for table in (_NORMAL_X, _NORMAL_DX, _NORMAL_Y, _NORMAL_DY)
-)
+_NORMAL_TABLES = tuple(np.array(table[:128], f32) for table in (_NORMAL_X, _NORMAL_DX, _NORMAL_Y, _NORMAL_DY))
 _NORMAL_BENDS = np.array(_NORMAL_X64[:128]) >= 1
 
 _EXPONENTIAL_X64, _EXPONENTIAL_Y64 = _ziggurat(

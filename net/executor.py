@@ -50,7 +50,7 @@ class _Feed:
     resident: bool
 
     def fetch(self) -> tuple[Tensor, ...]:
-        """What the next pass needs, on the host: a draw, or the tops, in whatever order in memory they have."""
+        """What the next pass needs, on the host: a draw, or the tops, in any order in memory."""
         return (self.layer.next_draw(),) if self.resident else self.layer.next_batch()
 
     def blobs(self, fetched: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -140,7 +140,7 @@ class AheadLayer(DataLayer):
             if future.exception() is not None:
                 self.set_state(self._state)
             made = future.result()
-        if any([work.failed() for work in made.unfinished]):
+        if any(work.failed() for work in made.unfinished):
             self.set_state(self._state)
         for work in made.unfinished:
             work.results()

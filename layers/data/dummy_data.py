@@ -3,7 +3,7 @@
 top[i]  of `shape`, or num x channels x height x width: one for all tops, or one per top; data_filler
         likewise, constant 0 if there is none
 
-The draws come from the run's stream, top after top, when the layer runs; many are made ahead (drawn_ahead.py).
+The draws come from the run's stream, top after top, when the layer runs, or ahead of that (drawn_ahead.py).
 
 Caffe: dummy_data_layer.cpp.
 """

@@ -23,7 +23,6 @@ import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from imae.files.caffe_log import log_line
 from imae.files.errors import DataError, SnapshotError

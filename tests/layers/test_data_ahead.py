@@ -19,7 +19,6 @@ from imae.files.errors import DataError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.base_data import AheadLayer
 from imae.layers.data.data_resources import DataResources
-from imae.layers.data.datum import datum_from_array
 from imae.layers.data.drawn_ahead import DrawnAhead
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.registry import layer_class
