@@ -426,7 +426,8 @@ class DataTransformer:
             pixels = _mirrored_plane(pixels)
         in_one_pass = self.mean is None and pixels.dtype == np.uint8
         if in_one_pass:  # OpenCV converts each byte to single precision, and subtracts in that
-            cv2.subtract(pixels, (*means.tolist(), 0, 0)[:4], value, None, cv2.CV_32F)
+            scalar: Any = (*means.tolist(), 0, 0)[:4]  # Any: the stubs know of arrays alone
+            cv2.subtract(pixels, scalar, value, None, cv2.CV_32F)
             if self.scale == 1:
                 return
         with np.errstate(over="ignore", invalid="ignore"):

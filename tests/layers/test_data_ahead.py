@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from tiny_solver import DATA, FIVE_OUTPUTS, LOSS, TINY_SOLVER, write_solver
 
 from imae.converters.lmdb_writer import write_lmdb
 from imae.files.errors import DataError
@@ -20,13 +21,15 @@ from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.base_data import AheadLayer
 from imae.layers.data.data_resources import DataResources
 from imae.layers.data.drawn_ahead import DrawnAhead
+from imae.layers.data.dummy_data import DummyData
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.registry import layer_class
 from imae.layers.run import Run
 from imae.net.executor import NetExecutor
 from imae.net.net import Net
-from imae.prototxt import TRAIN, Datum, LayerParameter, TransformationParameter
-from imae.prototxt.text import parse_net, parse_text
+from imae.prototxt import TRAIN, Datum, LayerParameter, SolverParameter, TransformationParameter
+from imae.prototxt.text import parse_net, parse_text, read_text
+from imae.train.solver import Solver
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -283,3 +286,28 @@ def test_few_values_start_no_thread() -> None:
     for _ in range(4):
         drawn(layer)
     assert layer.ahead._executor is None
+
+
+DROPOUT = 'layer { name: "drop" type: "Dropout" bottom: "a" top: "a" }\n'
+
+
+@pytest.mark.usefixtures("worthwhile")
+def test_a_training_and_its_resume_are_those_of_draws_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Dropout and a test net, which draw from the same stream."""
+    solver_text = TINY_SOLVER.replace("snapshot: 2", "snapshot: 5") + "max_iter: 9 test_iter: 1 test_interval: 4"
+    write_solver(solver_text, DATA + FIVE_OUTPUTS + DROPOUT + LOSS)
+    param = read_text("solver.prototxt", SolverParameter)
+
+    def trained(resume: str | None = None) -> tuple[list[torch.Tensor], int]:
+        solver = Solver(param)
+        solver.solve(resume)
+        used = [layer.ahead.used for layer in solver.net.layers if isinstance(layer, DummyData)]
+        return [p.detach() for p in solver.net.learnable], sum(used)
+
+    straight, used = trained()
+    resumed, _ = trained("s_iter_5.solverstate")
+    monkeypatch.setattr(DrawnAhead, "WORTHWHILE", 1 << 40)
+    in_turn, never = trained()
+    assert used > 0 and never == 0
+    for a, b, c in zip(straight, resumed, in_turn, strict=True):
+        assert torch.equal(a, b) and torch.equal(a, c)
