@@ -294,8 +294,10 @@ DROPOUT = 'layer { name: "drop" type: "Dropout" bottom: "a" top: "a" }\n'
 @pytest.mark.usefixtures("worthwhile")
 def test_a_training_and_its_resume_are_those_of_draws_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """With Dropout and a test net, which draw from the same stream."""
-    solver_text = TINY_SOLVER.replace("snapshot: 2", "snapshot: 5") + "max_iter: 9 test_iter: 1 test_interval: 4"
-    write_solver(solver_text, DATA + FIVE_OUTPUTS + DROPOUT + LOSS)
+    more = "max_iter: 9 test_iter: 1 test_interval: 4"
+    write_solver(
+        TINY_SOLVER.replace("snapshot: 2", "snapshot: 5") + more, DATA + FIVE_OUTPUTS + DROPOUT + LOSS
+    )
     param = read_text("solver.prototxt", SolverParameter)
 
     def trained(resume: str | None = None) -> tuple[list[torch.Tensor], int]:
