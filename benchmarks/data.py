@@ -83,14 +83,13 @@ class Records(Dataset[tuple[torch.Tensor, int]]):
 
 def imae_way(budget: int | None, path: Path, crop: int, batches: int) -> Callable[[], object]:
     keep_freed_memory()
-    net = _net(path, crop, DataResources(budget))
-    (layer,) = net.data_layers()
+    (layer,) = _net(path, crop, DataResources(budget)).data_layers()
     for _ in range(0, len(open_lmdb(path)), BATCH):  # once through the database
-        net.next_batch()
+        layer.next_batch()
 
     def turn() -> object:
         for _ in range(batches):
-            net.next_batch()
+            layer.next_batch()
         return lambda: layer.set_state(layer.get_state())  # drop prefetched batches
 
     return turn
