@@ -6,7 +6,8 @@ imae's Data layer (crop, mirror, mean), with records kept in memory and streamed
 with a PyTorch DataLoader that does the same with the same LMDB, and with the limits of all: reading the
 LMDB's bytes, decoding its JPEGs on all cores, and the disk. Each way has its own process, to measure its peak
 memory (memory that the workers of a DataLoader share is counted in each), and starts each turn without
-prefetched batches. Then: the share of a training's time that is spent waiting for data.
+prefetched batches. Then ImageData, HDF5Data and DummyData beside what they wait for (data_layers.py), and the
+share of a training's time that is spent waiting for data, with each.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.data_layers import print_rates, print_waits
 from benchmarks.measure import in_turns, machine
 from benchmarks.training import make_solver, write_images
 from imae.converters.lmdb_writer import write_lmdb
@@ -81,14 +83,13 @@ class Records(Dataset[tuple[torch.Tensor, int]]):
 
 def imae_way(budget: int | None, path: Path, crop: int, batches: int) -> Callable[[], object]:
     keep_freed_memory()
-    net = _net(path, crop, DataResources(budget))
-    (layer,) = net.data_layers()
+    (layer,) = _net(path, crop, DataResources(budget)).data_layers()
     for _ in range(0, len(open_lmdb(path)), BATCH):  # once through the database
-        net.next_batch()
+        layer.next_batch()
 
     def turn() -> object:
         for _ in range(batches):
-            net.next_batch()
+            layer.next_batch()
         return lambda: layer.set_state(layer.get_state())  # drop prefetched batches
 
     return turn
@@ -208,8 +209,10 @@ def main(arguments: argparse.Namespace) -> None:
         raw = write_images(folder / f"train_lmdb_{RAW_IMAGES}", RAW_IMAGES)
         _rates("raw 3x40x40, crop 32", raw, 32, arguments.batches)
         _rates("JPEG 256x256, crop 224", _write_jpegs(folder / "jpeg"), 224, max(4, arguments.batches // 10))
+        print_rates(folder)
         print()
         _waiting(folder)
+        print_waits(folder, make_solver(folder, BATCH, 20, count=RAW_IMAGES).param, TRAINED)
 
 
 def _rates(title: str, path: Path, crop: int, batches: int) -> None:

@@ -29,6 +29,7 @@ from importlib.metadata import version
 from itertools import pairwise
 from typing import NoReturn, Protocol, cast
 
+from imae.cli.waiting_threads import sleep_soon
 from imae.files.caffe_log import GlogFormatter, debug_logger
 from imae.files.caffe_log import logger as caffe_logger
 from imae.files.errors import ImaeError
@@ -218,6 +219,7 @@ def _run(arguments: Sequence[str]) -> int:
             f"Unknown action: {name}{did_you_mean(name, COMMANDS)} (known: {', '.join(COMMANDS)})"
         )
     else:
+        sleep_soon()  # before a command imports torch
         command = command_module(name)
         args = make_parser(name).parse(arguments[1:])
         args.command_line = list(arguments)

@@ -29,7 +29,7 @@ from imae.files.errors import SnapshotError
 f32 = np.float32
 Draw = Callable[[], int]
 
-BLOCK = 1 << 18  # words that are converted at once: few enough to stay in the cache
+BLOCK = 1 << 16  # words that are converted at once: few enough to stay in the cache
 
 _ONE, _TWO, _MAX = f32(1), f32(2), np.finfo(f32).max
 _PER_24_BITS, _PER_32_BITS = f32(2.0**-24), f32(2.0**-32)
@@ -39,10 +39,12 @@ _STATE = struct.Struct("<II2496s")  # seed, position, 624 words
 class CaffeRandom:
     """One stream of random words and the numbers that Caffe makes of them.
 
-    seed   the 32-bit number that the stream was started with; None takes a fresh one from the system
+    seed    the 32-bit number that the stream was started with; None takes a fresh one from the system
+    drawn   how many words this object has drawn, of whatever seeds
     """
 
     def __init__(self, seed: int | None) -> None:
+        self.drawn = 0
         self.reseed(int.from_bytes(os.urandom(4), "little") if seed is None else seed)
 
     def reseed(self, seed: int) -> None:
@@ -78,10 +80,12 @@ class CaffeRandom:
 
     def words(self, n: int) -> NDArray[np.uint32]:
         """The next `n` words."""
+        self.drawn += n
         return self._engine.randint(0, 2**32, n, np.uint32)
 
     def word(self) -> int:
         """The next word."""
+        self.drawn += 1
         return int(self._engine.randint(0, 2**32, dtype=np.uint32))
 
     def modulo(self, n: int) -> int:
@@ -162,7 +166,18 @@ class CaffeRandom:
 
     def gaussian(self, n: int, mu: float, sigma: float) -> NDArray[np.float32]:
         """`n` normal values of mean `mu` and standard deviation `sigma` > 0, by the ziggurat method."""
-        return self._collect(n, lambda words: multiply_add(self._unit_normals(words), f32(sigma), f32(mu)))
+        mean, deviation = f32(mu), f32(sigma)
+
+        def values(words: NDArray[np.uint32]) -> NDArray[np.float32]:
+            unit = self._unit_normals(words)
+            if mean:
+                return multiply_add(unit, deviation, mean)
+            with np.errstate(over="ignore", under="ignore"):  # infinity, as in C++
+                unit *= deviation
+                unit += mean  # as the fused operation does, it makes +0 of -0
+            return unit
+
+        return self._collect(n, values)
 
     def _collect(
         self, n: int, values_of: Callable[[NDArray[np.uint32]], NDArray[np.float32]]
@@ -179,12 +194,17 @@ class CaffeRandom:
     def _unit_normals(self, words: NDArray[np.uint32]) -> NDArray[np.float32]:
         """The values that begin in these words; the last one may draw further words from the engine.
 
-        99 of 100 words make a value by themselves, which is decided for all words at once. The scalar method
-        runs on the others, in order; the further words that it uses up begin no value.
+        99 of 100 words make a value by themselves, which is decided for all words at once, and so is what the
+        others would make if a value began in each of them. Then these are gone through in order, since the
+        further words that a value uses up begin none.
         """
-        byte = words.astype(np.uint8)
-        x: NDArray[np.float32] = (words >> np.uint32(8)).astype(f32) * _PER_24_BITS * _NORMAL_SIGNED_X[byte]
-        begins = np.abs(x) < _NORMAL_INNER_X[byte]
+        byte = words.astype(np.uint8).astype(np.intp)
+        x = (words >> np.uint32(8)).astype(f32)
+        x *= _PER_24_BITS
+        x *= _NORMAL_SIGNED_X.take(byte)
+        begins = words < _NORMAL_INNER_WORDS.take(byte)
+        places = np.flatnonzero(~begins)
+        tries = _Tries(words, places, x[places])
         end = 0  # words before this position are used up
 
         def draw() -> int:
@@ -192,13 +212,56 @@ class CaffeRandom:
             end += 1
             return int(words[end - 1]) if end <= len(words) else self.word()
 
-        for position in np.flatnonzero(~begins).tolist():
-            if position >= end:
-                end = position
-                x[position] = _unit_normal(draw)
-                begins[position] = True
-                begins[position + 1 : end] = False
+        counts = tries.used > 0
+        # Only these may be used up by others, or run on through the scalar method.
+        close = np.diff(places, prepend=-3) < 3
+        close |= ~counts
+        close[1:] |= ~counts[:-1]
+        ends = places + tries.used
+        for index in np.flatnonzero(close).tolist():
+            place = int(places[index])
+            if index and counts[index - 1]:
+                end = max(end, int(ends[index - 1]))
+            if place < end:
+                counts[index] = False
+            elif not counts[index]:
+                end = place
+                x[place] = _unit_normal(draw)
+                begins[place] = True
+                begins[place + 1 : end] = False
+                counts[index : np.searchsorted(places, end)] = False
+        counted, used = places[counts], tries.used[counts]
+        x[counted], begins[counted] = tries.values[counts], tries.accepted[counts]
+        begins[counted + 1] = False
+        begins[counted[used > 2] + 2] = False
         return x[begins]
+
+
+class _Tries:
+    """What the words outside of the inner part of their layer make, if a value begins in them.
+
+    words    all words
+    places   those of these words among them, and x their values before a decision
+
+    used     how many words each one uses up; 0: unknown, the scalar method must go through them
+    values   the values, and `accepted` whether they are values or the method starts anew after the used words
+    """
+
+    def __init__(self, words: NDArray[np.uint32], places: NDArray[np.intp], x: NDArray[np.float32]) -> None:
+        last = len(words) - 1
+        second, third = words[np.minimum(places + 1, last)], words[np.minimum(places + 2, last)]
+        byte = words[places] & np.uint32(255)
+        layer, sign = byte >> np.uint32(1), np.where(byte & np.uint32(1), _ONE, -_ONE)
+        x = np.abs(x)
+        self.accepted, height = _in_wedge(layer, x, second)
+        first, is_first = _inner_exponentials(second)
+        other, is_other = _inner_exponentials(third)
+        first /= _TAIL
+        is_tail = layer == 0
+        is_accepted = is_first & is_other & (_TWO * other > first * first)
+        self.used = np.where(is_tail, 3 * is_accepted, 2 * (height < _ONE)) * (places + 2 <= last)
+        self.accepted |= is_tail
+        self.values = sign * np.where(is_tail, first + _TAIL, x)
 
 
 def multiply_add(x: NDArray[np.float32], factor: np.float32, addend: np.float32) -> NDArray[np.float32]:
@@ -234,6 +297,19 @@ def _ziggurat(
     return [*x, 0.0], [*y, 1.0]
 
 
+def _inner_words(x: list[np.float32], inner: list[float]) -> NDArray[np.uint32]:
+    """For each layer i: a word above its lower byte is below this one if its value is below inner[i].
+
+    The value is f32(word >> 8) / 2^24 * x[i], in single precision; it grows with the word.
+    """
+    below = np.zeros(len(x), np.uint32)
+    for bit in range(23, -1, -1):
+        more = below + np.uint32((1 << bit) - 1)  # if this makes a value below, so do all up to it
+        is_below = more.astype(f32) * _PER_24_BITS * np.array(x, f32) < np.array(inner, np.float64)
+        below += is_below * np.uint32(1 << bit)
+    return below << np.uint32(8)
+
+
 def _singles(values: list[float]) -> list[np.float32]:
     return [f32(value) for value in values]
 
@@ -252,7 +328,10 @@ _NORMAL_DX = [-step for step in _steps(_NORMAL_X64)]
 _TAIL = _NORMAL_X[1]
 # By the lower byte of a word, which holds the layer and (bit 0) the sign.
 _NORMAL_SIGNED_X = np.array([x if bit else -x for x in _NORMAL_X[:128] for bit in (0, 1)], f32)
-_NORMAL_INNER_X = np.array([x for x in _NORMAL_X64[1:] for _ in (0, 1)], np.float64)
+_NORMAL_INNER_WORDS = np.repeat(_inner_words(_NORMAL_X[:128], _NORMAL_X64[1:]), 2)
+# By the layer.
+_NORMAL_TABLES = tuple(np.array(table[:128], f32) for table in (_NORMAL_X, _NORMAL_DX, _NORMAL_Y, _NORMAL_DY))
+_NORMAL_BENDS = np.array(_NORMAL_X64[:128]) >= 1
 
 _EXPONENTIAL_X64, _EXPONENTIAL_Y64 = _ziggurat(
     8.6971174701310497140, 7.6971174701310497140, 256, lambda x: math.exp(-x), lambda y: -math.log(y)
@@ -260,6 +339,36 @@ _EXPONENTIAL_X64, _EXPONENTIAL_Y64 = _ziggurat(
 _EXPONENTIAL_X, _EXPONENTIAL_Y = _singles(_EXPONENTIAL_X64), _singles(_EXPONENTIAL_Y64)
 _EXPONENTIAL_DX = [-step for step in _steps(_EXPONENTIAL_X64)]
 _EXPONENTIAL_DY = _steps(_EXPONENTIAL_Y64)
+_EXPONENTIAL_XS = np.array(_EXPONENTIAL_X, f32)
+
+
+def _in_wedge(
+    layer: NDArray[np.uint32], x: NDArray[np.float32], words: NDArray[np.uint32]
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """Whether values x >= 0 outside of the inner part of their layer are accepted, with these further words.
+
+    Also the words as numbers of [0, 1]: Caffe draws again for 1.
+    """
+    right, step, low, rise = (table[layer] for table in _NORMAL_TABLES)
+    height = words.astype(f32) * _PER_32_BITS
+    y = low + height * rise
+    chord = step * height - (right - x)
+    tangent = y - (low + (right - x) * low * right)
+    bends = _NORMAL_BENDS[layer]
+    accepted = np.where(bends, chord, tangent) < 0
+    undecided = np.flatnonzero(accepted & (np.where(bends, tangent, chord) >= 0))
+    # The C library's exponential: numpy's own may differ in the last bit.
+    squares = -(x[undecided] * x[undecided] / _TWO)
+    density = np.array([math.exp(square) for square in squares.tolist()], f32)
+    accepted[undecided] = y[undecided] < density
+    return accepted, height
+
+
+def _inner_exponentials(words: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """The exponential values of mean 1 that words make by themselves, and which of the words do."""
+    layer = words & np.uint32(255)
+    x = (words >> np.uint32(8)).astype(f32) * _PER_24_BITS * _EXPONENTIAL_XS[layer]
+    return x, x < _EXPONENTIAL_XS[layer + 1]
 
 
 def _unit_uniform(draw: Draw) -> np.float32:

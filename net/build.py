@@ -271,7 +271,7 @@ def _add_layer(
 
 
 def _next_tops(layer: DataLayer, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    return tuple(top.to(dtype) for top in layer.next_batch())
+    return tuple(top.to(dtype).contiguous() for top in layer.next_batch())
 
 
 def _loss_weights(layer: Layer, num_tops: int) -> list[float]:

@@ -131,6 +131,8 @@ class GraphExecutor(NetExecutor):
                         f"{shape_string(buffer.shape)}; leave --cuda-graph out"
                     )
                 pinned = tensor.pin_memory() if buffer.is_cuda else tensor
+                if pinned.stride() != buffer.stride():
+                    pinned = self._place(pinned)
                 buffer.copy_(pinned, non_blocking=True)
         return self._buffers
 

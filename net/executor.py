@@ -21,7 +21,7 @@ from imae.net.device import device_budget
 from imae.net.fuse import fast_batch_norms, fuse_training
 from imae.net.net import Net
 from imae.net.plan import StepFunction
-from imae.net.step import Step, run_step
+from imae.net.step import Step
 from imae.net.stepwise import Stepwise
 
 Result = tuple[Tensor, dict[str, Tensor]]
@@ -50,17 +50,13 @@ class _Feed:
     resident: bool
 
     def fetch(self) -> tuple[Tensor, ...]:
-        """What the next pass needs, on the host: a draw, or the tops."""
-        if self.resident:
-            return (self.layer.next_draw(),)
-        return run_step(self.step, {})
+        """What the next pass needs, on the host: a draw, or the tops, in any order in memory."""
+        return (self.layer.next_draw(),) if self.resident else self.layer.next_batch()
 
     def blobs(self, fetched: Sequence[Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         """The tops, by name, from what was fetched and is now on the device."""
-        tops = fetched
-        if self.resident:
-            tops = [top.to(dtype) for top in self.layer.assemble(fetched[0])]
-        return dict(zip(self.step.tops, tops, strict=True))
+        tops = self.layer.assemble(fetched[0]) if self.resident else fetched
+        return dict(zip(self.step.tops, (top.to(dtype) for top in tops), strict=True))
 
 
 class NetExecutor:
@@ -123,7 +119,9 @@ class NetExecutor:
     def _place(self, tensor: Tensor) -> Tensor:
         if self.channels_last and tensor.dim() == 4:
             return tensor.to(self.device, non_blocking=True, memory_format=torch.channels_last)
-        return tensor.to(self.device, non_blocking=True)
+        placed = tensor.to(self.device, non_blocking=True)
+        # On the device, which is faster at it. A resident batch has the device's own order.
+        return placed.contiguous()
 
     def _pass(self, placed: Sequence[Sequence[Tensor]], backward: bool) -> Result:
         """A pass over what `_placed` returned; it runs on the device alone."""

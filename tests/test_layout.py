@@ -35,6 +35,7 @@ SHARED = {
         "list_order",
         "random_resize",
         "image_transform",
+        "drawn_ahead",
     },
     "loss": {"least_probability", "loss_normalizer"},
     "forks": {

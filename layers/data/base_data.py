@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imae.files.errors import ImaeError, LayerError, SnapshotError
-from imae.layers.data.data_resources import DataResources
+from imae.layers.data.data_resources import DataResources, Started
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.layer import DataLayer, Layer, Shape
 from imae.layers.run import Run
@@ -69,22 +70,149 @@ class Buffers:
             waiting.append(block)
 
 
-class PrefetchingLayer(DataLayer):
+@dataclass(frozen=True)
+class Made:
+    """A batch, the layer's state after it, and the work of threads that its values still need."""
+
+    batch: Batch
+    state: State
+    unfinished: Sequence[Started[None]] = ()
+
+
+class AheadLayer(DataLayer):
     """A data layer whose batches a single thread makes, strictly in order, while the net computes.
+
+    A type defines `load_batch`, `position` and `seek`; its `setup` ends with `begin`.
+
+    prefetch   number of batches that may wait; 0: no thread, a batch is made when it is requested
+    """
+
+    prefetches = True
+    prefetch = 0
+
+    def __init__(self, param: LayerParameter) -> None:
+        super().__init__(param)
+        self._pending: deque[Future[Made]] = deque()
+        self._executor: ThreadPoolExecutor | None = None
+        self._state: State = {}
+        self._last_unfinished: Sequence[Started[None]] = ()
+
+    def begin(self) -> None:
+        """Note the state before the first batch."""
+        self._state = self._state_now()
+
+    def load_batch(self) -> Batch:
+        """Make the next batch; runs in the thread."""
+        raise self.error(f"{self.type} defines no load_batch")
+
+    def unfinished(self) -> Sequence[Started[None]]:
+        """The work that the last `load_batch` has left to other threads; it is asked for once."""
+        return ()
+
+    def position(self) -> State:
+        """What the next `load_batch` depends on; its values never change later."""
+        raise self.error(f"{self.type} defines no position")
+
+    def seek(self, state: State) -> None:
+        """Continue where `position` was called."""
+        raise self.error(f"{self.type} defines no seek")
+
+    def next_batch(self) -> Batch:
+        begun = perf_counter()
+        try:
+            return self._next_batch()
+        finally:
+            self.waited += perf_counter() - begun
+
+    def _next_batch(self) -> Batch:
+        if self.prefetch == 0 and not self._pending:
+            try:
+                made = self._produce()
+            except ImaeError:
+                self.set_state(self._state)  # the next call tries the same batch
+                raise
+        else:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(1, f"prefetch {self.name}")
+            while len(self._pending) < self.prefetch + 1:
+                self._pending.append(self._executor.submit(_produce_for, weakref.ref(self)))
+            future = self._pending.popleft()
+            if future.exception() is not None:
+                self.set_state(self._state)
+            made = future.result()
+        if any(work.failed() for work in made.unfinished):
+            self.set_state(self._state)
+        for work in made.unfinished:
+            work.results()
+        self._state = made.state
+        return made.batch
+
+    def get_state(self) -> State:
+        """The state after the last batch that was returned, however many batches wait."""
+        return dict(self._state)
+
+    def set_state(self, state: State) -> None:
+        check_state(self, state, self._state)
+        self.stop()
+        self._seek(state)
+        self._state = self._state_now()
+
+    def close(self) -> None:
+        """Stop the thread. It also stops when the layer is no longer referenced."""
+        self.stop()
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = None
+
+    def _state_now(self) -> State:
+        return self.position()
+
+    def _seek(self, state: State) -> None:
+        self.seek(state)
+
+    def _produce(self) -> Made:
+        """Make the next batch, while threads still work on the one before, but on none before that."""
+        batch = self.load_batch()
+        made = Made(batch, self._state_now(), self.unfinished())
+        for work in self._last_unfinished:
+            work.settle()
+        self._last_unfinished = made.unfinished
+        return made
+
+    def stop(self) -> None:
+        """Wait for the threads and discard the batches that wait; continue with `set_state`."""
+        for future in self._pending:
+            future.cancel()
+        wait(self._pending)
+        self._pending.clear()
+        for work in (*self._last_unfinished, *self.unfinished()):
+            work.abandon()
+        self._last_unfinished = ()
+
+
+def _produce_for(layer: weakref.ref[AheadLayer]) -> Made:
+    """The thread's work; it must not keep the layer alive."""
+    live_layer = layer()
+    return live_layer._produce() if live_layer is not None else Made((), {})
+
+
+class PrefetchingLayer(AheadLayer):
+    """One whose batches Caffe makes in advance, too: of images, which the transformer transforms.
 
     A type defines `data_setup`, `load_batch`, `position` and `seek`.
 
-    prefetch        number of batches that may wait, Caffe's `data_param.prefetch`; 0: no thread, a batch is
-                    made when it is requested
+    prefetch        Caffe's `data_param.prefetch`
     transformer     for the pixels; its stream is seeded here
     data_resources  memory for decoded records, and decoding threads, which the data layers of the run share
     shapes          of data and label, for `top_shapes`
     arrays          makes the arrays of the batches
     """
 
-    prefetches = True
     swaps_colours: ClassVar[bool] = False  # whether the type reads transform_param.bgr2rgb
     transforms_images: ClassVar[bool] = True  # False: the fields of image_transform.py do nothing
+    # Whether `load_batch` leaves large images to threads, in the memory order in which they are decoded; the
+    # next batch is then begun before they are done, so that no thread waits for the last ones of a batch.
+    large_images_go_on: ClassVar[bool] = False
     image_word: ClassVar[str] = "img"  # what Caffe's messages call an image
     reads: ClassVar[tuple[str, ...]] = ("transform_param", "data_param.prefetch")
 
@@ -100,9 +228,6 @@ class PrefetchingLayer(DataLayer):
         self.prefetch: int = min(param.data_param.prefetch, MAX_PREFETCH)
         self.shapes: list[Shape] = []
         self.arrays = Buffers()
-        self._pending: deque[Future[tuple[Batch, State]]] = deque()
-        self._executor: ThreadPoolExecutor | None = None
-        self._state: State = {}
 
     def use_run(self, run: Run) -> None:
         super().use_run(run)
@@ -119,11 +244,14 @@ class PrefetchingLayer(DataLayer):
             self.data_resources.map_indices,
             self.transforms_images,
         )
+        if self.large_images_go_on:
+            self.transformer.start_indices = self.data_resources.start_indices
+            self.transformer.channels_last = True
         self.transformer.seed(self.random)
         self.data_setup()
         self.transformer.seed(self.random)  # Caffe: a second seed, which is the one in use
         self.seed_thread()
-        self._state = self._state_now()
+        self.begin()
 
     def seed_thread(self) -> None:
         """Seed the stream of the thread that makes the batches, which only the forks' fields draw from."""
@@ -133,83 +261,19 @@ class PrefetchingLayer(DataLayer):
         """Read the first image, set `shapes`; make the random draws of the type's set-up."""
         raise self.error(f"{self.type} defines no data_setup")
 
-    def load_batch(self) -> Batch:
-        """Make the next batch; runs in the thread."""
-        raise self.error(f"{self.type} defines no load_batch")
-
-    def position(self) -> State:
-        """What the next `load_batch` depends on, except the transformer; its values never change later."""
-        raise self.error(f"{self.type} defines no position")
-
-    def seek(self, state: State) -> None:
-        """Continue where `position` was called."""
-        raise self.error(f"{self.type} defines no seek")
-
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         return self.shapes[: len(self.param.top)]
 
-    def next_batch(self) -> Batch:
-        begun = perf_counter()
-        try:
-            return self._next_batch()
-        finally:
-            self.waited += perf_counter() - begun
-
-    def _next_batch(self) -> Batch:
-        if self.prefetch == 0 and not self._pending:
-            try:
-                batch, self._state = self._produce()
-            except ImaeError:
-                self.set_state(self._state)  # the next call tries the same batch
-                raise
-            return batch
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, f"prefetch {self.name}")
-        while len(self._pending) < self.prefetch + 1:
-            self._pending.append(self._executor.submit(_produce_for, weakref.ref(self)))
-        future = self._pending.popleft()
-        if future.exception() is not None:
-            self.set_state(self._state)
-        batch, self._state = future.result()
-        return batch
-
-    def get_state(self) -> State:
-        """The state after the last batch that was returned, however many batches wait."""
-        return dict(self._state)
-
-    def set_state(self, state: State) -> None:
-        check_state(self, state, self._state)
-        self.stop()
-        self.seek(state)
-        self.transformer.set_state(state["transformer"])
-        self._state = self._state_now()
-
-    def close(self) -> None:
-        """Stop the thread. It also stops when the layer is no longer referenced."""
-        self.stop()
-        if self._executor is not None:
-            self._executor.shutdown()
-            self._executor = None
-
-    def _produce(self) -> tuple[Batch, State]:
-        batch = self.load_batch()
-        return batch, self._state_now()
+    def unfinished(self) -> Sequence[Started[None]]:
+        works, self.transformer.unfinished = self.transformer.unfinished, []
+        return works
 
     def _state_now(self) -> State:
-        return {**self.position(), "transformer": self.transformer.get_state()}
+        return {**super()._state_now(), "transformer": self.transformer.get_state()}
 
-    def stop(self) -> None:
-        """Wait for the thread and discard the batches that wait; continue with `set_state`."""
-        for future in self._pending:
-            future.cancel()
-        wait(self._pending)
-        self._pending.clear()
-
-
-def _produce_for(layer: weakref.ref[PrefetchingLayer]) -> tuple[Batch, State]:
-    """The thread's work; it must not keep the layer alive."""
-    live_layer = layer()
-    return live_layer._produce() if live_layer is not None else ((), {})
+    def _seek(self, state: State) -> None:
+        super()._seek(state)
+        self.transformer.set_state(state["transformer"])
 
 
 def check_state(layer: Layer, state: State, own: State) -> None:

@@ -71,6 +71,7 @@ class Data(PrefetchingLayer):
     """
 
     min_tops, max_tops = 1, 2
+    large_images_go_on = True
     image_word = "datum"
     reads = ("data_order_param", *PrefetchingLayer.reads)
 

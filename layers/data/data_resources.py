@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
+from imae.files.errors import ImaeError
 from imae.files.limits import total_memory
 
 Result = TypeVar("Result")
@@ -27,6 +28,43 @@ class MapIndices(Protocol):
 
     def __call__(self, work: Callable[[int], Result], count: int) -> list[Result]:
         """[work(0), .., work(count - 1)]."""
+
+
+class Started(Generic[Result]):
+    """Work that threads have begun: [work(0), .., work(count - 1)] in parts."""
+
+    def __init__(self, parts: Sequence[Future[list[Result]]]) -> None:
+        self._parts = parts
+
+    def results(self) -> list[Result]:
+        """Wait for the results. Of several errors, that of the smallest index is raised."""
+        try:
+            return [result for part in self._parts for result in part.result()]
+        finally:
+            for part in self._parts:  # after an error, what has not begun is in vain
+                part.cancel()
+
+    def failed(self) -> bool:
+        """Wait until all of it is done; whether there was an error."""
+        self.settle()
+        return any(part.exception() is not None for part in self._parts)
+
+    def settle(self) -> None:
+        """Wait until no thread works on it any more; errors stay for `results`."""
+        wait(self._parts)
+
+    def abandon(self) -> None:
+        """Let no further part begin, and wait for those that have."""
+        for part in self._parts:
+            part.cancel()
+        self.settle()
+
+
+class StartIndices(Protocol):
+    """A function that begins to apply `work` to the numbers 0 to count - 1, and does not wait for it."""
+
+    def __call__(self, work: Callable[[int], Result], count: int) -> Started[Result]:
+        """The work that was begun."""
 
 
 SHARE = 0.25  # of the memory, unless another budget is given
@@ -100,10 +138,24 @@ class DataResources:
         """
         if self.threads == 1 or count < 2:
             return map_in_order(work, count)
-        step = -(-count // (PARTS * self.threads))
+        return self.start_indices(work, count).results()
+
+    def start_indices(self, work: Callable[[int], Result], count: int) -> Started[Result]:
+        """Begin the same in the threads, after what was begun before. One thread does it at once."""
+        if self.threads == 1:
+            done: Future[list[Result]] = Future()
+            try:
+                done.set_result(map_in_order(work, count))
+            except ImaeError as error:
+                done.set_exception(error)
+            return Started([done])
+        step = max(1, -(-count // (PARTS * self.threads)))
         parts = [range(begin, min(begin + step, count)) for begin in range(0, count, step)]
-        done = self._pool.map(lambda part: [work(i) for i in part], parts)
-        return [result for part in done for result in part]
+        return Started([self._pool.submit(_work_on, work, part) for part in parts])
+
+
+def _work_on(work: Callable[[int], Result], part: range) -> list[Result]:
+    return [work(i) for i in part]
 
 
 def map_in_order(work: Callable[[int], Result], count: int) -> list[Result]:

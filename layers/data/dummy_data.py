@@ -3,7 +3,7 @@
 top[i]  of `shape`, or num x channels x height x width: one for all tops, or one per top; data_filler
         likewise, constant 0 if there is none
 
-The draws come from the run's stream, top after top, when the layer runs.
+The draws come from the run's stream, top after top, when the layer runs, or ahead of that (drawn_ahead.py).
 
 Caffe: dummy_data_layer.cpp.
 """
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from imae.layers.data.drawn_ahead import DrawnAhead
 from imae.layers.data.input import shapes_of_tops
 from imae.layers.filler import fill
 from imae.layers.layer import Layer, Shape
@@ -48,6 +49,8 @@ class DummyData(Layer):
             torch.from_numpy(fill(shape, filler, self.random)) if filler.type == "constant" else None
             for shape, filler in zip(self.shapes, self.fillers, strict=True)
         ]
+        drawn = [index for index, constant in enumerate(self.constants) if constant is None]
+        self.ahead = DrawnAhead([self.shapes[i] for i in drawn], [self.fillers[i] for i in drawn])
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         return self.shapes
@@ -58,11 +61,9 @@ class DummyData(Layer):
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         """The tops."""
-        tops = []
-        for shape, filler, constant in zip(self.shapes, self.fillers, self.constants, strict=True):
-            values = torch.from_numpy(fill(shape, filler, self.random)) if constant is None else constant
-            tops.append(values.to(self.device_and_dtype))
-        return tuple(tops)
+        drawn = map(torch.from_numpy, self.ahead.draw(self.random))
+        tops = (next(drawn) if constant is None else constant for constant in self.constants)
+        return tuple(top.to(self.device_and_dtype) for top in tops)
 
     def _shapes(self, num_tops: int) -> list[BlobShape]:
         """One shape, or one per top, from `shape` or from the legacy fields."""

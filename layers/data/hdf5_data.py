@@ -9,6 +9,8 @@ shuffles the rows of a file when the file is read, and again after every end of 
 library's rand(), which starts as with srand(1) whatever random_seed is. Where several ranks train together,
 rank r of N takes rows r, r + N, ... of that order, which is the same in all ranks.
 
+Batches are made while the net computes, so that it does not wait where the next file is read.
+
 Caffe: hdf5_data_layer.cpp. Differs: in Caffe all shuffling HDF5Data layers of a process share one rand().
 """
 
@@ -21,7 +23,6 @@ import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from imae.files.caffe_log import log_line
 from imae.files.errors import DataError, SnapshotError
@@ -29,14 +30,16 @@ from imae.files.file_kinds import FileKind, mistaken_file, mistaken_for
 from imae.files.hdf5_file import HDF5_ERRORS, DataSets, open_hdf5
 from imae.files.read import read_bytes
 from imae.layers.data.base_data import (
+    AheadLayer,
+    Batch,
+    Buffers,
     State,
     check_index,
     check_permutation,
-    check_state,
     checked_batch_size,
 )
 from imae.layers.data.c_rand import GlibcRand
-from imae.layers.layer import DataLayer, Shape
+from imae.layers.layer import Shape
 from imae.layers.registry import register_layer
 
 UNSUPPORTED = {
@@ -46,8 +49,9 @@ UNSUPPORTED = {
 
 
 @register_layer("HDF5Data")
-class HDF5Data(DataLayer):
+class HDF5Data(AheadLayer):
     min_tops = 1
+    prefetch = 2
     reads = ("transform_param",)  # to refuse it
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
@@ -62,42 +66,47 @@ class HDF5Data(DataLayer):
         self.values: list[NDArray[np.float32]] = []
         self.row_order = np.zeros(0, np.int64)
         self.file_order = np.arange(len(self.files))
-        self._shuffle(self.file_order)
+        self.file_order = self._shuffled(self.file_order)
         self.file, self.row = 0, self.ranks.rank
         self._load_file()
         self._end_files()
+        self.arrays = [Buffers() for _ in self.values]
+        self.begin()
 
     def top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         return [(self.batch_size, *values.shape[1:]) for values in self.values]
 
-    def next_batch(self) -> tuple[Tensor, ...]:
-        parts: list[list[NDArray[np.float32]]] = [[] for _ in self.values]
-        left = self.batch_size
-        while left:
-            rows = self.row_order[self.row :: self.ranks.size][:left]
-            for part, values in zip(parts, self.values, strict=True):
-                part.append(values[rows])
-            left -= len(rows)
+    def load_batch(self) -> Batch:
+        batch = [
+            arrays.new((self.batch_size, *values.shape[1:]))
+            for arrays, values in zip(self.arrays, self.values, strict=True)
+        ]
+        done = 0
+        while done < self.batch_size:
+            rows = self.row_order[self.row :: self.ranks.size][: self.batch_size - done]
+            for part, values in zip(batch, self.values, strict=True):
+                # "clip": as all rows are there, it changes none, and needs no copy in between
+                np.take(values, rows, 0, part[done : done + len(rows)], "clip")
+            done += len(rows)
             self.row += self.ranks.size * len(rows)
             self._end_files()
-        return tuple(torch.from_numpy(np.concatenate(part)) for part in parts)
+        return tuple(torch.from_numpy(part) for part in batch)
 
-    def get_state(self) -> State:
+    def position(self) -> State:
         return {
             "files": len(self.files),
             "file": self.file,
             "row": self.row,
-            "file_order": self.file_order.copy(),
-            "row_order": self.row_order.copy(),
+            "file_order": self.file_order,
+            "row_order": self.row_order,
             "rand": np.array(self.rand.words, np.uint32),
         }
 
-    def set_state(self, state: State) -> None:
-        check_state(self, state, self.get_state())
+    def seek(self, state: State) -> None:
         if state["files"] == len(self.files):
             check_permutation("file_order", state["file_order"], len(self.files))
             check_index("file", state["file"], len(self.files))
-            self.file, self.file_order = state["file"], state["file_order"].copy()
+            self.file, self.file_order = state["file"], state["file_order"]
             self._load_file()
         if state["files"] != len(self.files) or len(state["row_order"]) != len(self.row_order):
             raise SnapshotError(
@@ -107,7 +116,7 @@ class HDF5Data(DataLayer):
         check_index("row", state["row"], len(self.row_order))
         if len(state["rand"]) != len(self.rand.words):
             raise SnapshotError(f"rand has {len(self.rand.words)} words, the snapshot {len(state['rand'])}")
-        self.row, self.row_order = state["row"], state["row_order"].copy()
+        self.row, self.row_order = state["row"], state["row_order"]
         self.rand.words = deque(state["rand"].tolist(), maxlen=31)
 
     def _end_files(self) -> None:
@@ -117,9 +126,9 @@ class HDF5Data(DataLayer):
                 self.file += 1
                 if self.file == len(self.files):
                     self.file = 0
-                    self._shuffle(self.file_order)
+                    self.file_order = self._shuffled(self.file_order)
                 self._load_file()
-            self._shuffle(self.row_order)
+            self.row_order = self._shuffled(self.row_order)
 
     def _load_file(self) -> None:
         """Read the data sets of the current file; its rows in (shuffled) order."""
@@ -132,17 +141,17 @@ class HDF5Data(DataLayer):
                 f"HDF5 file '{name}': rows of shape {shapes}; those of the first file have {first_shapes}"
             )
         self.values = values
-        self.row_order = np.arange(len(values[0]))
-        self._shuffle(self.row_order)
+        self.row_order = self._shuffled(np.arange(len(values[0])))
 
-    def _shuffle(self, order: NDArray[np.int64]) -> None:
-        """Shuffle in place like libstdc++'s random_shuffle, if `shuffle` is set."""
-        if self.param.hdf5_data_param.shuffle:
-            items = order.tolist()
-            for i in range(1, len(items)):
-                j = self.rand.draw() % (i + 1)
-                items[i], items[j] = items[j], items[i]
-            order[:] = items
+    def _shuffled(self, order: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The order, shuffled like by libstdc++'s random_shuffle if `shuffle` is set; a new array then."""
+        if not self.param.hdf5_data_param.shuffle:
+            return order
+        items = order.tolist()
+        for i in range(1, len(items)):
+            j = self.rand.draw() % (i + 1)
+            items[i], items[j] = items[j], items[i]
+        return np.array(items, np.int64)
 
 
 def read_file_list(source: str) -> list[str]:

@@ -52,6 +52,7 @@ from imae.prototxt import LayerParameter
 class ImageData(PrefetchingLayer):
     num_tops = 2
     swaps_colours = True
+    large_images_go_on = True
 
     def __init__(self, param: LayerParameter) -> None:
         super().__init__(param)

@@ -35,7 +35,7 @@ from imae.files.caffe_log import log_line
 from imae.files.errors import DataError, ImaeError, LayerError
 from imae.layers.blob import array_from_blob
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.data.data_resources import MapIndices, map_in_order
+from imae.layers.data.data_resources import MapIndices, Started, StartIndices, map_in_order
 from imae.layers.data.datum import planes, size_text
 from imae.layers.data.image_transform import FIELDS, ImageTransform, Plan, is_transformed, of_image
 from imae.layers.data.random_resize import make_random_resize
@@ -63,7 +63,15 @@ class DataTransformer:
     map_indices   applies a function to the indices of the images, perhaps in several threads
     by_forks      whether the fields of image_transform.py are looked at
     mean          a mean image (C, H, W) in place of mean_file
+
+    start_indices begins such work, for batches of large images: a batch is then returned before its values
+                  are there, and `unfinished` has what to wait for. None: it is waited for
+    channels_last whether batches of large decoded images have the order N, H, W, C in memory, that in which
+                  images are decoded. Shapes stay N, C, H, W
     """
+
+    start_indices: StartIndices | None = None
+    channels_last = False
 
     def __init__(
         self,
@@ -78,6 +86,7 @@ class DataTransformer:
     ) -> None:
         self.name, self.image_word = name, image_word
         self.new_array, self.map_indices = new_array, map_indices
+        self.unfinished: list[Started[None]] = []
         self.crop_size, self.mirror = param.crop_size, param.mirror
         self.excluded = int(param.exclude_last_crop)  # rows and columns
         if self.excluded and not self.crop_size:
@@ -96,6 +105,9 @@ class DataTransformer:
                     f"{name}: Cannot specify mean_file and mean_value at the same time; leave one out"
                 )
             self.mean = read_mean_file(param.mean_file, name)
+        self._mean_pixels = np.zeros((0, 0, 0), np.float32)
+        if self.mean is not None:
+            self._mean_pixels = np.ascontiguousarray(self.mean.transpose(1, 2, 0))
         self.images: ImageTransform | None = None
         if by_forks and is_transformed(param):
             self.images = ImageTransform(param, phase, name, self.mean, self.mean_values)
@@ -348,33 +360,91 @@ class DataTransformer:
         name_of: Callable[[int], str],
     ) -> NDArray[np.float32]:
         """Large images, make(0) = first and so on: made and transformed one by one, while in the cache."""
-        channels, height, width = self._cropped(first.shape)
-        values = self.new_array((count, channels, height, width))
-        words, shape = self._words(count), first.shape
+        shape = first.shape
+        channels, height, width = self._cropped(shape)
+        words = self._words(count)
         places = self._places(words, np.full(count, shape[1]), np.full(count, shape[2]))
+        flips, tops, lefts = (place.tolist() for place in places)
         means = np.broadcast_to(self.mean_values if self.mean_values.any() else np.float32(0), channels)
+        if self.channels_last and _is_interleaved(first):
+            pixels = self.new_array((count, height, width, channels))
+            values, write = pixels.transpose(0, 3, 1, 2), partial(self._write_pixels, pixels, means)
+        else:
+            values = self.new_array((count, channels, height, width))
+            write = partial(self._write_planes, values, means)
 
         def transform(i: int) -> None:
-            image, (flip, top, left) = make(i) if i else first, (place[i].item() for place in places)
+            image, flip, top, left = make(i) if i else first, flips[i], tops[i], lefts[i]
             if image.shape != shape:
                 self._check_fit(image.shape, shape, i, name_of)
                 own = self._places(words[i : i + 1], *(np.array([side]) for side in image.shape[1:]))
                 flip, top, left = (place.item() for place in own)
-            rows, columns = slice(top, top + height), slice(left, left + width)
-            with np.errstate(over="ignore", invalid="ignore"):  # not inherited by threads
-                for c, plane in enumerate(planes(image[:, rows, columns])):
-                    value = values[i, c]
-                    np.copyto(value, _mirrored_plane(plane) if flip else plane, "unsafe")
-                    if self.mean is not None:
-                        mean = self.mean[c, rows, columns]
-                        value -= mean[:, ::-1] if flip else mean
-                    elif means[c]:
-                        value -= means[c]
-                    if self.scale != 1:
-                        value *= self.scale
+            write(i, image, flip, slice(top, top + height), slice(left, left + width))
 
-        self.map_indices(transform, count)
+        if self.start_indices is None:
+            self.map_indices(transform, count)
+        else:
+            self.unfinished.append(self.start_indices(transform, count))
         return values
+
+    def _write_planes(
+        self,
+        values: NDArray[np.float32],
+        means: NDArray[np.float32],
+        i: int,
+        image: NDArray[Any],
+        flip: bool,
+        rows: slice,
+        columns: slice,
+    ) -> None:
+        """Transform a window of an image into values[i], (C, h, w)."""
+        with np.errstate(over="ignore", invalid="ignore"):  # not inherited by threads
+            for c, plane in enumerate(planes(image[:, rows, columns])):
+                value = values[i, c]
+                np.copyto(value, _mirrored_plane(plane) if flip else plane, "unsafe")
+                if self.mean is not None:
+                    mean = self.mean[c, rows, columns]
+                    value -= mean[:, ::-1] if flip else mean
+                elif means[c]:
+                    value -= means[c]
+                if self.scale != 1:
+                    value *= self.scale
+
+    def _write_pixels(
+        self,
+        values: NDArray[np.float32],
+        means: NDArray[np.float32],
+        i: int,
+        image: NDArray[Any],
+        flip: bool,
+        rows: slice,
+        columns: slice,
+    ) -> None:
+        """The same into values[i], (h, w, C). Planes need not be taken apart, so it is faster."""
+        pixels, value = image[:, rows, columns].transpose(1, 2, 0), values[i]
+        if flip:
+            pixels = _mirrored_plane(pixels)
+        in_one_pass = self.mean is None and pixels.dtype == np.uint8
+        if in_one_pass:  # OpenCV converts each byte to single precision, and subtracts in that
+            scalar: Any = (*means.tolist(), 0, 0)[:4]  # Any: the stubs know of arrays alone
+            cv2.subtract(pixels, scalar, value, None, cv2.CV_32F)
+            if self.scale == 1:
+                return
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not in_one_pass:
+                np.copyto(value, pixels, "unsafe")
+                if self.mean is not None:
+                    mean = self._mean_pixels[rows, columns]
+                    value -= mean[:, ::-1] if flip else mean
+                else:
+                    value -= means
+            if self.scale != 1:
+                value *= self.scale
+
+
+def _is_interleaved(image: NDArray[Any]) -> bool:
+    """Whether an image (C, H, W) of 2 to 4 channels has the order H, W, C in memory, as decoded ones have."""
+    return 2 <= len(image) <= 4 and image.strides[0] == image.itemsize
 
 
 def read_mean_file(path: str, name: str) -> NDArray[np.float32]:
