@@ -226,8 +226,8 @@ def ssd() -> NetParameter:
     top = mobilenet_body(net, MOBILENET)
     maps = ["conv12/sep", top]  # the last maps with a stride of 16 and of 32
     for number, (narrow, width) in enumerate(((256, 512), (128, 256), (128, 256), (64, 128)), 15):
-        top = add_conv(net, f"conv{number}_1", top, narrow, 1)
-        top = add_conv(net, f"conv{number}_2", top, width, 3, stride=2)
+        top = conv(net, f"conv{number}_1", top, narrow, 1)
+        top = conv(net, f"conv{number}_2", top, width, 3, pad=1, stride=2)
         maps.append(top)
     edges = [60.0, 105.0, 150.0, 195.0, 240.0, 285.0, 330.0]
     for index, bottom in enumerate(maps):
