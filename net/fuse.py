@@ -29,6 +29,7 @@ from imae.layers.vision.conv import Convolution
 from imae.net.kernels import (
     FastConvolution,
     FastLRN,
+    GroupedConvolution,
     NormCall,
     SubsampledConvolution,
     add_in_place,
@@ -85,6 +86,8 @@ def fuse_training(net: Net, keep: Collection[str] = (), compiled: bool = False) 
             shape = net.blob_shapes[step.bottoms[0]]
             if FastConvolution.is_faster(step.layer, shape):
                 plan.replace(index, FastConvolution(step.layer))
+            elif GroupedConvolution.is_faster(step.layer, shape):
+                plan.replace(index, GroupedConvolution(step.layer))
             elif SubsampledConvolution.is_needed(step.layer, shape):
                 plan.replace(index, SubsampledConvolution(step.layer))
         elif isinstance(step.layer, LRN):

@@ -8,6 +8,7 @@ Code outside of this folder imports from here, not from its modules.
     normalize_by_statistics    the same by a given mean and variance
     add_in_place               a sum of two blobs, in the memory of the first where possible
     FastConvolution            a convolution where the kernels are faster
+    GroupedConvolution         one in groups, likewise
     FastLRN                    an LRN across channels
     sgd_supports, sgd          SGD's update in one pass over the memory
     SubsampledConvolution      a convolution where oneDNN writes past the end of its memory
@@ -17,6 +18,7 @@ Code outside of this folder imports from here, not from its modules.
 
 from imae.net.kernels.compiled_norm import normalize_compiled
 from imae.net.kernels.conv import FastConvolution, SubsampledConvolution
+from imae.net.kernels.grouped_conv import GroupedConvolution
 from imae.net.kernels.lrn import FastLRN
 from imae.net.kernels.native import available, chosen, description, sgd, sgd_supports, supported_isas
 from imae.net.kernels.norm import add_in_place, normalize_by_batch, normalize_by_statistics
@@ -25,6 +27,7 @@ from imae.net.kernels.norm_call import NormCall
 __all__ = [
     "FastConvolution",
     "FastLRN",
+    "GroupedConvolution",
     "NormCall",
     "SubsampledConvolution",
     "add_in_place",
