@@ -111,7 +111,12 @@ def lrn(net: NetParameter, name: str, bottom: str) -> str:
 def full(net: NetParameter, name: str, bottom: str, num_output: int, dropout: float = 0.0) -> str:
     """InnerProduct; with a dropout ratio a ReLU and a Dropout follow, in place."""
     add(
-        net, "InnerProduct", name, bottom, param=WEIGHT_AND_BIAS, inner_product_param={"num_output": num_output}
+        net,
+        "InnerProduct",
+        name,
+        bottom,
+        param=WEIGHT_AND_BIAS,
+        inner_product_param={"num_output": num_output},
     )
     if dropout:
         add(net, "ReLU", f"{name}_relu", name, top=name)

@@ -194,9 +194,7 @@ class OpenCV:
     The seconds that a call takes are those of the process's answer: nothing but a line goes through the pipes.
     """
 
-    def __init__(
-        self, net: Net, images: Tensor, outputs: Sequence[str], folder: Path, python: str
-    ) -> None:
+    def __init__(self, net: Net, images: Tensor, outputs: Sequence[str], folder: Path, python: str) -> None:
         from imae.net.weights import save_caffemodel
         from imae.prototxt.text import to_text
 
@@ -266,7 +264,9 @@ def main(arguments: argparse.Namespace) -> None:
             print(_table(question + (", a usual batch" if usual else ", one image"), rows), flush=True)
     if memory:
         print("### Peak memory of a training, MiB, without the libraries: each way in a process of its own\n")
-        print(f"| net, batch | {' | '.join(MEASURED)} | imae / {EAGER} |\n| --- | ---: | ---: | ---: | ---: |")
+        print(
+            f"| net, batch | {' | '.join(MEASURED)} | imae / {EAGER} |\n| --- | ---: | ---: | ---: | ---: |"
+        )
         for name in names:
             peaks = [memory[f"{name} {way}"] for way in MEASURED]
             cells = [*(f"{peak:.0f}" for peak in peaks), f"{peaks[0] / peaks[1]:.2f}"]
@@ -304,7 +304,10 @@ def _table(title: str, rows: Iterable[tuple[str, int, Mapping[str, Timing]]]) ->
         ratios = {way: ours.ratio(timings[way]) for way in others if way in timings}
         best = max(ratio for way, ratio in ratios.items() if way not in (RUNTIME, OPENCV))
         share = operations / (2 * SIZE**3) / ours.ratio(timings[PRODUCT])
-        cells = [f"{1e3 * ours.least:.4g}", *(f"{ratios[way]:.2f}" if way in ratios else "" for way in others)]
+        cells = [
+            f"{1e3 * ours.least:.4g}",
+            *(f"{ratios[way]:.2f}" if way in ratios else "" for way in others),
+        ]
         cells += [f"{best:.2f}", f"{operations / 1e9:.1f}", f"{share:.2f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "- imae, ms: the least; ratios: medians of those in each round"]

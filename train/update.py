@@ -138,9 +138,7 @@ class Update:
             torch._foreach_sub_(weights, group_diffs)
         return norm
 
-    def _has_kernel(
-        self, weights: list[Tensor], diffs: list[Tensor], histories: list[list[Tensor]]
-    ) -> bool:
+    def _has_kernel(self, weights: list[Tensor], diffs: list[Tensor], histories: list[list[Tensor]]) -> bool:
         """Whether the kernel in C makes this update: plain SGD with L2, on the CPU."""
         param = self.param
         return (

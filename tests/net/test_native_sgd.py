@@ -81,7 +81,8 @@ def test_the_kernel_is_the_rule(dtype: torch.dtype, count: int) -> None:
 def test_the_kernel_is_for_one_order_in_memory_and_one_type() -> None:
     a = torch.randn(4, 3, 2, 5)
     last = a.contiguous(memory_format=torch.channels_last)
-    assert sgd_supports([a], [a.clone()], [a.clone()]) and sgd_supports([last], [last.clone()], [last.clone()])
+    for one in (a, last):
+        assert sgd_supports([one], [one.clone()], [one.clone()])
     assert not sgd_supports([], [], [])
     for other in (last, a.double(), a[:2], a.transpose(0, 3)):
         assert not sgd_supports([a], [other], [a.clone()])
@@ -108,7 +109,9 @@ def test_an_iteration_is_the_plain_one(more: str, monkeypatch: pytest.MonkeyPatc
 
 
 @built
-@pytest.mark.parametrize("more", ['regularization_type: "L1"', 'type: "Nesterov"', 'type: "AdaGrad" momentum: 0'])
+@pytest.mark.parametrize(
+    "more", ['regularization_type: "L1"', 'type: "Nesterov"', 'type: "AdaGrad" momentum: 0']
+)
 def test_other_rules_have_no_kernel(more: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         pytest.fail("the kernel was called")
