@@ -46,8 +46,8 @@ class InferencePlan:
     - blobs of four axes have the order N, H, W, C in memory, and the convolutions' weights are packed once;
     - everything that depends on shapes alone is computed once for each shape of the bottoms.
 
-    The blobs are those of `Net.forward` up to rounding. Nets with Python layers or with dropouts that draw,
-    with `debug_info`, in double precision or on a GPU, and bottoms of another type run by the plan of fuse.py.
+    The blobs are those of `Net.forward` up to rounding. The plan of fuse.py runs nets with Python layers,
+    with dropouts that draw, with `debug_info`, in double precision or on a GPU, and bottoms of another type.
     Hooks of single layers are not called.
 
     net, keep   what the plan was made for

@@ -102,6 +102,295 @@ def test_resnet_is_one_node_for_each_convolution() -> None:
     assert len(kinds(plan)) == 9 + len(["Pooling", "InnerProduct", "SoftmaxWithLoss", "Accuracy"])
 
 
+def conv(top: str, bottom: str, fields: str = "num_output: 8 kernel_size: 3 pad: 1", more: str = "") -> str:
+    """A convolution's text; its filler draws."""
+    return (
+        f'layer {{ name: "{top}/conv" type: "Convolution" bottom: "{bottom}" top: "{top}" {more}'
+        f' convolution_param {{ {fields} weight_filler {{ type: "msra" }} }} }}\n'
+    )
+
+
+def layer(kind: str, bottoms: str, top: str, fields: str = "") -> str:
+    """Another layer's text; bottoms and tops are names with spaces between them."""
+    named = " ".join([f'bottom: "{b}"' for b in bottoms.split()] + [f'top: "{t}"' for t in top.split()])
+    return f'layer {{ name: "{top}/{kind}" type: "{kind}" {named} {fields} }}\n'
+
+
+NORM = (
+    layer("BatchNorm", "a", "a")
+    + layer("Scale", "a", "a", "scale_param { bias_term: true }")
+    + layer("ReLU", "a", "a")
+)
+IMAGES = INPUT % "dim: 2 dim: 8 dim: 9 dim: 7"
+PRODUCT = 'num_output: 5 weight_filler { type: "msra" }'
+
+# By what they show: the net, and how many nodes it has without kept blobs.
+PATTERNS: dict[str, tuple[str, int]] = {
+    "in-place": (IMAGES + conv("a", "data") + NORM, 1),
+    "names of their own": (
+        IMAGES
+        + conv("a", "data", "num_output: 8 kernel_size: 3 bias_term: false")
+        + layer("BatchNorm", "a", "b")
+        + layer("Scale", "b", "c")
+        + layer("ReLU", "c", "d"),
+        1,
+    ),
+    "scale before statistics": (
+        IMAGES + conv("a", "data") + layer("Scale", "a", "a") + layer("BatchNorm", "a", "a"),
+        1,
+    ),
+    "groups, strides, dilation": (
+        IMAGES
+        + conv("a", "data", "num_output: 12 kernel_size: 3 pad: 2 stride: 2 dilation: 2 group: 4")
+        + NORM
+        + conv("b", "a", "num_output: 12 kernel_size: 3 kernel_size: 1 pad: 0 pad: 2 stride: 1 group: 12")
+        + conv("c", "b", "num_output: 3 kernel_h: 1 kernel_w: 5 stride_h: 2 stride_w: 1 pad_h: 0 pad_w: 2")
+        + layer("ReLU", "c", "c"),
+        3,
+    ),
+    "a window that sticks out": (
+        IMAGES + conv("a", "data", "num_output: 4 kernel_h: 10 kernel_w: 3 stride: 3") + NORM,
+        1,
+    ),
+    "an axis of three": (
+        INPUT % "dim: 2 dim: 8 dim: 9"
+        + conv("a", "data")
+        + NORM
+        + conv("b", "a", "num_output: 3 kernel_size: 2"),
+        2,
+    ),
+    "five axes": (INPUT % "dim: 2 dim: 4 dim: 3 dim: 4 dim: 5" + conv("a", "data") + NORM, 1),
+    "channels on axis 2": (
+        INPUT % "dim: 2 dim: 3 dim: 4 dim: 5 dim: 6"
+        + conv("a", "data", "axis: 2 num_output: 3 kernel_size: 3")
+        + NORM,
+        2,
+    ),
+    "residual": (
+        IMAGES
+        + conv("a", "data")
+        + NORM
+        + conv("b", "a")
+        + layer("BatchNorm", "b", "b")
+        + layer("Eltwise", "a b", "c")
+        + layer("ReLU", "c", "c")
+        + conv("d", "c")
+        + layer("Eltwise", "d c", "e")
+        + layer("ReLU", "e", "f"),
+        3,
+    ),
+    "both summands are convolutions": (
+        IMAGES
+        + conv("a", "data")
+        + conv("b", "data")
+        + layer("Eltwise", "b a", "c")
+        + layer("ReLU", "c", "c"),
+        2,
+    ),
+    "sums of sums": (
+        IMAGES
+        + conv("a", "data")
+        + conv("b", "data")
+        + conv("c", "b")
+        + layer("Eltwise", "a b c", "d")
+        + layer("Eltwise", "d a", "e", "eltwise_param { coeff: 2 coeff: -1 }")
+        + layer("Eltwise", "e e", "f")
+        + layer("Eltwise", "f b", "f2")
+        + layer("Eltwise", "f2 d", "g", "eltwise_param { operation: PROD }")
+        + layer("ReLU", "g", "g"),
+        9,
+    ),
+    "read twice": (
+        IMAGES
+        + conv("a", "data")
+        + layer("ReLU", "a", "b")
+        + layer("BatchNorm", "a", "c")
+        + layer("ReLU", "data", "d"),
+        4,
+    ),
+    "normalised first": (
+        IMAGES
+        + layer("BatchNorm", "data", "a")
+        + layer("Scale", "a", "a", "scale_param { bias_term: true }")
+        + layer("ReLU", "a", "a")
+        + conv("b", "a")
+        + layer("Concat", "data b", "c")
+        + layer("BatchNorm", "c", "d")
+        + layer("ReLU", "d", "d")
+        + layer("Scale", "d", "e")
+        + layer("BatchNorm", "e", "e"),
+        6,
+    ),
+    "products": (
+        IMAGES
+        + layer("InnerProduct", "data", "a", f"inner_product_param {{ {PRODUCT} }}")
+        + NORM
+        + layer("InnerProduct", "a", "b", f"inner_product_param {{ {PRODUCT} transpose: true }}")
+        + layer("BatchNorm", "b", "b")
+        + layer("InnerProduct", "b", "c", f"inner_product_param {{ {PRODUCT} bias_term: false }}")
+        + layer("InnerProduct", "data", "d", f"inner_product_param {{ {PRODUCT} axis: 2 }}")
+        + layer("Scale", "d", "d"),
+        5,
+    ),
+    "shared weights": (
+        IMAGES
+        + conv("a", "data", more='param { name: "w" }')
+        + NORM
+        + conv("b", "a", more='param { name: "w" }')
+        + layer("ReLU", "b", "b"),
+        2,
+    ),
+    "several bottoms": (
+        IMAGES
+        + layer("ReLU", "data", "r")
+        + """layer { name: "two" type: "Convolution" bottom: "data" bottom: "r" top: "a" top: "b"
+                     convolution_param { num_output: 8 kernel_size: 3 weight_filler { type: "msra" } } }\n"""
+        + NORM
+        + layer("ReLU", "b", "b"),
+        3,
+    ),
+    "pooling": (
+        IMAGES
+        + layer("Pooling", "data", "a", "pooling_param { kernel_size: 3 stride: 2 }")
+        + layer("ReLU", "a", "a")
+        + layer("Pooling", "data", "b", "pooling_param { pool: AVE kernel_size: 3 stride: 2 pad: 1 }")
+        + layer("Pooling", "data", "c", "pooling_param { pool: AVE kernel_size: 2 stride: 3 pad: 1 }")
+        + layer("Pooling", "data", "d", "pooling_param { kernel_size: 1 stride: 2 }")
+        + layer("Pooling", "data", "e", "pooling_param { kernel_size: 3 stride: 2 round_mode: FLOOR }")
+        + layer("Pooling", "data", "f", "pooling_param { pool: AVE global_pooling: true }")
+        + layer("Pooling", "data", "g h", "pooling_param { kernel_size: 2 stride: 2 }"),
+        7,
+    ),
+    "LRN": (
+        IMAGES
+        + layer("LRN", "data", "a", "lrn_param { local_size: 5 alpha: 0.3 }")
+        + layer("LRN", "a", "b", "lrn_param { local_size: 3 alpha: 0.5 beta: 0.4 k: 2 }")
+        + layer("LRN", "b", "c", "lrn_param { local_size: 19 alpha: 2 }")
+        + layer("LRN", "c", "d", "lrn_param { norm_region: WITHIN_CHANNEL local_size: 3 }")
+        + layer("LRN", "d", "e", "lrn_param { local_size: 1 }"),
+        5,
+    ),
+    "concatenations": (
+        IMAGES
+        + conv("a", "data", "num_output: 1 kernel_size: 1")
+        + layer("Concat", "a data a", "b")
+        + layer("Concat", "b b", "c", "concat_param { axis: 2 }")
+        + layer("ReLU", "c", "c"),
+        3,
+    ),
+    "nothing is left of a dropout": (
+        IMAGES
+        + layer("Dropout", "data", "a")
+        + conv("b", "a")
+        + layer("Dropout", "b", "b")
+        + layer("ReLU", "b", "b"),
+        1,
+    ),
+    "views of a blob that is overwritten": (
+        IMAGES
+        + conv("a", "data")
+        + layer("Flatten", "a", "flat")
+        + layer("Slice", "a", "one two", "slice_param { slice_point: 3 }")
+        + layer("ReLU", "a", "r")
+        + layer("ReLU", "one", "one")
+        + layer("Reshape", "r", "s", "reshape_param { shape { dim: 0 dim: -1 } }")
+        + layer("Eltwise", "s flat", "t"),
+        7,
+    ),
+    "a leaky ReLU and others": (
+        IMAGES
+        + conv("a", "data")
+        + layer("ReLU", "a", "a", "relu_param { negative_slope: 0.1 }")
+        + conv("b", "a")
+        + layer("TanH", "b", "b")
+        + layer("Power", "b", "c", "power_param { scale: 2 shift: 1 }")
+        + layer("PReLU", "c", "c")
+        + layer("Softmax", "c", "d"),
+        7,
+    ),
+    "shortcut A": (
+        IMAGES
+        + conv("a", "data", "num_output: 16 kernel_size: 3 pad: 1 stride: 2")
+        + layer("Pooling", "data", "half", "pooling_param { kernel_size: 1 stride: 2 round_mode: FLOOR }")
+        + layer("Power", "half", "zero", "power_param { scale: 0 }")
+        + layer("Concat", "half zero", "both")
+        + layer("Eltwise", "a both", "b")
+        + layer("ReLU", "b", "b"),
+        2,
+    ),
+    "scalars and single pixels": (
+        INPUT % "dim: 1 dim: 3 dim: 1 dim: 1"
+        + conv("a", "data", "num_output: 8 kernel_size: 1")
+        + layer("Pooling", "a", "b", "pooling_param { kernel_size: 2 stride: 1 pad: 1 }")
+        + layer("ReLU", "b", "b")
+        + layer("LRN", "b", "c")
+        + conv("d", "c", "num_output: 1 kernel_size: 2")
+        + layer("Reduction", "d", "e", "reduction_param { axis: 0 }"),
+        5,
+    ),
+    "nothing but an input": (INPUT % "dim: 2 dim: 3", 0),
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_pattern(name: str) -> None:
+    """With no blob kept, with each one alone, and with all of them; twice each, and with other memory."""
+    text, count = PATTERNS[name]
+    net = made(text)
+    values = fed(net)
+    blobs = list(net.blob_shapes)
+    want = plain(net, values, blobs)
+    for keep in ([], blobs, *([blob] for blob in blobs)):
+        plan = plan_inference(net, keep)
+        expected = {name: want[name] for name in {*net.outputs, *keep}}
+        for given in (values, {name: _strided(value) for name, value in values.items()}):
+            before = {name: value.clone() for name, value in given.items()}
+            got = plan.run(given)
+            assert_same(got, expected)
+            assert all(torch.equal(given[name], value) for name, value in before.items()), "inputs untouched"
+        first = {name: value.clone() for name, value in got.items()}
+        plan.run(fed(net, seed=8))
+        assert all(torch.equal(got[name], value) for name, value in first.items()), "results stay"
+        if not keep:
+            assert len(kinds(plan)) == count, kinds(plan)
+        assert plan.fast
+
+
+def test_weights_that_another_layer_changes_in_a_pass_are_left_to_their_layers() -> None:
+    """As caffe-windows does it, `b` scales the rows before it uses them: `c` reads the new ones."""
+    shared = f'param {{ name: "w" }} inner_product_param {{ {PRODUCT}'
+    text = (
+        INPUT % "dim: 2 dim: 5"
+        + layer("InnerProduct", "data", "a", shared + " }")
+        + layer("InnerProduct", "data", "b", shared + " normalize: true }")
+        + layer("InnerProduct", "data", "c", shared + " }")
+    )
+    ours, other = made(text), made(text)
+    plan = plan_inference(ours)
+    for seed in (1, 2):
+        with torch.no_grad():
+            want = other.forward(fed(other, seed))
+        got = plan.run(fed(ours, seed))
+        assert got.keys() == want.keys()
+        assert all(torch.equal(got[name], value) for name, value in want.items())
+    assert plan.fast
+
+
+def _strided(value: torch.Tensor) -> torch.Tensor:
+    """The same values in memory of another order, with holes."""
+    return torch.stack([value, value], -1).transpose(0, 1).contiguous().transpose(0, 1)[..., 0]
+
+
+def test_results_can_be_contiguous() -> None:
+    net = made(PATTERNS["residual"][0])
+    plan = plan_inference(net, ["a"])
+    got, ordered = plan.run(fed(net)), plan.run(fed(net), contiguous=True)
+    assert not got["a"].is_contiguous()
+    for name, value in ordered.items():
+        assert value.is_contiguous()
+        assert torch.equal(got[name], value)
+
+
 def test_missing_input_is_an_error() -> None:
     net = made(INPUT % "dim: 1 dim: 2")
     with pytest.raises(LayerError, match="input data is not given"):
