@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+import fed_nets
 import numpy as np
 import pytest
 import torch
@@ -13,10 +15,12 @@ from imae.files.errors import LayerError
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.run import Run
 from imae.net.inference import InferencePlan, plan_inference
+from imae.net.kernels import native, planned
 from imae.net.net import Net
-from imae.prototxt import TEST, NetParameter
+from imae.prototxt import TEST, NetParameter, NetState
 from imae.prototxt.models.resnet import resnet
-from imae.prototxt.text import parse_net
+from imae.prototxt.state import in_state
+from imae.prototxt.text import parse_net, read_net
 
 Blobs = Mapping[str, torch.Tensor]
 
@@ -389,6 +393,201 @@ def test_results_can_be_contiguous() -> None:
     for name, value in ordered.items():
         assert value.is_contiguous()
         assert torch.equal(got[name], value)
+
+
+CHAIN = (
+    IMAGES
+    + conv("a", "data")
+    + NORM
+    + layer("Pooling", "a", "b", "pooling_param { kernel_size: 2 stride: 2 }")
+    + conv("c", "b", "num_output: 4 kernel_size: 3")
+    + layer("ReLU", "c", "c")
+    + layer("Pooling", "c", "d", "pooling_param { pool: AVE global_pooling: true }")
+    + conv("e", "d", "num_output: 6 kernel_size: 1")
+    + layer("Softmax", "e", "prob")
+)
+
+
+def test_bottoms_of_other_shapes() -> None:
+    """More shapes than are planned at once, each twice and not in a row; then some that do not fit."""
+    net = made(CHAIN)
+    plan = plan_inference(net, ["a"])
+    shapes = [(2, 8, 9, 7), (1, 8, 9, 7), (5, 8, 12, 11), (1, 8, 30, 6), (3, 8, 9, 7)]
+    for seed, shape in enumerate(shapes + shapes):
+        values = fed(net, seed, data=shape)
+        assert_same(plan.run(values), plain(net, values, ["a"]))
+    for wrong, message in (((2, 7, 9, 7), "got 7 channels"), ((2, 8, 2, 2), "nothing would be left")):
+        with pytest.raises(LayerError, match=message):
+            plan.run(fed(net, data=wrong))
+        assert_same(plan.run(values), plain(net, values, ["a"]))
+
+
+def test_no_image_at_all() -> None:
+    net = made(PATTERNS["residual"][0])
+    values = fed(net, data=(0, 8, 9, 7))
+    got, want = plan_inference(net).run(values), plain(net, values)
+    assert {name: blob.shape for name, blob in got.items()} == {
+        name: blob.shape for name, blob in want.items()
+    }
+
+
+def test_changed_weights_are_noticed() -> None:
+    """Of a convolution, a BatchNorm, a Scale and a bias: an update, values copied, other memory."""
+    net = made(CHAIN)
+    plan = plan_inference(net)
+    values = fed(net)
+    old = plan.run(values)["prob"]
+    changed = [net.params[name][0] for name in ("a/conv", "a/BatchNorm", "a/Scale")] + [
+        net.params["e/conv"][1]
+    ]
+    for index, blob in enumerate(changed):
+        with torch.no_grad():
+            if index % 2:
+                blob.copy_(torch.linspace(0.5, 3, blob.numel()).view_as(blob))
+            else:
+                blob.mul_(torch.linspace(0.5, 3, blob.numel()).view_as(blob))
+        new = plan.run(values)
+        assert not torch.equal(new["prob"], old)
+        assert_same(new, plain(net, values))
+        old = new["prob"]
+    blob.data = torch.linspace(3, 0.5, blob.numel())
+    assert_same(plan.run(values), plain(net, values))
+
+
+def test_changes_that_torch_does_not_count_are_told() -> None:
+    net = made(CHAIN)
+    plan = plan_inference(net)
+    values = fed(net)
+    plan.run(values)
+    net.params["a/BatchNorm"][0].detach().numpy()[:] = 3
+    plan.weights_changed()
+    assert_same(plan.run(values), plain(net, values))
+
+
+def test_two_nets_that_share_weights() -> None:
+    """The parameters are replaced: the plan of a test net goes on with those of its train net."""
+    first, second = made(CHAIN), made(CHAIN)
+    with torch.no_grad():
+        second.params["a/conv"][0].mul_(3)
+    plan, values = plan_inference(first), fed(first)
+    plan.run(values)
+    first.share_with(second)
+    assert_same(plan.run(values), plain(second, values))
+    with torch.no_grad():
+        second.params["c/conv"][0].neg_()
+    assert_same(plan.run(values), plain(second, values))
+
+
+@pytest.mark.parametrize("name", ["residual", "LRN", "pooling", "products", "normalised first"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_reach_the_outputs(name: str, bad: float) -> None:
+    """Those of one item stay in that item. Winograd's kernel lets them reach a few pixels more."""
+    net = made(PATTERNS[name][0])
+    values = fed(net)
+    good = plan_inference(net).run(values)
+    values["data"] = values["data"].clone()
+    values["data"][(0, *(0,) * (values["data"].dim() - 1))] = bad
+    got, want = plan_inference(net).run(values), plain(net, values)
+    for output, blob in want.items():
+        assert not got[output][~blob.isfinite()].isfinite().any()
+        assert got[output][blob.isnan()].isnan().all()
+        assert torch.equal(got[output][1:], good[output][1:])
+
+
+def test_weights_that_are_not_finite_reach_the_outputs() -> None:
+    """A net that has diverged shows it: a ReLU does not make 0 of NaN."""
+    for blob, place in (("a/conv", 1), ("a/Scale", 0), ("c/conv", 0)):
+        net = made(CHAIN)
+        with torch.no_grad():
+            net.params[blob][place].view(-1)[0] = float("nan")
+        assert plan_inference(net).run(fed(net))["prob"].isnan().all()
+
+
+@pytest.mark.parametrize("way", ["no packed weights", "no kernels in C", "Winograd for all"])
+def test_other_builds(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "no packed weights":
+        monkeypatch.setattr(planned, "_has_packed", lambda: False)
+    if way == "Winograd for all":
+        if not native.available():
+            pytest.skip("the kernels in C were not built")
+        monkeypatch.setenv("IMAE_KERNELS", "all")
+    else:
+        monkeypatch.setenv("IMAE_KERNELS", "none")
+    for name in (
+        "residual",
+        "both summands are convolutions",
+        "groups, strides, dilation",
+        "normalised first",
+    ):
+        net = made(PATTERNS[name][0])
+        values = fed(net)
+        assert_same(plan_inference(net).run(values), plain(net, values))
+
+
+def test_torch_without_the_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older torch, or one that calls them otherwise, is noticed, and F.conv2d takes their place."""
+    assert isinstance(planned._has_packed(), bool)
+    for name in ("_reorder_convolution_weight", "_convolution_pointwise"):
+        planned._has_packed.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(planned, "_onednn", lambda missing=name: _Without(missing))
+            assert not planned._has_packed()
+            net = made(PATTERNS["residual"][0])
+            assert_same(plan_inference(net).run(fed(net)), plain(net, fed(net)))
+    planned._has_packed.cache_clear()
+
+
+class _Without:
+    """torch.ops.mkldnn without one of its operations."""
+
+    def __init__(self, missing: str) -> None:
+        self._missing = missing
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith(self._missing):
+            raise AttributeError(name)
+        return getattr(torch.ops.mkldnn, name)
+
+
+MODELS = sorted(
+    path
+    for path in (Path(__file__).parents[2] / "prototxt" / "models").glob("*/*.prototxt")
+    if not path.stem.endswith(("_solver", "_inputs"))
+)
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_models(path: Path) -> None:
+    """With a blob in the middle kept."""
+    shape = SIZES[path.parent.name]
+    param = fed_nets.fed(in_state(read_net(path), TEST, NetState(phase=TEST)), *shape, phase=TEST)
+    net = made(fed_nets.unfilled(param))
+    generator = torch.Generator().manual_seed(4)
+    for blob in (blobs[0] for blobs in net.params.values() if blobs[0].dim() > 1):
+        with torch.no_grad():
+            blob.normal_(0, (blob[0].numel() / 2) ** -0.5, generator=generator)
+    middle = net.steps[len(net.steps) // 2].tops[0]
+    values = fed_nets.feed(*shape, classes=10)
+    plan = plan_inference(net, [middle])
+    got, want = plan.run(values), plain(net, values, [middle])
+    assert plan.fast
+    allowed = tolerance("fused")
+    assert got.keys() == want.keys()
+    for name, blob in want.items():
+        scale = float(blob.abs().max())
+        torch.testing.assert_close(got[name].double(), blob, rtol=allowed.rtol, atol=allowed.atol * scale)
+    assert plan._graph is not None
+    types = [step.step.layer.type for node in plan._graph.nodes for step in node.members[:1]]
+    assert not {"BatchNorm", "Scale", "Split", "Dropout"} & set(types)
+
+
+SIZES = {
+    "cifar10": (2, 3, 32, 32),
+    "cifar100": (2, 3, 32, 32),
+    "clothing1m": (1, 3, 224, 224),
+    "digits": (3, 1, 8, 8),
+    "mars": (1, 3, 256, 128),
+}
 
 
 def test_missing_input_is_an_error() -> None:
