@@ -1,13 +1,13 @@
-"""The nets that Caffe's users have, made from the publications that describe them: messages without data layers.
+"""The nets that Caffe's users have, made from the publications that describe them.
 
-Nets read the blobs `data` and `label`. Blobs are named as in the public files of these nets.
+Nets read the blobs `data` and `label`. Blobs have the usual names of these nets.
 
-    CaffeNet     Krizhevsky et al. 2012, with the pooling before the normalization, as Caffe's reference has it
+    CaffeNet     Krizhevsky et al. 2012, with each pooling before the normalization
     GoogLeNet    Szegedy et al. 2015, with both auxiliary classifiers in TRAIN
     VGG-16       Simonyan and Zisserman 2015, configuration D
     ResNet-50    He et al. 2016 (prototxt/models/resnet50.py)
     MobileNet    Howard et al. 2017, width 1
-    SSD          Liu et al. 2016: six maps on MobileNet's body, 300 x 300, 21 classes; `label` holds the truths
+    SSD          Liu et al. 2016: six maps on MobileNet's body, 300 x 300, 21 classes; `label` holds the boxes
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter
+from imae.prototxt import TRAIN, LayerParameter, NetParameter
 from imae.prototxt.models.net_parts import WEIGHT_AND_BIAS, add, add_average, add_conv
 from imae.prototxt.models.resnet50 import resnet50
 

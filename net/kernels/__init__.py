@@ -12,6 +12,9 @@ Code outside of this folder imports from here, not from its modules.
     FastLRN                    an LRN across channels
     sgd_supports, sgd          SGD's update in one pass over the memory
     SubsampledConvolution      a convolution where oneDNN writes past the end of its memory
+    ConvolutionCall            the arguments of a convolution without gradients
+    plan_convolution           a function that computes it, planned for bottoms of one shape
+    plan_convolution_and_sum   the same, plus another blob
     available, supported_isas  whether the kernels in C were built, and which instructions they can use here
     chosen, description        which of them this process uses, as values and as a line for the log
 """
@@ -23,8 +26,10 @@ from imae.net.kernels.lrn import FastLRN
 from imae.net.kernels.native import available, chosen, description, sgd, sgd_supports, supported_isas
 from imae.net.kernels.norm import add_in_place, normalize_by_batch, normalize_by_statistics
 from imae.net.kernels.norm_call import NormCall
+from imae.net.kernels.planned import ConvolutionCall, plan_convolution, plan_convolution_and_sum
 
 __all__ = [
+    "ConvolutionCall",
     "FastConvolution",
     "FastLRN",
     "GroupedConvolution",
@@ -37,6 +42,8 @@ __all__ = [
     "normalize_by_batch",
     "normalize_by_statistics",
     "normalize_compiled",
+    "plan_convolution",
+    "plan_convolution_and_sum",
     "sgd",
     "sgd_supports",
     "supported_isas",

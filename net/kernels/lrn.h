@@ -4,8 +4,9 @@
        top  = x / base^(3/4)
        diff = top_diff / base^(3/4) - 2 alpha 3/4 / size * x sum_c' top_diff[c'] x[c'] / base[c']^(7/4)
 
-   base^(3/4) is r sqrt(r) with r = sqrt(base), for which there are vector instructions. Each sum is added up anew:
-   no number is added and subtracted again. A template, like batch_norm.h: kernels.c defines REAL, NAME, TARGET. */
+   base^(3/4) is r sqrt(r) with r = sqrt(base), for which there are vector instructions. Each sum is added up
+   anew: no number is added and subtracted again. A template, like batch_norm.h: kernels.c defines REAL, NAME and
+   TARGET. */
 
 #if !defined(REAL) || !defined(NAME) || !defined(TARGET)
 #error "a template: see kernels.c"
@@ -27,8 +28,8 @@ TARGET static void NAME(window_sums)(const REAL *restrict padded, int64_t channe
 }
 
 /* The bases of a row; the numbers of `padded` before and after the channels are 0. */
-TARGET static void NAME(lrn_bases)(const REAL *restrict x, int64_t channels, int64_t size, REAL k, REAL factor,
-                                   REAL *restrict padded, REAL *restrict base)
+TARGET static void NAME(lrn_bases)(const REAL *restrict x, int64_t channels, int64_t size, REAL k,
+                                   REAL factor, REAL *restrict padded, REAL *restrict base)
 {
     REAL *squares = padded + size / 2;
     for (int64_t c = 0; c < channels; c++)

@@ -1,7 +1,7 @@
 """LRN across channels, for the fast plan: by a kernel in C that reads each blob once.
 
-The plain layer keeps its bottom, its top and the base of the power for the backward pass; here this is the bottom
-alone, as the kernel computes the others again.
+The plain layer keeps its bottom, its top and the base of the power for the backward pass; here this is the
+bottom alone, as the kernel computes the others again.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ class FastLRN:
         if not native.lrn_supports(x):
             top: Tensor = self.layer(x)
             return top
-        top = _AcrossChannels.apply(x, self.layer.size, self.layer.alpha, self.layer.k)  # type: ignore[no-untyped-call]  # torch's
-        return top
+        normalized: Tensor = _AcrossChannels.apply(  # type: ignore[no-untyped-call]  # torch's
+            x, self.layer.size, self.layer.alpha, self.layer.k
+        )
+        return normalized
 
 
 class _AcrossChannels(torch.autograd.Function):

@@ -6,9 +6,9 @@ the fastest on this processor. Two environment variables choose others, to try w
 
     IMAE_KERNELS       auto (the fastest), none, batch_norm (convolutions by torch, as on Intel's processors
                        with AVX-512), all (also where torch is faster)
-    IMAE_KERNELS_ISA   the instruction set of the kernels of BatchNorm, LRN and SGD: auto (the newest that the processor has),
-                       default (of any processor), avx2, avx512f. The convolutions' kernels are compiled to
-                       AVX2 and FMA, and are not used with `default`
+    IMAE_KERNELS_ISA   the instruction set of BatchNorm's, LRN's and SGD's kernels: auto (the newest that the
+                       processor has), default (of any processor), avx2, avx512f. The convolutions'
+                       kernels are compiled to AVX2 and FMA, and are not used with `default`
 """
 
 from __future__ import annotations
@@ -381,6 +381,28 @@ def winograd(
     if failed:
         raise MemoryError
     return top
+
+
+def plan_winograd(
+    bottom: Sequence[int], weight: Tensor, bias: Tensor | None, pad: Sequence[int]
+) -> Callable[[Tensor], Tensor]:
+    """`winograd` for bottoms of one shape, without gradients; checks and sizes are done here, once."""
+    example = torch.empty(*bottom, memory_format=torch.channels_last)
+    shape = winograd(example, weight, bias, pad).shape  # checks all that the kernel relies on
+    conv, strides = _conv_sizes(example, shape, (3, 3), (1, 1), pad), _int64_array(weight.stride())
+    bias = None if bias is None else bias.contiguous()
+    kernel, last = _kernel("winograd"), torch.channels_last
+    weights = (_address(weight), ctypes.addressof(strides), False, _address(bias), ctypes.addressof(conv))
+
+    def convolve(x: Tensor, memory: Sequence[object] = (weight, bias, conv, strides)) -> Tensor:
+        if x.shape != example.shape or x.dtype != example.dtype or not x.is_contiguous(memory_format=last):
+            raise ValueError(f"planned for {tuple(bottom)}, got {x.dtype} {tuple(x.shape)} {x.stride()}")
+        top = torch.empty(shape, memory_format=last)
+        if kernel(x.data_ptr(), *weights, torch.get_num_threads(), top.data_ptr()):
+            raise MemoryError
+        return top
+
+    return convolve
 
 
 def winograd_bottom_gradient(top_diff: Tensor, weight: Tensor, pad: Sequence[int]) -> Tensor:

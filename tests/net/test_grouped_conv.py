@@ -47,7 +47,8 @@ def numbers(*shape: int, seed: int = 1) -> Tensor:
 @pytest.mark.parametrize("more", ["", "bias_term: false"])
 @pytest.mark.parametrize("pad", [0, 1, 2])
 def test_values_and_gradients(more: str, pad: int) -> None:
-    own = net(f"kernel_size: 3 group: 2 pad: {pad} {more}").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    own = net(f"kernel_size: 3 group: 2 pad: {pad} {more}")
+    own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
     assert runs_kernel(own)
     bottoms = {"data": numbers(4, 64, 17, 18), "again": numbers(4, 64, 17, 18, seed=2)}
     results = []

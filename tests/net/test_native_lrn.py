@@ -72,7 +72,8 @@ def test_values_and_gradient(shape: tuple[int, ...], size: int, dtype: torch.dty
 
 @built
 def test_the_fast_plan_has_the_values_and_the_gradients_of_the_plain_one() -> None:
-    own = net("local_size: 3 alpha: 2 k: 1.5").double().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    own = net("local_size: 3 alpha: 2 k: 1.5").double()
+    own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
     data, top_diff = last(numbers(2, 6, 4, 5)), numbers(2, 8, 4, 5, seed=2)
     assert runs_kernel(own)
     results = []
