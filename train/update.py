@@ -120,10 +120,8 @@ class Update:
             starts = range(0, len(self.history), len(learnable))
             histories = [[self.history[start + place] for place in group.places] for start in starts]
             if self._has_kernel(weights, group_diffs, histories):
-                kernels.sgd(
-                    weights, group_diffs, *histories, param.weight_decay * group.decay_mult, param.momentum,
-                    float(group.rate),
-                )  # fmt: skip
+                decay = param.weight_decay * group.decay_mult
+                kernels.sgd(weights, group_diffs, histories[0], decay, param.momentum, float(group.rate))
                 continue
             own_rates = None
             if has_local_rates(param):

@@ -49,6 +49,6 @@ class _AcrossChannels(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, top_diff: Tensor) -> tuple[Tensor, None, None, None]:
-        (x,) = ctx.saved_tensors
+        (x,), (size, alpha, k) = ctx.saved_tensors, ctx.values
         top_diff = top_diff.contiguous(memory_format=torch.channels_last)
-        return native.lrn(x, *ctx.values, top_diff), None, None, None
+        return native.lrn(x, size, alpha, k, top_diff), None, None, None
