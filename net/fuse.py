@@ -22,11 +22,14 @@ from imae.layers.activation.scale import Scale
 from imae.layers.common.inner_product import InnerProduct
 from imae.layers.layer import Layer
 from imae.layers.normalization.batch_norm import BatchNorm
+from imae.layers.normalization.lrn import LRN
 from imae.layers.utility.eltwise import Eltwise
 from imae.layers.utility.split import Split
 from imae.layers.vision.conv import Convolution
 from imae.net.kernels import (
     FastConvolution,
+    FastLRN,
+    GroupedConvolution,
     NormCall,
     SubsampledConvolution,
     add_in_place,
@@ -44,7 +47,7 @@ def fuse_training(net: Net, keep: Collection[str] = (), compiled: bool = False) 
     """A plan for training on which
 
     - BatchNorm + Scale (+ sum) (+ ReLU) are one step, and update their running statistics together;
-    - other BatchNorms and, where they are faster, convolutions use the kernels of net/kernels;
+    - other BatchNorms, LRNs and, where they are faster, convolutions use the kernels of net/kernels;
     - other sums and ReLUs are in-place where no other step needs the bottom;
     - splits return their bottom unchanged.
 
@@ -83,8 +86,13 @@ def fuse_training(net: Net, keep: Collection[str] = (), compiled: bool = False) 
             shape = net.blob_shapes[step.bottoms[0]]
             if FastConvolution.is_faster(step.layer, shape):
                 plan.replace(index, FastConvolution(step.layer))
+            elif GroupedConvolution.is_faster(step.layer, shape):
+                plan.replace(index, GroupedConvolution(step.layer))
             elif SubsampledConvolution.is_needed(step.layer, shape):
                 plan.replace(index, SubsampledConvolution(step.layer))
+        elif isinstance(step.layer, LRN):
+            if FastLRN.is_faster(step.layer) and not step.overwritten:
+                plan.replace(index, FastLRN(step.layer))
         elif isinstance(step.layer, Split):
             plan.replace(index, partial(_split_tops, len(step.tops)))
         elif (

@@ -127,7 +127,7 @@ class Solver:
         streams = Streams(self.random, nets, device, masks)
         self._loss_watch = LossWatch(self.net, streams, param.iter_size, options.on_nan)
         self._run, *self._run_test = with_debug_info(runs, nets, param.debug_info, device)
-        self.update = Update(param, rule, self.net, device, options.recorder)
+        self.update = Update(param, rule, self.net, device, options.recorder, options.fast)
         self._loss, self._plateau = SmoothedLoss(param.average_loss), Plateau()
         self._position = RunPosition(streams, self._loss, dtype, ranks)
         self.snapshots = Snapshots(

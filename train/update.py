@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imae.layers.utility.synced_memory import parameter_diff
+from imae.layers.utility.synced_memory import has_lent_memory, parameter_diff
+from imae.net import kernels
 from imae.net.cuda_graph import Recorded, Recorder
 from imae.net.net import Net
 from imae.prototxt import SolverParameter
@@ -45,6 +46,7 @@ class Update:
     rule       computes what is subtracted (update_rules.py)
     device     where the net computes
     recorder   makes a recorder of the work (cuda_graph.py); None: the work is launched each time
+    fast       use the kernels of net/kernels where there is one for the rule
 
     history    history blobs in Caffe's order: one per learnable parameter, then a second one where the rule
                has two
@@ -57,8 +59,9 @@ class Update:
         net: Net,
         device: torch.device,
         recorder: Callable[[], Recorder] | None = None,
+        fast: bool = False,
     ) -> None:
-        self.param, self.rule, self.net = param, rule, net
+        self.param, self.rule, self.net, self._fast = param, rule, net, fast
         self.history = [torch.zeros_like(p.detach()) for _ in range(rule.histories) for p in net.learnable]
         self._groups = _group_parameters(net, device)
         # On the device, so that a recorded update stays valid when they change.
@@ -66,6 +69,7 @@ class Update:
         self._momentum = torch.full((), param.momentum, dtype=net.dtype, device=device)
         if isinstance(rule, SGD) and momentum_varies(param):
             rule.changing_momentum = self._momentum
+        self._recorded = recorder is not None
         self._work = self.launch if recorder is None else Recorded(self.launch, recorder())
 
     def diffs(self) -> list[Tensor]:
@@ -73,9 +77,20 @@ class Update:
         return [parameter_diff(p) for p in self.net.learnable]
 
     def clear_diffs(self) -> None:
-        """Set all gradients to 0."""
-        if self.net.learnable:
-            torch._foreach_zero_(self.diffs())
+        """Set all gradients to 0.
+
+        A gradient that no script has looked at is given up: the next backward pass stores its own instead of
+        adding it to zeros, and until then there is room for blobs. A recorded pass writes to the same memory
+        again, and so may a script.
+        """
+        kept = []
+        for parameter in self.net.learnable:
+            if self._recorded or has_lent_memory(parameter):
+                kept.append(parameter_diff(parameter))
+            else:
+                parameter.grad = None
+        if kept:
+            torch._foreach_zero_(kept)
 
     def __call__(self, rate: float, iteration: int) -> Tensor | None:
         """Update the weights; returns the L2 norm of the gradients, where clip_gradients limits it."""
@@ -102,20 +117,36 @@ class Update:
         for group in self._groups:
             weights = [datas[place] for place in group.places]
             group_diffs = [diffs[place] for place in group.places]
+            starts = range(0, len(self.history), len(learnable))
+            histories = [[self.history[start + place] for place in group.places] for start in starts]
+            if self._has_kernel(weights, group_diffs, histories):
+                decay = param.weight_decay * group.decay_mult
+                kernels.sgd(weights, group_diffs, histories[0], decay, param.momentum, float(group.rate))
+                continue
             own_rates = None
             if has_local_rates(param):
                 own_rates = local_rates(
                     param, weights, group_diffs, group.lr_mult, group.rate, self._momentum
                 )
             self._regularize(weights, group_diffs, group.decay_mult)
-            starts = range(0, len(self.history), len(learnable))
-            histories = [[self.history[start + place] for place in group.places] for start in starts]
             if own_rates is not None and isinstance(self.rule, SGD):
                 self.rule.update(group_diffs, histories, own_rates)
             else:
                 self.rule.update(group_diffs, histories, group.rate)
             torch._foreach_sub_(weights, group_diffs)
         return norm
+
+    def _has_kernel(self, weights: list[Tensor], diffs: list[Tensor], histories: list[list[Tensor]]) -> bool:
+        """Whether the kernel in C makes this update: plain SGD with L2, on the CPU."""
+        param = self.param
+        return (
+            self._fast
+            and type(self.rule) is SGD
+            and self.rule.changing_momentum is None
+            and param.regularization_type == "L2"
+            and not (self._recorded or decay_varies(param) or has_local_rates(param))
+            and kernels.sgd_supports(weights, diffs, *histories)
+        )
 
     def _regularize(self, weights: list[Tensor], diffs: list[Tensor], decay_mult: float) -> None:
         """Add weight_decay * decay_mult times the weights, or their signs, to the diffs."""

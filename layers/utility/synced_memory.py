@@ -74,6 +74,11 @@ def take_back(parameters: Iterable[Any]) -> None:
             parameter.synced_memory.diff.take_back()
 
 
+def has_lent_memory(parameter: Any) -> bool:
+    """Whether a script may hold arrays of the parameter's data or diff."""
+    return hasattr(parameter, "synced_memory")
+
+
 def parameter_diff(parameter: nn.Parameter) -> Tensor:
     """The diff of a parameter blob; it is made if it does not exist yet."""
     if parameter.grad is None:

@@ -15,6 +15,7 @@ as a product of two matrices; layers of many weights; few pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -134,12 +135,14 @@ class FastConvolution:
         return top
 
     def _tiles(self, bottom: Shape) -> int:
-        """How many tiles of the top each thread has; 0 if they are too few for Winograd's algorithm."""
-        height, width = (
-            (size + 2 * pad - 1) // 2 for size, pad in zip(bottom[2:], self.layer.windows.pad, strict=True)
-        )
-        tiles = bottom[0] * height * width // torch.get_num_threads()
-        return tiles if tiles >= MIN_TILES else 0
+        return tiles_of_a_thread(bottom, self.layer.windows.pad)
+
+
+def tiles_of_a_thread(bottom: Shape, pad: Shape) -> int:
+    """How many tiles of the top each thread has; 0 if they are too few for Winograd's algorithm."""
+    height, width = ((size + 2 * p - 1) // 2 for size, p in zip(bottom[2:], pad, strict=True))
+    tiles = bottom[0] * height * width // torch.get_num_threads()
+    return tiles if tiles >= MIN_TILES else 0
 
 
 class _Convolve(torch.autograd.Function):
@@ -164,22 +167,38 @@ class _Convolve(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, top_diff: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight), wanted = ctx.saved_tensors, ctx.needs_input_grad
-        pad = ctx.pad
-        top_diff = top_diff.contiguous(memory_format=torch.channels_last)
-        diff = weight_diff = bias_diff = None
-        if wanted[0] and ctx.tiles:
-            diff = native.winograd_bottom_gradient(top_diff, weight, pad)
-        if wanted[1] and ctx.tiles >= MIN_TILES_FOR_WEIGHTS and weight.numel() <= MAX_WINOGRAD_WEIGHTS:
-            weight_diff = native.winograd_weight_gradient(x, top_diff, weight.shape, pad)
-        elif wanted[1] and ctx.uses_weight_kernel:
-            weight_diff = native.conv_weight_gradient(x, top_diff, weight.shape, ctx.stride, pad)
-        missing = [want and got is None for want, got in zip(wanted, (diff, weight_diff), strict=False)]
-        if any(missing):
-            gradients = torch.ops.aten.convolution_backward(
-                top_diff, x, weight, None, ctx.stride, pad, [1, 1], False, [0, 0], 1, [*missing, False]
-            )
-            diff = gradients[0] if missing[0] else diff
-            weight_diff = gradients[1] if missing[1] else weight_diff
-        if wanted[2]:
-            bias_diff = top_diff.sum((0, 2, 3))
-        return diff, weight_diff, bias_diff, None, None, None, None
+        diffs = convolution_gradients(
+            x, weight, top_diff, wanted[:3], ctx.stride, ctx.pad, ctx.tiles, ctx.uses_weight_kernel
+        )
+        return *diffs, None, None, None, None
+
+
+def convolution_gradients(
+    x: Tensor,
+    weight: Tensor,
+    top_diff: Tensor,
+    wanted: Sequence[bool],
+    stride: Shape,
+    pad: Shape,
+    tiles: int,
+    uses_weight_kernel: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of bottom, weights and bias, those that are wanted; `tiles`: see FastConvolution."""
+    top_diff = top_diff.contiguous(memory_format=torch.channels_last)
+    diff = weight_diff = bias_diff = None
+    if wanted[0] and tiles:
+        diff = native.winograd_bottom_gradient(top_diff, weight, pad)
+    if wanted[1] and tiles >= MIN_TILES_FOR_WEIGHTS and weight.numel() <= MAX_WINOGRAD_WEIGHTS:
+        weight_diff = native.winograd_weight_gradient(x, top_diff, weight.shape, pad)
+    elif wanted[1] and uses_weight_kernel:
+        weight_diff = native.conv_weight_gradient(x, top_diff, weight.shape, stride, pad)
+    missing = [want and got is None for want, got in zip(wanted, (diff, weight_diff), strict=False)]
+    if any(missing):
+        gradients = torch.ops.aten.convolution_backward(
+            top_diff, x, weight, None, stride, pad, [1, 1], False, [0, 0], 1, [*missing, False]
+        )
+        diff = gradients[0] if missing[0] else diff
+        weight_diff = gradients[1] if missing[1] else weight_diff
+    if wanted[2]:
+        bias_diff = top_diff.sum((0, 2, 3))
+    return diff, weight_diff, bias_diff

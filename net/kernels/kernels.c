@@ -27,9 +27,13 @@ const char *imae_sources_hash(void)
 #define TARGET
 #define REAL float
 #include "batch_norm.h"
+#include "lrn.h"
+#include "sgd.h"
 #undef REAL
 #define REAL double
 #include "batch_norm.h"
+#include "lrn.h"
+#include "sgd.h"
 #undef REAL
 #undef ISA
 #undef TARGET
@@ -41,9 +45,13 @@ const char *imae_sources_hash(void)
 #define TARGET __attribute__((target("avx2")))
 #define REAL float
 #include "batch_norm.h"
+#include "lrn.h"
+#include "sgd.h"
 #undef REAL
 #define REAL double
 #include "batch_norm.h"
+#include "lrn.h"
+#include "sgd.h"
 #undef REAL
 #undef ISA
 #undef TARGET
@@ -52,9 +60,13 @@ const char *imae_sources_hash(void)
 #define TARGET __attribute__((target("avx512f")))
 #define REAL float
 #include "batch_norm.h"
+#include "lrn.h"
+#include "sgd.h"
 #undef REAL
 #define REAL double
 #include "batch_norm.h"
+#include "lrn.h"
+#include "sgd.h"
 #undef REAL
 #undef ISA
 #undef TARGET

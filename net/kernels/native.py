@@ -6,9 +6,9 @@ the fastest on this processor. Two environment variables choose others, to try w
 
     IMAE_KERNELS       auto (the fastest), none, batch_norm (convolutions by torch, as on Intel's processors
                        with AVX-512), all (also where torch is faster)
-    IMAE_KERNELS_ISA   the instruction set of BatchNorm's kernels: auto (the newest that the processor has),
-                       default (of any processor), avx2, avx512f. The convolutions' kernels are compiled to
-                       AVX2 and FMA, and are not used with `default`
+    IMAE_KERNELS_ISA   the instruction set of BatchNorm's, LRN's and SGD's kernels: auto (the newest that the
+                       processor has), default (of any processor), avx2, avx512f. The convolutions'
+                       kernels are compiled to AVX2 and FMA, and are not used with `default`
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "batch_norm_by_statistics": _BY_STATISTICS,
     "batch_norm_gradients": _BACKWARD,
     "conv_weight": _WEIGHT_GRADIENT,
+    "lrn": [*[_ADDRESS] * 2, *[_SIZE] * 3, _NUMBER, _NUMBER, _INT, _ADDRESS],
+    "sgd": [_SIZE, *[_ADDRESS] * 4, *[_NUMBER] * 3, _INT],
     "winograd": [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT, _ADDRESS],
     "winograd_weight": _WEIGHT_GRADIENT,
 }
@@ -137,6 +139,7 @@ def description(dtype: torch.dtype) -> str:
         name
         for name, used in (
             (f"BatchNorm ({use.isa})", use.batch_norm and dtype in _TYPES),
+            ("LRN and the update of SGD", use.batch_norm and dtype in _TYPES),
             ("the gradient of a convolution's weights", use.conv_weight and single),
             ("Winograd's convolution", use.winograd and single),
         )
@@ -225,6 +228,81 @@ def batch_norm_gradients(
     return diff, weight_diff, bias_diff, top_diff if masked is None else masked
 
 
+def lrn_supports(x: Tensor) -> bool:
+    """Whether LRN's kernel is used, and supports this bottom: on the CPU, channels last in memory."""
+    return (
+        batch_norm_supports(x)
+        and x.dim() == 4
+        and x.numel() > 0
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def lrn(x: Tensor, size: int, alpha: float, k: float, top_diff: Tensor | None = None) -> Tensor:
+    """LRN across channels with beta 3/4: the top; with a top_diff the bottom's gradient.
+
+    x, top_diff   (N, C, H, W) with the channels last in memory
+    """
+    result, channels = torch.empty_like(x), x.shape[1]
+    _check_layout(x, x if top_diff is None else top_diff, x.shape)
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"no kernel for {size} channels around each")
+    failed = _kernel("lrn", x.dtype)(
+        x.data_ptr(), _address(top_diff), x.numel() // channels, channels, size, alpha, k,
+        torch.get_num_threads(), result.data_ptr(),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError
+    return result
+
+
+def sgd_supports(weights: Sequence[Tensor], diffs: Sequence[Tensor], histories: Sequence[Tensor]) -> bool:
+    """Whether SGD's kernel is used, and supports these: on the CPU, of one type, the same order in memory."""
+    return (
+        bool(weights)
+        and batch_norm_supports(*weights, *diffs, *histories)
+        and all(map(_same_order, weights, diffs))
+        and all(map(_same_order, weights, histories))
+    )
+
+
+def _same_order(a: Tensor, b: Tensor) -> bool:
+    """Whether number i in the memory of one tensor belongs to number i in the other's."""
+    if a.shape != b.shape:
+        return False
+    if a.is_contiguous():
+        return b.is_contiguous()
+    order = torch.channels_last
+    return a.dim() == 4 and a.is_contiguous(memory_format=order) and b.is_contiguous(memory_format=order)
+
+
+def sgd(
+    weights: Sequence[Tensor],
+    diffs: Sequence[Tensor],
+    histories: Sequence[Tensor],
+    decay: float,
+    momentum: float,
+    rate: float,
+) -> None:
+    """Change the tensors in-place, those for which `sgd_supports` holds:
+
+    diff <- rate (diff + decay weight) + momentum history;  history <- diff;  weight <- weight - diff
+    """
+    if not sgd_supports(weights, diffs, histories):
+        raise ValueError("no kernel for these tensors")
+    count = len(weights)
+    sizes = _int64_array([weight.numel() for weight in weights])
+    addresses = [
+        (ctypes.c_void_p * count)(*(tensor.data_ptr() for tensor in tensors))
+        for tensors in (weights, diffs, histories)
+    ]
+    _kernel("sgd", weights[0].dtype)(
+        count, ctypes.addressof(sizes), *map(ctypes.addressof, addresses),
+        decay, momentum, rate, torch.get_num_threads(),
+    )  # fmt: skip
+    torch.autograd.graph.increment_version([*weights, *diffs, *histories])
+
+
 def uses_conv_weight() -> bool:
     """Whether `conv_weight_gradient` is used: it is faster than torch on this processor, or requested."""
     return available() and chosen().conv_weight
@@ -305,6 +383,28 @@ def winograd(
     return top
 
 
+def plan_winograd(
+    bottom: Sequence[int], weight: Tensor, bias: Tensor | None, pad: Sequence[int]
+) -> Callable[[Tensor], Tensor]:
+    """`winograd` for bottoms of one shape, without gradients; checks and sizes are done here, once."""
+    example = torch.empty(*bottom, memory_format=torch.channels_last)
+    shape = winograd(example, weight, bias, pad).shape  # checks all that the kernel relies on
+    conv, strides = _conv_sizes(example, shape, (3, 3), (1, 1), pad), _int64_array(weight.stride())
+    bias = None if bias is None else bias.contiguous()
+    kernel, last = _kernel("winograd"), torch.channels_last
+    weights = (_address(weight), ctypes.addressof(strides), False, _address(bias), ctypes.addressof(conv))
+
+    def convolve(x: Tensor, memory: Sequence[object] = (weight, bias, conv, strides)) -> Tensor:
+        if x.shape != example.shape or x.dtype != example.dtype or not x.is_contiguous(memory_format=last):
+            raise ValueError(f"planned for {tuple(bottom)}, got {x.dtype} {tuple(x.shape)} {x.stride()}")
+        top = torch.empty(shape, memory_format=last)
+        if kernel(x.data_ptr(), *weights, torch.get_num_threads(), top.data_ptr()):
+            raise MemoryError
+        return top
+
+    return convolve
+
+
 def winograd_bottom_gradient(top_diff: Tensor, weight: Tensor, pad: Sequence[int]) -> Tensor:
     """The gradient of the bottom of a convolution by `winograd`, with a padding of at most 2."""
     return winograd(top_diff, weight.transpose(0, 1), None, [2 - p for p in pad], rotated=True)
@@ -362,7 +462,7 @@ def _check_layout(x: Tensor, blob: Tensor, shape: Sequence[int], *values: Tensor
 
 
 def _kernel(name: str, dtype: torch.dtype | None = None) -> Callable[..., int]:
-    """A convolution's kernel; with a dtype, BatchNorm's kernel for it in the chosen instructions."""
+    """A convolution's kernel; with a dtype, another kernel for it in the chosen instructions."""
     return _exported(
         name, f"imae_{name}" if dtype is None else f"imae_{name}_{_batch_norm_isa()}_{_TYPES[dtype]}"
     )

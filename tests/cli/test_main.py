@@ -490,8 +490,12 @@ def test_missing_kernels_are_said(
     [
         ({"IMAE_KERNELS": "none"}, [], "Kernels in C: none"),
         ({"IMAE_KERNELS": "none"}, ["--plain"], None),
-        ({"IMAE_KERNELS_ISA": "default"}, [], "Kernels in C: BatchNorm (default)"),
-        ({"IMAE_KERNELS_ISA": "default"}, ["--double"], "Kernels in C: BatchNorm (default)"),
+        ({"IMAE_KERNELS_ISA": "default"}, [], "Kernels in C: BatchNorm (default), LRN and the update of SGD"),
+        (
+            {"IMAE_KERNELS_ISA": "default"},
+            ["--double"],
+            "Kernels in C: BatchNorm (default), LRN and the update of SGD",
+        ),
         ({}, ["--precision", "bf16"], "Kernels in C: none"),
     ],
 )

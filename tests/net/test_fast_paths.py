@@ -229,7 +229,7 @@ def solver(
     relus = sorted({each.top[0] for each in param.layer if keep and each.type == "ReLU"})
     return Solver(
         result,
-        Options(executor=lambda net: NetExecutor(net, torch.device("cpu"), fast, keep=relus)),
+        Options(executor=lambda net: NetExecutor(net, torch.device("cpu"), fast, keep=relus), fast=fast),
         dtype=dtype,
     )
 

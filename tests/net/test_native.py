@@ -63,13 +63,14 @@ def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 @pytest.mark.parametrize("name", ["common", "conv", "conv_weight", "winograd"])
 def test_a_header_includes_what_it_needs(name: str) -> None:
-    """batch_norm.h is a template: it says so where kernels.c does not include it."""
+    """The others are templates: they say so where kernels.c does not include them."""
     folder = Path(native.__file__).resolve().parent
     command = ["cc", "-std=gnu11", "-fopenmp", "-fsyntax-only", "-x", "c"]
     env = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}  # as for sanitizers
     subprocess.run([*command, folder / f"{name}.h"], check=True, env=env)
-    template = subprocess.run([*command, folder / "batch_norm.h"], capture_output=True, text=True, env=env)
-    assert template.returncode and "a template: see kernels.c" in template.stderr
+    for name in ("batch_norm", "lrn", "sgd"):
+        template = subprocess.run([*command, folder / f"{name}.h"], capture_output=True, text=True, env=env)
+        assert template.returncode and "a template: see kernels.c" in template.stderr
 
 
 def last(x: Tensor) -> Tensor:

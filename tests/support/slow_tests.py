@@ -21,6 +21,7 @@ SLOW = (
     "layers/forks/test_yolo_training.py",
     "layers/test_record_order.py::test_every_image_and_class_is_as_likely_as_any_other",
     "benchmarks/test_benchmarks.py",
+    "benchmarks/test_nets.py",
     # torch's compiler alone takes seconds to be imported.
     "converters/test_torch_module.py::test_torch_export",
     "converters/test_torch_module.py::test_torch_compile_makes_one_graph",
