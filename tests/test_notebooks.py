@@ -30,7 +30,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def test_there_are_notebooks() -> None:
-    assert {path.stem for path in NOTEBOOKS} >= {"classification"}
+    assert {path.stem for path in NOTEBOOKS} >= {"classification", "label_noise"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
