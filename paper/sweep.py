@@ -162,7 +162,7 @@ def _check(sweep: Sweep, path: AnyPath) -> None:
         if not isinstance(loss, str) and not (text and next(iter(loss)) in ("stage", "net")):
             raise DataError(
                 f"'{path}': the loss {name} must be a layer's text, {{ stage = \"...\" }} or "
-                f'{{ net = "..." }}; got {loss!r}'
+                f'{{ net = "..." }}; got {loss!r}; a name with a dot is written in quotes'
             )
     for field in ("rates", "seeds"):
         values = getattr(sweep, field)
