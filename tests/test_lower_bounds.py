@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Older releases are not tried: for the rules of the tools; openvino only shows that models run there.
 NEWEST_ONLY = {"ruff", "mypy", "types-protobuf", "types-tqdm", "openvino"}
+NEWEST_ONLY |= {"ipykernel", "nbclient", "nbconvert"}  # any Jupyter runs the notebooks
 # The exception: older ones bring CUDA, too large for CI. 2.11 is what GPU machines at hand have.
 TORCH = Version("2.11")
 

@@ -43,6 +43,9 @@ DEPENDENCIES = {
     "types-tqdm": (),
     "setuptools": ("setuptools", "pkg_resources"),
     "openvino": ("openvino",),
+    "ipykernel": ("ipykernel",),
+    "nbclient": ("nbclient",),
+    "nbconvert": ("nbconvert",),
 }
 # Functions that import a module by a name passed as an argument.
 IMPORTERS = ("import_module", "__import__", "find_spec", "run_module", "resolve_name")
