@@ -179,12 +179,14 @@ class CaffeRandom:
     def _unit_normals(self, words: NDArray[np.uint32]) -> NDArray[np.float32]:
         """The values that begin in these words; the last one may draw further words from the engine.
 
-        99 of 100 words make a value by themselves, which is decided for all words at once. The scalar method
-        runs on the others, in order; the further words that it uses up begin no value.
+        97 of 100 words make a value by themselves. Nearly all others make one, or none, with the next word.
+        Both is decided for all words at once. The scalar method runs on the rest, in order; the further words
+        that a value uses up begin no value.
         """
         byte = words.astype(np.uint8)
         x: NDArray[np.float32] = (words >> np.uint32(8)).astype(f32) * _PER_24_BITS * _NORMAL_SIGNED_X[byte]
-        begins = np.abs(x) < _NORMAL_INNER_X[byte]
+        distance = np.abs(x)
+        begins = distance < _NORMAL_INNER_X[byte]
         end = 0  # words before this position are used up
 
         def draw() -> int:
@@ -192,12 +194,18 @@ class CaffeRandom:
             end += 1
             return int(words[end - 1]) if end <= len(words) else self.word()
 
-        for position in np.flatnonzero(~begins).tolist():
-            if position >= end:
-                end = position
+        slow = np.flatnonzero(~begins)
+        accepted, rejected = _judged_with_next_word(words, distance, slow)
+        judged = accepted | rejected
+        for position, is_judged, makes in zip(slow.tolist(), judged.tolist(), accepted.tolist(), strict=True):
+            if position < end:
+                continue
+            if is_judged:
+                end, begins[position] = position + 2, makes
+            else:
+                end, begins[position] = position, True
                 x[position] = _unit_normal(draw)
-                begins[position] = True
-                begins[position + 1 : end] = False
+            begins[position + 1 : end] = False
         return x[begins]
 
 
@@ -249,6 +257,10 @@ _NORMAL_X64, _NORMAL_Y64 = _ziggurat(
 )  # fmt: skip
 _NORMAL_X, _NORMAL_Y, _NORMAL_DY = _singles(_NORMAL_X64), _singles(_NORMAL_Y64), _steps(_NORMAL_Y64)
 _NORMAL_DX = [-step for step in _steps(_NORMAL_X64)]
+_NORMAL_XS, _NORMAL_YS, _NORMAL_DYS, _NORMAL_DXS = (
+    np.array(values[:128], f32) for values in (_NORMAL_X, _NORMAL_Y, _NORMAL_DY, _NORMAL_DX)
+)
+_NORMAL_XS64 = np.array(_NORMAL_X64[:128])
 _TAIL = _NORMAL_X[1]
 # By the lower byte of a word, which holds the layer and (bit 0) the sign.
 _NORMAL_SIGNED_X = np.array([x if bit else -x for x in _NORMAL_X[:128] for bit in (0, 1)], f32)
@@ -288,6 +300,33 @@ def _unit_normal(draw: Draw) -> np.float32:
         upper, lower = (chord, tangent) if _NORMAL_X64[i] >= 1 else (tangent, chord)
         if upper < 0 and (lower < 0 or y < f32(math.exp(-(x * x / _TWO)))):
             return sign * x
+
+
+def _judged_with_next_word(
+    words: NDArray[np.uint32], distance: NDArray[np.float32], slow: NDArray[np.intp]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which of the words at `slow` `_unit_normal` accepts with the next word, and which it rejects.
+
+    distance   |x| of all words
+
+    Where neither is sure, both are False: in the outermost layer, at the end, and where numpy's exponential,
+    whose last bits are not always those of the C library's, could decide otherwise.
+    """
+    accepted, rejected = np.zeros(len(slow), np.bool_), np.zeros(len(slow), np.bool_)
+    at = slow[slow < len(words) - 1]
+    i = (words[at] & np.uint32(255)) >> np.uint32(1)
+    x, height = distance[at], words[at + 1].astype(f32) * _PER_32_BITS
+    y = _NORMAL_YS[i] + height * _NORMAL_DYS[i]
+    inward = _NORMAL_XS[i] - x
+    chord = _NORMAL_DXS[i] * height - inward
+    tangent = y - (_NORMAL_YS[i] + inward * _NORMAL_YS[i] * _NORMAL_XS[i])
+    bends = _NORMAL_XS64[i] >= 1
+    upper, lower = np.where(bends, chord, tangent), np.where(bends, tangent, chord)
+    density = np.exp(-(x * x / _TWO).astype(np.float64))
+    usual = (i > 0) & (height < _ONE)
+    accepted[: len(at)] = usual & (upper < 0) & ((lower < 0) | (y < density * (1 - 1e-6)))
+    rejected[: len(at)] = usual & ((upper >= 0) | ((lower >= 0) & (y > density * (1 + 1e-6))))
+    return accepted, rejected
 
 
 def _normal_tail(draw: Draw) -> np.float32:
