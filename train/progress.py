@@ -27,7 +27,10 @@ class StderrHandler(logging.Handler):
         if self.closed:
             return
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
+            if sys.stderr.isatty():
+                tqdm.write(self.format(record), file=sys.stderr)
+            else:  # there is no bar, and a net has thousands of lines
+                sys.stderr.write(self.format(record) + "\n")
         except BrokenPipeError:  # see main
             raise
         except OSError:
