@@ -119,6 +119,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="on a GPU: draw dropout masks (and the pixels of stochastic pooling) from Caffe's random "
         "stream, or let the device draw its own, which is faster (device)",
     )
+    parser.add_argument(
+        "--no-progress",
+        action="store_true",
+        help="on a terminal: no line below the log with iterations, loss and time left",
+    )
     add_strict_option(parser)
     add_double_option(parser)
     add_precision_option(parser)
@@ -203,7 +208,7 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> None:
         elif args.resume:
             solver.restore_newest(as_caffe=args.resume_as_caffe)
         log_line("caffe.cpp:239", "Starting Optimization")
-        with training_bar(solver) if ranks.rank == 0 else nullcontext():
+        with training_bar(solver, ranks.rank == 0 and not args.no_progress):
             solver.solve()
         state = solver.snapshots.paths(solver.iteration)[1]
         if solver.stopped and ranks.rank == 0 and os.path.isfile(state):

@@ -26,7 +26,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from importlib.metadata import version
 from itertools import pairwise
 from typing import NoReturn, Protocol, cast
 
@@ -213,6 +212,8 @@ def _run(arguments: Sequence[str]) -> int:
         for known, description in COMMANDS.items():
             print(f"  {known:27}{description}")
     elif name in ("--version", "-version"):
+        from importlib.metadata import version  # with all that it imports, slower than all else here
+
         print(f"imae {version('imae')}")
     elif name not in COMMANDS:
         raise ImaeError(
@@ -257,8 +258,8 @@ def command_module(name: str) -> Command:
 def _no_garbage_collection() -> Iterator[None]:
     """Collect no garbage while modules are imported; of a first import of torch, none later either.
 
-    torch makes a quarter of a million objects that stay. Each full collection would look at all of them again, which
-    is a tenth of the time that the import takes, and again as much before the first iteration.
+    torch makes a quarter of a million objects that stay. Each full collection would look at all of them
+    again, which is a tenth of the time that the import takes, and again as much before the first iteration.
     """
     enabled, first = gc.isenabled(), "torch" not in sys.modules
     gc.disable()
