@@ -61,6 +61,7 @@ COMMANDS = {
     "draw-net": "draw a net with Graphviz",
     "parse-log": "the numbers of a training log as CSV files",
     "plot-log": "curves of training logs in one picture",
+    "tensorboard": "the numbers of training logs as event files for TensorBoard",
     "compare": "trainings beside each other, by their logs: best and last, mean over seeds, curves",
     "compare-logs": "two training logs side by side: where they part, and by how much",
     "export": "write a net and its weights as an ONNX model, checked in ONNX Runtime; or for PyTorch",

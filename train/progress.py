@@ -67,13 +67,8 @@ def training_bar(solver: Solver, shown: bool = True) -> Iterator[None]:
         @property
         def format_dict(self) -> dict[str, Any]:
             facts = super().format_dict
-            return {**facts, "facts": progress_text(solver, self.n, facts["rate"] or 0, self.average_rate)}
-
-        @property
-        def average_rate(self) -> float:
-            """Iterations per second since the first, with tests and snapshots."""
-            facts = super().format_dict
-            return (self.n - self.initial) / max(facts["elapsed"], 1e-9)
+            average_rate = (self.n - self.initial) / max(facts["elapsed"], 1e-9)
+            return {**facts, "facts": progress_text(solver, int(self.n), facts["rate"] or 0, average_rate)}
 
     total = solver.param.max_iter
     first = min(solver.iteration, total)
