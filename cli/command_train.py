@@ -43,6 +43,7 @@ from imae.prototxt import SolverParameter
 from imae.prototxt.dialects import read_solver_dialect
 from imae.prototxt.leftovers import report_leftovers
 from imae.train.launched_ranks import is_launched, join_ranks, spawn
+from imae.train.next_steps import next_steps
 from imae.train.options import Options
 from imae.train.progress import training_bar
 from imae.train.signals import SignalRequests, action
@@ -210,9 +211,8 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> None:
         log_line("caffe.cpp:239", "Starting Optimization")
         with training_bar(solver, ranks.rank == 0 and not args.no_progress):
             solver.solve()
-        state = solver.snapshots.paths(solver.iteration)[1]
-        if solver.stopped and ranks.rank == 0 and os.path.isfile(state):
-            logger.info("to go on: imae train %s --snapshot %s, or --resume auto", path, state)
+        for line in next_steps(solver, path, args.dialect) if ranks.rank == 0 else ():
+            logger.info("%s", line)
     log_line("caffe.cpp:250", "Optimization Done.")
 
 
