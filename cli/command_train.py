@@ -43,6 +43,7 @@ from imae.prototxt import SolverParameter
 from imae.prototxt.dialects import read_solver_dialect
 from imae.prototxt.leftovers import report_leftovers
 from imae.train.launched_ranks import is_launched, join_ranks, spawn
+from imae.train.next_steps import next_steps
 from imae.train.options import Options
 from imae.train.progress import training_bar
 from imae.train.signals import SignalRequests, action
@@ -118,6 +119,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="device",
         help="on a GPU: draw dropout masks (and the pixels of stochastic pooling) from Caffe's random "
         "stream, or let the device draw its own, which is faster (device)",
+    )
+    parser.add_argument(
+        "--no-progress",
+        action="store_true",
+        help="on a terminal: no line below the log with iterations, loss and time left",
     )
     add_strict_option(parser)
     add_double_option(parser)
@@ -203,11 +209,10 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> None:
         elif args.resume:
             solver.restore_newest(as_caffe=args.resume_as_caffe)
         log_line("caffe.cpp:239", "Starting Optimization")
-        with training_bar(solver) if ranks.rank == 0 else nullcontext():
+        with training_bar(solver, ranks.rank == 0 and not args.no_progress):
             solver.solve()
-        state = solver.snapshots.paths(solver.iteration)[1]
-        if solver.stopped and ranks.rank == 0 and os.path.isfile(state):
-            logger.info("to go on: imae train %s --snapshot %s, or --resume auto", path, state)
+        for line in next_steps(solver, path, args.dialect) if ranks.rank == 0 else ():
+            logger.info("%s", line)
     log_line("caffe.cpp:250", "Optimization Done.")
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import gc
 import importlib
 import logging
 import os
@@ -25,7 +26,6 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from importlib.metadata import version
 from itertools import pairwise
 from typing import NoReturn, Protocol, cast
 
@@ -63,6 +63,7 @@ COMMANDS = {
     "draw-net": "draw a net with Graphviz",
     "parse-log": "the numbers of a training log as CSV files",
     "plot-log": "curves of training logs in one picture",
+    "tensorboard": "the numbers of training logs as event files for TensorBoard",
     "compare": "trainings beside each other, by their logs: best and last, mean over seeds, curves",
     "compare-logs": "two training logs side by side: where they part, and by how much",
     "export": "write a net and its weights as an ONNX model, checked in ONNX Runtime; or for PyTorch",
@@ -216,6 +217,8 @@ def _run(arguments: Sequence[str]) -> int:
         for known, description in COMMANDS.items():
             print(f"  {known:27}{description}")
     elif name in ("--version", "-version"):
+        from importlib.metadata import version  # with all that it imports, slower than all else here
+
         print(f"imae {version('imae')}")
     elif name not in COMMANDS:
         raise ImaeError(
@@ -253,7 +256,26 @@ def make_parser(name: str) -> Parser:
 
 def command_module(name: str) -> Command:
     """Import the module of one of COMMANDS."""
-    return cast(Command, importlib.import_module(f"imae.cli.command_{name.replace('-', '_')}"))
+    with _no_garbage_collection():
+        return cast(Command, importlib.import_module(f"imae.cli.command_{name.replace('-', '_')}"))
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Collect no garbage while modules are imported; of a first import of torch, none later either.
+
+    torch makes a quarter of a million objects that stay. Each full collection would look at all of them
+    again, which is a tenth of the time that the import takes, and again as much before the first iteration.
+    """
+    enabled, first = gc.isenabled(), "torch" not in sys.modules
+    gc.disable()
+    try:
+        yield
+    finally:
+        if first and "torch" in sys.modules:
+            gc.freeze()
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

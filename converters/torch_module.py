@@ -330,6 +330,19 @@ def load(
                    text; a file of the mean or "104,117,123"; (height, width); BGR, RGB or GRAY
 
     An ImaeError, in one line, where a file cannot be read or does not fit.
+
+    >>> import imae, torch
+    >>> from pathlib import Path
+    >>> _ = Path("deploy.prototxt").write_text('''
+    ...     layer { name: "data" type: "Input" top: "data"
+    ...             input_param { shape { dim: 1 dim: 3 dim: 8 dim: 8 } } }
+    ...     layer { name: "conv" type: "Convolution" bottom: "data" top: "conv"
+    ...             convolution_param { num_output: 4 kernel_size: 3 bias_filler { value: 0.5 } } }
+    ... ''')
+    >>> net = imae.load("deploy.prototxt")
+    >>> scores = net(torch.zeros(2, 3, 8, 8))
+    >>> scores.shape, scores[0, 0, 0, 0].item()
+    (torch.Size([2, 4, 6, 6]), 0.5)
     """
     if phase not in ("TRAIN", "TEST"):
         raise DataError(f"phase must be TRAIN or TEST, got {phase!r}")

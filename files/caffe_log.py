@@ -45,7 +45,9 @@ def log_line(
     logger: logging.Logger = logger,
 ) -> None:
     """Log a line of Caffe's, or several if `lines`, as from a place in Caffe's sources, "solver.cpp:239"."""
-    logger.log(level, "%s", message, extra={"caffe": place, "lines": lines})
+    if logger.isEnabledFor(level):  # `Logger.log` would look for its caller, which no line shows
+        extra = {"caffe": place, "lines": lines}
+        logger.handle(logger.makeRecord(logger.name, level, "", 0, "%s", (message,), None, extra=extra))
 
 
 class GlogFormatter(logging.Formatter):
@@ -68,6 +70,8 @@ class GlogFormatter(logging.Formatter):
 
 
 def _escaped(line: str) -> str:
+    if line.isprintable():
+        return line
     return "\t".join(map(printable, line.split("\t")))  # Caffe's own lines have tabs
 
 

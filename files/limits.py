@@ -16,7 +16,7 @@ from pathlib import Path
 
 MAX_AXES, MAX_COUNT = 32, 2**31 - 1
 MAX_STRIDE = 2**59  # values between neighbours along an axis; their bytes are counted with 63 bits
-SMALL_BLOB = 1 << 20  # bytes; for smaller blobs the system is not asked
+SMALL_BLOB = 1 << 24  # bytes; for smaller blobs the system is not asked, which takes longer than to make them
 
 # What `imae doctor` gives to a project: files that it looks at, folders within folders, bytes of a prototxt
 # or a list; and, for one file, seconds and bytes of memory (of address space: most is never touched).

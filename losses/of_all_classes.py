@@ -59,6 +59,12 @@ class NCE(AllClassesLoss):
     and 0.1 for CIFAR-100), gamma 0.5 for their NFL; A (`log_zero`) as in SCE. Their code halves MAE; here it
     is 2 (1 - p). Their NFL's gradient leaves out that of (1 - q)^gamma; this is the whole derivative. Layer:
     NCELoss.
+
+    >>> import torch
+    >>> from imae.losses import NCE
+    >>> logits = torch.tensor([[3.0, 1.0]]).log()  # the probability of label 0 is 0.75
+    >>> NCE("RCE", alpha=1, beta=1)(logits, torch.tensor([0]))
+    tensor(2.4744)
     """
 
     settings = ("alpha", "beta", "gamma", "log_zero")
@@ -101,6 +107,12 @@ class LabelSmoothing(AllClassesLoss):
     Szegedy, Vanhoucke, Ioffe, Shlens and Wojna 2015, "Rethinking the Inception Architecture for Computer
     Vision", arXiv 1512.00567; s = 0.1 is theirs. torch's cross_entropy(label_smoothing=s). s = 0 is CCE.
     Layer: LabelSmoothingLoss, which is not SoftmaxWithLoss's label_smoothing of two forks of Caffe.
+
+    >>> import torch
+    >>> from imae.losses import LabelSmoothing
+    >>> logits = torch.tensor([[3.0, 1.0]]).log()  # the probability of label 0 is 0.75
+    >>> LabelSmoothing(smoothing=0.1)(logits, torch.tensor([0]))
+    tensor(0.3426)
     """
 
     settings = ("smoothing",)
@@ -124,6 +136,12 @@ class Bootstrapping(AllClassesLoss):
     Reed, Lee, Anguelov, Szegedy, Erhan and Rabinovich 2014, "Training Deep Neural Networks on Noisy Labels
     with Bootstrapping", arXiv 1412.6596; beta is 0.95 for SOFT and 0.8 for HARD, as there. beta = 1 is CCE.
     Layer: BootstrappingLoss.
+
+    >>> import torch
+    >>> from imae.losses import Bootstrapping
+    >>> logits = torch.tensor([[3.0, 1.0]]).log()  # the prediction is label 0, with probability 0.75
+    >>> Bootstrapping("HARD", beta=0.8)(logits, torch.tensor([1]))
+    tensor(1.1666)
     """
 
     settings = ("beta",)
@@ -172,6 +190,12 @@ class ForwardCorrection(_Correction):
     T[i, j] is the probability that an example of class i is labelled j; its rows sum to 1. Patrini, Rozza,
     Menon, Nock and Qu 2017, "Making Deep Neural Networks Robust to Label Noise: a Loss Correction Approach",
     arXiv 1609.03683. T = 1 is CCE. Layer: CorrectionLoss.
+
+    >>> import torch
+    >>> from imae.losses import ForwardCorrection
+    >>> logits = torch.tensor([[3.0, 1.0]]).log()  # the probability of label 0 is 0.75
+    >>> ForwardCorrection([[0.8, 0.2], [0.2, 0.8]])(logits, torch.tensor([0]))
+    tensor(0.4308)
     """
 
     def rows_of(self, matrix: Tensor) -> Tensor:
@@ -193,6 +217,12 @@ class BackwardCorrection(_Correction):
     T as in ForwardCorrection, and invertible. The loss may be negative, and has no lower bound: the paper
     finds the forward correction to be the better one. T = 1 is CCE. Layer: CorrectionLoss { direction:
     BACKWARD }.
+
+    >>> import torch
+    >>> from imae.losses import BackwardCorrection
+    >>> logits = torch.tensor([[3.0, 1.0]]).log()  # the probability of label 0 is 0.75
+    >>> BackwardCorrection([[0.8, 0.2], [0.2, 0.8]])(logits, torch.tensor([0]))
+    tensor(-0.0785)
     """
 
     def rows_of(self, matrix: Tensor) -> Tensor:

@@ -26,6 +26,12 @@ class CCE(DesignedLoss):
     """Categorical cross entropy, -log p; weight 2 (1 - p) (equation 19 of arXiv 1903.12141).
 
     Caffe's SoftmaxWithLoss, torch's cross_entropy. The layer is SoftmaxWithLoss.
+
+    >>> import torch
+    >>> from imae.losses import CCE
+    >>> logits = torch.tensor([[3.0, 1.0]]).log()  # the probability of label 0 is 0.75
+    >>> CCE()(logits, torch.tensor([0]))
+    tensor(0.2877)
     """
 
     def __init__(self, **options: Unpack[Options]) -> None:
@@ -43,6 +49,12 @@ class MAE(DesignedLoss):
 
     Ghosh, Kumar and Sastry 2017, "Robust Loss Functions under Label Noise for Deep Neural Networks", arXiv
     1712.09482; here with the factor 2, as equations 3 and 18 of arXiv 1903.12141 have it. Layer: MAELoss.
+
+    >>> import torch
+    >>> from imae.losses import MAE
+    >>> logits = torch.tensor([[3.0, 1.0]]).log()  # the probability of label 0 is 0.75
+    >>> MAE()(logits, torch.tensor([0]))
+    tensor(0.5000)
     """
 
     def __init__(self, *, normalizer: Normalizer = "BATCH_SIZE", **options: Unpack[Options]) -> None:
@@ -56,6 +68,12 @@ class MSE(DesignedLoss):
     """Squared error of the annotated label's probability, (1 - p)^2; weight 4 p (1 - p)^2.
 
     Wang et al. 2019, later version of arXiv 1903.12141, table 2. Layer: MSELoss.
+
+    >>> import torch
+    >>> from imae.losses import MSE
+    >>> logits = torch.tensor([[3.0, 1.0]]).log()  # the probability of label 0 is 0.75
+    >>> MSE()(logits, torch.tensor([0]))
+    tensor(0.0625)
     """
 
     def __init__(self, *, normalizer: Normalizer = "BATCH_SIZE", **options: Unpack[Options]) -> None:
@@ -74,6 +92,12 @@ class GCE(DesignedLoss):
     Zhang and Sabuncu 2018, "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy
     Labels", arXiv 1805.07836; q = 0.7 is theirs. q -> 0 is CCE, q = 1 half of MAE. Not the truncated form.
     Layer: GCELoss.
+
+    >>> import torch
+    >>> from imae.losses import GCE
+    >>> logits = torch.tensor([[3.0, 1.0]]).log()  # the probability of label 0 is 0.75
+    >>> GCE(q=0.7)(logits, torch.tensor([0]))
+    tensor(0.2606)
     """
 
     settings = ("q",)
@@ -101,6 +125,17 @@ class IMAE(DesignedLoss):
     is unchanged" (section 4). The paper has t = 8 for noisy and 0.5 for clean labels, and divides by the
     batch size; the authors' later code divides by the sum of weights. `epsilon` is from that code, too: 1e-6;
     0 gives equation 22 exactly. Layer: IMAELoss.
+
+    >>> import torch
+    >>> from imae.losses import IMAE
+    >>> logits = torch.tensor([[3.0, 1.0]]).log()  # the probability of label 0 is 0.75
+    >>> _ = logits.requires_grad_()
+    >>> loss = IMAE(t=8)(logits, torch.tensor([0]))
+    >>> loss.detach()
+    tensor(0.5000)
+    >>> loss.backward()
+    >>> logits.grad.abs().sum()  # the weight, exp(8 * 0.75 * 0.25)
+    tensor(4.4817)
     """
 
     settings = ("t", "epsilon")
@@ -128,6 +163,17 @@ class DM(DesignedLoss):
     1905.11233. lambda 1 is IMAE, with beta for its t. normalize_by_integral divides the weight by its
     integral over p from 0 to 1. The loss with this gradient is not elementary, so the gradient is not the
     derivative of the value. The paper has no one default; these are IMAE's. Layer: DMLoss.
+
+    >>> import torch
+    >>> from imae.losses import DM
+    >>> logits = torch.tensor([[3.0, 1.0]]).log()  # the probability of label 0 is 0.75
+    >>> _ = logits.requires_grad_()
+    >>> loss = DM(lambda_=1, beta=8)(logits, torch.tensor([0]))
+    >>> loss.detach()
+    tensor(0.5000)
+    >>> loss.backward()
+    >>> logits.grad.abs().sum()  # the weight, exp(8 * 0.75 * 0.25)
+    tensor(4.4817)
     """
 
     settings = ("lambda_", "beta", "epsilon")
@@ -161,6 +207,12 @@ class SCE(DesignedLoss):
     (1 - p). Wang, Ma, Chen, Luo, Yi and Bailey 2019, "Symmetric Cross Entropy for Robust Learning with Noisy
     Labels", arXiv 1908.06112. The authors' code for CIFAR-10 has alpha 0.1, beta 1, and clips the one-hot
     labels at 1e-4, so A (`log_zero`) is log 1e-4 = -9.21. beta 0 is alpha CCE. Layer: SCELoss.
+
+    >>> import torch
+    >>> from imae.losses import SCE
+    >>> logits = torch.tensor([[3.0, 1.0]]).log()  # the probability of label 0 is 0.75
+    >>> SCE(alpha=0.1, beta=1)(logits, torch.tensor([0]))
+    tensor(2.3314)
     """
 
     settings = ("alpha", "beta", "log_zero")
@@ -187,6 +239,12 @@ class AUL(DesignedLoss):
     Zhou, Liu, Jiang, Gao and Ji 2021, "Asymmetric Loss Functions for Learning with Noisy Labels", arXiv
     2106.03110; the paper's p is q here. a = 5.5, q = 3 is the authors' code for CIFAR-10. q = 1 is half of
     MAE. Layer: AULLoss.
+
+    >>> import torch
+    >>> from imae.losses import AUL
+    >>> logits = torch.tensor([[3.0, 1.0]]).log()  # the probability of label 0 is 0.75
+    >>> AUL(a=5.5, q=3)(logits, torch.tensor([0]))
+    tensor(5.3490)
     """
 
     settings = ("a", "q")
@@ -210,6 +268,12 @@ class AGCE(DesignedLoss):
 
     Weight 2 p (a + p)^(q - 1) (1 - p). Zhou et al. 2021, arXiv 2106.03110. a = 0.6, q = 0.6 is the authors'
     code for CIFAR-10. a -> 0 is GCE, q = 1 half of MAE. Layer: AGCELoss.
+
+    >>> import torch
+    >>> from imae.losses import AGCE
+    >>> logits = torch.tensor([[3.0, 1.0]]).log()  # the probability of label 0 is 0.75
+    >>> AGCE(a=0.6, q=0.6)(logits, torch.tensor([0]))
+    tensor(0.2141)
     """
 
     settings = ("a", "q")
@@ -232,6 +296,12 @@ class AEL(DesignedLoss):
     """Asymmetric exponential loss, exp(-p / a); weight 2 p exp(-p / a) / a (1 - p); a is at least 1e-6.
 
     Zhou et al. 2021, arXiv 2106.03110. a = 2.5 is the authors' code for CIFAR-10. Layer: AELLoss.
+
+    >>> import torch
+    >>> from imae.losses import AEL
+    >>> logits = torch.tensor([[3.0, 1.0]]).log()  # the probability of label 0 is 0.75
+    >>> AEL(a=2.5)(logits, torch.tensor([0]))
+    tensor(0.7408)
     """
 
     settings = ("a",)
@@ -254,6 +324,12 @@ class TCE(DesignedLoss):
     Weight 2 (1 - (1 - p)^t) (1 - p). Feng, Shu, Lin, Lv, Li and An 2020, "Can Cross Entropy Loss Be Robust to
     Label Noise?", IJCAI 2020, pages 2206 to 2212 (not on arXiv). t = 1 is half of MAE, t -> infinity CCE. t =
     2 is a choice of ours: a little more than MAE. Layer: TCELoss.
+
+    >>> import torch
+    >>> from imae.losses import TCE
+    >>> logits = torch.tensor([[3.0, 1.0]]).log()  # the probability of label 0 is 0.75
+    >>> TCE(t=2)(logits, torch.tensor([0]))
+    tensor(0.2812)
     """
 
     settings = ("t",)

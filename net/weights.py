@@ -5,6 +5,8 @@ keep their values, and layers of the same name must have blobs of the same shape
 and blobs are read, which any fork writes alike; NVIDIA's is converted first, if its dialect is given
 (prototxt/dialects.py).
 
+h5py is imported only where it is needed: most trainings read and write no HDF5.
+
 Caffe: net.cpp, CopyTrainedLayersFrom, ToProto, ToHDF5. Differs: a file with nothing for the net is an error.
 """
 
@@ -18,7 +20,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,7 +28,6 @@ from torch import nn
 from imae.files.atomic import write_atomically
 from imae.files.caffe_log import log_line
 from imae.files.errors import CaffemodelError, PrototxtError
-from imae.files.hdf5_file import HDF5_ERRORS, hdf5_content, is_hdf5, open_hdf5
 from imae.files.read import AnyPath
 from imae.layers.activation.scale import Scale
 from imae.layers.blob import blob_from_array, exact_array_from_blob, shape_string, single_or_double
@@ -66,6 +66,8 @@ def load_caffemodel(net: Net, path: AnyPath, dialect: str | None = None) -> Repo
 
     CaffemodelError where the file cannot be read or does not fit; the net is then unchanged.
     """
+    from imae.files.hdf5_file import is_hdf5
+
     try:
         hdf5 = is_hdf5(path)
     except (OSError, ValueError):  # cannot be read: the binary reader says why
@@ -267,6 +269,8 @@ def _sources(layer: LayerParameter, path: AnyPath) -> Iterator[_Source]:
 
 def _read_hdf5(path: AnyPath) -> dict[str, dict[int, _Source]]:
     """Blobs by layer name and index. A name with a slash is a group within a group: Caffe cannot write it."""
+    from imae.files.hdf5_file import HDF5_ERRORS, hdf5_content, open_hdf5
+
     try:
         with open_hdf5(path) as data_sets:
             return {
@@ -284,6 +288,8 @@ def _read_hdf5(path: AnyPath) -> dict[str, dict[int, _Source]]:
 
 
 def _to_hdf5(net: Net, diff: bool) -> bytes:
+    import h5py
+
     shared = _shared_blobs(net)
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:

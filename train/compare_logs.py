@@ -13,8 +13,8 @@ from typing import Any
 from imae.files.caffe_log import LogDifference, LogNumber, number, relative_difference
 from imae.files.errors import printable
 from imae.files.read import AnyPath
-from imae.train.curve_style import look, style_axes, write_picture
-from imae.train.plot_log import KINDS, Chart, draw_panel, panels
+from imae.train.curve_style import add_legend, look, style_axes, write_picture
+from imae.train.plot_log import KINDS, Chart, draw_panel, looks, panels
 
 
 def summary(differences: Sequence[LogDifference]) -> str:
@@ -57,10 +57,12 @@ def draw_comparison(path: AnyPath, logs: Sequence[tuple[str, list[LogNumber]]]) 
     parts = [panel for kind in kinds for panel in panels(logs, Chart(kind))]
 
     def draw(figure: Any) -> None:
-        *charts, last = figure.subplots(len(parts) + 1, squeeze=False)[:, 0]
+        *charts, last = figure.subplots(len(parts) + 1, squeeze=False, sharex=True)[:, 0]
+        styles = looks(parts)
         for panel, axes in zip(parts, charts, strict=True):
-            draw_panel(axes, panel, seconds=False)
-            axes.legend(fontsize=8, frameon=False)
+            draw_panel(axes, panel, seconds=False, styles=styles)
+            axes.label_outer()
+        add_legend(figure)
         for index, kind in enumerate(kinds):
             differences = [
                 (key[1], difference)
@@ -73,7 +75,7 @@ def draw_comparison(path: AnyPath, logs: Sequence[tuple[str, list[LogNumber]]]) 
                 last.semilogy(*zip(*differences, strict=True), ".", color=colour, label=str(Chart(kind)))
         title = f"difference of {logs[1][0]}, relative to {logs[0][0]}"
         style_axes(last, title, "iterations", "relative difference")
-        if last.get_legend_handles_labels()[0]:
-            last.legend(fontsize=8, frameon=False)
+        if last.get_legend_handles_labels()[0]:  # beside the axes, where it hides no point
+            last.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
     write_picture(path, draw, height=3.2 * (len(parts) + 1))

@@ -19,7 +19,7 @@ from imae.files.read import AnyPath
 from imae.train.compare_logs import aligned
 from imae.train.curve_style import add_legend, look, style_axes, write_picture
 from imae.train.log_tables import csv_text
-from imae.train.plot_log import RATE, Chart, Curve, curves, log_names, measure
+from imae.train.plot_log import RATE, Chart, Curve, curves, log_names, measure, show_rates
 
 LOWER_IS_BETTER = ("loss", "error")
 
@@ -318,6 +318,8 @@ def draw_runs(path: AnyPath, groups: Sequence[Group], outputs: Sequence[str]) ->
                     axes.fill_between(
                         curve.iterations, curve.low, curve.high, color=style["color"], alpha=0.18, linewidth=0
                     )
+            if name == RATE:
+                show_rates(axes)
             title, y = _titles(name)
             style_axes(axes, title, "iterations", y)
         add_legend(figure)

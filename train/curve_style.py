@@ -24,9 +24,10 @@ WIDTH = 8.0  # of an image, in inches
 
 def look(index: int, dash: int = 0) -> dict[str, Any]:
     """How the curve of the run number `index` is drawn; `dash` tells several curves of a run apart."""
+    rounds = index // len(COLOURS)  # so that a colour that comes again has other dashes
     return {
         "color": COLOURS[index % len(COLOURS)],
-        "linestyle": DASHES[(index + dash) % len(DASHES)],
+        "linestyle": DASHES[(index + rounds + dash) % len(DASHES)],
         "linewidth": 1.5,
     }
 

@@ -8,7 +8,8 @@ Caffe: tools/extra/plot_training_log.py.example.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from imae.files.caffe_log import LogNumber, read_log
@@ -87,49 +88,88 @@ class Panel(NamedTuple):
 
 def panels(logs: Sequence[tuple[str, list[LogNumber]]], chart: Chart) -> list[Panel]:
     """The axes of a chart of several (name, log) pairs."""
-    of_outputs = chart.kind in ("train", "test")
+    of_outputs, names = chart.kind in ("train", "test"), [name for name, _ in logs]
     parts: dict[str, list[tuple[int, str, Curve]]] = {}
     for index, (name, numbers) in enumerate(logs):
         for curve in curves(numbers, chart):
             y = measure(curve.label) if of_outputs else chart.y
-            label = f"{name}: {curve.label}" if of_outputs else name
+            label = name
+            if of_outputs:
+                label = f"{name}: {curve.label}" if len(logs) > 1 else curve.label
+            if chart.kind == "lr":  # the last rate held until the log's end
+                curve.iterations.append(numbers[-1].iteration)
+                curve.seconds.append(numbers[-1].seconds)
+                curve.values.append(curve.values[-1])
             parts.setdefault(y, []).append((index, label, curve))
     return [
-        _panel(chart, y, parts[y], of_outputs) for y in sorted(parts, key=lambda y: [*MEASURES, y].index(y))
+        _panel(chart, y, parts[y], of_outputs, names)
+        for y in sorted(parts, key=lambda y: [*MEASURES, y].index(y))
     ]
 
 
-def _panel(chart: Chart, y: str, drawn: list[tuple[int, str, Curve]], of_outputs: bool) -> Panel:
+def _panel(
+    chart: Chart, y: str, drawn: list[tuple[int, str, Curve]], of_outputs: bool, names: Sequence[str]
+) -> Panel:
     """One of the panels. Where it shows one output, the title names that, and the legend only the logs."""
     if not of_outputs:
         return Panel(str(chart), y, drawn)
     outputs = {curve.label for *_, curve in drawn}
     if len(outputs) == 1:
         (output,) = outputs
-        short = [(index, label.removesuffix(f": {output}"), curve) for index, label, curve in drawn]
+        short = [(index, names[index], curve) for index, _, curve in drawn]
         return Panel(f"{chart.kind} {output}", y, short)
     unnamed = not chart.name and not chart.word and y in MEASURES
     return Panel(f"{chart.kind} {y}" if unnamed else str(chart), y, drawn)
 
 
-def draw_panel(axes: Any, panel: Panel, seconds: bool) -> None:
-    """Draw one panel: a colour for each log, or for each curve if they are of one log."""
-    several = len({index for index, *_ in panel.curves}) > 1
-    before: dict[int, int] = {}  # curves of each log that are drawn already
-    for place, (index, label, curve) in enumerate(panel.curves):
-        dash = before.get(index, 0)
-        before[index] = dash + 1
-        style = look(index, dash) if several else look(place)
+def looks(parts: Iterable[Panel]) -> dict[str, dict[str, Any]]:
+    """The look of each label: a colour for each log, or for each curve if all are of one log."""
+    labels: dict[int, list[str]] = {}
+    for panel in parts:
+        for index, label, _ in panel.curves:
+            of_log = labels.setdefault(index, [])
+            if label not in of_log:
+                of_log.append(label)
+    several = len(labels) > 1
+    return {
+        label: look(index, place) if several else look(place)
+        for index, of_log in labels.items()
+        for place, label in enumerate(of_log)
+    }
+
+
+def draw_panel(axes: Any, panel: Panel, seconds: bool, styles: Mapping[str, dict[str, Any]] = {}) -> None:
+    """Draw one panel.
+
+    styles   the look of each label (see `looks`), where the panel is one of several
+    """
+    styles = styles or looks([panel])
+    for _, label, curve in panel.curves:
+        style = dict(styles[label])
         if panel.y == RATE:
             style["drawstyle"] = "steps-post"  # a rate holds until the next one
         axes.plot(curve.seconds if seconds else curve.iterations, curve.values, label=label, **style)
+    if panel.y == RATE:
+        show_rates(axes)
     style_axes(axes, panel.title, "seconds" if seconds else "iterations", panel.y)
 
 
+def show_rates(axes: Any) -> None:
+    """A logarithmic axis for rates that drop to a tenth or less, each drop by as much as the others."""
+    rates = [float(rate) for line in axes.get_lines() for rate in line.get_ydata()]
+    if rates and 0 < 10 * min(rates) <= max(rates):
+        axes.set_yscale("log")
+
+
 def log_names(paths: Sequence[str]) -> list[str]:
-    """The names of the logs in a legend: their file names, or their paths if two file names are equal."""
+    """The names of the logs in a legend: their file names; if two are equal, paths from where they part."""
     names = [os.path.basename(path) for path in paths]
-    return names if len(set(names)) == len(names) else list(paths)
+    if len(set(names)) == len(names):
+        return names
+    parts = [path.split("/") for path in paths]
+    folders = zip(*(path[:-1] for path in parts), strict=False)
+    common = sum(1 for _ in takewhile(lambda names: len(set(names)) == 1, folders))
+    return ["/".join(path[common:]) for path in parts]
 
 
 def chart_of(text: str) -> tuple[Chart, bool]:
@@ -163,8 +203,9 @@ def plot_logs(chart_text: str, output: AnyPath, paths: Sequence[str], seconds: b
 
     def draw(figure: Any) -> None:
         places = figure.subplots(len(parts), squeeze=False, sharex=True)[:, 0]
+        styles = looks(parts)
         for axes, panel in zip(places, parts, strict=True):
-            draw_panel(axes, panel, over_seconds or seconds)
+            draw_panel(axes, panel, over_seconds or seconds, styles)
             axes.label_outer()
         add_legend(figure)
 

@@ -44,6 +44,11 @@ class SmoothedLoss:
                 self._update(f32(loss))
         return self._value
 
+    @property
+    def last_read(self) -> float | None:
+        """The mean when the device was last waited for; None where it never was."""
+        return float(self._value) if self._count else None
+
     def _update(self, loss: np.float32) -> None:
         if len(self._window) < self.size:
             self._window.append(loss)

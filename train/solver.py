@@ -159,6 +159,11 @@ class Solver:
         return float(self._loss.read())
 
     @property
+    def last_read_loss(self) -> float | None:
+        """The smoothed loss when it was last read, for a display; None before. Waits for nothing."""
+        return self._loss.last_read
+
+    @property
     def stopped(self) -> bool:
         """Whether a signal has stopped the training before max_iter."""
         return self._stopped

@@ -13,7 +13,7 @@ reads. `run` records that the file must have a seal. Earlier versions had a chec
 unreadable.
 
 A snapshot is a model and a state: PREFIX_iter_N.caffemodel and PREFIX_iter_N.solverstate, in HDF5 with the
-suffix .h5. The state is written last: if both exist, both are whole.
+suffix .h5. The state is written last: if both exist, both are whole. h5py is imported only for such a file.
 
 Caffe: sgd_solver.cpp, SnapshotSolverStateTo..., RestoreSolverStateFrom...
 """
@@ -31,12 +31,10 @@ from dataclasses import dataclass, field
 from operator import index
 from typing import Any
 
-import h5py
 import numpy as np
 
 from imae.files.atomic import write_atomically
 from imae.files.errors import CaffemodelError, PrototxtError, SnapshotError
-from imae.files.hdf5_file import HDF5_ERRORS, TEXT, hdf5_content, open_hdf5
 from imae.files.read import AnyPath, open_to_read
 from imae.layers.blob import blob_from_array, exact_array_from_blob, single_or_double
 from imae.prototxt import SolverState
@@ -161,6 +159,8 @@ def _from_binary(path: AnyPath, data: bytes, dialect: str | None) -> State:
 
 
 def _to_hdf5(state: State) -> bytes:
+    import h5py
+
     buffer = io.BytesIO()
     with h5py.File(buffer, "w") as file:
         file["iter"] = np.array([state.iteration], np.int32)
@@ -179,6 +179,8 @@ def _to_hdf5(state: State) -> bytes:
 
 
 def _from_hdf5(path: AnyPath) -> State:
+    from imae.files.hdf5_file import HDF5_ERRORS, TEXT, hdf5_content, open_hdf5
+
     try:
         with open_hdf5(path) as data_sets:
             read, names, count = data_sets.read, data_sets.names(""), len(data_sets.names("history"))

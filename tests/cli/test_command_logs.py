@@ -18,7 +18,7 @@ from reference import CASES
 from imae.cli.main import main
 from imae.files.caffe_log import LogNumber, compare, read_log
 from imae.train.curve_style import COLOURS, new_figure
-from imae.train.plot_log import Chart, curves, draw_panel, panels
+from imae.train.plot_log import Chart, curves, draw_panel, log_names, looks, panels
 
 RUNS = CASES / "runs"
 TABLES = sorted(RUNS.glob("*/*.log.train")) + sorted(RUNS.glob("*/*.log.test"))
@@ -26,6 +26,7 @@ assert len(TABLES) == 9
 DIGITS = str(RUNS / "digits_lenet" / "train.log")
 OTHER_KERNELS = str(RUNS / "digits_lenet" / "train_other_blas_kernels.log")
 ADAM = str(RUNS / "adam_multi_test" / "train.log")
+CIFAR = str(RUNS / "cifar_crop_mirror_dropout" / "train.log")
 NAN = str(RUNS / "bn_nan_at_iteration_0" / "train.log")
 
 
@@ -200,7 +201,7 @@ def test_the_format_is_that_of_the_ending(tmp_path: Path) -> None:
     # matplotlib leaves what is drawn in comments.
     for words in (
         *("test accuracy", "accuracy", "test loss", "loss", "test outputs", "value", "seconds"),
-        *("train.log: accuracy", "train.log: per_class[9] (test net #2)"),
+        *("accuracy (test net #1)", "per_class[9] (test net #2)"),
     ):
         assert f"<!-- {words} -->" in text
 
@@ -254,6 +255,50 @@ def test_a_run_has_a_colour_and_the_rate_is_drawn_as_steps() -> None:
     draw_panel(rate, *panels(logs, Chart("lr")), seconds=False)
     assert {line.get_drawstyle() for line in rate.get_lines()} == {"steps-post"}
     assert rate.get_ylabel() == "learning rate"
+
+
+def test_labels_in_a_legend_look_different_and_one_label_looks_the_same() -> None:
+    of_one, of_two = ([("a", read_log(ADAM)), ("b", read_log(DIGITS))][:count] for count in (1, 2))
+    parts = panels(of_one, Chart("test"))
+    styles = looks(parts)
+    assert len(styles) == sum(len(panel.curves) for panel in parts) == 22
+    assert len({str(sorted(style.items())) for style in styles.values()}) == 22
+    assert not any(label.startswith("a: ") for label in styles)  # there is no other log
+    # A run has one look where its panels have one curve of it.
+    assert set(looks(panels([*of_two[1:], ("c", read_log(OTHER_KERNELS))], Chart("test")))) == {"b", "c"}
+    figure = new_figure(8, 5)
+    axes = figure.subplots()
+    draw_panel(axes, parts[1], seconds=False, styles=styles)
+    assert [line.get_color() for line in axes.get_lines()] == [
+        styles[label]["color"] for _, label, _ in parts[1].curves
+    ]
+
+
+def test_a_rate_is_drawn_to_the_end_and_over_decades_where_it_drops_by_as_much() -> None:
+    figure = new_figure(8, 5)
+    for log, scale in ((DIGITS, "linear"), (CIFAR, "log")):
+        axes = figure.subplots()
+        numbers = read_log(log)
+        (panel,) = panels([("a", numbers)], Chart("lr"))
+        draw_panel(axes, panel, seconds=False)
+        (line,) = axes.get_lines()
+        assert axes.get_yscale() == scale
+        assert line.get_xdata()[-1] == numbers[-1].iteration
+        assert line.get_ydata()[-1] == line.get_ydata()[-2]
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["x/a.log", "y/b.log"], ["a.log", "b.log"]),
+        (["/runs/x/train.log", "/runs/y/train.log"], ["x/train.log", "y/train.log"]),
+        (["runs/train.log", "runs/y/train.log"], ["train.log", "y/train.log"]),
+        (["train.log", "y/train.log"], ["train.log", "y/train.log"]),
+        (["train.log", "train.log"], ["train.log", "train.log"]),
+    ],
+)
+def test_logs_are_named_from_where_their_paths_part(paths: list[str], names: list[str]) -> None:
+    assert log_names(paths) == names
 
 
 def test_a_curve_has_the_numbers_of_the_log() -> None:

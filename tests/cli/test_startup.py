@@ -22,7 +22,7 @@ print(*sys.modules)
 """
 # Libraries of other commands, torch's compiler, and layers of types that the net does not have.
 UNUSED = (
-    "onnx", "onnxruntime", "lmdb", "matplotlib", "sympy", "torch._dynamo", "torch._inductor",
+    "onnx", "onnxruntime", "lmdb", "h5py", "cv2", "matplotlib", "sympy", "torch._dynamo", "torch._inductor",
     "imae.layers.recurrent.lstm", "imae.layers.data.window_data", "imae.layers.utility.python",
 )  # fmt: skip
 
