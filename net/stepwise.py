@@ -13,7 +13,7 @@ pass before it, the layer is computed again from its bottoms, and its tops stay 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from imae.net.step import Memory, Step, run_step
 
 CPU = torch.device("cpu")
 Callback = Callable[[int], object]
+Place = tuple[Tensor, Tensor, tuple[Tensor, Tensor]]
 
 
 class BlobMemory:
@@ -54,6 +55,15 @@ class BlobMemory:
         if count > len(self._flat[0]):
             self._flat = self.data.new_zeros(count), self.diff.new_full((count,), self.loss_weight)
         self.data, self.diff = (flat[:count].view(shape) for flat in self._flat)
+
+    @property
+    def place(self) -> Place:
+        """Shape and memory: what `reshape` may change. May be set to what it was before."""
+        return self.data, self.diff, self._flat
+
+    @place.setter
+    def place(self, place: Place) -> None:
+        self.data, self.diff, self._flat = place
 
     def take_back(self) -> None:
         """Take data and diff back from scripts."""
@@ -89,8 +99,11 @@ class Stepwise:
         self.after_backward: list[Callback] = []
         self._graphs: dict[int, tuple[dict[str, Tensor], tuple[Tensor, ...]]] = {}
 
-    def forward(self, start: int = 0, end: int | None = None) -> float:
-        """Run the layers start..end (both included); returns the sum of their weighted losses."""
+    def forward(self, start: int = 0, end: int | None = None, keep: Iterable[str] = ()) -> float:
+        """Run the layers start..end (both included); returns the sum of their weighted losses.
+
+        keep   blobs that will be looked at; here all are stored
+        """
         loss = 0.0
         steps = self.net.steps
         for index in range(start, len(steps) if end is None else end + 1):
@@ -202,6 +215,19 @@ class Stepwise:
                 for name, shape in zip(step.tops, step.layer.checked_top_shapes(shapes), strict=True):
                     self.blobs[name].reshape(shape)
         self._graphs.clear()
+
+    def look(self, name: str) -> None:
+        """To be called before a script gets the array of a blob."""
+
+    def look_at_shape(self, name: str) -> None:
+        """To be called before a script gets the shape of a blob."""
+
+    def reshape_blob(self, name: str, shape: Shape) -> None:
+        """Give one blob another shape."""
+        self.blobs[name].reshape(shape)
+
+    def replace_parameters(self) -> None:
+        """To be called before the net gets other parameters."""
 
     def outputs(self) -> dict[str, Tensor]:
         """The net's output blobs."""
