@@ -152,12 +152,13 @@ def fold_batch_norm(net: Net, keep: Sequence[str] = ()) -> list[Step]:
             layers.append(net.steps[reader].layer)
             reader = plan.only_reader(reader)
         if layers:
-            folded = _folded(source, layers)
+            folded = folded_layer(source, layers)
             plan.fuse(members, folded, folded)
     return plan.steps()
 
 
-def _folded(source: Convolution | InnerProduct, affine: Sequence[Layer]) -> Layer:
+def folded_layer(source: Convolution | InnerProduct, affine: Sequence[Layer]) -> Convolution | InnerProduct:
+    """A layer that computes `source` and then the BatchNorms and Scales of channels `affine`."""
     weight = source.blob(0).detach().double()
     transposed = isinstance(source, InnerProduct) and source.param.inner_product_param.transpose
     channels = weight.shape[1] if transposed else weight.shape[0]
@@ -175,7 +176,7 @@ def _folded(source: Convolution | InnerProduct, affine: Sequence[Layer]) -> Laye
     shape[1 if transposed else 0] = channels
     param = LayerParameter()
     param.CopyFrom(source.param)
-    folded: Layer
+    folded: Convolution | InnerProduct
     if isinstance(source, Convolution):
         # A fork's type may find num_output and group in its bottom's shape; the plain type reads both.
         kind = param.convolution_param

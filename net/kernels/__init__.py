@@ -9,6 +9,9 @@ Code outside of this folder imports from here, not from its modules.
     add_in_place               a sum of two blobs, in the memory of the first where possible
     FastConvolution            a convolution where the kernels are faster
     SubsampledConvolution      a convolution where oneDNN writes past the end of its memory
+    ConvolutionCall            the arguments of a convolution without gradients
+    plan_convolution           a function that computes it, planned for bottoms of one shape
+    plan_convolution_and_sum   the same, plus another blob
     available, supported_isas  whether the kernels in C were built, and which instructions they can use here
     chosen, description        which of them this process uses, as values and as a line for the log
 """
@@ -18,8 +21,10 @@ from imae.net.kernels.conv import FastConvolution, SubsampledConvolution
 from imae.net.kernels.native import available, chosen, description, supported_isas
 from imae.net.kernels.norm import add_in_place, normalize_by_batch, normalize_by_statistics
 from imae.net.kernels.norm_call import NormCall
+from imae.net.kernels.planned import ConvolutionCall, plan_convolution, plan_convolution_and_sum
 
 __all__ = [
+    "ConvolutionCall",
     "FastConvolution",
     "NormCall",
     "SubsampledConvolution",
@@ -30,5 +35,7 @@ __all__ = [
     "normalize_by_batch",
     "normalize_by_statistics",
     "normalize_compiled",
+    "plan_convolution",
+    "plan_convolution_and_sum",
     "supported_isas",
 ]

@@ -1,0 +1,265 @@
+"""What computes the fused steps of a TEST net on the CPU, in single precision: see inference_graph.py.
+
+An operation is planned for bottoms of one shape. It gets bottoms of these shapes, the channels last in memory
+where there are four axes, and its top is like them, in new memory or in that of a bottom which is spare.
+
+A ReLU is an operation of its own on the top's memory, as F.relu_: oneDNN's makes 0 of NaN.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from imae.layers.common.inner_product import InnerProduct
+from imae.layers.layer import Layer, Shape
+from imae.layers.normalization.batch_norm import BatchNorm
+from imae.layers.normalization.lrn import LRN
+from imae.layers.utility.concat import Concat
+from imae.layers.utility.eltwise import Eltwise
+from imae.layers.vision.conv import Convolution
+from imae.layers.vision.pooling import Pooling
+from imae.net.fold import folded_layer
+from imae.net.kernels import (
+    ConvolutionCall,
+    NormCall,
+    normalize_by_statistics,
+    plan_convolution,
+    plan_convolution_and_sum,
+)
+
+Compute = Callable[..., Tensor]
+
+
+def in_order(x: Any) -> Tensor:
+    """The tensor with the channels last in memory if it has four axes, else contiguous."""
+    assert isinstance(x, Tensor)  # a layer of one top returns one
+    order = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+    return x.contiguous(memory_format=order)
+
+
+class Setting(NamedTuple):
+    """The bottoms of an operation: their shapes, and whether it may overwrite them."""
+
+    shapes: tuple[Shape, ...]
+    spare: tuple[bool, ...]
+
+
+class Operation(ABC):
+    """Computes one top.
+
+    relu   whether a ReLU follows
+    """
+
+    supports_relu: ClassVar[bool] = True
+    relu = False
+
+    def plan(self, setting: Setting) -> Compute:
+        """A function that computes the top from the bottoms."""
+        compute = self.plan_without_relu(setting)
+        if not self.relu:
+            return compute
+        return lambda *bottoms: torch.relu_(compute(*bottoms))
+
+    @abstractmethod
+    def plan_without_relu(self, setting: Setting) -> Compute:
+        """The same, without the ReLU."""
+
+
+class _Weighted(Operation):
+    """A layer with weights, into which the BatchNorms and Scales of channels after it are folded."""
+
+    def __init__(self, layer: Convolution | InnerProduct) -> None:
+        self.layer = layer
+        self.affine: list[Layer] = []
+
+    def append_affine(self, layers: Sequence[Layer]) -> bool:
+        """Fold these layers, too; returns whether that is right for bottoms of all shapes."""
+        param = self.layer.param
+        kind = param.convolution_param if isinstance(self.layer, Convolution) else param.inner_product_param
+        if kind.axis != 1:
+            return False
+        self.affine.extend(layers)
+        return True
+
+    def folded(self) -> Convolution | InnerProduct:
+        """The layer with the weights of now."""
+        return folded_layer(self.layer, self.affine) if self.affine else self.layer
+
+
+class ConvolutionOperation(_Weighted):
+    """A convolution.
+
+    adds   whether the second bottom is added to it
+    """
+
+    layer: Convolution
+    adds = False
+
+    def plan_without_relu(self, setting: Setting) -> Compute:
+        layer, bottom = self.folded(), setting.shapes[0]
+        assert isinstance(layer, Convolution)
+        if len(layer.windows.kernel) != 2 or len(bottom) != 4 or any(layer.windows.overhang(bottom[2:])):
+            return self._by_layer(layer)
+        bias = layer.blob(1).detach() if layer.bias_term else None
+        call = ConvolutionCall(layer.blob(0).detach(), bias, layer.windows, layer.group, bottom)
+        if self.adds:
+            return plan_convolution_and_sum(call, overwrites=setting.spare[1])
+        return plan_convolution(call)
+
+    def _by_layer(self, layer: Convolution) -> Compute:
+        forward = layer.forward
+        if self.adds:
+            return lambda x, other: in_order(forward(x)).add_(other)
+        return lambda x: in_order(forward(x))
+
+
+class ProductOperation(_Weighted):
+    """An inner product."""
+
+    layer: InnerProduct
+
+    def plan_without_relu(self, setting: Setting) -> Compute:
+        layer = self.folded()
+        assert isinstance(layer, InnerProduct)
+        weight, bias = layer.blob(0).detach(), layer.blob(1).detach() if layer.bias_term else None
+        weight = weight.t() if layer.transpose else weight
+        (shape,) = setting.shapes
+        axis = layer.canonical_axis(layer.param.inner_product_param.axis, len(shape))
+        if len(shape) == 2 and axis == 1:
+            return lambda x: F.linear(x, weight, bias)
+        return lambda x: in_order(F.linear(x.flatten(axis), weight, bias))
+
+
+class AffineOperation(Operation):
+    """A BatchNorm by its running statistics, a Scale of channels, or both."""
+
+    def __init__(self, layers: list[Layer]) -> None:
+        self.layers = layers
+
+    def append_affine(self, layers: Sequence[Layer]) -> bool:
+        """Whether these layers can be computed at once, too; then they are."""
+        if len(self.layers) + len(layers) > 2 or isinstance(layers[0], BatchNorm):
+            return False
+        if not isinstance(self.layers[0], BatchNorm):
+            return False
+        self.layers = [*self.layers, *layers]
+        return True
+
+    def plan(self, setting: Setting) -> Compute:
+        if len(setting.shapes[0]) != 4:
+            return super().plan(setting)
+        relu, first, last = self.relu, self.layers[0], self.layers[-1]
+        channels = setting.shapes[0][1]
+        mean, variance, eps = torch.zeros(channels), torch.ones(channels), 0.0
+        if isinstance(first, BatchNorm):
+            mean, variance = first.statistics()
+            eps = first.eps
+        weight = bias = None
+        if not isinstance(last, BatchNorm):
+            weight = last.blob(0).detach()
+            bias = last.blob(1).detach() if len(last.blobs) > 1 else None
+
+        def normalize(x: Tensor) -> Tensor:
+            return in_order(normalize_by_statistics(NormCall(x, weight, bias, eps, relu), mean, variance))
+
+        return normalize
+
+    def plan_without_relu(self, setting: Setting) -> Compute:
+        layers = self.layers
+
+        def normalize(x: Tensor) -> Tensor:
+            for layer in layers:
+                x = layer.forward(x)
+            return in_order(x)
+
+        return normalize
+
+
+class SumOperation(Operation):
+    """A sum of blobs, with coefficients."""
+
+    def __init__(self, layer: Eltwise) -> None:
+        self.layer = layer
+        self.is_plain = all(coeff == 1 for coeff in layer.coeffs)
+
+    def plan_without_relu(self, setting: Setting) -> Compute:
+        if not self.is_plain or len(setting.shapes) != 2:
+            return self.layer.forward
+        if setting.spare[0]:
+            return lambda x, other: x.add_(other)
+        if setting.spare[1]:
+            return lambda x, other: other.add_(x)
+        return torch.add
+
+
+class ReLUOperation(Operation):
+    """A ReLU that stands alone."""
+
+    supports_relu = False
+
+    def plan_without_relu(self, setting: Setting) -> Compute:
+        return torch.relu_ if setting.spare[0] else torch.relu
+
+
+class AverageOrMaximum(Operation):
+    """A pooling by the average or the maximum."""
+
+    def __init__(self, layer: Pooling) -> None:
+        self.layer = layer
+
+    def plan_without_relu(self, setting: Setting) -> Compute:
+        layer, sizes = self.layer, setting.shapes[0][2:]
+        windows = layer.windows(sizes)
+        fits, windows = windows.fits_torch(sizes), windows.clip_stride(sizes)
+        if not fits or windows.is_subsampling:
+            return lambda x: in_order(layer.forward(x))
+        kernel, stride, pad, ceil = windows.kernel, windows.stride, windows.pad, not windows.floor
+        if layer.method == "MAX":
+            return lambda x: in_order(torch.max_pool2d(x, kernel, stride, pad, 1, ceil))
+        return lambda x: in_order(F.avg_pool2d(x, kernel, stride, pad, ceil))
+
+
+class Concatenation(Operation):
+    """Blobs one after the other on an axis."""
+
+    def __init__(self, layer: Concat) -> None:
+        self.layer = layer
+
+    def plan_without_relu(self, setting: Setting) -> Compute:
+        forward = self.layer.forward
+        return lambda *bottoms: in_order(forward(*bottoms))
+
+
+class Neighbourhood(Operation):
+    """LRN across channels. With the channels last, the neighbours are adjacent in memory."""
+
+    def __init__(self, layer: LRN) -> None:
+        self.layer = layer
+
+    def plan_without_relu(self, setting: Setting) -> Compute:
+        size, k, beta = self.layer.size, self.layer.k, self.layer.beta
+        factor, channels = self.layer.alpha / size, setting.shapes[0][1]
+        reach = range(1, min(size // 2 + 1, channels))
+
+        def normalize(x: Tensor) -> Tensor:
+            rows = x.permute(0, 2, 3, 1)
+            squares = rows * rows
+            sums = squares.clone()
+            for step in reach:
+                sums[..., step:].add_(squares[..., :-step])
+                sums[..., :-step].add_(squares[..., step:])
+            base = sums.mul_(factor).add_(k)
+            if beta == 0.75:  # two square roots instead of a power
+                root = base.rsqrt_()
+                top = root.sqrt().mul_(root).mul_(rows)
+            else:
+                top = base.pow_(-beta).mul_(rows)
+            return top.permute(0, 3, 1, 2)
+
+        return normalize

@@ -1,0 +1,141 @@
+"""Convolutions without gradients, planned once for bottoms of one shape, in the memory order N, H, W, C.
+
+    Winograd's kernel in C where it is faster than oneDNN
+    oneDNN with weights that are packed once, where this torch has its operation
+    F.conv2d otherwise
+
+oneDNN's own ReLU makes 0 of NaN, so a ReLU is never part of the operation: a net that has diverged must show
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from imae.layers.layer import Shape
+from imae.layers.vision.conv import Windows
+from imae.net.kernels import native
+
+# Winograd's kernel transforms the weights in each pass, for which it needs this many tiles of 2x2 pixels for
+# each thread, unless the weights are few. Measured on two cores of AMD Zen 3.
+MIN_TILES, FEW_WEIGHTS, MANY_WEIGHTS = 64, 64 * 64, 400 * 400
+
+
+class ConvolutionCall(NamedTuple):
+    """What a convolution of (N, C, H, W) does; `bottom` is the bottom's shape."""
+
+    weight: Tensor
+    bias: Tensor | None
+    windows: Windows
+    group: int
+    bottom: Shape
+
+
+Convolve = Callable[[Tensor], Tensor]
+ConvolveAndAdd = Callable[[Tensor, Tensor], Tensor]  # bottom, other: the convolution + other
+
+
+def plan_convolution(call: ConvolutionCall) -> Convolve:
+    """A function that computes the top, in new memory, of a bottom in the order N, H, W, C."""
+    weight, bias, windows, group, _ = call
+    if _winograd_is_faster(call):
+        return _planned_winograd(call)
+    if _has_packed():
+        packed = _packed(call)
+        convolve = torch.ops.mkldnn._convolution_pointwise.default
+        stride, pad, dilation = map(list, (windows.stride, windows.pad, windows.dilation))
+
+        def by_onednn(x: Tensor) -> Tensor:
+            top: Tensor = convolve(x, packed, bias, pad, stride, dilation, group, "none", [], "")
+            return top
+
+        return by_onednn
+    order = weight.contiguous(memory_format=torch.channels_last)
+    return lambda x: F.conv2d(x, order, bias, windows.stride, windows.pad, windows.dilation, group)
+
+
+def plan_convolution_and_sum(call: ConvolutionCall, overwrites: bool) -> ConvolveAndAdd:
+    """The same, plus another blob of the top's shape and order.
+
+    overwrites   whether the sum may be written to that blob's memory
+    """
+    _, bias, windows, group, _ = call
+    if overwrites and not _winograd_is_faster(call) and _has_packed():
+        packed = _packed(call)
+        convolve = torch.ops.mkldnn._convolution_pointwise_.binary
+        stride, pad, dilation = map(list, (windows.stride, windows.pad, windows.dilation))
+
+        def by_onednn(x: Tensor, other: Tensor) -> Tensor:
+            top: Tensor = convolve(
+                other, x, packed, bias, pad, stride, dilation, group, "add", 1.0, None, [], None
+            )
+            return top
+
+        return by_onednn
+    top_of = plan_convolution(call)
+    return lambda x, other: top_of(x).add_(other)
+
+
+def _winograd_is_faster(call: ConvolutionCall) -> bool:
+    weight, _, windows, group, bottom = call
+    outputs, channels, *kernel = weight.shape
+    if not (
+        native.uses_winograd()
+        and kernel == [3, 3]
+        and set(windows.stride) == set(windows.dilation) == {1}
+        and group == 1
+        and max(windows.pad) <= 2
+        and outputs % native.CHANNELS_AT_ONCE == channels % native.CHANNELS_AT_ONCE == 0
+        and outputs * channels <= MANY_WEIGHTS
+    ):
+        return False
+    height, width = ((size + 2 * pad - 1) // 2 for size, pad in zip(bottom[2:], windows.pad, strict=True))
+    tiles = bottom[0] * height * width // torch.get_num_threads()
+    return tiles >= MIN_TILES or (tiles > 0 and outputs * channels <= FEW_WEIGHTS)
+
+
+def _planned_winograd(call: ConvolutionCall) -> Convolve:
+    weight = call.weight.contiguous(memory_format=torch.channels_last)
+    return lambda x: native.winograd(x, weight, call.bias, call.windows.pad)
+
+
+def _packed(call: ConvolutionCall) -> Tensor:
+    """The weights in the order that oneDNN's kernel for this bottom reads."""
+    weight, _, windows, group, bottom = call
+    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+        weight.contiguous(), windows.pad, windows.stride, windows.dilation, group, bottom
+    )
+    return packed
+
+
+@cache
+def _has_packed() -> bool:
+    """Whether this torch has oneDNN's operations with packed weights, as they are called here.
+
+    They are not part of torch's documented interface, so a small convolution is tried.
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # torch's
+        return False
+    generator = torch.Generator().manual_seed(1)
+    x, weight, other = (
+        torch.randint(-4, 5, shape, generator=generator).float().contiguous(memory_format=torch.channels_last)
+        for shape in ((2, 8, 5, 6), (8, 8, 3, 3), (2, 8, 5, 6))
+    )
+    windows = Windows((3, 3), (1, 1), (1, 1), (1, 1))
+    geometry = [1, 1], [1, 1], [1, 1], 1
+    want = F.conv2d(x, weight, None, 1, 1)
+    try:
+        packed = _packed(ConvolutionCall(weight, None, windows, 1, tuple(x.shape)))
+        top = torch.ops.mkldnn._convolution_pointwise.default(x, packed, None, *geometry, "none", [], "")
+        total = torch.ops.mkldnn._convolution_pointwise_.binary(
+            other.clone(), x, packed, None, *geometry, "add", 1.0, None, [], None
+        )
+    except (AttributeError, RuntimeError, TypeError):  # another torch: it has none, or calls them otherwise
+        return False
+    return torch.equal(top, want) and torch.equal(total, want + other)
