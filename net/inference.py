@@ -263,9 +263,7 @@ class _Program:
             step = member.step
             known = all(self._shapes[place] is not None for place in member.bottoms)
             single = known and len(member.tops) == 1
-            compute = step.run if known else _checked(step)
-            if known and not single:
-                compute = _as_tuple(step)
+            compute = _as_one(step) if single else _as_tuple(step) if known else _checked(step)
             places = tuple(member.bottoms)
             self._instructions.append(_Instruction(compute, places, tuple(member.tops), single, ()))
         if self._instructions and dead:
@@ -303,6 +301,16 @@ def _top_shapes(step: Step, bottoms: Sequence[Shape | None]) -> Sequence[Shape |
 def _checked(step: Step) -> Callable[..., tuple[Tensor, ...]]:
     """Runs a step on bottoms of any shape."""
     return lambda *bottoms: run_step(step, dict(zip(step.bottoms, bottoms, strict=True)))
+
+
+def _as_one(step: Step) -> Callable[..., Tensor]:
+    """Runs a step of one top, which its layer may return in a tuple."""
+
+    def run(*bottoms: Tensor) -> Tensor:
+        top = step.run(*bottoms)
+        return top if isinstance(top, Tensor) else top[0]
+
+    return run
 
 
 def _as_tuple(step: Step) -> Callable[..., tuple[Tensor, ...]]:

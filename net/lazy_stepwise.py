@@ -171,8 +171,8 @@ class LazyStepwise(Stepwise):
         return data.clone() if spare is None or spare.shape != data.shape else spare.copy_(data)
 
     def _propagate_shapes(self, shapes: dict[str, Shape]) -> None:
-        """Give all blobs the shapes for inputs of these shapes."""
-        if shapes != self._shapes:
+        """Give all blobs the shapes for inputs of these shapes, where only these decide."""
+        if shapes != self._shapes and not self._shapes_vary:
             self._remember_places()
             super().reshape()
             self._shapes = shapes
