@@ -10,7 +10,7 @@ import argparse
 import importlib
 import time
 
-NAMES = ("training", "scaling", "data", "inference", "startup", "gpu", "zoo", "runtimes", "losses")
+NAMES = ("training", "scaling", "data", "inference", "startup", "gpu", "zoo", "runtimes", "losses", "nets")
 
 
 def main() -> None:
