@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from imae.files.errors import LayerError
+from imae.layers.common.dropout import Dropout
 from imae.layers.layer import Layer, Shape
 from imae.layers.utility.python import Python
+from imae.net.executor import Result
 from imae.net.fuse import fast_batch_norms, fuse_training
 from imae.net.inference_graph import Graph, Node, layers_of, make_graph
 from imae.net.inference_operations import Setting, in_order
@@ -44,8 +46,9 @@ class InferencePlan:
     - blobs of four axes have the order N, H, W, C in memory, and the convolutions' weights are packed once;
     - everything that depends on shapes alone is computed once for each shape of the bottoms.
 
-    The blobs are those of `Net.forward` up to rounding. Nets with Python layers, with `debug_info`, in double
-    precision or on a GPU, and bottoms of another type run by the plan of fuse.py.
+    The blobs are those of `Net.forward` up to rounding. The plan of fuse.py runs nets with Python layers,
+    with dropouts that draw, with `debug_info`, in double precision or on a GPU, and bottoms of another type.
+    Hooks of single layers are not called.
 
     net, keep   what the plan was made for
     fast        whether the net is of the kind that is folded and packed
@@ -53,8 +56,8 @@ class InferencePlan:
     A change of weights is noticed at the next pass wherever torch counts it: an update of a solver, a
     caffemodel that is loaded, `net.share_with`, every operation of torch on a parameter. It is not noticed
     where torch does not see it: a write through a NumPy array that shares a parameter's memory, or through
-    `parameter.data`; a Parameter that is put in the place of another one in `layer.blobs`. Call
-    `weights_changed` after these.
+    `parameter.data`, or to a parameter that was made in torch's inference mode; a Parameter that is put in
+    the place of another one in `layer.blobs`. Call `weights_changed` after these.
     """
 
     def __init__(self, net: Net, keep: Collection[str] = ()) -> None:
@@ -62,15 +65,15 @@ class InferencePlan:
         self.fast = (
             net.phase == TEST
             and net.dtype == torch.float32
-            and not any(isinstance(step.layer, Python) for step in net.steps)
+            and not any(isinstance(step.layer, Python) or _draws(step.layer) for step in net.steps)
         )
         self._sources = [step for step in net.steps if not step.bottoms and step.tops]
         self._programs: OrderedDict[tuple[Shape, ...], _Program] = OrderedDict()
-        self._last: _Program | None = None
         self._graph: Graph | None = None
         self._watched: list[Tensor] = []
         self._versions: list[tuple[int, int]] = []
         self._params: object = None
+        self._others: dict[bool, list[Step]] = {}
 
     def run(
         self, values: Mapping[str, Tensor] | None = None, *, contiguous: bool = False
@@ -96,7 +99,6 @@ class InferencePlan:
     def weights_changed(self) -> None:
         """Fold and pack the weights again at the next pass."""
         self._programs.clear()
-        self._last = None
 
     def _fetched(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The values, with a batch of each data layer, or other layer without a bottom, that they lack."""
@@ -115,7 +117,7 @@ class InferencePlan:
             self.fast
             and not self.net.debug_info
             and all(
-                batch[name].dtype is torch.float32 and batch[name].device == CPU
+                batch[name].dtype is torch.float32 and batch[name].is_cpu
                 for step in self._sources
                 for name in step.tops
             )
@@ -128,25 +130,22 @@ class InferencePlan:
         if self._graph is None or self._params is not net.params:  # net.share_with makes other params
             self._graph, self._params = make_graph(net, self.keep), net.params
             self._watched = _blobs(layers_of(self._graph.nodes))
-            self._versions = []
-        versions = [(blob._version, blob.data_ptr()) for blob in self._watched]
+            self.weights_changed()
+        versions = [(blob._version, blob.data_ptr()) for blob in self._watched]  # fast: some hundreds
         if versions != self._versions:
             self.weights_changed()
             self._versions = versions
-        return all(blob.dtype is torch.float32 and blob.device == CPU for blob in self._watched)
+        return all(blob.dtype is torch.float32 and blob.is_cpu for blob in self._watched)
 
     def _run_fast(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         assert self._graph is not None
         shapes = tuple(batch[name].shape for step in self._sources for name in step.tops)
         program = self._programs.get(shapes)
-        if program is not self._last or program is None:
-            if program is None:
-                program = _Program(self.net, self._graph, shapes)
-                self._programs[shapes] = program
-                if len(self._programs) > SHAPES_AT_ONCE:
-                    self._programs.popitem(last=False)
-            self._programs.move_to_end(shapes)
-            self._last = program
+        if program is None:
+            program = self._programs[shapes] = _Program(self.net, self._graph, shapes)
+            if len(self._programs) > SHAPES_AT_ONCE:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(shapes)
         result = program.run(batch)
         for name in self.keep:
             if name not in result and name in batch:
@@ -155,7 +154,9 @@ class InferencePlan:
 
     def _run_plainly(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         net = self.net
-        plan = fast_batch_norms(net) if net.debug_info else fuse_training(net, self.keep)
+        if (plan := self._others.get(net.debug_info)) is None:
+            plan = fast_batch_norms(net) if net.debug_info else fuse_training(net, self.keep)
+            self._others[net.debug_info] = plan
         weight = next(net.parameters(), None)
         device = CPU if weight is None else weight.device
         order = torch.channels_last if device == CPU else torch.contiguous_format
@@ -166,9 +167,31 @@ class InferencePlan:
         return net.forward(placed, self.keep, plan)
 
 
+def _draws(layer: Layer) -> bool:
+    """Whether the layer draws random numbers in phase TEST."""
+    return isinstance(layer, Dropout) and layer.draws
+
+
 def _blobs(layers: Iterable[Layer]) -> list[Tensor]:
-    """The parameter blobs of these layers, each once."""
-    return list({id(blob): blob for layer in layers for blob in layer.blobs}.values())
+    """The parameter blobs of these layers, each once, without those whose changes torch does not count."""
+    blobs = {id(blob): blob for layer in layers for blob in layer.blobs if not blob.is_inference()}
+    return list(blobs.values())
+
+
+class InferenceExecutor:
+    """Runs a TEST net by its InferencePlan: an Executor of executor.py, of forward passes alone.
+
+    kept   after a pass: the blobs that the plan keeps
+    """
+
+    def __init__(self, plan: InferencePlan) -> None:
+        self.plan, self.kept = plan, dict[str, Tensor]()
+
+    def forward(self) -> Result:
+        """The loss and the outputs of the next batch."""
+        net, blobs = self.plan.net, self.plan.run()
+        self.kept = {name: blobs[name] for name in self.plan.keep}
+        return net.loss(blobs), {name: blobs[name] for name in net.outputs}
 
 
 class _Instruction(NamedTuple):
@@ -238,7 +261,7 @@ class _Program:
         for index, node in enumerate(nodes):
             dead = [p for p in dict.fromkeys(node.bottoms) if last_read[p] == index and p not in ends]
             shapes = [self._shapes[place] for place in node.bottoms]
-            if node.operation is None or any(shape is None for shape in shapes):
+            if node.operation is None or any(shape is None or 0 in shape for shape in shapes):
                 self._emit_plain(node, dead)
                 owned.difference_update(node.bottoms)  # a top may be a view of a bottom
                 continue

@@ -112,6 +112,7 @@ def make_graph(net: Net, keep: Collection[str]) -> Graph:
             continue
         graph.steps.append(plain)
         graph.nodes.extend(_nodes(plain))
+    _leave_changing_weights(graph.nodes)
     kept = dict.fromkeys((*net.outputs, *net.loss_weights, *keep))
     graph.ends = {name: current[name] for name in kept if name in current}
     _Fusion(graph).fuse()
@@ -168,6 +169,18 @@ def _operation(step: Step) -> Operation | None:
     if _computes_as(layer, LRN) and not layer.within_channel:
         return Neighbourhood(layer)
     return None
+
+
+def _leave_changing_weights(nodes: Sequence[Node]) -> None:
+    """Leave blobs to their layers that other layers use as well, which may change them in a pass."""
+    used = {id(blob) for node in nodes if node.operation is None for blob in _layer(node).blobs}
+    for node in nodes:
+        if used and node.operation is not None and not used.isdisjoint(map(id, _layer(node).blobs)):
+            node.operation = None
+
+
+def _layer(node: Node) -> Layer:
+    return node.members[0].step.layer
 
 
 def _is_affine(layer: Layer) -> bool:

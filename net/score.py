@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from imae.files.caffe_log import log_line, number, output_text
 from imae.files.errors import DataError
 from imae.net.executor import NetExecutor
+from imae.net.inference import InferenceExecutor, plan_inference
 from imae.net.net import Net
 
 Array = NDArray[np.float32]
@@ -61,7 +62,10 @@ def score(
     evaluation   collects the outputs `evaluated`, which are then neither logged nor returned
     on_batch     is called after each batch with the blobs named in `keep`
     """
-    run_net = NetExecutor(net, device, keep=keep)
+    plan = plan_inference(net.to(device), keep)
+    run_net = (
+        InferenceExecutor(plan) if plan.fast and device.type == "cpu" else NetExecutor(net, device, keep=keep)
+    )
     log_line("caffe.cpp:281", f"Running for {iterations} iterations.")
     total = f32(0)
     sums: dict[str, Array] = {}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,7 @@ def plan_convolution(call: ConvolutionCall) -> Convolve:
         return _planned_winograd(call)
     if _has_packed():
         packed = _packed(call)
-        convolve = torch.ops.mkldnn._convolution_pointwise.default
+        convolve = _onednn()._convolution_pointwise.default
         stride, pad, dilation = map(list, (windows.stride, windows.pad, windows.dilation))
 
         def by_onednn(x: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def plan_convolution_and_sum(call: ConvolutionCall, overwrites: bool) -> Convolv
     _, bias, windows, group, _ = call
     if overwrites and not _winograd_is_faster(call) and _has_packed():
         packed = _packed(call)
-        convolve = torch.ops.mkldnn._convolution_pointwise_.binary
+        convolve = _onednn()._convolution_pointwise_.binary
         stride, pad, dilation = map(list, (windows.stride, windows.pad, windows.dilation))
 
         def by_onednn(x: Tensor, other: Tensor) -> Tensor:
@@ -108,10 +108,15 @@ def _planned_winograd(call: ConvolutionCall) -> Convolve:
 def _packed(call: ConvolutionCall) -> Tensor:
     """The weights in the order that oneDNN's kernel for this bottom reads."""
     weight, _, windows, group, bottom = call
-    packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+    packed: Tensor = _onednn()._reorder_convolution_weight(
         weight.contiguous(), windows.pad, windows.stride, windows.dilation, group, bottom
     )
     return packed
+
+
+def _onednn() -> Any:
+    """torch's operations of oneDNN."""
+    return torch.ops.mkldnn
 
 
 @cache
@@ -132,8 +137,8 @@ def _has_packed() -> bool:
     want = F.conv2d(x, weight, None, 1, 1)
     try:
         packed = _packed(ConvolutionCall(weight, None, windows, 1, tuple(x.shape)))
-        top = torch.ops.mkldnn._convolution_pointwise.default(x, packed, None, *geometry, "none", [], "")
-        total = torch.ops.mkldnn._convolution_pointwise_.binary(
+        top = _onednn()._convolution_pointwise.default(x, packed, None, *geometry, "none", [], "")
+        total = _onednn()._convolution_pointwise_.binary(
             other.clone(), x, packed, None, *geometry, "add", 1.0, None, [], None
         )
     except (AttributeError, RuntimeError, TypeError):  # another torch: it has none, or calls them otherwise
