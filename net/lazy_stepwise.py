@@ -266,6 +266,8 @@ class LazyStepwise(Stepwise):
 
     def reshape(self) -> None:
         """Propagate the shapes of the inputs through all layers (Caffe: Net::Reshape)."""
+        if self._shapes_vary:
+            self.settle()
         self._remember_places()
         if self._pending is not None:
             self._pending.reshaped = True
@@ -274,6 +276,7 @@ class LazyStepwise(Stepwise):
 
     def reshape_blob(self, name: str, shape: Shape) -> None:
         """Give one blob another shape."""
+        self.look_at_shape(name)
         self._remember_places()
         self.blobs[name].reshape(shape)
         if name not in self._begins:

@@ -316,6 +316,17 @@ def test_the_loss_counts_a_diff_that_the_script_has_changed() -> None:
     assert found[0] == pytest.approx(7 * float(pair.plain.blobs["loss"].data), rel=tolerance("printed")[0])
 
 
+def test_a_net_that_is_reshaped_has_the_shapes_for_its_inputs_not_for_their_values() -> None:
+    found = []
+    for net in Pair.made(NETS["chosen"], 1, torch.float32).both:
+        net.forward(x=images(), y=np.array([1, 0]))
+        assert net.blobs["half"].shape == (1, 2, 4, 3)
+        net.forward(x=images(), y=np.array([1, 0]))
+        net.reshape()
+        found.append([net.blobs[name].data.shape for name in ("chosen", "half", "tanh")])
+    assert found[0] == found[1] == [(2, 2, 4, 3)] * 3
+
+
 def test_the_script_runner_notices_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the copies of the inputs, say."""
     monkeypatch.setattr(LazyStepwise, "_copied", lambda self, name: self.blobs[name].data)
