@@ -73,7 +73,10 @@ class BlobMemory:
     def store(self, value: Tensor) -> None:
         """Copy a layer's top here, bypassing autograd, which would see it as a change of a saved bottom."""
         self.reshape(value.shape)
-        self.data.data.copy_(value.detach())
+        value = value.detach()
+        if _overlap(value, self.data):
+            value = value.clone()  # an in-place layer's top may be its bottom in another order
+        self.data.data.copy_(value)
 
 
 class Stepwise:
@@ -136,7 +139,7 @@ class Stepwise:
         for name, need in zip(step.bottoms, step.bottom_need_backward, strict=True):
             # An in-place layer's top overwrites memory that its backward pass still needs.
             data = self.blobs[name].data
-            bottom = data.clone() if name in step.tops else data.detach()
+            bottom = data.clone() if name in step.tops and step.need_backward else data.detach()
             bottoms[name] = bottom.requires_grad_(need)
         memory = None
         if step.overwritten:
@@ -232,6 +235,13 @@ class Stepwise:
     def outputs(self) -> dict[str, Tensor]:
         """The net's output blobs."""
         return {name: self.blobs[name].data for name in self.net.outputs}
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape lie in one memory, and not with each value in the same place."""
+    if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+        return False
+    return (a.data_ptr(), a.stride()) != (b.data_ptr(), b.stride())
 
 
 def _call(callbacks: list[Callback], index: int) -> None:
