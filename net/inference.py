@@ -72,6 +72,7 @@ class InferencePlan:
         self._graph: Graph | None = None
         self._watched: list[Tensor] = []
         self._versions: list[tuple[int, int]] = []
+        self._are_single = True  # the weights are on the CPU and in single precision
         self._params: object = None
         self._others: dict[bool, list[Step]] = {}
 
@@ -131,11 +132,12 @@ class InferencePlan:
             self._graph, self._params = make_graph(net, self.keep), net.params
             self._watched = _blobs(layers_of(self._graph.nodes))
             self.weights_changed()
-        versions = [(blob._version, blob.data_ptr()) for blob in self._watched]  # fast: some hundreds
+        versions = [(blob._version, blob.data_ptr()) for blob in self._watched]
         if versions != self._versions:
             self.weights_changed()
             self._versions = versions
-        return all(blob.dtype is torch.float32 and blob.is_cpu for blob in self._watched)
+            self._are_single = all(blob.dtype is torch.float32 and blob.is_cpu for blob in self._watched)
+        return self._are_single
 
     def _run_fast(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         assert self._graph is not None
@@ -285,10 +287,9 @@ class _Program:
         for member in node.members:
             step = member.step
             known = all(self._shapes[place] is not None for place in member.bottoms)
-            single = known and len(member.tops) == 1
-            compute = _as_one(step) if single else _as_tuple(step) if known else _checked(step)
+            compute = _as_tuple(step) if known else _checked(step)
             places = tuple(member.bottoms)
-            self._instructions.append(_Instruction(compute, places, tuple(member.tops), single, ()))
+            self._instructions.append(_Instruction(compute, places, tuple(member.tops), False, ()))
         if self._instructions and dead:
             last = self._instructions.pop()
             self._instructions.append(last._replace(frees=tuple(dead)))
@@ -326,18 +327,8 @@ def _checked(step: Step) -> Callable[..., tuple[Tensor, ...]]:
     return lambda *bottoms: run_step(step, dict(zip(step.bottoms, bottoms, strict=True)))
 
 
-def _as_one(step: Step) -> Callable[..., Tensor]:
-    """Runs a step of one top, which its layer may return in a tuple."""
-
-    def run(*bottoms: Tensor) -> Tensor:
-        top = step.run(*bottoms)
-        return top if isinstance(top, Tensor) else top[0]
-
-    return run
-
-
 def _as_tuple(step: Step) -> Callable[..., tuple[Tensor, ...]]:
-    """Runs a step of several tops, or of none."""
+    """Runs a step on bottoms of the planned shapes; a layer may return a tensor or a tuple."""
 
     def run(*bottoms: Tensor) -> tuple[Tensor, ...]:
         tops = step.run(*bottoms)

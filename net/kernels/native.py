@@ -305,6 +305,28 @@ def winograd(
     return top
 
 
+def plan_winograd(
+    bottom: Sequence[int], weight: Tensor, bias: Tensor | None, pad: Sequence[int]
+) -> Callable[[Tensor], Tensor]:
+    """`winograd` for bottoms of one shape, without gradients; checks and sizes are done here, once."""
+    example = torch.empty(*bottom, memory_format=torch.channels_last)
+    shape = winograd(example, weight, bias, pad).shape  # checks all that the kernel relies on
+    conv, strides = _conv_sizes(example, shape, (3, 3), (1, 1), pad), _int64_array(weight.stride())
+    bias = None if bias is None else bias.contiguous()
+    kernel, last = _kernel("winograd"), torch.channels_last
+    weights = (_address(weight), ctypes.addressof(strides), False, _address(bias), ctypes.addressof(conv))
+
+    def convolve(x: Tensor, memory: Sequence[object] = (weight, bias, conv, strides)) -> Tensor:
+        if x.shape != example.shape or x.dtype != example.dtype or not x.is_contiguous(memory_format=last):
+            raise ValueError(f"planned for {tuple(bottom)}, got {x.dtype} {tuple(x.shape)} {x.stride()}")
+        top = torch.empty(shape, memory_format=last)
+        if kernel(x.data_ptr(), *weights, torch.get_num_threads(), top.data_ptr()):
+            raise MemoryError
+        return top
+
+    return convolve
+
+
 def winograd_bottom_gradient(top_diff: Tensor, weight: Tensor, pad: Sequence[int]) -> Tensor:
     """The gradient of the bottom of a convolution by `winograd`, with a padding of at most 2."""
     return winograd(top_diff, weight.transpose(0, 1), None, [2 - p for p in pad], rotated=True)

@@ -10,6 +10,7 @@ it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -22,9 +23,11 @@ from imae.layers.layer import Shape
 from imae.layers.vision.conv import Windows
 from imae.net.kernels import native
 
-# Winograd's kernel transforms the weights in each pass, for which it needs this many tiles of 2x2 pixels for
-# each thread, unless the weights are few. Measured on two cores of AMD Zen 3.
-MIN_TILES, FEW_WEIGHTS, MANY_WEIGHTS = 64, 64 * 64, 400 * 400
+# Measured on two cores of AMD Zen 3. Winograd's kernel transforms the weights in each pass, for which it
+# needs this many tiles of 2x2 pixels for each thread, unless the weights are few. A call of oneDNN takes 50
+# microseconds at least: torch's own kernel is faster where there are few products.
+MIN_TILES, FEW_WEIGHTS, MANY_WEIGHTS = 48, 64 * 64, 400 * 400
+FEW_PRODUCTS = 1_500_000
 
 
 class ConvolutionCall(NamedTuple):
@@ -46,7 +49,7 @@ def plan_convolution(call: ConvolutionCall) -> Convolve:
     weight, bias, windows, group, _ = call
     if _winograd_is_faster(call):
         return _planned_winograd(call)
-    if _has_packed():
+    if _packing_is_faster(call):
         packed = _packed(call)
         convolve = _onednn()._convolution_pointwise.default
         stride, pad, dilation = map(list, (windows.stride, windows.pad, windows.dilation))
@@ -56,8 +59,9 @@ def plan_convolution(call: ConvolutionCall) -> Convolve:
             return top
 
         return by_onednn
-    order = weight.contiguous(memory_format=torch.channels_last)
-    return lambda x: F.conv2d(x, order, bias, windows.stride, windows.pad, windows.dilation, group)
+    last, geometry = torch.channels_last, (windows.stride, windows.pad, windows.dilation, group)
+    weight = weight.contiguous(memory_format=last)
+    return lambda x: F.conv2d(x, weight, bias, *geometry).contiguous(memory_format=last)
 
 
 def plan_convolution_and_sum(call: ConvolutionCall, overwrites: bool) -> ConvolveAndAdd:
@@ -66,7 +70,7 @@ def plan_convolution_and_sum(call: ConvolutionCall, overwrites: bool) -> Convolv
     overwrites   whether the sum may be written to that blob's memory
     """
     _, bias, windows, group, _ = call
-    if overwrites and not _winograd_is_faster(call) and _has_packed():
+    if overwrites and not _winograd_is_faster(call) and _packing_is_faster(call):
         packed = _packed(call)
         convolve = _onednn()._convolution_pointwise_.binary
         stride, pad, dilation = map(list, (windows.stride, windows.pad, windows.dilation))
@@ -100,9 +104,14 @@ def _winograd_is_faster(call: ConvolutionCall) -> bool:
     return tiles >= MIN_TILES or (tiles > 0 and outputs * channels <= FEW_WEIGHTS)
 
 
+def _packing_is_faster(call: ConvolutionCall) -> bool:
+    places = math.prod(call.windows.counts(call.bottom[2:])) * call.bottom[0]
+    return places * call.weight.numel() > FEW_PRODUCTS and _has_packed()
+
+
 def _planned_winograd(call: ConvolutionCall) -> Convolve:
     weight = call.weight.contiguous(memory_format=torch.channels_last)
-    return lambda x: native.winograd(x, weight, call.bias, call.windows.pad)
+    return native.plan_winograd(call.bottom, weight, call.bias, call.windows.pad)
 
 
 def _packed(call: ConvolutionCall) -> Tensor:

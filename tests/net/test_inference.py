@@ -590,6 +590,105 @@ SIZES = {
 }
 
 
+def test_wrong_label_is_an_error() -> None:
+    net = made(
+        INPUT % "dim: 2 dim: 3"
+        + 'layer { name: "label" type: "Input" top: "label" input_param { shape { dim: 2 } } }'
+        + layer("InnerProduct", "data", "a", f"inner_product_param {{ {PRODUCT} }}")
+        + layer("SoftmaxWithLoss", "a label", "loss", "loss_weight: 2")
+    )
+    plan = plan_inference(net)
+    values = fed(net) | {"label": torch.tensor([1.0, 4.0])}
+    assert_same(plan.run(values), plain(net, values))
+    with pytest.raises(LayerError, match="label 5"):
+        plan.run(values | {"label": torch.tensor([1.0, 5.0])})
+
+
+DUMMY = """
+layer { name: "dummy" type: "DummyData" top: "data" top: "label" dummy_data_param {
+        shape { dim: 2 dim: 8 dim: 9 dim: 7 } shape { dim: 2 }
+        data_filler { type: "gaussian" std: 1 } data_filler { type: "constant" value: 1 } } }
+"""
+
+
+def test_data_layers_make_batches_unless_they_are_given() -> None:
+    """The plan and the plain net draw the same batches, one each pass."""
+    text = DUMMY + conv("a", "data", "num_output: 3 kernel_h: 9 kernel_w: 7") + layer("ReLU", "a", "a")
+    text += layer("SoftmaxWithLoss", "a label", "loss")
+    ours, other = made(text), made(text)
+    plan = plan_inference(ours, ["data"])
+    for _ in range(2):
+        with torch.no_grad():
+            want = other.forward(keep=["data"])
+        got = plan.run()
+        assert torch.equal(got["data"], want["data"])
+        assert_same(got, {name: blob.double() for name, blob in want.items()})
+    given = {"data": want["data"], "label": torch.zeros(2)}
+    drawn = other.forward()["loss"]
+    assert torch.equal(plan.run(given)["data"], given["data"])
+    assert_same({"loss": plan.run()["loss"]}, {"loss": drawn.detach().double()})
+
+
+def test_shapes_that_depend_on_values() -> None:
+    """Filter: all that follows is run by the layers, which see the shapes."""
+    net = made(
+        IMAGES
+        + 'layer { name: "which" type: "Input" top: "which" input_param { shape { dim: 2 } } }'
+        + conv("a", "data")
+        + NORM
+        + layer("Filter", "a which", "b")
+        + conv("c", "b", "num_output: 3 kernel_size: 2")
+        + layer("ReLU", "c", "c")
+        + layer("Eltwise", "c c", "d")
+        + conv("e", "data", "num_output: 3 kernel_size: 1")
+        + layer("ReLU", "e", "e")
+    )
+    plan = plan_inference(net, ["c"])
+    for which in ([1.0, 0.0], [1.0, 1.0], [0.0, 1.0]):
+        values = fed(net) | {"which": torch.tensor(which)}
+        assert_same(plan.run(values), plain(net, values, ["c"]))
+    assert plan.fast
+
+
+def test_a_layer_whose_shapes_are_wrong_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels rely on shapes, so a layer that makes another one is an error, not a wrong address."""
+    net = made(IMAGES + layer("TanH", "data", "a") + conv("b", "a"))
+    monkeypatch.setattr(net.layer("a/TanH"), "forward", lambda x: x[:, :, :-1])
+    with pytest.raises(LayerError, match=r"'b/conv'.*planned as float32 \(2, 8, 9, 7\).*\(2, 8, 8, 7\)"):
+        plan_inference(net).run(fed(net))
+
+
+def test_what_runs_by_another_plan() -> None:
+    """Double precision, bottoms in it, dropouts that draw; debug_info, which may be set between passes."""
+    text = IMAGES + conv("a", "data") + NORM
+    values = fed(made(text))
+    for net in (
+        made(text, torch.float64),
+        made(text + layer("Dropout", "a", "b", "dropout_param { sample_weights_test: true }")),
+    ):
+        plan = plan_inference(net)
+        assert not plan.fast
+        given = {name: value.to(net.dtype) for name, value in values.items()}
+        assert {name: value.dtype for name, value in plan.run(given).items()} == dict.fromkeys(
+            net.outputs, net.dtype
+        )
+    got = plan_inference(made(text, torch.float64)).run({"data": values["data"].double()})["a"]
+    torch.testing.assert_close(
+        got, plain(made(text), values)["a"], rtol=0, atol=tolerance("fast way", "float64").atol * 10
+    )
+
+
+def test_debug_info_logs_every_layer(caplog: pytest.LogCaptureFixture) -> None:
+    net = made(IMAGES + conv("a", "data") + NORM)
+    plan = plan_inference(net)
+    first = plan.run(fed(net))
+    net.debug_info = True
+    with caplog.at_level("INFO"):
+        second = plan.run(fed(net))
+    assert sum("[Forward]" in message for message in caplog.messages) >= 4
+    assert_same(first, {name: blob.double() for name, blob in second.items()})
+
+
 def test_missing_input_is_an_error() -> None:
     net = made(INPUT % "dim: 1 dim: 2")
     with pytest.raises(LayerError, match="input data is not given"):
