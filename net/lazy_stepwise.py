@@ -93,9 +93,8 @@ class LazyStepwise(Stepwise):
         self._plan: InferencePlan | None = None
         self._keep: frozenset[str] = frozenset()
         self._parameters: set[nn.Parameter] = set()  # that the plan has read
-        self._watched: dict[
-            nn.Parameter, Tensor
-        ] = {}  # parameters that may be written to: values when last read
+        # Parameters that scripts may write to, with their values when the plan last read them.
+        self._watched: dict[nn.Parameter, Tensor] = {}
         self._weights_changed = False
 
     def _is_simple(self) -> bool:
@@ -144,9 +143,10 @@ class LazyStepwise(Stepwise):
         before = self._pending
         if before is not None:  # nobody has looked into it
             self._misses = 0
+        loss = 0.0
         for index in self._sources:
             self._remember_places()
-            self._forward_step(index)
+            loss += self._forward_step(index)
         values = {name: self._copied(name) for name in self._begins}
         try:
             self._propagate_shapes({name: tuple(value.shape) for name, value in values.items()})
@@ -156,14 +156,15 @@ class LazyStepwise(Stepwise):
             # The plain pass fails at the same layer, and leaves the blobs before it as Stepwise does.
             self.settle()
             self._shapes = None
-            return sum(self._forward_step(index) for index in self._computed)
+            return loss + sum(self._forward_step(index) for index in self._computed)
         self._spare = {} if before is None else before.values
         made = {*keep, *self.net.outputs, *self.net.loss_weights}.difference(self._begins)
         for name in made:
             self.blobs[name].store(results[name])
         self._pending = _Pending(values, dict(self._watched), made.union(self._begins))
-        losses = (self.blobs[name] for name in self._losses)
-        return float(sum(float((blob.data * blob.diff).sum()) for blob in losses))
+        for name in self._losses:  # as Stepwise, which sees a loss_weight that the script has changed
+            loss += float((self.blobs[name].data * self.blobs[name].diff).sum())
+        return loss
 
     def _copied(self, name: str) -> Tensor:
         """A copy of the blob's values, which nobody else can write to."""

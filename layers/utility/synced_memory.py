@@ -88,16 +88,21 @@ class ParameterMemory:
     """
 
     def __init__(self, parameter: nn.Parameter) -> None:
-        self.data = SyncedMemory(lambda: parameter)
-        self.diff = SyncedMemory(lambda: parameter_diff(parameter))
+        self._parameter = weakref.ref(parameter)  # which refers to this, so that both end with their net
+        self.data = SyncedMemory(self._current)
+        self.diff = SyncedMemory(lambda: parameter_diff(self._current()))
         self.readers: weakref.WeakSet[ParameterReader] = weakref.WeakSet()
-        self._parameter = parameter
 
     def array(self) -> NDArray[np.float32]:
         """The values, to read and to write."""
         for reader in self.readers:
-            reader.is_lent(self._parameter)
+            reader.is_lent(self._current())
         return self.data.array()
+
+    def _current(self) -> nn.Parameter:
+        parameter = self._parameter()
+        assert parameter is not None, "it holds this memory"
+        return parameter
 
     @classmethod
     def of_parameter(cls, parameter: Any) -> ParameterMemory:
