@@ -1,13 +1,13 @@
-"""The nets that Caffe's users have, made from the publications that describe them: messages without data layers.
+"""The nets that Caffe's users have, made from the publications that describe them.
 
-Nets read the blobs `data` and `label`. Blobs are named as in the public files of these nets.
+Nets read the blobs `data` and `label`. Blobs have the usual names of these nets.
 
-    CaffeNet     Krizhevsky et al. 2012, with the pooling before the normalization, as Caffe's reference has it
+    CaffeNet     Krizhevsky et al. 2012, with each pooling before the normalization
     GoogLeNet    Szegedy et al. 2015, with both auxiliary classifiers in TRAIN
     VGG-16       Simonyan and Zisserman 2015, configuration D
     ResNet-50    He et al. 2016 (prototxt/models/resnet50.py)
     MobileNet    Howard et al. 2017, width 1
-    SSD          Liu et al. 2016: six maps on MobileNet's body, 300 x 300, 21 classes; `label` holds the truths
+    SSD          Liu et al. 2016: six maps on MobileNet's body, 300 x 300, 21 classes; `label` holds the boxes
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter
+from imae.prototxt import TRAIN, LayerParameter, NetParameter
 from imae.prototxt.models.net_parts import WEIGHT_AND_BIAS, add, add_average, add_conv
 from imae.prototxt.models.resnet50 import resnet50
 
@@ -111,7 +111,12 @@ def lrn(net: NetParameter, name: str, bottom: str) -> str:
 def full(net: NetParameter, name: str, bottom: str, num_output: int, dropout: float = 0.0) -> str:
     """InnerProduct; with a dropout ratio a ReLU and a Dropout follow, in place."""
     add(
-        net, "InnerProduct", name, bottom, param=WEIGHT_AND_BIAS, inner_product_param={"num_output": num_output}
+        net,
+        "InnerProduct",
+        name,
+        bottom,
+        param=WEIGHT_AND_BIAS,
+        inner_product_param={"num_output": num_output},
     )
     if dropout:
         add(net, "ReLU", f"{name}_relu", name, top=name)
@@ -226,8 +231,8 @@ def ssd() -> NetParameter:
     top = mobilenet_body(net, MOBILENET)
     maps = ["conv12/sep", top]  # the last maps with a stride of 16 and of 32
     for number, (narrow, width) in enumerate(((256, 512), (128, 256), (128, 256), (64, 128)), 15):
-        top = add_conv(net, f"conv{number}_1", top, narrow, 1)
-        top = add_conv(net, f"conv{number}_2", top, width, 3, stride=2)
+        top = conv(net, f"conv{number}_1", top, narrow, 1)
+        top = conv(net, f"conv{number}_2", top, width, 3, pad=1, stride=2)
         maps.append(top)
     edges = [60.0, 105.0, 150.0, 195.0, 240.0, 285.0, 330.0]
     for index, bottom in enumerate(maps):

@@ -1,12 +1,12 @@
 """Are the nets that people have trained and tested as fast as by plain PyTorch, ONNX Runtime and OpenCV?
 
-    python -m benchmarks nets [--nets CaffeNet ...] [--rounds 3] [--compiled CaffeNet ...] [--opencv-python PYTHON]
+    python -m benchmarks nets [--nets CaffeNet ...] [--rounds 3] [--compiled all] [--opencv-python PYTHON]
 
 CaffeNet, GoogLeNet, VGG-16, ResNet-50, MobileNet and a small SSD (architectures.py), of random weights, with
-one image and with a usual batch. Images are in memory; no way reads data. PyTorch has the same layers as a user
-of PyTorch writes them (plain_modules.py). All ways of a net are timed in turns in one process, OpenCV in one of
-its own; memory is measured in a process of its own for each way. torch.compile takes long: --compiled names the
-nets for which it is tried, `--compiled all` every one.
+one image and with a usual batch. Images are in memory; no way reads data. PyTorch has the same layers as a
+user of PyTorch writes them (plain_modules.py). All ways of a net are timed in turns in one process, OpenCV in
+one of its own; memory is measured in a process of its own for each way. torch.compile takes long: --compiled
+names the nets for which it is tried, `--compiled all` every one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from benchmarks.zoo import fill
 from imae.layers.layer import DataLayer, Shape
 from imae.layers.registry import register_layer
 from imae.net.device import keep_freed_memory
-from imae.net.executor import NetExecutor
+from imae.net.inference import plan_inference
 from imae.net.net import Net
 from imae.prototxt import TEST, TRAIN, SolverParameter
 from imae.train.options import Options
@@ -145,14 +145,11 @@ def test_ways(architecture: Architecture, count: int, compiled: bool, folder: Pa
 
 def imae_pass(net: Net, images: Tensor, outputs: Sequence[str]) -> Callable[[], list[Tensor]]:
     """As `imae test` computes."""
-    executor = NetExecutor(net, torch.device("cpu"))
-    memory_format = torch.channels_last if executor.channels_last else torch.contiguous_format
+    plan = plan_inference(net, outputs)
 
     def forward() -> list[Tensor]:
-        with torch.no_grad():
-            data = images.contiguous(memory_format=memory_format)
-            blobs = net({"data": data}, plan=executor.plan)
-            return [blobs[name] for name in outputs]
+        blobs = plan.run({"data": images})
+        return [blobs[name] for name in outputs]
 
     return forward
 
@@ -189,14 +186,12 @@ def runtime_pass(net: Net, images: Tensor, outputs: Sequence[str]) -> Callable[[
 
 
 class OpenCV:
-    """OpenCV 4 in a process of its own, which reads prototxt and caffemodel; a call is one pass there.
+    """OpenCV 4 in a process of its own, which reads prototxt and caffemodel; a call is a pass there.
 
-    The seconds that a call takes are those of the process's answer: nothing but a line goes through the pipes.
+    Nothing but a line goes through the pipes, so that a call takes as long as the pass.
     """
 
-    def __init__(
-        self, net: Net, images: Tensor, outputs: Sequence[str], folder: Path, python: str
-    ) -> None:
+    def __init__(self, net: Net, images: Tensor, outputs: Sequence[str], folder: Path, python: str) -> None:
         from imae.net.weights import save_caffemodel
         from imae.prototxt.text import to_text
 
@@ -266,7 +261,9 @@ def main(arguments: argparse.Namespace) -> None:
             print(_table(question + (", a usual batch" if usual else ", one image"), rows), flush=True)
     if memory:
         print("### Peak memory of a training, MiB, without the libraries: each way in a process of its own\n")
-        print(f"| net, batch | {' | '.join(MEASURED)} | imae / {EAGER} |\n| --- | ---: | ---: | ---: | ---: |")
+        print(
+            f"| net, batch | {' | '.join(MEASURED)} | imae / {EAGER} |\n| --- | ---: | ---: | ---: | ---: |"
+        )
         for name in names:
             peaks = [memory[f"{name} {way}"] for way in MEASURED]
             cells = [*(f"{peak:.0f}" for peak in peaks), f"{peaks[0] / peaks[1]:.2f}"]
@@ -304,7 +301,10 @@ def _table(title: str, rows: Iterable[tuple[str, int, Mapping[str, Timing]]]) ->
         ratios = {way: ours.ratio(timings[way]) for way in others if way in timings}
         best = max(ratio for way, ratio in ratios.items() if way not in (RUNTIME, OPENCV))
         share = operations / (2 * SIZE**3) / ours.ratio(timings[PRODUCT])
-        cells = [f"{1e3 * ours.least:.4g}", *(f"{ratios[way]:.2f}" if way in ratios else "" for way in others)]
+        cells = [
+            f"{1e3 * ours.least:.4g}",
+            *(f"{ratios[way]:.2f}" if way in ratios else "" for way in others),
+        ]
         cells += [f"{best:.2f}", f"{operations / 1e9:.1f}", f"{share:.2f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "- imae, ms: the least; ratios: medians of those in each round"]
@@ -312,7 +312,7 @@ def _table(title: str, rows: Iterable[tuple[str, int, Mapping[str, Timing]]]) ->
     return "\n".join(lines)
 
 
-# -- memory ----------------------------------------------------------------------------------------------------
+# -- memory --------------------------------------------------------------------------------------------------
 
 MEASURED = (IMAE, EAGER, LAST)
 

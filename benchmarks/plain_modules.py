@@ -140,7 +140,8 @@ def _lrn(param: LayerParameter, layer: Layer) -> nn.Module:
 def _batch_norm(param: LayerParameter, layer: Layer) -> nn.Module:
     module = nn.BatchNorm2d(layer.blob_shapes[0][0], eps=param.batch_norm_param.eps)
     mean, variance, count = layer.blobs
-    _copy((module.running_mean, module.running_var), (mean / count, variance / count))  # type: ignore[arg-type]
+    running = [module.get_buffer(name) for name in ("running_mean", "running_var")]
+    _copy(running, (mean / count, variance / count))
     return module
 
 
