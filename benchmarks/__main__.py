@@ -10,7 +10,19 @@ import argparse
 import importlib
 import time
 
-NAMES = ("training", "scaling", "data", "inference", "startup", "gpu", "zoo", "runtimes", "losses", "nets")
+NAMES = (
+    "training",
+    "scaling",
+    "data",
+    "inference",
+    "startup",
+    "gpu",
+    "zoo",
+    "runtimes",
+    "losses",
+    "nets",
+    "pycaffe",
+)
 
 
 def main() -> None:

@@ -232,6 +232,14 @@ class Layer(nn.Module):
         """Whether a CUDA graph can record the forward pass: it needs nothing from the host."""
         return True
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether another forward pass over the same bottoms makes the same tops, and neither changes more.
+
+        False for a layer that draws random numbers, changes its blobs, counts its passes or writes a file.
+        """
+        return not self.continues and not self.get_state()
+
     def index_count(self, bottom_index: int, bottom_shapes: Sequence[Shape]) -> int | None:
         """For a bottom of indices: their number, valid are 0 to count - 1. None: it may hold any number.
 

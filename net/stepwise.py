@@ -13,7 +13,7 @@ pass before it, the layer is computed again from its bottoms, and its tops stay 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from imae.net.step import Memory, Step, run_step
 
 CPU = torch.device("cpu")
 Callback = Callable[[int], object]
+Place = tuple[Tensor, Tensor, tuple[Tensor, Tensor]]
 
 
 class BlobMemory:
@@ -55,6 +56,15 @@ class BlobMemory:
             self._flat = self.data.new_zeros(count), self.diff.new_full((count,), self.loss_weight)
         self.data, self.diff = (flat[:count].view(shape) for flat in self._flat)
 
+    @property
+    def place(self) -> Place:
+        """Shape and memory: what `reshape` may change. May be set to what it was before."""
+        return self.data, self.diff, self._flat
+
+    @place.setter
+    def place(self, place: Place) -> None:
+        self.data, self.diff, self._flat = place
+
     def take_back(self) -> None:
         """Take data and diff back from scripts."""
         self.synced_data.take_back()
@@ -63,7 +73,10 @@ class BlobMemory:
     def store(self, value: Tensor) -> None:
         """Copy a layer's top here, bypassing autograd, which would see it as a change of a saved bottom."""
         self.reshape(value.shape)
-        self.data.data.copy_(value.detach())
+        value = value.detach()
+        if _overlap(value, self.data):
+            value = value.clone()  # an in-place layer's top may be its bottom in another order
+        self.data.data.copy_(value)
 
 
 class Stepwise:
@@ -89,8 +102,11 @@ class Stepwise:
         self.after_backward: list[Callback] = []
         self._graphs: dict[int, tuple[dict[str, Tensor], tuple[Tensor, ...]]] = {}
 
-    def forward(self, start: int = 0, end: int | None = None) -> float:
-        """Run the layers start..end (both included); returns the sum of their weighted losses."""
+    def forward(self, start: int = 0, end: int | None = None, keep: Iterable[str] = ()) -> float:
+        """Run the layers start..end (both included); returns the sum of their weighted losses.
+
+        keep   blobs that will be looked at; here all are stored
+        """
         loss = 0.0
         steps = self.net.steps
         for index in range(start, len(steps) if end is None else end + 1):
@@ -123,7 +139,7 @@ class Stepwise:
         for name, need in zip(step.bottoms, step.bottom_need_backward, strict=True):
             # An in-place layer's top overwrites memory that its backward pass still needs.
             data = self.blobs[name].data
-            bottom = data.clone() if name in step.tops else data.detach()
+            bottom = data.clone() if name in step.tops and step.need_backward else data.detach()
             bottoms[name] = bottom.requires_grad_(need)
         memory = None
         if step.overwritten:
@@ -203,9 +219,29 @@ class Stepwise:
                     self.blobs[name].reshape(shape)
         self._graphs.clear()
 
+    def look(self, name: str) -> None:
+        """To be called before a script gets the array of a blob."""
+
+    def look_at_shape(self, name: str) -> None:
+        """To be called before a script gets the shape of a blob."""
+
+    def reshape_blob(self, name: str, shape: Shape) -> None:
+        """Give one blob another shape."""
+        self.blobs[name].reshape(shape)
+
+    def replace_parameters(self) -> None:
+        """To be called before the net gets other parameters."""
+
     def outputs(self) -> dict[str, Tensor]:
         """The net's output blobs."""
         return {name: self.blobs[name].data for name in self.net.outputs}
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape lie in one memory, and not with each value in the same place."""
+    if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+        return False
+    return (a.data_ptr(), a.stride()) != (b.data_ptr(), b.stride())
 
 
 def _call(callbacks: list[Callback], index: int) -> None:

@@ -25,8 +25,10 @@ from imae.layers.run import Run
 from imae.layers.utility.python import Python
 from imae.layers.utility.python_blobs import BlobVec, ParameterBlob, PythonLayerBase, RawBlobVec
 from imae.layers.utility.python_blobs import PythonBlob as Blob
+from imae.layers.utility.synced_memory import announce_change
+from imae.net.lazy_stepwise import LazyStepwise
 from imae.net.net import Net as ModuleNet
-from imae.net.stepwise import BlobMemory, Stepwise
+from imae.net.stepwise import Stepwise
 from imae.net.weights import load_caffemodel, save_caffemodel
 from imae.prototxt import LayerParameter, NetState
 from imae.prototxt.dialects import read_net_text
@@ -47,24 +49,28 @@ class PycaffeError(ImaeError, RuntimeError):
 class NetBlob(Blob):
     """A blob between layers: data and diff are writable arrays that share memory with the net."""
 
-    def __init__(self, memory: BlobMemory) -> None:
-        self._memory = memory
+    def __init__(self, stepwise: Stepwise, name: str) -> None:
+        self._stepwise, self._name = stepwise, name
+        self._memory = stepwise.blobs[name]
 
     @property
     def data(self) -> Array:
+        self._stepwise.look(self._name)
         return self._memory.synced_data.array()
 
     @property
     def diff(self) -> Array:
+        self._stepwise.look_at_shape(self._name)
         return self._memory.synced_diff.array()
 
     @property
     def shape(self) -> Shape:
+        self._stepwise.look_at_shape(self._name)
         return tuple(self._memory.data.shape)
 
     def reshape(self, *shape: int) -> None:
         """Change the shape; `net.reshape()` or the next forward pass propagates it through the net."""
-        self._memory.reshape(shape)
+        self._stepwise.reshape_blob(self._name, shape)
 
 
 class NetLayer(PythonLayerBase):
@@ -118,7 +124,7 @@ class Net:
         with strict_fields(strict):
             text = read_net_text(network_file, dialect, [weights] if weights is not None else [])
             param = in_state(text, state.phase, state)
-            self._wrap(Stepwise(ModuleNet(param, Run(current_random())), current_device()))
+            self._wrap(LazyStepwise(ModuleNet(param, Run(current_random())), current_device()))
         if weights is not None:
             self.copy_from(weights, dialect)
 
@@ -136,11 +142,12 @@ class Net:
         self.layers = LayerVec(_script_layer(step.layer) for step in module.steps)
         self._layer_names = StringVec(module.layer_names)
         self._blob_names = StringVec(map(blob_name, stepwise.blobs))
-        self._blobs = RawBlobVec(NetBlob(memory) for memory in stepwise.blobs.values())
+        self._blobs = RawBlobVec(NetBlob(stepwise, name) for name in stepwise.blobs)
         self._blob_ids = {name: index for index, name in enumerate(stepwise.blobs)}
         self._blob_loss_weights = DtypeVec(module.loss_weights.get(name, 0.0) for name in stepwise.blobs)
         # Caffe: if blobs or layers share a name, it means the last of them; in `params` the last with blobs.
         self.blobs = OrderedDict(zip(self._blob_names, self._blobs, strict=True))
+        self._unique_names = dict(zip(self._blob_names, stepwise.blobs, strict=True))
         self.blob_loss_weights = OrderedDict(zip(self._blob_names, self._blob_loss_weights, strict=True))
         self.layer_dict = OrderedDict(zip(self._layer_names, self.layers, strict=True))
         self.params = OrderedDict(
@@ -170,7 +177,7 @@ class Net:
             self._assign(
                 "Input blob arguments do not match net inputs.", "Input", self.inputs, inputs, "data"
             )
-        self._forward(first, last)
+        self._forward(first, last, names)
         return {name: self.blobs[name].data for name in names}
 
     def backward(
@@ -210,8 +217,10 @@ class Net:
                 )
             getattr(self.blobs[name], side)[...] = value
 
-    def _forward(self, start: int, end: int) -> float:
-        return self.stepwise.forward(start, end)
+    def _forward(self, start: int, end: int, names: Sequence[str] = ()) -> float:
+        """Run the layers start..end; the blobs `names` will be looked at."""
+        keep = [self._unique_names[name] for name in names if name in self._unique_names]
+        return self.stepwise.forward(start, end, keep)
 
     def _backward(self, start: int, end: int) -> None:
         self.stepwise.backward(start, end)
@@ -303,6 +312,7 @@ class Net:
     def copy_from(self, path: AnyPath, dialect: str | None = None) -> None:
         """Load the blobs of a .caffemodel(.h5) by layer name. `dialect`: the fork that wrote the file."""
         self.stepwise.take_back_parameters()
+        announce_change(self.module.learnable)
         load_caffemodel(self.module, path, dialect)
 
     load_hdf5 = copy_from
@@ -314,6 +324,7 @@ class Net:
                 f"nets on different devices cannot share parameters: {self.stepwise.device} and "
                 f"{other.stepwise.device}; make both in one mode"
             )
+        self.stepwise.replace_parameters()
         self.module.share_with(other.module)
 
     def save(self, path: AnyPath) -> None:

@@ -10,9 +10,10 @@ from typing import ClassVar
 
 from imae.files.errors import PrototxtError
 from imae.files.read import AnyPath
+from imae.layers.utility.synced_memory import announce_change
 from imae.net.executor import StepwiseExecutor
+from imae.net.lazy_stepwise import LazyStepwise
 from imae.net.net import Net as ModuleNet
-from imae.net.stepwise import Stepwise
 from imae.prototxt import SolverParameter
 from imae.prototxt.dialects import read_solver_dialect
 from imae.prototxt.leftovers import strict_fields
@@ -44,10 +45,10 @@ class Solver:
             changed.CopyFrom(param)
             changed.type, param = self.type, changed
         device = current_device()
-        made: list[Stepwise] = []
+        made: list[LazyStepwise] = []
 
         def executor(net: ModuleNet) -> StepwiseExecutor:
-            made.append(Stepwise(net, device))
+            made.append(LazyStepwise(net, device))
             return StepwiseExecutor(made[-1])
 
         options = Options(device=device, executor=executor, dialect=dialect)
@@ -118,9 +119,10 @@ class Solver:
         self._take_back_parameters()
 
     def _take_back_parameters(self) -> None:
-        """Take the parameter blobs back from scripts."""
+        """Take the parameter blobs back from scripts, before they change."""
         for net in (self.net, *self.test_nets):
             net.stepwise.take_back_parameters()
+            announce_change(net.module.learnable)
 
 
 class SGDSolver(Solver):

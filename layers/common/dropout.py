@@ -54,6 +54,10 @@ class Dropout(Layer):
         """Whether the forward pass draws a mask."""
         return self.phase == TRAIN or self.param.dropout_param.sample_weights_test
 
+    @property
+    def repeatable(self) -> bool:
+        return not self.draws
+
     def forward(self, x: Tensor) -> Tensor:
         if not self.draws:
             return x.view_as(x) if self.idle_in_test else x * self.keep

@@ -68,6 +68,10 @@ class InnerProduct(Layer):
     def multiply_adds(self, bottom_shapes: Sequence[Shape], top_shapes: Sequence[Shape]) -> int:
         return prod(bottom_shapes[0]) * self.num_output
 
+    @property
+    def repeatable(self) -> bool:
+        return not self.normalize  # which changes the weights
+
     def forward(self, x: Tensor) -> Tensor:
         weight = self.blob(0)
         if self.normalize:

@@ -56,6 +56,10 @@ class HDF5Output(Layer):
     def capturable(self) -> bool:
         return False
 
+    @property
+    def repeatable(self) -> bool:
+        return False
+
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         """Write the file; there are no tops."""
         data, label = (blob.detach().cpu() for blob in bottoms)

@@ -62,6 +62,10 @@ class CaffeMexBN(ChannelNorm):
         statistics = [FillerParameter(type="constant", value=value) for value in (0, 1)]
         self.add_channel_blobs(bottom_shapes[0], (bn.scale_filler, bn.shift_filler, *statistics))
 
+    @property
+    def repeatable(self) -> bool:
+        return bool(self.phase != TRAIN)
+
     def forward(self, x: Tensor) -> Tensor:
         shape = self.top_shapes([tuple(x.shape)])[0]
         x = x.reshape(self.legacy_shape(tuple(x.shape)))

@@ -62,6 +62,10 @@ class TSNBN(ChannelNorm):
             specs.append(spec)
         return specs
 
+    @property
+    def repeatable(self) -> bool:
+        return self.frozen or self.phase == TEST
+
     def forward(self, x: Tensor) -> Tensor:
         shape = self.top_shapes([tuple(x.shape)])[0]
         x = x.reshape(self.legacy_shape(shape))

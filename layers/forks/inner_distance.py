@@ -84,6 +84,10 @@ class InnerDistance(Layer):
             )
         return [(*shape[:axis], rows)]
 
+    @property
+    def repeatable(self) -> bool:
+        return not self.param.inner_distance_param.normalize  # which changes the weights
+
     def forward(self, x: Tensor, weight: Tensor | None = None, label: Tensor | None = None) -> Tensor:
         distance = self.param.inner_distance_param
         shape = x.shape[: self._axis(x.dim())]

@@ -60,6 +60,10 @@ class LabelSpecificAdd(Layer):
             raise self.error(f"bottom[1] must hold one label for each item of bottom[0], {x}; got {label}")
         return [x, (1,)][: len(self.param.top)]
 
+    @property
+    def repeatable(self) -> bool:
+        return self.phase != TRAIN or not self.anneals
+
     def forward(self, x: Tensor, label: Tensor, *unread: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         if self.phase == TRAIN:
             bias = self._bias(x)

@@ -79,6 +79,10 @@ class MarginInnerProduct(Layer):
     def multiply_adds(self, bottom_shapes: Sequence[Shape], top_shapes: Sequence[Shape]) -> int:
         return prod(bottom_shapes[0]) * top_shapes[0][-1]
 
+    @property
+    def repeatable(self) -> bool:
+        return False
+
     def forward(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         refuse_gradient(self, 1, label, "MarginInnerProduct Layer cannot backpropagate to label inputs.")
         margin = self.param.margin_inner_product_param

@@ -92,6 +92,10 @@ class BatchNorm(Layer):
         self.blob(1).mul_(self.moving_average_fraction).add_(unbiased_variance)
         self.blob(2).mul_(self.moving_average_fraction).add_(1)
 
+    @property
+    def repeatable(self) -> bool:
+        return self.use_global_stats
+
     def forward(self, x: Tensor) -> Tensor:
         # No reshape unless needed: it gives a single image a stride with which torch computes a wrong weight
         # gradient of a grouped convolution.

@@ -117,6 +117,10 @@ class Python(Layer):
     def capturable(self) -> bool:
         return False
 
+    @property
+    def repeatable(self) -> bool:
+        return False
+
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
         parameters = [self.blob(index) for index in range(len(self.blobs))]
         return apply_for_several(_Passes, self, *bottoms, *parameters)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from imae.layers.blob import array_from_blob
 from imae.layers.layer import Layer, Shape
-from imae.layers.utility.synced_memory import ParameterMemory, take_back
+from imae.layers.utility.synced_memory import ParameterMemory, announce_change, take_back
 from imae.prototxt import LayerParameter
 
 
@@ -97,7 +97,7 @@ class ParameterBlob(PythonBlob):
     def data(self) -> NDArray[np.float32]:
         if self._layer is None:
             return self._data
-        return ParameterMemory.of_parameter(self._parameter).data.array().reshape(self.shape)
+        return ParameterMemory.of_parameter(self._parameter).array().reshape(self.shape)
 
     @property
     def diff(self) -> NDArray[np.float32]:
@@ -122,6 +122,7 @@ class ParameterBlob(PythonBlob):
             super().reshape(*shape)
             return
         parameter = self._parameter
+        announce_change([parameter])
         take_back([parameter])
         old = parameter.detach()
         fresh = old.reshape(shape).clone() if self.count == math.prod(shape) else old.new_zeros(shape)

@@ -10,8 +10,9 @@ Caffe: syncedmem.cpp.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,13 +27,13 @@ class SyncedMemory:
         self._current = current
         self._copy = np.empty(0, np.float32)
         self._is_lent = False
+        self._lent: list[tuple[weakref.ref[NDArray[np.float32]], tuple[object, ...]]] = []
 
     def array(self) -> NDArray[np.float32]:
         """The values, to read and to write."""
         tensor = self._current().detach()
         if in_cpu_memory(tensor):
-            array: NDArray[np.float32] = tensor.numpy()
-            return array
+            return self._view(tensor)
         if not self._is_lent:
             copy = torch.from_numpy(self._copy)
             if copy.shape != tensor.shape or copy.dtype != tensor.dtype:
@@ -42,6 +43,26 @@ class SyncedMemory:
             self._is_lent = True
         return self._copy
 
+    @property
+    def is_seen(self) -> bool:
+        """Whether a script still has an array of the tensor's own memory, or a view of such an array."""
+        return any(lent() is not None for lent, _ in self._lent)
+
+    def _view(self, tensor: Tensor) -> NDArray[np.float32]:
+        """A view of the one array of this tensor, which lives as long as any of its views.
+
+        numpy sets `base` of a view, and of a view of a view, to the array that has no array as its base.
+        """
+        key = tensor.data_ptr(), tensor.shape, tensor.stride()
+        self._lent = [entry for entry in self._lent if entry[0]() is not None]
+        for lent, lent_key in self._lent:
+            array = lent()
+            if lent_key == key and array is not None:
+                return array.view()
+        whole: NDArray[np.float32] = tensor.numpy()
+        self._lent.append((weakref.ref(whole), key))
+        return whole.view()
+
     def take_back(self) -> None:
         """Write the copy back to the tensor, if a script has asked for it since the last time."""
         if self._is_lent:
@@ -50,12 +71,38 @@ class SyncedMemory:
             self._is_lent = False
 
 
+class ParameterReader(Protocol):
+    """Who has computed with parameters, and must know when they change."""
+
+    def is_lent(self, parameter: nn.Parameter) -> None:
+        """Called before a script gets an array, which it may write to at any time."""
+
+    def will_change(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Called before the values or the shapes of these parameters change otherwise."""
+
+
 class ParameterMemory:
-    """data and diff of a parameter blob; there is one for all layers that share it (`of_parameter`)."""
+    """data and diff of a parameter blob; there is one for all layers that share it (`of_parameter`).
+
+    readers   who must know of changes
+    """
 
     def __init__(self, parameter: nn.Parameter) -> None:
-        self.data = SyncedMemory(lambda: parameter)
-        self.diff = SyncedMemory(lambda: parameter_diff(parameter))
+        self._parameter = weakref.ref(parameter)  # which refers to this, so that both end with their net
+        self.data = SyncedMemory(self._current)
+        self.diff = SyncedMemory(lambda: parameter_diff(self._current()))
+        self.readers: weakref.WeakSet[ParameterReader] = weakref.WeakSet()
+
+    def array(self) -> NDArray[np.float32]:
+        """The values, to read and to write."""
+        for reader in self.readers:
+            reader.is_lent(self._current())
+        return self.data.array()
+
+    def _current(self) -> nn.Parameter:
+        parameter = self._parameter()
+        assert parameter is not None, "it holds this memory"
+        return parameter
 
     @classmethod
     def of_parameter(cls, parameter: Any) -> ParameterMemory:
@@ -77,6 +124,14 @@ def take_back(parameters: Iterable[Any]) -> None:
 def has_lent_memory(parameter: Any) -> bool:
     """Whether a script may hold arrays of the parameter's data or diff."""
     return hasattr(parameter, "synced_memory")
+
+
+def announce_change(parameters: Iterable[Any]) -> None:
+    """Tell all nets that have computed with one of these parameters that they are about to change."""
+    changing = list(parameters)
+    readers = [reader for p in changing if hasattr(p, "synced_memory") for reader in p.synced_memory.readers]
+    for reader in dict.fromkeys(readers):
+        reader.will_change(changing)
 
 
 def parameter_diff(parameter: nn.Parameter) -> Tensor:

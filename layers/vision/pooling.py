@@ -363,6 +363,10 @@ class PoolingMethod(Layer):
     def capturable(self) -> bool:
         return not self.draws or self.device_masks
 
+    @property
+    def repeatable(self) -> bool:
+        return not self.draws
+
     def pool(self, x: Tensor, windows: PoolWindows) -> Tensor:
         """The top of a bottom, without the mask."""
         if not x.numel():

@@ -17,7 +17,7 @@ from imae.layers.caffe_random import CaffeRandom
 from imae.layers.run import Run
 from imae.net.fuse import fuse_training
 from imae.net.net import Net
-from imae.net.stepwise import Stepwise
+from imae.net.stepwise import BlobMemory, Stepwise
 from imae.prototxt.text import parse_net
 
 RTOL, ATOL, _ = tolerance("same arithmetic")
@@ -195,3 +195,39 @@ def test_values_that_caffe_overwrites_for_another_layer_stay_and_that_is_told(
         )
         x = normal(2, 3, 4)
         assert torch.equal(net({"x": x})["o"], x)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        'type: "Permute" permute_param { order: 0 order: 2 order: 1 order: 3 }',
+        'type: "ReLU"',
+        'type: "Dropout"',
+    ],
+)
+def test_an_in_place_layer_that_needs_no_backward_pass_reads_its_memory(layer: str) -> None:
+    """Its bottom is not copied; a top that is the bottom in another order must not be spoilt by that."""
+    text = (
+        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 3 dim: 4 } } }\n'
+    )
+    text += 'layer { name: "half" type: "Power" bottom: "x" top: "half" power_param { scale: 0.5 } }\n'
+    found = []
+    for top in ("half", "other"):
+        net = Net(
+            parse_net(
+                f'state {{ phase: TEST }} {text} layer {{ name: "it" bottom: "half" top: "{top}" {layer} }}'
+            )
+        )
+        assert not net.steps[-1].need_backward
+        stepwise = Stepwise(net)
+        stepwise.blobs["x"].data.copy_(torch.arange(72.0).view(2, 3, 3, 4) - 30)
+        stepwise.forward()
+        found.append(stepwise.blobs[top].data)
+    assert torch.equal(*found)
+
+
+def test_memory_takes_its_own_values_in_another_order() -> None:
+    memory = BlobMemory((3, 3), torch.device("cpu"), torch.float32)
+    memory.data.copy_(torch.arange(9.0).view(3, 3))
+    memory.store(memory.data.t())
+    assert torch.equal(memory.data, torch.arange(9.0).view(3, 3).t())
