@@ -43,6 +43,8 @@ DEPENDENCIES = {
     "types-tqdm": (),
     "setuptools": ("setuptools", "pkg_resources"),
     "openvino": ("openvino",),
+    "mkdocs-material": ("material",),
+    "mkdocstrings-python": ("mkdocstrings_handlers",),
 }
 # Functions that import a module by a name passed as an argument.
 IMPORTERS = ("import_module", "__import__", "find_spec", "run_module", "resolve_name")
