@@ -8,9 +8,8 @@ import re
 import sys
 from collections.abc import Iterator
 
-from imae.cli.main import COMMANDS, command_module, make_parser
-
 from docs_site.docstrings import escape, fence, prose, to_markdown
+from imae.cli.main import COMMANDS, command_module, make_parser
 
 TASKS = {
     "Train and test": ("train", "test", "time", "summary", "draw-net", "device-query"),
@@ -60,7 +59,12 @@ def page_text(name: str) -> str:
     parser = make_parser(name)
     docstring = inspect.cleandoc(command_module(name).__doc__ or "")
     body, _, source = docstring.partition("\n\nCaffe: ")
-    text = [f"# imae {name}", prose(_sentence(COMMANDS[name])), fence(_usage(parser), "text"), "## What it does"]
+    text = [
+        f"# imae {name}",
+        prose(_sentence(COMMANDS[name])),
+        fence(_usage(parser), "text"),
+        "## What it does",
+    ]
     text.append(to_markdown(body, "sh"))
     if source:
         text.append(to_markdown(f"Caffe: {source}"))

@@ -110,8 +110,8 @@ def definitions(pairs: list[tuple[str, str]]) -> str:
 
 def _term(name: str) -> str:
     """Names as code, words as they are."""
-    parts = re.split(r"(, (?![^\[(]*[\])]))", name)
-    return "".join(part if part == ", " else f"`{part}`" if " " not in part else escape(part) for part in parts)
+    parts = re.split(r", (?![^\[(]*[\])])", name)
+    return ", ".join(escape(part) if " " in part else f"`{part}`" for part in parts)
 
 
 def fence(text: str, language: str = "text") -> str:

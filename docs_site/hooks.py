@@ -1,13 +1,12 @@
 """What MkDocs calls when it builds the site; mkdocs.yml names this file.
 
 Pages that are made here: layers/, commands/, the changelog and other files of the top folder, notebooks. All
-other pages are the files of docs/. Links are rewritten, and the API's docstrings become Markdown.
+other pages are the files of docs/. Links are rewritten. MkDocs must be started as `python -m mkdocs`, in the
+top folder: so Python finds this package.
 """
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,30 +17,22 @@ from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:  # MkDocs loads this file by its path
-    sys.path.insert(0, str(ROOT))
-
 import imae
-
 from docs_site import api_page, command_pages, layer_pages, links, loss_pages, notebook_pages
+from imae.cli.main import COMMANDS
 
-PARTS = ("files", "prototxt", "losses", "layers", "net", "converters", "train", "paper", "cli", "pycaffe")
+ROOT = Path(__file__).resolve().parents[1]
+SCRATCH = tempfile.TemporaryDirectory(prefix="imae-site-")  # until the process ends
 STYLE = Path(__file__).with_name("style.css")
 Nav = list[dict[str, Any]]
 
 
-@event_priority(100)  # before mkdocstrings reads its settings
+@event_priority(100)  # type: ignore[untyped-decorator]  # before mkdocstrings reads its settings
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Show mkdocstrings the package: its parts lie in the top folder, and are mapped when it is installed."""
-    folder = tempfile.mkdtemp(prefix="imae-site-")
-    package = Path(folder, "imae")
-    package.mkdir()
-    for name in PARTS:
-        os.symlink(ROOT / name, package / name)
-    os.symlink(ROOT / "imae" / "__init__.py", package / "__init__.py")
+    api_page.link_package(ROOT, Path(SCRATCH.name))
     plugin: Any = config.plugins["mkdocstrings"]
-    plugin.config.handlers["python"]["paths"] = [folder]
+    plugin.config.handlers["python"]["paths"] = [SCRATCH.name]
     return config
 
 
@@ -72,7 +63,9 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         markdown = api_page.completed(markdown, imae.__all__)
     outside = {site: path for path, site in links.PAGES.items() if site != "index.md"}
     path = outside.get(own, f"docs/{own}")
-    return links.for_site(markdown, path, lambda uri: files.get_file_from_path(uri) is not None, config.repo_url)
+    return links.for_site(
+        markdown, path, lambda uri: files.get_file_from_path(uri) is not None, config.repo_url
+    )
 
 
 def _made() -> Iterator[tuple[str, str]]:
@@ -84,7 +77,7 @@ def _made() -> Iterator[tuple[str, str]]:
     for layer in layer_pages.layer_pages():
         yield layer.path, layer_pages.page_text(layer)
     yield "commands/index.md", command_pages.index_page()
-    for name in command_pages.COMMANDS:
+    for name in COMMANDS:
         yield command_pages.path(name), command_pages.page_text(name)
     yield "assets/site.css", STYLE.read_text(encoding="utf-8")
 

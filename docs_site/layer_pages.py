@@ -13,24 +13,25 @@ import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+import torch
+from google.protobuf.descriptor import Descriptor
+from torch import Tensor
 
 import imae.layers
-from imae.converters.export_onnx import DEFAULT_OPSET
-from imae.converters.graph import Graph
-from imae.files.errors import ExportError
-from imae.layers.caffe_random import CaffeRandom
-from imae.layers.layer import FIRST_PARAMETER, Layer, LossLayer, Shape
-from imae.layers.registry import DRAWERS, class_of, layer_class, layer_types
-from imae.layers.run import Run
-from imae.prototxt import TEST, TRAIN, LayerParameter
-
 from docs_site import loss_pages
 from docs_site.docstrings import fence, prose, to_markdown
 from docs_site.schema_tables import field_table, messages_within, short_name
 from docs_site.snippets import SNIPPETS, keys_of, layer_of, net_text
+from imae.converters.export_onnx import DEFAULT_OPSET
+from imae.converters.graph import Graph
+from imae.files.errors import ExportError, LayerError
+from imae.layers.caffe_random import CaffeRandom
+from imae.layers.layer import FIRST_PARAMETER, Layer, LossLayer, Shape
+from imae.layers.registry import DRAWERS, class_of, layer_class, layer_types
+from imae.layers.run import Run
+from imae.prototxt import TEST, TRAIN, LayerParameter, Phase
 
 OURS = "imae.layers."
 GROUPS = {
@@ -47,11 +48,13 @@ GROUPS = {
 }
 # Types that read or write files, or run the user's code, when they are made: their pages show no blobs.
 NEED_FILES = {
-    "AnnotatedData", "Data", "DenseImageData", "HDF5Data", "HDF5Output", "ImageData", "ImageSegData", "Python",
-    "WindowData",
+    "AnnotatedData", "Data", "DenseImageData", "HDF5Data", "HDF5Output", "ImageData", "ImageSegData",
+    "Python", "WindowData",
 }  # fmt: skip
 MESSAGES_PAGE = "layers/messages.md"
-DIFFERS = re.compile(r"\s*\bDiffers: ")
+# A paragraph of a docstring that names the code, or the paper, that the layer follows.
+SOURCE = re.compile(r"\.(?:cpp|cu|hpp)\b|arXiv|/[\w-]+:|\bCaffe: ")
+SHARED_WITH = re.compile(r"\n?Bottoms, top(?:[^:.]|\.(?=\w))*:\s+see\s+\w+\.py\.?\s*$")
 FILE = re.compile(r"\b([a-z][a-z0-9_]*)\.py\b")
 
 
@@ -63,7 +66,7 @@ class LayerPage(NamedTuple):
 
     @property
     def path(self) -> str:
-        """In a folder of its own drawer: LSTM and Lstm differ in case alone, which not all file systems see."""
+        """By drawer: LSTM and Lstm differ in case alone, which not all file systems see."""
         return f"layers/{self.drawer}/{self.type_name}.md"
 
 
@@ -89,7 +92,7 @@ def index_page() -> str:
     pages = layer_pages()
     text = [
         "# Layer types",
-        f"{len(pages)} types can stand in a prototxt as `type: \"...\"`: all 61 of Caffe 1.0, the losses for "
+        f'{len(pages)} types can stand in a prototxt as `type: "..."`: all 61 of Caffe 1.0, the losses for '
         "wrong labels, and what forks of Caffe added ([Forks of Caffe](../forks.md) has their fields, too). "
         "[Messages](messages.md) has the parameters that several of them share, such as fillers. A type of "
         "your own is [a plugin](../api.md#layers-of-your-own).",
@@ -98,7 +101,7 @@ def index_page() -> str:
         text.append(f"## {title}")
         rows = ["| type | |", "| --- | --- |"]
         rows += [
-            f"| [`{page.type_name}`]({page.path.removeprefix('layers/')}) | {prose(summary(page.type_name))} |"
+            f"| [`{page.type_name}`]({page.drawer}/{page.type_name}.md) | {prose(summary(page.type_name))} |"
             for page in pages
             if page.drawer == drawer
         ]
@@ -106,6 +109,7 @@ def index_page() -> str:
     return "\n\n".join(text) + "\n"
 
 
+@cache
 def page_text(page: LayerPage) -> str:
     """The page of a type."""
     cls = layer_class(page.type_name)
@@ -129,14 +133,14 @@ def page_text(page: LayerPage) -> str:
 def messages_page() -> str:
     """The messages that are types of fields of layers' parameters."""
     used = {
-        field.message_type.full_name: field.message_type
+        read.message.full_name: read.message
         for page in layer_pages()
         for key in keys_of(page.type_name)
-        for field, _ in _fields_read(layer_of(key))
+        for read in _fields_read(layer_of(key))
     }
     text = [
         "# Messages",
-        "Messages that stand within the parameters of layers. `weight_filler { type: \"xavier\" }` is a "
+        'Messages that stand within the parameters of layers. `weight_filler { type: "xavier" }` is a '
         "FillerParameter.",
     ]
     for message in messages_within(used.values()):
@@ -150,19 +154,20 @@ def _docstring(cls: type[Layer]) -> str:
 
 def _parts(docstring: str, type_name: str) -> tuple[str, str, str]:
     """What a layer is, whose code it follows, and what differs from that code."""
-    *blocks, last = docstring.split("\n\n")
-    body, source = ("\n\n".join(blocks), last) if blocks else (last, "")
-    found = re.search(r"(?:^|\.\s+)(Caffe: (?:.|\n)*)", last)
-    if not found and not re.search(r"\.(?:cpp|cu|hpp)\b|arXiv|/[\w-]+:|Differs: ", last):
-        body, source = docstring, ""
-    elif found:
-        body = "\n\n".join([*blocks, last[: found.start(1)].strip()]).strip()
-        source = found[1]
-    # "Bottoms, top and S: see label_loss.py" is no part of the source.
-    if shared := re.search(r"\n?(?:Bottoms, top[^:]*: see \w+\.py|Bottoms,[^.]*: see\n\w+\.py)\.?\s*$", source):
-        source, body = source[: shared.start()].strip(), f"{body}\n\n{shared[0].strip()}"
-    head, *rest = DIFFERS.split(source, maxsplit=1)
-    body = re.sub(rf"^{re.escape(type_name)}(?: \(\w+\))?: (\w?)", lambda m: m[1].upper(), body)
+    blocks = docstring.split("\n\n")
+    place = next((index for index, block in enumerate(blocks) if re.search(r"\bDiffers: ", block)), -1)
+    source = blocks.pop(place)
+    if place == -1 and not SOURCE.search(source):  # it speaks of no other code
+        blocks, source = [*blocks, source], ""
+    before = ""
+    if caffe := re.search(r"(?:^|\.\s+)(Caffe: (?:.|\n)*)", source):
+        before, source = source[: caffe.start(1)].strip(), caffe[1]
+    shared = SHARED_WITH.search(source)  # "Bottoms, top and S: see label_loss.py" is no part of the source
+    if shared:
+        source = source[: shared.start()].strip()
+    blocks += [text for text in (before, shared[0].strip() if shared else "") if text]
+    head, *rest = re.split(r"\s*\bDiffers: ", source, maxsplit=1)
+    body = re.sub(rf"^{type_name}(?: \(\w+\))?: (\w?)", lambda m: m[1].upper(), "\n\n".join(blocks))
     return body, head.strip(), rest[0].strip() if rest else ""
 
 
@@ -185,7 +190,10 @@ def _facts(page: LayerPage, keys: Sequence[str]) -> str:
         rows.append(f"| tops{label} | {_count(cls, 'top')} |")
         if blobs := _blobs(key):
             rows.append(f"| parameter blobs{label}, of the net above | {blobs} |")
-        rows.append(f"| in TRAIN{label} | {_training(key, cls)} |")
+        if gradients := _gradients(key):
+            rows.append(f"| gradient{label} | {gradients} |")
+        if issubclass(cls, LossLayer) and cls.default_loss_weight is LossLayer.default_loss_weight:
+            rows.append(f"| `loss_weight`{label} | of the first top 1, unless it is written |")
         rows.append(f"| in a deployed net{label} | {_deployed(key, cls)} |")
         rows.append(f"| ONNX{label} | {_onnx(key, cls)} |")
     return "\n".join(rows)
@@ -217,7 +225,7 @@ def _count(cls: type[Layer], kind: str) -> str:
 
 
 @cache
-def _built(key: str, phase: int = TRAIN) -> Layer | None:
+def _built(key: str, phase: Phase = TRAIN) -> Layer | None:
     param = layer_of(key)
     if param.type in NEED_FILES:
         return None
@@ -238,16 +246,52 @@ def _blobs(key: str) -> str:
 
 
 def _is_source(key: str, cls: type[Layer]) -> bool:
-    """Whether its tops come from outside of the net. A Python layer may have bottoms, and then they do not."""
+    """Whether its tops come from outside of the net; those of a Python layer with bottoms do not."""
     return cls.makes_input and not layer_of(key).bottom
 
 
-def _training(key: str, cls: type[Layer]) -> str:
-    if _is_source(key, cls):
-        return "makes its tops itself" if not cls.is_fed else "holds what the program puts into it"
-    if issubclass(cls, LossLayer) and cls.default_loss_weight is LossLayer.default_loss_weight:
-        return "a loss: `loss_weight` of top[0] is 1 unless it is written"
-    return "a layer without a loss of its own; a top becomes one by `loss_weight`"
+def _gradients(key: str) -> str:
+    """Which bottoms and blobs get a gradient in TRAIN, tried on numbers that are labels and indices, too.
+
+    "" where the layer takes no such numbers; its docstring speaks of gradients.
+    """
+    layer = _built(key)
+    if layer is None or not layer.param.bottom or not layer.param.top:
+        return ""
+    shapes = list(SNIPPETS[key].shapes().values())
+    generator = torch.Generator().manual_seed(1)
+    bottoms = []
+    for index, shape in enumerate(shapes):
+        example = layer.example(index, shapes)
+        # From 0 to 1: probabilities, and cut to integers the label or index 0.
+        values = torch.rand(shape, generator=generator)
+        bottoms.append(values if example is None else torch.from_numpy(example))
+    try:
+        layer(*bottoms)
+    except LayerError:
+        return ""
+    found = [f"`bottom[{index}]`" for index in range(len(bottoms)) if _reaches(layer, bottoms, index)]
+    blobs = [
+        f"`{layer.blob_name(index)}`"
+        for index, blob in enumerate(layer.blobs)
+        if _reaches(layer, bottoms, blob)
+    ]
+    return f"to {', '.join([*found, *blobs])}" if found or blobs else "none"
+
+
+def _reaches(layer: Layer, bottoms: Sequence[Tensor], end: int | Tensor) -> bool:
+    """Whether a backward pass sends a gradient to a bottom, by its index, or to a blob."""
+    inputs = [bottom.clone() for bottom in bottoms]
+    target = inputs[end].requires_grad_() if isinstance(end, int) else end
+    try:
+        tops = layer(*inputs)
+        tops = [top for top in ([tops] if isinstance(tops, Tensor) else tops) if top.requires_grad]
+        if not tops:
+            return False
+        ones = [torch.ones_like(top) for top in tops]
+        return torch.autograd.grad(tops, target, ones, allow_unused=True)[0] is not None
+    except LayerError:  # no backward pass, or none to labels
+        return False
 
 
 def _deployed(key: str, cls: type[Layer]) -> str:
@@ -279,34 +323,41 @@ def _onnx(key: str, cls: type[Layer]) -> str:
     return f"{shown} (opset {DEFAULT_OPSET}, the net above)"
 
 
-def _fields_read(param: LayerParameter) -> Iterator[tuple[FieldDescriptor, tuple[str, ...]]]:
-    """The fields of LayerParameter that a type reads, each with the parts of it that are read; (): all."""
+class ReadField(NamedTuple):
+    """A message of LayerParameter that a type reads; `parts`: those of its fields that are read, () all."""
+
+    name: str
+    number: int
+    message: Descriptor
+    parts: tuple[str, ...]
+
+
+def _fields_read(param: LayerParameter) -> Iterator[ReadField]:
     cls = class_of(param)
     own = {name.lower() for name in (param.type, *(base.__name__ for base in cls.__mro__))}
     for field in LayerParameter.DESCRIPTOR.fields:
-        if field.number < FIRST_PARAMETER or field.message_type is None:
+        message = field.message_type
+        if field.number < FIRST_PARAMETER or message is None:
             continue
         parts = tuple(e.partition(".")[2] for e in cls.reads if e.startswith(f"{field.name}."))
         named = field.name.removesuffix("_param").replace("_", "") in own and field.name not in cls.namesakes
         if named or field.name in cls.reads:
-            yield field, ()
+            yield ReadField(field.name, field.number, cast(Descriptor, message), ())
         elif parts:
-            yield field, parts
+            yield ReadField(field.name, field.number, cast(Descriptor, message), parts)
 
 
 def _parameters(page: LayerPage, keys: Sequence[str]) -> Iterator[str]:
     shown: set[str] = set()
     for key in keys:
         # The type's own first, then those that it shares with other types.
-        for field, parts in sorted(_fields_read(layer_of(key)), key=lambda read: -read[0].number):
-            if field.name in shown:
-                continue
-            shown.add(field.name)
-            message: Descriptor = field.message_type
-            only = [name for name in parts if name in message.fields_by_name]
-            yield f"### `{field.name}`"
-            yield f"{short_name(message)}{'; of its fields this type reads' if only else ''}"
-            yield field_table(message, only, "../messages.md")
+        for read in sorted(_fields_read(layer_of(key)), key=lambda read: -read.number):
+            if read.name not in shown:
+                shown.add(read.name)
+                only = [name for name in read.parts if name in read.message.fields_by_name]
+                yield f"### `{read.name}`"
+                yield f"{short_name(read.message)}{'; of its fields this type reads' if only else ''}"
+                yield field_table(read.message, only, "../messages.md")
     if not shown:
         yield "None but those that all layers have (`include`, `param`, `loss_weight` and others)."
 
@@ -325,7 +376,7 @@ def _files(keys: Sequence[str], page: LayerPage) -> str:
 
 
 def _other_modules(page: LayerPage, keys: Sequence[str]) -> list[str]:
-    """Modules that the docstring refers to, `see label_loss.py`, and that are no type's own; and variants'."""
+    """Modules of variants, and those that the docstrings refer to, `see label_loss.py`, if no type's own."""
     home = layer_class(page.type_name).__module__
     waiting = [home, *(class_of(layer_of(key)).__module__ for key in keys)]
     found: list[str] = []

@@ -75,9 +75,8 @@ def broken_links(root: Path, paths: list[str], pages: Callable[[str], bool] = la
             if not file.exists():
                 if not pages(link.target):
                     problems.append(f"{path}: [{link.text}] names {link.target}, which is not there")
-            elif link.anchor and file.suffix == ".md":
-                if link.anchor not in anchors(file.read_text(encoding="utf-8")):
-                    problems.append(f"{path}: [{link.text}]: {link.target} has no heading #{link.anchor}")
+            elif file.suffix == ".md" and link.anchor not in anchors(file.read_text(encoding="utf-8")) | {""}:
+                problems.append(f"{path}: [{link.text}]: {link.target} has no heading #{link.anchor}")
     return problems
 
 

@@ -2,7 +2,7 @@
 
     python -m docs_site.look_through site
 
-Links that a reader may follow are no loads. Exit status 1 where a page loads something, each with its address.
+Links that a reader may follow are no loads. Exit status 1 where a page loads something, with its address.
 """
 
 from __future__ import annotations

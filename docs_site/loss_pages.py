@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import cast
+
+from google.protobuf.descriptor import Descriptor
 
 from benchmarks.losses import of_name, weight_curve
+from docs_site.schema_tables import field_table
 from imae import losses
 from imae.layers.registry import layer_class
 from imae.prototxt import LayerParameter
-
-from docs_site.docstrings import prose
-from docs_site.schema_tables import field_table
 
 CAPTION = (
     "The L1 norm of an example's gradient against p, the softmax probability of its label, with the default "
@@ -31,7 +32,7 @@ def layer_of_loss(name: str) -> str:
 
 
 def curve_of_layer(type_name: str) -> str:
-    """The weight curve of a layer type, or of both directions of CorrectionLoss; "" where it is no such loss."""
+    """The weight curve of a layer type, both of CorrectionLoss's; "" where it is no such loss."""
     names = [name for name in losses.__all__ if layer_of_loss(name) == type_name]
     return "\n".join(weight_drawing(name) for name in names)
 
@@ -68,12 +69,12 @@ def weight_drawing(name: str) -> str:
 
 
 def appendix() -> str:
-    """What the site adds to docs/losses.md: a curve for each loss, and the fields of the layers' parameters."""
+    """What the site adds to docs/losses.md: a curve of each loss, and the fields of the parameters."""
     curves = "\n".join(weight_drawing(name) for name in losses.__all__)
     text = [
         "## Weight curves",
-        "The L1 norm of an example's gradient against p, with the default parameters; of 10 classes, the other "
-        "nine share 1 - p equally. The corrections are for 60 % wrong labels.",
+        "The L1 norm of an example's gradient against p, with the default parameters; of 10 classes, the "
+        "other nine share 1 - p equally. The corrections are for 60 % wrong labels.",
         f'<div class="weight-curves">\n{curves}\n</div>',
         "## Fields of the parameters",
     ]
@@ -83,7 +84,5 @@ def appendix() -> str:
         field = getattr(cls, "field", "loss_param")
         message = LayerParameter.DESCRIPTOR.fields_by_name[field].message_type
         text += [f"### {name}", f"`{field}`; [the page of this layer](layers/{drawer}/{name}.md)"]
-        text += [field_table(message, (), "layers/messages.md")]
-        if not message.fields:
-            text[-1] = prose(f"{field} has no fields.")
+        text.append(field_table(cast(Descriptor, message), (), "layers/messages.md"))
     return "\n\n".join(text) + "\n"

@@ -1,4 +1,4 @@
-"""A committed notebook as a Markdown page: its text, its code, and the outputs that it has. Nothing is run."""
+"""A committed notebook as a Markdown page: text, code, and the outputs that it has; nothing is run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from imae.files.errors import ImaeError
-
 from docs_site.docstrings import fence
+from imae.files.errors import ImaeError
 
 IMAGES = {"image/png": "png", "image/jpeg": "jpg", "image/svg+xml": "svg"}
 
@@ -46,7 +45,8 @@ def _output(output: dict[str, Any], stem: str, images: dict[str, bytes]) -> Iter
     if output["output_type"] == "error":
         yield _block("\n".join(output["traceback"]))
         return
-    data = {kind: "".join(parts) if isinstance(parts, list) else parts for kind, parts in output["data"].items()}
+    # Text is a string or a list of lines; what is neither, as JSON, is not shown.
+    data = {kind: "".join(parts) for kind, parts in output["data"].items() if "json" not in kind}
     for kind, ending in IMAGES.items():
         if kind in data:
             name = f"{stem}-{len(images)}.{ending}"

@@ -1,4 +1,4 @@
-"""Messages of Caffe's schema as tables: each field, its type, its default and its comment in the .proto file."""
+"""Messages of Caffe's schema as tables: fields, types, defaults, and the comments of the .proto file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
 import imae.prototxt
-
 from docs_site.docstrings import escape, prose
 
 # The numbers of fields in descriptor.proto, by which a place in a .proto file is named.
@@ -112,11 +111,14 @@ def _read_comments(file: FileDescriptorProto, found: Comments) -> None:
         kinds = path[::2]  # of what is nested in what; the numbers between count them
         if len(path) % 2 or not (
             kinds == [FILE_EXTENSIONS]
-            or (kinds[:1] == [MESSAGES] and kinds[-1] in (FIELDS, EXTENSIONS) and set(kinds[1:-1]) <= {NESTED})
+            or (
+                kinds[:1] == [MESSAGES] and kinds[-1] in (FIELDS, EXTENSIONS) and set(kinds[1:-1]) <= {NESTED}
+            )
         ):
             continue
         above, beside = (
-            RULE.sub("", comment).strip() for comment in (location.leading_comments, location.trailing_comments)
+            RULE.sub("", comment).strip()
+            for comment in (location.leading_comments, location.trailing_comments)
         )
         if path[0] == FILE_EXTENSIONS:
             field, owner = file.extension[path[1]], file.extension[path[1]].extendee.removeprefix(".")

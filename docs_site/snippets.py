@@ -130,9 +130,7 @@ SNIPPETS = {
     "Reduction": one("reduction_param { operation: MEAN axis: 1 }"),
     "Reshape": one("reshape_param { shape { dim: 0 dim: -1 } }"),
     "Silence": Snippet('bottom: "data"', IMAGES),
-    "Slice": Snippet(
-        'bottom: "data" top: "a" top: "b" slice_param { axis: 1 slice_point: 1 }', IMAGES
-    ),
+    "Slice": Snippet('bottom: "data" top: "a" top: "b" slice_param { axis: 1 slice_point: 1 }', IMAGES),
     "Softmax": Snippet('bottom: "scores" top: "prob"', "scores:4,5"),
     "Split": Snippet('bottom: "data" top: "a" top: "b"', IMAGES),
     "Tile": one("tile_param { axis: 1 tiles: 2 }"),
@@ -179,9 +177,7 @@ SNIPPETS = {
         f"{TWO_TOPS} phase: TRAIN transform_param {{ resize_param {{ height: 300 width: 300 }} }} "
         'data_param { source: "boxes_lmdb" batch_size: 2 backend: LMDB }'
     ),
-    "Axpy": Snippet(
-        'bottom: "a" bottom: "x" bottom: "y" top: "out"', "a:2,3,1,1 x:2,3,8,8 y:2,3,8,8"
-    ),
+    "Axpy": Snippet('bottom: "a" bottom: "x" bottom: "y" top: "out"', "a:2,3,1,1 x:2,3,8,8 y:2,3,8,8"),
     "BN:TSN": one("bn_param { slope_filler { value: 1 } bias_filler { value: 0 } }"),
     "BN:SegNet": one("bn_param { scale_filler { value: 1 } shift_filler { value: 0 } }"),
     "BN:CaffeMex": one("bn_param { scale_filler { value: 1 } shift_filler { value: 0 } decay: 0.9 }"),
@@ -192,7 +188,7 @@ SNIPPETS = {
     ),
     "CenterLoss": Snippet(
         'bottom: "features" bottom: "label" top: "loss" '
-        f'center_loss_param {{ num_output: 10 center_filler {{ type: "xavier" }} }}',
+        'center_loss_param { num_output: 10 center_filler { type: "xavier" } }',
         "features:4,8 label:4",
     ),
     "ChannelScale": Snippet('bottom: "data" bottom: "scale" top: "out"', f"{IMAGES} scale:2,1,8,8"),
@@ -229,9 +225,7 @@ SNIPPETS = {
     "LabelSpecificAdd": Snippet(
         'bottom: "scores" bottom: "label" top: "out" label_specific_add_param { bias: -0.35 }', SCORES
     ),
-    "Lstm": Snippet(
-        f'bottom: "steps" top: "out" lstm_param {{ num_output: 4 {FILLER} }}', "steps:5,2,3"
-    ),
+    "Lstm": Snippet(f'bottom: "steps" top: "out" lstm_param {{ num_output: 4 {FILLER} }}', "steps:5,2,3"),
     "MarginInnerProduct": Snippet(
         'bottom: "features" bottom: "label" top: "scores" top: "lambda" margin_inner_product_param '
         f"{{ num_output: 10 type: QUADRUPLE base: 1000 gamma: 0.12 {FILLER} }}",
@@ -282,9 +276,7 @@ SNIPPETS = {
         "conv:2,35,4,4 label:1,1,3,8",
     ),
     "Reorg": Snippet('bottom: "conv" top: "out" reorg_param { stride: 2 }', "conv:2,4,8,8"),
-    "ShuffleChannel": Snippet(
-        'bottom: "conv" top: "out" shuffle_channel_param { group: 2 }', "conv:2,4,8,8"
-    ),
+    "ShuffleChannel": Snippet('bottom: "conv" top: "out" shuffle_channel_param { group: 2 }', "conv:2,4,8,8"),
     "SmoothL1Loss:SSD": Snippet('bottom: "boxes" bottom: "targets" top: "loss"', "boxes:4,8 targets:4,8"),
     "SmoothL1Loss:FasterRCNN": Snippet(
         'bottom: "boxes" bottom: "targets" bottom: "inside" bottom: "outside" top: "loss" '
@@ -296,7 +288,8 @@ SNIPPETS = {
         "boxes:6,8 targets:6,8 weights:6,8",
     ),
     "SoftmaxWithLossOHEM": Snippet(
-        'bottom: "scores" bottom: "label" top: "loss" top: "prob" top: "each" loss_param { ignore_label: -1 }',
+        'bottom: "scores" bottom: "label" top: "loss" top: "prob" top: "each" '
+        "loss_param { ignore_label: -1 }",
         SCORES,
     ),
     "TripletLoss": Snippet(
