@@ -365,7 +365,7 @@ def _parameters(page: LayerPage, keys: Sequence[str]) -> Iterator[str]:
 def _original(page: LayerPage) -> str:
     if page.drawer == "forks":
         return "the fork"
-    return "the source" if page.drawer == "plugins" else "Caffe 1.0"
+    return "the authors' code" if page.drawer == "plugins" else "Caffe 1.0"
 
 
 def _files(keys: Sequence[str], page: LayerPage) -> str:
