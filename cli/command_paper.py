@@ -5,7 +5,7 @@
     imae paper table2 --cifar10 cifar10.tar.xz --scale 640:1000:4000 --only resnet20
     imae paper figure4 --show --output figure4.svg
     imae paper later-tables --log cifar100.log --noise 0.4 --loss IMAE-8
-    imae paper report --output report.html --readme README.md
+    imae paper report --output report.html --results paper/RESULTS.md --readme README.md
     imae paper net resnet20_cce_clean_seed1_640x1000
 
 Trains the runs that have no record yet, then prints the table, or draws the figure, from the records; --show
@@ -31,6 +31,7 @@ from imae.cli.device_options import (
     chosen_recorder,
     requested_gpu,
 )
+from imae.cli.output_files import check_output_files
 from imae.files.errors import ImaeError, printable
 from imae.net.device import choose_device, keep_freed_memory, set_threads
 from imae.paper import figures, tables
@@ -41,6 +42,7 @@ from imae.paper.readme import update_readme
 from imae.paper.record import RECORDS, Record, read_record, read_records
 from imae.paper.recorded_net import recorded_net
 from imae.paper.report import write_report
+from imae.paper.results_page import update_results_page
 from imae.paper.training import train
 
 WITHOUT_TRAINING = ("table3", "table4", "figure1", "figure5", "report")
@@ -88,7 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"the figure or the page to write ({OUTPUT}/NAME.png, {OUTPUT}/report.html)",
     )
-    parser.add_argument("--readme", metavar="FILE", help="for report: a README whose table is updated")
+    parser.add_argument("--results", metavar="FILE", help="for report: the tables as a Markdown page")
+    parser.add_argument("--readme", metavar="FILE", help="for report: a README whose lines are updated")
     parser.add_argument(
         "--mars", metavar="JSON", help="for table3 and report: results on MARS, of imae retrieve --results"
     )
@@ -172,10 +175,15 @@ def _show(args: argparse.Namespace, records: list[Record]) -> None:
 
 def _report(args: argparse.Namespace, records: list[Record]) -> None:
     path = args.output or _default_output("report.html")
+    outputs = {"--output": path, "--results": args.results, "--readme": args.readme}
+    check_output_files(outputs, [args.mars])
     write_report(records, path, args.mars)
     print(f"wrote {path}")
+    if args.results:
+        update_results_page(args.results, records)
+        print(f"wrote {args.results}")
     if args.readme and update_readme(args.readme, records):
-        print(f"renewed the table in {args.readme}")
+        print(f"renewed the lines in {args.readme}")
 
 
 def _default_output(name: str) -> Path:

@@ -1,4 +1,7 @@
-"""The README's tables of results, which are generated from the records between two markers."""
+"""The README's lines about the reproduction, which are generated from the records between two markers.
+
+paper/RESULTS.md has everything (results_page.py).
+"""
 
 from __future__ import annotations
 
@@ -8,113 +11,66 @@ from pathlib import Path
 from imae.files.atomic import write_atomically
 from imae.files.errors import DataError
 from imae.files.read import AnyPath
-from imae.paper import exact
-from imae.paper.claims import CLAIMS, HELD, NO_DATA, NOT_HELD, by_text
 from imae.paper.expected import paper_tables_1_2
-from imae.paper.experiments import Run, arithmetic, human_noise, table_1, table_2, variants
+from imae.paper.experiments import ITERATIONS, Run, table_2
 from imae.paper.record import Record
-from imae.paper.results import Results, gather, net_words, noise_words, provenance
-from imae.paper.suspects import SPREAD_NOTE, STUDIES, WithSpreadOfBase, change_words
-from imae.paper.tables import NOTHING, Table, arithmetic_table, markdown, number, ours
+from imae.paper.results import IMAGES, Results, gather
+from imae.paper.results_page import NO_RECORDS, claims_held, without_training
+from imae.paper.tables import NOTHING, number, ours
 
 BEGIN, END = "<!-- paper:begin -->", "<!-- paper:end -->"
-MEASURES = {"best": "test best", "final": "test final", "corrupted": "train, corrupted labels"}
+# The runs whose numbers are shown: half of the labels replaced, as in most of the paper's figures.
+SHOWN = [run for run in table_2() if run.net == "resnet20" and run.rate == 0.5]
+COLUMNS = (
+    f"iterations of {ITERATIONS:,}",
+    f"images of {IMAGES:,}",
+    "runs",
+    "final test accuracy in %, ResNet-20, 50 % noise: the paper's / ours",
+    "claims held",
+)
 
 
-def readme_table(records: Sequence[Record]) -> str:
-    """The text between the markers."""
-    same = [entry.same for entry in (*exact.table_4(), *exact.figure_1_variances())]
-    parts = [
-        f"Without training: {sum(same)} of {len(same)} numbers of table 4 and figure 1 match to the printed "
-        "digit."
+def readme_lines(records: Sequence[Record]) -> str:
+    """The text between the markers: a line for each size of the runs, the largest first."""
+    rows = [_row(results) for results in gather(records)]
+    if not rows:
+        return f"{without_training()} {NO_RECORDS}\n"
+    full = any(not results.setting.is_scaled for results in gather(records))
+    size = "" if full else " No run of the paper's size yet:"
+    lines = [
+        f"{without_training()}{size}",
+        "",
+        _line(COLUMNS),
+        _line(["---"] * len(COLUMNS)),
+        *map(_line, rows),
     ]
-    for results in gather(records):
-        table = _table(results)
-        if table.rows:
-            parts += [markdown(table), _claims(results)]
-        if results.has(variants()):
-            parts += [markdown(_suspects_table(results)), _hypotheses(results, "suspects", SPREAD_NOTE)]
-        if results.has(run for run in arithmetic() if run.changes):
-            about = _hypotheses(results, "arithmetic", "Written down before the first of these runs.")
-            parts += [markdown(arithmetic_table(results)), about]
-    if len(parts) == 1:
-        parts.append("No run has a record yet.")
-    return "\n\n".join(parts) + "\n"
+    return "\n".join(lines) + "\n"
 
 
-def _table(results: Results) -> Table:
-    """Each run of tables 1 and 2 and of the human labels: paper -> ours, in per cent."""
-    printed, rows = paper_tables_1_2(), []
-    runs = [run for run in (*table_1(), *table_2(), *human_noise()) if run in results]
-    for run in runs:
-        cells = [_cell(printed.get(run, {}).get(measure), results, run, measure) for measure in MEASURES]
-        rows.append((net_words(run.net), noise_words(run), run.label, *cells, str(len(results.seeds(run)))))
-    title = "Scaled-down runs" if results.setting.is_scaled else "Runs of the paper's size"
-    columns = ("net", "noise", "loss", *MEASURES.values(), "seeds")
-    notes = (
-        *provenance(results, results.of(runs)),
-        "Accuracy in %: the paper's / ours (difference); ± is the standard deviation between seeds.",
-    )
-    return Table(title, tuple(("", name) for name in columns), tuple(rows), notes, keys=3)
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
-def _suspects_table(results: Results) -> Table:
-    """Each variant that has records: base -> changed, in per cent."""
-    rows = []
-    runs = [run for run in variants() if run in results]
-    for run in runs:
-        cells = []
-        for measure in MEASURES:
-            base, changed = results.sample(run.base, measure), results.sample(run, measure)
-            difference = number(changed.mean - base.mean, sign=True) if base and changed else NOTHING
-            cells.append(f"{ours(base)} / {ours(changed)} ({difference})")
-        seeds = f"{len(results.seeds(run.base))} / {len(results.seeds(run))}"
-        rows.append((noise_words(run), run.label, change_words(run), *cells, seeds))
-    columns = ("noise", "loss", "changed", *MEASURES.values(), "seeds")
-    notes = (
-        "ResNet-20 at the same scale, one thing changed at a time.",
-        *provenance(results, results.of(runs))[2:],
-        "Accuracy in %: as in the paper / changed (difference).",
-    )
-    title = "What does not hold, looked into"
-    return Table(title, tuple(("", name) for name in columns), tuple(rows), notes, keys=3)
+def _row(results: Results) -> list[str]:
+    setting = results.setting
+    runs = sum(len(records) for records in results.runs.values())
+    held, judged = claims_held(results)
+    return [
+        f"{setting.iterations:,}",
+        f"{setting.images:,}",
+        str(runs),
+        ", ".join(_accuracy(results, run) for run in SHOWN if run in results) or NOTHING,
+        f"{held} of {judged}",
+    ]
 
 
-def _hypotheses(results: Results, study: str, note: str) -> str:
-    """The hypotheses about the runs of a study, and whether they hold."""
-    lines, source = [], WithSpreadOfBase(results)
-    checked = {claim: claim.check(source) for claim in STUDIES[study]}
-    judged = {claim: verdict for claim, verdict in checked.items() if verdict.verdict != NO_DATA}
-    for text, group in by_text(judged).items():
-        verdicts = "; ".join(f"{c.where}: {judged[c].words} ({judged[c].numbers})" for c in group)
-        lines.append(f"- {group[0].source}. {text}: {verdicts}")
-    return "\n".join([f"If these are to blame. {note}" if study == "suspects" else note, "", *lines])
-
-
-def _cell(paper: float | None, results: Results, run: Run, measure: str) -> str:
-    sample = results.sample(run, measure)
-    if sample is None:
-        return NOTHING
-    if paper is None:
-        return f"{NOTHING} / {ours(sample)}"
-    return f"{number(paper)} / {ours(sample)} ({number(sample.mean - paper, sign=True)})"
-
-
-def _claims(results: Results) -> str:
-    """The number of the paper's claims that hold, and a list of those that do not."""
-    checked = [(claim, claim.check(results)) for claim in CLAIMS]
-    held = sum(verdict.verdict == HELD for _, verdict in checked)
-    judged = sum(verdict.verdict != NO_DATA for _, verdict in checked)
-    fallen = {claim: verdict for claim, verdict in checked if verdict.verdict == NOT_HELD}
-    lines = [f"Claims that these runs can test: {held} of {judged} held." + (" Not held:" if fallen else "")]
-    for text, group in by_text(fallen).items():
-        where = "; ".join(f"{c.where} ({fallen[c].numbers}{', narrowly' * fallen[c].narrow})" for c in group)
-        lines.append(f"- {text}: {where}")
-    return "\n".join([lines[0], "", *lines[1:]] if fallen else lines)
+def _accuracy(results: Results, run: Run) -> str:
+    paper = paper_tables_1_2()[run]["final"]
+    return f"{run.label} {number(paper)} / {ours(results.sample(run, 'final'))}"
 
 
 def update_readme(path: AnyPath, records: Sequence[Record]) -> bool:
-    """Write the tables between the markers of a file; True if that changes it. DataError without markers."""
+    """Write the lines between the markers of a file; True if that changes it. DataError without markers."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -123,7 +79,7 @@ def update_readme(path: AnyPath, records: Sequence[Record]) -> bool:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise DataError(f"'{path}' lacks the lines {BEGIN} and {END}, between which the results belong")
-    fresh = f"{before}{begin}{readme_table(records)}{end}{after}"
+    fresh = f"{before}{begin}{readme_lines(records)}{end}{after}"
     if fresh != text:
         write_atomically(path, fresh.encode())
     return fresh != text

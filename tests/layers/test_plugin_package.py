@@ -115,14 +115,6 @@ def test_what_the_command_writes_is_the_package_here() -> None:
     assert here == written and len(written) == 9
 
 
-def test_the_readme_shows_the_layer() -> None:
-    """So that what is read there is what is tested here."""
-    text = (PACKAGE / "imae_xyz" / "layer.py").read_text()
-    assert text.strip()
-    shown = "".join(f"    {line}" if line.strip() else line for line in text.splitlines(keepends=True))
-    assert f":\n\n{shown}\n" in (PACKAGE.parents[1] / "README.md").read_text()
-
-
 def test_a_misspelt_field_of_the_plugin(installed: Path) -> None:
     assert run(READ, installed) == (
         'net:1:33: message "imae_xyz.XyzParameter" has no field "scaling"; did you mean "scale"?\n'

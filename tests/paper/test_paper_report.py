@@ -16,6 +16,7 @@ import pytest
 from reference import CASES
 from tolerances import tolerance
 
+from imae.cli.main import main
 from imae.files.errors import DataError, ImaeError
 from imae.losses import example_weights as weights
 from imae.paper import (
@@ -26,6 +27,7 @@ from imae.paper import (
     figures,
     readme,
     report,
+    results_page,
     tables,
 )
 from imae.paper.experiments import Run, Scale, arithmetic, runs, suspects, table_2, variants
@@ -34,7 +36,8 @@ from imae.paper.record import Point, Record, read_records
 from imae.paper.results import MEASURES, Results, Sample, gather
 from imae.paper.suspects import CHANGES, HYPOTHESES, STUDIES, WithSpreadOfBase, change_words
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README, RESULTS = ROOT / "README.md", ROOT / "paper" / "RESULTS.md"
 JPEG = "CIFAR-10, images from JPEG files (recompressed)"
 DIGITS_LOG = CASES / "runs" / "digits_lenet" / "train.log"
 NOISY = Run("resnet20", "CCE", None, "symmetric", 0.5)
@@ -438,7 +441,7 @@ def test_variants_are_in_no_table_claim_or_figure_of_the_papers() -> None:
     for name in set(figures.NAMES) - {"suspects"}:
         assert figures.charts(name, both) == figures.charts(name, base), name
     assert tables.claim_tables(both) == tables.claim_tables(base)
-    text, without = readme.readme_table(both), readme.readme_table(base)
+    text, without = results_page.results_page(both), results_page.results_page(base)
     assert text.startswith(without.rstrip()) and "looked into" in text and "looked into" not in without
 
 
@@ -485,7 +488,7 @@ def test_what_the_open_questions_say_of_the_authors_layer_is_recorded() -> None:
 
 def test_readme_of_suspects() -> None:
     records = [made(SUMMED, (0.5, 0.45)), made(SUMMED.base, (0.4, 0.3))]
-    text = readme.readme_table(records)
+    text = results_page.results_page(records)
     assert re.search(r"\| 50 % +\| IMAE-8 \| by sum of weights \| +40.0 / 50.0 \(\+10.0\) \|", text)
     assert "- normaliser. IMAE-8's steps are some four times" in text
     assert "ResNet-20, 50 %: held (by sum of weights 45.00, as in the paper 30.00)" in text
@@ -515,7 +518,7 @@ def test_the_arithmetic_is_judged_and_shown() -> None:
     assert tested == set(arithmetic())
     rows = {row[:3]: row[3:] for row in tables.arithmetic_table(results).rows}
     assert rows["80 %", "batch size", "0"] == ("90.0", "42.0", "50.0", "50.0", "10.0", "1")
-    text = readme.readme_table(records)
+    text = results_page.results_page(records)
     assert "Equation 22 to the letter" in text and "by size, exact 45.00, by sum, epsilon 1e-06 75.00" in text
     # A run of the study that is the main column stands in the main table; the others do not.
     assert re.search(r"\| ResNet-20 \| 80 % +\| IMAE-8 \|", text)
@@ -778,13 +781,50 @@ def test_the_mean_weights_of_the_first_open_question() -> None:
     assert re.findall(r"\d+(?:\.\d+)? for", OPEN_QUESTIONS[0].ours) == [f"{number} for" for number in said]
 
 
-# -- README --------------------------------------------------------------------------------------------------
+# -- paper/RESULTS.md and README -----------------------------------------------------------------------------
+
+
+def test_the_results_page_is_up_to_date() -> None:
+    text = RESULTS.read_text(encoding="utf-8")
+    assert text == results_page.results_page(read_records()), "imae paper report --results paper/RESULTS.md"
+    check_words(text)
+
+
+def test_the_results_page_of_made_up_records() -> None:
+    text = results_page.results_page(trio([0.5, 0.7, 0.6]))
+    assert re.search(r"\| ResNet-20 \| 50 % +\| CCE +\| +79.7 / 50.0 \(−29.7\) \|", text)
+    assert "- IMAE's final test accuracy is above CCE's and MAE's: ResNet-20, 50 % (IMAE-8 60.00, " in text
+    assert JPEG in text
+    check_words(text)
+
+
+def test_the_results_page_of_no_records_and_of_scaled_ones() -> None:
+    assert "No run has a record yet." in results_page.results_page([])
+    text = results_page.results_page(EVERY_KIND + OF_PROTOCOL_1)
+    assert text.index("**Runs of the paper's size**") < text.index("**Scaled-down runs**")
+    assert "SCALED DOWN: 400 of 64,000 iterations" in text
+
+
+def test_the_report_command_writes_both(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("README.md").write_text(f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n")
+    options = ["--results", "RESULTS.md", "--readme", "README.md", "--output", "report.html"]
+    assert main(["paper", "report", *options]) == 0
+    wrote = ["wrote report.html", "wrote RESULTS.md", "renewed the lines in README.md"]
+    assert capsys.readouterr().out.splitlines() == wrote
+    assert Path("RESULTS.md").read_bytes() == RESULTS.read_bytes()
+    assert readme_block(Path("README.md")) == readme_block(README)
+    assert main(["paper", "report", "--results", "same", "--output", "same"]) == 2
+    assert "--results and --output are both 'same'" in capsys.readouterr().err
+    assert not Path("same").exists()
+
+
+def readme_block(path: Path) -> str:
+    return path.read_text(encoding="utf-8").partition(f"{readme.BEGIN}\n")[2].partition(readme.END)[0]
 
 
 def test_readme_is_up_to_date() -> None:
-    text = README.read_text(encoding="utf-8")
-    block = text.partition(f"{readme.BEGIN}\n")[2].partition(readme.END)[0]
-    assert block == readme.readme_table(read_records()), "update it with imae.paper.readme.update_readme"
+    block = readme_block(README)
+    assert block == readme.readme_lines(read_records()), "imae paper report --readme README.md"
 
 
 def test_update_readme(tmp_path: Path) -> None:
@@ -794,17 +834,15 @@ def test_update_readme(tmp_path: Path) -> None:
     assert not readme.update_readme(path, trio([0.5, 0.7, 0.6]))
     text = path.read_text()
     assert text.startswith(f"before\n{readme.BEGIN}\n") and text.endswith(f"{readme.END}\nafter\n")
-    assert re.search(r"\| ResNet-20 \| 50 % +\| CCE +\| +79.7 / 50.0 \(−29.7\) \|", text)
-    assert "- IMAE's final test accuracy is above CCE's and MAE's: ResNet-20, 50 % (IMAE-8 60.00, " in text
-    assert JPEG in text and "old" not in text
+    assert "CCE 69.5 / 50.0, MAE 75.3 / 70.0, IMAE-8 80.9 / 60.0 |" in text and "old" not in text
     check_words(text)
 
 
-def test_readme_of_no_records_and_of_scaled_ones() -> None:
-    assert "No run has a record yet." in readme.readme_table([])
-    text = readme.readme_table(EVERY_KIND + OF_PROTOCOL_1)
-    assert text.index("**Runs of the paper's size**") < text.index("**Scaled-down runs**")
-    assert "SCALED DOWN: 400 of 64,000 iterations" in text
+def test_readme_lines_have_a_row_for_each_size_and_name_no_missing_number() -> None:
+    assert readme.readme_lines([]).endswith(" No run has a record yet.\n")
+    lines = readme.readme_lines(EVERY_KIND + OF_PROTOCOL_1).splitlines()
+    assert "No run of the paper's size" not in lines[0]
+    assert lines[4].startswith("| 64,000 |") and len(lines) > 5
 
 
 def test_a_readme_without_the_markers_is_refused(tmp_path: Path) -> None:

@@ -37,6 +37,8 @@ SLOW = (
     "files/test_pipes.py",
     "converters/test_runtimes.py",
     "converters/test_stopped_converters.py",
+    "docs/test_pages_run.py",
+    "docs/test_plugins_page.py::test_the_page",
     "converters/test_html_page_in_browser.py",
     "train/test_doctor.py::test_the_examiner_can_do_no_harm",
     "train/test_doctor.py::test_hostile_files_are_rows",
