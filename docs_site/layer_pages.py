@@ -95,7 +95,7 @@ def index_page() -> str:
         f'{len(pages)} types can stand in a prototxt as `type: "..."`: all 61 of Caffe 1.0, the losses for '
         "wrong labels, and what forks of Caffe added ([Forks of Caffe](../forks.md) has their fields, too). "
         "[Messages](messages.md) has the parameters that several of them share, such as fillers. A type of "
-        "your own is [a plugin](../api.md#layers-of-your-own).",
+        "your own is [a plugin](../plugins.md).",
     ]
     for drawer, title in GROUPS.items():
         text.append(f"## {title}")

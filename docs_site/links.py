@@ -18,6 +18,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "BENCHMARKS.md": "benchmarks.md",
+    "paper/RESULTS.md": "results.md",
 }
 CODE = r"^ {0,3}(?P<fence>`{3,}|~{3,})(?:.|\n)*?^ {0,3}(?P=fence)[ \t]*$|^(?:    .*\n?)+|``[^`]+``|`[^`\n]+`"
 WORDS = r"\[(?P<words>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<href>[^()\s]+)\)"

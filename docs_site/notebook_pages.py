@@ -33,7 +33,7 @@ def page(path: Path) -> tuple[str, dict[str, bytes]]:
             blocks.append(fence(source, "python"))
             for output in cell["outputs"]:
                 blocks += _output(output, path.stem, images)
-    blocks.append(f"The notebook: `docs/notebooks/{path.name}`.")
+    blocks.append(f"This page as a notebook: [{path.name}]({path.name}).")
     return "\n\n".join(blocks) + "\n", images
 
 

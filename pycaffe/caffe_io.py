@@ -11,6 +11,7 @@ has the name of a standard module. It is still imported as `imae.pycaffe.io` and
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -135,9 +136,16 @@ class Transformer:
         return blob
 
     def deprocess(self, in_: str, data: Array) -> Array:
-        """The image of a blob: undo `preprocess`, except for the resizing; axes of length 1 are dropped."""
-        self._shape(in_)
-        picture = data.copy().squeeze()
+        """The image of a blob: undo `preprocess`, except for the resizing; axes of length 1 are dropped.
+
+        Caffe: drops them before all else, so that it fails for a grey image with a mean or a transposition.
+        """
+        axes = len(self._shape(in_)) - 1
+        picture = data.copy()
+        if math.prod(picture.shape[:-axes]) == 1:  # the batch's axis, if there is one
+            picture = picture.reshape((1, *picture.shape)[-axes:])
+        else:
+            picture = picture.squeeze()
         if in_ in self.input_scale:
             picture /= self.input_scale[in_]
         if in_ in self.mean:
@@ -148,7 +156,7 @@ class Transformer:
             picture = picture[np.argsort(self.channel_swap[in_])]
         if in_ in self.transpose:
             picture = picture.transpose(np.argsort(self.transpose[in_]))
-        return picture
+        return picture.squeeze()
 
     def set_transpose(self, in_: str, order: Sequence[int]) -> None:
         """Set the order of the axes: (2, 0, 1) turns (H, W, K) into (K, H, W)."""

@@ -344,6 +344,10 @@ class Net:
     def _top_ids(self, index: int) -> IntVec:
         return self._ids(self.module.steps[index].tops)
 
+    def _repr_html_(self) -> str:
+        """A notebook shows the net's layers as a table."""
+        return self.module._repr_html_()
+
     def _ids(self, blobs: Sequence[str]) -> IntVec:
         return IntVec(self._blob_ids[name] for name in blobs)
 

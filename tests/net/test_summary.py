@@ -12,6 +12,7 @@ import pytest
 from fed_nets import fed
 
 import imae
+import imae.pycaffe
 from imae.cli.main import main
 from imae.layers.run import Run
 from imae.net.net import Net
@@ -186,6 +187,7 @@ def test_a_notebook_shows_nets_and_loaded_modules(here: Path) -> None:
     assert table.startswith("<table>") and "8.5 k multiply-adds" in table
     module = imae.load("net.prototxt", None)
     assert "multiply-adds" in module._repr_html_()
+    assert "8.5 k multiply-adds" in imae.pycaffe.Net("net.prototxt", imae.pycaffe.TRAIN)._repr_html_()
 
 
 def output(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

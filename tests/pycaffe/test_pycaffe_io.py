@@ -185,6 +185,19 @@ def test_transformer_prepares_a_picture_and_undoes_it() -> None:
     assert (picture == before).all()
 
 
+def test_transformer_undoes_it_for_a_grey_picture() -> None:
+    transformer = io.Transformer({"data": (1, 1, 3, 4)})
+    transformer.set_transpose("data", (2, 0, 1))
+    transformer.set_channel_swap("data", (0,))
+    transformer.set_raw_scale("data", 255)
+    transformer.set_mean("data", np.array([78.0]))
+    transformer.set_input_scale("data", 1 / 256)
+    picture = ramp(3, 4, 1) / 12
+    blob = transformer.preprocess("data", picture)
+    for axes in (blob, blob[None], blob[0]):
+        close(transformer.deprocess("data", axes), picture[:, :, 0])
+
+
 def test_transformer_resizes_picture_and_mean() -> None:
     transformer = io.Transformer({"data": (1, 1, 2, 3)})
     transformer.set_transpose("data", (2, 0, 1))

@@ -93,6 +93,10 @@ TOLERANCES = {
     ("history on a GPU", "float32"): Tolerance(1e-2, 0, "the same of diffs, which nearly cancel"),
     ("weights recorded", "float32"): Tolerance(1e-6, 0, "the same kernels; some add in no fixed order"),
     ("history recorded", "float32"): Tolerance(1e-4, 0, "the same of diffs"),
+    ("notebook", "float32"): Tolerance(1e-3, 0, "sums in another order, printed with few digits"),
+    ("trained in a notebook", "float32"): Tolerance(
+        0, 0.1, "an accuracy on 297 digits after hundreds of updates: another processor, another near-tie"
+    ),
 }
 
 
