@@ -12,8 +12,11 @@ refused, too.
 from __future__ import annotations
 
 import argparse
+import logging
 
 from imae.converters.compute_image_mean import compute_image_mean
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,3 +29,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Compute the mean, and write it if a file is named."""
     compute_image_mean(args.input, args.output, args.backend)
+    if not args.output:
+        logger.info("No OUTPUT_FILE is named: the means above are all, and no mean image is written.")

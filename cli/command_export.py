@@ -40,7 +40,7 @@ from imae.cli.page_options import add_page_options, check_page_options, write_ch
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
 from imae.converters.deploy import InputShape
 from imae.converters.embed import Embedding
-from imae.converters.export_onnx import DEFAULT_OPSET, ExportOptions, export_file
+from imae.converters.export_onnx import DEFAULT_OPSET, NEWEST_OPSET, OLDEST_OPSET, ExportOptions, export_file
 from imae.converters.export_torch import Target, export_torch
 from imae.converters.onnx_values import value_shape
 from imae.converters.preprocessing import Preprocessing, size_text
@@ -114,7 +114,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fixed-batch", action="store_true", help="keep the batch size of the prototxt (also in a .pt2 file)"
     )
     model.add_argument(
-        "--opset", type=int, default=DEFAULT_OPSET, help=f"ONNX operator set ({DEFAULT_OPSET})"
+        "--opset",
+        type=int,
+        default=DEFAULT_OPSET,
+        help=f"ONNX operator set, {OLDEST_OPSET} to {NEWEST_OPSET} ({DEFAULT_OPSET})",
     )
     add_preprocessing_options(parser, "the net")
     inside = parser.add_argument_group("the preparation of images as a part of the model")

@@ -42,9 +42,16 @@ def run(args: argparse.Namespace) -> None:
     preprocessing = chosen_preprocessing(args)
     quantize_file(args.model, args.output, args.to, args.calibrate, args.records, preprocessing)
     print(f"wrote {args.output}: {os.path.getsize(args.model)} -> {os.path.getsize(args.output)} bytes")
+    rates = []
     for path in (args.model, args.output) if args.lmdb else ():
         measured = run_file(
             path, lmdb=args.lmdb, provider=args.provider, batch_size=BATCH, preprocessing=preprocessing
         )
         accuracy = f"accuracy = {measured.accuracy:.6g} on {len(measured.classes)} images"
         print(f"{path}: {accuracy}, {measured.speed()}, on {args.provider}")
+        rates.append(len(measured.classes) / sum(measured.seconds) if measured.seconds else 0.0)
+    if rates and rates[1] < rates[0]:
+        print(
+            f"{args.output} is smaller and not faster: this measurement, on this machine, has "
+            f"{rates[1] / rates[0]:.2f} of the model's images/s"
+        )

@@ -52,6 +52,7 @@ COMMANDS = {
     "convert-digits": "the UCI handwritten digits, which come with this package, to LMDBs",
     "convert-mars": "the images of the MARS benchmark to an LMDB, labelled by person",
     "corrupt-labels": "an LMDB with wrong labels: symmetric, by a matrix, by the image, from a file ...",
+    "correct-labels": "an LMDB without the records whose labels are wrong, or with other labels for them",
     "split-lmdb": "part of an LMDB: a random share or the first of each class; the rest into another",
     "compute-image-mean": "the mean image of an LMDB or LevelDB, for transform_param's mean_file",
     "extract-features": "blobs of a net, for each record of its data layer, to LMDBs",
@@ -72,6 +73,7 @@ COMMANDS = {
     "new-plugin": "write a package with a layer type and a loss of your own, which passes its tests",
     "completion": "print the completion of this command line for bash or zsh",
     "demo": "label noise on handwritten digits: CCE, MAE and IMAE trained, tested, drawn, exported to ONNX",
+    "out-of-fold": "class probabilities of each record by a net not trained on it, to find wrong labels",
     "sweep": "a net with several losses, noise rates and seeds: trained, compared in one report",
     "paper": "the tables and figures of the IMAE paper: trained, measured, set beside the paper's",
 }
@@ -82,6 +84,7 @@ QUIET = {
     "test": "caffe.cpp",
     "extract-features": "extract_features.cpp",
     **dict.fromkeys(("draw-net", "summary", "export", "to-caffe", "run", "retrieve", "quantize"), ""),
+    "out-of-fold": "",
 }
 # Caffe's warnings of what its next releases would no longer read. None came, and all forms are read here.
 FUTURE_CAFFE = "Note that future Caffe releases will "

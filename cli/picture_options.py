@@ -85,6 +85,17 @@ def pixel_count(text: str) -> int:
     return number
 
 
+def _written_backend(text: str) -> str:
+    """The database that is written: an LMDB."""
+    if text.lower() == "leveldb":
+        raise argparse.ArgumentTypeError(
+            "Caffe's LevelDB is read, not written; leave --backend out and write backend: LMDB into the net"
+        )
+    if text.lower() != "lmdb":
+        raise argparse.ArgumentTypeError(f"the database that is written is an lmdb, got '{text}'")
+    return "lmdb"
+
+
 def add_database_options(parser: argparse.ArgumentParser) -> None:
     """How images of a list are stored: in which format and database, and whether their sizes must agree."""
     parser.add_argument(
@@ -100,4 +111,4 @@ def add_database_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="stop at an image whose size differs from the first one's",
     )
-    parser.add_argument("--backend", choices=["lmdb"], default="lmdb")
+    parser.add_argument("--backend", type=_written_backend, default="lmdb", metavar="lmdb")

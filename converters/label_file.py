@@ -51,6 +51,24 @@ def read_labels(source: str) -> LabelFile:
         return LabelFile(_checked(source, labels), None)
 
 
+def read_array(source: str) -> NDArray[Any]:
+    """An array of truth values or numbers from FILE.npz:KEY (without KEY if it has one array) or FILE.npy."""
+    path, _, name = source.partition(".npz:")
+    path = f"{path}.npz" if name else source
+    with _one_line_errors(path, source, "FILE.npz:KEY or FILE.npy", "the array"), open_to_read(path) as file:
+        if not path.endswith(".npz"):
+            return _read_array(file, file_size(file))
+        with zipfile.ZipFile(file) as archive:
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            chosen = name or (next(iter(members)) if len(members) == 1 else "")
+            if chosen not in members:
+                raise DataError(
+                    f"'{path}' has the arrays {', '.join(members) or 'none'}; name one of them, as in "
+                    f"{path}:{next(iter(members), 'KEY')}"
+                )
+            return _read_member(archive, members[chosen])
+
+
 def read_label_arrays(path: str) -> dict[str, Labels]:
     """Every array of an .npz, by name; DataError unless each is a list of whole numbers."""
     with (

@@ -6,7 +6,7 @@ those of numpy's RandomState(seed), whose streams are frozen.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -107,24 +107,39 @@ def _write_parts(
     """Write all parts, with their clean labels, or none."""
     if rest is not None and os.path.abspath(rest) == os.path.abspath(output):
         raise DataError(f"both parts cannot be written into '{output}'; name two places")
-    with open_lmdb(path) as source, ExitStack() as stack:
+    with open_lmdb(path) as source:
         labels = read_lmdb_labels(source)
         chosen = choose(labels.classes)
-        for part, mask in ((output, chosen), (rest, ~chosen)):
-            if part is None:
-                continue
-            rows = np.flatnonzero(mask)
-            if labels.clean is not None:
-                keys = [labels.keys[row] for row in rows]
-                clean, noisy = labels.clean[rows], labels.labels[rows]
-                stack.enter_context(
-                    clean_labels_file(part, keys, clean, noisy, {"input": os.fspath(path), **settings})
-                )
-            folder = stack.enter_context(atomic_folder(part))
-            fill_lmdb(folder, part, _records(source, rows), len(rows))
+        parts = [(part, mask) for part, mask in ((output, chosen), (rest, ~chosen)) if part is not None]
+        write_parts(source, labels, parts, {"input": os.fspath(path), **settings})
     return int(chosen.sum())
 
 
-def _records(source: LmdbSource, rows: NDArray[np.int64]) -> Iterator[Record]:
+def write_parts(
+    source: LmdbSource,
+    labels: LmdbLabels,
+    parts: Sequence[tuple[AnyPath, Mask]],
+    settings: dict[str, Any],
+    given: Labels | None = None,
+) -> None:
+    """Write the chosen records into each of the new LMDBs, with their clean labels; all parts or none.
+
+    given   new labels of all records; None: those that they have
+    """
+    given = labels.labels if given is None else given
+    with ExitStack() as stack:
+        for part, mask in parts:
+            rows = np.flatnonzero(mask)
+            if labels.clean is not None:
+                keys = [labels.keys[row] for row in rows]
+                clean, noisy = labels.clean[rows], given[rows]
+                stack.enter_context(clean_labels_file(part, keys, clean, noisy, settings))
+            folder = stack.enter_context(atomic_folder(part))
+            fill_lmdb(folder, part, _records(source, rows, given), len(rows))
+
+
+def _records(source: LmdbSource, rows: NDArray[np.int64], labels: Labels) -> Iterator[Record]:
     for row in rows.tolist():
-        yield source.key(row), source.datum(row)
+        datum = source.datum(row)
+        datum.label = int(labels[row])
+        yield source.key(row), datum

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
 
+from imae.files.program import imae_program
 from imae.train.signals import terminated_as_interrupted
 
 POLL_INTERVAL = 1.0  # seconds between two checks of the processes
@@ -55,3 +58,18 @@ def run_all(
                 process.wait()
             raise
     return failed
+
+
+def start_training(folder: Path, options: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start, or go on with, the training of solver.prototxt in a folder; its log is added to `log` there."""
+    command = [*imae_program(), "train", str(folder / "solver.prototxt"), "--resume", "auto", "--keep", "1"]
+    with open(folder / "log", "ab") as log:
+        # A session of its own, so that Ctrl-C reaches it only once, through `run_all`.
+        return subprocess.Popen([*command, *options], stdout=log, stderr=log, start_new_session=True)
+
+
+def last_snapshot(folder: Path) -> int:
+    """The iteration of the last snapshot run_iter_N of a training in a folder; 0 where there is none."""
+    names = folder.glob("run_iter_*.solverstate*")
+    numbers = [int(match[1]) for path in names if (match := re.search(r"_iter_(\d+)\.", path.name))]
+    return max(numbers, default=0)

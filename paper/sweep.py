@@ -46,12 +46,11 @@ from imae.files.atomic import write_atomically
 from imae.files.caffe_log import read_log
 from imae.files.errors import DataError, FileError, ImaeError
 from imae.files.nearest import did_you_mean
-from imae.files.program import imae_program
 from imae.files.read import AnyPath, read_bytes
 from imae.layers.layer import LossLayer
 from imae.layers.registry import class_of
 from imae.paper.figures import STYLES, Chart, Line, Panel, legend_html, panel_svgs
-from imae.paper.processes import run_all
+from imae.paper.processes import last_snapshot, run_all, start_training
 from imae.paper.report import page_style
 from imae.paper.tables import Table, html_table, markdown
 from imae.prototxt import TRAIN, LayerParameter, NetParameter, NetState, SolverParameter
@@ -163,7 +162,7 @@ def _check(sweep: Sweep, path: AnyPath) -> None:
         if not isinstance(loss, str) and not (text and next(iter(loss)) in ("stage", "net")):
             raise DataError(
                 f"'{path}': the loss {name} must be a layer's text, {{ stage = \"...\" }} or "
-                f'{{ net = "..." }}; got {loss!r}'
+                f'{{ net = "..." }}; got {loss!r}; a name with a dot is written in quotes'
             )
     for field in ("rates", "seeds"):
         values = getattr(sweep, field)
@@ -335,19 +334,14 @@ def _is_done(sweep: Sweep, run: Run, folder: Path) -> bool:
 
 
 def _start(folder: Path, options: Sequence[str]) -> subprocess.Popen[bytes]:
-    command = [*imae_program(), "train", str(folder / "solver.prototxt"), "--resume", "auto", "--keep", "1"]
-    with open(folder / "log", "ab") as log:
-        # A session of its own, so that Ctrl-C reaches it only once, through `run_all`.
-        return subprocess.Popen([*command, *options], stdout=log, stderr=log, start_new_session=True)
+    return start_training(folder, options)
 
 
 def _iteration(folder: Path, run: Run, iterations: int) -> int:
     """How far a run is, by its snapshots: for the progress bar."""
     if _record_path(folder, run).exists():
         return iterations
-    names = (folder / "runs" / run.name).glob("run_iter_*.solverstate*")
-    numbers = [int(match[1]) for path in names if (match := re.search(r"_iter_(\d+)\.", path.name))]
-    return max(numbers, default=0)
+    return last_snapshot(folder / "runs" / run.name)
 
 
 def _end(sweep: Sweep, run: Run, folder: Path, status: int) -> bool:

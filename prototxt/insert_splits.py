@@ -10,6 +10,7 @@ Caffe: insert_splits.cpp.
 from collections import Counter
 
 from imae.files.errors import PrototxtError
+from imae.files.nearest import did_you_mean
 from imae.prototxt.caffe_pb2 import NetParameter
 
 
@@ -22,7 +23,10 @@ def insert_splits(param: NetParameter) -> NetParameter:
     for i, layer in enumerate(param.layer):
         for j, blob in enumerate(layer.bottom):
             if blob not in source:
-                raise PrototxtError(f"Unknown bottom blob '{blob}' (layer '{layer.name}', bottom index {j})")
+                near = did_you_mean(blob, source, "'")
+                raise PrototxtError(
+                    f"Unknown bottom blob '{blob}' (layer '{layer.name}', bottom index {j}){near}"
+                )
             bottoms[i, j] = source[blob]
             consumers[source[blob]] += 1
         for j, blob in enumerate(layer.top):

@@ -30,7 +30,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def test_there_are_notebooks() -> None:
-    assert {path.stem for path in NOTEBOOKS} >= {"classification", "label_noise"}
+    assert {path.stem for path in NOTEBOOKS} == {"classification", "label_noise", "net_surgery"}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -254,6 +254,7 @@ def test_a_sweep_that_has_changed_is_refused(started: list[str], capfd: pytest.C
         ("symmetric-exclusive", "matrix", "noise must be one of symmetric, symmetric-exclusive, "),
         ('{ stage = "mae" }', "3", "the loss MAE must be a layer's text, { stage"),
         ('{ stage = "mae" }', '{ phase = "x" }', "the loss MAE must be a layer's text, { stage"),
+        ("IMAE-8 = ", "IMAE-0.5 = ", "a name with a dot is written in quotes"),
         ("MAE = ", '"../x" = ', "the name of a loss is also that of files"),
         ("= [1, 2]", "= [1, ", "'s.toml' is no sweep in TOML: "),
         ("solver.prototxt", "none.prototxt", "none.prototxt"),

@@ -177,5 +177,9 @@ def test_loss_weight_without_split(text: str) -> None:
 
 def test_unknown_bottom() -> None:
     net = parse_net("layer { name: 'a' top: 'ip' } layer { name: 'loss' bottom: 'ipp' bottom: 'ip' }")
-    with pytest.raises(PrototxtError, match=r"^Unknown bottom blob 'ipp' \(layer 'loss', bottom index 0\)$"):
+    with pytest.raises(PrototxtError) as error:
+        insert_splits(net)
+    assert str(error.value) == "Unknown bottom blob 'ipp' (layer 'loss', bottom index 0); did you mean 'ip'?"
+    net.layer[1].bottom[0] = "data"
+    with pytest.raises(PrototxtError, match=r"^Unknown bottom blob 'data' \(layer 'loss', bottom index 0\)$"):
         insert_splits(net)

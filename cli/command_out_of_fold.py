@@ -1,0 +1,77 @@
+"""`imae out-of-fold`: class probabilities of each record, by a net that was not trained on it.
+
+    imae out-of-fold --solver solver.prototxt --lmdb data/train_lmdb --output pred_probs.npz
+
+Programs that find wrong labels want them, cleanlab among them: docs/label-noise.md has an example, and
+`imae correct-labels` uses what such a program has found. imae.paper.out_of_fold has the arrays of the file.
+After Ctrl-C the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from imae.cli.device_options import add_gpu_option, add_threads_option, requested_gpu
+from imae.cli.options import whole_number
+from imae.files.errors import ImaeError
+from imae.net.device import DeviceLog, choose_device, set_threads
+from imae.paper.out_of_fold import DEFAULT_SEED, out_of_fold
+
+DEVICE_LOG = DeviceLog(
+    cpu=("caffe.cpp:275", "Use CPU."),
+    gpu=[("caffe.cpp:266", "Use GPU with device ID {id}"), ("caffe.cpp:270", "GPU device name: {name}")],
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
+    parser.add_argument(
+        "--solver", metavar="SOLVER", help="the solver that trains each net, without its tests"
+    )
+    parser.add_argument("--model", metavar="NET", help="the train_val net (the solver's)")
+    parser.add_argument("--lmdb", metavar="LMDB", help="the records, as the net's Data layers name them")
+    parser.add_argument(
+        "--output", metavar="FILE", help="FILE.npz for all arrays, FILE.npy for the probabilities alone"
+    )
+    parser.add_argument("--folds", type=whole_number, default=5, metavar="K", help="parts of the records (5)")
+    parser.add_argument(
+        "--seed", type=whole_number, default=DEFAULT_SEED, help=f"of the division ({DEFAULT_SEED})"
+    )
+    parser.add_argument(
+        "--stage",
+        metavar="S[,S]",
+        help="the net's stages in phase TEST (those of the solver's first test net)",
+    )
+    parser.add_argument("--work", metavar="FOLDER", help="where the runs are kept (FILE without its ending)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at a time (1)")
+    add_gpu_option(parser)
+    add_threads_option(parser, "threads of each training (all cores, shared by the trainings: give 1 or 2)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train what is missing; write the probabilities."""
+    for option in ("solver", "lmdb", "output"):
+        if not getattr(args, option):
+            raise ImaeError(
+                "out-of-fold needs --solver SOLVER, --lmdb LMDB and --output FILE.npz; there is no "
+                f"--{option}"
+            )
+    options = [] if args.threads is None else ["--threads", str(args.threads)]
+    if args.gpu is not None:
+        options += ["--gpu", args.gpu]
+    elif args.cpu:
+        options.append("--cpu")
+    set_threads(args.threads)
+    out_of_fold(
+        args.solver,
+        args.lmdb,
+        args.output,
+        model=args.model,
+        folds=args.folds,
+        seed=args.seed,
+        stages=None if args.stage is None else args.stage.split(","),
+        folder=args.work,
+        jobs=args.jobs,
+        options=options,
+        device=choose_device(requested_gpu(args.gpu), DEVICE_LOG),
+    )

@@ -1,0 +1,75 @@
+"""What new users stumbled over: one line each, where there is no other test of the command."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from imae.cli import command_quantize
+from imae.cli.main import main
+from imae.converters.export_onnx import DEFAULT_OPSET, NEWEST_OPSET, OLDEST_OPSET
+
+
+@pytest.mark.parametrize("command", ["convert-imageset", "convert-annoset"])
+@pytest.mark.parametrize(
+    ("backend", "error"),
+    [
+        ("leveldb", "Caffe's LevelDB is read, not written; leave --backend out and write backend: LMDB into"),
+        ("LevelDB", "Caffe's LevelDB is read, not written"),
+        ("hdf5", "the database that is written is an lmdb, got 'hdf5'"),
+    ],
+)
+def test_the_backend_that_is_not_written(
+    command: str, backend: str, error: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--backend", backend, "images/", "list.txt", "out_lmdb"]) == 2
+    assert f"imae: {command}: argument --backend: {error}" in capsys.readouterr().err
+    assert not any(here.iterdir())
+
+
+def test_a_mean_image_without_a_file_says_so(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert-digits", "data"]) == 0
+    capsys.readouterr()
+    assert main(["compute-image-mean", "data/digits_test_lmdb"]) == 0
+    assert "no mean image is written" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["compute-image-mean", "data/digits_test_lmdb", "mean.binaryproto"]) == 0
+    assert "no mean image is written" not in capsys.readouterr().err
+    assert Path("mean.binaryproto").exists()
+
+
+def test_the_help_of_export_has_the_opsets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert re.search(rf"operator set, {OLDEST_OPSET} to {NEWEST_OPSET} \({DEFAULT_OPSET}\)", words)
+
+
+class Measured(NamedTuple):
+    """The result of a model, by the seconds of its batches."""
+
+    seconds: list[float]
+    accuracy: float = 0.5
+    classes: tuple[int, ...] = (1,) * 100
+
+    def speed(self) -> str:
+        return f"{100 / sum(self.seconds):.0f} images/s"
+
+
+@pytest.mark.parametrize(("seconds", "slower"), [(0.5, False), (2.0, True)])
+def test_a_quantized_model_that_is_slower(
+    seconds: float,
+    slower: bool,
+    here: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    times = {"a.onnx": 1.0, "b.onnx": seconds}
+    monkeypatch.setattr(command_quantize, "quantize_file", lambda *_: Path("b.onnx").touch())
+    monkeypatch.setattr(command_quantize, "run_file", lambda path, **_: Measured([times[path]]))
+    Path("a.onnx").touch()
+    assert main(["quantize", "a.onnx", "b.onnx", "--to", "fp16", "--lmdb", "x_lmdb"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert ("has 0.50 of the model's images/s" in last) is slower
