@@ -1,10 +1,12 @@
 """Docstrings of this project as Markdown.
 
-They are plain text, with three habits that Markdown does not know:
+They are plain text, with habits that Markdown does not know:
 
     indented lines                  formulas and commands: a block of code
     NAME  text                      two blanks or more after a name: what it is, further lines below the text
     words_with_underscores, x.py    names of fields and files: code
+
+Examples begin with >>>, as for doctest.
 """
 
 from __future__ import annotations
@@ -83,6 +85,9 @@ def _paragraph(lines: list[str], language: str) -> Iterator[str]:
     if re.match(r"[-*] |\d+\. ", lines[0]):
         items = re.split(r"\n(?=[-*] |\d+\. )", "\n".join(lines))
         yield "\n".join(f"{item.split()[0]} {prose(item.partition(' ')[2])}" for item in items)
+        return
+    if lines[0].startswith(">>> "):
+        yield fence("\n".join(lines), "pycon")
         return
     if ENTRY.fullmatch(lines[0]):
         found = entries(lines)

@@ -239,13 +239,16 @@ def test_docstrings_become_markdown() -> None:
         blobs              `as it is` [0]
 
         two names   told  apart
+
+        >>> x_1 * 2
+        4
         """
     )
     assert text == (
         "Sum: top = a \\* b\\_0 &lt;x&gt;, by `num_output`; see `relu_layer.cpp` and `--flag`.\n\n"
         "Text:\n\n```text\nf(x) = x_1 * 2\n```\n\n```text\ng(x)\n```\n\n"
         "`bottom[0]`, `top[0]`\n:   (N, C) and more\n\n`blobs`\n:   `as it is` \\[0\\]\n\n"
-        "```text\ntwo names   told  apart\n```"
+        "```text\ntwo names   told  apart\n```\n\n```pycon\n>>> x_1 * 2\n4\n```"
     )
 
 
