@@ -124,6 +124,8 @@ def page_text(page: LayerPage) -> str:
     if differs:
         text += ["## Differs", f"From {_original(page)}: {_links(prose(differs), page)}"]
     text += ["## Source", _links(prose(source), page), f"Here: {_files(keys, page)}"]
+    if page.drawer == "forks":
+        text.append("[Forks of Caffe](../../forks.md) has all layers and fields of forks.")
     for other in _other_modules(page, keys):
         stem = other.rpartition(".")[2]
         text += [f"## {stem}.py", *_rewritten(importlib.import_module(other).__doc__ or "", page)]
@@ -176,6 +178,8 @@ def _snippets(keys: Sequence[str]) -> Iterator[str]:
         if variant := key.partition(":")[2]:
             yield f"{variant}'s:"
         yield fence(net_text(key), "prototxt")
+        if _is_source(key, class_of(layer_of(key))) and key in NEED_FILES:
+            yield "The files that it names must be there."
 
 
 def _facts(page: LayerPage, keys: Sequence[str]) -> str:

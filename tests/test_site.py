@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 
+import page_links
 import pytest
 from layer_cases import write_files
 from source_tree import PARTS
@@ -164,7 +165,7 @@ def test_nested_messages_have_a_table() -> None:
         for page in PAGES.values()
         for anchor in re.findall(r"\.\./messages\.md#(\w+)", layer_pages.page_text(page))
     }
-    assert linked and linked <= links.anchors(text)
+    assert linked and linked <= page_links.anchors(text)
 
 
 def test_comments_of_fields() -> None:
@@ -260,7 +261,7 @@ def test_links_lead_somewhere(path: str) -> None:
     """A page that the site makes is none of the repository: only pages of the site may lead there."""
     made = {*(page.path for page in PAGES.values()), "layers/index.md", layer_pages.MESSAGES_PAGE}
     made |= {command_pages.path(name) for name in (*COMMANDS, "index")}
-    found = links.broken_links(ROOT, [path], lambda target: target.removeprefix("docs/") in made)
+    found = page_links.broken_links(ROOT, [path], lambda target: target.removeprefix("docs/") in made)
     assert not found, "\n".join(found)
 
 
@@ -272,7 +273,7 @@ def test_a_broken_link_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "docs" / "a.md").write_text(
         "`[x](none.md)` [`y`](../README.md#a-b-c) [z](https://x.y/none.md)"
     )
-    assert links.broken_links(tmp_path, ["README.md", "docs/a.md"]) == [
+    assert page_links.broken_links(tmp_path, ["README.md", "docs/a.md"]) == [
         "README.md: [x]: docs/a.md has no heading #no",
         "README.md: [y] names docs/b.md, which is not there",
     ]
