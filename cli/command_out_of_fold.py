@@ -13,6 +13,7 @@ import argparse
 
 from imae.cli.device_options import add_gpu_option, add_threads_option, requested_gpu
 from imae.cli.options import whole_number
+from imae.cli.output_files import check_output_files
 from imae.files.errors import ImaeError
 from imae.net.device import DeviceLog, choose_device, set_threads
 from imae.paper.out_of_fold import DEFAULT_SEED, out_of_fold
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
                 "out-of-fold needs --solver SOLVER, --lmdb LMDB and --output FILE.npz; there is no "
                 f"--{option}"
             )
+    check_output_files({"--output": args.output}, [args.solver, args.model])
     options = [] if args.threads is None else ["--threads", str(args.threads)]
     if args.gpu is not None:
         options += ["--gpu", args.gpu]

@@ -146,6 +146,8 @@ def out_of_fold(
             Path(folder) if folder is not None else target.with_suffix(""),
             folds_of(labels, folds, seed),
         )
+        if runs.folder.resolve() == Path(os.fspath(lmdb)).resolve():
+            raise DataError(f"the runs would be written into the LMDB '{lmdb}'; name another folder (--work)")
         _check_net(runs, os.fspath(path))
         _make_folder(runs.folder)
         with writing_alone(

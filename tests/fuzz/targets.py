@@ -1147,6 +1147,33 @@ def labels(data: bytes) -> None:
     check_range(read_labels(path).labels, 100, "labels")
 
 
+def issue_files() -> Files:
+    tables = [
+        b",is_label_issue,label_quality,given_label,predicted_label\n0,True,0.1,3,5\n1,False,1,2,2\n2,False,1,0,0\n",
+        b'"is_label_issue"\r\n1\r\n0\r\n"true"\r\n',
+    ]
+    texts, arrays = (
+        mutated_text(tables, [b"is_label_issue", b"predicted_label", b"True", b'"']),
+        label_files(),
+    )
+
+    @choosing
+    def lettered(draw: Draw) -> bytes:
+        return b"c" + draw(texts) if draw.number(0, 1) else draw(arrays)
+
+    return lettered()
+
+
+@target(issue_files)
+def issues(data: bytes) -> None:
+    """The first letter of the data gives the kind of file."""
+    from imae.converters.correct_labels import read_issues
+
+    name = {b"c": "issues.csv", b"t": "issues.txt", b"n": "issues.npy", b"z": "issues.npz"}[data[:1]]
+    path = write(name, data[1:]) + (":x" if name.endswith("npz") and len(data) % 2 else "")
+    read_issues(path, 3)
+
+
 def cifar_parts() -> dict[str, bytes]:
     """The files of CIFAR-10's binary version, with one image per file."""
     record = bytes([3]) + bytes(3072)

@@ -6,16 +6,25 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
+import types
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from imae.cli.main import main
 from imae.converters.corrupt_labels import KINDS
-from imae.paper import demo, processes, sweep
+from imae.paper import demo, out_of_fold, processes, sweep
+from imae.paper.experiments import table_2
+from imae.paper.sweep import all_runs, prepared_net, read_sweep
+from imae.prototxt import TRAIN, NetState
+from imae.prototxt.state import filter_by_state, in_state
 
 PAGE = Path(__file__).parents[2] / "docs" / "label-noise.md"
+Labels, Probabilities = NDArray[np.int64], NDArray[np.float32]
 TEXT = PAGE.read_text(encoding="utf-8")
 
 
@@ -43,6 +52,9 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest
         if words[0] == "mkdir":
             Path(words[1]).mkdir()
             return ""
+        if words[0] == "sed":
+            subprocess.run(line, shell=True, check=True)
+            return ""
         capfd.readouterr()
         assert words[0] == "imae" and main(words[1:]) == 0, line
         printed = capfd.readouterr()
@@ -55,13 +67,25 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest
         command(line)
         return cast("subprocess.Popen[bytes]", Finished())
 
+    def find_label_issues(labels: Labels, pred_probs: Probabilities) -> NDArray[np.bool_]:
+        """A stand-in for cleanlab's: it returns a mask."""
+        assert labels.shape == (1500,) and pred_probs.shape == (1500, 10)
+        return np.asarray(pred_probs[np.arange(1500), labels] < 0.05)
+
+    cleanlab = types.ModuleType("cleanlab.filter")
+    monkeypatch.setattr(cleanlab, "find_label_issues", find_label_issues, raising=False)
+    monkeypatch.setitem(sys.modules, "cleanlab", types.ModuleType("cleanlab"))
+    monkeypatch.setitem(sys.modules, "cleanlab.filter", cleanlab)
     monkeypatch.setattr(sweep, "_start", start)
+    monkeypatch.setattr(out_of_fold, "start_training", start)
     monkeypatch.setattr(processes, "POLL_INTERVAL", 0.01)
     outputs: dict[str, str] = {}
     for language, text in re.findall(r"(?ms)^```(\w+)\n(.*?)^```$", TEXT):
         if language == "sh":
             for line in text.splitlines():
                 outputs[line.split()[1]] = command(line)
+        elif language == "python":
+            exec(compile(text, str(PAGE), "exec"), {})
         else:
             assert language in ("csv", "toml")
             name = re.match(r"# ([\w.]+)", text)
@@ -73,10 +97,33 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest
     assert Path("runs.csv").exists()
     assert outputs["sweep"].endswith("wrote digits/report.html\n")
     assert len(list(Path("digits", "records").iterdir())) == 12
-    for lmdb in ("digits_train_noisy60", "pairs", "by_image"):
+    assert "\nwrote pred_probs.npz: 1500 records, 10 classes" in outputs["out-of-fold"]
+    for lmdb in ("digits_train_noisy60", "pairs", "by_image", "kept", "issues", "relabelled"):
         assert Path("data", f"{lmdb}_lmdb.clean_labels.npz").exists()
 
 
 def test_the_page_names_each_kind_of_noise() -> None:
     table = TEXT[TEXT.index("| `--noise`") : TEXT.index("Papers mean")]
     assert sorted(re.findall(r"`([a-z0-9-]+)`", table.replace("`--noise`", ""))) == sorted(KINDS)
+
+
+def test_table_2_of_the_paper_as_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its runs are those of `imae paper table2` with one net and seed 1."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(demo.MODELS.parent / "cifar10", Path("prototxt", "models", "cifar10"))
+    (text,) = re.findall(r"(?ms)^```toml\n(# table2.toml.*?)^```$", TEXT)
+    Path("table2.toml").write_text(text)
+    table = read_sweep("table2.toml")
+    losses = set()
+    for run in all_runs(table):
+        net, stages = prepared_net(table, run, Path("noisy_lmdb"))
+        param = in_state(net, TRAIN, NetState(stage=stages))
+        layers = filter_by_state(param, param.state).layer
+        assert [layer.data_param.source for layer in layers if layer.type == "Data"] == ["noisy_lmdb"]
+        (loss,) = (layer for layer in layers if "Loss" in layer.type)
+        t = loss.imae_loss_param.t if loss.type == "IMAELoss" else None
+        losses.add((loss.type, t, run.rate, table.noise, table.noise_seed))
+    types_of = {"CCE": "SoftmaxWithLoss", "MAE": "MAELoss", "IMAE": "IMAELoss"}
+    paper = [run for run in table_2() if run.net == "resnet20" and run.seed == 1]
+    assert losses == {(types_of[run.loss], run.t, run.rate, run.noise, 123) for run in paper}
+    assert len(paper) == 9

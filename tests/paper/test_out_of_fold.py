@@ -197,6 +197,12 @@ def test_scores_that_are_probabilities_already(started: list[str]) -> None:
             "out-of-fold needs --solver SOLVER, --lmdb LMDB and --output FILE.npz; there is no --output",
         ),
         (["--output", "p.npz", "--lmdb", "data/small_lmdb"], NET, "no Data layer reads 'data/small_lmdb'"),
+        (
+            ["--output", "data/train_lmdb.npz"],
+            NET,
+            "the runs would be written into the LMDB 'data/train_lmdb'",
+        ),
+        (["--output", "no/p.npz"], NET, "cannot write 'no/p.npz': there is no folder 'no'"),
         (["--output", "p.npz", "--stage", "x"], NET, "it has 0 with stages x; see --stage"),
     ],
 )

@@ -51,6 +51,7 @@ COMMANDS = {
     "convert-annoset pictures/ list out": ["out"],
     "convert-folder pictures out --labels labels.txt": ["out", "out.clean_labels.npz"],
     "split-lmdb lmdb out rest --share 0.5": ["out", "rest"],
+    "correct-labels lmdb out rest --issues issues.npy": ["out", "rest"],
     "compute-image-mean lmdb out": ["out"],
     "extract-features w.caffemodel net.prototxt data,ip out,out2 2 lmdb": ["out", "out2"],
 }  # fmt: skip
@@ -73,6 +74,7 @@ def prepare() -> None:
             cv2.imwrite(f"pictures/{kind}/{i}.png", random.integers(0, 256, (12, 12, 3), np.uint8))
             with open("list", "a", encoding="ascii") as file:
                 file.write(f"{kind}/{i}.png {label}\n")
+    np.save("issues.npy", np.array([3, 17]))
     Path("labels.txt").write_text("0\n1\n2\n" * 10)
     with tarfile.open("cifar.tar.xz", "w:xz") as tar:
         for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
