@@ -43,6 +43,9 @@ DEPENDENCIES = {
     "types-tqdm": (),
     "setuptools": ("setuptools", "pkg_resources"),
     "openvino": ("openvino",),
+    "ipykernel": ("ipykernel",),
+    "nbclient": ("nbclient",),
+    "nbconvert": ("nbconvert",),
     "mkdocs-material": ("material",),
     "mkdocstrings-python": ("mkdocstrings_handlers",),
 }
