@@ -22,7 +22,9 @@ TASKS = {
     ),
     "Read logs": ("parse-log", "plot-log", "compare", "compare-logs"),
     "Deploy": ("export", "run", "quantize", "to-caffe"),
-    "Study label noise": ("demo", "corrupt-labels", "sweep", "paper", "retrieve"),
+    "Study label noise": (
+        "demo", "corrupt-labels", "out-of-fold", "correct-labels", "sweep", "paper", "retrieve",
+    ),
     "Extend": ("new-plugin", "completion"),
 }  # fmt: skip
 OTHERS = "Others"
