@@ -1,5 +1,13 @@
 """`imae train`: train a solver as `caffe train` does.
 
+    imae train solver.prototxt
+    imae train solver.prototxt --weights pretrained.caffemodel
+    imae train solver.prototxt --resume auto --keep 3
+
+Relative paths of a prototxt begin in the working directory, as in Caffe. The log on stderr has Caffe's form.
+Snapshots are Caffe's: NAME_iter_N.caffemodel and NAME_iter_N.solverstate. Ctrl-C writes a snapshot and stops;
+a run that is resumed ends with the bits of one that was not stopped.
+
 Caffe: tools/caffe.cpp, train().
 """
 

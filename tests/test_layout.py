@@ -82,7 +82,7 @@ NOT_RECORDED = {
 STEP_CALLS = {"step.run", "step.layer", "self.step.run", "self.step.layer", "steps[index].layer"}
 FILES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for part in (*PARTS, ROOT_PACKAGE, "benchmarks", "tests")
+    for part in (*PARTS, ROOT_PACKAGE, "benchmarks", "docs_site", "tests")
     for path in sorted((ROOT / part).rglob("*.py"))
 }
 OF_PARTS = [path for path in FILES if path.split("/")[0] in PARTS]

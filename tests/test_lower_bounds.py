@@ -15,6 +15,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 # Older releases are not tried: for the rules of the tools; openvino only shows that models run there.
 NEWEST_ONLY = {"ruff", "mypy", "types-protobuf", "types-tqdm", "openvino"}
 NEWEST_ONLY |= {"ipykernel", "nbclient", "nbconvert"}  # any Jupyter runs the notebooks
+NEWEST_ONLY |= {"mkdocs-material", "mkdocstrings-python"}  # they make the site
 # The exception: older ones bring CUDA, too large for CI. 2.11 is what GPU machines at hand have.
 TORCH = Version("2.11")
 

@@ -1,6 +1,7 @@
 """SoftmaxWithLossOHEM: SoftmaxWithLoss, and the loss of each position by itself.
 
-bottom[0]  (N, C, ...) scores; bottom[1]  labels, as in softmax_loss.py
+bottom[0]  (N, C, ...) scores, as in softmax_loss.py
+bottom[1]  labels, as there
 top[0]     (), the loss of SoftmaxWithLoss
 top[1]     the shape of bottom[0], optional: the probabilities; its diff has no effect
 top[2]     the shape of bottom[1], optional: the loss at each position, 0 where the label is ignored; its

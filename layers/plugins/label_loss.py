@@ -1,8 +1,9 @@
 """The base of the layers that compute a loss of `imae.losses` from logits and labels.
 
-    top  = sum_i loss_i / S S    what loss_param.normalization counts, as in SoftmaxWithLoss, at least 1:
-    VALID (default) the labels that
-         are not ignored, FULL all labels, BATCH_SIZE the first axes, NONE 1, PRE_FIXED pre_fixed_normalizer
+    top = sum_i loss_i / S
+
+S is what loss_param.normalization counts, as in SoftmaxWithLoss, at least 1: VALID (the default) the labels
+that are not ignored, FULL all labels, BATCH_SIZE the first axes, NONE 1, PRE_FIXED pre_fixed_normalizer.
 
 bottom[0]  logits, (N, C, ...), C >= 2; softmax_param.axis is the axis of C
 bottom[1]  labels 0 to C - 1: (N), (N, 1, H, W), (N, H, W) or any shape of as many elements; examples with

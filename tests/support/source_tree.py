@@ -46,6 +46,8 @@ DEPENDENCIES = {
     "ipykernel": ("ipykernel",),
     "nbclient": ("nbclient",),
     "nbconvert": ("nbconvert",),
+    "mkdocs-material": ("material",),
+    "mkdocstrings-python": ("mkdocstrings_handlers",),
 }
 # Functions that import a module by a name passed as an argument.
 IMPORTERS = ("import_module", "__import__", "find_spec", "run_module", "resolve_name")
