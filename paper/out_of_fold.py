@@ -137,6 +137,8 @@ def out_of_fold(
         stages = param.test_state[0].stage if param.test_state else ()
     with open_lmdb(lmdb) as source:
         keys = source.keys()
+        if any(key.endswith(b"\0") for key in keys):
+            raise DataError(f"'{lmdb}' has keys that end in a zero byte; an .npz cannot hold them")
         labels = np.array([source.datum(i).label for i in range(len(source))], np.int64)
         clean = read_clean_labels(source.path, keys, labels)
         runs = Folds(
@@ -323,8 +325,8 @@ def predict(
     read = [value for value in probabilities if value is not None]
     if len(read) < len(probabilities):
         raise DataError(
-            f"layer '{data.name}' has read {len(read)} of {len(probabilities)} records, as its order in phase "
-            "TEST is random; leave data_order_param out there"
+            f"layer '{data.name}' has read {len(read)} of {len(probabilities)} records, as its order in "
+            "phase TEST is random; leave data_order_param out there"
         )
     return np.stack(read)
 
