@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from imae.cli.device_options import add_gpu_option, add_threads_option, requested_gpu
-from imae.cli.options import whole_number
+from imae.cli.options import add_strict_option, whole_number
 from imae.cli.output_files import check_output_files
 from imae.files.errors import ImaeError
 from imae.net.device import DeviceLog, choose_device, set_threads
@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--work", metavar="FOLDER", help="where the runs are kept (FILE without its ending)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings at a time (1)")
+    add_strict_option(parser)
     add_gpu_option(parser)
     add_threads_option(parser, "threads of each training (all cores, shared by the trainings: give 1 or 2)")
 
@@ -63,6 +64,10 @@ def run(args: argparse.Namespace) -> None:
         options += ["--gpu", args.gpu]
     elif args.cpu:
         options.append("--cpu")
+    if args.strict:
+        options.append("--strict")
+    if args.no_python_layers:
+        options.append("--no-python-layers")
     set_threads(args.threads)
     out_of_fold(
         args.solver,

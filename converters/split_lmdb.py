@@ -120,25 +120,27 @@ def write_parts(
     labels: LmdbLabels,
     parts: Sequence[tuple[AnyPath, Mask]],
     settings: dict[str, Any],
-    given: Labels | None = None,
+    new_labels: Labels | None = None,
 ) -> None:
     """Write the chosen records into each of the new LMDBs, with their clean labels; all parts or none.
 
-    given   new labels of all records; None: those that they have
+    new_labels   of all records; None: those that they have
     """
-    given = labels.labels if given is None else given
+    if new_labels is None:
+        new_labels = labels.labels
     with ExitStack() as stack:
         for part, mask in parts:
             rows = np.flatnonzero(mask)
             if labels.clean is not None:
                 keys = [labels.keys[row] for row in rows]
-                clean, noisy = labels.clean[rows], given[rows]
+                clean, noisy = labels.clean[rows], new_labels[rows]
                 stack.enter_context(clean_labels_file(part, keys, clean, noisy, settings))
             folder = stack.enter_context(atomic_folder(part))
-            fill_lmdb(folder, part, _records(source, rows, given), len(rows))
+            fill_lmdb(folder, part, chosen_records(source, rows, new_labels), len(rows))
 
 
-def _records(source: LmdbSource, rows: NDArray[np.int64], labels: Labels) -> Iterator[Record]:
+def chosen_records(source: LmdbSource, rows: NDArray[np.int64], labels: Labels) -> Iterator[Record]:
+    """The records at some places; `labels` has the label of every record."""
     for row in rows.tolist():
         datum = source.datum(row)
         datum.label = int(labels[row])

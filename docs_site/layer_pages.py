@@ -351,11 +351,18 @@ def _fields_read(param: LayerParameter) -> Iterator[ReadField]:
             yield ReadField(field.name, field.number, cast(Descriptor, message), parts)
 
 
+def _own_first(key: str) -> list[ReadField]:
+    """The messages that a snippet's layer reads: that of the type's name, then what it shares with others."""
+    name = key.partition(":")[0].lower()
+    reads = sorted(_fields_read(layer_of(key)), key=lambda read: -read.number)
+    own = [read for read in reads if read.name.removesuffix("_param").replace("_", "") == name]
+    return [*own, *(read for read in reads if read not in own)]
+
+
 def _parameters(page: LayerPage, keys: Sequence[str]) -> Iterator[str]:
     shown: set[str] = set()
     for key in keys:
-        # The type's own first, then those that it shares with other types.
-        for read in sorted(_fields_read(layer_of(key)), key=lambda read: -read.number):
+        for read in _own_first(key):
             if read.name not in shown:
                 shown.add(read.name)
                 only = [name for name in read.parts if name in read.message.fields_by_name]

@@ -22,7 +22,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,8 +32,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from imae.converters.label_file import Labels, read_clean_labels
-from imae.converters.lmdb_writer import Record, write_lmdb
+from imae.converters.lmdb_writer import write_lmdb
 from imae.converters.net_on_noisy_labels import accuracy_layer
+from imae.converters.split_lmdb import chosen_records
 from imae.files.atomic import atomic_file, write_atomically
 from imae.files.errors import DataError, FileError, ImaeError
 from imae.files.read import AnyPath, read_bytes
@@ -136,6 +137,8 @@ def out_of_fold(
         stages = param.test_state[0].stage if param.test_state else ()
     with open_lmdb(lmdb) as source:
         keys = source.keys()
+        if any(key.endswith(b"\0") for key in keys):
+            raise DataError(f"'{lmdb}' has keys that end in a zero byte; an .npz cannot hold them")
         labels = np.array([source.datum(i).label for i in range(len(source))], np.int64)
         clean = read_clean_labels(source.path, keys, labels)
         runs = Folds(
@@ -155,7 +158,7 @@ def out_of_fold(
             f"another imae out-of-fold writes into '{runs.folder}'; wait for its end",
         ):
             _check_settings(runs, keys, labels, folds, seed)
-            waiting = [fold for fold in range(folds) if not _prepare(runs, source, fold)]
+            waiting = [fold for fold in range(folds) if not _prepare(runs, source, labels, fold)]
             print(f"{folds} folds, {folds - len(waiting)} of them done", flush=True)
             failed = run_all(
                 waiting,
@@ -238,7 +241,7 @@ def _check_settings(runs: Folds, keys: Sequence[bytes], labels: Labels, folds: i
     write_atomically(path, text.encode())
 
 
-def _prepare(runs: Folds, source: LmdbSource, fold: int) -> bool:
+def _prepare(runs: Folds, source: LmdbSource, labels: Labels, fold: int) -> bool:
     """Write what a fold needs; returns whether it is done. DataError if net or solver have changed."""
     own = runs.run_folder(fold)
     _make_folder(own)
@@ -267,13 +270,8 @@ def _prepare(runs: Folds, source: LmdbSource, fold: int) -> bool:
         ("left_out_lmdb", np.flatnonzero(runs.place == fold)),
     ):
         if not (own / name).exists():
-            write_lmdb(own / name, _records(source, rows), len(rows))
+            write_lmdb(own / name, chosen_records(source, rows, labels), len(rows))
     return False
-
-
-def _records(source: LmdbSource, rows: NDArray[np.int64]) -> Iterator[Record]:
-    for row in rows.tolist():
-        yield source.key(row), source.datum(row)
 
 
 def _end(runs: Folds, labels: Labels, fold: int, status: int, device: torch.device) -> bool:
@@ -311,8 +309,8 @@ def predict(
     (data,) = (step.layer for step in built.steps if isinstance(step.layer, Data))
     data.noted_rows = rows = deque[NDArray[np.int64]]()
     execute = NetExecutor(built, device, keep=(scores,))
-    found: list[Array | None] = [None] * len(data.source)
-    for _ in range(-(-len(found) // data.batch_size)):
+    probabilities: list[Array | None] = [None] * len(data.source)
+    for _ in range(-(-len(probabilities) // data.batch_size)):
         execute.forward()
         blob = execute.kept[scores]
         if blob.dim() < 2 or blob.numel() != blob.shape[0] * blob.shape[1]:
@@ -323,12 +321,12 @@ def predict(
         blob = blob.flatten(1).double()
         values = (blob if is_probability else blob.softmax(1)).float().cpu().numpy()
         for row, value in zip(rows.popleft().tolist(), values, strict=True):
-            found[row] = value
-    read = [value for value in found if value is not None]
-    if len(read) < len(found):
+            probabilities[row] = value
+    read = [value for value in probabilities if value is not None]
+    if len(read) < len(probabilities):
         raise DataError(
-            f"layer '{data.name}' has read {len(read)} of {len(found)} records, as its order is random in "
-            "phase TEST; leave data_order_param out there"
+            f"layer '{data.name}' has read {len(read)} of {len(probabilities)} records, as its order in "
+            "phase TEST is random; leave data_order_param out there"
         )
     return np.stack(read)
 
@@ -357,8 +355,8 @@ def _gathered(runs: Folds, folds: int) -> Array:
             parts.append(np.load(path, allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"cannot read '{path}': {error}; remove it, and run the command again") from None
-    wanted = [(int(np.sum(runs.place == fold)), parts[0].shape[-1]) for fold in range(folds)]
-    if [part.shape for part in parts] != wanted:
+    shapes = [(int(np.sum(runs.place == fold)), parts[0].shape[-1]) for fold in range(folds)]
+    if [part.shape for part in parts] != shapes:
         raise DataError(f"'{runs.folder}' has probabilities of other records; remove it, and run again")
     probabilities = np.empty((len(runs.place), parts[0].shape[1]), np.float32)
     for fold, part in enumerate(parts):

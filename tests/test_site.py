@@ -128,6 +128,13 @@ def test_facts_of_layers(name: str, row: str) -> None:
     assert row in layer_pages.page_text(PAGES[name])
 
 
+@pytest.mark.parametrize("name", ["Data", "IMAELoss", "SoftmaxWithLossOHEM"])
+def test_the_parameter_of_the_type_comes_first(name: str) -> None:
+    fields = re.findall(r"(?m)^### `(\w+)`$", layer_pages.page_text(PAGES[name]))
+    first = {"Data": "data_param", "IMAELoss": "imae_loss_param", "SoftmaxWithLossOHEM": "softmax_param"}
+    assert fields[0] == first[name] and len(fields) == len(set(fields)) > 1
+
+
 def test_what_differs_is_a_section() -> None:
     text = layer_pages.page_text(PAGES["ReLU"])
     assert "## Differs\n\nFrom Caffe 1.0: without a `negative_slope` Caffe makes NaN" in text

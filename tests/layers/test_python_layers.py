@@ -138,7 +138,9 @@ def test_nets_without_such_a_layer_are_not_touched(here: Path) -> None:
 def test_the_commands_that_build_nets_have_the_flag(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([name, "--help"])
-    assert ("--no-python-layers" in capsys.readouterr().out) == (name in (*RUNS, "retrieve", "to-caffe"))
+    assert ("--no-python-layers" in capsys.readouterr().out) == (
+        name in (*RUNS, "retrieve", "to-caffe", "out-of-fold")
+    )
 
 
 def test_drawing_imports_nothing(here: Path) -> None:

@@ -14,6 +14,7 @@ from tolerances import tolerance
 
 from imae.cli.main import main
 from imae.converters.corrupt_labels import corrupt_labels
+from imae.converters.lmdb_writer import write_lmdb
 from imae.converters.split_lmdb import subset_lmdb
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.net.net import Net
@@ -212,6 +213,33 @@ def test_what_is_refused(
     Path("net.prototxt").write_text(net)
     assert error in refused([*COMMAND, *arguments], capfd)
     assert not Path("p.npz").exists() and not Path("p").exists()
+
+
+def test_options_for_the_nets_are_for_the_trainings_too(
+    started: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    passed: list[list[str]] = []
+    start = out_of_fold.start_training
+
+    def note(folder: Path, options: list[str]) -> subprocess.Popen[bytes]:
+        passed.append(options)
+        return start(folder, options)
+
+    monkeypatch.setattr(out_of_fold, "start_training", note)
+    options = ["--threads", "1", "--cpu", "--strict", "--no-python-layers"]
+    assert main([*COMMAND, *options, "--output", "p.npz"]) == 0
+    assert passed == [options] * 3
+    python = 'layer { name: "p" type: "Python" python_param { module: "m" layer: "L" } }'
+    Path("net.prototxt").write_text(NET + python)
+    assert "IMAE_NO_PYTHON_LAYERS forbids" in refused([*COMMAND, *options, "--output", "q.npz"], capfd)
+
+
+def test_keys_that_an_npz_cannot_hold(capfd: pytest.CaptureFixture[str]) -> None:
+    with open_lmdb("data/train_lmdb") as source:
+        write_lmdb("data/zero_lmdb", [(b"a", source.datum(0)), (b"b\0", source.datum(1))])
+    Path("net.prototxt").write_text(NET.replace("train_lmdb", "zero_lmdb"))
+    line = refused([*COMMAND, "--lmdb", "data/zero_lmdb", "--output", "p.npz", "--folds", "2"], capfd)
+    assert line == "imae: 'data/zero_lmdb' has keys that end in a zero byte; an .npz cannot hold them"
 
 
 def test_a_net_without_scores(started: list[str], capfd: pytest.CaptureFixture[str]) -> None:
