@@ -5,8 +5,8 @@
 CaffeNet, GoogLeNet, VGG-16, ResNet-50, MobileNet and a small SSD (architectures.py), of random weights, with
 one image and with a usual batch. Images are in memory; no way reads data. PyTorch has the same layers as a
 user of PyTorch writes them (plain_modules.py). All ways of a net are timed in turns in one process, OpenCV in
-one of its own; memory is measured in a process of its own for each way. torch.compile takes long: --compiled
-names the nets for which it is tried, `--compiled all` every one.
+one of its own; memory is measured in a process of its own for each way. torch.compile takes minutes:
+--compiled names the nets for which it is tried, `--compiled all` every one; by default none is.
 """
 
 from __future__ import annotations
@@ -45,19 +45,17 @@ Ways = dict[str, Callable[[], object]]
 PRODUCT, SIZE = "matrix product", 1024
 IMAE, EAGER, LAST, COMPILED = "imae", "eager", "channels-last", "compiled"
 RUNTIME, OPENCV = "ONNX Runtime", "OpenCV"
-COMPILED_NETS = ("CaffeNet",)
 RATE, MOMENTUM, DECAY = 1e-6, 0.9, 5e-4
 OPENCV_PROCESS = """
-import sys, time, json, cv2, numpy as np
+import sys, cv2, numpy as np
 net = cv2.dnn.readNetFromCaffe(sys.argv[1], sys.argv[2])
 images = np.load(sys.argv[3])
 for line in sys.stdin:
-    begun = time.perf_counter()
     net.setInput(images)
     outputs = net.forward(sys.argv[4:])
-    print(json.dumps(time.perf_counter() - begun), flush=True)
     if line.strip():
         np.savez(line.strip(), *outputs)
+    print("done", flush=True)
 """
 
 
@@ -209,7 +207,7 @@ class OpenCV:
         self._ask("")
 
     def results(self) -> list[Tensor]:
-        """The outputs of a pass."""
+        """The outputs of a pass, which the process writes to a file."""
         self._ask(str(self.folder / "outputs.npz"))
         with np.load(self.folder / "outputs.npz", allow_pickle=False) as arrays:
             return [torch.from_numpy(arrays[name]) for name in arrays.files]
@@ -357,7 +355,7 @@ def _one_memory(name: str, way: str, sending: Any) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nets", nargs="+", choices=NETS, default=[*NETS])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--compiled", nargs="*", choices=[*NETS, "all"], default=[*COMPILED_NETS])
+    parser.add_argument("--compiled", nargs="*", choices=[*NETS, "all"], default=[])
     parser.add_argument("--opencv-python", default="", metavar="PYTHON", help="a Python with OpenCV 4")
     parser.add_argument("--phase", choices=("train", "test"), default="", help="only this one")
     parser.add_argument("--no-memory", action="store_true", help="do not measure memory")

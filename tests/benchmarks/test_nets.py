@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.architectures import NETS, Architecture
 from benchmarks.measure import Timing
-from benchmarks.nets import COMPILED_NETS, EAGER, IMAE, PRODUCT, Given, _table, imae_pass, plain_pass, work
+from benchmarks.nets import EAGER, IMAE, PRODUCT, Given, _table, imae_pass, plain_pass, work
 from benchmarks.plain_modules import PlainNet
 from benchmarks.zoo import fill
 from imae.layers.common.dropout import Dropout
@@ -76,4 +76,3 @@ def test_the_table_has_a_column_for_each_way() -> None:
     text = _table("title", [("net, 1", 2 * 2**30, timings)])
     assert "| net, batch | imae, ms | imae / eager | imae / best PyTorch | GFLOP | of the rate |" in text
     assert "| net, 1 | 2000 | 0.50 | 0.50 | 2.1 | 0.33 |" in text
-    assert set(COMPILED_NETS) <= set(NETS)
