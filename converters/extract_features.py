@@ -23,6 +23,7 @@ from imae.files.atomic import atomic_folder
 from imae.files.caffe_log import log_line
 from imae.files.errors import DataError
 from imae.files.read import AnyPath
+from imae.net.inference import plan_inference
 from imae.net.net import Net
 from imae.prototxt import Datum
 
@@ -41,7 +42,7 @@ def extract_features(
                 f"Unknown feature blob name {name} in the network {net.name}; known: "
                 f"{', '.join(net.blob_shapes)}"
             )
-    net.to(device)
+    plan = plan_inference(net.to(device), names)
     counts = dict.fromkeys(names, 0)
     waiting: dict[str, list[Record]] = {name: [] for name in names}
     with ExitStack() as stack:
@@ -53,9 +54,7 @@ def extract_features(
             )
         log_line("extract_features.cpp:133", "Extracting Features", logging.ERROR)
         for _ in tqdm(range(batches), unit=" batches", disable=None):
-            with torch.no_grad():
-                inputs = {name: blob.to(device) for name, blob in net.next_batch().items()}
-                blobs = net.forward(inputs, keep=names)
+            blobs = plan.run(contiguous=True)
             for name, path in zip(names, paths, strict=True):
                 for datum in blob_datums(blobs[name].cpu().numpy(), name):
                     waiting[name].append((b"%010d" % counts[name], datum))

@@ -17,6 +17,7 @@ from imae.layers.run import Run
 from imae.net.inference import InferencePlan, plan_inference
 from imae.net.kernels import native, planned
 from imae.net.net import Net
+from imae.net.score import score
 from imae.prototxt import TEST, NetParameter, NetState
 from imae.prototxt.models.resnet import resnet
 from imae.prototxt.state import in_state
@@ -627,6 +628,27 @@ def test_data_layers_make_batches_unless_they_are_given() -> None:
     drawn = other.forward()["loss"]
     assert torch.equal(plan.run(given)["data"], given["data"])
     assert_same({"loss": plan.run()["loss"]}, {"loss": drawn.detach().double()})
+
+
+def test_score_runs_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`imae test`: the means are those of the plain net's batches, and so is a kept blob."""
+    text = DUMMY + conv("a", "data", "num_output: 3 kernel_h: 9 kernel_w: 7") + layer("ReLU", "a", "a")
+    text += layer("SoftmaxWithLoss", "a label", "loss")
+    passes = []
+    run = InferencePlan.run
+    monkeypatch.setattr(InferencePlan, "run", lambda plan: passes.append(plan.fast) or run(plan))
+    seen = []
+    means = score(
+        made(text), torch.device("cpu"), 3, keep=["a"], on_batch=lambda kept: seen.append(kept["a"])
+    )
+    assert passes == [True, True, True]
+    other = made(text)
+    with torch.no_grad():
+        want = [other.forward(keep=["a"]) for _ in passes]
+    mean = torch.stack([blobs["loss"] for blobs in want]).double().mean()
+    assert_same({"loss": torch.tensor(means["loss"])}, {"loss": mean})
+    for got, blobs in zip(seen, want, strict=True):
+        assert_same({"a": got}, {"a": blobs["a"].double()})
 
 
 def test_shapes_that_depend_on_values() -> None:
