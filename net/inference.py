@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from imae.net.fuse import fast_batch_norms, fuse_training
 from imae.net.inference_graph import Graph, Node, layers_of, make_graph
 from imae.net.inference_operations import Setting, in_order
 from imae.net.net import Net
-from imae.net.step import Step, run_step
+from imae.net.step import Step, run_checked, run_step
 from imae.prototxt import TEST
 
 SHAPES_AT_ONCE = 3  # Passes are planned for so many shapes of the bottoms: each has packed weights of its own
@@ -287,7 +288,7 @@ class _Program:
         for member in node.members:
             step = member.step
             known = all(self._shapes[place] is not None for place in member.bottoms)
-            compute = _as_tuple(step) if known else _checked(step)
+            compute = partial(run_checked, step) if known else _checked(step)
             places = tuple(member.bottoms)
             self._instructions.append(_Instruction(compute, places, tuple(member.tops), False, ()))
         if self._instructions and dead:
@@ -325,13 +326,3 @@ def _top_shapes(step: Step, bottoms: Sequence[Shape | None]) -> Sequence[Shape |
 def _checked(step: Step) -> Callable[..., tuple[Tensor, ...]]:
     """Runs a step on bottoms of any shape."""
     return lambda *bottoms: run_step(step, dict(zip(step.bottoms, bottoms, strict=True)))
-
-
-def _as_tuple(step: Step) -> Callable[..., tuple[Tensor, ...]]:
-    """Runs a step on bottoms of the planned shapes; a layer may return a tensor or a tuple."""
-
-    def run(*bottoms: Tensor) -> tuple[Tensor, ...]:
-        tops = step.run(*bottoms)
-        return (tops,) if isinstance(tops, Tensor) else tuple(tops)
-
-    return run

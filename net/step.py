@@ -111,6 +111,12 @@ def run_step(step: Step, values: Mapping[str, Tensor], memory: Memory | None = N
     return tops
 
 
+def run_checked(step: Step, *bottoms: Tensor) -> tuple[Tensor, ...]:
+    """Run a step, without gradients, on bottoms whose shapes have been checked; returns its tops."""
+    tops = step.run(*bottoms)
+    return (tops,) if isinstance(tops, Tensor) else tuple(tops)
+
+
 def mark_frees(steps: Sequence[Step]) -> None:
     """Note for each step the blobs that no later step reads."""
     last_reader = {bottom: index for index, step in enumerate(steps) for bottom in step.bottoms}
