@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -27,6 +28,11 @@ from imae.net.step import Memory, Step, run_step
 CPU = torch.device("cpu")
 Callback = Callable[[int], object]
 Place = tuple[Tensor, Tensor, tuple[Tensor, Tensor]]
+
+
+# Scripts and solvers may change weights between a forward and a backward pass, which then reads the new ones.
+# Autograd would refuse that where it notices it; it looks for changes only where there are no such hooks.
+_UNCHECKED = torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved)
 
 
 class BlobMemory:
@@ -146,7 +152,8 @@ class Stepwise:
             blob = self.blobs[step.memory]
             memory = Memory(lambda: blob.data)
         _call(self.before_compute, index)
-        with torch.set_grad_enabled(step.need_backward):
+        unchecked = _UNCHECKED if step.layer.blobs else nullcontext()
+        with torch.set_grad_enabled(step.need_backward), unchecked:
             tops = run_step(step, bottoms, memory)
         if isinstance(step.layer, DataLayer):
             tops = tuple(top.to(self.device, non_blocking=True) for top in tops)

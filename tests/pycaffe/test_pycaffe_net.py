@@ -397,3 +397,22 @@ def test_gpu_mode_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nets_compute_the_same_with_memory_elsewhere(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(path.parent))
     assert reference.replay(reference.load(path)) > 0
+
+
+def test_weights_may_change_between_a_forward_and_a_backward_pass(tmp_path: Path) -> None:
+    """Caffe: the backward pass reads the weights as they are then, however they were changed."""
+    net, other = make(tmp_path), make(tmp_path, seed=2)
+    diffs = []
+    for change in ("array", "load"):
+        net.forward(x=normal(3, 2, 5, 7))
+        if change == "load":
+            net.share_with(make(tmp_path))
+            net.forward(x=normal(3, 2, 5, 7))
+            other.save(tmp_path / "weights")
+            net.copy_from(tmp_path / "weights")
+        else:
+            for name, blobs in net.params.items():
+                for blob, source in zip(blobs, other.params[name], strict=True):
+                    blob.data[...] = source.data
+        diffs.append(net.backward(ip=normal(3, 6, seed=1))["x"].copy())
+    np.testing.assert_array_equal(*diffs)
