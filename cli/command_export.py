@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imae.cli.description_options import (
     add_description_options,
@@ -38,14 +39,14 @@ from imae.cli.options import add_net_options, chosen_net
 from imae.cli.output_files import check_output_files
 from imae.cli.page_options import add_page_options, check_page_options, write_chosen_page
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
-from imae.converters.deploy import InputShape
-from imae.converters.embed import Embedding
-from imae.converters.export_onnx import DEFAULT_OPSET, NEWEST_OPSET, OLDEST_OPSET, ExportOptions, export_file
-from imae.converters.export_torch import Target, export_torch
 from imae.converters.onnx_values import value_shape
+from imae.converters.opset import DEFAULT_OPSET, NEWEST_OPSET, OLDEST_OPSET
 from imae.converters.preprocessing import Preprocessing, size_text
 from imae.files.errors import ExportError, printable
-from imae.layers.layer import Shape
+
+if TYPE_CHECKING:
+    from imae.converters.deploy import InputShape
+    from imae.converters.export_torch import Target
 
 # Suffixes of other files: a model under such a name would be taken for one of them.
 NOT_WRITTEN = ("pt", "pth", "ckpt", "caffemodel", "h5", "prototxt", "html", "md", "tflite", "engine")
@@ -139,6 +140,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export the net; print what was written and compared."""
+    from imae.converters.embed import Embedding
+    from imae.converters.export_onnx import ExportOptions, export_file
+
     outputs = {"--output": args.output, "--card": card_path(args), "--html": args.html}
     check_output_files(outputs, [args.model, args.weights, args.labels, args.mean])
     suffix = Path(args.output).suffix.lower().removeprefix(".")
@@ -221,6 +225,8 @@ def _print_preparation(known: Preprocessing | None, shapes: Mapping[str, Sequenc
 
 def _run_torch(args: argparse.Namespace, to: Target) -> None:
     """Write a file of PyTorch's."""
+    from imae.converters.export_torch import export_torch
+
     known = (*FOR_ALL, "parser", "command_line", *(["fixed_batch"] if to == "pt2" else []))
     for name, value in vars(args).items():
         if name not in known and value != args.parser.get_default(name):
@@ -254,6 +260,8 @@ def _print_difference(sizes: str, difference: float, largest: float) -> None:
 
 def read_shapes(texts: Sequence[str]) -> InputShape | None:
     """The shapes of --input-shape: one without a name, or several by name; None without the option."""
+    from imae.layers.layer import Shape
+
     named: dict[str, Shape] = {}
     for text in texts:
         name, _, numbers = text.rpartition(":")

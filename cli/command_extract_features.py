@@ -16,11 +16,8 @@ import logging
 import re
 
 from imae.cli.options import add_dialect_option, add_strict_option
-from imae.converters.extract_features import extract_features
 from imae.files.errors import DataError, DeviceError
-from imae.net.device import DeviceLog, GpuRequest, choose_device
-from imae.net.net import Net
-from imae.net.weights import load_to_use
+from imae.net.device_log import DeviceLog, GpuRequest
 from imae.prototxt import TEST, NetState
 from imae.prototxt.dialects import read_net_text
 from imae.prototxt.state import in_state
@@ -55,6 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Load the net and write the LMDBs."""
+    from imae.converters.extract_features import extract_features
+    from imae.net.device import choose_device
+    from imae.net.net import Net
+    from imae.net.weights import load_to_use
+
     names, paths = args.blobs.split(","), args.databases.split(",")
     if len(names) != len(paths):
         raise DataError(

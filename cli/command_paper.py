@@ -34,17 +34,10 @@ from imae.cli.device_options import (
 )
 from imae.cli.output_files import check_output_files
 from imae.files.errors import ImaeError, printable
-from imae.net.device import choose_device, keep_freed_memory, set_threads
-from imae.paper import figures, tables
 from imae.paper.data import Cifar10, Cifar100, Sources, make_folder
 from imae.paper.experiments import GRIDS, Run, Scale, runs
 from imae.paper.grid import run_folder, train_all
-from imae.paper.readme import update_readme
 from imae.paper.record import RECORDS, Record, read_record, read_records
-from imae.paper.recorded_net import recorded_net
-from imae.paper.report import write_report
-from imae.paper.results_page import update_results_page
-from imae.paper.training import train
 
 WITHOUT_TRAINING = ("table3", "table4", "figure1", "figure5", "report")
 OUTPUT = "data/paper"
@@ -144,6 +137,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _print_net(wanted: str, records: Path) -> None:
     """Print the train_val net of a record; a comment on top tells how it differs from the run's own file."""
+    from imae.paper.recorded_net import recorded_net
+
     path = Path(wanted) if wanted.endswith(".json") else records / f"{wanted}.json"
     if not wanted or not path.exists():
         raise ImaeError(
@@ -158,6 +153,8 @@ def _print_net(wanted: str, records: Path) -> None:
 
 
 def _train(args: argparse.Namespace, wanted: list[Run], images: Sources, records: Path) -> None:
+    from imae.net.device import choose_device
+
     threads, options = args.threads, []
     device = choose_device(requested_gpu(args.gpu))
     if chosen_recorder(args, device):
@@ -174,6 +171,8 @@ def _train(args: argparse.Namespace, wanted: list[Run], images: Sources, records
 
 def _show(args: argparse.Namespace, records: list[Record]) -> None:
     """Print the tables of this name, and draw its figure."""
+    from imae.paper import figures, tables
+
     if args.what in tables.NAMES:
         tables.print_table(args.what, records, mars=args.mars, log=args.log, noise=args.noise, loss=args.loss)
     if args.what in figures.NAMES and (args.output or args.what.startswith("figure")):
@@ -183,6 +182,10 @@ def _show(args: argparse.Namespace, records: list[Record]) -> None:
 
 
 def _report(args: argparse.Namespace, records: list[Record]) -> None:
+    from imae.paper.readme import update_readme
+    from imae.paper.report import write_report
+    from imae.paper.results_page import update_results_page
+
     path = args.output or _default_output("report.html")
     outputs = {"--output": path, "--results": args.results, "--readme": args.readme}
     check_output_files(outputs, [args.mars])
@@ -202,6 +205,9 @@ def _default_output(name: str) -> Path:
 
 def _train_one(args: argparse.Namespace, records: Path) -> None:
     """Train a run inside --work, so that its prototxts hold no absolute paths."""
+    from imae.net.device import choose_device, keep_freed_memory, set_threads
+    from imae.paper.training import train
+
     try:
         wanted = Run(**json.loads(args.run_json or "null"))
     except (ImaeError, ValueError, TypeError) as error:

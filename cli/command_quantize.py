@@ -21,8 +21,6 @@ import os
 
 from imae.cli.output_files import check_output_files
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
-from imae.converters.quantize_onnx import BATCH, quantize_file
-from imae.converters.run_onnx import run_file
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Quantize; print the sizes and, with --lmdb, the accuracies."""
+    from imae.converters.quantize_onnx import BATCH, quantize_file
+    from imae.converters.run_onnx import run_file
+
     check_output_files({"OUTPUT": args.output}, [args.model, args.mean])
     preprocessing = chosen_preprocessing(args)
     quantize_file(args.model, args.output, args.to, args.calibrate, args.records, preprocessing)

@@ -17,6 +17,7 @@ import json
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imae.cli.device_options import add_gpu_option, requested_gpu
 from imae.cli.options import add_dialect_option, add_strict_option
@@ -24,21 +25,13 @@ from imae.cli.picture_options import pixel_count
 from imae.converters.preprocessing import SELF_PREPARING, Preprocessing
 from imae.files.atomic import atomic_file, write_atomically
 from imae.files.errors import DataError, ImaeError
-from imae.net.device import choose_device
-from imae.paper.embedding import Model, net_model, onnx_model
 from imae.paper.expected import TABLE_3
-from imae.paper.mars import read_test_protocol
+from imae.paper.mars import BATCH_SIZE, read_test_protocol
 from imae.paper.retrieval import evaluate
-from imae.paper.tables import mars_results
-from imae.paper.tracklet_features import (
-    BATCH_SIZE,
-    folder_images,
-    lmdb_images,
-    read_features,
-    tracklet_features,
-    write_features,
-)
 from imae.prototxt import TransformationParameter
+
+if TYPE_CHECKING:
+    from imae.paper.embedding import Model
 
 RANKS = (1, 5, 10, 20)
 # Options that have no effect when kept features are evaluated.
@@ -102,6 +95,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compute or read the features; print mAP and CMC."""
+    from imae.paper.tables import mars_results
+    from imae.paper.tracklet_features import (
+        folder_images,
+        lmdb_images,
+        read_features,
+        tracklet_features,
+        write_features,
+    )
+
     if (args.results is None) != (args.loss is None):
         raise ImaeError("--results FILE and --loss NAME go together")
     others = mars_results(args.results) if args.results is not None and Path(args.results).exists() else {}
@@ -138,6 +140,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _model(args: argparse.Namespace) -> Model:
+    from imae.net.device import choose_device
+    from imae.paper.embedding import net_model, onnx_model
+
     device = choose_device(requested_gpu(args.gpu))
     if args.onnx is not None:
         if args.model or args.weights or args.dialect:

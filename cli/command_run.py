@@ -31,16 +31,17 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from imae.cli.output_files import check_output_files
 from imae.cli.preprocessing_options import add_preprocessing_options, chosen_preprocessing
 from imae.converters.labels import by_number, read_labels
-from imae.converters.noisy_accuracy import NoisyAccuracy, TrueLabels, noted
-from imae.converters.predict import Prediction, open_model
-from imae.converters.run_report import ReportOptions, RunReport
 from imae.converters.run_sources import find_images
 from imae.files.atomic import write_atomically
 from imae.files.errors import DataError
+
+if TYPE_CHECKING:
+    from imae.converters.predict import Prediction
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +110,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print what the model finds in each image; the accuracy; the speed, where it means something."""
+    from imae.converters.noisy_accuracy import NoisyAccuracy, TrueLabels, noted
+    from imae.converters.predict import open_model
+    from imae.converters.run_report import ReportOptions, RunReport
+
     sources, lmdb = [*args.sources, *args.images], args.lmdb
     if lmdb is None and len(sources) == 1 and os.path.isfile(os.path.join(sources[0], "data.mdb")):
         lmdb, sources = sources[0], []

@@ -15,15 +15,9 @@ import shutil
 
 from imae.cli.command_export import read_shapes
 from imae.cli.options import add_dialect_option, add_strict_option, chosen_net, level
-from imae.converters.deploy import deploy_net
 from imae.files.atomic import write_atomically
 from imae.files.errors import ExportError
-from imae.layers.run import Run
-from imae.net.net import Net
-from imae.net.summary import summarize
-from imae.net.weights import load_caffemodel
 from imae.prototxt import NetParameter
-from imae.train.doctor.nets import Zeros
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the summary."""
+    from imae.layers.run import Run
+    from imae.net.net import Net
+    from imae.net.summary import summarize
+    from imae.net.weights import load_caffemodel
+    from imae.train.doctor.nets import Zeros
+
     net = Net(_net(args), Run(Zeros(0)))
     report = load_caffemodel(net, args.weights, args.dialect) if args.weights else None
     summary = summarize(net)
@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _net(args: argparse.Namespace) -> NetParameter:
+    from imae.converters.deploy import deploy_net
+
     whole = args.phase is not None
     if whole and (args.batch is not None or args.input_shape):
         raise ExportError("--phase is for the net as it is; leave out --batch and --input-shape")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 
 from imae.cli.device_options import add_gpu_option, add_threads_option
-from imae.paper.sweep import run_sweep
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train what is missing; print the tables; write the report."""
+    from imae.paper.sweep import run_sweep
+
     options = [] if args.threads is None else ["--threads", str(args.threads)]
     if args.gpu is not None:
         options += ["--gpu", args.gpu]

@@ -33,16 +33,11 @@ from imae.cli.device_options import (
     requested_gpu,
 )
 from imae.cli.options import add_net_options, chosen_net
-from imae.converters.net_on_noisy_labels import NetOnNoisyLabels
 from imae.files.atomic import write_atomically
 from imae.files.caffe_log import log_line
 from imae.files.errors import ImaeError
 from imae.files.file_kinds import FileKind, mistaken_file
-from imae.layers.run import Run
-from imae.net.device import DeviceLog, choose_device, set_threads
-from imae.net.net import Net
-from imae.net.score import score
-from imae.net.weights import load_to_use
+from imae.net.device_log import DeviceLog
 from imae.prototxt.dialects import read_solver_dialect
 from imae.train.detection_evaluation import AP_VERSIONS, DetectionEvaluation, log_precisions
 
@@ -94,6 +89,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Log the outputs of each batch, then their means."""
+    from imae.converters.net_on_noisy_labels import NetOnNoisyLabels
+    from imae.layers.run import Run
+    from imae.net.device import choose_device, set_threads
+    from imae.net.net import Net
+    from imae.net.score import score
+    from imae.net.weights import load_to_use
+
     if args.model and args.file:
         raise ImaeError(f"two nets are given: {args.file} and --model {args.model}; give one")
     model = args.model or args.file

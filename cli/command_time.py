@@ -15,18 +15,20 @@ from __future__ import annotations
 import argparse
 import logging
 from time import perf_counter
-
-import torch
+from typing import TYPE_CHECKING
 
 from imae.cli.device_options import add_gpu_option, add_threads_option, requested_gpu
 from imae.cli.options import add_net_options, chosen_net
 from imae.files.caffe_log import log_line, number
 from imae.files.errors import ImaeError
-from imae.net.device import DeviceLog, choose_device, set_threads
-from imae.net.net import Net
-from imae.net.no_loss import no_loss_message, stages_of_losses
-from imae.net.stepwise import Stepwise
+from imae.net.device_log import DeviceLog
 from imae.prototxt import TRAIN
+
+if TYPE_CHECKING:
+    import torch
+
+    from imae.net.net import Net
+    from imae.net.stepwise import Stepwise
 
 DEVICE_LOG = DeviceLog(
     cpu=("caffe.cpp:343", "Use CPU."), gpu=[("caffe.cpp:339", "Use GPU with device ID {id}")]
@@ -46,6 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Log what `caffe time` logs."""
+    from imae.net.device import choose_device, set_threads
+    from imae.net.net import Net
+    from imae.net.no_loss import no_loss_message, stages_of_losses
+
     if not args.model:
         raise ImaeError("Need a model definition to time: --model NET")
     if args.iterations < 1:
@@ -86,6 +92,8 @@ class LayerClock:
         self.layers[index] += 1e3 * (self._now() - self._started)
 
     def _now(self) -> float:
+        import torch
+
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return perf_counter()
@@ -103,6 +111,8 @@ def timed(stepwise: Stepwise) -> tuple[LayerClock, LayerClock]:
 
 def measure(net: Net, device: torch.device, iterations: int) -> tuple[list[float], list[float]]:
     """Log the times of the layers; returns their means, forward and backward, in milliseconds."""
+    from imae.net.stepwise import Stepwise
+
     stepwise = Stepwise(net, device)
     log_line("caffe.cpp:351", "Performing Forward")
     log_line("caffe.cpp:356", f"Initial loss: {number(stepwise.forward())}")

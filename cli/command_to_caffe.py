@@ -16,7 +16,6 @@ import argparse
 from imae.cli.command_export import read_shapes
 from imae.cli.options import add_net_options, chosen_net
 from imae.cli.output_files import check_output_files
-from imae.converters.to_caffe import read_mapping, to_caffe
 from imae.files.errors import printable
 
 
@@ -53,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the caffemodel; print what was written and compared."""
+    from imae.converters.to_caffe import read_mapping, to_caffe
+
     check_output_files({"--output": args.output}, [args.model, args.state, args.map, args.reference])
     result = to_caffe(
         chosen_net(args.model, args),

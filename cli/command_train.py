@@ -18,8 +18,7 @@ import logging
 import os
 from contextlib import nullcontext
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from imae.cli.device_options import (
     add_data_cache_option,
@@ -36,27 +35,18 @@ from imae.cli.device_options import (
 from imae.cli.options import add_dialect_option, add_strict_option, level
 from imae.files.caffe_log import log_line
 from imae.files.errors import ImaeError, PrototxtError, check_utf8
-from imae.layers.ranks import Ranks
-from imae.net import kernels
-from imae.net.device import (
-    DeviceLog,
-    GpuRequest,
-    choose_device,
-    gpus,
-    keep_freed_memory,
-    set_precision,
-    set_threads,
-)
+from imae.net.device_log import DeviceLog, GpuRequest
 from imae.prototxt import SolverParameter
 from imae.prototxt.dialects import read_solver_dialect
 from imae.prototxt.leftovers import report_leftovers
-from imae.train.launched_ranks import is_launched, join_ranks, spawn
-from imae.train.next_steps import next_steps
-from imae.train.options import Options
 from imae.train.progress import training_bar
 from imae.train.signals import SignalRequests, action
 from imae.train.snapshot_lock import writing_alone
-from imae.train.solver import Solver
+
+if TYPE_CHECKING:
+    import torch
+
+    from imae.layers.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +136,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train to the end, or until a signal stops it; the exit status, on several GPUs that of the ranks."""
+    from imae.net.device import gpus
+    from imae.train.launched_ranks import is_launched, join_ranks, spawn
+
     request = requested_gpu(args.gpu)
     if not is_launched() and request is not None and ("," in request.wanted or request.wanted == "all"):
         count = len(gpus(*request))
@@ -157,6 +150,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace, ranks: Ranks) -> None:
+    import torch
+
+    from imae.net import kernels
+    from imae.net.device import keep_freed_memory, set_precision, set_threads
+    from imae.train.next_steps import next_steps
+    from imae.train.options import Options
+    from imae.train.solver import Solver
+
     if args.file and args.solver and args.file != args.solver:
         raise ImaeError(f"Two solvers are given: {args.file} and --solver {args.solver}; give one")
     path = args.file or args.solver
@@ -249,6 +250,8 @@ def _set_train_state(param: SolverParameter, args: argparse.Namespace, path: str
 
 def _device(param: SolverParameter, args: argparse.Namespace, ranks: Ranks) -> torch.device:
     """The device of --gpu or --cpu, or of solver_mode where the file sets it; its default does not count."""
+    from imae.net.device import choose_device
+
     request = requested_gpu(args.gpu)
     asks_for_gpu = param.HasField("solver_mode") and param.solver_mode == SolverParameter.GPU
     if request is None and asks_for_gpu and not args.cpu:

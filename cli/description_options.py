@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from imae.converters.describe_model import About
-from imae.converters.export_onnx import Export
 from imae.converters.labels import read_labels
-from imae.converters.model_card import write_card
+
+if TYPE_CHECKING:
+    from imae.converters.describe_model import About
+    from imae.converters.export_onnx import Export
 
 
 def add_description_options(parser: argparse.ArgumentParser) -> None:
@@ -32,12 +34,16 @@ def add_description_options(parser: argparse.ArgumentParser) -> None:
 
 def chosen_description(args: argparse.Namespace) -> About:
     """What these options say; the labels are read."""
+    from imae.converters.describe_model import About
+
     labels = [] if args.labels is None else read_labels(args.labels)
     return About(args.model, args.weights, labels, args.license)
 
 
 def write_chosen_card(args: argparse.Namespace, result: Export) -> None:
     """Write the model card, if it is asked for, and print its name."""
+    from imae.converters.model_card import write_card
+
     if (card := card_path(args)) is not None:
         write_card(result.model, card, args.output)
         print(f"wrote {card}, the model card")

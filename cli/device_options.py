@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from functools import partial
-
-import torch
+from typing import TYPE_CHECKING
 
 from imae.files.errors import DeviceError, ImaeError
 from imae.files.limits import memory_size
 from imae.layers.data.data_resources import DataResources
-from imae.net.cuda_graph import CudaRecorder, Recorder
-from imae.net.device import GpuRequest
+from imae.net.device_log import GpuRequest
+
+if TYPE_CHECKING:
+    import torch
+
+    from imae.net.cuda_graph import Recorder
 
 
 def add_gpu_option(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +46,8 @@ def add_double_option(parser: argparse.ArgumentParser) -> None:
 
 def chosen_dtype(args: argparse.Namespace) -> torch.dtype:
     """The dtype of the blobs: float64 with --double, else float32."""
+    import torch
+
     return torch.float64 if args.double else torch.float32
 
 
@@ -102,6 +107,8 @@ def chosen_recorder(
     args: argparse.Namespace, device: torch.device, plain: bool = False
 ) -> Callable[[], Recorder] | None:
     """The maker of recorders if --cuda-graph is given, else None; `plain`: whether --plain is given, too."""
+    from imae.net.cuda_graph import CudaRecorder
+
     if not args.cuda_graph:
         return None
     if device.type == "cpu":

@@ -80,6 +80,12 @@ COMMANDS = {
     "paper": "the tables and figures of the IMAE paper: trained, measured, set beside the paper's",
 }
 
+# Commands that compute with nets. torch is imported once their arguments are read, not for their help.
+COMPUTING = (
+    "train", "test", "time", "extract-features", "export", "to-caffe", "run", "retrieve", "quantize",
+    "summary",
+)  # fmt: skip
+
 # Commands that print results. Their log has warnings and errors alone, and what comes from the source file of
 # Caffe's tool whose results it has; the rest, such as the net's own log, is for --verbose.
 QUIET = {
@@ -228,6 +234,9 @@ def _run(arguments: Sequence[str]) -> int:
         sleep_soon()  # before a command imports torch
         command = command_module(name)
         args = make_parser(name).parse(arguments[1:])
+        if name in COMPUTING:
+            with _no_garbage_collection():
+                importlib.import_module("torch")
         args.command_line = list(arguments)
         strict = bool(getattr(args, "strict", False))  # only commands that build nets have these two
         refuses_python = bool(getattr(args, "no_python_layers", False))
@@ -256,8 +265,7 @@ def make_parser(name: str) -> Parser:
 
 def command_module(name: str) -> Command:
     """Import the module of one of COMMANDS."""
-    with _no_garbage_collection():
-        return cast(Command, importlib.import_module(f"imae.cli.command_{name.replace('-', '_')}"))
+    return cast(Command, importlib.import_module(f"imae.cli.command_{name.replace('-', '_')}"))
 
 
 @contextmanager

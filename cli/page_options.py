@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from imae.converters.export_onnx import Export
-from imae.converters.html_page import PACKAGE, find_ort_web, measured, write_page
 from imae.files.errors import ExportError
+
+if TYPE_CHECKING:
+    from imae.converters.export_onnx import Export
 
 
 def add_page_options(parser: argparse.ArgumentParser) -> None:
@@ -20,12 +22,15 @@ def add_page_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ort-web",
         metavar="FOLDER",
-        help=f"the folder of npm's package onnxruntime-web, which has the runtime ({PACKAGE})",
+        help="the folder of npm's package onnxruntime-web, which has the runtime "
+        "(node_modules/onnxruntime-web)",
     )
 
 
 def check_page_options(args: argparse.Namespace) -> None:
     """An error where these options cannot be right, before anything is written."""
+    from imae.converters.html_page import find_ort_web
+
     if args.html is None:
         if args.ort_web is not None:
             raise ExportError("--ort-web is for the page of --html; give both, or leave it out")
@@ -35,6 +40,8 @@ def check_page_options(args: argparse.Namespace) -> None:
 
 def write_chosen_page(args: argparse.Namespace, result: Export) -> None:
     """Write the page, if it is asked for; print what was written, and what is missing."""
+    from imae.converters.html_page import measured, write_page
+
     if args.html is None:
         return
     runtime = write_page(

@@ -34,6 +34,8 @@ from imae.converters.describe_model import About, describe
 from imae.converters.dynamic_size import DynamicSize, Sides, at_size, find_dynamic_size
 from imae.converters.embed import Embedded, Embedding, check_embedded, embed_preprocessing
 from imae.converters.graph import Graph
+from imae.converters.opset import DEFAULT_OPSET as DEFAULT_OPSET
+from imae.converters.opset import NEWEST_OPSET, OLDEST_OPSET
 from imae.converters.preprocessing import NOTHING, Preprocessing, PreprocessingOptions, Size, size_text
 from imae.converters.size_steps import size_steps
 from imae.files.atomic import write_atomically
@@ -50,8 +52,6 @@ from imae.prototxt import NetParameter
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_OPSET = 17
-OLDEST_OPSET, NEWEST_OPSET = 13, 22
 # The version of the file format that belongs to each operator set; old runtimes refuse newer versions.
 IR_VERSION = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10}
 

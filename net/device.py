@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
-from imae.files.caffe_log import log_line
 from imae.files.errors import DeviceError, ImaeError
 from imae.layers.data.data_resources import most_threads, usable_cores
+from imae.net.device_log import DeviceLog as DeviceLog
+from imae.net.device_log import GpuRequest as GpuRequest
 
 
 def gpu(wanted: str, asked_by: str, instead: str) -> torch.device:
@@ -50,41 +48,6 @@ def gpus_of_ranks(wanted: str, asked_by: str, instead: str, count: int) -> list[
     if len(ids) < count or (len(ids) > count and not from_first):
         raise DeviceError(f"{asked_by}: one GPU is needed for each of {count} ranks here; got {len(ids)}")
     return ids[:count]
-
-
-class GpuRequest(NamedTuple):
-    """A request for GPUs: `0`, `0,1` or `all`; the option that asks for it; what to do without a GPU."""
-
-    wanted: str
-    asked_by: str
-    instead: str
-
-
-class DeviceLog(NamedTuple):
-    """How one of Caffe's tools logs its device: (place in the tool's source, text).
-
-    In a text, {ids} stands for the ids of all GPUs, {id} and {name} for the id and name of one.
-
-    cpu      the line for the CPU
-    gpus     the lines for all GPUs together
-    gpu      the lines for each GPU
-    """
-
-    cpu: tuple[str, str]
-    gpus: Sequence[tuple[str, str]] = ()
-    gpu: Sequence[tuple[str, str]] = ()
-    level: int = logging.INFO
-
-    def write(self, ids: Sequence[int]) -> None:
-        """Log that these GPUs compute, or the CPU if there are none."""
-        if not ids:
-            log_line(*self.cpu, self.level)
-        for place, text in self.gpus if ids else ():
-            log_line(place, text.format(ids=", ".join(map(str, ids))), self.level)
-        for index in ids:
-            for place, text in self.gpu:
-                name = torch.cuda.get_device_name(index) if "{name}" in text else ""
-                log_line(place, text.format(id=index, name=name), self.level)
 
 
 def choose_device(

@@ -22,6 +22,8 @@ from imae.files.errors import DataError
 from imae.files.read import AnyPath
 from imae.paper.retrieval import JUNK, Numbers, Tracklets, read_queries, read_tracklets
 
+BATCH_SIZE = 128  # images that a model is given at once
+
 Part = Literal["train", "test"]
 
 # A path, or a key of an LMDB: the name alone, or after a folder or an index.

@@ -20,10 +20,9 @@ from imae.files.read import AnyPath, open_to_read
 from imae.layers.data.datum import array_from_datum
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.paper.embedding import Array, Images, Model, features
-from imae.paper.mars import find_images, order_images
+from imae.paper.mars import BATCH_SIZE, find_images, order_images
 from imae.paper.retrieval import Features, Tracklets, average_tracklets
 
-BATCH_SIZE = 128
 # The exceptions that numpy raises for a file that is not one of its archives, or is damaged.
 NPZ_ERRORS = (
     OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, MemoryError, NotImplementedError,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Array = NDArray[np.floating[Any]]
 MAX_PENDING = 1000  # scalars that may stay on the device unread
@@ -30,6 +31,8 @@ class DeviceScalars:
 
     def read(self) -> list[float]:
         """The scalars that were added since the last call; waits for the device."""
+        import torch  # not above: the help of commands imports this file
+
         values: list[float] = torch.stack(self._pending).tolist() if self._pending else []
         self._pending = []
         return values

@@ -13,7 +13,7 @@ from imae.layers.registry import layer_class, layer_types
 
 PROGRAM = """
 import sys
-import imae.cli.main, imae.cli.command_train
+import imae.cli.main, imae.cli.command_train, imae.train.solver
 from imae.net.net import Net
 from imae.prototxt.models.resnet import resnet
 from fed_nets import fed, unfilled
@@ -52,3 +52,11 @@ def test_an_unknown_type_lists_those_of_all_modules() -> None:
         layer_class("Sigmoids")
     for name in layer_types():
         assert name in str(caught.value)
+
+
+def test_no_help_waits_for_torch() -> None:
+    """That of no command, in one process; the completion has all options and needs none either."""
+    program = "import contextlib, io, sys; from imae.cli.main import COMMANDS, main, make_parser\n"
+    program += "for name in COMMANDS: assert make_parser(name).format_help()\n"
+    program += "with contextlib.redirect_stdout(io.StringIO()): main(['completion', 'bash'])\n"
+    assert "torch" not in output(program + "print(*sys.modules)")

@@ -23,7 +23,6 @@ import torch
 from rank_runs import PATIENCE, Job, ending, fail_beside_one_that_waits, job, train
 from tolerances import tolerance
 
-from imae.cli import command_train
 from imae.cli.main import main
 from imae.converters.lmdb_writer import write_lmdb
 from imae.files.errors import DeviceError, ImaeError, LayerError
@@ -532,7 +531,7 @@ def test_several_gpus_mean_as_many_ranks(here: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     started: list[Any] = []
-    monkeypatch.setattr(command_train, "spawn", lambda *what: started.append(what) or 0)
+    monkeypatch.setattr("imae.train.launched_ranks.spawn", lambda *what: started.append(what) or 0)
     assert main(["train", "solver.prototxt", f"-gpu={wanted}"]) == 0
     assert started == [(2, ["train", "solver.prototxt", f"-gpu={wanted}"])]
 
