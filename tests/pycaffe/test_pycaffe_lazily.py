@@ -320,11 +320,20 @@ def test_a_net_that_is_reshaped_has_the_shapes_for_its_inputs_not_for_their_valu
     found = []
     for net in Pair.made(NETS["chosen"], 1, torch.float32).both:
         net.forward(x=images(), y=np.array([1, 0]))
-        assert net.blobs["half"].shape == (1, 2, 4, 3)
-        net.forward(x=images(), y=np.array([1, 0]))
         net.reshape()
         found.append([net.blobs[name].data.shape for name in ("chosen", "half", "tanh")])
+        net.forward()
+        assert net.blobs["half"].shape == (1, 2, 4, 3)
     assert found[0] == found[1] == [(2, 2, 4, 3)] * 3
+
+
+def test_a_blob_that_a_script_has_reshaped_has_its_shape_again_after_a_pass() -> None:
+    for net in Pair.made(CLASSIFIER, 1, torch.float32).both:
+        net.forward(x=images())
+        net.blobs["sum"].reshape(5, 7)
+        assert net.blobs["sum"].shape == (5, 7)
+        net.forward()
+        assert net.blobs["sum"].shape == (2, 4, 5, 4)
 
 
 def test_the_script_runner_notices_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
