@@ -142,3 +142,26 @@ def test_an_array_that_a_script_holds_shows_each_iterations_diff() -> None:
         assert torch.equal(torch.from_numpy(held), parameter.grad) and held.any()
     own.update.clear_diffs()
     assert not held.any()
+
+
+TWO_PARAMETERS = """
+base_lr: 0.5 lr_policy: "fixed" momentum: 0 weight_decay: 0 snapshot_after_train: false
+net_param {
+  layer { name: "a" type: "Parameter" top: "a" parameter_param { shape { dim: 2 dim: 3 } } }
+  layer { name: "b" type: "Parameter" top: "b" parameter_param { shape { dim: 2 dim: 3 } } }
+  layer { name: "sum" type: "Eltwise" bottom: "a" bottom: "b" top: "sum" }
+  layer { name: "triple" type: "Power" bottom: "sum" top: "triple" power_param { scale: 3 } }
+  layer { name: "loss" type: "Reduction" bottom: "triple" top: "loss" loss_weight: 1 }
+}
+"""
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("more", ["", "iter_size: 2"])
+def test_blobs_with_the_same_gradient_have_each_its_own(more: str, fast: bool) -> None:
+    """Autograd stores one memory for both, and an update changes it in-place, as a second pass does."""
+    param = parse_solver(TWO_PARAMETERS + more)
+    own = Solver(param, Options(fast=fast))
+    own.step(2)
+    assert len(own.net.learnable) == 2
+    assert all(torch.equal(p.detach(), torch.full((2, 3), -3.0)) for p in own.net.learnable)
