@@ -97,6 +97,12 @@ class AheadLayer(DataLayer):
         self._state: State = {}
         self._last_unfinished: Sequence[Started[None]] = ()
 
+    def __getstate__(self) -> State:
+        """A copy has made no batch ahead: threads cannot be copied. So this layer makes its own again."""
+        if self._pending:
+            self.set_state(self._state)
+        return {**self.__dict__, "_executor": None}
+
     def begin(self) -> None:
         """Note the state before the first batch."""
         self._state = self._state_now()

@@ -231,6 +231,17 @@ def test_a_file_that_is_gone_is_an_error_of_the_batch_that_needs_it() -> None:
     layer.close()
 
 
+def test_a_copy_goes_on_after_the_last_batch_that_was_returned() -> None:
+    write_hdf5(4, 3, 2)
+    layer = build(HDF5, DataResources(0))
+    batches(layer, 2)
+    twin = copy.deepcopy(layer)  # threads, and what waits, cannot be copied
+    want = batches(layer, 4)
+    assert_same(batches(twin, 4), want)
+    for one in (layer, twin):
+        one.close()
+
+
 # -- DummyData -----------------------------------------------------------------------------------------------
 
 DUMMY = """type: "DummyData" top: "a" top: "b" top: "c" dummy_data_param {
