@@ -78,6 +78,14 @@ def test_the_kernel_is_the_rule(dtype: torch.dtype, count: int) -> None:
 
 
 @built
+def test_no_decay_is_no_product_with_the_weights() -> None:
+    """Caffe: a running variance that has overflowed, which no rate changes, stays infinite."""
+    weight, nothing = torch.tensor([torch.inf, 2.0]), torch.zeros(2)
+    sgd([weight], [nothing.clone()], [nothing.clone()], 0.0, 0.9, 0.0)
+    assert weight.tolist() == [torch.inf, 2]
+
+
+@built
 def test_the_kernel_is_for_one_order_in_memory_and_one_type() -> None:
     a = torch.randn(4, 3, 2, 5)
     last = a.contiguous(memory_format=torch.channels_last)
