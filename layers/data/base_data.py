@@ -142,7 +142,7 @@ class AheadLayer(DataLayer):
                 self._executor = ThreadPoolExecutor(1, f"prefetch {self.name}")
             while len(self._pending) < self.prefetch + 1:
                 self._pending.append(self._executor.submit(_produce_for, weakref.ref(self)))
-            future = self._pending.popleft()
+            future = self._pending[0]  # until all of it is there: a wait may be interrupted
             if future.exception() is not None:
                 self.set_state(self._state)
             made = future.result()
@@ -150,6 +150,8 @@ class AheadLayer(DataLayer):
             self.set_state(self._state)
         for work in made.unfinished:
             work.results()
+        if self._pending:
+            self._pending.popleft()
         self._state = made.state
         return made.batch
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,26 @@ def test_a_copy_goes_on_after_the_last_batch_that_was_returned() -> None:
     assert_same(batches(twin, 4), want)
     for one in (layer, twin):
         one.close()
+
+
+@pytest.mark.parametrize("waits_in", ["exception", "result"])
+def test_no_batch_is_lost_where_the_wait_for_it_is_interrupted(
+    waits_in: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a notebook, whose next cell asks again."""
+    write_hdf5(12)
+    layer = build(HDF5.replace("shuffle: true", ""), DataResources(0))
+    batches(layer, 1)
+
+    def interrupted(future: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Future, waits_in, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            layer.next_batch()
+    assert batches(layer, 1)[1].tolist() == [3, 4, 5]
+    layer.close()
 
 
 # -- DummyData -----------------------------------------------------------------------------------------------
