@@ -19,6 +19,7 @@ from tiny_solver import DATA, FIVE_OUTPUTS, LOSS, TINY_SOLVER, write_solver
 from imae.converters.lmdb_writer import write_lmdb
 from imae.files.errors import DataError
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.data import drawn_ahead
 from imae.layers.data.base_data import AheadLayer
 from imae.layers.data.data_resources import DataResources
 from imae.layers.data.drawn_ahead import DrawnAhead
@@ -311,6 +312,26 @@ def test_another_state_or_seed_of_the_stream_is_noticed() -> None:
     twin = copy.deepcopy(layer)  # has a stream of its own, and no thread yet
     assert twin.ahead.used == 0 and drawn(twin) == drawn(layer)
     assert layer.ahead.used == used + 1
+
+
+@pytest.mark.usefixtures("worthwhile")
+def test_what_is_not_needed_any_more_does_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others draw another number of words in each pass, and the thread is slow."""
+    layer = build(DUMMY.replace("min: -1", "min: -1 max: 0"), DataResources(0))
+    gate, begun, foresee = threading.Event(), [], drawn_ahead._foresee
+
+    def slow(*args: Any) -> Any:
+        begun.append(1)
+        assert gate.wait(20)
+        return foresee(*args)
+
+    monkeypatch.setattr(drawn_ahead, "_foresee", slow)
+    for count in range(9):
+        drawn(layer)
+        layer.random.words(count)
+    gate.set()
+    layer.ahead._executor.shutdown()
+    assert 1 <= len(begun) <= 2  # the first, and the last
 
 
 def test_few_values_start_no_thread() -> None:
