@@ -369,8 +369,7 @@ def winograd(
     shape = _top_shape(x, weight.shape, (1, 1), pad)
     top = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     _check_layout(x, top, shape)
-    if weight.dtype != x.dtype or (bias is not None and (bias.dtype != x.dtype or bias.shape != shape[1:2])):
-        raise ValueError(f"no kernel for {x.dtype} and weights {weight.dtype}")
+    _check_factors(x, weight, bias)
     conv, strides = _conv_sizes(x, shape, (3, 3), (1, 1), pad), _int64_array(weight.stride())
     bias = None if bias is None else bias.contiguous()  # with a name, so that the memory stays
     failed = _kernel("winograd")(
@@ -387,8 +386,10 @@ def plan_winograd(
     bottom: Sequence[int], weight: Tensor, bias: Tensor | None, pad: Sequence[int]
 ) -> Callable[[Tensor], Tensor]:
     """`winograd` for bottoms of one shape, without gradients; checks and sizes are done here, once."""
-    example = torch.empty(*bottom, memory_format=torch.channels_last)
-    shape = winograd(example, weight, bias, pad).shape  # checks all that the kernel relies on
+    example = torch.empty(*bottom, device="meta")
+    _check_winograd(weight.shape)
+    shape = _top_shape(example, weight.shape, (1, 1), pad)
+    _check_factors(example, weight, bias)
     conv, strides = _conv_sizes(example, shape, (3, 3), (1, 1), pad), _int64_array(weight.stride())
     bias = None if bias is None else bias.contiguous()
     kernel, last = _kernel("winograd"), torch.channels_last
@@ -430,6 +431,13 @@ def _check_winograd(shape: Sequence[int]) -> None:
     outputs, channels, *kernel = shape
     if kernel != [3, 3] or outputs % CHANNELS_AT_ONCE or channels % CHANNELS_AT_ONCE:
         raise ValueError(f"no kernel for weights {tuple(shape)}")
+
+
+def _check_factors(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if weight.dtype != x.dtype or (
+        bias is not None and (bias.dtype != x.dtype or bias.shape != weight.shape[:1])
+    ):
+        raise ValueError(f"no kernel for {x.dtype} and weights {weight.dtype}")
 
 
 def _conv_sizes(
