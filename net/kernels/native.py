@@ -386,7 +386,7 @@ def plan_winograd(
     bottom: Sequence[int], weight: Tensor, bias: Tensor | None, pad: Sequence[int]
 ) -> Callable[[Tensor], Tensor]:
     """`winograd` for bottoms of one shape, without gradients; checks and sizes are done here, once."""
-    example = torch.empty(*bottom, device="meta")
+    example = torch.empty(*bottom, dtype=weight.dtype, device="meta")
     _check_winograd(weight.shape)
     shape = _top_shape(example, weight.shape, (1, 1), pad)
     _check_factors(example, weight, bias)
@@ -398,7 +398,7 @@ def plan_winograd(
     def convolve(x: Tensor, memory: Sequence[object] = (weight, bias, conv, strides)) -> Tensor:
         if x.shape != example.shape or x.dtype != example.dtype or not x.is_contiguous(memory_format=last):
             raise ValueError(f"planned for {tuple(bottom)}, got {x.dtype} {tuple(x.shape)} {x.stride()}")
-        top = torch.empty(shape, memory_format=last)
+        top = torch.empty(shape, dtype=x.dtype, memory_format=last)
         if kernel(x.data_ptr(), *weights, torch.get_num_threads(), top.data_ptr()):
             raise MemoryError
         return top

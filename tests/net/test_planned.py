@@ -65,7 +65,7 @@ def test_equal(
 
 @pytest.mark.skipif(not native.available(), reason="the kernels in C were not built")
 def test_a_winograd_plan_keeps_no_memory_of_a_bottoms_size() -> None:
-    """A program keeps plans of all convolutions for three shapes: of VGG's bottoms, that would be gigabytes."""
+    """Plans of all convolutions are kept, for three shapes: of VGG's bottoms that would be gigabytes."""
     bottom = (2, 16, 9, 11)
     convolve = native.plan_winograd(bottom, torch.ones(8, 16, 3, 3), None, (1, 1))
     kept = [
