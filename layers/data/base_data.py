@@ -95,6 +95,7 @@ class AheadLayer(DataLayer):
         self._pending: deque[Future[Made]] = deque()
         self._executor: ThreadPoolExecutor | None = None
         self._state: State = {}
+        self._is_lost = False  # since a seek has failed
         self._last_unfinished: Sequence[Started[None]] = ()
 
     def __getstate__(self) -> State:
@@ -131,6 +132,8 @@ class AheadLayer(DataLayer):
             self.waited += perf_counter() - begun
 
     def _next_batch(self) -> Batch:
+        if self._is_lost:
+            self.set_state(self._state)
         if self.prefetch == 0 and not self._pending:
             try:
                 made = self._produce()
@@ -162,7 +165,9 @@ class AheadLayer(DataLayer):
     def set_state(self, state: State) -> None:
         check_state(self, state, self._state)
         self.stop()
+        self._is_lost = True
         self._seek(state)
+        self._is_lost = False
         self._state = self._state_now()
 
     def close(self) -> None:

@@ -233,6 +233,24 @@ def test_a_file_that_is_gone_is_an_error_of_the_batch_that_needs_it() -> None:
     layer.close()
 
 
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_rows_go_on_after_a_time_when_no_file_could_be_read(ahead: int) -> None:
+    """Not even the one that it would go back to."""
+    write_hdf5(4, 4)
+    layer = build(HDF5.replace("shuffle: true", ""), DataResources(0))
+    layer.prefetch = 0
+    batches(layer, 1)
+    layer.prefetch = ahead
+    for name in ("0.h5", "1.h5"):
+        Path(name).unlink()
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"\.h5"):
+            layer.next_batch()
+    write_hdf5(4, 4)
+    assert batches(layer, 1)[1].tolist() == [3, 0, 1]
+    layer.close()
+
+
 def test_a_copy_goes_on_after_the_last_batch_that_was_returned() -> None:
     write_hdf5(4, 3, 2)
     layer = build(HDF5, DataResources(0))
