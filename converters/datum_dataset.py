@@ -35,7 +35,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     An image is float32, (C, H, W), BGR. A label is a whole number. In their order the images are those of a
     Data layer with this random_seed. Each worker of a DataLoader opens the database itself, and draws random
-    numbers of its own.
+    numbers of its own, others in each epoch; torch.manual_seed, too, decides which.
 
     An ImaeError where the database cannot be read, or does not fit the transformation.
 
@@ -97,7 +97,8 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int]]):
         """The layer that reads, opened in this process."""
         if self._layer is None or self._process != os.getpid():
             worker = torch.utils.data.get_worker_info()
-            random = CaffeRandom(self.seed + (0 if worker is None else 1 + worker.id))
+            # A loader starts its workers anew in each epoch, with other seeds.
+            random = CaffeRandom(self.seed + (0 if worker is None else worker.seed))
             layer = Data(self.param)
             layer.build([], Run(random, data_resources=DataResources(0, 1)))
             self._layer, self._process = layer, os.getpid()

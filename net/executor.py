@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from imae.layers.layer import DataLayer
+from imae.layers.utility.synced_memory import separate_diffs
 from imae.net.device import device_budget
 from imae.net.fuse import fast_batch_norms, fuse_training
 from imae.net.net import Net
@@ -134,6 +135,7 @@ class NetExecutor:
             loss = self.net.loss(blobs)
         if backward and loss.requires_grad:
             torch.autograd.backward(loss)
+            separate_diffs(self.net.learnable)
         self.kept = {name: blobs[name].detach() for name in self.keep}
         return loss.detach(), {name: blobs[name].detach() for name in self.net.outputs}
 

@@ -156,7 +156,8 @@ class AffineOperation(Operation):
             return super().plan(setting)
         relu, first, last = self.relu, self.layers[0], self.layers[-1]
         channels = setting.shapes[0][1]
-        mean, variance, eps = torch.zeros(channels), torch.ones(channels), 0.0
+        mean, eps = torch.zeros(channels, dtype=torch.float32), 0.0
+        variance = torch.ones_like(mean)
         if isinstance(first, BatchNorm):
             mean, variance = first.statistics()
             eps = first.eps

@@ -95,7 +95,14 @@ class AheadLayer(DataLayer):
         self._pending: deque[Future[Made]] = deque()
         self._executor: ThreadPoolExecutor | None = None
         self._state: State = {}
+        self._is_lost = False  # since a seek has failed
         self._last_unfinished: Sequence[Started[None]] = ()
+
+    def __getstate__(self) -> State:
+        """A copy has made no batch ahead: threads cannot be copied. So this layer makes its own again."""
+        if self._pending:
+            self.set_state(self._state)
+        return {**self.__dict__, "_executor": None}
 
     def begin(self) -> None:
         """Note the state before the first batch."""
@@ -125,6 +132,8 @@ class AheadLayer(DataLayer):
             self.waited += perf_counter() - begun
 
     def _next_batch(self) -> Batch:
+        if self._is_lost:
+            self.set_state(self._state)
         if self.prefetch == 0 and not self._pending:
             try:
                 made = self._produce()
@@ -136,7 +145,7 @@ class AheadLayer(DataLayer):
                 self._executor = ThreadPoolExecutor(1, f"prefetch {self.name}")
             while len(self._pending) < self.prefetch + 1:
                 self._pending.append(self._executor.submit(_produce_for, weakref.ref(self)))
-            future = self._pending.popleft()
+            future = self._pending[0]  # until all of it is there: a wait may be interrupted
             if future.exception() is not None:
                 self.set_state(self._state)
             made = future.result()
@@ -144,6 +153,8 @@ class AheadLayer(DataLayer):
             self.set_state(self._state)
         for work in made.unfinished:
             work.results()
+        if self._pending:
+            self._pending.popleft()
         self._state = made.state
         return made.batch
 
@@ -154,7 +165,9 @@ class AheadLayer(DataLayer):
     def set_state(self, state: State) -> None:
         check_state(self, state, self._state)
         self.stop()
+        self._is_lost = True
         self._seek(state)
+        self._is_lost = False
         self._state = self._state_now()
 
     def close(self) -> None:

@@ -85,7 +85,10 @@ class DrawnAhead:
     def _foreseen_values(self, random: CaffeRandom) -> Values | None:
         """The values that were drawn ahead, if the stream is where it was foreseen; it is moved on."""
         future, self._next = self._next, None
-        if future is None or random.drawn != self._foreseen:
+        if future is None:
+            return None
+        if random.drawn != self._foreseen:
+            future.cancel()
             return None
         foreseen = future.result()
         if foreseen.start != random.get_state():

@@ -144,6 +144,20 @@ def parameter_diff(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
+def separate_diffs(parameters: Iterable[nn.Parameter]) -> None:
+    """Give each diff that a backward pass has stored a memory of its own: updates change diffs in-place.
+
+    Autograd stores what an operation returns. An addition returns one memory as the gradient of both terms.
+    """
+    taken: set[int] = set()
+    for parameter in parameters:
+        if parameter.grad is not None:
+            memory = parameter.grad.untyped_storage().data_ptr()
+            if memory in taken:
+                parameter.grad = parameter.grad.clone()
+            taken.add(memory)
+
+
 def in_cpu_memory(tensor: Tensor) -> bool:
     """Whether a script can use the tensor's own memory."""
     return tensor.device.type == "cpu"

@@ -68,6 +68,7 @@ int NAME(lrn)(const REAL *x, const REAL *top_diff, int64_t rows, int64_t channel
 {
     int failed = 0;
     REAL factor = (REAL)(alpha / size), gradient_factor = (REAL)(2 * 0.75 * alpha / size);
+    size = minimum(size, 2 * channels - 1); /* a larger window has no more channels */
 #pragma omp parallel num_threads(threads) reduction(| : failed)
     {
         int64_t padded_size = channels + size - 1;

@@ -369,8 +369,7 @@ def winograd(
     shape = _top_shape(x, weight.shape, (1, 1), pad)
     top = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     _check_layout(x, top, shape)
-    if weight.dtype != x.dtype or (bias is not None and (bias.dtype != x.dtype or bias.shape != shape[1:2])):
-        raise ValueError(f"no kernel for {x.dtype} and weights {weight.dtype}")
+    _check_factors(x, weight, bias)
     conv, strides = _conv_sizes(x, shape, (3, 3), (1, 1), pad), _int64_array(weight.stride())
     bias = None if bias is None else bias.contiguous()  # with a name, so that the memory stays
     failed = _kernel("winograd")(
@@ -387,8 +386,10 @@ def plan_winograd(
     bottom: Sequence[int], weight: Tensor, bias: Tensor | None, pad: Sequence[int]
 ) -> Callable[[Tensor], Tensor]:
     """`winograd` for bottoms of one shape, without gradients; checks and sizes are done here, once."""
-    example = torch.empty(*bottom, memory_format=torch.channels_last)
-    shape = winograd(example, weight, bias, pad).shape  # checks all that the kernel relies on
+    example = torch.empty(*bottom, dtype=weight.dtype, device="meta")
+    _check_winograd(weight.shape)
+    shape = _top_shape(example, weight.shape, (1, 1), pad)
+    _check_factors(example, weight, bias)
     conv, strides = _conv_sizes(example, shape, (3, 3), (1, 1), pad), _int64_array(weight.stride())
     bias = None if bias is None else bias.contiguous()
     kernel, last = _kernel("winograd"), torch.channels_last
@@ -397,7 +398,7 @@ def plan_winograd(
     def convolve(x: Tensor, memory: Sequence[object] = (weight, bias, conv, strides)) -> Tensor:
         if x.shape != example.shape or x.dtype != example.dtype or not x.is_contiguous(memory_format=last):
             raise ValueError(f"planned for {tuple(bottom)}, got {x.dtype} {tuple(x.shape)} {x.stride()}")
-        top = torch.empty(shape, memory_format=last)
+        top = torch.empty(shape, dtype=x.dtype, memory_format=last)
         if kernel(x.data_ptr(), *weights, torch.get_num_threads(), top.data_ptr()):
             raise MemoryError
         return top
@@ -430,6 +431,13 @@ def _check_winograd(shape: Sequence[int]) -> None:
     outputs, channels, *kernel = shape
     if kernel != [3, 3] or outputs % CHANNELS_AT_ONCE or channels % CHANNELS_AT_ONCE:
         raise ValueError(f"no kernel for weights {tuple(shape)}")
+
+
+def _check_factors(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if weight.dtype != x.dtype or (
+        bias is not None and (bias.dtype != x.dtype or bias.shape != weight.shape[:1])
+    ):
+        raise ValueError(f"no kernel for {x.dtype} and weights {weight.dtype}")
 
 
 def _conv_sizes(

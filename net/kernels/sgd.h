@@ -21,7 +21,9 @@ TARGET static void NAME(sgd_block)(int64_t count, REAL *restrict weight, REAL *r
                                    REAL *restrict history, REAL decay, REAL momentum, REAL rate)
 {
     for (int64_t i = 0; i < count; i++) {
-        REAL change = rate * (diff[i] + decay * weight[i]) + momentum * history[i];
+        /* Without decay an infinite weight must not count: 0 times it is NaN. */
+        REAL gradient = decay != 0 ? diff[i] + decay * weight[i] : diff[i];
+        REAL change = rate * gradient + momentum * history[i];
         diff[i] = change;
         history[i] = change;
         weight[i] -= change;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,6 +85,21 @@ def test_the_workers_of_a_loader_give_all_records() -> None:
     batch = of_the_layer("TEST", STEADY)
     assert torch.equal(torch.cat(images), batch["data"])
     assert torch.cat(labels).dtype == torch.int64 and torch.cat(labels).tolist() == batch["label"].tolist()
+
+
+def test_the_workers_of_each_epoch_draw_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loader starts its workers anew in each epoch, with other seeds, which torch.manual_seed fixes."""
+    dataset = imae.Dataset("db", TRANSFORM, "TRAIN", random_seed=5)
+
+    def images(worker: int, base_seed: int) -> bytes:
+        info = SimpleNamespace(id=worker, seed=base_seed + worker)
+        monkeypatch.setattr(torch.utils.data, "get_worker_info", lambda: info)
+        copied = copy.deepcopy(dataset)
+        return b"".join(copied[0][0].numpy().tobytes() for _ in range(20))
+
+    epochs = [images(worker, base_seed) for base_seed in (2**62 + 7, 11) for worker in (0, 1)]
+    assert len(set(epochs)) == 4
+    assert images(1, 11) == epochs[-1]
 
 
 @pytest.mark.parametrize(

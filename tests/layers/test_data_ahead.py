@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tiny_solver import DATA, FIVE_OUTPUTS, LOSS, TINY_SOLVER, write_solver
 from imae.converters.lmdb_writer import write_lmdb
 from imae.files.errors import DataError
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.data import drawn_ahead
 from imae.layers.data.base_data import AheadLayer
 from imae.layers.data.data_resources import DataResources
 from imae.layers.data.drawn_ahead import DrawnAhead
@@ -231,6 +233,55 @@ def test_a_file_that_is_gone_is_an_error_of_the_batch_that_needs_it() -> None:
     layer.close()
 
 
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_rows_go_on_after_a_time_when_no_file_could_be_read(ahead: int) -> None:
+    """Not even the one that it would go back to."""
+    write_hdf5(4, 4)
+    layer = build(HDF5.replace("shuffle: true", ""), DataResources(0))
+    layer.prefetch = 0
+    batches(layer, 1)
+    layer.prefetch = ahead
+    for name in ("0.h5", "1.h5"):
+        Path(name).unlink()
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"\.h5"):
+            layer.next_batch()
+    write_hdf5(4, 4)
+    assert batches(layer, 1)[1].tolist() == [3, 0, 1]
+    layer.close()
+
+
+def test_a_copy_goes_on_after_the_last_batch_that_was_returned() -> None:
+    write_hdf5(4, 3, 2)
+    layer = build(HDF5, DataResources(0))
+    batches(layer, 2)
+    twin = copy.deepcopy(layer)  # threads, and what waits, cannot be copied
+    want = batches(layer, 4)
+    assert_same(batches(twin, 4), want)
+    for one in (layer, twin):
+        one.close()
+
+
+@pytest.mark.parametrize("waits_in", ["exception", "result"])
+def test_no_batch_is_lost_where_the_wait_for_it_is_interrupted(
+    waits_in: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a notebook, whose next cell asks again."""
+    write_hdf5(12)
+    layer = build(HDF5.replace("shuffle: true", ""), DataResources(0))
+    batches(layer, 1)
+
+    def interrupted(future: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Future, waits_in, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            layer.next_batch()
+    assert batches(layer, 1)[1].tolist() == [3, 4, 5]
+    layer.close()
+
+
 # -- DummyData -----------------------------------------------------------------------------------------------
 
 DUMMY = """type: "DummyData" top: "a" top: "b" top: "c" dummy_data_param {
@@ -279,6 +330,26 @@ def test_another_state_or_seed_of_the_stream_is_noticed() -> None:
     twin = copy.deepcopy(layer)  # has a stream of its own, and no thread yet
     assert twin.ahead.used == 0 and drawn(twin) == drawn(layer)
     assert layer.ahead.used == used + 1
+
+
+@pytest.mark.usefixtures("worthwhile")
+def test_what_is_not_needed_any_more_does_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others draw another number of words in each pass, and the thread is slow."""
+    layer = build(DUMMY.replace("min: -1", "min: -1 max: 0"), DataResources(0))
+    gate, begun, foresee = threading.Event(), [], drawn_ahead._foresee
+
+    def slow(*args: Any) -> Any:
+        begun.append(1)
+        assert gate.wait(20)
+        return foresee(*args)
+
+    monkeypatch.setattr(drawn_ahead, "_foresee", slow)
+    for count in range(9):
+        drawn(layer)
+        layer.random.words(count)
+    gate.set()
+    layer.ahead._executor.shutdown()
+    assert 1 <= len(begun) <= 2  # the first, and the last
 
 
 def test_few_values_start_no_thread() -> None:

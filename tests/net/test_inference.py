@@ -525,6 +525,23 @@ def test_other_builds(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert_same(plan_inference(net).run(values), plain(net, values))
 
 
+@pytest.mark.parametrize("name", ["residual", "normalised first"])
+def test_another_default_type_of_torch_changes_nothing(name: str) -> None:
+    net = made(PATTERNS[name][0])
+    values, plan = fed(net), plan_inference(net)
+    want = plain(net, values)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert_same(plan.run(values), want)  # planned and run
+        torch.set_default_dtype(torch.float32)
+        plan.weights_changed()
+        plan.run(values)
+        torch.set_default_dtype(torch.float64)
+        assert_same(plan.run(values), want)  # run
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_torch_without_the_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     """An older torch, or one that calls them otherwise, is noticed, and F.conv2d takes their place."""
     assert isinstance(planned._has_packed(), bool)

@@ -71,6 +71,17 @@ def test_values_and_gradient(shape: tuple[int, ...], size: int, dtype: torch.dty
 
 
 @built
+def test_a_window_that_no_memory_could_hold_has_all_channels() -> None:
+    """A net may ask for any size; what lies beyond the channels is 0, and costs nothing."""
+    x, top_diff, size = last(numbers(2, 4, 3, 2)), last(numbers(2, 4, 3, 2, seed=2)), 2**61 + 1
+    allowed = tolerance("kernel", "float64").atol
+    for diff in (None, top_diff):
+        # alpha is divided by the size.
+        got, want = (native.lrn(x, window, 2.0 * window, 1.5, diff) for window in (size, 7))
+        assert (got - want).abs().max() <= allowed * want.abs().max()
+
+
+@built
 def test_the_fast_plan_has_the_values_and_the_gradients_of_the_plain_one() -> None:
     own = net("local_size: 3 alpha: 2 k: 1.5").double()
     own.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs

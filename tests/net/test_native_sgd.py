@@ -78,6 +78,14 @@ def test_the_kernel_is_the_rule(dtype: torch.dtype, count: int) -> None:
 
 
 @built
+def test_no_decay_is_no_product_with_the_weights() -> None:
+    """Caffe: a running variance that has overflowed, which no rate changes, stays infinite."""
+    weight, nothing = torch.tensor([torch.inf, 2.0]), torch.zeros(2)
+    sgd([weight], [nothing.clone()], [nothing.clone()], 0.0, 0.9, 0.0)
+    assert weight.tolist() == [torch.inf, 2]
+
+
+@built
 def test_the_kernel_is_for_one_order_in_memory_and_one_type() -> None:
     a = torch.randn(4, 3, 2, 5)
     last = a.contiguous(memory_format=torch.channels_last)
@@ -142,3 +150,26 @@ def test_an_array_that_a_script_holds_shows_each_iterations_diff() -> None:
         assert torch.equal(torch.from_numpy(held), parameter.grad) and held.any()
     own.update.clear_diffs()
     assert not held.any()
+
+
+TWO_PARAMETERS = """
+base_lr: 0.5 lr_policy: "fixed" momentum: 0 weight_decay: 0 snapshot_after_train: false
+net_param {
+  layer { name: "a" type: "Parameter" top: "a" parameter_param { shape { dim: 2 dim: 3 } } }
+  layer { name: "b" type: "Parameter" top: "b" parameter_param { shape { dim: 2 dim: 3 } } }
+  layer { name: "sum" type: "Eltwise" bottom: "a" bottom: "b" top: "sum" }
+  layer { name: "triple" type: "Power" bottom: "sum" top: "triple" power_param { scale: 3 } }
+  layer { name: "loss" type: "Reduction" bottom: "triple" top: "loss" loss_weight: 1 }
+}
+"""
+
+
+@pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.parametrize("more", ["", "iter_size: 2"])
+def test_blobs_with_the_same_gradient_have_each_its_own(more: str, fast: bool) -> None:
+    """Autograd stores one memory for both, and an update changes it in-place, as a second pass does."""
+    param = parse_solver(TWO_PARAMETERS + more)
+    own = Solver(param, Options(fast=fast))
+    own.step(2)
+    assert len(own.net.learnable) == 2
+    assert all(torch.equal(p.detach(), torch.full((2, 3), -3.0)) for p in own.net.learnable)

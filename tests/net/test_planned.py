@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -59,6 +61,36 @@ def test_equal(
             assert torch.equal(total, want + kept)
             assert total.is_contiguous(memory_format=LAST)
             assert overwrites or torch.equal(other, kept)
+
+
+@pytest.mark.skipif(not native.available(), reason="the kernels in C were not built")
+def test_a_winograd_plan_keeps_no_memory_of_a_bottoms_size() -> None:
+    """Plans of all convolutions are kept, for three shapes: of VGG's bottoms that would be gigabytes."""
+    bottom = (2, 16, 9, 11)
+    convolve = native.plan_winograd(bottom, torch.ones(8, 16, 3, 3), None, (1, 1))
+    kept = [
+        thing
+        for thing in gc.get_objects()
+        if type(thing) is torch.Tensor and thing.shape == bottom and not thing.is_meta
+    ]
+    assert not kept
+    assert convolve(torch.ones(bottom).contiguous(memory_format=LAST)).shape == (2, 8, 9, 11)
+
+
+@pytest.mark.skipif(not native.available(), reason="the kernels in C were not built")
+@pytest.mark.parametrize(
+    ("weight", "bias"),
+    [
+        (torch.ones(8, 8, 5, 5), None),
+        (torch.ones(8, 16, 3, 3), None),
+        (torch.ones(8, 8, 3, 3).double(), None),
+        (torch.ones(8, 8, 3, 3), torch.ones(16)),
+    ],
+    ids=["5x5", "channels", "double", "bias"],
+)
+def test_winograd_is_not_planned_for_other_weights(weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    with pytest.raises(ValueError, match="no kernel"):
+        native.plan_winograd((2, 8, 6, 6), weight, bias, (1, 1))
 
 
 @pytest.mark.skipif(not native.available(), reason="the kernels in C were not built")
