@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from imae.files.errors import LayerError
 from imae.layers.common.dropout import Dropout
 from imae.layers.layer import Layer, Shape
 from imae.layers.utility.python import Python
@@ -105,8 +104,7 @@ class InferencePlan:
     def _fetched(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The values, with a batch of each data layer, or other layer without a bottom, that they lack."""
         net, batch = self.net, dict(values)
-        if missing := [name for name in net.inputs if name not in batch]:
-            raise LayerError(f"net {net.name!r}: input {', '.join(missing)} is not given")
+        net.check_inputs(batch)
         for step in self._sources:
             if not batch.keys() >= set(step.tops):
                 with torch.no_grad():

@@ -11,6 +11,7 @@ from imae.cli.main import main
 from imae.converters import quantize_onnx, run_onnx
 from imae.converters.export_onnx import DEFAULT_OPSET, NEWEST_OPSET, OLDEST_OPSET
 from imae.converters.run_onnx import Result, Speed
+from imae.pycaffe import TEST, Net
 
 
 @pytest.mark.parametrize("command", ["convert-imageset", "convert-annoset"])
@@ -68,3 +69,48 @@ def test_a_quantized_model_that_is_slower(
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 3
     assert ("a batch takes 2.00 times as long" in printed.err) is slower
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["summary", "a.prototxt"], "required: --model; write --model a.prototxt"),
+        (
+            ["export", "a.prototxt", "b c.caffemodel", "d.onnx"],
+            "required: --model, --output; write --model a.prototxt --weights 'b c.caffemodel'",
+        ),
+        (
+            ["export", "--model", "a.prototxt", "b.caffemodel", "--output", "d.onnx"],
+            "unrecognized arguments: b.caffemodel; write --weights b.caffemodel",
+        ),
+        (["train", "a.prototxt", "b.caffemodel"], "arguments: b.caffemodel; write --weights b.caffemodel"),
+        (["export", "--model", "a.prototxt"], "required: --output"),
+    ],
+)
+def test_a_file_without_its_option(
+    arguments: list[str], advice: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.endswith(f"{advice}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["test", "--model", "deploy.prototxt", "--weights", "w.caffemodel"],
+        ["extract-features", "w.caffemodel", "deploy.prototxt", "fc", "fc_lmdb", "1", "lmdb"],
+    ],
+)
+def test_a_net_without_data(arguments: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("deploy.prototxt").write_text(
+        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 2 } } }\n'
+        'layer { name: "fc" type: "InnerProduct" bottom: "x" top: "fc" '
+        "        inner_product_param { num_output: 2 } }"
+    )
+    Net("deploy.prototxt", TEST).save("w.caffemodel")
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "imae: net '': input x is not given, and no data layer makes it; give it by its name, or use the "
+        "prototxt that has data layers"
+    )
+    assert not Path("fc_lmdb").exists()
