@@ -55,7 +55,7 @@ DEVICE_LOG = DeviceLog(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     parser.add_argument("--model", metavar="NET", help="the net's prototxt")
-    parser.add_argument("file", nargs="?", metavar="NET", help="the same")
+    parser.add_argument("file", nargs="?", metavar="NET", help="the net, without --model")
     parser.add_argument("--weights", metavar="W", help="its .caffemodel")
     parser.add_argument("--solver", help="refused, as a test needs a net; the error says which")
     parser.add_argument(

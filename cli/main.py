@@ -23,6 +23,7 @@ import importlib
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -98,6 +99,7 @@ QUIET = {
 FUTURE_CAFFE = "Note that future Caffe releases will "
 # Flags that have no value in Caffe's tools, and may have a number here.
 BARE_IN_CAFFE = ("--shuffle",)
+OPTIONS_OF_FILES = {".prototxt": "--model", ".caffemodel": "--weights"}
 
 
 class Command(Protocol):
@@ -117,6 +119,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     intermixed = False
+    given: Sequence[str] = ()
 
     def error(self, message: str) -> NoReturn:
         if found := re.fullmatch(r"argument (?:.*/)?(--[\w-]+): expected one argument", message):
@@ -124,7 +127,20 @@ class Parser(argparse.ArgumentParser):
                 message += f", one of {', '.join(map(str, choices))}"
         elif re.fullmatch(r"unrecognized arguments:( [-+.\d]+)+", message):
             message += "; several numbers of an option are written with commas, without spaces: 104,117,123"
+        elif re.match("unrecognized arguments|the following arguments are required", message):
+            message += self._files_as_options()
         raise ImaeError(f"{self.prog.removeprefix('imae ')}: {message}")
+
+    def _files_as_options(self) -> str:
+        """How the nets and weights that stand without an option are given."""
+        words = [
+            f"{option} {shlex.quote(argument)}"
+            for before, argument in pairwise(["", *self.given])
+            if (option := OPTIONS_OF_FILES.get(os.path.splitext(argument)[1])) in self._option_string_actions
+            and option not in self.given
+            and not before.startswith("--")
+        ]
+        return f"; write {' '.join(words)}" if words else ""
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse a command line; `-gpu` is read as `--gpu`."""
@@ -132,6 +148,7 @@ class Parser(argparse.ArgumentParser):
         for place, (flag, value) in enumerate(pairwise([*arguments, ""])):
             if flag in BARE_IN_CAFFE and not re.fullmatch(r"-?\d+", value):
                 arguments[place] = f"{flag}=true"
+        self.given = arguments
         flags = set(re.findall(r"(?<![\w-])--[\w-]+", self.format_help()))
         for argument in arguments:
             flag = argument.partition("=")[0]

@@ -219,7 +219,8 @@ class _Card:
                     "ymin, xmax, ymax; the image's sides are 0 to 1."
                 )
             elif value.holds_classes and self.task:
-                words.append(f"{_code(value.name)} has a score for each class.")
+                what = "probability" if self._ends_with_softmax() else "score"
+                words.append(f"{_code(value.name)} has a {what} for each class.")
         return "\n\n".join([table, *words])
 
     def _how_to_run(self) -> str:

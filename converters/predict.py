@@ -32,6 +32,7 @@ from imae.converters.run_onnx import (
     output_name,
     prepared_batches,
     run_batch,
+    speed_of,
 )
 from imae.converters.run_sources import ImageFile
 from imae.files.errors import DataError, ExportError
@@ -52,7 +53,6 @@ NUMBERS += [f"tensor({sign}int{bits})" for sign in ("", "u") for bits in (8, 16,
 LARGEST_READ = 1 << 30  # bytes of a model that is read to look at its operators
 # Sums of 1000 probabilities in half precision are as far from 1.
 OF_ONE = 1e-2
-SPEED_BATCHES, SPEED_SECONDS = 50, 2.0  # what a speed is measured on
 
 
 class Kind(Enum):
@@ -266,18 +266,8 @@ class ImageModel:
 
         measure  run the first batch again until there is enough
         """
-        counted = [entry for entry in self.seconds[1:] if entry[0] == self.seconds[0][0]]
-        while measure and self._first_batch is not None and not _is_enough(counted):
-            _, seconds = run_batch(self.session, self._first_batch, self.output)
-            counted.append((len(self._first_batch), seconds))
-        if not _is_enough(counted):
-            return None
-        images, total = sum(count for count, _ in counted), sum(seconds for _, seconds in counted)
-        median = float(np.median([seconds for _, seconds in counted]))
-        return (
-            f"{images / total:.0f} images/s of the model alone, a batch of {counted[0][0]} in "
-            f"{1e3 * median:.3g} ms"
-        )
+        speed = speed_of(self.seconds, self.session, self._first_batch if measure else None, self.output)
+        return None if speed is None else str(speed)
 
 
 def open_model(
@@ -380,7 +370,3 @@ def _maker(path: AnyPath, output: str) -> str | None:
     while (node := makers.pop(output, None)) is not None and node.op_type in IDLE and node.input:
         output = node.input[0]
     return None if node is None else node.op_type
-
-
-def _is_enough(counted: Sequence[tuple[int, float]]) -> bool:
-    return len(counted) >= SPEED_BATCHES or sum(seconds for _, seconds in counted) >= SPEED_SECONDS

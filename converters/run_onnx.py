@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SPEED_BATCHES, SPEED_SECONDS = 50, 2.0  # what a speed is measured on
+
 Array = NDArray[Any]
 Key = TypeVar("Key")
 UNKNOWN = (
@@ -72,6 +74,20 @@ DTYPES: dict[str, type[np.generic]] = {
 }
 
 
+class Speed(NamedTuple):
+    """How fast a model is, by itself: images per batch, images per second, the median time of a batch."""
+
+    batch: int
+    rate: float
+    median: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rate:.0f} images/s of the model alone, a batch of {self.batch} in "
+            f"{1e3 * self.median:.3g} ms"
+        )
+
+
 @dataclass
 class Result:
     """The results of a model on images.
@@ -82,6 +98,7 @@ class Result:
     batch_size   images per batch, though the last may have fewer; None for batches of any size
     preprocessing
                  of the images; None where the caller has prepared them
+    speed        where it was asked for
     """
 
     accuracy: float | None
@@ -89,13 +106,7 @@ class Result:
     seconds: list[float]
     batch_size: int | None = None
     preprocessing: Preprocessing | None = None
-
-    def speed(self) -> str:
-        """Images per second and the median time of a batch, both of the model alone, without reading data."""
-        if not self.seconds:
-            return "no images"
-        rate, median = len(self.classes) / sum(self.seconds), statistics.median(self.seconds)
-        return f"{rate:.0f} images/s, a batch in {1e3 * median:.3g} ms"
+    speed: Speed | None = None
 
 
 def open_session(
@@ -159,23 +170,63 @@ def _provider_options(name: str, device: int | None) -> dict[str, str]:
 
 
 def run_model(
-    session: onnxruntime.InferenceSession, batches: Iterator[Batch], output: str | None = None
+    session: onnxruntime.InferenceSession,
+    batches: Iterator[Batch],
+    output: str | None = None,
+    speed: bool = False,
 ) -> Result:
-    """Run all batches; the class of an image is the largest value of `output`, by default the only one."""
+    """Run all batches; the class of an image is the largest value of `output`, by default the only one.
+
+    speed   measure it, on the first batch run again where the batches are too few
+    """
     output = output_name(session, output)
     _check_no_boxes(session, output)
     classes: list[int] = []
     right = labelled = 0
-    seconds = []
+    timed: list[tuple[int, float]] = []
+    first: Array | None = None
     for images, labels in batches:
         scores, spent = run_batch(session, images, output)
-        seconds.append(spent)
+        timed.append((len(images), spent))
+        if first is None:
+            first = images
         best = scores.reshape(len(images), -1).argmax(1)
         classes.extend(best.tolist())
         if labels is not None:
             labelled += len(labels)
             right += int((best == labels).sum())
-    return Result(right / labelled if labelled else None, classes, seconds)
+    return Result(
+        right / labelled if labelled else None,
+        classes,
+        [spent for _, spent in timed],
+        speed=speed_of(timed, session, first, output) if speed else None,
+    )
+
+
+def speed_of(
+    timed: Sequence[tuple[int, float]],
+    session: onnxruntime.InferenceSession,
+    batch: Array | None,
+    output: str,
+) -> Speed | None:
+    """The speed, by the images and seconds of batches; None where too little was run to tell it.
+
+    batch  one that is run again until there is enough; None: none is
+
+    The first batch is a warm-up, and a smaller one takes another time for each image.
+    """
+    counted = [entry for entry in timed[1:] if entry[0] == timed[0][0]]
+    while batch is not None and not _is_enough(counted):
+        counted.append((len(batch), run_batch(session, batch, output)[1]))
+    if not _is_enough(counted):
+        return None
+    seconds = [spent for _, spent in counted]
+    size = counted[0][0]
+    return Speed(size, size * len(seconds) / sum(seconds), statistics.median(seconds))
+
+
+def _is_enough(counted: Sequence[tuple[int, float]]) -> bool:
+    return len(counted) >= SPEED_BATCHES or sum(seconds for _, seconds in counted) >= SPEED_SECONDS
 
 
 def _check_no_boxes(session: onnxruntime.InferenceSession, output: str) -> None:
@@ -299,6 +350,7 @@ def run_file(
     batch_size: int = 128,
     threads: int = 0,
     preprocessing: PreprocessingOptions = NOTHING,
+    speed: bool = False,
 ) -> Result:
     """Run a model on the records of an LMDB, or on image files: one of the two.
 
@@ -307,6 +359,7 @@ def run_file(
     batch_size     images per batch, where the model does not fix it
     threads        of the CPU provider; 0: all cores
     preprocessing  of the images, where the model says nothing or otherwise
+    speed          measure it: at least 50 batches or 2 seconds, besides the first batch
 
     ExportError for a model that cannot be run on images, DeviceError for a provider that is not available,
     DataError for images that do not fit the model.
@@ -322,7 +375,7 @@ def run_file(
         batches = lmdb_batches(lmdb, prepared, size)
     else:
         batches = image_batches(images, prepared, size, shape)
-    result = run_model(session, batches, output)
+    result = run_model(session, batches, output, speed)
     result.batch_size = size
     result.preprocessing = prepared
     return result

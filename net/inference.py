@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from imae.files.errors import LayerError
 from imae.layers.common.dropout import Dropout
 from imae.layers.layer import Layer, Shape
-from imae.layers.utility.python import Python
 from imae.net.executor import Result
 from imae.net.fuse import fast_batch_norms, fuse_training
 from imae.net.inference_graph import Graph, Node, layers_of, make_graph
@@ -66,7 +64,7 @@ class InferencePlan:
         self.fast = (
             net.phase == TEST
             and net.dtype == torch.float32
-            and not any(isinstance(step.layer, Python) or _draws(step.layer) for step in net.steps)
+            and not any(_is_users(step.layer) or _draws(step.layer) for step in net.steps)
         )
         self._sources = [step for step in net.steps if not step.bottoms and step.tops]
         self._programs: OrderedDict[tuple[Shape, ...], _Program] = OrderedDict()
@@ -105,8 +103,7 @@ class InferencePlan:
     def _fetched(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The values, with a batch of each data layer, or other layer without a bottom, that they lack."""
         net, batch = self.net, dict(values)
-        if missing := [name for name in net.inputs if name not in batch]:
-            raise LayerError(f"net {net.name!r}: input {', '.join(missing)} is not given")
+        net.check_inputs(batch)
         for step in self._sources:
             if not batch.keys() >= set(step.tops):
                 with torch.no_grad():
@@ -168,6 +165,15 @@ class InferencePlan:
             for name, value in batch.items()
         }
         return net.forward(placed, self.keep, plan)
+
+
+def _is_users(layer: Layer) -> bool:
+    """Is it Python code of a project? Type Python has built-in variants, too, of well-known projects."""
+    if layer.type != "Python":
+        return False
+    from imae.layers.utility.python import Python  # which few nets need
+
+    return isinstance(layer, Python)
 
 
 def _draws(layer: Layer) -> bool:

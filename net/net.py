@@ -117,9 +117,7 @@ class Net(nn.Module):
         """
         values = dict(blobs) if blobs is not None else {}
         given = set(values)
-        missing = [name for name in self.inputs if name not in values]
-        if missing:
-            raise LayerError(f"net {self.name!r}: input {', '.join(missing)} is not given")
+        self.check_inputs(values)
         kept = {*self.outputs, *self.loss_weights, *keep}
         memory: dict[str, Tensor | None] = {}
         for step in self.steps if plan is None else plan:
@@ -131,6 +129,14 @@ class Net(nn.Module):
                 if name not in kept:
                     del values[name]
         return {name: value for name, value in values.items() if name in kept}
+
+    def check_inputs(self, blobs: Mapping[str, Tensor]) -> None:
+        """LayerError for inputs that `blobs` lacks."""
+        if missing := [name for name in self.inputs if name not in blobs]:
+            raise LayerError(
+                f"net {self.name!r}: input {', '.join(missing)} is not given, and no data layer makes it; "
+                "give it by its name, or use the prototxt that has data layers"
+            )
 
     def _put_tops(self, step: Step, values: dict[str, Tensor], memory: dict[str, Tensor | None]) -> None:
         """Put the step's tops into `values`; into `memory`, too, if a backward pass reads them there."""

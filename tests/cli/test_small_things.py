@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from imae.cli import command_quantize
 from imae.cli.main import main
+from imae.converters import quantize_onnx, run_onnx
 from imae.converters.export_onnx import DEFAULT_OPSET, NEWEST_OPSET, OLDEST_OPSET
+from imae.converters.run_onnx import Result, Speed
+from imae.pycaffe import TEST, Net
 
 
 @pytest.mark.parametrize("command", ["convert-imageset", "convert-annoset"])
@@ -47,17 +48,6 @@ def test_the_help_of_export_has_the_opsets(capsys: pytest.CaptureFixture[str]) -
     assert re.search(rf"operator set, {OLDEST_OPSET} to {NEWEST_OPSET} \({DEFAULT_OPSET}\)", words)
 
 
-class Measured(NamedTuple):
-    """The result of a model, by the seconds of its batches."""
-
-    seconds: list[float]
-    accuracy: float = 0.5
-    classes: tuple[int, ...] = (1,) * 100
-
-    def speed(self) -> str:
-        return f"{100 / sum(self.seconds):.0f} images/s"
-
-
 @pytest.mark.parametrize(("seconds", "slower"), [(0.5, False), (2.0, True)])
 def test_a_quantized_model_that_is_slower(
     seconds: float,
@@ -67,10 +57,60 @@ def test_a_quantized_model_that_is_slower(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     times = {"a.onnx": 1.0, "b.onnx": seconds}
-    monkeypatch.setattr(command_quantize, "quantize_file", lambda *_: Path("b.onnx").touch())
-    monkeypatch.setattr(command_quantize, "run_file", lambda path, **_: Measured([times[path]]))
+
+    def measured(path: str, *, speed: bool, **_: object) -> Result:
+        assert speed
+        return Result(0.5, [1] * 100, [], speed=Speed(100, 1 / times[path], 100 * times[path]))
+
+    monkeypatch.setattr(quantize_onnx, "quantize_file", lambda *_: Path("b.onnx").touch())
+    monkeypatch.setattr(run_onnx, "run_file", measured)
     Path("a.onnx").touch()
     assert main(["quantize", "a.onnx", "b.onnx", "--to", "int8", "--lmdb", "x_lmdb"]) == 0
     printed = capsys.readouterr()
     assert len(printed.out.splitlines()) == 3
-    assert ("has 0.50 of the model's images/s" in printed.err) is slower
+    assert ("a batch takes 2.00 times as long" in printed.err) is slower
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["summary", "a.prototxt"], "required: --model; write --model a.prototxt"),
+        (
+            ["export", "a.prototxt", "b c.caffemodel", "d.onnx"],
+            "required: --model, --output; write --model a.prototxt --weights 'b c.caffemodel'",
+        ),
+        (
+            ["export", "--model", "a.prototxt", "b.caffemodel", "--output", "d.onnx"],
+            "unrecognized arguments: b.caffemodel; write --weights b.caffemodel",
+        ),
+        (["train", "a.prototxt", "b.caffemodel"], "arguments: b.caffemodel; write --weights b.caffemodel"),
+        (["export", "--model", "a.prototxt"], "required: --output"),
+    ],
+)
+def test_a_file_without_its_option(
+    arguments: list[str], advice: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.endswith(f"{advice}\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["test", "--model", "deploy.prototxt", "--weights", "w.caffemodel"],
+        ["extract-features", "w.caffemodel", "deploy.prototxt", "fc", "fc_lmdb", "1", "lmdb"],
+    ],
+)
+def test_a_net_without_data(arguments: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("deploy.prototxt").write_text(
+        'layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 1 dim: 2 } } }\n'
+        'layer { name: "fc" type: "InnerProduct" bottom: "x" top: "fc" '
+        "        inner_product_param { num_output: 2 } }"
+    )
+    Net("deploy.prototxt", TEST).save("w.caffemodel")
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "imae: net '': input x is not given, and no data layer makes it; give it by its name, or use the "
+        "prototxt that has data layers"
+    )
+    assert not Path("fc_lmdb").exists()

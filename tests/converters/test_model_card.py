@@ -191,7 +191,7 @@ def test_what_a_card_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
         "BGR 0..255, times 0.5.",
         "| `crop` | `8x8` |",
         "| `prob` | float32 | `batch x 7` |",
-        "`prob` has a score for each class.",
+        "`prob` has a probability for each class.",
     ):
         assert text in body
     assert re.search(r"^\| net \| `net\.prototxt` \| `[0-9a-f]{64}` \|$", body, re.MULTILINE)
