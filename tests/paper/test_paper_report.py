@@ -882,6 +882,8 @@ def test_readme_lines_have_a_row_for_each_size_and_name_no_missing_number() -> N
     lines = readme.readme_lines(EVERY_KIND + OF_PROTOCOL_1).splitlines()
     assert "No run of the paper's size" not in lines[0]
     assert lines[4].startswith("| 64,000 |") and len(lines) > 5
+    alone = readme.readme_lines(trio([0.5, 0.7, 0.6])[2:])
+    assert alone.splitlines()[-1].endswith("IMAE-8 80.9 / 60.0 | – |")
 
 
 def test_a_readme_without_the_markers_is_refused(tmp_path: Path) -> None:
