@@ -94,10 +94,11 @@ class Loss(nn.Module):
         classes = logits.shape[1]
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
             if labels.is_floating_point():
-                broken = labels.detach().reshape(shape) != index
+                read = labels.detach().reshape(shape)
+                broken = read != index
                 if bool(broken.any()):
                     raise LossError(
-                        f"{name}: label {float(labels.detach().reshape(shape)[broken][0]):g} is no whole number: "
+                        f"{name}: label {float(read[broken][0]):g} is no whole number: "
                         f"labels are classes, for {classes} classes they are 0 to {classes - 1}; mixed or "
                         "smoothed labels are no input of this loss"
                     )
