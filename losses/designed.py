@@ -83,6 +83,10 @@ class DesignedLoss(Loss):
         self.by_weights = normalizer == "SUM_OF_WEIGHTS"
         self.epsilon = epsilon
 
+    def extra_repr(self) -> str:
+        named = [super().extra_repr()] if super().extra_repr() else []
+        return ", ".join([*named, *["normalizer='SUM_OF_WEIGHTS'"] * self.by_weights])
+
     def weight(self, p: Tensor, rest: Tensor) -> Tensor:
         """w(p) of each example; rest = 1 - p."""
         raise LossError(f"{type(self).__name__} defines no weight")

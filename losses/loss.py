@@ -93,6 +93,15 @@ class Loss(nn.Module):
         valid = None if self.ignore_label is None else index != self.ignore_label
         classes = logits.shape[1]
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            if labels.is_floating_point():
+                read = labels.detach().reshape(shape)
+                broken = read != index
+                if bool(broken.any()):
+                    raise LossError(
+                        f"{name}: label {float(read[broken][0]):g} is no whole number: "
+                        f"labels are classes, for {classes} classes they are 0 to {classes - 1}; mixed or "
+                        "smoothed labels are no input of this loss"
+                    )
             wrong = (index < 0) | (index >= classes)
             if valid is not None:
                 wrong &= valid

@@ -215,6 +215,13 @@ class Claim:
         return self.check(self.printed) if self.printed else Verdict(NO_DATA)
 
     @property
+    def whose(self) -> str:
+        """Who makes it: the paper, its later version, or this reproduction."""
+        if self.source.startswith("ours"):
+            return "ours, of human labels"
+        return "the later version's" if self.source.startswith("later version") else "the paper's"
+
+    @property
     def counts(self) -> bool:
         """Whether it is ours to hold: not where the paper's own numbers do not hold it."""
         return self.in_paper().verdict != NOT_HELD

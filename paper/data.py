@@ -145,7 +145,10 @@ class Cifar10:
             return train, test
         if not self.source:
             title = self.name.upper().replace("CIFAR", "CIFAR-")
-            raise ImaeError(f"there is no {title} in '{self.work}': {self.how_to_get}")
+            raise ImaeError(
+                f"there is no {title} in '{self.work}': {self.how_to_get}; --show trains nothing, and shows "
+                "what there is without"
+            )
         make_folder(self.work)
         self._convert(train, test)
         return train, test

@@ -84,6 +84,11 @@ class Evidence:
         return self.claim.check(OurCifar100(results))
 
     @property
+    def about(self) -> str:
+        """The data and the noise, or what else it is about."""
+        return self.claim.where if self.claim.where.startswith(self.of) else f"{self.of}, {self.claim.where}"
+
+    @property
     def command(self) -> str:
         """What gives our own numbers."""
         return COMMANDS[self.of]
@@ -180,16 +185,19 @@ def _weight_claims() -> list[tuple[Claim, Printed | None, str]]:
     cce, mae, imae = (Elsewhere(WEIGHTS, name) for name in ("CCE", "MAE", "IMAE-8"))
     by_t = [Elsewhere(WEIGHTS, f"IMAE-{t:g}") for t in sorted(TABLE_4)]
     middle = [
-        Comparison(measured(loss, "p of the largest"), sign, 0.5)
+        Comparison(measured(loss, "p of the largest", f"{loss.label} at p ="), sign, 0.5)
         for loss, sign in product((mae, imae), ("≥", "≤"))
     ]
-    ends = [Comparison(measured(loss, "ends above the least"), "≤", 0) for loss in (mae, imae)]
+    ends = [
+        Comparison(measured(loss, "ends above the least", f"{loss.label}: ends above its least by"), "≤", 0)
+        for loss in (mae, imae)
+    ]
     rows: list[tuple[str, str, tuple[str, ...], tuple[Comparison, ...], Printed | None]] = [
         (
             "CCE gives an example the more weight, the lower its probability is",
             "figure 1, section 4",
             ("figure1",),
-            (Comparison(measured(cce, "largest rise"), "<", 0),),
+            (Comparison(measured(cce, "largest rise", "CCE's largest rise from a p to the next"), "<", 0),),
             None,
         ),
         (

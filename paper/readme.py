@@ -60,7 +60,7 @@ def _row(results: Results) -> list[str]:
         f"{setting.images:,}",
         str(runs),
         ", ".join(_accuracy(results, run) for run in SHOWN if run in results) or NOTHING,
-        f"{held} of {judged}",
+        f"{held} of {judged}" if judged else NOTHING,
     ]
 
 

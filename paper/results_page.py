@@ -26,6 +26,12 @@ NO_RECORDS = "No run has a record yet."
 NO_FULL_RUN = (
     "No such run has a record yet. The command that trains them: `imae paper table2 --cifar10 PATH`."
 )
+NO_FULL_RUN_SHORT = (
+    "No run of the paper's size has a record yet: what the paper says of CIFAR-10 (tables 1 and 2, figures "
+    "3, 4 and 6 to 8) is neither confirmed nor refuted here."
+)
+NO_CLAIM = "no claim can be tested"
+SMALL_WORDS = " (a study of mechanisms: too small to test the paper's numbers)"
 STUDY_WORDS = (
     "They study mechanisms. They cannot test what 64,000 iterations do: a claim that does not hold here may "
     "hold there, and the other way round."
@@ -45,6 +51,7 @@ def results_page(records: Sequence[Record]) -> str:
     scaled = [results for results in settings if results.setting.is_scaled]
     parts = [
         HEAD.rstrip(),
+        "\n".join(f"- {line}" for line in in_short(settings)),
         "## Without training",
         without_training(),
         *(markdown(table) for table in (tables.table4(), tables.variance_table())),
@@ -61,6 +68,26 @@ def results_page(records: Sequence[Record]) -> str:
         *(part for results in scaled for part in _setting(results)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def in_short(settings: Sequence[Results]) -> list[str]:
+    """What is shown and what is not, a sentence for each kind of evidence."""
+    claimed = (*table_1(), *table_2())
+    full = any(results.has(claimed) for results in settings if not results.setting.is_scaled)
+    lines = [without_training(), *([] if full else [NO_FULL_RUN_SHORT]), logs_words()]
+    for results in settings:
+        held, judged = claims_held(results)
+        words = f"{held} of {judged} claims held" if judged else NO_CLAIM
+        small = SMALL_WORDS if results.setting.is_scaled else ""
+        lines.append(f"{size_words(results)}: {words}{small}.")
+    return lines
+
+
+def size_words(results: Results) -> str:
+    """The size of a setting's runs."""
+    if not results.setting.is_scaled:
+        return "Runs of the paper's size"
+    return f"Scaled-down runs: {results.setting.iterations:,} iterations on {results.setting.images:,} images"
 
 
 def _setting(results: Results) -> list[str]:
@@ -91,16 +118,19 @@ def gradients_words() -> str:
     same = [max(row.own, row.other, row.norm) <= SAME_GRADIENT for row in rows]
     return (
         f"The later version's table 2: the gradients of {sum(same)} of {len(same)} losses' layers are the "
-        f"printed formulas, to {SAME_GRADIENT:g} of their norm (`imae paper later-tables` shows each)."
+        f"printed formulas, to {SAME_GRADIENT:g} of their norm (`imae paper later-tables --show` shows each)."
     )
 
 
 def logs_words() -> str:
     """How many of the claims hold in the authors' own logs."""
     numbers = count_evidence(EVIDENCE, CIFAR100)
+    fallen = [item for item in EVIDENCE if item.of == CIFAR100 and item.checked.verdict == NOT_HELD]
+    printed = sum(item.printed.verdict == NOT_HELD for item in fallen)
     return (
         f"The authors' own logs (CIFAR-100, 48 runs): {numbers[HELD]} of {sum(numbers.values())} claims that "
-        "they can test held."
+        f"they can test held; of the {len(fallen)} others, {printed} do not hold in the printed numbers "
+        "either."
     )
 
 
@@ -150,7 +180,9 @@ def _hypotheses(results: Results, study: str, note: str) -> str:
     for text, group in by_text(judged).items():
         verdicts = "; ".join(f"{c.where}: {judged[c].words} ({judged[c].numbers})" for c in group)
         lines.append(f"- {group[0].source}. {text}: {verdicts}")
-    return "\n".join([f"If these are to blame. {note}" if study == "suspects" else note, "", *lines])
+    return "\n".join(
+        [f"What should be seen if a choice is to blame. {note}" if study == "suspects" else note, "", *lines]
+    )
 
 
 def _cell(paper: float | None, results: Results, run: Run, measure: str) -> str:
@@ -163,7 +195,7 @@ def _cell(paper: float | None, results: Results, run: Run, measure: str) -> str:
 
 
 def claims_held(results: Results) -> tuple[int, int]:
-    """How many of the paper's claims hold, and how many the runs can test.
+    """How many of the claims hold, and how many the runs can test.
 
     A claim counts only where the paper's own numbers hold it.
     """
@@ -171,13 +203,26 @@ def claims_held(results: Results) -> tuple[int, int]:
     return verdicts.count(HELD), len(verdicts) - verdicts.count(NO_DATA)
 
 
-def _claims(results: Results) -> str:
-    """The number of the paper's claims that hold, and a list of those that do not."""
-    checked = [(claim, claim.check(results)) for claim in CLAIMS if claim.counts]
+def claims_words(results: Results) -> str:
+    """How many of the claims hold, and how many of them are the paper's own."""
     held, judged = claims_held(results)
+    if not judged:
+        return f"{NO_CLAIM.capitalize()} by these runs."
+    by_maker: dict[str, list[str]] = {}
+    for claim in CLAIMS:
+        verdict = claim.check(results).verdict
+        if claim.counts and verdict != NO_DATA:
+            by_maker.setdefault(claim.whose, []).append(verdict)
+    parts = (f"{whose}: {found.count(HELD)} of {len(found)}" for whose, found in by_maker.items())
+    return f"Claims that these runs can test: {held} of {judged} held ({'; '.join(parts)})."
+
+
+def _claims(results: Results) -> str:
+    """The number of the claims that hold, and a list of those that do not."""
+    checked = [(claim, claim.check(results)) for claim in CLAIMS if claim.counts]
     fallen = {claim: verdict for claim, verdict in checked if verdict.verdict == NOT_HELD}
-    lines = [f"Claims that these runs can test: {held} of {judged} held." + (" Not held:" if fallen else "")]
+    lines = [claims_words(results) + (" Not held:" if fallen else "")]
     for text, group in by_text(fallen).items():
         where = "; ".join(f"{c.where} ({fallen[c].numbers}{', narrowly' * fallen[c].narrow})" for c in group)
-        lines.append(f"- {text}: {where}")
+        lines.append(f"- {text} [{group[0].source}]: {where}")
     return "\n".join([lines[0], "", *lines[1:]] if fallen else lines)

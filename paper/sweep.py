@@ -133,7 +133,8 @@ def read_sweep(path: AnyPath) -> Sweep:
     for field in content:
         if field not in known:
             raise DataError(
-                f"'{path}': unknown '{field}'{did_you_mean(field, known)} (known: {', '.join(known)})"
+                f"'{path}': unknown '{field}'{did_you_mean(field, known)} (known: {', '.join(known)}; "
+                "iterations, learning rate and tests are the solver's)"
             )
     kinds = FIELDS | ({"replaces": str} if "replaces" in content else {})
     for field, kind in kinds.items():

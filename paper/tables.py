@@ -577,7 +577,7 @@ def evidence_table(shown: str | None = None, records: Sequence[Record] = ()) -> 
             NOTHING if verdict.verdict == NO_DATA else verdict.verdict for verdict in (*verdicts, *by_ours)
         )
         numbers += "".join(f"; ours: {verdict.numbers}" for verdict in by_ours if verdict.numbers)
-        rows.append((item.claim.text, f"{item.of}, {item.claim.where}", item.claim.source, *words, numbers))
+        rows.append((item.claim.text, item.about, item.claim.source, *words, numbers))
     if not rows:
         return None
     commands = "; ".join(f"{of}: {COMMANDS[of]}" for of in dict.fromkeys(item.of for item in items))

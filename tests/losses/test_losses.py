@@ -414,6 +414,19 @@ def test_every_loss_has_a_reference_and_a_source() -> None:
 def test_the_name_resolves() -> None:
     assert imae.losses is losses
     assert repr(imae.losses.IMAE(t=4, ignore_label=7)) == "IMAE(t=4, epsilon=1e-06, ignore_label=7)"
+    by_weights = imae.losses.IMAE(normalizer="SUM_OF_WEIGHTS")
+    assert repr(by_weights) == "IMAE(t=8, epsilon=1e-06, normalizer='SUM_OF_WEIGHTS')"
+
+
+def test_labels_between_two_classes_are_refused() -> None:
+    """A program that mixes labels must not train on cut-off ones; whole numbers in any type are classes."""
+    logits, labels = torch.zeros(3, 10), torch.tensor([0.0, 9.0, 255.0])
+    loss = losses.IMAE(ignore_label=255)
+    assert torch.equal(loss(logits, labels), loss(logits, labels.long()))
+    with pytest.raises(LossError, match=r"IMAE: label 1\.75 is no whole number: .* are 0 to 9"):
+        losses.IMAE()(logits, torch.tensor([0.0, 1.75, 2.0]))
+    with pytest.raises(LossError, match=r"IMAE: label nan is no whole number"):
+        losses.IMAE()(logits, torch.tensor([0.0, float("nan"), 2.0]))
 
 
 def test_a_loss_can_be_compiled_away_from_the_host() -> None:

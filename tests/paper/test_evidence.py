@@ -88,6 +88,16 @@ def test_a_wrong_number_would_be_seen() -> None:
     assert Evidence(replace(claim, printed=right), None, CIFAR100).printed.verdict == HELD
 
 
+def test_the_table_says_what_each_number_is_and_names_a_data_set_once() -> None:
+    table = tables.evidence_table()
+    assert table is not None
+    abouts, numbers = [row[1] for row in table.rows], [row[-1] for row in table.rows]
+    assert {"MARS, mAP", "Clothing1M", "CIFAR-100, sym 0.4", "weights, p uniform on [0, 1]"} <= set(abouts)
+    assert not [about for about in abouts if about.startswith(("MARS, MARS", "Clothing1M, "))]
+    assert "MAE at p = 0.500, IMAE-8 at p = 0.500" in numbers
+    assert "CCE's largest rise from a p to the next -0.010" in numbers
+
+
 @pytest.mark.parametrize("name", ["figure1", "table3", "table4", "later-tables"])
 def test_the_tables_print_them(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     tables.print_table(name, [])
@@ -107,5 +117,7 @@ def test_the_page_opens_with_what_imae_is_and_one_picture() -> None:
     text = report.page([])
     begin = text[: text.index("<nav>")]
     assert begin.index("IMAE is a loss") < begin.index("<svg") < begin.index("9 of 9 numbers")
+    assert "of the 8 others, 3 do not hold in the printed numbers either" in begin
     assert "21 of 29 claims" in begin and begin.count("<svg") - begin.count('class="swatch"') == 1
+    assert "s size has a record yet: what the paper says of CIFAR-10" in begin
     assert "max-width: 40rem" in text and "IMAE\N{NON-BREAKING HYPHEN}8" in text

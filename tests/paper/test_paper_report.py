@@ -798,9 +798,43 @@ def test_the_results_page_is_up_to_date() -> None:
 def test_the_results_page_of_made_up_records() -> None:
     text = results_page.results_page(trio([0.5, 0.7, 0.6]))
     assert re.search(r"\| ResNet-20 \| 50 % +\| CCE +\| +79.7 / 50.0 \(−29.7\) \|", text)
-    assert "- IMAE's final test accuracy is above CCE's and MAE's: ResNet-20, 50 % (IMAE-8 60.00, " in text
+    words = "- IMAE's final test accuracy is above CCE's and MAE's [introduction, table 2]: ResNet-20, 50 % ("
+    assert words in text
     assert JPEG in text
     check_words(text)
+
+
+def test_the_results_page_says_at_the_top_what_is_shown_and_what_is_not() -> None:
+    small = trio([0.5, 0.7, 0.6], iterations=400, images=2000, test_images=1000)
+    for text in (results_page.results_page(small), report.page(small)):
+        top = text[: text.index("## Without training" if text[0] == "#" else "<nav>")]
+        assert "has a record yet: what the paper says of CIFAR-10" in top
+        assert "caled-down runs: 400 iterations on 2,000 images: " in top
+        assert " claims held (a study of mechanisms: too small" in top
+    full = results_page.results_page(trio([0.5, 0.7, 0.6]))
+    top = full[: full.index("## Without training")]
+    assert "has a record yet" not in top and "uns of the paper's size: " in top
+
+
+def test_runs_that_test_no_claim_are_named_at_the_top_as_well() -> None:
+    alone = trio([0.5, 0.7, 0.6], iterations=400, images=2000, test_images=1000)[2:]
+    for text in (results_page.results_page(alone), report.page(alone)):
+        assert "400 iterations on 2,000 images: no claim can be tested (a study of" in text
+        assert "0 of 0 held" not in text and "<b>0</b> held" not in text
+
+
+def test_what_is_no_claim_of_the_paper_is_not_counted_as_one() -> None:
+    """The paper has no human labels."""
+    human = [made(run) for run in runs(["human-noise"], [1], Scale(), ["worst"])]
+    text = results_page.results_page(human)
+    assert re.search(
+        r"Claims that these runs can test: (\d) of 3 held \(ours, of human labels: \1 of 3\)", text
+    )
+    assert (
+        "- Human labels: IMAE's final test accuracy is above CCE's and MAE's [ours, of CIFAR-10N]: " in text
+    )
+    text = results_page.results_page(trio([0.5, 0.7, 0.6]))
+    assert re.search(r"can test: (\d+ of \d+) held \(the paper's: \1\)", text)
 
 
 def test_the_results_page_of_no_records_and_of_scaled_ones() -> None:
@@ -848,6 +882,8 @@ def test_readme_lines_have_a_row_for_each_size_and_name_no_missing_number() -> N
     lines = readme.readme_lines(EVERY_KIND + OF_PROTOCOL_1).splitlines()
     assert "No run of the paper's size" not in lines[0]
     assert lines[4].startswith("| 64,000 |") and len(lines) > 5
+    alone = readme.readme_lines(trio([0.5, 0.7, 0.6])[2:])
+    assert alone.splitlines()[-1].endswith("IMAE-8 80.9 / 60.0 | – |")
 
 
 def test_a_readme_without_the_markers_is_refused(tmp_path: Path) -> None:

@@ -424,6 +424,7 @@ def test_a_run_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("arguments", "message"),
     [
         (["table2"], "there is no CIFAR-10 in 'data/paper': give --cifar10 PATH"),
+        (["later-tables"], "; --show trains nothing, and shows what there is without"),
         (["table2", "--scale", "800"], "--scale must be ITERATIONS:IMAGES"),
         (["table2", "--scale", "810:2000"], "iterations must be a multiple of 40"),
         (["table2", "--scale", "8040:2000"], "iterations must be a multiple of 1000"),

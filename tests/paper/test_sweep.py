@@ -246,6 +246,7 @@ def test_a_sweep_that_has_changed_is_refused(started: list[str], capfd: pytest.C
     [
         ("train = ", "replaces = 3\ntrain = ", "'s.toml': 'replaces' must be given as a str"),
         ("rates", "rate", "'s.toml': unknown 'rate'; did you mean rates?"),
+        ("rates", "iterations", "replaces; iterations, learning rate and tests are the solver's)"),
         ("seeds = [1, 2]", "", "'s.toml': 'seeds' must be given as a list that is not empty"),
         ("[0, 0.5]", "[]", "'rates' must be given as a list that is not empty"),
         ("[0, 0.5]", "[0, 1.5]", "rates must be numbers from 0 to 1; got 1.5"),
