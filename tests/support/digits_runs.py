@@ -13,9 +13,11 @@ from imae.cli.main import main
 RUNS = CASES / "runs"
 # Lines of Caffe that depend on timing, or are about the layers that Caffe makes inside other layers.
 TIMING = re.compile(r"Restarting data prefetching|Waiting for data|Creating layer ")
-# Lines that Caffe lacks: the kernels in use, the kept records, the time spent waiting for data.
+# Lines that Caffe lacks: the kernels in use, the kept records, the time spent waiting for data, what to type
+# next.
 OURS = re.compile(
-    r"\.py:\d+\] (Kernels in C: |The kernels in C |layer '.*' \(Data\): \d+ records, |Waited for data: )"
+    r"\.py:\d+\] (Kernels in C: |The kernels in C |layer '.*' \(Data\): \d+ records, |Waited for data: "
+    r"|the weights are in |to (test|export) them: |to go on)"
 )
 PREFIX = re.compile(r"^([IWEF])\d{4} [\d:.]+ +\d+ ")
 SPEED = re.compile(r"\(\S+ iter/s, \S+s/")
