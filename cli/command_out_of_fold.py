@@ -15,8 +15,7 @@ from imae.cli.device_options import add_gpu_option, add_threads_option, requeste
 from imae.cli.options import add_strict_option, whole_number
 from imae.cli.output_files import check_output_files
 from imae.files.errors import ImaeError
-from imae.net.device import DeviceLog, choose_device, set_threads
-from imae.paper.out_of_fold import DEFAULT_SEED, out_of_fold
+from imae.net.device_log import DeviceLog
 
 DEVICE_LOG = DeviceLog(
     cpu=("caffe.cpp:275", "Use CPU."),
@@ -35,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", metavar="FILE", help="FILE.npz for all arrays, FILE.npy for the probabilities alone"
     )
     parser.add_argument("--folds", type=whole_number, default=5, metavar="K", help="parts of the records (5)")
-    parser.add_argument(
-        "--seed", type=whole_number, default=DEFAULT_SEED, help=f"of the division ({DEFAULT_SEED})"
-    )
+    parser.add_argument("--seed", type=whole_number, default=1, help="of the division (1)")
     parser.add_argument(
         "--stage",
         metavar="S[,S]",
@@ -52,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train what is missing; write the probabilities."""
+    from imae.net.device import choose_device, set_threads
+    from imae.paper.out_of_fold import out_of_fold
+
     for option in ("solver", "lmdb", "output"):
         if not getattr(args, option):
             raise ImaeError(

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from imae.layers.common.dropout import Dropout
 from imae.layers.layer import Layer, Shape
-from imae.layers.utility.python import Python
 from imae.net.executor import Result
 from imae.net.fuse import fast_batch_norms, fuse_training
 from imae.net.inference_graph import Graph, Node, layers_of, make_graph
@@ -65,7 +64,7 @@ class InferencePlan:
         self.fast = (
             net.phase == TEST
             and net.dtype == torch.float32
-            and not any(isinstance(step.layer, Python) or _draws(step.layer) for step in net.steps)
+            and not any(step.layer.is_user_code or _draws(step.layer) for step in net.steps)
         )
         self._sources = [step for step in net.steps if not step.bottoms and step.tops]
         self._programs: OrderedDict[tuple[Shape, ...], _Program] = OrderedDict()

@@ -54,7 +54,6 @@ from imae.prototxt.state import filter_by_state, in_state
 from imae.prototxt.text import to_text
 from imae.train.snapshot_lock import writing_alone
 
-DEFAULT_SEED = 1
 # Fields of a solver that are about its tests.
 TESTS = ("test_iter", "test_interval", "test_state", "test_net", "test_net_param", "test_initialization")
 
@@ -106,7 +105,7 @@ def out_of_fold(
     *,
     model: AnyPath | None = None,
     folds: int = 5,
-    seed: int = DEFAULT_SEED,
+    seed: int = 1,
     stages: Sequence[str] | None = None,
     folder: AnyPath | None = None,
     jobs: int = 1,
