@@ -83,6 +83,7 @@ class Layer(nn.Module):
     deployed: ClassVar[bool] = True  # False: losses and accuracies, which a deployed net leaves out
     undeployed_fields: ClassVar[tuple[str, ...]] = ()  # "message.field": what a deployed net leaves out
     makes_input: ClassVar[bool] = False  # True: tops come from outside the net; an Input when deployed
+    is_user_code: ClassVar[bool] = False  # True: code of a project, which may do anything to its blobs
     is_fed: ClassVar[bool] = False  # True: it computes nothing, the net's caller sets the tops (Input)
     idle_in_test: bool = False  # True: in phase TEST top[0] equals bottom[0] (Dropout)
     # True: a pass goes on from the states, kept in buffers, that the pass before has left. They are 0 at

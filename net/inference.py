@@ -64,7 +64,7 @@ class InferencePlan:
         self.fast = (
             net.phase == TEST
             and net.dtype == torch.float32
-            and not any(_is_users(step.layer) or _draws(step.layer) for step in net.steps)
+            and not any(step.layer.is_user_code or _draws(step.layer) for step in net.steps)
         )
         self._sources = [step for step in net.steps if not step.bottoms and step.tops]
         self._programs: OrderedDict[tuple[Shape, ...], _Program] = OrderedDict()
@@ -165,15 +165,6 @@ class InferencePlan:
             for name, value in batch.items()
         }
         return net.forward(placed, self.keep, plan)
-
-
-def _is_users(layer: Layer) -> bool:
-    """Is it Python code of a project? Type Python has built-in variants, too, of well-known projects."""
-    if layer.type != "Python":
-        return False
-    from imae.layers.utility.python import Python  # which few nets need
-
-    return isinstance(layer, Python)
 
 
 def _draws(layer: Layer) -> bool:

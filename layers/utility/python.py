@@ -60,6 +60,7 @@ GROUP = "imae.python_layers"
 @register_layer("Python")
 class Python(Layer):
     makes_input = True  # where it has no bottoms
+    is_user_code = True
     blob_names = ()  # only the user knows what they are
     device_and_dtype: Tensor
 
