@@ -14,8 +14,8 @@ where these are listed and found, else with random weights of a fixed seed. The 
                         random inputs, divided by the largest output
     OpenCV              the same for OpenCV 4's reader of Caffe's files, where there are public weights;
                         OpenCV 5 has none: --opencv-python names a Python with opencv-python-headless<5
-    ms, ORT ms, ratio   --time: a forward pass of that batch by the net and by ONNX Runtime, medians in turns,
-                        and their ratio
+    ms, ORT ms, ratio   --time: a forward pass of that batch by the net, as `imae test` runs it, and by ONNX
+                        Runtime, medians in turns, and their ratio
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from imae.converters.export_onnx import ExportOptions, export_net
 from imae.files.errors import ImaeError, printable
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.run import Run
+from imae.net.inference import plan_inference
 from imae.net.net import Net
 from imae.net.weights import load_caffemodel
 from imae.prototxt.dialects import read_net_text
@@ -233,10 +234,11 @@ def _times(net: Net, model: bytes, outputs: Sequence[str], rounds: int) -> dict[
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     feeds = random_inputs(net, 1, None)
     tensors = {name: torch.from_numpy(value) for name, value in feeds.items()}
+    plan = plan_inference(net)
 
     def forward() -> None:
         with torch.inference_mode():
-            net(tensors)
+            plan.run(tensors)
 
     ways: dict[str, Callable[[], object]] = {
         "net": forward,
