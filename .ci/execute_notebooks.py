@@ -40,6 +40,17 @@ def shown(output: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "error", f"{output['ename']}: {output['evalue']}"
 
 
+def shown_by(cell: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a cell shows. A stream comes in pieces, as the time falls; here they are one."""
+    pairs: list[tuple[str, str]] = []
+    for kind, text in (pair for output in cell["outputs"] for pair in shown(output)):
+        if pairs and kind == pairs[-1][0] and kind in ("stdout", "stderr"):
+            pairs[-1] = (kind, pairs[-1][1] + text)
+        else:
+            pairs.append((kind, text))
+    return pairs
+
+
 def is_close(stored: str, new: str, allowed: Tolerance) -> bool:
     """Whether two printed numbers agree: within the tolerance, and one in the last place that is printed."""
     difference = abs(float(stored) - float(new))
@@ -73,9 +84,7 @@ def differences(stored: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
             continue
         tags = before["metadata"].get("tags", [])
         allowed = None if "varies" in tags else tolerance(f"{'trained in a ' * ('trained' in tags)}notebook")
-        kinds_before, kinds_now = (
-            [pair for output in cell["outputs"] for pair in shown(output)] for cell in (before, now)
-        )
+        kinds_before, kinds_now = shown_by(before), shown_by(now)
         if [kind for kind, _ in kinds_before] != [kind for kind, _ in kinds_now]:
             yield f"cell {number}: stored {kinds_before}, now {kinds_now}"
             continue

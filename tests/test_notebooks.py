@@ -103,3 +103,13 @@ def test_a_lost_image_and_an_error_are_noticed() -> None:
     assert not list(COMPARE["differences"](stored, other))
     other["cells"][0]["outputs"] = [{"output_type": "error", "ename": "ValueError", "evalue": "x"}]
     assert list(COMPARE["differences"](stored, other))
+
+
+def test_a_stream_that_comes_in_pieces_is_one() -> None:
+    whole, pieces = cell("one 1\ntwo 2\n"), cell("one 1\n")
+    pieces["outputs"].append({"output_type": "stream", "name": "stdout", "text": "two 2\n"})
+    other = copy.deepcopy(pieces)
+    other["outputs"][1]["text"] = "two 3\n"
+    differences = COMPARE["differences"]
+    assert list(differences({"cells": [whole]}, {"cells": [pieces]})) == []
+    assert len(list(differences({"cells": [whole]}, {"cells": [other]}))) == 1
