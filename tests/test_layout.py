@@ -332,7 +332,8 @@ def test_every_type_has_a_case() -> None:
     cases = ROOT / "tests" / "cases"
     types = {path.name for path in (cases / "layers").iterdir()}
     prototxts = "".join(path.read_text(errors="replace") for path in cases.rglob("*.prototxt"))
-    for name in layer_types():
+    # Other tests of this process may have registered types of their own.
+    for name in (n for n in layer_types() if layer_class(n).__module__.startswith("imae.layers.")):
         recorded = name in types or f'type: "{name}"' in prototxts
         assert recorded != (name in NOT_RECORDED), f"no case for {name}"
 

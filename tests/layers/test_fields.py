@@ -435,7 +435,9 @@ def test_the_tables_name_fields_of_the_schema() -> None:
     assert {key.rpartition(" ")[2] for key in (*CHANGES, *ACCEPTED)} <= known
     assert {name for value in SHARED.values() for name in value.split()} <= known
     assert {name for key in SHARED for name in key.split()} <= set(CASES)
-    assert {key.partition(":")[0] for key in CASES} == set(layer_types())
+    # Other tests of this process may have registered types of their own.
+    own = {name for name in layer_types() if layer_class(name).__module__.startswith("imae.layers.")}
+    assert {key.partition(":")[0] for key in CASES} == own
 
 
 def test_a_field_that_a_type_does_not_look_at_is_named() -> None:

@@ -6,14 +6,16 @@ The check reads a command as its own program would, with all options, and runs n
 from __future__ import annotations
 
 import importlib
+import json
 import shlex
+import subprocess
 import sys
 import tomllib
 from collections.abc import Sequence
+from functools import cache
 
 import pages
 import pytest
-from pip._internal.commands import create_command
 from torch.distributed.run import get_args_parser
 
 import benchmarks.__main__ as benchmarks_main
@@ -128,14 +130,30 @@ def _check_imae(words: Sequence[str]) -> None:
     make_parser(name).parse(words[1:])
 
 
+# Prints what pip's own parser reads of its command line: constraints, editables, other arguments.
+PARSE = """import json, sys
+from pip._internal.commands import create_command
+options, arguments = create_command("install").parser.parse_args(sys.argv[1:])
+print(json.dumps([options.constraints, options.editables, arguments]))"""
+
+
+@cache
+def _pip_arguments(words: tuple[str, ...]) -> list[list[str]]:
+    """In a process of its own: where pip is imported, setuptools warns of distutils when torch imports it."""
+    done = subprocess.run([sys.executable, "-c", PARSE, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    parsed: list[list[str]] = json.loads(done.stdout)
+    return parsed
+
+
 def _check_pip(words: Sequence[str]) -> None:
     """Also that the constraints and the extras are there."""
     assert words[0] == "install", words
-    options, arguments = create_command("install").parser.parse_args(list(words[1:]))
+    constraints, editables, arguments = _pip_arguments(tuple(words[1:]))
     project = tomllib.loads((pages.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    for file in options.constraints:
+    for file in constraints:
         assert (pages.ROOT / file).is_file(), file
-    for target in [*options.editables, *arguments]:
+    for target in [*editables, *arguments]:
         folder, _, extras = target.partition("[")
         assert (pages.ROOT / folder).is_dir(), target
         if extras:
