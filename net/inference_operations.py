@@ -27,6 +27,7 @@ from imae.layers.vision.pooling import Pooling
 from imae.net.fold import folded_layer
 from imae.net.kernels import (
     ConvolutionCall,
+    FastLRN,
     NormCall,
     normalize_by_statistics,
     plan_convolution,
@@ -238,29 +239,11 @@ class Concatenation(Operation):
 
 
 class Neighbourhood(Operation):
-    """LRN across channels. With the channels last, the neighbours are adjacent in memory."""
+    """LRN across channels, as in training."""
 
     def __init__(self, layer: LRN) -> None:
         self.layer = layer
 
     def plan_without_relu(self, setting: Setting) -> Compute:
-        size, k, beta = self.layer.size, self.layer.k, self.layer.beta
-        factor, channels = self.layer.alpha / size, setting.shapes[0][1]
-        reach = range(1, min(size // 2 + 1, channels))
-
-        def normalize(x: Tensor) -> Tensor:
-            rows = x.permute(0, 2, 3, 1)
-            squares = rows * rows
-            sums = squares.clone()
-            for step in reach:
-                sums[..., step:].add_(squares[..., :-step])
-                sums[..., :-step].add_(squares[..., step:])
-            base = sums.mul_(factor).add_(k)
-            if beta == 0.75:  # two square roots instead of a power
-                root = base.rsqrt_()
-                top = root.sqrt().mul_(root).mul_(rows)
-            else:
-                top = base.pow_(-beta).mul_(rows)
-            return top.permute(0, 3, 1, 2)
-
-        return normalize
+        fast = FastLRN(self.layer) if FastLRN.is_faster(self.layer) else self.layer.forward
+        return lambda x: in_order(fast(x))
