@@ -59,6 +59,7 @@ LARGEST = 1 << 28  # bytes of a file that is looked at
 SECONDS = 600  # for one net
 TIMED_SECONDS = 60  # of them for its timing, about; then it has fewer rounds
 LEAST_ROUNDS = 2
+VARIANCES = {"BatchNorm": 1, "BN": 3}  # type -> the blob of variances
 NOT_SEEN = ("not in the folder", "not tried")
 LONGEST = 200  # characters of what stops a net
 KNOWN = re.compile(r" \(known types: .*\)$")
@@ -212,12 +213,14 @@ def fill(net: Net) -> None:
     with torch.no_grad():
         for layer in net.layers:
             for index, blob in enumerate(layer.blobs):
-                if layer.type == "BatchNorm":
-                    blob.copy_(torch.rand(blob.shape, generator=generator) + 0.5) if index == 1 else normal(
-                        blob, 0.1
-                    )
+                if index == VARIANCES.get(layer.type):
+                    blob.copy_(torch.rand(blob.shape, generator=generator) + 0.5)
+                elif layer.type == "BatchNorm":
+                    normal(blob, 0.1)
                     if index == 2:
                         blob.fill_(1)
+                elif layer.type == "BN":  # a fork's: scale, shift, mean, variance
+                    normal(blob, 0.1, 0.0 if index else 1.0)
                 elif blob.dim() > 1:
                     normal(blob, 1.3 / math.sqrt(max(blob[0].numel(), 1)))
                 else:
@@ -300,13 +303,15 @@ def as_markdown(chosen: Sequence[Entry], results: Sequence[Mapping[str, Any]], t
     """The page."""
     found = [result for result in results if result.get("stops") not in NOT_SEEN]
     counts = {word: sum(bool(result.get(word)) for result in found) for word in ("reads", "builds")}
-    exported = sum("exported" in result for result in found)
+    exported = [result for result in found if "exported" in result]
+    compared = sum(result.get("compared", True) for result in exported)
     lines = [
         HEAD,
         f"{machine() if timed else 'Not timed in this run.'}\n",
         f"{len(chosen)} nets of {len({entry.repository for entry in chosen})} repositories, {len(found)} of "
-        f"them in the folder: {counts['reads']} read, {counts['builds']} build, {exported} export, and the "
-        "exported model computes the same, to 1e-3 of its largest value or better.\n",
+        f"them in the folder: {counts['reads']} read, {counts['builds']} build, {len(exported)} export, "
+        f"and {compared} exported models compute the same as their net, to 1e-3 of its largest value or "
+        "better.\n",
         "| net | repository, path | SHA-256 | reads | builds | blobs | parameters | weights | exported "
         "| OpenCV | ms | ORT ms | ratio |",
         "| --- | --- | --- | --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |",

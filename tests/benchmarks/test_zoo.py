@@ -76,6 +76,7 @@ def test_the_table(listed: Path) -> None:
     zoo.main(arguments(listed, "--output", "zoo.md"))
     page = Path("zoo.md").read_text()
     assert "3 nets of 1 repositories, 2 of them in the folder: 2 read, 1 build, 1 export" in page
+    assert "and 1 exported models compute the same" in page
     rows = {
         line.split(" | ")[0][2:]: line.split(" | ") for line in page.splitlines() if line.startswith("| ")
     }
@@ -110,6 +111,16 @@ def test_times_and_opencv(listed: Path) -> None:
     assert zoo.examine(request)["opencv"] == 1  # zeros after a detector's rows do not count
     python.write_text("#!/bin/sh\necho no such module >&2\nexit 1\n")
     assert zoo.examine(request)["opencv"] == "cannot: no such module"
+
+
+@pytest.mark.parametrize("parameter", ["slope_filler { value: 1 } frozen: true", "var_eps: 1e-5"])
+def test_random_statistics_of_a_forks_bn_are_positive(here: Path, parameter: str) -> None:
+    layer = f'type: "BN" bn_param {{ {parameter} }}'
+    (here / "net.prototxt").write_text(NET.replace('type: "BatchNorm"', layer))
+    net = Net(filter_net(read_net(here / "net.prototxt"), TEST))
+    zoo.fill(net)
+    variance = next(layer for layer in net.layers if layer.type == "BN").blob(3).detach()
+    assert float(variance.min()) >= 0.5 and float(variance.max()) <= 1.5
 
 
 def test_without_files_it_does_nothing(capsys: pytest.CaptureFixture[str]) -> None:
