@@ -4,12 +4,20 @@ IMAE_TEST_THREADS asks for more threads, as libraries then add in another order.
 support/slow_tests.py.
 """
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 # Before torch reads it: threads that wait for others leave the core to other tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Not the user's own folder, nor times that were measured there. Processes that the tests start have it, too.
+if "IMAE_CACHE" not in os.environ:
+    os.environ["IMAE_CACHE"] = tempfile.mkdtemp(prefix="imae-tests-")
+    atexit.register(shutil.rmtree, os.environ["IMAE_CACHE"], ignore_errors=True)
 
 import pytest
 import torch

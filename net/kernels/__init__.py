@@ -17,13 +17,22 @@ Code outside of this folder imports from here, not from its modules.
     plan_convolution_and_sum   the same, plus another blob
     available, supported_isas  whether the kernels in C were built, and which instructions they can use here
     chosen, description        which of them this process uses, as values and as a line for the log
+    convolution_ways           all ways to convolve on this processor, for benchmarks
 """
 
 from imae.net.kernels.compiled_norm import normalize_compiled
 from imae.net.kernels.conv import FastConvolution, SubsampledConvolution
 from imae.net.kernels.grouped_conv import GroupedConvolution
 from imae.net.kernels.lrn import FastLRN
-from imae.net.kernels.native import available, chosen, description, sgd, sgd_supports, supported_isas
+from imae.net.kernels.native import (
+    available,
+    chosen,
+    convolution_ways,
+    description,
+    sgd,
+    sgd_supports,
+    supported_isas,
+)
 from imae.net.kernels.norm import add_in_place, normalize_by_batch, normalize_by_statistics
 from imae.net.kernels.norm_call import NormCall
 from imae.net.kernels.planned import ConvolutionCall, plan_convolution, plan_convolution_and_sum
@@ -38,6 +47,7 @@ __all__ = [
     "add_in_place",
     "available",
     "chosen",
+    "convolution_ways",
     "description",
     "normalize_by_batch",
     "normalize_by_statistics",

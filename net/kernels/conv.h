@@ -1,5 +1,6 @@
-/* Shared by the convolutions' kernels. They are in single precision, for processors with AVX2 and FMA.
-   With a compiler that cannot compile for these, HAS_CONV_KERNELS is 0. */
+/* Shared by the convolutions' kernels, which are templates: kernels.c includes them once for each instruction
+   set. They are in single precision, for processors with FMA. With a compiler that cannot compile for these,
+   HAS_CONV_KERNELS is 0. */
 
 #ifndef CONV_H
 #define CONV_H
@@ -18,53 +19,41 @@ typedef struct {
     int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w;
 } Conv;
 
-#if HAS_CONV_KERNELS
+enum { CACHE_LINE = 16 }; /* numbers */
 
-#include <cpuid.h>
-
-#define AVX2 __attribute__((target("avx2,fma")))
-#define INLINE_AVX2 AVX2 static inline __attribute__((always_inline))
-
-enum { MAX_SIDE = 6, VECTOR = 8 };
-
-typedef float Vector __attribute__((vector_size(4 * VECTOR), aligned(4)));
-
-INLINE_AVX2 Vector load(const float *x)
+/* Memory that begins with a line of the cache: a vector of 16 numbers anywhere else would lie in two. The
+   numbers are 0 if `zero`. NULL if memory cannot be allocated. */
+static inline float *new_floats(int64_t count, int zero)
 {
-    return *(const Vector *)x;
+    size_t line = CACHE_LINE * sizeof(float), size = (count * sizeof(float) + line - 1) / line * line;
+    float *memory = aligned_alloc(line, size);
+    return memory && zero ? memset(memory, 0, size) : memory;
 }
 
-INLINE_AVX2 void store(float *x, Vector y)
+/* How many of `count` numbers the next part has, if parts have at most `most`. The last two are of one size: a
+   small part would have too few sums at once. */
+static inline int64_t next_part(int64_t count, int64_t most)
 {
-    *(Vector *)x = y;
+    return count > 2 * most ? most : count > most ? (count + 1) / 2 : count;
 }
 
-/* sums[k] += x[k x_step] y, for k < side and the first `vectors` of y. */
-INLINE_AVX2 void add_outer(const int side, const int vectors, const float *x, int64_t x_step, const float *y,
-                           Vector sums[MAX_SIDE][2])
-{
-    Vector y_vectors[2];
-#pragma GCC unroll 2
-    for (int v = 0; v < vectors; v++)
-        y_vectors[v] = load(y + VECTOR * v);
-#pragma GCC unroll 6
-    for (int k = 0; k < side; k++)
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++)
-            sums[k][v] += x[k * x_step] * y_vectors[v];
-}
+/* What the templates are written with. */
+#define VEC NAME(Vector)
+#define LOAD(x) (*(const VEC *)(x))
+#define STORE(x, y) (*(VEC *)(x) = (y))
+#define WIDE (2 * VECTOR)
+#define INLINE_TARGET TARGET static inline __attribute__((always_inline))
 
-/* The sums in registers: 1 to MAX_SIDE times 1 or 2 vectors. FOR_EACH_SIZE expands a macro that defines a
-   function for each size; SIZE_TABLE is the table of these functions, [vectors - 1][side - 1]. */
-#define FOR_EACH_SIZE(make)                                                                                    \
-    make(1, 1) make(2, 1) make(3, 1) make(4, 1) make(5, 1) make(6, 1)                                          \
-    make(1, 2) make(2, 2) make(3, 2) make(4, 2) make(5, 2) make(6, 2)
-#define SIZE_TABLE(name)                                                                                       \
-    {                                                                                                          \
-        {name##_1_1, name##_2_1, name##_3_1, name##_4_1, name##_5_1, name##_6_1},                              \
-        {name##_1_2, name##_2_2, name##_3_2, name##_4_2, name##_5_2, name##_6_2},                              \
-    }
-
-#endif
+#define SIX_SIDES(make, vectors)                                                                               \
+    make(1, vectors) make(2, vectors) make(3, vectors) make(4, vectors) make(5, vectors) make(6, vectors)
+#define TWELVE_SIDES(make, vectors)                                                                            \
+    SIX_SIDES(make, vectors)                                                                                   \
+    make(7, vectors) make(8, vectors) make(9, vectors) make(10, vectors) make(11, vectors) make(12, vectors)
+#define SIX_NAMES(name, vectors)                                                                               \
+    NAME(name##_1_##vectors), NAME(name##_2_##vectors), NAME(name##_3_##vectors), NAME(name##_4_##vectors),    \
+        NAME(name##_5_##vectors), NAME(name##_6_##vectors)
+#define TWELVE_NAMES(name, vectors)                                                                            \
+    SIX_NAMES(name, vectors), NAME(name##_7_##vectors), NAME(name##_8_##vectors), NAME(name##_9_##vectors),    \
+        NAME(name##_10_##vectors), NAME(name##_11_##vectors), NAME(name##_12_##vectors)
 
 #endif

@@ -1,8 +1,8 @@
 """Convolutions of blobs whose memory is in the order N, H, W, C, by kernels in C where these are faster.
 
-Windows of 3x3 with a stride of 1 use Winograd's algorithm, forward and backward. It takes half to three
-quarters of the time of oneDNN's kernels for processors without AVX-512. The median of its rounding errors is
-half of oneDNN's, and they are rarely larger. Infinities and NaN reach a few pixels more.
+Windows of 3x3 with a stride of 1 use Winograd's algorithm, forward and backward. With AVX2 it takes half to
+three quarters of the time of oneDNN's kernels; on processors with AVX-512 both are timed. The median of its
+rounding errors is half of oneDNN's, and they are rarely larger. Infinities and NaN reach a few pixels more.
 
 For other windows, a kernel computes the gradient of the weights. oneDNN takes 1.5 times as long for it as for
 the top, and adds all N H W products of a weight one after another in single precision. In ResNet-20 with a
@@ -78,7 +78,7 @@ def _uses_weight_kernel(layer: Convolution) -> bool:
 def _uses_winograd(layer: Convolution) -> bool:
     windows = layer.windows
     return (
-        native.uses_winograd()
+        (native.uses_winograd() or native.uses_winograd_weight())
         and windows.kernel == (3, 3)
         and windows.stride == (1, 1)
         and max(windows.pad) <= 2
@@ -159,7 +159,7 @@ class _Convolve(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.pad, ctx.tiles, ctx.uses_weight_kernel = stride, pad, tiles, uses_weight_kernel
-        if tiles:
+        if tiles and native.uses_winograd():
             return native.winograd(x, weight, bias, pad)
         return F.conv2d(x, weight, bias, stride, pad)
 
@@ -186,9 +186,14 @@ def convolution_gradients(
     """The gradients of bottom, weights and bias, those that are wanted; `tiles`: see FastConvolution."""
     top_diff = top_diff.contiguous(memory_format=torch.channels_last)
     diff = weight_diff = bias_diff = None
-    if wanted[0] and tiles:
+    if wanted[0] and tiles and native.uses_winograd():
         diff = native.winograd_bottom_gradient(top_diff, weight, pad)
-    if wanted[1] and tiles >= MIN_TILES_FOR_WEIGHTS and weight.numel() <= MAX_WINOGRAD_WEIGHTS:
+    if (
+        wanted[1]
+        and native.uses_winograd_weight()
+        and tiles >= MIN_TILES_FOR_WEIGHTS
+        and weight.numel() <= MAX_WINOGRAD_WEIGHTS
+    ):
         weight_diff = native.winograd_weight_gradient(x, top_diff, weight.shape, pad)
     elif wanted[1] and uses_weight_kernel:
         weight_diff = native.conv_weight_gradient(x, top_diff, weight.shape, stride, pad)

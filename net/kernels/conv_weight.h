@@ -4,14 +4,17 @@
 
    Once the bottom is copied to rows with zeros for padding, the kernel_w * channels numbers under one row of a
    window are adjacent in memory. So for each row i of the kernel this is a product of two matrices. The sums
-   over some hundred pixels stay in registers: up to 6 of these numbers times up to 16 outputs. */
+   over some hundred pixels stay in registers: up to MAX_SIDE of these numbers times up to 2 vectors of outputs.
+   A template, like vectors.h. */
+
+#if !defined(VECTOR) || !defined(MAX_SIDE) || !defined(NAME) || !defined(TARGET)
+#error "a template: see kernels.c"
+#endif
 
 #ifndef CONV_WEIGHT_H
 #define CONV_WEIGHT_H
 
 #include "conv.h"
-
-#if HAS_CONV_KERNELS
 
 enum { JOB_PIXELS = 512, MAX_RECENT_JOBS = 8 };
 
@@ -23,59 +26,12 @@ typedef struct {
     double *total;
 } Sums;
 
-AVX2 static void add_recent(Sums *s)
-{
-    for (int64_t i = 0; i < s->size; i++)
-        s->total[i] += s->recent[i];
-    memset(s->recent, 0, s->size * sizeof(float));
-    s->jobs = 0;
-}
-
-static inline void count_job(Sums *s)
-{
-    if (++s->jobs == MAX_RECENT_JOBS)
-        add_recent(s);
-}
-
 /* Where the numbers of some pixels are: counts of images, rows and pixels in a row, and the steps in memory
    from one to the next, in the bottom (x) and in the top. */
 typedef struct {
     int64_t images, rows, width;
     int64_t x_image_step, x_row_step, x_pixel_step, top_image_step, top_row_step, top_pixel_step;
 } Pixels;
-
-/* out[k][o] += the sum over the pixels of x[k] top_diff[o], for k < side and o < vectors * VECTOR. */
-INLINE_AVX2 void add_products(const int side, const int vectors, const float *x, const float *top_diff,
-                              const Pixels *p, float *out, int64_t out_row)
-{
-    Vector sums[MAX_SIDE][2] = {0};
-    for (int64_t i = 0; i < p->images; i++)
-        for (int64_t r = 0; r < p->rows; r++) {
-            const float *x_pixel = x + i * p->x_image_step + r * p->x_row_step;
-            const float *top_pixel = top_diff + i * p->top_image_step + r * p->top_row_step;
-#pragma GCC unroll 4
-            for (int64_t w = 0; w < p->width; w++, x_pixel += p->x_pixel_step, top_pixel += p->top_pixel_step)
-                add_outer(side, vectors, x_pixel, 1, top_pixel, sums);
-        }
-#pragma GCC unroll 6
-    for (int k = 0; k < side; k++)
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++)
-            store(out + k * out_row + VECTOR * v, load(out + k * out_row + VECTOR * v) + sums[k][v]);
-}
-
-typedef void AddProducts(const float *, const float *, const Pixels *, float *, int64_t);
-
-#define ADD_PRODUCTS(side, vectors)                                                                            \
-    AVX2 static void add_products_##side##_##vectors(const float *x, const float *top_diff, const Pixels *p,   \
-                                                     float *out, int64_t out_row)                              \
-    {                                                                                                          \
-        add_products(side, vectors, x, top_diff, p, out, out_row);                                             \
-    }
-
-FOR_EACH_SIZE(ADD_PRODUCTS)
-
-static AddProducts *const ADD_PRODUCTS_TABLE[2][MAX_SIDE] = SIZE_TABLE(add_products);
 
 /* Copies rows of an image, from `first` on, with zeros for their padding; a row outside the image is zeros. */
 static void padded_rows(const Conv *c, const float *image, int64_t first, int64_t rows, int64_t padded_width,
@@ -95,8 +51,58 @@ static void padded_rows(const Conv *c, const float *image, int64_t first, int64_
     }
 }
 
+#endif
+
+TARGET static void NAME(add_recent)(Sums *s)
+{
+    for (int64_t i = 0; i < s->size; i++)
+        s->total[i] += s->recent[i];
+    memset(s->recent, 0, s->size * sizeof(float));
+    s->jobs = 0;
+}
+
+static inline void NAME(count_job)(Sums *s)
+{
+    if (++s->jobs == MAX_RECENT_JOBS)
+        NAME(add_recent)(s);
+}
+
+/* out[k][o] += the sum over the pixels of x[k] top_diff[o], for k < side and o < vectors * VECTOR. */
+INLINE_TARGET void NAME(add_products)(const int side, const int vectors, const float *x, const float *top_diff,
+                                      const Pixels *p, float *out, int64_t out_row)
+{
+    VEC sums[MAX_SIDE][2] = {0};
+    for (int64_t i = 0; i < p->images; i++)
+        for (int64_t r = 0; r < p->rows; r++) {
+            const float *x_pixel = x + i * p->x_image_step + r * p->x_row_step;
+            const float *top_pixel = top_diff + i * p->top_image_step + r * p->top_row_step;
+#pragma GCC unroll 4
+            for (int64_t w = 0; w < p->width; w++, x_pixel += p->x_pixel_step, top_pixel += p->top_pixel_step)
+                NAME(add_outer)(side, vectors, x_pixel, 1, top_pixel, sums);
+        }
+#pragma GCC unroll 12
+    for (int k = 0; k < side; k++)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++)
+            STORE(out + k * out_row + VECTOR * v, LOAD(out + k * out_row + VECTOR * v) + sums[k][v]);
+}
+
+typedef void NAME(AddProducts)(const float *, const float *, const Pixels *, float *, int64_t);
+
+#undef ADD_PRODUCTS
+#define ADD_PRODUCTS(side, vectors)                                                                            \
+    TARGET static void NAME(add_products_##side##_##vectors)(const float *x, const float *top_diff,            \
+                                                             const Pixels *p, float *out, int64_t out_row)     \
+    {                                                                                                          \
+        NAME(add_products)(side, vectors, x, top_diff, p, out, out_row);                                       \
+    }
+
+FOR_EACH_SIZE(ADD_PRODUCTS)
+
+static NAME(AddProducts) *const NAME(add_products_table)[2][MAX_SIDE] = SIZE_TABLE(add_products);
+
 /* The number of outputs is a multiple of VECTOR. Returns 0, or 1 if memory cannot be allocated. */
-int imae_conv_weight(const float *bottom, const float *top_diff, const Conv *c, int threads, float *diff)
+int NAME(conv_weight)(const float *bottom, const float *top_diff, const Conv *c, int threads, float *diff)
 {
     int64_t padded_width = (c->top_width - 1) * c->stride_w + c->kernel_w, row = padded_width * c->channels;
     int64_t side = c->kernel_w * c->channels, size = c->kernel_h * side * c->outputs;
@@ -111,7 +117,7 @@ int imae_conv_weight(const float *bottom, const float *top_diff, const Conv *c, 
     }
     int64_t jobs = (c->num + group - 1) / group * tiles, image = ((tile - 1) * c->stride_h + c->kernel_h) * row;
     double *total = calloc(threads * size, sizeof(double));
-    float *recent = calloc(threads * size, sizeof(float));
+    float *recent = new_floats(threads * size, 1);
     float *copies = malloc(threads * group * image * sizeof(float));
     int failed = !total || !recent || !copies;
     if (!failed) {
@@ -136,15 +142,17 @@ int imae_conv_weight(const float *bottom, const float *top_diff, const Conv *c, 
                     padded_rows(c, bottom + (n + i) * c->height * c->width * c->channels,
                                 y * c->stride_h - c->pad_h, (p.rows - 1) * c->stride_h + c->kernel_h,
                                 padded_width, copy + i * image);
-                for (int64_t o = 0; o < c->outputs; o += 2 * VECTOR)
+                for (int64_t o = 0; o < c->outputs; o += WIDE)
                     for (int64_t i = 0; i < c->kernel_h; i++)
-                        for (int64_t k = 0; k < side; k += MAX_SIDE)
-                            ADD_PRODUCTS_TABLE[c->outputs - o >= 2 * VECTOR][minimum(MAX_SIDE, side - k) - 1](
-                                copy + i * row + k, top_diff + (n * pixels + y * c->top_width) * c->outputs + o,
+                        for (int64_t k = 0, part; k < side; k += part) {
+                            part = next_part(side - k, MAX_SIDE);
+                            NAME(AddProducts) *add = NAME(add_products_table)[c->outputs - o >= WIDE][part - 1];
+                            add(copy + i * row + k, top_diff + (n * pixels + y * c->top_width) * c->outputs + o,
                                 &p, sums.recent + (i * side + k) * c->outputs + o, c->outputs);
-                count_job(&sums);
+                        }
+                NAME(count_job)(&sums);
             }
-            add_recent(&sums);
+            NAME(add_recent)(&sums);
 #pragma omp barrier
 #pragma omp for schedule(static)
             for (int64_t k = 0; k < c->kernel_h * side; k++)
@@ -161,7 +169,3 @@ int imae_conv_weight(const float *bottom, const float *top_diff, const Conv *c, 
     free(copies);
     return failed;
 }
-
-#endif
-
-#endif

@@ -2,9 +2,7 @@
 
    A sum over many numbers is made of short sums in REAL that are added up in double. */
 
-#include "common.h"
-#include "conv_weight.h"
-#include "winograd.h"
+#include "conv.h"
 
 /* setup.py defines the hash of all files here; native.py does not use a library with another hash. */
 #ifndef SOURCES_HASH
@@ -95,46 +93,51 @@ int imae_has_avx512f(void)
 
 #endif
 
+/* The convolutions' kernels need FMA, too; native.py asks. */
 #if HAS_CONV_KERNELS
 
-int imae_conv_supported(void)
-{
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
+#define REAL float
 
-/* Without AVX-512, for which oneDNN's own kernels are fast. */
-int imae_conv_weight_is_faster(void)
-{
-    return imae_conv_supported() && !__builtin_cpu_supports("avx512f");
-}
+#define ISA avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#define VECTOR 8
+#define MAX_SIDE 6
+#include "vectors.h"
+#include "conv_weight.h"
+#include "winograd.h"
+#undef ISA
+#undef TARGET
+#undef VECTOR
+#undef MAX_SIDE
 
-/* AMD's Zen 3 and 4. Zen 4 has AVX-512, but multiplies no more numbers at once with it than with AVX2. */
-static int is_zen_3_or_4(void)
-{
-    unsigned a, b, c, d, vendor[3];
-    if (!__get_cpuid(0, &a, &vendor[0], &vendor[2], &vendor[1]) || memcmp(vendor, "AuthenticAMD", 12))
-        return 0;
-    return __get_cpuid(1, &a, &b, &c, &d) && (a >> 8 & 15) == 15 && (a >> 20 & 255) == 0x19 - 15;
-}
+/* The tests compile this form for other instructions, to run it on a processor without AVX-512. */
+#ifdef WIDE_ON_AVX2
+#define WIDE_INSTRUCTIONS "avx2,fma"
+#else
+#define WIDE_INSTRUCTIONS "avx512f,fma"
+#endif
+#define ISA avx512f
+#define TARGET __attribute__((target(WIDE_INSTRUCTIONS)))
+#define VECTOR 16
+#define MAX_SIDE 12
+#include "vectors.h"
+#include "conv_weight.h"
+#include "winograd.h"
+#undef ISA
+#undef TARGET
+#undef VECTOR
+#undef MAX_SIDE
 
-int imae_winograd_is_faster(void)
+#undef REAL
+
+int imae_has_fma(void)
 {
-    return imae_conv_weight_is_faster() || (imae_conv_supported() && is_zen_3_or_4());
+    return __builtin_cpu_supports("fma");
 }
 
 #else
 
-int imae_conv_supported(void)
-{
-    return 0;
-}
-
-int imae_conv_weight_is_faster(void)
-{
-    return 0;
-}
-
-int imae_winograd_is_faster(void)
+int imae_has_fma(void)
 {
     return 0;
 }

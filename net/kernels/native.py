@@ -2,13 +2,16 @@
 
 Without them torch's operations do the same work: more slowly, and the gradient of a convolution's weights
 less exactly. `available` tells whether they were built, `chosen` which of them this process uses: by default
-the fastest on this processor. Two environment variables choose others, to try what another processor uses:
+the fastest on this processor. With AVX-512 there are three ways to convolve: oneDNN's, or our kernels with
+vectors of 8 or of 16 numbers, which give the same bits. Which one is the fastest depends on the processor,
+so there they are timed, once (fastest.py). Two environment variables choose others, to try what another
+processor uses:
 
-    IMAE_KERNELS       auto (the fastest), none, batch_norm (convolutions by torch, as on Intel's processors
-                       with AVX-512), all (also where torch is faster)
-    IMAE_KERNELS_ISA   the instruction set of BatchNorm's, LRN's and SGD's kernels: auto (the newest that the
-                       processor has), default (of any processor), avx2, avx512f. The convolutions'
-                       kernels are compiled to AVX2 and FMA, and are not used with `default`
+    IMAE_KERNELS       auto (the fastest), none, batch_norm (convolutions by torch), all (also where torch is
+                       faster)
+    IMAE_KERNELS_ISA   the instruction set of the kernels: auto (the newest that the processor has; for
+                       convolutions the fastest), default (of any processor; none for convolutions), avx2,
+                       avx512f. With a given one nothing is timed
 """
 
 from __future__ import annotations
@@ -24,12 +27,14 @@ import torch
 from torch import Tensor
 
 from imae.files.errors import DeviceError
+from imae.net.kernels import fastest
 from imae.net.kernels.norm_call import NormCall
 from imae.net.kernels.sources import sources_hash
 
 CHANNELS_AT_ONCE = 8  # outputs, and for `winograd` channels, come in multiples of it
 KERNELS = ("auto", "none", "batch_norm", "all")  # values of IMAE_KERNELS
 ISAS = ("default", "avx2", "avx512f")  # of IMAE_KERNELS_ISA, besides auto; from the oldest to the newest
+VECTORS = {"avx2": 8, "avx512f": 16}  # numbers at once in the convolutions' kernels, likewise
 
 _ADDRESS, _SIZE, _NUMBER, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
 _FORWARD = [*[_ADDRESS, _SIZE, _SIZE], *[_ADDRESS] * 3, _NUMBER, _INT, _INT, *[_ADDRESS] * 4]
@@ -69,8 +74,7 @@ class Chosen(NamedTuple):
     """Which kernels are used."""
 
     batch_norm: bool
-    conv_weight: bool
-    winograd: bool
+    convolutions: str  # the instruction set of the convolutions' kernels; none; or fastest
     isa: str  # the instruction set of BatchNorm's kernels
 
 
@@ -90,7 +94,7 @@ def _choose(kernels: str, isa: str, library: ctypes.CDLL | None) -> Chosen:
     if isa not in ("auto", *ISAS):
         raise DeviceError(f"IMAE_KERNELS_ISA must be one of auto, {', '.join(ISAS)}; got {isa!r}")
     if kernels == "none":
-        return Chosen(False, False, False, "default")
+        return Chosen(False, "none", "default")
     if library is None:
         asked = [f"IMAE_KERNELS={kernels}"] * (kernels != "auto") + [f"IMAE_KERNELS_ISA={isa}"] * (
             isa != "auto"
@@ -100,26 +104,25 @@ def _choose(kernels: str, isa: str, library: ctypes.CDLL | None) -> Chosen:
                 f"{' '.join(asked)}: the kernels in C were not built; install imae again where there is a C "
                 f"compiler, or use auto"
             )
-        return Chosen(False, False, False, "default")
+        return Chosen(False, "none", "default")
     isas = supported_isas()
     if isa not in ("auto", *isas):
         raise DeviceError(
             f"IMAE_KERNELS_ISA={isa}: this processor has none of it; use auto, {', '.join(isas)}"
         )
+    timed = kernels == isa == "auto"
     isa = isas[-1] if isa == "auto" else isa
-    conv = isa != "default" and bool(library.imae_conv_supported())
-    if kernels == "all" and not conv:
+    of_convolutions = [] if isa == "default" else _convolution_isas()
+    if kernels == "all" and not of_convolutions:
         raise DeviceError(
             f"IMAE_KERNELS=all: the convolutions' kernels need AVX2 and FMA, and IMAE_KERNELS_ISA is {isa}; "
             f"use IMAE_KERNELS=batch_norm"
         )
-    every = kernels == "all"
-    return Chosen(
-        True,
-        conv and (every or (kernels == "auto" and bool(library.imae_conv_weight_is_faster()))),
-        conv and (every or (kernels == "auto" and bool(library.imae_winograd_is_faster()))),
-        isa,
-    )
+    if kernels == "batch_norm" or not of_convolutions:
+        return Chosen(True, "none", isa)
+    if timed and len(of_convolutions) > 1:
+        return Chosen(True, "fastest", isa)
+    return Chosen(True, isa if isa in of_convolutions else of_convolutions[-1], isa)
 
 
 def supported_isas() -> list[str]:
@@ -130,22 +133,77 @@ def supported_isas() -> list[str]:
     return [isa for isa in ISAS if isa == "default" or getattr(library, f"imae_has_{isa}")()]
 
 
+def _convolution_isas() -> list[str]:
+    """The instruction sets with which this processor can run the convolutions' kernels."""
+    library = _library()
+    return [isa for isa in supported_isas() if isa in VECTORS and library and library.imae_has_fma()]
+
+
+class Convolutions(NamedTuple):
+    """The instruction sets of the convolutions' kernels that are used; None: torch's convolution."""
+
+    winograd: str | None
+    winograd_weight: str | None
+    conv_weight: str | None
+    timed: str = ""  # how the fastest ones are known
+
+
+def convolutions() -> Convolutions:
+    """What `chosen().convolutions` means on this processor; it may be timed at the first call."""
+    return _convolutions(chosen().convolutions, torch.get_num_threads(), _library())
+
+
+@cache
+def _convolutions(isa: str, threads: int, library: ctypes.CDLL | None) -> Convolutions:
+    if isa == "none":
+        return Convolutions(None, None, None)
+    if isa != "fastest":
+        return Convolutions(isa, isa, isa)
+    ways, note = fastest.fastest(convolution_ways())
+    isas = {kernel: None if way == fastest.ONEDNN else way for kernel, way in ways.items()}
+    return Convolutions(isas["winograd"], isas["winograd_weight"], isas["conv_weight"], note)
+
+
+def convolution_ways() -> dict[str, fastest.Way]:
+    """All ways to convolve on this processor, by name: oneDNN's, and the kernels of each instruction set."""
+
+    def way(isa: str) -> fastest.Way:
+        def weight_gradient(x: Tensor, weight: Tensor, top_diff: Tensor, stride: int) -> Tensor:
+            if stride == 1:
+                return winograd_weight_gradient(x, top_diff, weight.shape, (1, 1), isa)
+            return conv_weight_gradient(x, top_diff, weight.shape, (stride, stride), (1, 1), isa)
+
+        return fastest.Way(
+            lambda x, weight: winograd(x, weight, None, (1, 1), isa=isa),
+            lambda x, weight, top_diff: winograd_bottom_gradient(top_diff, weight, (1, 1), isa),
+            weight_gradient,
+        )
+
+    return {fastest.ONEDNN: fastest.onednn(), **{isa: way(isa) for isa in _convolution_isas()}}
+
+
 def description(dtype: torch.dtype) -> str:
     """The log line that names the kernels which a run in this type uses."""
     if not available():
         return "The kernels in C were not built (is there a C compiler?); training is slower without them"
-    use, single = chosen(), dtype == torch.float32
-    names = [
-        name
-        for name, used in (
-            (f"BatchNorm ({use.isa})", use.batch_norm and dtype in _TYPES),
-            ("LRN and the update of SGD", use.batch_norm and dtype in _TYPES),
-            ("the gradient of a convolution's weights", use.conv_weight and single),
-            ("Winograd's convolution", use.winograd and single),
+    use = chosen()
+    names = []
+    if use.batch_norm and dtype in _TYPES:
+        names += [f"BatchNorm ({use.isa})", "LRN and the update of SGD"]
+    if dtype != torch.float32:
+        return f"Kernels in C: {', '.join(names) or 'none'}"
+    of_convolutions = convolutions()
+    names += [
+        f"{name} ({isa})"
+        for name, isa in (
+            ("the gradient of a convolution's weights", of_convolutions.conv_weight),
+            ("Winograd's convolution", of_convolutions.winograd),
+            ("Winograd's gradient of the weights", of_convolutions.winograd_weight),
         )
-        if used
+        if isa
     ]
-    return f"Kernels in C: {', '.join(names) or 'none'}"
+    timed = f"; the fastest of {', '.join(convolution_ways())}, {of_convolutions.timed}"
+    return f"Kernels in C: {', '.join(names) or 'none'}{timed if of_convolutions.timed else ''}"
 
 
 def batch_norm_supports(*tensors: Tensor | None) -> bool:
@@ -305,12 +363,17 @@ def sgd(
 
 def uses_conv_weight() -> bool:
     """Whether `conv_weight_gradient` is used: it is faster than torch on this processor, or requested."""
-    return available() and chosen().conv_weight
+    return available() and convolutions().conv_weight is not None
 
 
 def uses_winograd() -> bool:
-    """Whether `winograd` and its gradients are used, likewise."""
-    return available() and chosen().winograd
+    """Whether `winograd` is used for tops and for bottoms' gradients, likewise."""
+    return available() and convolutions().winograd is not None
+
+
+def uses_winograd_weight() -> bool:
+    """Whether `winograd_weight_gradient` is used, likewise."""
+    return available() and convolutions().winograd_weight is not None
 
 
 def conv_supports(x: Tensor, weight: Tensor) -> bool:
@@ -325,31 +388,46 @@ def conv_supports(x: Tensor, weight: Tensor) -> bool:
 
 
 def conv_weight_gradient(
-    x: Tensor, top_diff: Tensor, shape: Sequence[int], stride: Sequence[int], pad: Sequence[int]
+    x: Tensor,
+    top_diff: Tensor,
+    shape: Sequence[int],
+    stride: Sequence[int],
+    pad: Sequence[int],
+    isa: str | None = None,
 ) -> Tensor:
     """The gradient of a convolution's weights, (outputs, channels, kernel_h, kernel_w), channels last.
 
     x         the bottom, (N, C, H, W); top_diff: (N, outputs, H', W'); both with the channels last in memory
     outputs   a multiple of CHANNELS_AT_ONCE
+    isa       the instruction set, instead of the chosen one
     """
-    return _weight_gradient("conv_weight", x, top_diff, shape, stride, pad)
+    kernel = _convolution_kernel("conv_weight", shape[:1], isa)
+    return _weight_gradient(kernel, x, top_diff, shape, stride, pad)
 
 
-def winograd_weight_gradient(x: Tensor, top_diff: Tensor, shape: Sequence[int], pad: Sequence[int]) -> Tensor:
+def winograd_weight_gradient(
+    x: Tensor, top_diff: Tensor, shape: Sequence[int], pad: Sequence[int], isa: str | None = None
+) -> Tensor:
     """The same for windows of 3x3 and a stride of 1, faster; channels are a multiple of CHANNELS_AT_ONCE."""
     _check_winograd(shape)
-    return _weight_gradient("winograd_weight", x, top_diff, shape, (1, 1), pad)
+    kernel = _convolution_kernel("winograd_weight", shape[:2], isa)
+    return _weight_gradient(kernel, x, top_diff, shape, (1, 1), pad)
 
 
 def _weight_gradient(
-    name: str, x: Tensor, top_diff: Tensor, shape: Sequence[int], stride: Sequence[int], pad: Sequence[int]
+    kernel: Callable[..., int],
+    x: Tensor,
+    top_diff: Tensor,
+    shape: Sequence[int],
+    stride: Sequence[int],
+    pad: Sequence[int],
 ) -> Tensor:
     diff = torch.empty(*shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     _check_layout(x, top_diff, _top_shape(x, shape, stride, pad))
     if shape[0] % CHANNELS_AT_ONCE:
         raise ValueError(f"no kernel for {shape[0]} outputs")
     conv = _conv_sizes(x, top_diff.shape, shape[2:], stride, pad)
-    failed = _kernel(name)(
+    failed = kernel(
         x.data_ptr(), top_diff.data_ptr(), ctypes.addressof(conv), torch.get_num_threads(), diff.data_ptr()
     )
     if failed:
@@ -358,12 +436,18 @@ def _weight_gradient(
 
 
 def winograd(
-    x: Tensor, weight: Tensor, bias: Tensor | None, pad: Sequence[int], rotated: bool = False
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    pad: Sequence[int],
+    rotated: bool = False,
+    isa: str | None = None,
 ) -> Tensor:
     """A convolution with windows of 3x3 and a stride of 1: (N, outputs, H', W'), channels last.
 
     x        (N, C, H, W) with the channels last in memory; weight: (outputs, C, 3, 3); bias: (outputs)
     rotated  whether the windows are rotated by 180 degrees
+    isa      the instruction set, instead of the chosen one
     """
     _check_winograd(weight.shape)
     shape = _top_shape(x, weight.shape, (1, 1), pad)
@@ -372,7 +456,7 @@ def winograd(
     _check_factors(x, weight, bias)
     conv, strides = _conv_sizes(x, shape, (3, 3), (1, 1), pad), _int64_array(weight.stride())
     bias = None if bias is None else bias.contiguous()  # with a name, so that the memory stays
-    failed = _kernel("winograd")(
+    failed = _convolution_kernel("winograd", weight.shape[:2], isa)(
         x.data_ptr(), weight.data_ptr(), ctypes.addressof(strides), rotated,
         _address(bias),
         ctypes.addressof(conv), torch.get_num_threads(), top.data_ptr(),
@@ -392,7 +476,7 @@ def plan_winograd(
     _check_factors(example, weight, bias)
     conv, strides = _conv_sizes(example, shape, (3, 3), (1, 1), pad), _int64_array(weight.stride())
     bias = None if bias is None else bias.contiguous()
-    kernel, last = _kernel("winograd"), torch.channels_last
+    kernel, last = _convolution_kernel("winograd", weight.shape[:2]), torch.channels_last
     weights = (_address(weight), ctypes.addressof(strides), False, _address(bias), ctypes.addressof(conv))
 
     def convolve(x: Tensor, memory: Sequence[object] = (weight, bias, conv, strides)) -> Tensor:
@@ -406,9 +490,11 @@ def plan_winograd(
     return convolve
 
 
-def winograd_bottom_gradient(top_diff: Tensor, weight: Tensor, pad: Sequence[int]) -> Tensor:
+def winograd_bottom_gradient(
+    top_diff: Tensor, weight: Tensor, pad: Sequence[int], isa: str | None = None
+) -> Tensor:
     """The gradient of the bottom of a convolution by `winograd`, with a padding of at most 2."""
-    return winograd(top_diff, weight.transpose(0, 1), None, [2 - p for p in pad], rotated=True)
+    return winograd(top_diff, weight.transpose(0, 1), None, [2 - p for p in pad], True, isa)
 
 
 def _top_shape(x: Tensor, shape: Sequence[int], stride: Sequence[int], pad: Sequence[int]) -> tuple[int, ...]:
@@ -469,11 +555,24 @@ def _check_layout(x: Tensor, blob: Tensor, shape: Sequence[int], *values: Tensor
             raise ValueError(f"got {value.dtype} {tuple(value.shape)} for {x.shape[1]} channels of {x.dtype}")
 
 
-def _kernel(name: str, dtype: torch.dtype | None = None) -> Callable[..., int]:
-    """A convolution's kernel; with a dtype, another kernel for it in the chosen instructions."""
-    return _exported(
-        name, f"imae_{name}" if dtype is None else f"imae_{name}_{_batch_norm_isa()}_{_TYPES[dtype]}"
-    )
+def _kernel(name: str, dtype: torch.dtype) -> Callable[..., int]:
+    """A kernel for this type in the chosen instructions."""
+    return _exported(name, f"imae_{name}_{_batch_norm_isa()}_{_TYPES[dtype]}")
+
+
+def _convolution_kernel(name: str, counts: Sequence[int], isa: str | None = None) -> Callable[..., int]:
+    """A convolution's kernel; tests call these even where torch's convolution is used.
+
+    counts   of the channels that come in whole vectors: without them the vectors of 8 numbers are used
+    """
+    isa = isa or getattr(convolutions(), name) or _newest_convolution_isa()
+    if any(count % VECTORS[isa] for count in counts):
+        isa = "avx2"
+    return _exported(name, f"imae_{name}_{isa}_float")
+
+
+def _newest_convolution_isa() -> str:
+    return _choose("all", os.environ.get("IMAE_KERNELS_ISA") or "auto", _library()).convolutions
 
 
 def _batch_norm_isa() -> str:

@@ -14,17 +14,19 @@
              0  1  0 -1         0    0    1            0 -1
 
    The sums are shorter than a plain convolution's, and B and A only add: the values are not less exact. For
-   each of the 16 places of a transformed tile, the sum is a product of two matrices. */
+   each of the 16 places of a transformed tile, the sum is a product of two matrices.
+   A template, like vectors.h, after conv_weight.h. */
+
+#if !defined(VECTOR) || !defined(MAX_SIDE) || !defined(NAME) || !defined(TARGET)
+#error "a template: see kernels.c"
+#endif
 
 #ifndef WINOGRAD_H
 #define WINOGRAD_H
 
 #include "conv.h"
-#include "conv_weight.h"
 
-#if HAS_CONV_KERNELS
-
-enum { PLACES = 16, TILES = 24, WIDE = 2 * VECTOR };
+enum { PLACES = 16, TILES = 24 };
 
 /* The step in memory from the numbers of one place to the numbers of the next. The 16 extra numbers keep the
    places from competing for the same lines of the cache. */
@@ -60,14 +62,24 @@ static inline void advance(const Conv *c, Tile *t)
     t->n++;
 }
 
+/* G^T times four. */
+static inline void apply_g_transposed(double a, double b, double c, double d, double out[3])
+{
+    out[0] = a + 0.5 * (b + c);
+    out[1] = 0.5 * (b - c);
+    out[2] = 0.5 * (b + c) + d;
+}
+
+#endif
+
 /* B^T times a column of four pixels; zeros for a column outside of the image. */
-INLINE_AVX2 void apply_b_transposed(const float *const rows[4], int64_t at, int inside, Vector out[4])
+INLINE_TARGET void NAME(apply_b_transposed)(const float *const rows[4], int64_t at, int inside, VEC out[4])
 {
     if (!inside) {
-        out[0] = out[1] = out[2] = out[3] = (Vector){0};
+        out[0] = out[1] = out[2] = out[3] = (VEC){0};
         return;
     }
-    Vector a = load(rows[0] + at), b = load(rows[1] + at), c = load(rows[2] + at), d = load(rows[3] + at);
+    VEC a = LOAD(rows[0] + at), b = LOAD(rows[1] + at), c = LOAD(rows[2] + at), d = LOAD(rows[3] + at);
     out[0] = a - c;
     out[1] = b + c;
     out[2] = c - b;
@@ -75,27 +87,27 @@ INLINE_AVX2 void apply_b_transposed(const float *const rows[4], int64_t at, int 
 }
 
 /* B^T bottom B of adjacent tiles, the first of which begins at column x: out[place][tile][channel]. */
-INLINE_AVX2 void transform_run(const float *const rows[4], int64_t width, int64_t channels, int64_t x,
-                               int64_t tiles, float *out, int64_t step)
+INLINE_TARGET void NAME(transform_run)(const float *const rows[4], int64_t width, int64_t channels, int64_t x,
+                                       int64_t tiles, float *out, int64_t step)
 {
     for (int64_t c = 0; c < channels; c += VECTOR) {
-        Vector t[4], u[4], v[4], w[4];
+        VEC t[4], u[4], v[4], w[4];
         const float *next = rows[3] + width * channels + c; /* of the tiles below */
         float *dest = out + c;
-        apply_b_transposed(rows, x * channels + c, x >= 0 && x < width, t);
-        apply_b_transposed(rows, (x + 1) * channels + c, x + 1 >= 0 && x + 1 < width, u);
+        NAME(apply_b_transposed)(rows, x * channels + c, x >= 0 && x < width, t);
+        NAME(apply_b_transposed)(rows, (x + 1) * channels + c, x + 1 >= 0 && x + 1 < width, u);
         for (int64_t i = 0, at = x + 2; i < tiles; i++, at += 2, dest += channels) {
-            apply_b_transposed(rows, at * channels + c, at >= 0 && at < width, v);
-            apply_b_transposed(rows, (at + 1) * channels + c, at + 1 >= 0 && at + 1 < width, w);
-            if (c % WIDE == 0)
+            NAME(apply_b_transposed)(rows, at * channels + c, at >= 0 && at < width, v);
+            NAME(apply_b_transposed)(rows, (at + 1) * channels + c, at + 1 >= 0 && at + 1 < width, w);
+            if (c % CACHE_LINE == 0)
                 for (int p = 0; p < 4; p++)
                     __builtin_prefetch(next + (at + p % 2 + p / 2 * width) * channels);
 #pragma GCC unroll 4
             for (int k = 0; k < 4; k++) {
-                store(dest + (4 * k + 0) * step, t[k] - v[k]);
-                store(dest + (4 * k + 1) * step, u[k] + v[k]);
-                store(dest + (4 * k + 2) * step, v[k] - u[k]);
-                store(dest + (4 * k + 3) * step, u[k] - w[k]);
+                STORE(dest + (4 * k + 0) * step, t[k] - v[k]);
+                STORE(dest + (4 * k + 1) * step, u[k] + v[k]);
+                STORE(dest + (4 * k + 2) * step, v[k] - u[k]);
+                STORE(dest + (4 * k + 3) * step, u[k] - w[k]);
                 t[k] = v[k];
                 u[k] = w[k];
             }
@@ -104,8 +116,8 @@ INLINE_AVX2 void transform_run(const float *const rows[4], int64_t width, int64_
 }
 
 /* The same for tiles of all images, from number `first` on; `zeros` replaces rows outside of an image. */
-AVX2 static void transform_bottom(const Conv *c, const float *bottom, const float *zeros, int64_t first,
-                                  int64_t tiles, float *out, int64_t step)
+TARGET static void NAME(transform_bottom)(const Conv *c, const float *bottom, const float *zeros, int64_t first,
+                                          int64_t tiles, float *out, int64_t step)
 {
     int64_t row = c->width * c->channels;
     for (int64_t run; tiles > 0; first += run, tiles -= run, out += run * c->channels) {
@@ -114,83 +126,85 @@ AVX2 static void transform_bottom(const Conv *c, const float *bottom, const floa
         for (int64_t i = 0, y = t.y - c->pad_h; i < 4; i++, y++)
             rows[i] = y < 0 || y >= c->height ? zeros : bottom + (t.n * c->height + y) * row;
         run = minimum(tiles, (c->top_width + 1 - t.x) / 2);
-        transform_run(rows, c->width, c->channels, t.x - c->pad_w, run, out, step);
+        NAME(transform_run)(rows, c->width, c->channels, t.x - c->pad_w, run, out, step);
     }
 }
 
 /* out[t][o] = sum over the channels of x[t] weight[][o], for t < side and o < vectors * VECTOR. */
-INLINE_AVX2 void multiply(const int side, const int vectors, const float *x, int64_t channels,
-                          const float *weight, float *out)
+INLINE_TARGET void NAME(multiply)(const int side, const int vectors, const float *x, int64_t channels,
+                                  const float *weight, float *out)
 {
-    Vector sums[MAX_SIDE][2] = {0};
+    VEC sums[MAX_SIDE][2] = {0};
     for (int64_t c = 0; c < channels; c++, weight += vectors * VECTOR)
-        add_outer(side, vectors, x + c, channels, weight, sums);
-#pragma GCC unroll 6
+        NAME(add_outer)(side, vectors, x + c, channels, weight, sums);
+#pragma GCC unroll 12
     for (int t = 0; t < side; t++)
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++)
-            store(out + t * WIDE + VECTOR * v, sums[t][v]);
+            STORE(out + t * WIDE + VECTOR * v, sums[t][v]);
 }
 
-typedef void Multiply(const float *, int64_t, const float *, float *);
+typedef void NAME(Multiply)(const float *, int64_t, const float *, float *);
 
+#undef MULTIPLY
 #define MULTIPLY(side, vectors)                                                                                \
-    AVX2 static void multiply_##side##_##vectors(const float *x, int64_t channels, const float *weight,        \
-                                                 float *out)                                                   \
+    TARGET static void NAME(multiply_##side##_##vectors)(const float *x, int64_t channels,                     \
+                                                         const float *weight, float *out)                      \
     {                                                                                                          \
-        multiply(side, vectors, x, channels, weight, out);                                                     \
+        NAME(multiply)(side, vectors, x, channels, weight, out);                                               \
     }
 
 FOR_EACH_SIZE(MULTIPLY)
 
-static Multiply *const MULTIPLY_TABLE[2][MAX_SIDE] = SIZE_TABLE(multiply);
+static NAME(Multiply) *const NAME(multiply_table)[2][MAX_SIDE] = SIZE_TABLE(multiply);
 
 /* A^T times a column of four. */
-INLINE_AVX2 void apply_a_transposed(Vector a, Vector b, Vector c, Vector d, Vector out[2])
+INLINE_TARGET void NAME(apply_a_transposed)(VEC a, VEC b, VEC c, VEC d, VEC out[2])
 {
     out[0] = a + b + c;
     out[1] = b - c - d;
 }
 
 /* Writes the pixels of tiles, for `vectors` * VECTOR outputs, from products[place][tile][output]. */
-AVX2 static void write_top(const Conv *c, const float *products, int64_t step, int64_t first, int64_t tiles,
-                           int vectors, const float *bias, float *top)
+TARGET static void NAME(write_top)(const Conv *c, const float *products, int64_t step, int64_t first,
+                                   int64_t tiles, int vectors, const float *bias, float *top)
 {
     int64_t row = c->top_width * c->outputs;
     Tile t = tile_at(c, first);
     for (; tiles > 0; tiles--, advance(c, &t), products += WIDE) {
         float *dest = top + (t.n * c->top_height + t.y) * row + t.x * c->outputs;
         int right = t.x + 1 < c->top_width, below = t.y + 1 < c->top_height;
-        for (int p = 0; p < 4; p++)
-            __builtin_prefetch(dest + (12 + p % 2) * c->outputs + p / 2 * row, 1);
         for (int v = 0; v < vectors; v++, dest += VECTOR) {
-            Vector half[4][2], whole[2][2], b = bias ? load(bias + VECTOR * v) : (Vector){0};
+            if (VECTOR * v % CACHE_LINE == 0)
+                for (int p = 0; p < 4; p++)
+                    __builtin_prefetch(dest + (12 + p % 2) * c->outputs + p / 2 * row, 1);
+            VEC half[4][2], whole[2][2], b = bias ? LOAD(bias + VECTOR * v) : (VEC){0};
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++) {
                 const float *place = products + 4 * i * step + VECTOR * v;
-                apply_a_transposed(load(place), load(place + step), load(place + 2 * step),
-                                   load(place + 3 * step), half[i]);
+                NAME(apply_a_transposed)(LOAD(place), LOAD(place + step), LOAD(place + 2 * step),
+                                         LOAD(place + 3 * step), half[i]);
             }
 #pragma GCC unroll 2
             for (int j = 0; j < 2; j++) {
-                Vector column[2];
-                apply_a_transposed(half[0][j], half[1][j], half[2][j], half[3][j], column);
+                VEC column[2];
+                NAME(apply_a_transposed)(half[0][j], half[1][j], half[2][j], half[3][j], column);
                 whole[0][j] = column[0] + b;
                 whole[1][j] = column[1] + b;
             }
-            store(dest, whole[0][0]);
+            STORE(dest, whole[0][0]);
             if (right)
-                store(dest + c->outputs, whole[0][1]);
+                STORE(dest + c->outputs, whole[0][1]);
             if (below)
-                store(dest + row, whole[1][0]);
+                STORE(dest + row, whole[1][0]);
             if (right && below)
-                store(dest + row + c->outputs, whole[1][1]);
+                STORE(dest + row + c->outputs, whole[1][1]);
         }
     }
 }
 
 /* G times three. */
-INLINE_AVX2 void apply_g(Vector a, Vector b, Vector c, Vector out[4])
+INLINE_TARGET void NAME(apply_g)(VEC a, VEC b, VEC c, VEC out[4])
 {
     out[0] = a;
     out[1] = (a + b + c) * 0.5f;
@@ -199,11 +213,11 @@ INLINE_AVX2 void apply_g(Vector a, Vector b, Vector c, Vector out[4])
 }
 
 /* G weight G^T of VECTOR outputs: out[place][channel][wide]. */
-AVX2 static void transform_weights(const float *weight, const int64_t *strides, int rotated, int64_t channels,
-                                   int64_t wide, float *out)
+TARGET static void NAME(transform_weights)(const float *weight, const int64_t *strides, int rotated,
+                                           int64_t channels, int64_t wide, float *out)
 {
     for (int64_t c = 0; c < channels; c++, weight += strides[1], out += wide) {
-        Vector g[3][3], half[3][4];
+        VEC g[3][3], half[3][4];
         for (int i = 0; i < 3; i++)
             for (int j = 0; j < 3; j++) {
                 int64_t at = (rotated ? 2 - i : i) * strides[2] + (rotated ? 2 - j : j) * strides[3];
@@ -211,12 +225,12 @@ AVX2 static void transform_weights(const float *weight, const int64_t *strides, 
                     g[i][j][o] = weight[at + o * strides[0]];
             }
         for (int i = 0; i < 3; i++)
-            apply_g(g[i][0], g[i][1], g[i][2], half[i]);
+            NAME(apply_g)(g[i][0], g[i][1], g[i][2], half[i]);
         for (int j = 0; j < 4; j++) {
-            Vector column[4];
-            apply_g(half[0][j], half[1][j], half[2][j], column);
+            VEC column[4];
+            NAME(apply_g)(half[0][j], half[1][j], half[2][j], column);
             for (int i = 0; i < 4; i++)
-                store(out + (4 * i + j) * channels * wide, column[i]);
+                STORE(out + (4 * i + j) * channels * wide, column[i]);
         }
     }
 }
@@ -224,15 +238,15 @@ AVX2 static void transform_weights(const float *weight, const int64_t *strides, 
 /* top = bottom convolved with weight[o][c][i][j], plus bias, which may be NULL. `strides` are the four steps in
    the memory of the weights; `rotated`: each window rotated by 180 degrees. Channels and outputs are multiples
    of VECTOR. Returns 0, or 1 if memory cannot be allocated. */
-int imae_winograd(const float *bottom, const float *weight, const int64_t *strides, int rotated,
-                  const float *bias, const Conv *c, int threads, float *top)
+int NAME(winograd)(const float *bottom, const float *weight, const int64_t *strides, int rotated,
+                   const float *bias, const Conv *c, int threads, float *top)
 {
     int64_t tiles = tile_count(c);
     int64_t step = place_step(TILES, c->channels), product_step = place_step(TILES, WIDE);
     int64_t scratch_size = PLACES * (step + product_step), row = c->width * c->channels;
     /* transformed[output / WIDE][place][channel][output % WIDE] */
-    float *transformed = malloc(PLACES * c->channels * c->outputs * sizeof(float));
-    float *zeros = calloc(row, sizeof(float)), *scratch = malloc(threads * scratch_size * sizeof(float));
+    float *transformed = new_floats(PLACES * c->channels * c->outputs, 0);
+    float *zeros = new_floats(row, 1), *scratch = new_floats(threads * scratch_size, 0);
     int failed = !transformed || !zeros || !scratch;
     if (!failed) {
 #pragma omp parallel num_threads(threads)
@@ -240,25 +254,27 @@ int imae_winograd(const float *bottom, const float *weight, const int64_t *strid
 #pragma omp for schedule(static)
             for (int64_t o = 0; o < c->outputs; o += VECTOR) {
                 int64_t block = o / WIDE * WIDE, wide = minimum(WIDE, c->outputs - block);
-                transform_weights(weight + o * strides[0], strides, rotated, c->channels, wide,
-                                  transformed + block * PLACES * c->channels + o - block);
+                NAME(transform_weights)(weight + o * strides[0], strides, rotated, c->channels, wide,
+                                        transformed + block * PLACES * c->channels + o - block);
             }
             float *bottom_tiles = scratch + omp_get_thread_num() * scratch_size;
             float *products = bottom_tiles + PLACES * step;
 #pragma omp for schedule(static)
             for (int64_t first = 0; first < tiles; first += TILES) {
                 int64_t count = minimum(TILES, tiles - first);
-                transform_bottom(c, bottom, zeros, first, count, bottom_tiles, step);
+                NAME(transform_bottom)(c, bottom, zeros, first, count, bottom_tiles, step);
                 for (int64_t o = 0; o < c->outputs; o += WIDE) {
                     int vectors = c->outputs - o >= WIDE ? 2 : 1;
                     const float *factor = transformed + o * PLACES * c->channels;
                     for (int p = 0; p < PLACES; p++, factor += c->channels * vectors * VECTOR)
-                        for (int64_t t = 0; t < count; t += MAX_SIDE)
-                            MULTIPLY_TABLE[vectors - 1][minimum(MAX_SIDE, count - t) - 1](
-                                bottom_tiles + p * step + t * c->channels, c->channels, factor,
+                        for (int64_t t = 0; t < count; t += MAX_SIDE) {
+                            NAME(Multiply) *run =
+                                NAME(multiply_table)[vectors - 1][minimum(MAX_SIDE, count - t) - 1];
+                            run(bottom_tiles + p * step + t * c->channels, c->channels, factor,
                                 products + p * product_step + t * WIDE);
-                    write_top(c, products, product_step, first, count, vectors, bias ? bias + o : NULL,
-                              top + o);
+                        }
+                    NAME(write_top)(c, products, product_step, first, count, vectors, bias ? bias + o : NULL,
+                                    top + o);
                 }
             }
         }
@@ -270,7 +286,7 @@ int imae_winograd(const float *bottom, const float *weight, const int64_t *strid
 }
 
 /* A times two. */
-INLINE_AVX2 void apply_a(Vector a, Vector b, Vector out[4])
+INLINE_TARGET void NAME(apply_a)(VEC a, VEC b, VEC out[4])
 {
     out[0] = a;
     out[1] = a + b;
@@ -279,8 +295,8 @@ INLINE_AVX2 void apply_a(Vector a, Vector b, Vector out[4])
 }
 
 /* A top_diff A^T for tiles of all images, from number `first` on: out[place][tile][output]. */
-AVX2 static void transform_top_diff(const Conv *c, const float *top_diff, int64_t first, int64_t tiles,
-                                    float *out, int64_t step)
+TARGET static void NAME(transform_top_diff)(const Conv *c, const float *top_diff, int64_t first, int64_t tiles,
+                                            float *out, int64_t step)
 {
     int64_t row = c->top_width * c->outputs;
     Tile t = tile_at(c, first);
@@ -288,36 +304,28 @@ AVX2 static void transform_top_diff(const Conv *c, const float *top_diff, int64_
         const float *diff = top_diff + (t.n * c->top_height + t.y) * row + t.x * c->outputs;
         int right = t.x + 1 < c->top_width, below = t.y + 1 < c->top_height;
         for (int64_t o = 0; o < c->outputs; o += VECTOR, diff += VECTOR) {
-            if (o % WIDE == 0)
+            if (o % CACHE_LINE == 0)
                 for (int p = 0; p < 4; p++)
                     __builtin_prefetch(diff + (2 + p / 2) * row + p % 2 * c->outputs);
-            Vector none = {0}, half[2][4];
-            apply_a(load(diff), right ? load(diff + c->outputs) : none, half[0]);
-            apply_a(below ? load(diff + row) : none, right && below ? load(diff + row + c->outputs) : none,
-                    half[1]);
+            VEC none = {0}, half[2][4];
+            NAME(apply_a)(LOAD(diff), right ? LOAD(diff + c->outputs) : none, half[0]);
+            NAME(apply_a)(below ? LOAD(diff + row) : none,
+                          right && below ? LOAD(diff + row + c->outputs) : none, half[1]);
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++) {
-                Vector column[4];
-                apply_a(half[0][j], half[1][j], column);
+                VEC column[4];
+                NAME(apply_a)(half[0][j], half[1][j], column);
 #pragma GCC unroll 4
                 for (int i = 0; i < 4; i++)
-                    store(out + o + (4 * i + j) * step, column[i]);
+                    STORE(out + o + (4 * i + j) * step, column[i]);
             }
         }
     }
 }
 
-/* G^T times four. */
-static inline void apply_g_transposed(double a, double b, double c, double d, double out[3])
-{
-    out[0] = a + 0.5 * (b + c);
-    out[1] = 0.5 * (b - c);
-    out[2] = 0.5 * (b + c) + d;
-}
-
 /* diff[o][i][j][c]. Channels and outputs are multiples of VECTOR.
    Returns 0, or 1 if memory cannot be allocated. */
-int imae_winograd_weight(const float *bottom, const float *top_diff, const Conv *c, int threads, float *diff)
+int NAME(winograd_weight)(const float *bottom, const float *top_diff, const Conv *c, int threads, float *diff)
 {
     int64_t tiles = tile_count(c);
     int64_t group = c->channels + c->outputs > 128 ? 64 : 96; /* tiles that fit into the cache */
@@ -325,8 +333,8 @@ int imae_winograd_weight(const float *bottom, const float *top_diff, const Conv 
     int64_t scratch_size = PLACES * (step + top_step), size = PLACES * c->channels * c->outputs;
     int64_t row = c->width * c->channels;
     double *total = calloc(threads * size, sizeof(double)); /* [thread][place][channel][output] */
-    float *recent = calloc(threads * size, sizeof(float));
-    float *zeros = calloc(row, sizeof(float)), *scratch = malloc(threads * scratch_size * sizeof(float));
+    float *recent = new_floats(threads * size, 1);
+    float *zeros = new_floats(row, 1), *scratch = new_floats(threads * scratch_size, 0);
     int failed = !total || !recent || !zeros || !scratch;
     if (!failed) {
 #pragma omp parallel num_threads(threads)
@@ -341,17 +349,19 @@ int imae_winograd_weight(const float *bottom, const float *top_diff, const Conv 
                             .width = minimum(group, tiles - first),
                             .x_pixel_step = c->channels,
                             .top_pixel_step = c->outputs};
-                transform_bottom(c, bottom, zeros, first, p.width, bottom_tiles, step);
-                transform_top_diff(c, top_diff, first, p.width, top_tiles, top_step);
+                NAME(transform_bottom)(c, bottom, zeros, first, p.width, bottom_tiles, step);
+                NAME(transform_top_diff)(c, top_diff, first, p.width, top_tiles, top_step);
                 for (int64_t place = 0; place < PLACES; place++)
                     for (int64_t o = 0; o < c->outputs; o += WIDE)
-                        for (int64_t i = 0; i < c->channels; i += MAX_SIDE)
-                            ADD_PRODUCTS_TABLE[c->outputs - o >= WIDE][minimum(MAX_SIDE, c->channels - i) - 1](
-                                bottom_tiles + place * step + i, top_tiles + place * top_step + o, &p,
+                        for (int64_t i = 0, side; i < c->channels; i += side) {
+                            side = next_part(c->channels - i, MAX_SIDE);
+                            NAME(AddProducts) *add = NAME(add_products_table)[c->outputs - o >= WIDE][side - 1];
+                            add(bottom_tiles + place * step + i, top_tiles + place * top_step + o, &p,
                                 sums.recent + (place * c->channels + i) * c->outputs + o, c->outputs);
-                count_job(&sums);
+                        }
+                NAME(count_job)(&sums);
             }
-            add_recent(&sums);
+            NAME(add_recent)(&sums);
 #pragma omp barrier
 #pragma omp for schedule(static)
             for (int64_t i = 0; i < c->channels; i++)
@@ -376,7 +386,3 @@ int imae_winograd_weight(const float *bottom, const float *top_diff, const Conv 
     free(scratch);
     return failed;
 }
-
-#endif
-
-#endif

@@ -61,14 +61,14 @@ def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-@pytest.mark.parametrize("name", ["common", "conv", "conv_weight", "winograd"])
+@pytest.mark.parametrize("name", ["common", "conv"])
 def test_a_header_includes_what_it_needs(name: str) -> None:
     """The others are templates: they say so where kernels.c does not include them."""
     folder = Path(native.__file__).resolve().parent
     command = ["cc", "-std=gnu11", "-fopenmp", "-fsyntax-only", "-x", "c"]
     env = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}  # as for sanitizers
     subprocess.run([*command, folder / f"{name}.h"], check=True, env=env)
-    for name in ("batch_norm", "lrn", "sgd"):
+    for name in ("batch_norm", "lrn", "sgd", "vectors", "conv_weight", "winograd"):
         template = subprocess.run([*command, folder / f"{name}.h"], capture_output=True, text=True, env=env)
         assert template.returncode and "a template: see kernels.c" in template.stderr
 
@@ -669,7 +669,7 @@ def test_kernels_that_are_not_there_are_one_line(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("IMAE_KERNELS_ISA", raising=False)
     for kernels in ("auto", "none"):
         monkeypatch.setenv("IMAE_KERNELS", kernels)
-        assert native.chosen()[:3] == (False, False, False)
+        assert native.chosen() == (False, "none", "default")
     for kernels in ("batch_norm", "all"):
         monkeypatch.setenv("IMAE_KERNELS", kernels)
         with pytest.raises(ImaeError, match=f"^IMAE_KERNELS={kernels}: the kernels in C were not built"):
@@ -690,7 +690,7 @@ def test_instructions_that_the_processor_lacks_are_one_line(monkeypatch: pytest.
         with pytest.raises(ImaeError, match=r"^IMAE_KERNELS_ISA=avx512f: this processor has none of it"):
             native.chosen()
         monkeypatch.setenv("IMAE_KERNELS_ISA", "auto")
-        assert native.chosen() == (True, False, False, "default")
+        assert native.chosen() == (True, "none", "default")
         monkeypatch.setenv("IMAE_KERNELS", "all")
         with pytest.raises(
             ImaeError, match=r"^IMAE_KERNELS=all: the convolutions' kernels need AVX2 and FMA"
@@ -708,16 +708,18 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("IMAE_KERNELS", kernels)
         use = native.chosen()
         assert use.batch_norm == (kernels != "none") == native.batch_norm_supports(torch.zeros(2))
-        assert native.uses_conv_weight() == use.conv_weight
-        assert native.uses_winograd() == use.winograd
+        assert native.uses_conv_weight() == (native.convolutions().conv_weight is not None)
+        assert native.uses_winograd() == (native.convolutions().winograd is not None)
+        assert native.uses_winograd_weight() == (native.convolutions().winograd_weight is not None)
         if kernels != "auto":
-            assert use.conv_weight == use.winograd == (kernels == "all")
+            assert (use.convolutions == "none") == (kernels != "all")
         if kernels != "none":
             assert use.isa == newest
             assert f"BatchNorm ({newest})" in native.description(torch.float64)
         else:
             assert native.description(torch.float32) == "Kernels in C: none"
-        assert ("Winograd" in native.description(torch.float32)) == use.winograd
+        used = native.uses_winograd() or native.uses_winograd_weight()
+        assert ("Winograd" in native.description(torch.float32)) == used
         assert "onvolution" not in native.description(torch.float64)
         assert native.description(torch.bfloat16) == "Kernels in C: none"
 

@@ -14,4 +14,4 @@ def conv_supported() -> bool:
         chosen = native._choose("all", os.environ.get("IMAE_KERNELS_ISA") or "auto", native._library())
     except DeviceError:
         return False
-    return chosen.winograd
+    return chosen.convolutions != "none"
