@@ -22,6 +22,7 @@ NAMES = (
     "losses",
     "nets",
     "pycaffe",
+    "kernels",
 )
 
 

@@ -17,11 +17,13 @@ Code outside of this folder imports from here, not from its modules.
     plan_convolution_and_sum   the same, plus another blob
     available, supported_isas  whether the kernels in C were built, and which instructions they can use here
     chosen, description        which of them this process uses, as values and as a line for the log
-    convolution_ways           all ways to convolve on this processor, for benchmarks
+    convolution_ways           all ways to convolve on this processor
+    ConvolutionLayer, convolution_calls   a convolution, and what it does by such a way, to be timed
 """
 
 from imae.net.kernels.compiled_norm import normalize_compiled
 from imae.net.kernels.conv import FastConvolution, SubsampledConvolution
+from imae.net.kernels.fastest import ConvolutionLayer, convolution_calls
 from imae.net.kernels.grouped_conv import GroupedConvolution
 from imae.net.kernels.lrn import FastLRN
 from imae.net.kernels.native import (
@@ -39,6 +41,7 @@ from imae.net.kernels.planned import ConvolutionCall, plan_convolution, plan_con
 
 __all__ = [
     "ConvolutionCall",
+    "ConvolutionLayer",
     "FastConvolution",
     "FastLRN",
     "GroupedConvolution",
@@ -47,6 +50,7 @@ __all__ = [
     "add_in_place",
     "available",
     "chosen",
+    "convolution_calls",
     "convolution_ways",
     "description",
     "normalize_by_batch",

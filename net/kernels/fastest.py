@@ -47,7 +47,7 @@ class Way(NamedTuple):
     weight_gradient: Callable[[Tensor, Tensor, Tensor, int], Tensor]  # the same and a stride
 
 
-class Layer(NamedTuple):
+class ConvolutionLayer(NamedTuple):
     """A convolution to time."""
 
     channels: int
@@ -83,7 +83,7 @@ def onednn() -> Way:
     return Way(lambda x, weight: F.conv2d(x, weight, None, 1, 1), bottom_gradient, weight_gradient)
 
 
-def calls(layer: Layer, way: Way) -> dict[str, list[Callable[[], Tensor]]]:
+def convolution_calls(layer: ConvolutionLayer, way: Way) -> dict[str, list[Callable[[], Tensor]]]:
     """What a layer does in training, by the kernel that does it: functions without arguments."""
     channels, outputs, side, stride, images = layer
     generator = torch.Generator().manual_seed(1)
@@ -98,7 +98,7 @@ def calls(layer: Layer, way: Way) -> dict[str, list[Callable[[], Tensor]]]:
             (images, outputs, top_side, top_side),
         )
     )
-    if stride > 1:
+    if stride > 1 or channels % 8:
         return {"conv_weight": [lambda: way.weight_gradient(x, weight, top_diff, stride)]}
     return {
         "winograd": [lambda: way.top(x, weight), lambda: way.bottom_gradient(x, weight, top_diff)],
@@ -110,14 +110,14 @@ def measure(ways: Mapping[str, Way]) -> Seconds:
     """The least times of ResNet-20's kinds of layers, in turns; some tens of milliseconds in all."""
     threads = torch.get_num_threads()
     layers = (
-        Layer(16, 16, 32, 1, 4 * threads),
-        Layer(64, 64, 8, 1, 16 * threads),
-        Layer(16, 32, 32, 2, 4 * threads),
+        ConvolutionLayer(16, 16, 32, 1, 4 * threads),
+        ConvolutionLayer(64, 64, 8, 1, 16 * threads),
+        ConvolutionLayer(16, 32, 32, 2, 4 * threads),
     )
     seconds: Seconds = {kernel: dict.fromkeys(ways, 0.0) for kernel in KERNELS}
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         for layer in layers:
-            of_ways = {name: calls(layer, way) for name, way in ways.items()}
+            of_ways = {name: convolution_calls(layer, way) for name, way in ways.items()}
             for kernel in next(iter(of_ways.values())):
                 for turn in zip(*(of_way[kernel] for of_way in of_ways.values()), strict=True):
                     for name, least in zip(ways, _least_times(turn), strict=True):

@@ -169,7 +169,7 @@ def convolution_ways() -> dict[str, fastest.Way]:
 
     def way(isa: str) -> fastest.Way:
         def weight_gradient(x: Tensor, weight: Tensor, top_diff: Tensor, stride: int) -> Tensor:
-            if stride == 1:
+            if stride == 1 and weight.shape[1] % CHANNELS_AT_ONCE == 0:
                 return winograd_weight_gradient(x, top_diff, weight.shape, (1, 1), isa)
             return conv_weight_gradient(x, top_diff, weight.shape, (stride, stride), (1, 1), isa)
 

@@ -277,8 +277,8 @@ def test_every_way_of_this_processor_is_timed(monkeypatch: pytest.MonkeyPatch) -
 @built
 @pytest.mark.parametrize("stride", [1, 2])
 def test_every_way_of_this_processor_computes_the_same(stride: int) -> None:
-    layer = fastest.Layer(16, 32, 6, stride, 2)
-    of_ways = [fastest.calls(layer, way) for way in native.convolution_ways().values()]
+    layer = fastest.ConvolutionLayer(16, 32, 6, stride, 2)
+    of_ways = [fastest.convolution_calls(layer, way) for way in native.convolution_ways().values()]
     for kernel in of_ways[0]:
         for functions in zip(*(of_way[kernel] for of_way in of_ways), strict=True):
             want, *others = (function() for function in functions)
