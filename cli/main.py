@@ -12,6 +12,8 @@ to stderr. Exit status:
     2    bad input, a loss that is not finite, not enough memory or disk space; one line on stderr says what
     130  Ctrl-C, for commands other than train; a second Ctrl-C during training
     141  broken pipe: the reader of the output has closed it
+
+IMAE_TRACEBACK=1 in the environment prints the traceback of an error, too.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import pairwise
@@ -35,6 +38,7 @@ from imae.files.caffe_log import GlogFormatter, debug_logger
 from imae.files.caffe_log import logger as caffe_logger
 from imae.files.errors import ImaeError
 from imae.files.nearest import did_you_mean
+from imae.layers.user_code import TRACEBACK, UserCode
 from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.python_layers import no_python_layers
 from imae.train.progress import StderrHandler
@@ -169,10 +173,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _exit_status(arguments: Sequence[str]) -> int:
     try:
         with _log_on_stderr():  # closed before an error is printed, so that the error is the last line
-            status = _run(arguments)
+            with UserCode(REMEDIES):
+                status = _run(arguments)
             sys.stdout.flush()
             return status
     except ImaeError as error:
+        if os.environ.get(TRACEBACK, "0") not in ("", "0"):
+            traceback.print_exception(error)
         return _print_error(" ".join(str(error).splitlines()), 2)
     except KeyboardInterrupt:
         return _print_error("interrupted", 130)

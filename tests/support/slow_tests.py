@@ -35,6 +35,7 @@ SLOW = (
     "cli/test_main.py::test_help_waits_for_no_library_that_it_does_not_need",
     "layers/test_data_cache.py",
     "layers/test_broken_plugins.py",
+    "cli/test_user_code.py",
     "files/test_pipes.py",
     "converters/test_runtimes.py",
     "converters/test_stopped_converters.py",
