@@ -30,7 +30,7 @@ class FileKind(Enum):
     HDF5 = "an HDF5 file"
     NUMPY = "a NumPy array: caffe.io.array_to_blobproto makes a BlobProto of it"
     LMDB = "the data.mdb of an LMDB: name its folder as the source of a Data layer"
-    PICTURE = "a picture"
+    PICTURE = "an image"
     NET_TEXT = "a net's prototxt"
     SOLVER_TEXT = "a solver's prototxt"
     ONNX = "an ONNX model"

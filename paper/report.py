@@ -178,7 +178,7 @@ def _about(results: Results, records: Sequence[Record]) -> str:
 
 
 def _opening(settings: Sequence[Results]) -> Iterator[str]:
-    """What IMAE is, its picture, and what the page shows, in a few lines."""
+    """What IMAE is, a figure, and what the page shows, in a few lines."""
     yield (
         "<p>IMAE is a loss for training with wrong labels. It gives each example a weight by p, the "
         "probability that the net gives to the example's label: <code>exp(T p (1 - p))</code>. Cross entropy "

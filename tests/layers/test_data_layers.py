@@ -345,11 +345,11 @@ WRONG_DATUMS: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "a Datum of 0 x 0 x 0 that holds 0 values; the record is damaged"),
     "no picture": (
         lambda: Datum(data=b"nonsense", encoded=True).SerializeToString(),
-        "could not decode the 8 bytes as a picture; the file is damaged",
+        "could not decode the 8 bytes as an image; the file is damaged",
     ),
     "encoded nothing": (
         lambda: Datum(encoded=True).SerializeToString(),
-        "could not decode the 0 bytes as a picture; the file is damaged",
+        "could not decode the 0 bytes as an image; the file is damaged",
     ),
     "16 bits": (
         lambda: Datum(data=deep_png(), encoded=True).SerializeToString(),
