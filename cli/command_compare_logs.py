@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rtol", type=float, metavar="R", help="the relative difference above which numbers differ (0)"
     )
     parser.add_argument("--numbers", action="store_true", help="print the numbers of both, side by side")
-    parser.add_argument("--figure", "--picture", metavar="FILE", help="draw the curves of both: .png, .svg, .pdf ...")
+    parser.add_argument(
+        "--figure", "--picture", metavar="FILE", help="draw the curves of both: .png, .svg, .pdf ..."
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -35,7 +35,7 @@ class FileKind(Enum):
     SOLVER_TEXT = "a solver's prototxt"
     ONNX = "an ONNX model"
     NET = "a caffemodel"
-    STATE = "a solver state in binary form"
+    STATE = "a solver state in binary form: the weights are in the .caffemodel beside it"
     BLOB = "a BlobProto, such as a mean image"
     DATUM = "a Datum"
 
