@@ -131,6 +131,8 @@ class Parser(argparse.ArgumentParser):
                 message += f", one of {', '.join(map(str, choices))}"
         elif re.fullmatch(r"unrecognized arguments:( [-+.\d]+)+", message):
             message += "; several numbers of an option are written with commas, without spaces: 104,117,123"
+        elif found := re.fullmatch(r"argument .*: invalid choice: '(.*)' \(choose from (.*)\)", message):
+            message += did_you_mean(found[1], re.findall(r"[\w-]+", found[2]), "'")
         elif re.match("unrecognized arguments|the following arguments are required", message):
             message += self._files_as_options()
         raise ImaeError(f"{self.prog.removeprefix('imae ')}: {message}")
