@@ -18,6 +18,7 @@ SLOW = (
     "train/test_small_ssd.py",
     "prototxt/test_models.py",
     "paper/test_paper_report.py",
+    "paper/test_report_on_a_phone.py",
     "layers/forks/test_yolo_training.py",
     "layers/test_record_order.py::test_every_image_and_class_is_as_likely_as_any_other",
     "benchmarks/test_benchmarks.py",
