@@ -1,7 +1,7 @@
 """`imae compare`: any number of trainings beside each other, by their logs.
 
     imae compare cce.log mae.log imae.log
-    imae compare logs/*.log --group '_seed[0-9]+' --picture runs.png --csv runs.csv
+    imae compare logs/*.log --group '_seed[0-9]+' --figure runs.png --csv runs.csv
 
 Each run has a line: of each test output the best value, its iteration, and the last value; then the last
 train loss (smoothed, as logged), the last iteration, and the seconds. With --group or --group-folders the
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the test output to compare, may be given several times (those that all logs "
         "have, without vectors)",
     )
-    parser.add_argument("--picture", metavar="FILE", help="draw the curves: .png, .svg, .pdf ...")
+    parser.add_argument("--figure", "--picture", metavar="FILE", help="draw the curves: .png, .svg, .pdf ...")
     parser.add_argument("--csv", metavar="FILE", help="write the table as CSV; - for the standard output")
     parser.add_argument(
         "--json", metavar="FILE", help="write the numbers of all seeds as JSON; - for the standard output"
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         pattern=args.group,
         by_folder=args.group_folders,
         outputs=args.output,
-        picture=args.picture,
+        picture=args.figure,
     )
     # What programs read on the standard output has nothing beside it.
     print(table(groups, outputs), file=sys.stderr if "-" in (args.csv, args.json) else sys.stdout)

@@ -1,6 +1,6 @@
 """`imae compare-logs`: two training logs side by side: where they begin to differ, and by how much.
 
-    imae compare-logs caffe.log imae.log --rtol 0.01 --picture both.png
+    imae compare-logs caffe.log imae.log --rtol 0.01 --figure both.png
 
 Two numbers are compared if they have the same kind (loss: the smoothed one, lr, train and test outputs),
 iteration, test net and output. A relative difference is relative to the first log's number. With --rtol the
@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rtol", type=float, metavar="R", help="the relative difference above which numbers differ (0)"
     )
     parser.add_argument("--numbers", action="store_true", help="print the numbers of both, side by side")
-    parser.add_argument("--picture", metavar="FILE", help="draw the curves of both: .png, .svg, .pdf ...")
+    parser.add_argument(
+        "--figure", "--picture", metavar="FILE", help="draw the curves of both: .png, .svg, .pdf ..."
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
     if args.numbers:
         print(side_by_side(logs[0][1], logs[1][1]), end="\n\n")
     print(summary(differences))
-    if args.picture:
-        draw_comparison(args.picture, logs)
+    if args.figure:
+        draw_comparison(args.figure, logs)
     if args.rtol is None:
         return 0
     return int(any(difference.missing or difference.parted is not None for difference in differences))

@@ -2,8 +2,8 @@
 
     imae convert-folder cifar10.tar.xz train_lmdb --subfolder train --pad 4 --shuffle 1
 
-Images are SOURCE/CLASS/PICTURE. Classes are labelled in the order of their names, or in that of --classes.
-Records are sorted by class, then by name, under the keys %08d_CLASS/PICTURE. Channels are BGR.
+Images are SOURCE/CLASS/IMAGE. Classes are labelled in the order of their names, or in that of --classes.
+Records are sorted by class, then by name, under the keys %08d_CLASS/IMAGE. Channels are BGR.
 
 Labels that were collected for the images in another order, such as human labels, need the records in that
 order: --class-sequence gives the class of each record, and the images of a class are taken in the order of

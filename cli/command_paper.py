@@ -41,12 +41,45 @@ from imae.paper.record import RECORDS, Record, read_record, read_records
 
 WITHOUT_TRAINING = ("table3", "table4", "figure1", "figure5", "report")
 OUTPUT = "data/paper"
+# What each name makes. Those of GRIDS get the number of their runs, too.
+MAKES = {
+    "table1": "clean labels: ResNet-20, 32 and 56 with CCE, MAE and IMAE",
+    "table2": "20, 50 and 80 % wrong labels: ResNet-20 and 32",
+    "table3": "video retrieval on MARS; ours from --mars JSON",
+    "table4": "the variance of IMAE's weights for each T, from the formulas",
+    "figure1": "the weight of an example by its p, for each loss, from the formulas",
+    "figure3": "accuracy on the corrupted training labels, of table2's runs",
+    "figure4": "test accuracy while training, of table2's runs",
+    "figure5": "IMAE's weights for each T, from the formulas",
+    "figure6": "IMAE with each T, clean and 50 % wrong labels: test accuracy",
+    "figure7": "the same on the training set, of figure6's runs",
+    "figure8": "T = 16, 8 and 4 on the intact labels, of figure6's runs",
+    "choose-t": "T chosen on a held-out fifth of the training images",
+    "human-noise": "CIFAR-10N, labels given by people; needs --human-labels NPZ as well",
+    "later-tables": "the paper's later version: its table 6, and the authors' logs; --show trains nothing",
+    "cifar100": "the authors' later runs; needs --cifar100 PATH instead of --cifar10",
+    "suspects": "one thing changed at a time, to find out why a claim does not hold",
+    "arithmetic": "IMAE's epsilon and normaliser, two by two",
+    "all": "all grids that the given images serve, then the report",
+    "report": "one HTML page of all records; --results, --readme: the same for a clone",
+    "net": "the train_val net of a record: imae paper net resnet20_cce_clean_seed1_640x1000",
+    "run": "for the grids' own use: one run, by --run JSON",
+}
+NEEDS = """
+Without a number of runs nothing is trained: seconds. The others train the runs that have no record yet; they
+need CIFAR-10 (--cifar10 PATH). A run has 64,000 iterations (cifar100: 30,000): with ResNet-20 on a CPU with 2
+cores about two days (8,000 took 5 to 6.5 hours); on a GPU nobody has measured it. A run of
+--scale 640:1000:4000 took 7 to 36 minutes on one core. The same command goes on with runs that were stopped.
+--dry-run lists the runs.
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _names()
     parser.add_argument(
-        "what", choices=[*GRIDS, *WITHOUT_TRAINING, "all", "run", "net"], help="what to reproduce"
+        "what", choices=[*GRIDS, *WITHOUT_TRAINING, "all", "run", "net"], metavar="WHAT", help="see below"
     )
     parser.add_argument(
         "record", nargs="?", default="", help="for net: a record's file, or the name of a run in --records"
@@ -133,6 +166,15 @@ def run(args: argparse.Namespace) -> None:
         _report(args, finished)
     else:
         _show(args, finished)
+
+
+def _names() -> str:
+    """What each name makes, in lines of the help."""
+    lines = []
+    for name, text in MAKES.items():
+        count = f"{len(GRIDS[name]())} runs" if name in GRIDS else ""
+        lines.append(f"  {name:13}{count:>7}  {text}")
+    return "\n".join(["WHAT:", *lines]) + "\n" + NEEDS
 
 
 def _print_net(wanted: str, records: Path) -> None:

@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_net_options(parser, "TEST")
     add_double_option(parser)
     add_data_cache_option(parser)
-    add_threads_option(parser, "threads to compute with on the CPU, and to decode pictures with")
+    add_threads_option(parser, "threads to compute with on the CPU, and to decode images with")
     parser.add_argument(
         "--ap-version",
         choices=AP_VERSIONS,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shlex
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ from imae.cli.device_options import (
 )
 from imae.cli.options import add_dialect_option, add_strict_option, level
 from imae.files.caffe_log import log_line
-from imae.files.errors import ImaeError, PrototxtError, check_utf8
+from imae.files.errors import CaffemodelError, ImaeError, PrototxtError, SnapshotError, check_utf8
 from imae.net.device_log import DeviceLog, GpuRequest
 from imae.prototxt import SolverParameter
 from imae.prototxt.dialects import read_solver_dialect
@@ -145,8 +146,28 @@ def run(args: argparse.Namespace) -> int:
         if count > 1:
             return spawn(count, args.command_line)
     with join_ranks() as ranks:
-        _train(args, ranks)
+        try:
+            _train(args, ranks)
+        except (CaffemodelError, SnapshotError) as error:
+            if other := _other_option(args):
+                raise type(error)(f"{error}; {other}") from error
+            raise
     return 0
+
+
+def _other_option(args: argparse.Namespace) -> str:
+    """The remedy where --snapshot names weights, or --weights a solver state; "" otherwise."""
+    from imae.files.file_kinds import FileKind
+    from imae.files.hdf5_file import hdf5_content
+
+    weights = (f"; it is {FileKind.NET.value}", "; it holds weights")
+    states = (f"; it is {FileKind.STATE.value}", "; it holds a solver state")
+    if args.snapshot and hdf5_content(args.snapshot, expected="a solver state") in weights:
+        return f"to start from these weights: --weights {shlex.quote(args.snapshot)}"
+    for path in filter(None, (args.weights or "").split(",")):
+        if hdf5_content(path, expected="weights") in states:
+            return f"to go on from this state: --snapshot {shlex.quote(path)}"
+    return ""
 
 
 def _train(args: argparse.Namespace, ranks: Ranks) -> None:

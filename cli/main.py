@@ -12,6 +12,8 @@ to stderr. Exit status:
     2    bad input, a loss that is not finite, not enough memory or disk space; one line on stderr says what
     130  Ctrl-C, for commands other than train; a second Ctrl-C during training
     141  broken pipe: the reader of the output has closed it
+
+IMAE_TRACEBACK=1 in the environment prints the traceback of an error, too.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import pairwise
@@ -35,6 +38,7 @@ from imae.files.caffe_log import GlogFormatter, debug_logger
 from imae.files.caffe_log import logger as caffe_logger
 from imae.files.errors import ImaeError
 from imae.files.nearest import did_you_mean
+from imae.layers.user_code import TRACEBACK, UserCode
 from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.python_layers import no_python_layers
 from imae.train.progress import StderrHandler
@@ -48,9 +52,9 @@ COMMANDS = {
     "doctor": "look through a Caffe project: what reads, builds, trains and exports, what stops the rest",
     "device-query": "show what GPUs there are",
     "convert-cifar": "CIFAR-10 or CIFAR-100 (binary or Python version, folder or .tar.gz) to LMDBs",
-    "convert-imageset": "the pictures of a list file to an LMDB, as Caffe's convert_imageset",
+    "convert-imageset": "the images of a list file to an LMDB, as Caffe's convert_imageset",
     "convert-annoset": "images and their boxes (VOC, COCO, text) to an LMDB, as SSD's convert_annoset",
-    "convert-folder": "a folder (or .tar archive) of class folders with pictures to an LMDB",
+    "convert-folder": "a folder (or .tar archive) of class folders with images to an LMDB",
     "convert-digits": "the UCI handwritten digits, which come with this package, to LMDBs",
     "convert-mars": "the images of the MARS benchmark to an LMDB, labelled by person",
     "corrupt-labels": "an LMDB with wrong labels: symmetric, by a matrix, by the image, from a file ...",
@@ -63,7 +67,7 @@ COMMANDS = {
     "upgrade-solver-proto-text": "a solver's prototxt of an old form, written in today's",
     "draw-net": "draw a net with Graphviz",
     "parse-log": "the numbers of a training log as CSV files",
-    "plot-log": "curves of training logs in one picture",
+    "plot-log": "curves of training logs in one figure",
     "tensorboard": "the numbers of training logs as event files for TensorBoard",
     "compare": "trainings beside each other, by their logs: best and last, mean over seeds, curves",
     "compare-logs": "two training logs side by side: where they part, and by how much",
@@ -127,6 +131,8 @@ class Parser(argparse.ArgumentParser):
                 message += f", one of {', '.join(map(str, choices))}"
         elif re.fullmatch(r"unrecognized arguments:( [-+.\d]+)+", message):
             message += "; several numbers of an option are written with commas, without spaces: 104,117,123"
+        elif found := re.fullmatch(r"argument .*: invalid choice: '(.*)' \(choose from (.*)\)", message):
+            message += did_you_mean(found[1], re.findall(r"[\w-]+", found[2]), "'")
         elif re.match("unrecognized arguments|the following arguments are required", message):
             message += self._files_as_options()
         raise ImaeError(f"{self.prog.removeprefix('imae ')}: {message}")
@@ -169,10 +175,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _exit_status(arguments: Sequence[str]) -> int:
     try:
         with _log_on_stderr():  # closed before an error is printed, so that the error is the last line
-            status = _run(arguments)
+            with UserCode(REMEDIES):
+                status = _run(arguments)
             sys.stdout.flush()
             return status
     except ImaeError as error:
+        if os.environ.get(TRACEBACK, "0") not in ("", "0"):
+            traceback.print_exception(error)
         return _print_error(" ".join(str(error).splitlines()), 2)
     except KeyboardInterrupt:
         return _print_error("interrupted", 130)

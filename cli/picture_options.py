@@ -56,7 +56,7 @@ def add_interpolation_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_picture_options(
-    parser: argparse.ArgumentParser, encoded: str = "store the picture files as they are, undecoded"
+    parser: argparse.ArgumentParser, encoded: str = "store the image files as they are, undecoded"
 ) -> None:
     """--gray, --resize_height, --resize_width, --interpolation, --encoded; hyphens work as well.
 

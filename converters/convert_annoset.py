@@ -313,7 +313,7 @@ def _records(lines: Sequence[tuple[str, str]], source: str, form: AnnosetForm, m
         count = len(record.datum.data)
         size = count if size is None else size
         if form.check_size and count != size:
-            raise DataError(f"'{name}': Incorrect data field size {count}; the first picture has {size}")
+            raise DataError(f"'{name}': Incorrect data field size {count}; the first image has {size}")
         yield b"%08d_%s" % (place, name.encode("utf-8", "surrogateescape")), record
     if unread > MOST_NAMED:
         logger.warning("Failed to read %d more files; they are left out", unread - MOST_NAMED)

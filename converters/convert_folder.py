@@ -98,20 +98,20 @@ def find_pictures(names: Iterable[str], classes: Sequence[str] = ()) -> list[Pic
             others += 1
         elif name.count("/") != 1:
             raise DataError(
-                f"the picture '{name}' does not lie in a class folder (CLASS/PICTURE); is a subfolder meant?"
+                f"the image '{name}' does not lie in a class folder (CLASS/IMAGE); is a subfolder meant?"
             )
         else:
             image_names.append(name)
     if not image_names:
-        raise DataError(f"there are no pictures ({', '.join(EXTENSIONS)}) among the {others} files")
+        raise DataError(f"there are no images ({', '.join(EXTENSIONS)}) among the {others} files")
     if others:
-        logger.info("Ignoring %d files that are no pictures.", others)
+        logger.info("Ignoring %d files that are no images.", others)
     folders = sorted({name.partition("/")[0] for name in image_names})
     if classes and (
         unlike := set(classes) ^ set(folders) or [c for c, n in Counter(classes).items() if n > 1]
     ):
         raise DataError(
-            f"the classes must be the folders with pictures, each once; "
+            f"the classes must be the folders with images, each once; "
             f"these are not: {', '.join(sorted(unlike))}"
         )
     labels = {name: label for label, name in enumerate(classes or folders)}
@@ -135,7 +135,7 @@ def arrange_within(pictures: Sequence[Picture], places: Mapping[str, Labels]) ->
         if sorted(order.tolist()) != list(range(len(there))):
             raise DataError(
                 f"--within-class: the array '{name}' must hold the places 0 to {len(there) - 1} of the "
-                f"{len(there)} pictures of that class, each once; it has {len(order)} numbers"
+                f"{len(there)} images of that class, each once; it has {len(order)} numbers"
             )
         arranged += [there[place] for place in order.tolist()]
     return arranged
@@ -148,7 +148,7 @@ def arrange(pictures: Sequence[Picture], sequence: Labels) -> list[Picture]:
         if wanted[label] != there[label]:
             raise DataError(
                 f"the class sequence has label {label} {wanted[label]} times; "
-                f"there are {there[label]} such pictures"
+                f"there are {there[label]} such images"
             )
     of_class: dict[int, deque[Picture]] = {}
     for picture in pictures:
@@ -183,7 +183,7 @@ def record_key(place: int, picture: Picture) -> bytes:
 def _other_labels(source: str, clean: Labels) -> Labels:
     labels = read_labels(source).labels
     if len(labels) != len(clean):
-        raise DataError(f"'{source}' has {len(labels)} labels; there are {len(clean)} pictures")
+        raise DataError(f"'{source}' has {len(labels)} labels; there are {len(clean)} images")
     check_range(labels, int(clean.max()) + 1, f"'{source}'")
-    logger.info("%d of %d labels differ from the pictures' classes.", np.sum(labels != clean), len(clean))
+    logger.info("%d of %d labels differ from the images' classes.", np.sum(labels != clean), len(clean))
     return labels

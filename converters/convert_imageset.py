@@ -122,7 +122,7 @@ def imageset_records(
         size = len(datum.data) if size is None else size
         if check_size and len(datum.data) != size:
             raise DataError(
-                f"'{file}': Incorrect data field size {len(datum.data)}; the first picture has {size}"
+                f"'{file}': Incorrect data field size {len(datum.data)}; the first image has {size}"
             )
         yield b"%08d_%s" % (place, name.encode("utf-8", "surrogateescape")), datum
     if unread > MOST_NAMED:

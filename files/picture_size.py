@@ -25,7 +25,7 @@ OPENCV_VARIABLE = "OPENCV_IO_MAX_IMAGE_PIXELS"
 def no_picture(data: bytes, name: str) -> DataError:
     """The error about bytes that cannot be decoded as an image."""
     reason = mistaken_for(data, FileKind.PICTURE) or "; the file is damaged"
-    return DataError(f"{name}: could not decode the {len(data)} bytes as a picture{reason}")
+    return DataError(f"{name}: could not decode the {len(data)} bytes as an image{reason}")
 
 
 def check_picture_size(data: bytes, name: str) -> None:

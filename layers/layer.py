@@ -23,6 +23,7 @@ from imae.layers.autograd import apply
 from imae.layers.blob import array_from_blob, shape_string
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.filler import fill
+from imae.layers.plugin_checks import check_shapes, check_tops
 from imae.layers.run import Run
 from imae.prototxt import FillerParameter, LayerParameter, ParamSpec
 from imae.prototxt.fork_names import FORK_NUMBERS
@@ -84,6 +85,7 @@ class Layer(nn.Module):
     undeployed_fields: ClassVar[tuple[str, ...]] = ()  # "message.field": what a deployed net leaves out
     makes_input: ClassVar[bool] = False  # True: tops come from outside the net; an Input when deployed
     is_user_code: ClassVar[bool] = False  # True: code of a project, which may do anything to its blobs
+    plugin: ClassVar[str] = ""  # the package that brings the type; set by the registry
     is_fed: ClassVar[bool] = False  # True: it computes nothing, the net's caller sets the tops (Input)
     idle_in_test: bool = False  # True: in phase TEST top[0] equals bottom[0] (Dropout)
     # True: a pass goes on from the states, kept in buffers, that the pass before has left. They are 0 at
@@ -198,7 +200,10 @@ class Layer(nn.Module):
 
     def checked_top_shapes(self, bottom_shapes: Sequence[Shape]) -> list[Shape]:
         """`top_shapes`; LayerError for an impossible size, or an in-place top whose shape would change."""
-        shapes = [tuple(int(d) for d in shape) for shape in self.top_shapes(bottom_shapes)]
+        stated = self.top_shapes(bottom_shapes)
+        if self.plugin:
+            check_shapes(self, stated)
+        shapes = [tuple(int(d) for d in shape) for shape in stated]
         shape_of_bottom = dict(zip(self.param.bottom, bottom_shapes, strict=False))
         for top, shape in zip(self.param.top, shapes, strict=False):
             if top in shape_of_bottom and shape != (old_shape := tuple(shape_of_bottom[top])):
@@ -221,6 +226,8 @@ class Layer(nn.Module):
     def __call__(self, *bottoms: Tensor) -> Any:
         """The tops, from `forward`."""
         tops = super().__call__(*bottoms)
+        if self.plugin:
+            check_tops(self, bottoms, tops)
         if self.refusal is None:
             return tops
         refusal, self.refusal = self.refusal, None

@@ -120,6 +120,15 @@ def layer_types() -> list[str]:
     return sorted(_classes)
 
 
+def plugin_of_module(module: str) -> str | None:
+    """The distribution that brings this module, if an entry point of it names the module's package."""
+    package = module.partition(".")[0]
+    for entry in _plugins():
+        if entry.module.partition(".")[0] == package != "imae":
+            return distribution_of(entry)
+    return None
+
+
 @cache
 def _plugins() -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group="imae.layers"))
@@ -176,3 +185,6 @@ def _load_plugin(distribution: str, entries: list[EntryPoint]) -> None:
     if is_broken(distribution):
         for entry in entries:
             note_types(entry)
+    for name, cls in _classes.items():
+        if before.get(name) is not cls and plugin_of_module(cls.__module__):
+            cls.plugin = distribution

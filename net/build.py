@@ -18,6 +18,7 @@ from imae.files.caffe_log import log_line
 from imae.files.errors import LayerError
 from imae.layers.blob import shape_string
 from imae.layers.layer import AUTOMATIC, DataLayer, Layer, Shape
+from imae.layers.plugin_checks import check_tops
 from imae.layers.registry import class_of
 from imae.layers.run import Run
 from imae.net.in_place import note_in_place
@@ -271,7 +272,10 @@ def _add_layer(
 
 
 def _next_tops(layer: DataLayer, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    return tuple(top.to(dtype).contiguous() for top in layer.next_batch())
+    batch = layer.next_batch()
+    if layer.plugin:
+        check_tops(layer, (), batch)
+    return tuple(top.to(dtype).contiguous() for top in batch)
 
 
 def _loss_weights(layer: Layer, num_tops: int) -> list[float]:

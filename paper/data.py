@@ -1,7 +1,7 @@
 """Make the LMDBs of a run with imae's own commands, which are printed as they run.
 
-The source is CIFAR-10 as its authors distribute it, or a folder or archive of train/CLASS/PICTURE and
-test/CLASS/PICTURE; for the authors' later runs (protocol 3) CIFAR-100 in the same forms. CIFAR-10's training
+The source is CIFAR-10 as its authors distribute it, or a folder or archive of train/CLASS/IMAGE and
+test/CLASS/IMAGE; for the authors' later runs (protocol 3) CIFAR-100 in the same forms. CIFAR-10's training
 images are padded with 4 zeros on each side; CIFAR-100's images are all resized to 36x36, as MATLAB does it.
 Channels are BGR. Label noise is added to all training images before a subset is taken, so that a small run
 has the same labels as the full one.
@@ -40,13 +40,13 @@ from imae.paper.experiments import LATER, Run
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOW_TO_GET = (
     "give --cifar10 PATH: cifar-10-binary.tar.gz or cifar-10-python.tar.gz from "
-    "https://www.cs.toronto.edu/~kriz/cifar.html, or a folder or .tar archive of train/CLASS/PICTURE and "
-    "test/CLASS/PICTURE (PNG, or JPEG, which is not what the paper had)"
+    "https://www.cs.toronto.edu/~kriz/cifar.html, or a folder or .tar archive of train/CLASS/IMAGE and "
+    "test/CLASS/IMAGE (PNG, or JPEG, which is not what the paper had)"
 )
 HOW_TO_GET_100 = (
     "give --cifar100 PATH: cifar-100-binary.tar.gz or cifar-100-python.tar.gz from "
-    "https://www.cs.toronto.edu/~kriz/cifar.html, or a folder or .tar archive of train/CLASS/PICTURE and "
-    "test/CLASS/PICTURE with CIFAR-100's 100 fine classes"
+    "https://www.cs.toronto.edu/~kriz/cifar.html, or a folder or .tar archive of train/CLASS/IMAGE and "
+    "test/CLASS/IMAGE with CIFAR-100's 100 fine classes"
 )
 HOW_TO_GET_HUMAN = (
     "give --human-labels FILE.npz with the arrays clean, human_aggregate, human_random1 and human_worst, "

@@ -173,7 +173,7 @@ def _resized(pixels: Array, size: tuple[int, int] | None, name: str) -> Array:
         return pixels
     if len(pixels) not in (1, 3):
         raise DataError(
-            f"{name}: {size_text(pixels.shape)} is no picture of 1 or 3 channels; it cannot be resized"
+            f"{name}: {size_text(pixels.shape)} is no image of 1 or 3 channels; it cannot be resized"
         )
     height, width = size
     resized = cv2.resize(np.ascontiguousarray(pixels.transpose(1, 2, 0)), (width, height))

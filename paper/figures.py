@@ -53,6 +53,7 @@ class Style(NamedTuple):
 
 
 INK = Style(curve_style.INK, "#e6e9ee")  # text and axes
+MARKS = "vertical lines: the learning rate drops"
 FAINT = Style(curve_style.FAINT, "#3a424d")  # the grid, and marks where the learning rate drops
 STYLES = {
     "CCE": Style("#c8500a", "#ff9350", "solid"),
@@ -512,4 +513,8 @@ def legend_html(chart: Chart) -> str:
         dash = f' stroke-dasharray="{lengths}"' if lengths else ""
         swatch = f'<svg class="swatch" viewBox="0 0 36 12" aria-hidden="true">{line}{dash}/></svg>'
         items.append(f"<li>{swatch}{html.escape(label)}</li>")
+    if any(panel.marks for panel in chart.panels):
+        line = f'<line x1="18" y1="0" x2="18" y2="12" style="stroke: {_variable(FAINT)}"/>'
+        swatch = f'<svg class="swatch" viewBox="0 0 36 12" aria-hidden="true">{line}</svg>'
+        items.append(f"<li>{swatch}{MARKS}</li>")
     return f'<ul class="legend">{"".join(items)}</ul>'

@@ -88,7 +88,7 @@ def array_to_datum(arr: Array, label: int | None = None) -> Datum:
 
 
 def datum_to_array(datum: Datum) -> Array:
-    """The values (C, H, W) of a Datum: uint8, or float64 from `float_data`; encoded pictures are BGR."""
+    """The values (C, H, W) of a Datum: uint8, or float64 from `float_data`; encoded images are BGR."""
     from imae.layers.data.datum import array_from_datum  # here: it loads OpenCV
 
     values = array_from_datum(datum)
@@ -248,7 +248,7 @@ def resize_image(im: Array, new_dims: Sequence[int], interp_order: int = 1) -> N
     if interp_order not in (0, 1):
         raise DataError(f"interp_order must be 0 (nearest) or 1 (linear); got {interp_order}")
     if im.ndim != 3 or not im.size:
-        raise DataError(f"a picture has the axes (H, W, K); got {im.shape}")
+        raise DataError(f"an image has the axes (H, W, K); got {im.shape}")
     squares = im.shape[2] in (1, 3)
     rows, columns = (
         _resampling(old, int(new), interp_order, squares)
@@ -284,7 +284,7 @@ def oversample(images: Iterable[Array], crop_dims: Iterable[int]) -> NDArray[np.
     for image in images:
         spare_rows, spare_columns = image.shape[0] - height, image.shape[1] - width
         if spare_rows < 0 or spare_columns < 0:
-            raise DataError(f"crops of {height} x {width} do not fit a picture of shape {image.shape}")
+            raise DataError(f"crops of {height} x {width} do not fit an image of shape {image.shape}")
         corners = [(y, x) for y in (0, spare_rows) for x in (0, spare_columns)]
         places = [*corners, (spare_rows // 2, spare_columns // 2)]
         five = [image[y : y + height, x : x + width] for y, x in places]

@@ -76,7 +76,7 @@ class Detector(PictureNet):
         """Crop the window from an image (H, W, K), with its context if `context_pad` is set."""
         top, left, bottom, right = (int(edge) for edge in window)
         if not (0 <= top < min(bottom, im.shape[0]) and 0 <= left < min(right, im.shape[1])):
-            raise DataError(f"window {tuple(window)} does not lie in a picture of shape {im.shape}")
+            raise DataError(f"window {tuple(window)} does not lie in an image of shape {im.shape}")
         if not self.context_pad:
             return im[top:bottom, left:right]
         size = int(self.crop_dims[0])

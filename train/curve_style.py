@@ -71,7 +71,7 @@ def new_figure(width: float, height: float) -> Any:
     try:
         figure_module = importlib.import_module("matplotlib.figure")
     except ModuleNotFoundError:
-        raise ImaeError("a picture needs the package matplotlib: pip install matplotlib") from None
+        raise ImaeError("a figure needs the package matplotlib: pip install matplotlib") from None
     return figure_module.Figure(figsize=(width, height), dpi=120, layout="constrained")
 
 
@@ -83,7 +83,7 @@ def write_picture(path: AnyPath, draw: Callable[[Any], None], height: float = 5)
     formats = figure.canvas.get_supported_filetypes()
     if ending not in formats:
         raise ImaeError(
-            f"'{os.fspath(path)}': the ending must be that of a picture: {', '.join(sorted(formats))}"
+            f"'{os.fspath(path)}': the ending must be that of an image: {', '.join(sorted(formats))}"
         )
     picture = io.BytesIO()
     figure.savefig(picture, format=ending)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from imae.files.limits import MAX_COUNT
 from imae.layers.autograd import apply
 from imae.layers.layer import Layer, Shape
 from imae.layers.onnx_graph import OnnxGraph
@@ -36,6 +37,8 @@ class LRN(Layer):
         lrn = param.lrn_param
         if lrn.local_size % 2 == 0:
             raise self.error(f"LRN only supports odd values for local_size; got {lrn.local_size}")
+        if lrn.local_size > MAX_COUNT:  # Caffe: a negative int, and so not odd
+            raise self.error(f"lrn_param.local_size must be at most {MAX_COUNT}; got {lrn.local_size}")
         self.size, self.alpha, self.beta, self.k = lrn.local_size, lrn.alpha, lrn.beta, lrn.k
         self.within_channel = lrn.norm_region == lrn.WITHIN_CHANNEL
         self.keeps_places = not self.within_channel

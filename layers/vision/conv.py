@@ -30,6 +30,8 @@ from imae.layers.onnx_graph import OnnxGraph
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 
+LARGE_STRIDE = 1000  # from here on it matters
+
 
 class Windows(NamedTuple):
     """The geometry of a convolution_param, one number per spatial axis."""
@@ -50,6 +52,18 @@ class Windows(NamedTuple):
         spans = [size + 2 * p - e for size, p, e in zip(sizes, self.pad, self.extent, strict=True)]
         return tuple(
             max(span, 0) // s + 1 if span > -s else 0 for span, s in zip(spans, self.stride, strict=True)
+        )
+
+    def within(self, sizes: Sequence[int]) -> "Windows":
+        """The same windows on these sizes, with no stride that goes farther than needed to leave them.
+
+        torch's backward pass takes memory for a stride, also where no second window follows.
+        """
+        if max(self.stride, default=1) < LARGE_STRIDE:
+            return self
+        spans = [size + 2 * p - e for size, p, e in zip(sizes, self.pad, self.extent, strict=True)]
+        return self._replace(
+            stride=tuple(min(s, max(span, 0) + 1) for s, span in zip(self.stride, spans, strict=True))
         )
 
     def covered_sizes(self, counts: Sequence[int]) -> Shape:
@@ -220,6 +234,7 @@ class BaseConvolution(Layer):
         function = self.functions[spatial - 1]
         if self.reverse:
             return function(x, weight, bias, windows.stride, windows.pad, 0, self.group, windows.dilation)
+        windows = windows.within(x.shape[2:])
         return function(x, weight, bias, windows.stride, windows.pad, windows.dilation, self.group)
 
     def _convolve_first_axis(self, x: Tensor, weight: Tensor, windows: Windows) -> Tensor:

@@ -139,14 +139,14 @@ def test_the_curve_of_several_seeds_is_their_mean_in_a_band() -> None:
     assert band(group.trainings, "top5") is None
 
 
-def test_the_picture(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", *LOGS, "--group", r"_seed\d+\.log", "--picture", "p.svg"]) == 0
+def test_the_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", *LOGS, "--group", r"_seed\d+\.log", "--figure", "p.svg"]) == 0
     text = Path("p.svg").read_text()
     for words in ("test: accuracy", "accuracy", "test: loss", "loss", "learning rate", "iterations", "cce"):
         assert f"<!-- {words} -->" in text
     assert text.count("<!-- cce -->") == 1  # one legend
-    assert main(["compare", *LOGS, "--picture", "p.xyz"]) == 2
-    assert "the ending must be that of a picture" in capsys.readouterr().err
+    assert main(["compare", *LOGS, "--picture", "p.xyz"]) == 2  # its name in the first release
+    assert "the ending must be that of an image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

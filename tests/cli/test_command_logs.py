@@ -332,8 +332,8 @@ def test_a_curve_has_the_numbers_of_the_log() -> None:
             ["test:top9", "p.png", DIGITS],
             "there is no test top9 in these logs; there is loss, lr, test:accuracy",
         ),
-        (["6", "p.bmpp", DIGITS], "'p.bmpp': the ending must be that of a picture: "),
-        (["6", "p", DIGITS], "'p': the ending must be that of a picture: "),
+        (["6", "p.bmpp", DIGITS], "'p.bmpp': the ending must be that of an image: "),
+        (["6", "p", DIGITS], "'p': the ending must be that of an image: "),
         (["6", "p.png", "nope.log"], "cannot read the log 'nope.log': No such file or directory"),
     ],
 )
@@ -355,7 +355,7 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("matplotlib.figure")
     assert main(["plot-log", "6", "p.png", DIGITS]) == 2
-    assert last_line(capsys) == "imae: a picture needs the package matplotlib: pip install matplotlib"
+    assert last_line(capsys) == "imae: a figure needs the package matplotlib: pip install matplotlib"
 
 
 # -- compare-logs --------------------------------------------------------------------------------------------
@@ -372,7 +372,7 @@ train    25        0      0  0.0025436   0.0271297       300  480 loss
 def test_where_and_by_how_much_two_logs_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "both.svg"
     arguments = ["compare-logs", DIGITS, OTHER_KERNELS]
-    assert main([*arguments, "--rtol", "1e-3", "--picture", str(path)]) == 1
+    assert main([*arguments, "--rtol", "1e-3", "--figure", str(path)]) == 1
     assert capsys.readouterr().out == TABLE
     text = path.read_text()
     for title in ("smoothed loss", "learning rate", "train loss", "test accuracy", "test loss"):

@@ -239,7 +239,7 @@ WRONG: dict[str, tuple[str, str | bytes, str]] = {
     "no numbers": ("txt", "1 nan 2 3 4", "expected label xmin ymin xmax ymax, got 1 nan 2 3 4"),
     "a label of 33 bits": ("txt", f"{2**31} 1 2 3 4", "expected label xmin"),
     "a web page": ("xml", "<!DOCTYPE html><html></html>", "it is a web page in HTML"),
-    "a picture": ("json", b"\x89PNG\r\n\x1a\n....", "it is a picture"),
+    "a picture": ("json", b"\x89PNG\r\n\x1a\n....", "it is an image"),
 }
 
 

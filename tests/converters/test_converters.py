@@ -686,21 +686,21 @@ def test_broken_orders_within_a_class(
 @pytest.mark.parametrize(
     ("files", "arguments", "needles"),
     [
-        ({}, [], "there are no pictures (.png, .jpg, .jpeg, .bmp) among the 1 files"),
+        ({}, [], "there are no images (.png, .jpg, .jpeg, .bmp) among the 1 files"),
         ({"train/cat/0.png": b""}, [], ["'train/cat/0.png' does not lie in a class folder", "subfolder"]),
         ({"0.png": b""}, [], "'0.png' does not lie in a class folder"),
         (FILES, ["--subfolder", "train"], ["no such folder", "train"]),
-        ({**FILES, "bee/9.png": b"no"}, [], "'bee/9.png': could not decode the 2 bytes as a picture"),
+        ({**FILES, "bee/9.png": b"no"}, [], "'bee/9.png': could not decode the 2 bytes as an image"),
         ({**FILES, "bee/9.png": b""}, [], "'bee/9.png': could not decode the 0 bytes"),
         (FILES, ["--classes", "ant,bee"], "these are not: cat"),
         (FILES, ["--classes", "ant,bee,cat,dog"], "these are not: dog"),
         (FILES, ["--classes", "ant,bee,cat,cat"], "these are not: cat"),
         (FILES, ["--encoded", "--pad", "1"], "--encoded stores the files as they are"),
         (FILES, ["--resize-height", "3"], "resizing needs both"),
-        (FILES, ["--labels", "{tmp}/seven.txt"], "has 7 labels; there are 9 pictures"),
+        (FILES, ["--labels", "{tmp}/seven.txt"], "has 7 labels; there are 9 images"),
         (FILES, ["--labels", "{tmp}/large.txt"], "number 3 at place 8 is out of range; it must be 0 to 2"),
         (FILES, ["--labels", "{tmp}/none.npy"], ["cannot read the labels", "none.npy", "No such file"]),
-        (FILES, ["--class-sequence", "{tmp}/seven.txt"], "has label 0 7 times; there are 3 such pictures"),
+        (FILES, ["--class-sequence", "{tmp}/seven.txt"], "has label 0 7 times; there are 3 such images"),
     ],
 )
 def test_broken_folders(
@@ -767,7 +767,7 @@ def test_imageset_refuses_what_caffe_refuses(tmp_path: Path) -> None:
     failed = {name for name, case in LISTING.items() if case["exit_code"]}
     assert failed == {"check_size_fails", "exists_already"}
     *arguments, _ = LISTING["check_size_fails"]["command"][1:]
-    refused(DataError, "Incorrect data field size 300; the first picture has 576",
+    refused(DataError, "Incorrect data field size 300; the first image has 576",
             convert_imageset, *arguments, tmp_path / "db")  # fmt: skip
     (tmp_path / "db").mkdir()
     *arguments, _ = LISTING["exists_already"]["command"][1:]

@@ -54,7 +54,7 @@ def test_files_that_people_have(tmp_path: Path, text: str, expected: object) -> 
         (b"n01440764 tench\ngoldfish\n", "line 2 does not begin with a synset, as line 1 does"),
         (b"a\nb\xe9t\xe9\n", "line 2: labels must be UTF-8; save the file as UTF-8"),
         ("a\nb\n".encode("utf-16"), "it is text in UTF-16: save it as UTF-8"),
-        (b"\x89PNG\r\n\x1a\n\0\0", "it is a picture"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "it is an image"),
         (b"<!DOCTYPE html><html>", "it is a web page in HTML"),
         (b'layer { name: "a" type: "ReLU" }', "it is a net's prototxt"),
         (b"a\n\x1b[31mb", r"line 2: the name has the control character '\\x1b'; remove it"),

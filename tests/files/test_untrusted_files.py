@@ -209,7 +209,7 @@ def test_what_opencv_writes_is_read_as_opencv_reads_it(form: str, shape: tuple[i
     ids=lambda data: repr(data[:4]),
 )  # fmt: skip
 def test_a_header_without_a_size_is_no_picture(data: bytes) -> None:
-    with soon(), pytest.raises(DataError, match=r"^it: could not decode the \d+ bytes as a picture"):
+    with soon(), pytest.raises(DataError, match=r"^it: could not decode the \d+ bytes as an image"):
         decode_image(data, cv2.IMREAD_COLOR, "it")
 
 

@@ -60,7 +60,7 @@ FILES = {
     "datum": "it is a Datum",
     "w.gz": "it is a gzip archive: unpack it",
     "w.zip": "it is a zip archive: unpack it",
-    "a.png": "it is a picture",
+    "a.png": "it is an image",
     "m.onnx": "it is an ONNX model",
     "new.pth": "it is a PyTorch file, which may run code when it is read: it is not read here",
     "old.pth": "it is a PyTorch file, which may run code when it is read: it is not read here",

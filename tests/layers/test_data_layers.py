@@ -345,11 +345,11 @@ WRONG_DATUMS: dict[str, tuple[Callable[[], bytes], str]] = {
     "empty": (lambda: b"", "a Datum of 0 x 0 x 0 that holds 0 values; the record is damaged"),
     "no picture": (
         lambda: Datum(data=b"nonsense", encoded=True).SerializeToString(),
-        "could not decode the 8 bytes as a picture; the file is damaged",
+        "could not decode the 8 bytes as an image; the file is damaged",
     ),
     "encoded nothing": (
         lambda: Datum(encoded=True).SerializeToString(),
-        "could not decode the 0 bytes as a picture; the file is damaged",
+        "could not decode the 0 bytes as an image; the file is damaged",
     ),
     "16 bits": (
         lambda: Datum(data=deep_png(), encoded=True).SerializeToString(),
@@ -853,7 +853,7 @@ WRONG_WINDOWS = {
     GOOD_WINDOWS.replace(
         "0 0 3 3", "0 0 8 3"
     ): "p0.png: the window of columns 0 to 8, rows 0 to 3 lies outside "
-    "the picture, which is 8 wide and 9 high",
+    "the image, which is 8 wide and 9 high",
     GOOD_WINDOWS.replace("p0", "no"): "Could not load no.png: No such file or directory; mend the list, or "
     "root_folder",
 }

@@ -127,7 +127,7 @@ def test_oversample_crops_corners_centre_and_mirrors() -> None:
         close(crop, picture[y : y + 2, x : x + 3])
     close(crops[5:10], crops[:5, :, ::-1])
     close(crops[10:], crops[:10] + 1)
-    with pytest.raises(DataError, match=r"crops of 6 x 3 do not fit a picture of shape \(5, 7, 2\)"):
+    with pytest.raises(DataError, match=r"crops of 6 x 3 do not fit an image of shape \(5, 7, 2\)"):
         io.oversample([picture], (6, 3))
 
 
@@ -161,7 +161,7 @@ def test_load_image_refuses(tmp_path: Path) -> None:
         io.load_image("nowhere.png")
     for data in (b"", b"no picture"):
         (tmp_path / "it.png").write_bytes(data)
-        with pytest.raises(DataError, match=r"could not decode the .* bytes as a picture"):
+        with pytest.raises(DataError, match=r"could not decode the .* bytes as an image"):
             io.load_image(tmp_path / "it.png")
 
 

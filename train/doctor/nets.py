@@ -38,6 +38,7 @@ from imae.layers.data.hdf5_output import HDF5Output
 from imae.layers.layer import Shape
 from imae.layers.registry import class_of, layer_types
 from imae.layers.run import Run
+from imae.layers.user_code import UserCode, UserCodeError
 from imae.layers.utility.python import Python
 from imae.net.net import Net
 from imae.net.no_loss import no_loss_message, stages_of_losses
@@ -382,7 +383,8 @@ def _shapes_of_files(
     param.phase = phase
     _put_places(param, places)
     try:
-        return class_of(param)(param).build([], Run(Zeros(0)))
+        with UserCode():
+            return class_of(param)(param).build([], Run(Zeros(0)))
     except ImaeError as error:
         parts.reads_missing_files = True
         row.stop_error(error)
@@ -420,7 +422,7 @@ def _build(net: NetParameter, parts: Parts, phase: Phase, row: Row) -> Net | Non
     param.state.phase = phase
     python = any(layer.type == "Python" for layer in parts.kept)  # one that is built in, and imports nothing
     try:
-        with nullcontext() if python else no_python_layers():
+        with UserCode(), nullcontext() if python else no_python_layers():
             built = Net(param, Run(Zeros(0)))
     except ImaeError as error:
         if parts.assumed:
@@ -476,7 +478,8 @@ def _note_export(name: str, parts: Parts, built: Net | None, row: Row) -> None:
         return
     problems: Counter[str] = Counter()
     try:
-        deployed = Net(deploy_net(_built_from(name, parts)), Run(Zeros(0)))
+        with UserCode():
+            deployed = Net(deploy_net(_built_from(name, parts)), Run(Zeros(0)))
     except ImaeError as error:
         row.exports = NO
         row.facts.append(f"export: {error}")
@@ -491,8 +494,9 @@ def _note_export(name: str, parts: Parts, built: Net | None, row: Row) -> None:
             current[top] = f"{top}@{index}"
             shapes[current[top]] = shapes[top]
         try:
-            step.layer.to_onnx(graph, bottoms, [current[top] for top in step.tops])
-        except ExportError as error:
+            with UserCode():
+                step.layer.to_onnx(graph, bottoms, [current[top] for top in step.tops])
+        except (ExportError, UserCodeError) as error:
             problems[f"{error}{cut_before(deployed, step)}"] += 1
         except MemoryError:
             problems["its constants do not fit into the memory that an examination gets"] += 1

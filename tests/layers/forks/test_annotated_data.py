@@ -485,7 +485,7 @@ DAMAGED = {
     "a Datum": (RECORDS[0].datum.SerializeToString(), "Datums are for a layer of type Data"),
     "no image": (
         AnnotatedDatum(type=0, datum=Datum(encoded=True, data=b"x" * 20)).SerializeToString(),
-        "could not decode the 20 bytes as a picture",
+        "could not decode the 20 bytes as an image",
     ),
 }
 
