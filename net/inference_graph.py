@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TypeGuard, TypeVar
 
+from imae.layers.activation.prelu import PReLU
 from imae.layers.activation.relu import ReLU
 from imae.layers.activation.scale import Scale
 from imae.layers.common.inner_product import InnerProduct
@@ -160,8 +161,8 @@ def _operation(step: Step) -> Operation | None:
         return AffineOperation([layer])
     if _computes_as(layer, Eltwise) and layer.operation == layer.param.eltwise_param.SUM:
         return SumOperation(layer)
-    if _computes_as(layer, ReLU) and layer.negative_slope == 0:
-        return ReLUOperation()
+    if _computes_as(layer, ReLU) or _computes_as(layer, PReLU):
+        return ReLUOperation(layer)
     if _computes_as(layer, Pooling) and layer.method in ("MAX", "AVE"):
         return AverageOrMaximum(layer)
     if _computes_as(layer, Concat):
@@ -255,12 +256,19 @@ class _Fusion:
                 return
 
     def _fuse_relu(self, node: Node) -> None:
-        if node.operation is None or not node.operation.supports_relu:
+        operation = node.operation
+        if operation is None or not operation.supports_relu:
             return
         reader = self._only_reader(node)
-        if reader is not None and isinstance(reader.operation, ReLUOperation):
-            node.operation.relu = True
-            self._merge(node, reader)
+        if reader is None or not isinstance(reader.operation, ReLUOperation):
+            return
+        if reader.operation.is_plain:
+            operation.relu = True
+        elif isinstance(operation, ConvolutionOperation):
+            operation.rectifier = reader.operation.layer
+        else:
+            return
+        self._merge(node, reader)
 
     def _merge(self, first: Node, second: Node) -> None:
         """`second`, which alone reads the top of `first`, becomes a part of it, in the place of `second`."""

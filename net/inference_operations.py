@@ -3,7 +3,8 @@
 An operation is planned for bottoms of one shape. It gets bottoms of these shapes, the channels last in memory
 where there are four axes, and its top is like them, in new memory or in that of a bottom which is spare.
 
-A ReLU is an operation of its own on the top's memory, as F.relu_: oneDNN's makes 0 of NaN.
+A ReLU is an operation of its own on the top's memory, as F.relu_, or part of a kernel of ours: oneDNN's makes
+0 of NaN.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from imae.layers.activation.prelu import PReLU
+from imae.layers.activation.relu import ReLU
 from imae.layers.common.inner_product import InnerProduct
 from imae.layers.layer import Layer, Shape
 from imae.layers.normalization.batch_norm import BatchNorm
@@ -96,28 +99,45 @@ class _Weighted(Operation):
 class ConvolutionOperation(_Weighted):
     """A convolution.
 
-    adds   whether the second bottom is added to it
+    adds       whether the second bottom is added to it
+    rectifier  a PReLU or a leaky ReLU that follows
     """
 
     layer: Convolution
     adds = False
+    rectifier: PReLU | ReLU | None = None
 
-    def plan_without_relu(self, setting: Setting) -> Compute:
+    def plan(self, setting: Setting) -> Compute:
         layer, bottom = self.folded(), setting.shapes[0]
         assert isinstance(layer, Convolution)
         if len(layer.windows.kernel) != 2 or len(bottom) != 4 or any(layer.windows.overhang(bottom[2:])):
-            return self._by_layer(layer)
+            return super().plan(setting)
         bias = layer.blob(1).detach() if layer.bias_term else None
-        call = ConvolutionCall(layer.blob(0).detach(), bias, layer.windows, layer.group, bottom)
+        weight, slopes = layer.blob(0).detach(), _slopes(self.rectifier, layer.num_output)
+        call = ConvolutionCall(weight, bias, layer.windows, layer.group, bottom, self.relu, slopes)
         if self.adds:
             return plan_convolution_and_sum(call, overwrites=setting.spare[1])
         return plan_convolution(call)
 
-    def _by_layer(self, layer: Convolution) -> Compute:
-        forward = layer.forward
-        if self.adds:
-            return lambda x, other: in_order(forward(x)).add_(other)
-        return lambda x: in_order(forward(x))
+    def plan_without_relu(self, setting: Setting) -> Compute:
+        forward, rectifier = self.folded().forward, self.rectifier
+
+        def compute(x: Tensor, *others: Tensor) -> Tensor:
+            top = in_order(forward(x))
+            for other in others:
+                top.add_(other)
+            return top if rectifier is None else rectifier.forward(top)
+
+        return compute
+
+
+def _slopes(rectifier: PReLU | ReLU | None, count: int) -> Tensor | None:
+    """The slope of each output for negative values."""
+    if rectifier is None:
+        return None
+    if isinstance(rectifier, ReLU):
+        return torch.full((count,), rectifier.negative_slope, dtype=torch.float32)
+    return rectifier.blob(0).detach().reshape(-1).expand(count).contiguous()
 
 
 class ProductOperation(_Weighted):
@@ -201,12 +221,19 @@ class SumOperation(Operation):
 
 
 class ReLUOperation(Operation):
-    """A ReLU that stands alone."""
+    """A ReLU, leaky or not, or a PReLU that stands alone."""
 
     supports_relu = False
 
+    def __init__(self, layer: PReLU | ReLU) -> None:
+        self.layer = layer
+        self.is_plain = isinstance(layer, ReLU) and layer.negative_slope == 0
+
     def plan_without_relu(self, setting: Setting) -> Compute:
-        return torch.relu_ if setting.spare[0] else torch.relu
+        if self.is_plain:
+            return torch.relu_ if setting.spare[0] else torch.relu
+        forward = self.layer.forward
+        return lambda x: in_order(forward(x))
 
 
 class AverageOrMaximum(Operation):

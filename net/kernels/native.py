@@ -41,6 +41,8 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "batch_norm_by_statistics": _BY_STATISTICS,
     "batch_norm_gradients": _BACKWARD,
     "conv_weight": _WEIGHT_GRADIENT,
+    "depthwise": [*[_ADDRESS] * 5, _INT, _ADDRESS],
+    "direct": [*[_ADDRESS] * 6, _INT, _ADDRESS],
     "lrn": [*[_ADDRESS] * 2, *[_SIZE] * 3, _NUMBER, _NUMBER, _INT, _ADDRESS],
     "sgd": [_SIZE, *[_ADDRESS] * 4, *[_NUMBER] * 3, _INT],
     "winograd": [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT, _ADDRESS],
@@ -311,6 +313,16 @@ def uses_conv_weight() -> bool:
 def uses_winograd() -> bool:
     """Whether `winograd` and its gradients are used, likewise."""
     return available() and chosen().winograd
+
+
+def uses_direct() -> bool:
+    """Whether the kernels of direct.h are used, as a matter of course where `winograd` is."""
+    return available() and chosen().winograd
+
+
+def direct_kernel(name: str) -> Callable[..., int]:
+    """One of direct.h: "direct" or "depthwise"."""
+    return _kernel(name)
 
 
 def conv_supports(x: Tensor, weight: Tensor) -> bool:

@@ -311,6 +311,23 @@ PATTERNS: dict[str, tuple[str, int]] = {
         + layer("Power", "b", "c", "power_param { scale: 2 shift: 1 }")
         + layer("PReLU", "c", "c")
         + layer("Softmax", "c", "d"),
+        6,
+    ),
+    "a PReLU or a leaky ReLU after a convolution": (
+        IMAGES
+        + conv("a", "data", "num_output: 12 kernel_size: 3 group: 4")
+        + layer("BatchNorm", "a", "a")
+        + layer("PReLU", "a", "a")
+        + conv("b", "a", "num_output: 12 kernel_size: 3 pad: 1 group: 12")
+        + layer("PReLU", "b", "b", "prelu_param { channel_shared: true }")
+        + conv("c", "b", "num_output: 12 kernel_size: 1")
+        + layer("Eltwise", "c a", "d")
+        + layer("ReLU", "d", "d", "relu_param { negative_slope: 0.2 }")
+        + layer("ReLU", "d", "e")
+        + layer("Pooling", "e", "f", "pooling_param { kernel_size: 2 stride: 2 }")
+        + layer("PReLU", "f", "f")
+        + conv("g", "f", "num_output: 4 kernel_h: 5 kernel_w: 3 stride: 3")
+        + layer("PReLU", "g", "g"),
         7,
     ),
     "shortcut A": (
