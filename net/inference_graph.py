@@ -17,6 +17,9 @@ from imae.layers.activation.prelu import PReLU
 from imae.layers.activation.relu import ReLU
 from imae.layers.activation.scale import Scale
 from imae.layers.common.inner_product import InnerProduct
+from imae.layers.forks.bn_caffemex import CaffeMexBN
+from imae.layers.forks.bn_segnet import SegNetBN
+from imae.layers.forks.bn_tsn import TSNBN
 from imae.layers.layer import Layer
 from imae.layers.normalization.batch_norm import BatchNorm
 from imae.layers.normalization.lrn import LRN
@@ -25,7 +28,7 @@ from imae.layers.utility.eltwise import Eltwise
 from imae.layers.utility.split import Split
 from imae.layers.vision.conv import Convolution
 from imae.layers.vision.pooling import Pooling
-from imae.net.fold import fold_shortcuts
+from imae.net.fold import fold_shortcuts, is_affine
 from imae.net.inference_operations import (
     AffineOperation,
     AverageOrMaximum,
@@ -38,7 +41,6 @@ from imae.net.inference_operations import (
     SumOperation,
 )
 from imae.net.net import Net
-from imae.net.plan import scales_channels
 from imae.net.step import Step
 
 _Kind = TypeVar("_Kind", bound=Layer)
@@ -185,10 +187,10 @@ def _layer(node: Node) -> Layer:
 
 
 def _is_affine(layer: Layer) -> bool:
-    """Whether the layer is a BatchNorm that uses its running statistics, or a Scale of channels."""
-    if isinstance(layer, BatchNorm):
-        return layer.use_global_stats and _computes_as(layer, BatchNorm)
-    return scales_channels(layer) and _computes_as(layer, Scale)
+    """Whether `is_affine` holds, and the layer's forward pass is that of its type."""
+    return is_affine(layer) and any(
+        _computes_as(layer, kind) for kind in (BatchNorm, Scale, TSNBN, SegNetBN, CaffeMexBN)
+    )
 
 
 def _computes_as(layer: Layer, kind: type[_Kind]) -> TypeGuard[_Kind]:

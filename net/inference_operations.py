@@ -19,6 +19,7 @@ from torch import Tensor
 
 from imae.layers.activation.prelu import PReLU
 from imae.layers.activation.relu import ReLU
+from imae.layers.activation.scale import Scale
 from imae.layers.common.inner_product import InnerProduct
 from imae.layers.layer import Layer, Shape
 from imae.layers.normalization.batch_norm import BatchNorm
@@ -27,7 +28,7 @@ from imae.layers.utility.concat import Concat
 from imae.layers.utility.eltwise import Eltwise
 from imae.layers.vision.conv import Convolution
 from imae.layers.vision.pooling import Pooling
-from imae.net.fold import folded_layer
+from imae.net.fold import fixed_norm, folded_layer
 from imae.net.kernels import (
     ConvolutionCall,
     FastLRN,
@@ -76,7 +77,7 @@ class Operation(ABC):
 
 
 class _Weighted(Operation):
-    """A layer with weights, into which the BatchNorms and Scales of channels after it are folded."""
+    """A layer with weights, into which the layers after it are folded for which `is_affine` holds."""
 
     def __init__(self, layer: Convolution | InnerProduct) -> None:
         self.layer = layer
@@ -158,16 +159,16 @@ class ProductOperation(_Weighted):
 
 
 class AffineOperation(Operation):
-    """A BatchNorm by its running statistics, a Scale of channels, or both."""
+    """A layer for which `is_affine` holds; or a BatchNorm and then a Scale."""
 
     def __init__(self, layers: list[Layer]) -> None:
         self.layers = layers
 
     def append_affine(self, layers: Sequence[Layer]) -> bool:
         """Whether these layers can be computed at once, too; then they are."""
-        if len(self.layers) + len(layers) > 2 or isinstance(layers[0], BatchNorm):
+        if len(self.layers) + len(layers) > 2:
             return False
-        if not isinstance(self.layers[0], BatchNorm):
+        if not (isinstance(self.layers[0], BatchNorm) and isinstance(layers[0], Scale)):
             return False
         self.layers = [*self.layers, *layers]
         return True
@@ -175,17 +176,10 @@ class AffineOperation(Operation):
     def plan(self, setting: Setting) -> Compute:
         if len(setting.shapes[0]) != 4:
             return super().plan(setting)
-        relu, first, last = self.relu, self.layers[0], self.layers[-1]
-        channels = setting.shapes[0][1]
-        mean, eps = torch.zeros(channels, dtype=torch.float32), 0.0
-        variance = torch.ones_like(mean)
-        if isinstance(first, BatchNorm):
-            mean, variance = first.statistics()
-            eps = first.eps
-        weight = bias = None
-        if not isinstance(last, BatchNorm):
-            weight = last.blob(0).detach()
-            bias = last.blob(1).detach() if len(last.blobs) > 1 else None
+        relu = self.relu
+        mean, variance, eps, weight, bias = fixed_norm(self.layers[0])
+        if len(self.layers) > 1:
+            *_, weight, bias = fixed_norm(self.layers[1])
 
         def normalize(x: Tensor) -> Tensor:
             return in_order(normalize_by_statistics(NormCall(x, weight, bias, eps, relu), mean, variance))

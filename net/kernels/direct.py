@@ -70,6 +70,7 @@ def plan_direct(call: ConvolutionCall) -> Callable[..., Tensor]:
     before = [tensor.data_ptr() for tensor in (weight, bias, slopes)]
     address, most = ctypes.addressof(sizes), max(1, call.products // PRODUCTS_OF_A_THREAD)
     bottom, shape, last = call.bottom, call.top, torch.channels_last
+    strides = torch.empty(shape, device="meta", memory_format=last).stride()
 
     def check(x: Tensor, shape: Shape) -> None:
         if x.shape != shape or x.dtype != torch.float32 or not x.is_contiguous(memory_format=last):
@@ -82,7 +83,7 @@ def plan_direct(call: ConvolutionCall) -> Callable[..., Tensor]:
         memory: Sequence[object] = (sizes, weight, bias, slopes),
     ) -> Tensor:
         check(x, bottom)
-        top = torch.empty(shape, dtype=torch.float32, memory_format=last) if into is None else into
+        top = torch.empty_strided(shape, strides, dtype=torch.float32) if into is None else into
         for blob in (other, into):
             if blob is not None:
                 check(blob, shape)

@@ -34,7 +34,7 @@ def made(param: NetParameter | str, dtype: torch.dtype = torch.float32) -> Net:
     generator = np.random.default_rng(5)
     for step in net.steps:
         for index, blob in enumerate(step.layer.blobs):
-            if blob.dim() == 1 or step.layer.type in ("BatchNorm", "Scale"):
+            if blob.dim() == 1 or step.layer.type in ("BatchNorm", "BN", "Scale"):
                 values = generator.uniform(0.5, 1.5, tuple(blob.shape))
                 values = np.float32(1 if index == 2 else values)
                 blob.data.copy_(torch.from_numpy(np.asarray(values)))
@@ -329,6 +329,26 @@ PATTERNS: dict[str, tuple[str, int]] = {
         + conv("g", "f", "num_output: 4 kernel_h: 5 kernel_w: 3 stride: 3")
         + layer("PReLU", "g", "g"),
         7,
+    ),
+    "BN of forks": (
+        IMAGES
+        + conv("a", "data")
+        + layer("BN", "a", "b", "bn_param { eps: 0.1 slope_filler { value: 1 } }")
+        + layer("ReLU", "b", "b")
+        + conv("c", "b")
+        + layer("BN", "c", "c", "bn_param { bn_mode: INFERENCE }")
+        + layer("PReLU", "c", "c")
+        + layer("InnerProduct", "c", "d", f"inner_product_param {{ {PRODUCT} }}")
+        + layer("BN", "d", "d", "bn_param { decay: 0.9 }")
+        + layer("InnerProduct", "c", "e", f"inner_product_param {{ {PRODUCT} }}")
+        + layer("BN", "e", "f", "bn_param { decay: 0.9 }")
+        + layer("BN", "data", "g", "bn_param { momentum: 0.9 frozen: true }")
+        + layer("BatchNorm", "g", "h")
+        + layer("Scale", "h", "h", "scale_param { bias_term: true }")
+        + layer("BN", "h", "h", "bn_param { momentum: 0.9 }")
+        + layer("ReLU", "h", "h")
+        + layer("BN", "h", "i", "bn_param { decay: 0.9 moving_average: false }"),
+        9,
     ),
     "shortcut A": (
         IMAGES
