@@ -48,6 +48,7 @@ from imae.converters.export_onnx import ExportOptions, export_net
 from imae.files.errors import ImaeError, printable
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.run import Run
+from imae.net.device import keep_freed_memory
 from imae.net.inference import plan_inference
 from imae.net.net import Net
 from imae.net.weights import load_caffemodel
@@ -179,6 +180,7 @@ def examine(request: Mapping[str, Any]) -> dict[str, Any]:
     request   file; weights, or ""; rounds of timing, or 0; opencv: a Python with OpenCV 4, or ""
     """
     result: dict[str, Any] = {}
+    keep_freed_memory()
     try:
         param = read_net_text(request["file"])
         result["reads"] = True

@@ -11,12 +11,10 @@
 #ifndef DIRECT_H
 #define DIRECT_H
 
+#include "activation.h"
 #include "conv.h"
 
-/* What follows the sum. NaN stays NaN. */
-enum { NO_ACTIVATION, RELU, SLOPES };
-
-/* native.py fills it in this order. */
+/* direct.py fills it in this order. */
 typedef struct {
     Conv sizes;
     int64_t dilation_h, dilation_w, group, activation;
@@ -25,19 +23,6 @@ typedef struct {
 #if HAS_CONV_KERNELS
 
 enum { BLOCK = 2 * VECTOR, CHUNK = 16 * MAX_SIDE };
-
-typedef int32_t Mask __attribute__((vector_size(4 * VECTOR), aligned(4)));
-
-/* slopes: NULL, or those of these outputs. */
-INLINE_AVX2 Vector activated(Vector y, int64_t activation, const float *slopes)
-{
-    if (activation == NO_ACTIVATION)
-        return y;
-    Mask below = y < (Vector){0}; /* false for NaN */
-    if (activation == RELU)
-        return (Vector)(~below & (Mask)y);
-    return (Vector)((below & (Mask)(y * load(slopes))) | (~below & (Mask)y));
-}
 
 /* Pixels of the top that follow each other: the image of each, and the place in it where its window begins.
    inside: whether all windows are wholly inside of their images. */

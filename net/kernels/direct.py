@@ -17,10 +17,9 @@ from imae.layers.layer import Shape
 from imae.layers.vision.conv import Windows
 from imae.net.kernels import native
 
-VECTOR = 8  # outputs that are computed at once, at least
+VECTOR = native.CHANNELS_AT_ONCE  # outputs that are computed at once, at least
 BLOCK = 2 * VECTOR
-NO_ACTIVATION, RELU, SLOPES = range(3)  # as in direct.h
-PRODUCTS_OF_A_THREAD = 100_000  # another thread is used only for as many
+NO_ACTIVATION, RELU, SLOPES = range(3)  # as in activation.h
 
 
 class ConvolutionCall(NamedTuple):
@@ -50,6 +49,11 @@ class ConvolutionCall(NamedTuple):
         return num * height * width * self.weight.numel()
 
     @property
+    def activation(self) -> int:
+        """What follows, as a number of activation.h."""
+        return SLOPES if self.slopes is not None else RELU if self.relu else NO_ACTIVATION
+
+    @property
     def is_depthwise(self) -> bool:
         """Whether each channel is a group, with one output."""
         return self.group == self.bottom[1] == len(self.weight)
@@ -68,7 +72,7 @@ def plan_direct(call: ConvolutionCall) -> Callable[..., Tensor]:
     slopes = bias if call.slopes is None else _padded(call.slopes, groups)
     kernel = native.direct_kernel("depthwise" if depthwise else "direct")
     before = [tensor.data_ptr() for tensor in (weight, bias, slopes)]
-    address, most = ctypes.addressof(sizes), max(1, call.products // PRODUCTS_OF_A_THREAD)
+    address, most_threads = ctypes.addressof(sizes), native.most_threads(call.products)
     bottom, shape, last = call.bottom, call.top, torch.channels_last
     strides = torch.empty(shape, device="meta", memory_format=last).stride()
 
@@ -87,7 +91,7 @@ def plan_direct(call: ConvolutionCall) -> Callable[..., Tensor]:
         for blob in (other, into):
             if blob is not None:
                 check(blob, shape)
-        threads = min(most, torch.get_num_threads())
+        threads = min(most_threads, torch.get_num_threads())
         if depthwise:
             failed = kernel(x.data_ptr(), *before, address, threads, top.data_ptr())
         else:
@@ -129,7 +133,7 @@ def _padded(values: Tensor, groups: int) -> Tensor:
 
 
 def _checked_sizes(call: ConvolutionCall) -> ctypes.Array[ctypes.c_int64]:
-    weight, bias, windows, group, bottom, relu, slopes = call
+    weight, bias, windows, group, bottom, _, slopes = call
     outputs, channels, *kernel = weight.shape
     factors = [weight, *(t for t in (bias, slopes) if t is not None)]
     if (
@@ -144,8 +148,7 @@ def _checked_sizes(call: ConvolutionCall) -> ctypes.Array[ctypes.c_int64]:
         or min(windows.pad) < 0
     ):
         raise ValueError(f"no kernel for bottom {bottom}, weights {tuple(weight.shape)}, {windows}")
-    activation = SLOPES if slopes is not None else RELU if relu else NO_ACTIVATION
     num, _, *size = bottom
     values = (num, *size, bottom[1], *call.top[2:], outputs, *kernel, *windows.stride, *windows.pad)
-    numbers = (*values, *windows.dilation, group, activation)
+    numbers = (*values, *windows.dilation, group, call.activation)
     return (ctypes.c_int64 * len(numbers))(*numbers)

@@ -14,6 +14,7 @@ the fastest on this processor. Two environment variables choose others, to try w
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -28,6 +29,7 @@ from imae.net.kernels.norm_call import NormCall
 from imae.net.kernels.sources import sources_hash
 
 CHANNELS_AT_ONCE = 8  # outputs, and for `winograd` channels, come in multiples of it
+PRODUCTS_OF_A_THREAD = 100_000  # a pass without gradients uses another thread only for as many
 KERNELS = ("auto", "none", "batch_norm", "all")  # values of IMAE_KERNELS
 ISAS = ("default", "avx2", "avx512f")  # of IMAE_KERNELS_ISA, besides auto; from the oldest to the newest
 
@@ -46,6 +48,8 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "lrn": [*[_ADDRESS] * 2, *[_SIZE] * 3, _NUMBER, _NUMBER, _INT, _ADDRESS],
     "sgd": [_SIZE, *[_ADDRESS] * 4, *[_NUMBER] * 3, _INT],
     "winograd": [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT, _ADDRESS],
+    "winograd_by_transformed": [*[_ADDRESS] * 4, _INT, _ADDRESS, _INT, _ADDRESS],
+    "winograd_transform": [_ADDRESS, _ADDRESS, _INT, _ADDRESS, _INT, _ADDRESS],
     "winograd_weight": _WEIGHT_GRADIENT,
 }
 _TYPES = {torch.float32: "float", torch.float64: "double"}
@@ -315,6 +319,11 @@ def uses_winograd() -> bool:
     return available() and chosen().winograd
 
 
+def most_threads(products: int) -> int:
+    """How many threads are worth their start for so many products."""
+    return max(1, products // PRODUCTS_OF_A_THREAD)
+
+
 def uses_direct() -> bool:
     """Whether the kernels of direct.h are used, as a matter of course where `winograd` is."""
     return available() and chosen().winograd
@@ -395,23 +404,38 @@ def winograd(
 
 
 def plan_winograd(
-    bottom: Sequence[int], weight: Tensor, bias: Tensor | None, pad: Sequence[int]
+    bottom: Sequence[int],
+    weight: Tensor,
+    bias: Tensor | None,
+    pad: Sequence[int],
+    activation: int = 0,
+    slopes: Tensor | None = None,
 ) -> Callable[[Tensor], Tensor]:
-    """`winograd` for bottoms of one shape, without gradients; checks and sizes are done here, once."""
+    """`winograd` for bottoms of one shape, without gradients; checks, sizes and weights are made once.
+
+    activation, slopes   what follows: a number of activation.h; of SLOPES, the outputs' slopes
+    """
     example = torch.empty(*bottom, dtype=weight.dtype, device="meta")
     _check_winograd(weight.shape)
     shape = _top_shape(example, weight.shape, (1, 1), pad)
     _check_factors(example, weight, bias)
+    _check_factors(example, weight, slopes)
     conv, strides = _conv_sizes(example, shape, (3, 3), (1, 1), pad), _int64_array(weight.stride())
-    bias = None if bias is None else bias.contiguous()
-    kernel, last = _kernel("winograd"), torch.channels_last
-    weights = (_address(weight), ctypes.addressof(strides), False, _address(bias), ctypes.addressof(conv))
+    bias, slopes = (None if values is None else values.contiguous() for values in (bias, slopes))
+    transformed = torch.empty(16, *weight.shape[:2], dtype=torch.float32)
+    sizes, last = ctypes.addressof(conv), torch.channels_last
+    _kernel("winograd_transform")(
+        weight.data_ptr(), ctypes.addressof(strides), False, sizes, torch.get_num_threads(),
+        transformed.data_ptr(),
+    )  # fmt: skip
+    kernel, most = _kernel("winograd_by_transformed"), most_threads(math.prod(shape) * weight[0].numel())
+    before = (transformed.data_ptr(), _address(bias), _address(slopes), activation, sizes)
 
-    def convolve(x: Tensor, memory: Sequence[object] = (weight, bias, conv, strides)) -> Tensor:
+    def convolve(x: Tensor, memory: Sequence[object] = (transformed, bias, slopes, conv)) -> Tensor:
         if x.shape != example.shape or x.dtype != example.dtype or not x.is_contiguous(memory_format=last):
             raise ValueError(f"planned for {tuple(bottom)}, got {x.dtype} {tuple(x.shape)} {x.stride()}")
         top = torch.empty(shape, dtype=x.dtype, memory_format=last)
-        if kernel(x.data_ptr(), *weights, torch.get_num_threads(), top.data_ptr()):
+        if kernel(x.data_ptr(), *before, min(most, torch.get_num_threads()), top.data_ptr()):
             raise MemoryError
         return top
 

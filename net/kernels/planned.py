@@ -23,10 +23,10 @@ from imae.layers.vision.conv import Windows
 from imae.net.kernels import native
 from imae.net.kernels.direct import ConvolutionCall, plan_direct
 
-# Measured on two cores of AMD Zen 3. Winograd's kernel transforms the weights in each pass, for which it
-# needs this many tiles of 2x2 pixels for each thread, unless the weights are few. A call of oneDNN takes 50
-# microseconds at least: torch's own kernel is faster where there are few products.
-MIN_TILES, FEW_WEIGHTS, MANY_WEIGHTS = 48, 64 * 64, 400 * 400
+# Measured on two cores of AMD Zen 2 and 3. Winograd's kernel keeps 16 / 9 times as many weights, which is not
+# worth it beyond so many. A call of oneDNN takes 50 microseconds at least: torch's own kernel is faster where
+# there are few products.
+MANY_WEIGHTS = 512 * 512
 FEW_PRODUCTS = 1_500_000
 
 
@@ -38,6 +38,8 @@ def plan_convolution(call: ConvolutionCall) -> Convolve:
     """A function that computes the top, in new memory, of a bottom in the order N, H, W, C."""
     if _direct_is_faster(call):
         return plan_direct(call)
+    if _winograd_is_faster(call):
+        return _planned_winograd(call)
     return _followed(call, _plan_plain_convolution(call))
 
 
@@ -70,7 +72,7 @@ def _plan_plain_convolution(call: ConvolutionCall) -> Convolve:
     """A function that computes the top without a ReLU or PReLU, in new memory."""
     weight, bias, windows, group, *_ = call
     if _winograd_is_faster(call):
-        return _planned_winograd(call)
+        return _planned_winograd(call._replace(relu=False, slopes=None))
     if _packing_is_faster(call):
         packed = _packed(call)
         convolve = _onednn()._convolution_pointwise.default
@@ -103,9 +105,9 @@ def _direct_is_faster(call: ConvolutionCall) -> bool:
 
 
 def _winograd_is_faster(call: ConvolutionCall) -> bool:
-    weight, _, windows, group, bottom, *_ = call
+    weight, _, windows, group, *_ = call
     outputs, channels, *kernel = weight.shape
-    if not (
+    return (
         native.uses_winograd()
         and kernel == [3, 3]
         and set(windows.stride) == set(windows.dilation) == {1}
@@ -113,11 +115,8 @@ def _winograd_is_faster(call: ConvolutionCall) -> bool:
         and max(windows.pad) <= 2
         and outputs % native.CHANNELS_AT_ONCE == channels % native.CHANNELS_AT_ONCE == 0
         and outputs * channels <= MANY_WEIGHTS
-    ):
-        return False
-    height, width = ((size + 2 * pad - 1) // 2 for size, pad in zip(bottom[2:], windows.pad, strict=True))
-    tiles = bottom[0] * height * width // torch.get_num_threads()
-    return tiles >= MIN_TILES or (tiles > 0 and outputs * channels <= FEW_WEIGHTS)
+        and min(call.top) > 0
+    )
 
 
 def _packing_is_faster(call: ConvolutionCall) -> bool:
@@ -125,8 +124,9 @@ def _packing_is_faster(call: ConvolutionCall) -> bool:
 
 
 def _planned_winograd(call: ConvolutionCall) -> Convolve:
-    weight = call.weight.contiguous(memory_format=torch.channels_last)
-    return native.plan_winograd(call.bottom, weight, call.bias, call.windows.pad)
+    return native.plan_winograd(
+        call.bottom, call.weight, call.bias, call.windows.pad, call.activation, call.slopes
+    )
 
 
 def _packed(call: ConvolutionCall) -> Tensor:

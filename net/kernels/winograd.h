@@ -19,6 +19,7 @@
 #ifndef WINOGRAD_H
 #define WINOGRAD_H
 
+#include "activation.h"
 #include "conv.h"
 #include "conv_weight.h"
 
@@ -154,7 +155,7 @@ INLINE_AVX2 void apply_a_transposed(Vector a, Vector b, Vector c, Vector d, Vect
 
 /* Writes the pixels of tiles, for `vectors` * VECTOR outputs, from products[place][tile][output]. */
 AVX2 static void write_top(const Conv *c, const float *products, int64_t step, int64_t first, int64_t tiles,
-                           int vectors, const float *bias, float *top)
+                           int vectors, const float *bias, const float *slopes, int activation, float *top)
 {
     int64_t row = c->top_width * c->outputs;
     Tile t = tile_at(c, first);
@@ -178,6 +179,11 @@ AVX2 static void write_top(const Conv *c, const float *products, int64_t step, i
                 whole[0][j] = column[0] + b;
                 whole[1][j] = column[1] + b;
             }
+            if (activation != NO_ACTIVATION)
+#pragma GCC unroll 4
+                for (int i = 0; i < 4; i++)
+                    whole[i / 2][i % 2] =
+                        activated(whole[i / 2][i % 2], activation, slopes ? slopes + VECTOR * v : NULL);
             store(dest, whole[0][0]);
             if (right)
                 store(dest + c->outputs, whole[0][1]);
@@ -221,51 +227,73 @@ AVX2 static void transform_weights(const float *weight, const int64_t *strides, 
     }
 }
 
+/* What imae_winograd makes of the weights: PLACES * channels * outputs numbers. */
+void imae_winograd_transform(const float *weight, const int64_t *strides, int rotated, const Conv *c, int threads,
+                             float *transformed)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t o = 0; o < c->outputs; o += VECTOR) {
+        int64_t block = o / WIDE * WIDE, wide = minimum(WIDE, c->outputs - block);
+        transform_weights(weight + o * strides[0], strides, rotated, c->channels, wide,
+                          transformed + block * PLACES * c->channels + o - block);
+    }
+}
+
+/* A convolution by transformed[output / WIDE][place][channel][output % WIDE], plus bias, which may be NULL, and
+   with what follows (see activation.h). */
+int imae_winograd_by_transformed(const float *bottom, const float *transformed, const float *bias,
+                                 const float *slopes, int activation, const Conv *c, int threads, float *top)
+{
+    int64_t tiles = tile_count(c);
+    int64_t step = place_step(TILES, c->channels), product_step = place_step(TILES, WIDE);
+    int64_t scratch_size = PLACES * (step + product_step), row = c->width * c->channels;
+    /* As many jobs for each thread, of about as many tiles. */
+    int64_t jobs = ((tiles + TILES - 1) / TILES + threads - 1) / threads * threads;
+    int64_t share = (tiles + jobs - 1) / jobs;
+    float *zeros = calloc(row, sizeof(float)), *scratch = malloc(threads * scratch_size * sizeof(float));
+    int failed = !zeros || !scratch;
+    if (!failed) {
+#pragma omp parallel num_threads(threads)
+        {
+            float *bottom_tiles = scratch + omp_get_thread_num() * scratch_size;
+            float *products = bottom_tiles + PLACES * step;
+#pragma omp for schedule(static)
+            for (int64_t first = 0; first < tiles; first += share) {
+                int64_t count = minimum(share, tiles - first), parts = (count + MAX_SIDE - 1) / MAX_SIDE;
+                int64_t side = (count + parts - 1) / parts;
+                transform_bottom(c, bottom, zeros, first, count, bottom_tiles, step);
+                for (int64_t o = 0; o < c->outputs; o += WIDE) {
+                    int vectors = c->outputs - o >= WIDE ? 2 : 1;
+                    const float *factor = transformed + o * PLACES * c->channels;
+                    for (int p = 0; p < PLACES; p++, factor += c->channels * vectors * VECTOR)
+                        for (int64_t t = 0; t < count; t += side)
+                            MULTIPLY_TABLE[vectors - 1][minimum(side, count - t) - 1](
+                                bottom_tiles + p * step + t * c->channels, c->channels, factor,
+                                products + p * product_step + t * WIDE);
+                    write_top(c, products, product_step, first, count, vectors, bias ? bias + o : NULL,
+                              slopes ? slopes + o : NULL, activation, top + o);
+                }
+            }
+        }
+    }
+    free(zeros);
+    free(scratch);
+    return failed;
+}
+
 /* top = bottom convolved with weight[o][c][i][j], plus bias, which may be NULL. `strides` are the four steps in
    the memory of the weights; `rotated`: each window rotated by 180 degrees. Channels and outputs are multiples
    of VECTOR. Returns 0, or 1 if memory cannot be allocated. */
 int imae_winograd(const float *bottom, const float *weight, const int64_t *strides, int rotated,
                   const float *bias, const Conv *c, int threads, float *top)
 {
-    int64_t tiles = tile_count(c);
-    int64_t step = place_step(TILES, c->channels), product_step = place_step(TILES, WIDE);
-    int64_t scratch_size = PLACES * (step + product_step), row = c->width * c->channels;
-    /* transformed[output / WIDE][place][channel][output % WIDE] */
     float *transformed = malloc(PLACES * c->channels * c->outputs * sizeof(float));
-    float *zeros = calloc(row, sizeof(float)), *scratch = malloc(threads * scratch_size * sizeof(float));
-    int failed = !transformed || !zeros || !scratch;
+    int failed = !transformed;
     if (!failed) {
-#pragma omp parallel num_threads(threads)
-        {
-#pragma omp for schedule(static)
-            for (int64_t o = 0; o < c->outputs; o += VECTOR) {
-                int64_t block = o / WIDE * WIDE, wide = minimum(WIDE, c->outputs - block);
-                transform_weights(weight + o * strides[0], strides, rotated, c->channels, wide,
-                                  transformed + block * PLACES * c->channels + o - block);
-            }
-            float *bottom_tiles = scratch + omp_get_thread_num() * scratch_size;
-            float *products = bottom_tiles + PLACES * step;
-#pragma omp for schedule(static)
-            for (int64_t first = 0; first < tiles; first += TILES) {
-                int64_t count = minimum(TILES, tiles - first);
-                transform_bottom(c, bottom, zeros, first, count, bottom_tiles, step);
-                for (int64_t o = 0; o < c->outputs; o += WIDE) {
-                    int vectors = c->outputs - o >= WIDE ? 2 : 1;
-                    const float *factor = transformed + o * PLACES * c->channels;
-                    for (int p = 0; p < PLACES; p++, factor += c->channels * vectors * VECTOR)
-                        for (int64_t t = 0; t < count; t += MAX_SIDE)
-                            MULTIPLY_TABLE[vectors - 1][minimum(MAX_SIDE, count - t) - 1](
-                                bottom_tiles + p * step + t * c->channels, c->channels, factor,
-                                products + p * product_step + t * WIDE);
-                    write_top(c, products, product_step, first, count, vectors, bias ? bias + o : NULL,
-                              top + o);
-                }
-            }
-        }
+        imae_winograd_transform(weight, strides, rotated, c, threads, transformed);
+        failed = imae_winograd_by_transformed(bottom, transformed, bias, NULL, NO_ACTIVATION, c, threads, top);
     }
     free(transformed);
-    free(zeros);
-    free(scratch);
     return failed;
 }
 

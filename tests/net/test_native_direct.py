@@ -9,7 +9,7 @@ from c_kernels import conv_supported
 from torch import Tensor
 
 from imae.layers.vision.conv import Windows
-from imae.net.kernels import ConvolutionCall
+from imae.net.kernels import ConvolutionCall, native
 from imae.net.kernels.direct import plan_direct
 
 LAST = torch.channels_last
@@ -102,12 +102,42 @@ def test_nan_and_infinity_stay(name: str, follows: str) -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("name", ["1x1, several chunks of pixels", "depthwise", "groups"])
 def test_any_number_of_threads(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imae.net.kernels.direct.PRODUCTS_OF_A_THREAD", 1)
+    monkeypatch.setattr("imae.net.kernels.native.PRODUCTS_OF_A_THREAD", 1)
     call, before = call_of(name), torch.get_num_threads()
     x = last(drawn(*call.bottom))
     torch.set_num_threads(threads)
     try:
         assert torch.equal(plan_direct(call)(x), expected(call, x))
+    finally:
+        torch.set_num_threads(before)
+
+
+@built
+@pytest.mark.parametrize("follows", ["nothing", "ReLU", "PReLU"])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_winograd_by_transformed_weights(threads: int, follows: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imae.net.kernels.native.PRODUCTS_OF_A_THREAD", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        # 1 tile; 49, which no number of jobs divides; 110 in two images; 24 outputs: a block and a half.
+        for bottom, outputs in (((1, 8, 1, 2), 8), ((1, 16, 14, 13), 24), ((2, 8, 10, 22), 16)):
+            slopes = drawn(outputs, seed=3) / 4 if follows == "PReLU" else None
+            windows = Windows((3, 3), (1, 1), (1, 1), (1, 1))
+            call = ConvolutionCall(
+                drawn(outputs, bottom[1], 3, 3),
+                drawn(outputs, seed=2),
+                windows,
+                1,
+                bottom,
+                follows == "ReLU",
+                slopes,
+            )
+            x = drawn(*bottom, seed=4)
+            convolve = native.plan_winograd(bottom, call.weight, call.bias, (1, 1), call.activation, slopes)
+            assert torch.equal(convolve(last(x)), expected(call, x))
+            x[0, 0, 0, 0] = torch.nan
+            torch.testing.assert_close(convolve(last(x)).isnan().any(), torch.tensor(True))
     finally:
         torch.set_num_threads(before)
 
