@@ -17,6 +17,10 @@ from pathlib import Path
 
 import torch
 
+# Seconds. The threads of a library wait for the next call in a busy loop, ONNX Runtime's for 60 ms after each
+# run. They take a core from the way whose turn is next: a short pass took twice as long, and longer.
+REST = 0.15
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -42,10 +46,12 @@ def in_turns(
     rounds: int,
     warm_up: int = 2,
     after: Mapping[str, Callable[[], object]] | None = None,
+    rest: float = 0.0,
 ) -> dict[str, Timing]:
     """Call each way once per round, in a new order, so that slow moments and caches affect all equally.
 
     after   by name, a function to call after each turn; it is not timed
+    rest    before each turn, wait for so many seconds and then call the way once, untimed: see REST
     """
     after = after or {}
     for _ in range(warm_up):
@@ -58,6 +64,9 @@ def in_turns(
         shuffle(order)
         for name in order:
             way = ways[name]
+            if rest:
+                time.sleep(rest)
+                way()
             begun = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - begun)

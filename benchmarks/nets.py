@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.architectures import NETS, Architecture
-from benchmarks.measure import Timing, in_turns, machine, matrix_product, peak_memory
+from benchmarks.measure import REST, Timing, in_turns, machine, matrix_product, peak_memory
 from benchmarks.plain_modules import PlainNet
 from benchmarks.zoo import fill
 from imae.layers.layer import DataLayer, Shape
@@ -281,7 +281,8 @@ def _timings(
             ways = test_ways(architecture, count, compiled, Path(folder), arguments.opencv_python)
         rounds = arguments.rounds if count > 1 else 2 * arguments.rounds
         try:
-            return in_turns({**ways, PRODUCT: matrix_product(SIZE)}, rounds, warm_up=1)
+            ways_and_product = {**ways, PRODUCT: matrix_product(SIZE)}
+            return in_turns(ways_and_product, rounds, warm_up=1, rest=0.0 if phase == TRAIN else REST)
         finally:
             for way in ways.values():
                 if isinstance(way, OpenCV):

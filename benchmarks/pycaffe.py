@@ -25,7 +25,7 @@ import torch
 
 import imae.pycaffe as caffe
 from benchmarks.architectures import NETS
-from benchmarks.measure import in_turns, machine, table
+from benchmarks.measure import REST, in_turns, machine, table
 from benchmarks.nets import plain_pass, runtime_pass
 from benchmarks.zoo import fill
 from imae.layers.caffe_random import CaffeRandom
@@ -95,7 +95,7 @@ def main(arguments: argparse.Namespace) -> None:
             rounds = arguments.rounds * 2 if count == 1 else arguments.rounds
             if count > 4:
                 rounds = (rounds + 1) // 2
-            print(table(f"{name}, batch {count}", in_turns(ways, rounds, warm_up=1), EAGER))
+            print(table(f"{name}, batch {count}", in_turns(ways, rounds, warm_up=1, rest=REST), EAGER))
             print(
                 f"- largest difference of a probability from PyTorch's: {max(differences):.1g}\n", flush=True
             )

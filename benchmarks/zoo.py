@@ -15,7 +15,8 @@ where these are listed and found, else with random weights of a fixed seed. The 
     OpenCV              the same for OpenCV 4's reader of Caffe's files, where there are public weights;
                         OpenCV 5 has none: --opencv-python names a Python with opencv-python-headless<5
     ms, ORT ms, ratio   --time: a forward pass of that batch by the net, as `imae test` runs it, and by ONNX
-                        Runtime, medians in turns, and their ratio
+                        Runtime, medians in turns, and their ratio; before each turn the threads of the
+                        last one come to rest (REST in benchmarks/measure.py)
 """
 
 from __future__ import annotations
@@ -40,13 +41,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.measure import in_turns, machine
+from benchmarks.measure import REST, in_turns, machine
 from imae.converters.check_onnx import random_inputs
 from imae.converters.deploy import deploy_net
 from imae.converters.export_onnx import ExportOptions, export_net
 from imae.files.errors import ImaeError, printable
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.run import Run
+from imae.net.device import keep_freed_memory
 from imae.net.inference import plan_inference
 from imae.net.net import Net
 from imae.net.weights import load_caffemodel
@@ -178,6 +180,7 @@ def examine(request: Mapping[str, Any]) -> dict[str, Any]:
     request   file; weights, or ""; rounds of timing, or 0; opencv: a Python with OpenCV 4, or ""
     """
     result: dict[str, Any] = {}
+    keep_freed_memory()
     try:
         param = read_net_text(request["file"])
         result["reads"] = True
@@ -248,9 +251,9 @@ def _times(net: Net, model: bytes, outputs: Sequence[str], rounds: int) -> dict[
         "ort": lambda: session.run(list(outputs), feeds),
     }
     begun = time.perf_counter()
-    in_turns(ways, rounds=1, warm_up=0)
+    in_turns(ways, rounds=1, warm_up=0, rest=REST)
     rounds = min(rounds, max(LEAST_ROUNDS, int(TIMED_SECONDS / (time.perf_counter() - begun))))
-    timings = in_turns(ways, rounds, warm_up=1)
+    timings = in_turns(ways, rounds, warm_up=1, rest=REST)
     return {
         "ms": 1e3 * timings["net"].median,
         "ort_ms": 1e3 * timings["ort"].median,

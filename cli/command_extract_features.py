@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Load the net and write the LMDBs."""
     from imae.converters.extract_features import extract_features
-    from imae.net.device import choose_device
+    from imae.net.device import choose_device, keep_freed_memory
     from imae.net.net import Net
     from imae.net.weights import load_to_use
 
@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
         raise DeviceError(f"DEVICE_ID must be the number of a GPU, got '{args.device}'")
     request = GpuRequest(found[1], f"GPU {found[1]}", "say CPU") if args.mode == "GPU" else None
     device = choose_device(request, DEVICE_LOG)
+    keep_freed_memory()
     text = read_net_text(args.net, args.dialect, [args.weights])
     net = Net(in_state(text, TEST, NetState(phase=TEST)))
     load_to_use(net, args.weights, args.dialect)

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     """Log the outputs of each batch, then their means."""
     from imae.converters.net_on_noisy_labels import NetOnNoisyLabels
     from imae.layers.run import Run
-    from imae.net.device import choose_device, set_threads
+    from imae.net.device import choose_device, keep_freed_memory, set_threads
     from imae.net.net import Net
     from imae.net.score import score
     from imae.net.weights import load_to_use
@@ -108,6 +108,7 @@ def run(args: argparse.Namespace) -> None:
     if args.iterations is not None and args.iterations < 1:
         raise ImaeError(f"--iterations must be at least 1, got {args.iterations}")
     set_threads(args.threads)
+    keep_freed_memory()
     device = choose_device(requested_gpu(args.gpu), DEVICE_LOG)
     resources = chosen_data_resources(args)
     net = Net(chosen_net(model, args), Run(data_resources=resources, dtype=chosen_dtype(args)))

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Log what `caffe time` logs."""
-    from imae.net.device import choose_device, set_threads
+    from imae.net.device import choose_device, keep_freed_memory, set_threads
     from imae.net.net import Net
     from imae.net.no_loss import no_loss_message, stages_of_losses
 
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
     if args.iterations < 1:
         raise ImaeError(f"--iterations must be at least 1, got {args.iterations}")
     set_threads(args.threads)
+    keep_freed_memory()
     device = choose_device(requested_gpu(args.gpu), DEVICE_LOG)
     param = chosen_net(args.model, args)
     net = Net(param)

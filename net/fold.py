@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from imae.layers.activation.power import Power
 from imae.layers.common.inner_product import InnerProduct
+from imae.layers.forks.channel_norm import ChannelNorm
 from imae.layers.layer import Layer
 from imae.layers.normalization.batch_norm import BatchNorm
 from imae.layers.utility.concat import Concat
@@ -147,7 +149,7 @@ def fold_batch_norm(net: Net, keep: Sequence[str] = ()) -> list[Step]:
         if _channel_axis(source, len(net.blob_shapes[step.bottoms[0]])) != 1:
             continue
         members, layers, reader = [index], [], plan.only_reader(index)
-        while reader is not None and _is_affine(net.steps[reader].layer):
+        while reader is not None and is_affine(net.steps[reader].layer):
             members.append(reader)
             layers.append(net.steps[reader].layer)
             reader = plan.only_reader(reader)
@@ -157,21 +159,57 @@ def fold_batch_norm(net: Net, keep: Sequence[str] = ()) -> list[Step]:
     return plan.steps()
 
 
+class FixedNorm(NamedTuple):
+    """top = weight (x - mean) / sqrt(variance + eps) + bias
+
+    mean, ...      a number for each channel, (C), without gradients; weight and bias None: 1 and 0
+    """
+
+    mean: Tensor
+    variance: Tensor
+    eps: float
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+def fixed_norm(layer: Layer) -> FixedNorm:
+    """What a layer computes for which `is_affine` holds."""
+    if isinstance(layer, BatchNorm):
+        return FixedNorm(*layer.statistics(), layer.eps, None, None)
+    blobs = [blob.detach().reshape(-1) for blob in layer.blobs]
+    weight, bias = blobs[0], blobs[1] if len(blobs) > 1 else None
+    statistics = layer.fixed_statistics() if isinstance(layer, ChannelNorm) else None
+    if statistics is None:
+        return FixedNorm(torch.zeros_like(weight), torch.ones_like(weight), 0.0, weight, bias)
+    return FixedNorm(*statistics, weight, bias)
+
+
+def is_affine(layer: Layer) -> bool:
+    """Whether the layer multiplies each channel by a number and adds one, and its top has the bottom's shape.
+
+    A BatchNorm that uses its running statistics, a Scale of channels, a fork's BN.
+    """
+    if isinstance(layer, ChannelNorm):
+        same_shape = layer.keeps_axes or layer.param.top[0] in layer.param.bottom
+        return same_shape and layer.fixed_statistics() is not None
+    return layer.use_global_stats if isinstance(layer, BatchNorm) else scales_channels(layer)
+
+
 def folded_layer(source: Convolution | InnerProduct, affine: Sequence[Layer]) -> Convolution | InnerProduct:
-    """A layer that computes `source` and then the BatchNorms and Scales of channels `affine`."""
+    """A layer that computes `source` and then the layers `affine`, for which `is_affine` holds."""
     weight = source.blob(0).detach().double()
     transposed = isinstance(source, InnerProduct) and source.param.inner_product_param.transpose
     channels = weight.shape[1] if transposed else weight.shape[0]
     factor = weight.new_ones(channels)
     offset = source.blob(1).detach().double() if len(source.blobs) > 1 else weight.new_zeros(channels)
     for layer in affine:
-        if isinstance(layer, BatchNorm):
-            mean, variance = (t.detach().double() for t in layer.statistics())
-            times, plus = (variance + layer.eps).rsqrt(), -mean * (variance + layer.eps).rsqrt()
-        else:
-            times = layer.blob(0).detach().double()
-            plus = layer.blob(1).detach().double() if len(layer.blobs) > 1 else torch.zeros_like(times)
-        factor, offset = factor * times, offset * times + plus
+        norm = fixed_norm(layer)
+        times = (norm.variance.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            times = times * norm.weight.double()
+        factor, offset = factor * times, (offset - norm.mean.double()) * times
+        if norm.bias is not None:
+            offset = offset + norm.bias.double()
     shape = [1] * weight.ndim
     shape[1 if transposed else 0] = channels
     param = LayerParameter()
@@ -198,8 +236,3 @@ def _channel_axis(layer: Convolution | InnerProduct, num_axes: int) -> int:
     param = layer.param
     kind = param.convolution_param if isinstance(layer, Convolution) else param.inner_product_param
     return layer.canonical_axis(kind.axis, num_axes)
-
-
-def _is_affine(layer: Layer) -> bool:
-    """Whether the layer is a BatchNorm that uses its running statistics, or a Scale of channels."""
-    return layer.use_global_stats if isinstance(layer, BatchNorm) else scales_channels(layer)

@@ -13,9 +13,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TypeGuard, TypeVar
 
+from imae.layers.activation.prelu import PReLU
 from imae.layers.activation.relu import ReLU
 from imae.layers.activation.scale import Scale
 from imae.layers.common.inner_product import InnerProduct
+from imae.layers.forks.bn_caffemex import CaffeMexBN
+from imae.layers.forks.bn_segnet import SegNetBN
+from imae.layers.forks.bn_tsn import TSNBN
 from imae.layers.layer import Layer
 from imae.layers.normalization.batch_norm import BatchNorm
 from imae.layers.normalization.lrn import LRN
@@ -24,7 +28,7 @@ from imae.layers.utility.eltwise import Eltwise
 from imae.layers.utility.split import Split
 from imae.layers.vision.conv import Convolution
 from imae.layers.vision.pooling import Pooling
-from imae.net.fold import fold_shortcuts
+from imae.net.fold import fold_shortcuts, is_affine
 from imae.net.inference_operations import (
     AffineOperation,
     AverageOrMaximum,
@@ -37,7 +41,6 @@ from imae.net.inference_operations import (
     SumOperation,
 )
 from imae.net.net import Net
-from imae.net.plan import scales_channels
 from imae.net.step import Step
 
 _Kind = TypeVar("_Kind", bound=Layer)
@@ -160,8 +163,8 @@ def _operation(step: Step) -> Operation | None:
         return AffineOperation([layer])
     if _computes_as(layer, Eltwise) and layer.operation == layer.param.eltwise_param.SUM:
         return SumOperation(layer)
-    if _computes_as(layer, ReLU) and layer.negative_slope == 0:
-        return ReLUOperation()
+    if _computes_as(layer, ReLU) or _computes_as(layer, PReLU):
+        return ReLUOperation(layer)
     if _computes_as(layer, Pooling) and layer.method in ("MAX", "AVE"):
         return AverageOrMaximum(layer)
     if _computes_as(layer, Concat):
@@ -184,10 +187,10 @@ def _layer(node: Node) -> Layer:
 
 
 def _is_affine(layer: Layer) -> bool:
-    """Whether the layer is a BatchNorm that uses its running statistics, or a Scale of channels."""
-    if isinstance(layer, BatchNorm):
-        return layer.use_global_stats and _computes_as(layer, BatchNorm)
-    return scales_channels(layer) and _computes_as(layer, Scale)
+    """Whether `is_affine` holds, and the layer's forward pass is that of its type."""
+    return is_affine(layer) and any(
+        _computes_as(layer, kind) for kind in (BatchNorm, Scale, TSNBN, SegNetBN, CaffeMexBN)
+    )
 
 
 def _computes_as(layer: Layer, kind: type[_Kind]) -> TypeGuard[_Kind]:
@@ -255,12 +258,19 @@ class _Fusion:
                 return
 
     def _fuse_relu(self, node: Node) -> None:
-        if node.operation is None or not node.operation.supports_relu:
+        operation = node.operation
+        if operation is None or not operation.supports_relu:
             return
         reader = self._only_reader(node)
-        if reader is not None and isinstance(reader.operation, ReLUOperation):
-            node.operation.relu = True
-            self._merge(node, reader)
+        if reader is None or not isinstance(reader.operation, ReLUOperation):
+            return
+        if reader.operation.is_plain:
+            operation.relu = True
+        elif isinstance(operation, ConvolutionOperation):
+            operation.rectifier = reader.operation.layer
+        else:
+            return
+        self._merge(node, reader)
 
     def _merge(self, first: Node, second: Node) -> None:
         """`second`, which alone reads the top of `first`, becomes a part of it, in the place of `second`."""

@@ -3,7 +3,8 @@
 An operation is planned for bottoms of one shape. It gets bottoms of these shapes, the channels last in memory
 where there are four axes, and its top is like them, in new memory or in that of a bottom which is spare.
 
-A ReLU is an operation of its own on the top's memory, as F.relu_: oneDNN's makes 0 of NaN.
+A ReLU is an operation of its own on the top's memory, as F.relu_, or part of a kernel of ours: oneDNN's makes
+0 of NaN.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from imae.layers.activation.prelu import PReLU
+from imae.layers.activation.relu import ReLU
+from imae.layers.activation.scale import Scale
 from imae.layers.common.inner_product import InnerProduct
 from imae.layers.layer import Layer, Shape
 from imae.layers.normalization.batch_norm import BatchNorm
@@ -24,7 +28,7 @@ from imae.layers.utility.concat import Concat
 from imae.layers.utility.eltwise import Eltwise
 from imae.layers.vision.conv import Convolution
 from imae.layers.vision.pooling import Pooling
-from imae.net.fold import folded_layer
+from imae.net.fold import fixed_norm, folded_layer
 from imae.net.kernels import (
     ConvolutionCall,
     FastLRN,
@@ -73,7 +77,7 @@ class Operation(ABC):
 
 
 class _Weighted(Operation):
-    """A layer with weights, into which the BatchNorms and Scales of channels after it are folded."""
+    """A layer with weights, into which the layers after it are folded for which `is_affine` holds."""
 
     def __init__(self, layer: Convolution | InnerProduct) -> None:
         self.layer = layer
@@ -96,28 +100,45 @@ class _Weighted(Operation):
 class ConvolutionOperation(_Weighted):
     """A convolution.
 
-    adds   whether the second bottom is added to it
+    adds       whether the second bottom is added to it
+    rectifier  a PReLU or a leaky ReLU that follows
     """
 
     layer: Convolution
     adds = False
+    rectifier: PReLU | ReLU | None = None
 
-    def plan_without_relu(self, setting: Setting) -> Compute:
+    def plan(self, setting: Setting) -> Compute:
         layer, bottom = self.folded(), setting.shapes[0]
         assert isinstance(layer, Convolution)
         if len(layer.windows.kernel) != 2 or len(bottom) != 4 or any(layer.windows.overhang(bottom[2:])):
-            return self._by_layer(layer)
+            return super().plan(setting)
         bias = layer.blob(1).detach() if layer.bias_term else None
-        call = ConvolutionCall(layer.blob(0).detach(), bias, layer.windows, layer.group, bottom)
+        weight, slopes = layer.blob(0).detach(), _slopes(self.rectifier, layer.num_output)
+        call = ConvolutionCall(weight, bias, layer.windows, layer.group, bottom, self.relu, slopes)
         if self.adds:
             return plan_convolution_and_sum(call, overwrites=setting.spare[1])
         return plan_convolution(call)
 
-    def _by_layer(self, layer: Convolution) -> Compute:
-        forward = layer.forward
-        if self.adds:
-            return lambda x, other: in_order(forward(x)).add_(other)
-        return lambda x: in_order(forward(x))
+    def plan_without_relu(self, setting: Setting) -> Compute:
+        forward, rectifier = self.folded().forward, self.rectifier
+
+        def compute(x: Tensor, *others: Tensor) -> Tensor:
+            top = in_order(forward(x))
+            for other in others:
+                top.add_(other)
+            return top if rectifier is None else rectifier.forward(top)
+
+        return compute
+
+
+def _slopes(rectifier: PReLU | ReLU | None, count: int) -> Tensor | None:
+    """The slope of each output for negative values."""
+    if rectifier is None:
+        return None
+    if isinstance(rectifier, ReLU):
+        return torch.full((count,), rectifier.negative_slope, dtype=torch.float32)
+    return rectifier.blob(0).detach().reshape(-1).expand(count).contiguous()
 
 
 class ProductOperation(_Weighted):
@@ -138,16 +159,16 @@ class ProductOperation(_Weighted):
 
 
 class AffineOperation(Operation):
-    """A BatchNorm by its running statistics, a Scale of channels, or both."""
+    """A layer for which `is_affine` holds; or a BatchNorm and then a Scale."""
 
     def __init__(self, layers: list[Layer]) -> None:
         self.layers = layers
 
     def append_affine(self, layers: Sequence[Layer]) -> bool:
         """Whether these layers can be computed at once, too; then they are."""
-        if len(self.layers) + len(layers) > 2 or isinstance(layers[0], BatchNorm):
+        if len(self.layers) + len(layers) > 2:
             return False
-        if not isinstance(self.layers[0], BatchNorm):
+        if not (isinstance(self.layers[0], BatchNorm) and isinstance(layers[0], Scale)):
             return False
         self.layers = [*self.layers, *layers]
         return True
@@ -155,17 +176,10 @@ class AffineOperation(Operation):
     def plan(self, setting: Setting) -> Compute:
         if len(setting.shapes[0]) != 4:
             return super().plan(setting)
-        relu, first, last = self.relu, self.layers[0], self.layers[-1]
-        channels = setting.shapes[0][1]
-        mean, eps = torch.zeros(channels, dtype=torch.float32), 0.0
-        variance = torch.ones_like(mean)
-        if isinstance(first, BatchNorm):
-            mean, variance = first.statistics()
-            eps = first.eps
-        weight = bias = None
-        if not isinstance(last, BatchNorm):
-            weight = last.blob(0).detach()
-            bias = last.blob(1).detach() if len(last.blobs) > 1 else None
+        relu = self.relu
+        mean, variance, eps, weight, bias = fixed_norm(self.layers[0])
+        if len(self.layers) > 1:
+            *_, weight, bias = fixed_norm(self.layers[1])
 
         def normalize(x: Tensor) -> Tensor:
             return in_order(normalize_by_statistics(NormCall(x, weight, bias, eps, relu), mean, variance))
@@ -201,12 +215,19 @@ class SumOperation(Operation):
 
 
 class ReLUOperation(Operation):
-    """A ReLU that stands alone."""
+    """A ReLU, leaky or not, or a PReLU that stands alone."""
 
     supports_relu = False
 
+    def __init__(self, layer: PReLU | ReLU) -> None:
+        self.layer = layer
+        self.is_plain = isinstance(layer, ReLU) and layer.negative_slope == 0
+
     def plan_without_relu(self, setting: Setting) -> Compute:
-        return torch.relu_ if setting.spare[0] else torch.relu
+        if self.is_plain:
+            return torch.relu_ if setting.spare[0] else torch.relu
+        forward = self.layer.forward
+        return lambda x: in_order(forward(x))
 
 
 class AverageOrMaximum(Operation):

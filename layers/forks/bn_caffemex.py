@@ -66,6 +66,11 @@ class CaffeMexBN(ChannelNorm):
     def repeatable(self) -> bool:
         return bool(self.phase != TRAIN)
 
+    def fixed_statistics(self) -> tuple[Tensor, Tensor, float] | None:
+        if self.phase == TRAIN or not self.moving_average:
+            return None
+        return self.blob(2).detach().reshape(-1), self.blob(3).detach().reshape(-1), 0.0
+
     def forward(self, x: Tensor) -> Tensor:
         shape = self.top_shapes([tuple(x.shape)])[0]
         x = x.reshape(self.legacy_shape(tuple(x.shape)))

@@ -24,6 +24,7 @@ layers). In-place the top keeps the bottom's axes.
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from imae.layers.forks.channel_norm import AXES, FOUR_BLOBS, ChannelNorm
@@ -52,6 +53,12 @@ class SegNetBN(ChannelNorm):
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         bn = self.param.bn_param
         self.add_channel_blobs(bottom_shapes[0], (bn.scale_filler, bn.shift_filler))
+
+    def fixed_statistics(self) -> tuple[Tensor, Tensor, float] | None:
+        if self.learns:
+            return None
+        shift = self.blob(1).detach().reshape(-1)
+        return torch.zeros_like(shift), torch.ones_like(shift), 0.0
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         shape = self.top_shapes([tuple(x.shape)])[0]

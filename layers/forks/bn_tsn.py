@@ -66,6 +66,11 @@ class TSNBN(ChannelNorm):
     def repeatable(self) -> bool:
         return self.frozen or self.phase == TEST
 
+    def fixed_statistics(self) -> tuple[Tensor, Tensor, float] | None:
+        if not self.repeatable:
+            return None
+        return self.blob(2).detach().reshape(-1), self.blob(3).detach().reshape(-1), self.eps
+
     def forward(self, x: Tensor) -> Tensor:
         shape = self.top_shapes([tuple(x.shape)])[0]
         x = x.reshape(self.legacy_shape(shape))

@@ -66,6 +66,13 @@ class ChannelNorm(Layer):
         variance, mean = torch.var_mean(at_least_single(x.detach()), AXES, correction=0, keepdim=True)
         return mean, variance
 
+    def fixed_statistics(self) -> tuple[Tensor, Tensor, float] | None:
+        """Mean, variance and eps by which the top is normalised, whatever the batch; None: the batch's own.
+
+        mean, variance   (C) each
+        """
+        return None
+
     def normalize(self, x: Tensor, mean: Tensor, std: Tensor, through: bool, learns: bool = True) -> Tensor:
         """The top of (N, C, H, W), in the first top's shape.
 

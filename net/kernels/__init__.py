@@ -23,6 +23,7 @@ Code outside of this folder imports from here, not from its modules.
 
 from imae.net.kernels.compiled_norm import normalize_compiled
 from imae.net.kernels.conv import FastConvolution, SubsampledConvolution
+from imae.net.kernels.direct import ConvolutionCall
 from imae.net.kernels.fastest import ConvolutionLayer, convolution_calls
 from imae.net.kernels.grouped_conv import GroupedConvolution
 from imae.net.kernels.lrn import FastLRN
@@ -37,7 +38,7 @@ from imae.net.kernels.native import (
 )
 from imae.net.kernels.norm import add_in_place, normalize_by_batch, normalize_by_statistics
 from imae.net.kernels.norm_call import NormCall
-from imae.net.kernels.planned import ConvolutionCall, plan_convolution, plan_convolution_and_sum
+from imae.net.kernels.planned import plan_convolution, plan_convolution_and_sum
 
 __all__ = [
     "ConvolutionCall",

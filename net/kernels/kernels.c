@@ -103,7 +103,9 @@ int imae_has_avx512f(void)
 #define VECTOR 8
 #define MAX_SIDE 6
 #include "vectors.h"
+#include "activation.h"
 #include "conv_weight.h"
+#include "direct.h"
 #include "winograd.h"
 #undef ISA
 #undef TARGET
@@ -121,6 +123,7 @@ int imae_has_avx512f(void)
 #define VECTOR 16
 #define MAX_SIDE 12
 #include "vectors.h"
+#include "activation.h"
 #include "conv_weight.h"
 #include "winograd.h"
 #undef ISA

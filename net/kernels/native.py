@@ -17,6 +17,7 @@ processor uses:
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -32,6 +33,7 @@ from imae.net.kernels.norm_call import NormCall
 from imae.net.kernels.sources import sources_hash
 
 CHANNELS_AT_ONCE = 8  # outputs, and for `winograd` channels, come in multiples of it
+PRODUCTS_OF_A_THREAD = 100_000  # a pass without gradients uses another thread only for as many
 KERNELS = ("auto", "none", "batch_norm", "all")  # values of IMAE_KERNELS
 ISAS = ("default", "avx2", "avx512f")  # of IMAE_KERNELS_ISA, besides auto; from the oldest to the newest
 VECTORS = {"avx2": 8, "avx512f": 16}  # numbers at once in the convolutions' kernels, likewise
@@ -46,9 +48,13 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "batch_norm_by_statistics": _BY_STATISTICS,
     "batch_norm_gradients": _BACKWARD,
     "conv_weight": _WEIGHT_GRADIENT,
+    "depthwise": [*[_ADDRESS] * 5, _INT, _ADDRESS],
+    "direct": [*[_ADDRESS] * 6, _INT, _ADDRESS],
     "lrn": [*[_ADDRESS] * 2, *[_SIZE] * 3, _NUMBER, _NUMBER, _INT, _ADDRESS],
     "sgd": [_SIZE, *[_ADDRESS] * 4, *[_NUMBER] * 3, _INT],
     "winograd": [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT, _ADDRESS],
+    "winograd_by_transformed": [*[_ADDRESS] * 4, _INT, _ADDRESS, _INT, _ADDRESS],
+    "winograd_transform": [_ADDRESS, _ADDRESS, _INT, _ADDRESS, _INT, _ADDRESS],
     "winograd_weight": _WEIGHT_GRADIENT,
 }
 _TYPES = {torch.float32: "float", torch.float64: "double"}
@@ -376,6 +382,21 @@ def uses_winograd_weight() -> bool:
     return available() and convolutions().winograd_weight is not None
 
 
+def most_threads(products: int) -> int:
+    """How many threads are worth their start for so many products."""
+    return max(1, products // PRODUCTS_OF_A_THREAD)
+
+
+def uses_direct() -> bool:
+    """Whether the kernels of direct.h are used: where `winograd` is, with vectors of 8 numbers as they have."""
+    return available() and convolutions().winograd == "avx2"
+
+
+def direct_kernel(name: str) -> Callable[..., int]:
+    """One of direct.h: "direct" or "depthwise"."""
+    return _exported(name, f"imae_{name}_avx2_float")
+
+
 def conv_supports(x: Tensor, weight: Tensor) -> bool:
     """Whether the convolutions' kernels support this bottom: on the CPU, float, channels last in memory."""
     return (
@@ -467,23 +488,39 @@ def winograd(
 
 
 def plan_winograd(
-    bottom: Sequence[int], weight: Tensor, bias: Tensor | None, pad: Sequence[int]
+    bottom: Sequence[int],
+    weight: Tensor,
+    bias: Tensor | None,
+    pad: Sequence[int],
+    activation: int = 0,
+    slopes: Tensor | None = None,
 ) -> Callable[[Tensor], Tensor]:
-    """`winograd` for bottoms of one shape, without gradients; checks and sizes are done here, once."""
+    """`winograd` for bottoms of one shape, without gradients; checks, sizes and weights are made once.
+
+    activation, slopes   what follows: a number of activation.h; of SLOPES, the outputs' slopes
+    """
     example = torch.empty(*bottom, dtype=weight.dtype, device="meta")
     _check_winograd(weight.shape)
     shape = _top_shape(example, weight.shape, (1, 1), pad)
     _check_factors(example, weight, bias)
+    _check_factors(example, weight, slopes)
     conv, strides = _conv_sizes(example, shape, (3, 3), (1, 1), pad), _int64_array(weight.stride())
-    bias = None if bias is None else bias.contiguous()
-    kernel, last = _convolution_kernel("winograd", weight.shape[:2]), torch.channels_last
-    weights = (_address(weight), ctypes.addressof(strides), False, _address(bias), ctypes.addressof(conv))
+    bias, slopes = (None if values is None else values.contiguous() for values in (bias, slopes))
+    transformed = torch.empty(16, *weight.shape[:2], dtype=torch.float32)
+    sizes, last = ctypes.addressof(conv), torch.channels_last
+    _convolution_kernel("winograd", weight.shape[:2], part="_transform")(
+        weight.data_ptr(), ctypes.addressof(strides), False, sizes, torch.get_num_threads(),
+        transformed.data_ptr(),
+    )  # fmt: skip
+    kernel = _convolution_kernel("winograd", weight.shape[:2], part="_by_transformed")
+    most = most_threads(math.prod(shape) * weight[0].numel())
+    before = (transformed.data_ptr(), _address(bias), _address(slopes), activation, sizes)
 
-    def convolve(x: Tensor, memory: Sequence[object] = (weight, bias, conv, strides)) -> Tensor:
+    def convolve(x: Tensor, memory: Sequence[object] = (transformed, bias, slopes, conv)) -> Tensor:
         if x.shape != example.shape or x.dtype != example.dtype or not x.is_contiguous(memory_format=last):
             raise ValueError(f"planned for {tuple(bottom)}, got {x.dtype} {tuple(x.shape)} {x.stride()}")
         top = torch.empty(shape, dtype=x.dtype, memory_format=last)
-        if kernel(x.data_ptr(), *weights, torch.get_num_threads(), top.data_ptr()):
+        if kernel(x.data_ptr(), *before, min(most, torch.get_num_threads()), top.data_ptr()):
             raise MemoryError
         return top
 
@@ -560,12 +597,16 @@ def _kernel(name: str, dtype: torch.dtype) -> Callable[..., int]:
     return _exported(name, f"imae_{name}_{_batch_norm_isa()}_{_TYPES[dtype]}")
 
 
-def _convolution_kernel(name: str, counts: Sequence[int], isa: str | None = None) -> Callable[..., int]:
+def _convolution_kernel(
+    name: str, counts: Sequence[int], isa: str | None = None, part: str = ""
+) -> Callable[..., int]:
     """A convolution's kernel; tests call these even where torch's convolution is used.
 
     counts   of the channels that come in whole vectors: without them the vectors of 8 numbers are used
+    part     the end of the name of a part of this kernel, which has its instruction set
     """
     isa = isa or getattr(convolutions(), name) or _newest_convolution_isa()
+    name += part
     if any(count % VECTORS[isa] for count in counts):
         isa = "avx2"
     return _exported(name, f"imae_{name}_{isa}_float")

@@ -167,7 +167,8 @@ INLINE_TARGET void NAME(apply_a_transposed)(VEC a, VEC b, VEC c, VEC d, VEC out[
 
 /* Writes the pixels of tiles, for `vectors` * VECTOR outputs, from products[place][tile][output]. */
 TARGET static void NAME(write_top)(const Conv *c, const float *products, int64_t step, int64_t first,
-                                   int64_t tiles, int vectors, const float *bias, float *top)
+                                   int64_t tiles, int vectors, const float *bias, const float *slopes,
+                                   int activation, float *top)
 {
     int64_t row = c->top_width * c->outputs;
     Tile t = tile_at(c, first);
@@ -192,6 +193,11 @@ TARGET static void NAME(write_top)(const Conv *c, const float *products, int64_t
                 whole[0][j] = column[0] + b;
                 whole[1][j] = column[1] + b;
             }
+            if (activation != NO_ACTIVATION)
+#pragma GCC unroll 4
+                for (int i = 0; i < 4; i++)
+                    whole[i / 2][i % 2] = NAME(activated)(whole[i / 2][i % 2], activation,
+                                                          slopes ? slopes + VECTOR * v : NULL);
             STORE(dest, whole[0][0]);
             if (right)
                 STORE(dest + c->outputs, whole[0][1]);
@@ -235,53 +241,76 @@ TARGET static void NAME(transform_weights)(const float *weight, const int64_t *s
     }
 }
 
-/* top = bottom convolved with weight[o][c][i][j], plus bias, which may be NULL. `strides` are the four steps in
-   the memory of the weights; `rotated`: each window rotated by 180 degrees. Channels and outputs are multiples
-   of VECTOR. Returns 0, or 1 if memory cannot be allocated. */
-int NAME(winograd)(const float *bottom, const float *weight, const int64_t *strides, int rotated,
-                   const float *bias, const Conv *c, int threads, float *top)
+/* What `winograd` makes of the weights: transformed[output / WIDE][place][channel][output % WIDE]. `strides` are
+   the four steps in the memory of the weights; `rotated`: each window rotated by 180 degrees. Channels and
+   outputs are multiples of VECTOR. */
+void NAME(winograd_transform)(const float *weight, const int64_t *strides, int rotated, const Conv *c,
+                              int threads, float *transformed)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t o = 0; o < c->outputs; o += VECTOR) {
+        int64_t block = o / WIDE * WIDE, wide = minimum(WIDE, c->outputs - block);
+        NAME(transform_weights)(weight + o * strides[0], strides, rotated, c->channels, wide,
+                                transformed + block * PLACES * c->channels + o - block);
+    }
+}
+
+/* A convolution by transformed weights, plus bias, which may be NULL, and with what follows (see activation.h).
+   Returns 0, or 1 if memory cannot be allocated. */
+int NAME(winograd_by_transformed)(const float *bottom, const float *transformed, const float *bias,
+                                  const float *slopes, int activation, const Conv *c, int threads, float *top)
 {
     int64_t tiles = tile_count(c);
     int64_t step = place_step(TILES, c->channels), product_step = place_step(TILES, WIDE);
     int64_t scratch_size = PLACES * (step + product_step), row = c->width * c->channels;
-    /* transformed[output / WIDE][place][channel][output % WIDE] */
-    float *transformed = new_floats(PLACES * c->channels * c->outputs, 0);
+    /* As many jobs for each thread, of about as many tiles. */
+    int64_t jobs = ((tiles + TILES - 1) / TILES + threads - 1) / threads * threads;
+    int64_t share = (tiles + jobs - 1) / jobs;
     float *zeros = new_floats(row, 1), *scratch = new_floats(threads * scratch_size, 0);
-    int failed = !transformed || !zeros || !scratch;
+    int failed = !zeros || !scratch;
     if (!failed) {
 #pragma omp parallel num_threads(threads)
         {
-#pragma omp for schedule(static)
-            for (int64_t o = 0; o < c->outputs; o += VECTOR) {
-                int64_t block = o / WIDE * WIDE, wide = minimum(WIDE, c->outputs - block);
-                NAME(transform_weights)(weight + o * strides[0], strides, rotated, c->channels, wide,
-                                        transformed + block * PLACES * c->channels + o - block);
-            }
             float *bottom_tiles = scratch + omp_get_thread_num() * scratch_size;
             float *products = bottom_tiles + PLACES * step;
 #pragma omp for schedule(static)
-            for (int64_t first = 0; first < tiles; first += TILES) {
-                int64_t count = minimum(TILES, tiles - first);
+            for (int64_t first = 0; first < tiles; first += share) {
+                int64_t count = minimum(share, tiles - first), parts = (count + MAX_SIDE - 1) / MAX_SIDE;
+                int64_t side = (count + parts - 1) / parts;
                 NAME(transform_bottom)(c, bottom, zeros, first, count, bottom_tiles, step);
                 for (int64_t o = 0; o < c->outputs; o += WIDE) {
                     int vectors = c->outputs - o >= WIDE ? 2 : 1;
                     const float *factor = transformed + o * PLACES * c->channels;
                     for (int p = 0; p < PLACES; p++, factor += c->channels * vectors * VECTOR)
-                        for (int64_t t = 0; t < count; t += MAX_SIDE) {
+                        for (int64_t t = 0; t < count; t += side) {
                             NAME(Multiply) *run =
-                                NAME(multiply_table)[vectors - 1][minimum(MAX_SIDE, count - t) - 1];
+                                NAME(multiply_table)[vectors - 1][minimum(side, count - t) - 1];
                             run(bottom_tiles + p * step + t * c->channels, c->channels, factor,
                                 products + p * product_step + t * WIDE);
                         }
                     NAME(write_top)(c, products, product_step, first, count, vectors, bias ? bias + o : NULL,
-                                    top + o);
+                                    slopes ? slopes + o : NULL, activation, top + o);
                 }
             }
         }
     }
-    free(transformed);
     free(zeros);
     free(scratch);
+    return failed;
+}
+
+/* top = bottom convolved with weight[o][c][i][j], plus bias, which may be NULL; see winograd_transform.
+   Returns 0, or 1 if memory cannot be allocated. */
+int NAME(winograd)(const float *bottom, const float *weight, const int64_t *strides, int rotated,
+                   const float *bias, const Conv *c, int threads, float *top)
+{
+    float *transformed = new_floats(PLACES * c->channels * c->outputs, 0);
+    int failed = !transformed;
+    if (!failed) {
+        NAME(winograd_transform)(weight, strides, rotated, c, threads, transformed);
+        failed = NAME(winograd_by_transformed)(bottom, transformed, bias, NULL, NO_ACTIVATION, c, threads, top);
+    }
+    free(transformed);
     return failed;
 }
 

@@ -34,7 +34,7 @@ def made(param: NetParameter | str, dtype: torch.dtype = torch.float32) -> Net:
     generator = np.random.default_rng(5)
     for step in net.steps:
         for index, blob in enumerate(step.layer.blobs):
-            if blob.dim() == 1 or step.layer.type in ("BatchNorm", "Scale"):
+            if blob.dim() == 1 or step.layer.type in ("BatchNorm", "BN", "Scale"):
                 values = generator.uniform(0.5, 1.5, tuple(blob.shape))
                 values = np.float32(1 if index == 2 else values)
                 blob.data.copy_(torch.from_numpy(np.asarray(values)))
@@ -311,7 +311,44 @@ PATTERNS: dict[str, tuple[str, int]] = {
         + layer("Power", "b", "c", "power_param { scale: 2 shift: 1 }")
         + layer("PReLU", "c", "c")
         + layer("Softmax", "c", "d"),
+        6,
+    ),
+    "a PReLU or a leaky ReLU after a convolution": (
+        IMAGES
+        + conv("a", "data", "num_output: 12 kernel_size: 3 group: 4")
+        + layer("BatchNorm", "a", "a")
+        + layer("PReLU", "a", "a")
+        + conv("b", "a", "num_output: 12 kernel_size: 3 pad: 1 group: 12")
+        + layer("PReLU", "b", "b", "prelu_param { channel_shared: true }")
+        + conv("c", "b", "num_output: 12 kernel_size: 1")
+        + layer("Eltwise", "c a", "d")
+        + layer("ReLU", "d", "d", "relu_param { negative_slope: 0.2 }")
+        + layer("ReLU", "d", "e")
+        + layer("Pooling", "e", "f", "pooling_param { kernel_size: 2 stride: 2 }")
+        + layer("PReLU", "f", "f")
+        + conv("g", "f", "num_output: 4 kernel_h: 5 kernel_w: 3 stride: 3")
+        + layer("PReLU", "g", "g"),
         7,
+    ),
+    "BN of forks": (
+        IMAGES
+        + conv("a", "data")
+        + layer("BN", "a", "b", "bn_param { eps: 0.1 slope_filler { value: 1 } }")
+        + layer("ReLU", "b", "b")
+        + conv("c", "b")
+        + layer("BN", "c", "c", "bn_param { bn_mode: INFERENCE }")
+        + layer("PReLU", "c", "c")
+        + layer("InnerProduct", "c", "d", f"inner_product_param {{ {PRODUCT} }}")
+        + layer("BN", "d", "d", "bn_param { decay: 0.9 }")
+        + layer("InnerProduct", "c", "e", f"inner_product_param {{ {PRODUCT} }}")
+        + layer("BN", "e", "f", "bn_param { decay: 0.9 }")
+        + layer("BN", "data", "g", "bn_param { momentum: 0.9 frozen: true }")
+        + layer("BatchNorm", "g", "h")
+        + layer("Scale", "h", "h", "scale_param { bias_term: true }")
+        + layer("BN", "h", "h", "bn_param { momentum: 0.9 }")
+        + layer("ReLU", "h", "h")
+        + layer("BN", "h", "i", "bn_param { decay: 0.9 moving_average: false }"),
+        9,
     ),
     "shortcut A": (
         IMAGES
