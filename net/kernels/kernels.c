@@ -22,6 +22,12 @@ const char *imae_sources_hash(void)
 #define JOIN_VALUES(name, isa, type) JOIN(name, isa, type)
 #define NAME(x) JOIN_VALUES(x, ISA, REAL)
 
+/* Blobs are of the type of the arithmetic; bfloat16.h has others. */
+#define BLOB REAL
+#define LOAD(x) (x)
+#define STORE(y) (y)
+#define MOST_OF_0 0
+
 /* For any processor. */
 #define ISA default
 #define TARGET
@@ -29,6 +35,7 @@ const char *imae_sources_hash(void)
 #include "batch_norm.h"
 #include "lrn.h"
 #include "sgd.h"
+#include "bfloat16.h"
 #undef REAL
 #define REAL double
 #include "batch_norm.h"
@@ -47,6 +54,7 @@ const char *imae_sources_hash(void)
 #include "batch_norm.h"
 #include "lrn.h"
 #include "sgd.h"
+#include "bfloat16.h"
 #undef REAL
 #define REAL double
 #include "batch_norm.h"
@@ -62,6 +70,7 @@ const char *imae_sources_hash(void)
 #include "batch_norm.h"
 #include "lrn.h"
 #include "sgd.h"
+#include "bfloat16.h"
 #undef REAL
 #define REAL double
 #include "batch_norm.h"

@@ -68,7 +68,7 @@ def test_a_header_includes_what_it_needs(name: str) -> None:
     command = ["cc", "-std=gnu11", "-fopenmp", "-fsyntax-only", "-x", "c"]
     env = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}  # as for sanitizers
     subprocess.run([*command, folder / f"{name}.h"], check=True, env=env)
-    for name in ("batch_norm", "lrn", "sgd"):
+    for name in ("batch_norm", "bfloat16", "lrn", "sgd"):
         template = subprocess.run([*command, folder / f"{name}.h"], capture_output=True, text=True, env=env)
         assert template.returncode and "a template: see kernels.c" in template.stderr
 
@@ -715,11 +715,11 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
         if kernels != "none":
             assert use.isa == newest
             assert f"BatchNorm ({newest})" in native.description(torch.float64)
+            assert f"BatchNorm ({newest}), LRN and the update of SGD" in native.description(torch.bfloat16)
         else:
             assert native.description(torch.float32) == "Kernels in C: none"
         assert ("Winograd" in native.description(torch.float32)) == use.winograd
         assert "onvolution" not in native.description(torch.float64)
-        assert native.description(torch.bfloat16) == "Kernels in C: none"
 
 
 @built
