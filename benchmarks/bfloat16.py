@@ -4,8 +4,8 @@
 
 Not part of `python -m benchmarks`: on a processor without products of bfloat16 all of it is slow, plain
 PyTorch most of all (try --batch 16 --rounds 3 there). The speed is that of ResNet-20, as in the benchmark
-`training`. What is learnt is what ResNet-20 learns of the 1,500 handwritten digits that come with imae, from the
-same seeds in both precisions. --rounds 0 leaves the speed out, --seeds 0 what is learnt.
+`training`. What is learnt is what ResNet-20 learns of the 1,500 handwritten digits that come with imae, from
+the same seeds in both precisions. --rounds 0 leaves the speed out, --seeds 0 what is learnt.
 """
 
 from __future__ import annotations
@@ -82,11 +82,13 @@ class Point(NamedTuple):
     accuracy: float
 
 
-def learn(folder: Path, seed: int, iterations: int, reduced: torch.dtype | None) -> list[Point]:
-    """Train on the digits; a point after each EVERY iterations. `folder` gets the digits' databases."""
+def learn(
+    folder: Path, seed: int, iterations: int, reduced: torch.dtype | None, every: int = EVERY
+) -> list[Point]:
+    """Train on the digits; a point after each `every` iterations. `folder` gets the digits' databases."""
     if not (folder / "digits_train_lmdb").exists():
         convert_digits(folder, pad=1)
-    solver = Solver(digits_solver(folder, seed, iterations), Options(reduced=reduced))
+    solver = Solver(digits_solver(folder, seed, iterations, every), Options(reduced=reduced))
     points: list[Point] = []
     solver.on_test.append(
         lambda _, means: points.append(
@@ -97,7 +99,7 @@ def learn(folder: Path, seed: int, iterations: int, reduced: torch.dtype | None)
     return points
 
 
-def digits_solver(folder: Path, seed: int, iterations: int) -> SolverParameter:
+def digits_solver(folder: Path, seed: int, iterations: int, every: int = EVERY) -> SolverParameter:
     """ResNet-20 on the digits of 8x8 pixels, padded by a pixel and cropped; the rate drops once."""
     transform = {"mean_value": (64.0,), "scale": 1 / 64}
     net = with_data(
@@ -111,8 +113,8 @@ def digits_solver(folder: Path, seed: int, iterations: int) -> SolverParameter:
     param = text_format.Parse(
         f"""
         base_lr: 0.02 lr_policy: "step" gamma: 0.1 stepsize: {max(1, iterations * 2 // 3)} momentum: 0.9
-        weight_decay: 0.0001 max_iter: {iterations} display: {EVERY} average_loss: {EVERY} test_iter: 3
-        test_interval: {EVERY} test_initialization: false random_seed: {seed} snapshot_after_train: false
+        weight_decay: 0.0001 max_iter: {iterations} display: {every} average_loss: {every} test_iter: 3
+        test_interval: {every} test_initialization: false random_seed: {seed} snapshot_after_train: false
         solver_mode: CPU
         """,
         SolverParameter(),

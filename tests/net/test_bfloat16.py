@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import torch
 from small_resnet import net_on, numbers_of, solver_param, write_images
 from tolerances import tolerance
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import imae.net.executor as executor
 from imae.net.executor import NetExecutor
@@ -130,6 +132,37 @@ def test_weights_are_rounded_once_a_pass(database: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(bfloat16, "_rounded", note)
     trained.step(1)
     assert len(rounded) == len(set(rounded)) == 9  # seven convolutions without bias; fc has one
+
+
+class Casts(TorchDispatchMode):
+    """Notes the addresses of what is converted to bfloat16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[int] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.bfloat16:
+            self.addresses.append(args[0].data_ptr())
+        return func(*args, **(kwargs or {}))
+
+
+def test_autocast_converts_weights_once_a_pass(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor with products; the weights keep their order in memory."""
+    set_onednn(monkeypatch, True)
+    trained = solver(database)
+    with Casts() as casts:
+        trained.step(1)
+    counts = [casts.addresses.count(blob.data_ptr()) for blob in trained.net.learnable]
+    products = [step.layer for step in trained.net.steps if SingleProducts.supports(step.layer)]
+    converted = {blob.data_ptr() for layer in products for blob in layer.blobs}
+    assert len(converted) == 9
+    for blob, count in zip(trained.net.learnable, counts, strict=True):
+        assert count == (blob.data_ptr() in converted)
+        if blob.dim() == 4:
+            assert blob.bfloat16().is_contiguous(memory_format=torch.channels_last)
 
 
 # -- products ------------------------------------------------------------------------------------------------

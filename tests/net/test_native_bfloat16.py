@@ -157,6 +157,7 @@ def test_by_given_statistics(shape: tuple[int, ...]) -> None:
         want = F.batch_norm(x.double(), mean.double(), variance.double(), *exact, False, 0, 1e-3)
         want = want + shortcut.double() if adds else want
         got = normalize_by_statistics(call, mean, variance)
+        assert torch.equal(got, native.batch_norm_by_statistics(call, mean, variance))
         check_rounded_once(got, want.relu() if relu else want, tolerance("kernel").atol)
 
 
