@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME]`, in the top folder of the repository: run one benchmark, or all.
+"""`python -m benchmarks [NAME]`, in the top folder of the repository: run one benchmark, or all but BY_NAME.
 
 Each prints Markdown: what is compared, the versions and the device, and the figures. All ways to do the same
 thing are timed in turns in one run. BENCHMARKS.md holds the last figures.
@@ -24,13 +24,14 @@ NAMES = (
     "pycaffe",
     "kernels",
 )
+BY_NAME = ("bfloat16",)  # run only if they are named
 
 
 def main() -> None:
     """Run benchmarks one after the other."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     commands = parser.add_subparsers(dest="name")
-    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
+    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in (*NAMES, *BY_NAME)}
     for name, module in modules.items():
         module.add_arguments(
             commands.add_parser(
@@ -39,7 +40,7 @@ def main() -> None:
         )
     arguments = parser.parse_args()
     for name, module in modules.items():
-        if arguments.name in (None, name):
+        if arguments.name == name or (arguments.name is None and name in NAMES):
             print(f"\n## {name}: {str(module.__doc__).splitlines()[0]}\n", flush=True)
             begun = time.monotonic()
             module.main(arguments if arguments.name else commands.choices[name].parse_args([]))

@@ -42,9 +42,17 @@ def resnet(depth: int = 20) -> nn.Module:
 
 
 def training_step(
-    batch: int, depth: int = 20, channels_last: bool = False, compiled: bool = False, device: str = "cpu"
+    batch: int,
+    depth: int = 20,
+    channels_last: bool = False,
+    compiled: bool = False,
+    device: str = "cpu",
+    reduced: torch.dtype | None = None,
 ) -> Callable[[], None]:
-    """A function that runs one iteration of SGD on a fixed batch: it reads no data and logs nothing."""
+    """A function that runs one iteration of SGD on a fixed batch: it reads no data and logs nothing.
+
+    reduced   the type of autocast; None: single precision
+    """
     net = resnet(depth).to(device)
     images = torch.randn(batch, 3, 32, 32, device=device)
     labels = torch.randint(0, 10, (batch,), device=device)
@@ -56,7 +64,9 @@ def training_step(
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
 
     def loss_of(x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(net(x), y)
+        with torch.autocast(device, reduced, enabled=reduced is not None):
+            scores = net(x)
+        return F.cross_entropy(scores.float(), y)
 
     loss = torch.compile(loss_of) if compiled else loss_of
 

@@ -200,7 +200,8 @@ def _train(args: argparse.Namespace, ranks: Ranks) -> None:
     device = _device(param, args, ranks)
     kernels.chosen()  # raises if IMAE_KERNELS asks for kernels that are missing, even if none is used
     if device.type == "cpu" and not args.plain:
-        logger.info(kernels.description(torch.bfloat16 if args.precision == "bf16" else chosen_dtype(args)))
+        blobs = torch.bfloat16 if args.precision == "bf16" else chosen_dtype(args)
+        logger.info(kernels.description(kernels.product_type(blobs)))
     ranks.connect(device)
     if ranks.size > 1:
         logger.info("%d ranks train together, each on batches of its own", ranks.size)

@@ -8,6 +8,7 @@ Nothing here waits for the device.
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,10 +21,14 @@ from imae.layers.layer import DataLayer
 from imae.layers.utility.synced_memory import separate_diffs
 from imae.net.device import device_budget
 from imae.net.fuse import fast_batch_norms, fuse_training
+from imae.net.kernels import product_type, slow_bfloat16
 from imae.net.net import Net
 from imae.net.plan import StepFunction
 from imae.net.step import Step
 from imae.net.stepwise import Stepwise
+from imae.prototxt import TRAIN
+
+logger = logging.getLogger(__name__)
 
 Result = tuple[Tensor, dict[str, Tensor]]
 
@@ -68,7 +73,8 @@ class NetExecutor:
                     and values are the same up to rounding
     keep            names of further blobs, which stay in `kept` after a run
     reduced         bfloat16: convolutions and matrix products and the blobs between them are in it, while
-                    parameters, their diffs, losses and measures stay in single precision. None: not reduced
+                    parameters, their diffs, statistics, losses and measures stay in single precision. None:
+                    not reduced
     compiled        let torch.compile make the kernels of fused layers
     channels_last   whether 4-axis blobs have the order N, H, W, C in memory; None: as described for `fast`
 
@@ -91,8 +97,14 @@ class NetExecutor:
         self.keep, self.kept = keep, dict[str, Tensor]()
         self.channels_last = channels_last
         self.plan: Sequence[Step] = net.steps
+        on_cpu = device.type == "cpu"
+        if reduced is not None and on_cpu and net.phase == TRAIN and (warning := slow_bfloat16()):
+            logger.warning("%s", warning)
         if fast:  # debug_info logs the blobs of every layer
-            self.plan = fast_batch_norms(net) if net.debug_info else fuse_training(net, keep, compiled)
+            single = reduced is not None and on_cpu and product_type(reduced) != reduced
+            self.plan = (
+                fast_batch_norms(net) if net.debug_info else fuse_training(net, keep, compiled, single)
+            )
         if reduced is not None:
             self.plan = _with_single_losses(self.plan)
         if self.channels_last:

@@ -31,6 +31,7 @@ from imae.net.kernels import (
     FastLRN,
     GroupedConvolution,
     NormCall,
+    SingleProducts,
     SubsampledConvolution,
     add_in_place,
     normalize_by_batch,
@@ -43,7 +44,9 @@ from imae.net.running_statistics import RunningStatistics, sole_owners
 from imae.net.step import Step
 
 
-def fuse_training(net: Net, keep: Collection[str] = (), compiled: bool = False) -> list[Step]:
+def fuse_training(
+    net: Net, keep: Collection[str] = (), compiled: bool = False, single_products: bool = False
+) -> list[Step]:
     """A plan for training on which
 
     - BatchNorm + Scale (+ sum) (+ ReLU) are one step, and update their running statistics together;
@@ -51,8 +54,9 @@ def fuse_training(net: Net, keep: Collection[str] = (), compiled: bool = False) 
     - other sums and ReLUs are in-place where no other step needs the bottom;
     - splits return their bottom unchanged.
 
-    keep       names of further blobs that are needed after a pass
-    compiled   let torch.compile make the kernels of the fused steps that use the batch's statistics
+    keep              names of further blobs that are needed after a pass
+    compiled          let torch.compile make the kernels of the fused steps that use the batch's statistics
+    single_products   let kernels for single precision compute convolutions and inner products of bfloat16
     """
     plan, fusable = Plan(net), _Fusable(net, keep)
     fused: list[tuple[int, FusedBatchNormScale]] = []
@@ -112,6 +116,9 @@ def fuse_training(net: Net, keep: Collection[str] = (), compiled: bool = False) 
                 )
             ):
                 plan.replace(index, F.relu_)
+    for index, step in enumerate(net.steps if single_products else ()):
+        if SingleProducts.supports(step.layer):
+            plan.replace(index, SingleProducts(step.layer, plan.run(index)))
     return plan.steps()
 
 

@@ -75,6 +75,10 @@ class Plan:
         fused = self._fused.get(index)
         return None if fused is None else fused.run
 
+    def run(self, index: int) -> StepFunction:
+        """The function that computes the tops of step `index`, which is not fused."""
+        return self._steps[index].run
+
     def only_writer(self, index: int, place: int = 0) -> int | None:
         """The step whose only top is bottom `place` of step `index`; or None."""
         writers = self._writers[self._steps[index].bottoms[place]]

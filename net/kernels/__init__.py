@@ -10,6 +10,9 @@ Code outside of this folder imports from here, not from its modules.
     FastConvolution            a convolution where the kernels are faster
     GroupedConvolution         one in groups, likewise
     FastLRN                    an LRN across channels
+    SingleProducts             a layer of a net in bfloat16 where the processor has no products of bfloat16
+    product_type               the type in which products of blobs of a type are computed
+    slow_bfloat16              a line for the log where bfloat16 is slower than single precision
     sgd_supports, sgd          SGD's update in one pass over the memory
     SubsampledConvolution      a convolution where oneDNN writes past the end of its memory
     ConvolutionCall            the arguments of a convolution without gradients
@@ -21,6 +24,7 @@ Code outside of this folder imports from here, not from its modules.
     ConvolutionLayer, convolution_calls   a convolution, and what it does by such a way, to be timed
 """
 
+from imae.net.kernels.bfloat16 import SingleProducts, product_type, slow_bfloat16
 from imae.net.kernels.compiled_norm import normalize_compiled
 from imae.net.kernels.conv import FastConvolution, SubsampledConvolution
 from imae.net.kernels.direct import ConvolutionCall
@@ -47,6 +51,7 @@ __all__ = [
     "FastLRN",
     "GroupedConvolution",
     "NormCall",
+    "SingleProducts",
     "SubsampledConvolution",
     "add_in_place",
     "available",
@@ -57,9 +62,11 @@ __all__ = [
     "normalize_by_batch",
     "normalize_by_statistics",
     "normalize_compiled",
+    "product_type",
     "plan_convolution",
     "plan_convolution_and_sum",
     "sgd",
     "sgd_supports",
+    "slow_bfloat16",
     "supported_isas",
 ]

@@ -22,5 +22,5 @@ INLINE_TARGET VEC NAME(activated)(VEC y, int64_t activation, const float *slopes
     NAME(Mask) below = y < (VEC){0}; /* false for NaN */
     if (activation == RELU)
         return (VEC)(~below & (NAME(Mask))y);
-    return (VEC)((below & (NAME(Mask))(y * LOAD(slopes))) | (~below & (NAME(Mask))y));
+    return (VEC)((below & (NAME(Mask))(y * LOAD_VEC(slopes))) | (~below & (NAME(Mask))y));
 }

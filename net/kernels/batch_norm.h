@@ -1,15 +1,19 @@
 /* BatchNorm, Scale, a sum with another blob and ReLU as one operation.
 
-   A template: kernels.c includes it once for each REAL (float, double) and each instruction set. It defines
-       REAL       the type of the numbers
-       NAME(x)    the name of function x for this REAL and instruction set
+   A template: kernels.c includes it once for each type of blobs (float, double, bfloat16) and each instruction
+   set. It defines
+       BLOB       the type of a blob's numbers in memory; LOAD(x) is such a number as REAL, STORE(y) a REAL as
+                  BLOB, rounded
+       REAL       the type of the arithmetic, and of mean, variance, factors and their gradients
+       MOST_OF_0  the largest REAL that STORE rounds to 0
+       NAME(x)    the name of function x for this BLOB and instruction set
        TARGET     attributes of the functions whose loops the compiler turns into vector instructions
 
    A blob is `rows` (N H W) times `channels` numbers. It is divided into blocks that stay in the processor's
    cache. A block is divided into spans of one or several rows, so that the inner loops are long: number j of a
    span belongs to channel j % channels. */
 
-#if !defined(REAL) || !defined(NAME) || !defined(TARGET)
+#if !defined(BLOB) || !defined(REAL) || !defined(NAME) || !defined(TARGET)
 #error "a template: see kernels.c"
 #endif
 
@@ -39,87 +43,94 @@ static inline REAL NAME(affine)(REAL x, REAL mean, REAL slope, REAL bias)
 
 /* Adds x - pivot and its square for each place in a span, over a block of `count` numbers. The next block, at
    `next`, is fetched into the cache meanwhile. */
-TARGET static void NAME(add_squares)(const REAL *restrict x, const REAL *next, int64_t count, int64_t span,
+TARGET static void NAME(add_squares)(const BLOB *restrict x, const BLOB *next, int64_t count, int64_t span,
                                      const REAL *restrict pivot, REAL *restrict sums, REAL *restrict squares)
 {
     for (; count > 0; count -= span, x += span, next += span) {
         int64_t n = minimum(count, span);
-        for (int64_t j = 0; j < n; j += 64 / sizeof(REAL))
+        for (int64_t j = 0; j < n; j += 64 / sizeof(BLOB))
             __builtin_prefetch(next + j);
         for (int64_t j = 0; j < n; j++) {
-            REAL d = x[j] - pivot[j];
+            REAL d = LOAD(x[j]) - pivot[j];
             sums[j] += d;
             squares[j] += d * d;
         }
     }
 }
 
-TARGET static void NAME(add)(const REAL *restrict x, int64_t count, int64_t span, REAL *restrict sums)
+TARGET static void NAME(add)(const BLOB *restrict x, int64_t count, int64_t span, REAL *restrict sums)
 {
     for (; count > 0; count -= span, x += span)
         for (int64_t j = 0, n = minimum(count, span); j < n; j++)
-            sums[j] += x[j];
+            sums[j] += LOAD(x[j]);
 }
 
 /* The top of a block; shortcut may be NULL. As in Caffe's ReLU, NaN stays NaN. */
-TARGET static void NAME(transform)(const REAL *restrict x, const REAL *restrict shortcut, int64_t count,
+TARGET static void NAME(transform)(const BLOB *restrict x, const BLOB *restrict shortcut, int64_t count,
                                    int64_t span, const REAL *restrict mean, const REAL *restrict slope,
-                                   const REAL *restrict bias, int relu, REAL *restrict top)
+                                   const REAL *restrict bias, int relu, BLOB *restrict top)
 {
+    const REAL least = relu ? 0 : (REAL)-INFINITY;
     for (int64_t start = 0; start < count; start += span) {
-        const REAL *x_span = x + start, *shortcut_span = shortcut + start;
-        REAL *top_span = top + start;
+        const BLOB *x_span = x + start, *shortcut_span = shortcut + start;
+        BLOB *top_span = top + start;
         for (int64_t j = 0, n = minimum(count - start, span); j < n; j++) {
-            REAL y = NAME(affine)(x_span[j], mean[j], slope[j], bias[j]);
+            REAL y = NAME(affine)(LOAD(x_span[j]), mean[j], slope[j], bias[j]);
             if (shortcut)
-                y += shortcut_span[j];
-            top_span[j] = relu && y < 0 ? 0 : y;
+                y += LOAD(shortcut_span[j]);
+            y = least > y ? least : y;
+            top_span[j] = STORE(y);
         }
     }
 }
 
 /* Adds top_diff and top_diff (x - mean) for each place in a span, over a block. With a ReLU, top_diff is masked
    first: by `top`, and the result is stored in `masked`; or, where `masked` is NULL, by the top of `transform`,
-   which is computed again. */
-TARGET static void NAME(add_gradients)(const REAL *restrict x, const REAL *restrict top,
-                                       const REAL *restrict top_diff, int64_t count, int64_t span,
+   which is computed again: 0 is what STORE makes 0. */
+TARGET static void NAME(add_gradients)(const BLOB *restrict x, const BLOB *restrict top,
+                                       const BLOB *restrict top_diff, int64_t count, int64_t span,
                                        const REAL *restrict mean, const REAL *restrict slope,
-                                       const REAL *restrict bias, int relu, REAL *restrict masked,
+                                       const REAL *restrict bias, int relu, BLOB *restrict masked,
                                        REAL *restrict sums, REAL *restrict products)
 {
+    const REAL most = relu ? MOST_OF_0 : (REAL)NAN; /* nothing is below NaN */
     for (int64_t start = 0; start < count; start += span) {
-        const REAL *x_span = x + start, *diff_span = top_diff + start, *top_span = top + start;
-        REAL *masked_span = masked + start;
+        const BLOB *x_span = x + start, *diff_span = top_diff + start, *top_span = top + start;
+        BLOB *masked_span = masked + start;
         int64_t n = minimum(count - start, span);
         if (masked)
             for (int64_t j = 0; j < n; j++) {
-                REAL d = diff_span[j], g = top_span[j] <= 0 ? 0 : d;
+                BLOB d = diff_span[j], g = LOAD(top_span[j]) <= 0 ? 0 : d;
                 masked_span[j] = g;
-                sums[j] += g;
-                products[j] += g * (x_span[j] - mean[j]);
+                sums[j] += LOAD(g);
+                products[j] += LOAD(g) * (LOAD(x_span[j]) - mean[j]);
             }
         else
             for (int64_t j = 0; j < n; j++) {
-                REAL d = diff_span[j], y = NAME(affine)(x_span[j], mean[j], slope[j], bias[j]);
-                REAL g = relu && y <= 0 ? 0 : d;
+                REAL d = LOAD(diff_span[j]), from = LOAD(x_span[j]);
+                REAL y = NAME(affine)(from, mean[j], slope[j], bias[j]);
+                REAL g = y <= most ? 0 : d;
                 sums[j] += g;
-                products[j] += g * (x_span[j] - mean[j]);
+                products[j] += g * (from - mean[j]);
             }
     }
 }
 
 /* The bottom's diff of a block; `relu` as in add_gradients without `masked`. */
-TARGET static void NAME(transform_gradients)(const REAL *restrict x, const REAL *restrict top_diff,
+TARGET static void NAME(transform_gradients)(const BLOB *restrict x, const BLOB *restrict top_diff,
                                              int64_t count, int64_t span, const REAL *restrict mean,
                                              const REAL *restrict slope, const REAL *restrict bias,
                                              const REAL *restrict offset, const REAL *restrict by_x, int relu,
-                                             REAL *restrict diff)
+                                             BLOB *restrict diff)
 {
+    const REAL most = relu ? MOST_OF_0 : (REAL)NAN;
     for (; count > 0; count -= span, x += span, top_diff += span, diff += span)
         for (int64_t j = 0, n = minimum(count, span); j < n; j++) {
-            REAL d = top_diff[j], y = NAME(affine)(x[j], mean[j], slope[j], bias[j]);
-            REAL g = relu && y <= 0 ? 0 : d;
-            diff[j] = (g * slope[j] - offset[j]) - (x[j] - mean[j]) * by_x[j];
+            REAL d = LOAD(top_diff[j]), from = LOAD(x[j]);
+            REAL y = NAME(affine)(from, mean[j], slope[j], bias[j]);
+            REAL g = y <= most ? 0 : d;
+            REAL result = (g * slope[j] - offset[j]) - (from - mean[j]) * by_x[j];
+            diff[j] = STORE(result);
         }
 }
 
@@ -151,7 +162,7 @@ static void NAME(repeat_affine)(const REAL *mean, const REAL *weight, const REAL
 
 /* For each channel of a block: the mean and the sum of squared distances from it. `scratch` holds three spans.
    The sums in REAL are of differences from `pivot`, the mean as the first pass rounds it. */
-static void NAME(block_statistics)(const REAL *x, const REAL *next, int64_t count, int64_t span,
+static void NAME(block_statistics)(const BLOB *x, const BLOB *next, int64_t count, int64_t span,
                                    int64_t channels, REAL *scratch, double *mean, double *squares)
 {
     REAL *pivot = scratch, *sums = scratch + span, *sums_of_squares = scratch + 2 * span;
@@ -176,9 +187,9 @@ static void NAME(block_statistics)(const REAL *x, const REAL *next, int64_t coun
 
 /* top = relu((x - mean) factor weight + bias + shortcut); weight, bias and shortcut may be NULL, and without
    `relu` there is no ReLU. `spans` is scratch memory for three spans. */
-static void NAME(transform_all)(const REAL *x, int64_t count, int64_t span, int64_t block, int64_t channels,
-                                const REAL *weight, const REAL *bias, const REAL *shortcut, const REAL *mean,
-                                const REAL *factor, int relu, int threads, REAL *spans, REAL *top)
+static void NAME(transform_all)(const BLOB *x, int64_t count, int64_t span, int64_t block, int64_t channels,
+                                const REAL *weight, const REAL *bias, const BLOB *shortcut, const REAL *mean,
+                                const REAL *factor, int relu, int threads, REAL *spans, BLOB *top)
 {
     NAME(repeat_affine)(mean, weight, bias, factor, span, channels, spans);
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -189,9 +200,9 @@ static void NAME(transform_all)(const REAL *x, int64_t count, int64_t span, int6
 
 /* The same by a given mean and variance, factor being 1 / sqrt(variance + eps).
    Returns 0, or 1 if memory cannot be allocated. */
-int NAME(batch_norm_by_statistics)(const REAL *x, int64_t rows, int64_t channels, const REAL *weight,
-                                   const REAL *bias, const REAL *shortcut, const REAL *mean,
-                                   const REAL *variance, double eps, int relu, int threads, REAL *top)
+int NAME(batch_norm_by_statistics)(const BLOB *x, int64_t rows, int64_t channels, const REAL *weight,
+                                   const REAL *bias, const BLOB *shortcut, const REAL *mean,
+                                   const REAL *variance, double eps, int relu, int threads, BLOB *top)
 {
     int64_t span = span_size(channels);
     REAL *spans = malloc((3 * span + channels) * sizeof(REAL)), *factor = spans + 3 * span;
@@ -208,8 +219,8 @@ int NAME(batch_norm_by_statistics)(const REAL *x, int64_t rows, int64_t channels
 
 /* The same by the statistics of the batch. It also writes their mean, unbiased variance and
    factor = 1 / sqrt(biased variance + eps). Returns 0, or 1 if memory cannot be allocated. */
-int NAME(batch_norm)(const REAL *x, int64_t rows, int64_t channels, const REAL *weight, const REAL *bias,
-                     const REAL *shortcut, double eps, int relu, int threads, REAL *top, REAL *mean,
+int NAME(batch_norm)(const BLOB *x, int64_t rows, int64_t channels, const REAL *weight, const REAL *bias,
+                     const BLOB *shortcut, double eps, int relu, int threads, BLOB *top, REAL *mean,
                      REAL *variance, REAL *factor)
 {
     int64_t count = rows * channels, span = span_size(channels), block = block_size(span);
@@ -247,9 +258,9 @@ int NAME(batch_norm)(const REAL *x, int64_t rows, int64_t channels, const REAL *
 /* The gradients of batch_norm. With a ReLU and a shortcut, `top` is needed, and `masked` gets the gradient of
    the ReLU's bottom, which is also the shortcut's; else both are NULL.
    Returns 0, or 1 if memory cannot be allocated. */
-int NAME(batch_norm_gradients)(const REAL *x, const REAL *top, const REAL *top_diff, int64_t rows,
+int NAME(batch_norm_gradients)(const BLOB *x, const BLOB *top, const BLOB *top_diff, int64_t rows,
                                int64_t channels, const REAL *weight, const REAL *bias, const REAL *mean,
-                               const REAL *factor, int relu, int threads, REAL *masked, REAL *diff,
+                               const REAL *factor, int relu, int threads, BLOB *masked, BLOB *diff,
                                REAL *weight_diff, REAL *bias_diff)
 {
     int64_t count = rows * channels, span = span_size(channels), block = block_size(span);

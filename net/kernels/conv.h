@@ -39,8 +39,8 @@ static inline int64_t next_part(int64_t count, int64_t most)
 
 /* What the templates are written with. */
 #define VEC NAME(Vector)
-#define LOAD(x) (*(const VEC *)(x))
-#define STORE(x, y) (*(VEC *)(x) = (y))
+#define LOAD_VEC(x) (*(const VEC *)(x))
+#define STORE_VEC(x, y) (*(VEC *)(x) = (y))
 #define WIDE (2 * VECTOR)
 #define INLINE_TARGET TARGET static inline __attribute__((always_inline))
 

@@ -84,7 +84,7 @@ INLINE_TARGET void NAME(add_products)(const int side, const int vectors, const f
     for (int k = 0; k < side; k++)
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++)
-            STORE(out + k * out_row + VECTOR * v, LOAD(out + k * out_row + VECTOR * v) + sums[k][v]);
+            STORE_VEC(out + k * out_row + VECTOR * v, LOAD_VEC(out + k * out_row + VECTOR * v) + sums[k][v]);
 }
 
 typedef void NAME(AddProducts)(const float *, const float *, const Pixels *, float *, int64_t);

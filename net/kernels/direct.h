@@ -64,7 +64,7 @@ INLINE_TARGET void NAME(add_run)(const int side, const int vectors, const float 
         VEC w[2];
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++)
-            w[v] = LOAD(weight + VECTOR * v);
+            w[v] = LOAD_VEC(weight + VECTOR * v);
 #pragma GCC unroll 6
         for (int k = 0; k < side; k++)
 #pragma GCC unroll 2
@@ -124,18 +124,18 @@ INLINE_TARGET void NAME(direct_tile)(const int side, const int vectors, const Di
         for (int v = 0; v < vectors; v++) {
             int64_t at = VECTOR * v, left = o->count - at;
             float part[VECTOR] = {0};
-            VEC y = sums[k][v] + LOAD(o->bias + at);
+            VEC y = sums[k][v] + LOAD_VEC(o->bias + at);
             if (o->other && left >= VECTOR)
-                y += LOAD(o->other + k * step + at);
+                y += LOAD_VEC(o->other + k * step + at);
             else if (o->other) {
                 memcpy(part, o->other + k * step + at, left * sizeof(float));
-                y += LOAD(part);
+                y += LOAD_VEC(part);
             }
             y = NAME(activated)(y, d->activation, o->slopes + at);
             if (left >= VECTOR)
-                STORE(o->top + k * step + at, y);
+                STORE_VEC(o->top + k * step + at, y);
             else {
-                STORE(part, y);
+                STORE_VEC(part, y);
                 memcpy(o->top + k * step + at, part, left * sizeof(float));
             }
         }
@@ -205,18 +205,18 @@ INLINE_TARGET void NAME(depthwise_pixels)(const int columns, const Direct *d, co
     int64_t pixel = c->stride_w * c->channels;
 #pragma GCC unroll 4
     for (int k = 0; k < columns; k++)
-        sums[k] = LOAD(bias);
+        sums[k] = LOAD_VEC(bias);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < width; j++) {
             const float *from = x + (i * d->dilation_h * c->width + j * d->dilation_w) * c->channels;
-            VEC w = LOAD(weight + (i * c->kernel_w + j) * c->channels);
+            VEC w = LOAD_VEC(weight + (i * c->kernel_w + j) * c->channels);
 #pragma GCC unroll 4
             for (int k = 0; k < columns; k++)
-                sums[k] += LOAD(from + k * pixel) * w;
+                sums[k] += LOAD_VEC(from + k * pixel) * w;
         }
 #pragma GCC unroll 4
     for (int k = 0; k < columns; k++)
-        STORE(top + k * c->channels, NAME(activated)(sums[k], d->activation, slopes));
+        STORE_VEC(top + k * c->channels, NAME(activated)(sums[k], d->activation, slopes));
 }
 
 /* The part of a window that is inside of the image, on one axis: from `first` on, `count`. */

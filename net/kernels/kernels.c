@@ -20,6 +20,12 @@ const char *imae_sources_hash(void)
 #define JOIN_VALUES(name, isa, type) JOIN(name, isa, type)
 #define NAME(x) JOIN_VALUES(x, ISA, REAL)
 
+/* Blobs are of the type of the arithmetic; bfloat16.h has others. */
+#define BLOB REAL
+#define LOAD(x) (x)
+#define STORE(y) (y)
+#define MOST_OF_0 0
+
 /* For any processor. */
 #define ISA default
 #define TARGET
@@ -27,6 +33,7 @@ const char *imae_sources_hash(void)
 #include "batch_norm.h"
 #include "lrn.h"
 #include "sgd.h"
+#include "bfloat16.h"
 #undef REAL
 #define REAL double
 #include "batch_norm.h"
@@ -45,6 +52,7 @@ const char *imae_sources_hash(void)
 #include "batch_norm.h"
 #include "lrn.h"
 #include "sgd.h"
+#include "bfloat16.h"
 #undef REAL
 #define REAL double
 #include "batch_norm.h"
@@ -60,6 +68,7 @@ const char *imae_sources_hash(void)
 #include "batch_norm.h"
 #include "lrn.h"
 #include "sgd.h"
+#include "bfloat16.h"
 #undef REAL
 #define REAL double
 #include "batch_norm.h"

@@ -57,7 +57,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "winograd_transform": [_ADDRESS, _ADDRESS, _INT, _ADDRESS, _INT, _ADDRESS],
     "winograd_weight": _WEIGHT_GRADIENT,
 }
-_TYPES = {torch.float32: "float", torch.float64: "double"}
+_TYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16"}  # of blobs
 
 
 @cache
@@ -212,13 +212,30 @@ def description(dtype: torch.dtype) -> str:
     return f"Kernels in C: {', '.join(names) or 'none'}{timed if of_convolutions.timed else ''}"
 
 
-def batch_norm_supports(*tensors: Tensor | None) -> bool:
-    """Whether BatchNorm's kernels are used, and support these tensors: on the CPU, all of one type."""
-    return _same_float_type_on_cpu(*tensors) and available() and chosen().batch_norm
+def batch_norm_supports(*blobs: Tensor | None, values: Sequence[Tensor | None] = ()) -> bool:
+    """Whether BatchNorm's kernels are used, and support these tensors: on the CPU, all of one type.
+
+    values   statistics and factors of the channels; where blobs are in bfloat16, these are in float
+    """
+    return (
+        _same_float_type_on_cpu(*blobs)
+        and all(_are_values_of(blobs[0], value) for value in values if value is not None)
+        and available()
+        and chosen().batch_norm
+    )
+
+
+def value_type(dtype: torch.dtype) -> torch.dtype:
+    """The type of statistics, factors and their gradients, for blobs of this type."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
+
+
+def _are_values_of(blob: Tensor | None, value: Tensor) -> bool:
+    return blob is not None and value.is_cpu and value.dtype == value_type(blob.dtype)
 
 
 def _same_float_type_on_cpu(*tensors: Tensor | None) -> bool:
-    """Whether the tensors are on the CPU, and all float or all double."""
+    """Whether the tensors are on the CPU, and all float, all double or all bfloat16."""
     dtype = None
     for tensor in tensors:
         if tensor is not None:
@@ -243,7 +260,7 @@ def batch_norm(call: NormCall) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, weight, bias, eps, relu, shortcut = call
     channels, top = x.shape[1], torch.empty_like(x)
     _check_layout(x, x if shortcut is None else shortcut, x.shape, weight, bias)
-    mean, variance, factor = (x.new_empty(channels) for _ in range(3))
+    mean, variance, factor = (_new_values(x) for _ in range(3))
     failed = _kernel("batch_norm", x.dtype)(
         x.data_ptr(), x.numel() // channels, channels, *map(_address, (weight, bias, shortcut)),
         eps, relu, torch.get_num_threads(), *map(_address, (top, mean, variance, factor)),
@@ -281,7 +298,7 @@ def batch_norm_gradients(
     for blob in (top_diff, x if top is None else top):
         _check_layout(x, blob, x.shape, weight, bias, mean, factor)
     masked = None if top is None else torch.empty_like(x)
-    weight_diff, bias_diff = x.new_empty(channels), x.new_empty(channels)
+    weight_diff, bias_diff = _new_values(x), _new_values(x)
     failed = _kernel("batch_norm_gradients", x.dtype)(
         *map(_address, (x, top, top_diff)), x.numel() // channels, channels,
         *map(_address, (weight, bias, mean, factor)), relu, torch.get_num_threads(),
@@ -290,6 +307,11 @@ def batch_norm_gradients(
     if failed:
         raise MemoryError
     return diff, weight_diff, bias_diff, top_diff if masked is None else masked
+
+
+def _new_values(x: Tensor) -> Tensor:
+    """Memory for a value of each channel."""
+    return x.new_empty(x.shape[1], dtype=value_type(x.dtype))
 
 
 def lrn_supports(x: Tensor) -> bool:
@@ -324,6 +346,7 @@ def sgd_supports(weights: Sequence[Tensor], diffs: Sequence[Tensor], histories: 
     """Whether SGD's kernel is used, and supports these: on the CPU, of one type, the same order in memory."""
     return (
         bool(weights)
+        and weights[0].dtype != torch.bfloat16
         and batch_norm_supports(*weights, *diffs, *histories)
         and all(map(_same_order, weights, diffs))
         and all(map(_same_order, weights, histories))
@@ -388,7 +411,7 @@ def most_threads(products: int) -> int:
 
 
 def uses_direct() -> bool:
-    """Whether the kernels of direct.h are used: where `winograd` is, with vectors of 8 numbers as they have."""
+    """Whether the kernels of direct.h are used: where `winograd` is, with vectors of 8 numbers."""
     return available() and convolutions().winograd == "avx2"
 
 
@@ -588,7 +611,7 @@ def _check_layout(x: Tensor, blob: Tensor, shape: Sequence[int], *values: Tensor
     for value in values:
         if value is None:
             continue
-        if value.dtype != x.dtype or value.shape != x.shape[1:2] or not value.is_contiguous():
+        if value.dtype != value_type(x.dtype) or value.shape != x.shape[1:2] or not value.is_contiguous():
             raise ValueError(f"got {value.dtype} {tuple(value.shape)} for {x.shape[1]} channels of {x.dtype}")
 
 

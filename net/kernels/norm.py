@@ -3,6 +3,9 @@
 On the CPU, blobs in the memory order N, H, W, C are normalised by kernels in C, or by torch's kernels on
 another view of the same memory. All other blobs are normalised by `torch.batch_norm`.
 
+Blobs may be in bfloat16, with statistics and factors in single precision. The kernels in C then compute in
+single precision and round each number once, where torch rounds after each of BatchNorm, sum and ReLU.
+
 torch's own kernels for that order add all N H W values of a channel one after another in single precision:
 the variance of 131,072 values has a relative error of 1e-5, and so have the top and the gradients. Viewed as
 N H rows of W C numbers, the same memory has W columns for each channel. The merged statistics of the columns
@@ -35,7 +38,7 @@ def normalize_by_batch(call: NormCall, mean: Tensor, variance: Tensor) -> tuple[
     mean, variance   zeros, (C) each, of the type of the results, which may use their memory
     """
     x = call.x
-    if is_channels_last(x):
+    if is_channels_last(x) and (x.dtype != torch.bfloat16 or _kernels_support(call)):
         return normalize_channels_last(call)
     # With momentum 1 torch writes the batch's mean and unbiased variance into these two.
     top = torch.batch_norm(x, call.weight, call.bias, mean, variance, True, 1, call.eps, True)
@@ -58,10 +61,13 @@ def normalize_by_statistics(call: NormCall, mean: Tensor, variance: Tensor) -> T
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether `normalize_channels_last` supports this blob: on the CPU, (N, C, H, W), order N, H, W, C."""
+    """Whether `normalize_channels_last` supports this blob: on the CPU, (N, C, H, W), order N, H, W, C.
+
+    In bfloat16 only the kernels in C do.
+    """
     return (
         x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64)
+        and x.dtype in (torch.float32, torch.float64, torch.bfloat16)
         and x.dim() == 4
         and min(x.shape) > 0
         and min(x.shape[1], x.shape[3]) > 1
@@ -83,7 +89,7 @@ def _kernels_support(call: NormCall, *statistics: Tensor) -> bool:
     x, weight, bias, _, _, shortcut = call
     values = (weight, bias, *statistics)
     return (
-        native.batch_norm_supports(x, *values, shortcut)
+        native.batch_norm_supports(x, shortcut, values=values)
         and all(len(value) == x.shape[1] and value.is_contiguous() for value in values if value is not None)
         and (shortcut is None or (shortcut.shape == x.shape and is_channels_last(shortcut)))
     )

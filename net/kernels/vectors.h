@@ -43,7 +43,7 @@ INLINE_TARGET void NAME(add_outer)(const int side, const int vectors, const floa
     VEC y_vectors[2];
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; v++)
-        y_vectors[v] = LOAD(y + VECTOR * v);
+        y_vectors[v] = LOAD_VEC(y + VECTOR * v);
 #pragma GCC unroll 12
     for (int k = 0; k < side; k++)
 #pragma GCC unroll 2

@@ -79,7 +79,7 @@ INLINE_TARGET void NAME(apply_b_transposed)(const float *const rows[4], int64_t 
         out[0] = out[1] = out[2] = out[3] = (VEC){0};
         return;
     }
-    VEC a = LOAD(rows[0] + at), b = LOAD(rows[1] + at), c = LOAD(rows[2] + at), d = LOAD(rows[3] + at);
+    VEC a = LOAD_VEC(rows[0] + at), b = LOAD_VEC(rows[1] + at), c = LOAD_VEC(rows[2] + at), d = LOAD_VEC(rows[3] + at);
     out[0] = a - c;
     out[1] = b + c;
     out[2] = c - b;
@@ -104,10 +104,10 @@ INLINE_TARGET void NAME(transform_run)(const float *const rows[4], int64_t width
                     __builtin_prefetch(next + (at + p % 2 + p / 2 * width) * channels);
 #pragma GCC unroll 4
             for (int k = 0; k < 4; k++) {
-                STORE(dest + (4 * k + 0) * step, t[k] - v[k]);
-                STORE(dest + (4 * k + 1) * step, u[k] + v[k]);
-                STORE(dest + (4 * k + 2) * step, v[k] - u[k]);
-                STORE(dest + (4 * k + 3) * step, u[k] - w[k]);
+                STORE_VEC(dest + (4 * k + 0) * step, t[k] - v[k]);
+                STORE_VEC(dest + (4 * k + 1) * step, u[k] + v[k]);
+                STORE_VEC(dest + (4 * k + 2) * step, v[k] - u[k]);
+                STORE_VEC(dest + (4 * k + 3) * step, u[k] - w[k]);
                 t[k] = v[k];
                 u[k] = w[k];
             }
@@ -141,7 +141,7 @@ INLINE_TARGET void NAME(multiply)(const int side, const int vectors, const float
     for (int t = 0; t < side; t++)
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++)
-            STORE(out + t * WIDE + VECTOR * v, sums[t][v]);
+            STORE_VEC(out + t * WIDE + VECTOR * v, sums[t][v]);
 }
 
 typedef void NAME(Multiply)(const float *, int64_t, const float *, float *);
@@ -179,12 +179,12 @@ TARGET static void NAME(write_top)(const Conv *c, const float *products, int64_t
             if (VECTOR * v % CACHE_LINE == 0)
                 for (int p = 0; p < 4; p++)
                     __builtin_prefetch(dest + (12 + p % 2) * c->outputs + p / 2 * row, 1);
-            VEC half[4][2], whole[2][2], b = bias ? LOAD(bias + VECTOR * v) : (VEC){0};
+            VEC half[4][2], whole[2][2], b = bias ? LOAD_VEC(bias + VECTOR * v) : (VEC){0};
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++) {
                 const float *place = products + 4 * i * step + VECTOR * v;
-                NAME(apply_a_transposed)(LOAD(place), LOAD(place + step), LOAD(place + 2 * step),
-                                         LOAD(place + 3 * step), half[i]);
+                NAME(apply_a_transposed)(LOAD_VEC(place), LOAD_VEC(place + step), LOAD_VEC(place + 2 * step),
+                                         LOAD_VEC(place + 3 * step), half[i]);
             }
 #pragma GCC unroll 2
             for (int j = 0; j < 2; j++) {
@@ -198,13 +198,13 @@ TARGET static void NAME(write_top)(const Conv *c, const float *products, int64_t
                 for (int i = 0; i < 4; i++)
                     whole[i / 2][i % 2] = NAME(activated)(whole[i / 2][i % 2], activation,
                                                           slopes ? slopes + VECTOR * v : NULL);
-            STORE(dest, whole[0][0]);
+            STORE_VEC(dest, whole[0][0]);
             if (right)
-                STORE(dest + c->outputs, whole[0][1]);
+                STORE_VEC(dest + c->outputs, whole[0][1]);
             if (below)
-                STORE(dest + row, whole[1][0]);
+                STORE_VEC(dest + row, whole[1][0]);
             if (right && below)
-                STORE(dest + row + c->outputs, whole[1][1]);
+                STORE_VEC(dest + row + c->outputs, whole[1][1]);
         }
     }
 }
@@ -236,7 +236,7 @@ TARGET static void NAME(transform_weights)(const float *weight, const int64_t *s
             VEC column[4];
             NAME(apply_g)(half[0][j], half[1][j], half[2][j], column);
             for (int i = 0; i < 4; i++)
-                STORE(out + (4 * i + j) * channels * wide, column[i]);
+                STORE_VEC(out + (4 * i + j) * channels * wide, column[i]);
         }
     }
 }
@@ -337,16 +337,16 @@ TARGET static void NAME(transform_top_diff)(const Conv *c, const float *top_diff
                 for (int p = 0; p < 4; p++)
                     __builtin_prefetch(diff + (2 + p / 2) * row + p % 2 * c->outputs);
             VEC none = {0}, half[2][4];
-            NAME(apply_a)(LOAD(diff), right ? LOAD(diff + c->outputs) : none, half[0]);
-            NAME(apply_a)(below ? LOAD(diff + row) : none,
-                          right && below ? LOAD(diff + row + c->outputs) : none, half[1]);
+            NAME(apply_a)(LOAD_VEC(diff), right ? LOAD_VEC(diff + c->outputs) : none, half[0]);
+            NAME(apply_a)(below ? LOAD_VEC(diff + row) : none,
+                          right && below ? LOAD_VEC(diff + row + c->outputs) : none, half[1]);
 #pragma GCC unroll 4
             for (int j = 0; j < 4; j++) {
                 VEC column[4];
                 NAME(apply_a)(half[0][j], half[1][j], column);
 #pragma GCC unroll 4
                 for (int i = 0; i < 4; i++)
-                    STORE(out + o + (4 * i + j) * step, column[i]);
+                    STORE_VEC(out + o + (4 * i + j) * step, column[i]);
             }
         }
     }

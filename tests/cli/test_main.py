@@ -496,7 +496,11 @@ def test_missing_kernels_are_said(
             ["--double"],
             "Kernels in C: BatchNorm (default), LRN and the update of SGD",
         ),
-        ({}, ["--precision", "bf16"], "Kernels in C: none"),
+        (
+            {"IMAE_KERNELS_ISA": "default"},
+            ["--precision", "bf16"],
+            "Kernels in C: BatchNorm (default), LRN and the update of SGD",
+        ),
     ],
 )
 def test_the_kernels_that_are_used_are_said(

@@ -68,7 +68,17 @@ def test_a_header_includes_what_it_needs(name: str) -> None:
     command = ["cc", "-std=gnu11", "-fopenmp", "-fsyntax-only", "-x", "c"]
     env = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}  # as for sanitizers
     subprocess.run([*command, folder / f"{name}.h"], check=True, env=env)
-    for name in ("batch_norm", "lrn", "sgd", "vectors", "conv_weight", "winograd"):
+    for name in (
+        "batch_norm",
+        "bfloat16",
+        "lrn",
+        "sgd",
+        "vectors",
+        "activation",
+        "conv_weight",
+        "direct",
+        "winograd",
+    ):
         template = subprocess.run([*command, folder / f"{name}.h"], capture_output=True, text=True, env=env)
         assert template.returncode and "a template: see kernels.c" in template.stderr
 
@@ -716,12 +726,12 @@ def test_the_environment_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
         if kernels != "none":
             assert use.isa == newest
             assert f"BatchNorm ({newest})" in native.description(torch.float64)
+            assert f"BatchNorm ({newest}), LRN and the update of SGD" in native.description(torch.bfloat16)
         else:
             assert native.description(torch.float32) == "Kernels in C: none"
         used = native.uses_winograd() or native.uses_winograd_weight()
         assert ("Winograd" in native.description(torch.float32)) == used
         assert "onvolution" not in native.description(torch.float64)
-        assert native.description(torch.bfloat16) == "Kernels in C: none"
 
 
 @built

@@ -178,7 +178,7 @@ def _check_python(words: Sequence[str]) -> None:
 def _check_benchmarks(words: Sequence[str]) -> None:
     """Read the arguments by the benchmarks' own parser, with nothing to run after it."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in benchmarks_main.NAMES:
+        for name in (*benchmarks_main.NAMES, *benchmarks_main.BY_NAME):
             module = importlib.import_module(f"benchmarks.{name}")
             patch.setattr(module, "main", lambda arguments: None)
         patch.setattr(sys, "argv", ["benchmarks", *words])

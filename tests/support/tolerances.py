@@ -60,6 +60,9 @@ TOLERANCES = {
         "the same for diffs of 8 images, which nearly cancel: 0.12 ± 0.015 over 10 seeds, plus 5 of these",
     ),
     ("loss in bfloat16", "float32"): Tolerance(0.01, 0, "the logits have 8 bits of mantissa"),
+    ("rounded once", "bfloat16"): Tolerance(
+        2**-8, 0, "half the distance from 1 to the next of 8 bits: the largest relative error of one rounding"
+    ),
     ("fast way", "float64"): Tolerance(0, 1e-11, "the same sums in another order"),
     ("statistics", "float32"): Tolerance(
         0,
