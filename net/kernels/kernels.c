@@ -4,6 +4,7 @@
 
 #include "common.h"
 #include "conv_weight.h"
+#include "pixels.h"
 #include "winograd.h"
 
 /* setup.py defines the hash of all files here; native.py does not use a library with another hash. */

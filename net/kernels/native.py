@@ -41,6 +41,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "batch_norm_by_statistics": _BY_STATISTICS,
     "batch_norm_gradients": _BACKWARD,
     "conv_weight": _WEIGHT_GRADIENT,
+    "pixels": [*[_ADDRESS] * 3, ctypes.c_float, _ADDRESS],
     "lrn": [*[_ADDRESS] * 2, *[_SIZE] * 3, _NUMBER, _NUMBER, _INT, _ADDRESS],
     "sgd": [_SIZE, *[_ADDRESS] * 4, *[_NUMBER] * 3, _INT],
     "winograd": [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT, _ADDRESS],
@@ -301,6 +302,14 @@ def sgd(
         decay, momentum, rate, torch.get_num_threads(),
     )  # fmt: skip
     torch.autograd.graph.increment_version([*weights, *diffs, *histories])
+
+
+def pixels_kernel() -> Callable[..., int] | None:
+    """The kernel that makes numbers of pixels; None where the kernels are not built, or not used."""
+    use = chosen()
+    if not use.batch_norm:
+        return None
+    return _exported("pixels", "imae_pixels_default" if use.isa == "default" else "imae_pixels_avx2")
 
 
 def uses_conv_weight() -> bool:
