@@ -262,15 +262,20 @@ def sgd_supports(weights: Sequence[Tensor], diffs: Sequence[Tensor], histories: 
     return (
         bool(weights)
         and batch_norm_supports(*weights, *diffs, *histories)
-        and all(map(_same_order, weights, diffs))
-        and all(map(_same_order, weights, histories))
+        and all(map(_same_order, weights, diffs, histories))
     )
 
 
-def _same_order(a: Tensor, b: Tensor) -> bool:
-    """Whether number i in the memory of one tensor belongs to number i in the other's."""
-    if a.shape != b.shape:
+def _same_order(weight: Tensor, diff: Tensor, history: Tensor) -> bool:
+    """Whether number i in the memory of the weight belongs to number i in the others'."""
+    if not weight.shape == diff.shape == history.shape:
         return False
+    if weight.stride() == diff.stride() == history.stride():  # mostly so, and it is asked for in each update
+        return weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+    return _both_in_order(weight, diff) and _both_in_order(weight, history)
+
+
+def _both_in_order(a: Tensor, b: Tensor) -> bool:
     if a.is_contiguous():
         return b.is_contiguous()
     order = torch.channels_last
