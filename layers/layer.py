@@ -314,7 +314,8 @@ class Layer(nn.Module):
 
     def blob(self, index: int) -> Tensor:
         """Parameter blob `index` in this layer's own shape (a blob shared PERMISSIVE may have another)."""
-        blob: Tensor = self.blobs[index]
+        # As `self.blobs[index]`, whose checks take longer than a small layer.
+        blob: Tensor = getattr(self.blobs, str(index))
         shape = self.blob_shapes[index]
         return blob if blob.shape == shape else blob.reshape(shape)
 

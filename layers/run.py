@@ -13,6 +13,7 @@ from imae.prototxt import TRAIN
 
 if TYPE_CHECKING:
     from imae.layers.data.data_resources import DataResources
+    from imae.layers.data.pixels import PlanWindows
     from imae.prototxt.caffe_pb2 import Phase
 
 
@@ -30,12 +31,14 @@ class Run:
     data_resources  memory for decoded records and decoding threads, which all data layers share; None: every
                     net makes its own
     dtype           of parameters and blobs; fillers and data layers make float32, which is cast to it
+    plan_windows    how data layers make numbers of pixels; None: by OpenCV and numpy
     """
 
     random: CaffeRandom = field(default_factory=_unseeded)
     ranks: Ranks = ALONE
     data_resources: DataResources | None = None
     dtype: torch.dtype = torch.float32
+    plan_windows: PlanWindows | None = None
 
     def ranks_in(self, phase: Phase) -> Ranks:
         """The processes among which the records are divided: all in TRAIN; in TEST rank 0 works alone."""

@@ -18,6 +18,7 @@ from imae.layers.data.data_resources import DataResources
 from imae.layers.labels import LabelReader
 from imae.layers.layer import DataLayer, Layer
 from imae.layers.run import Run
+from imae.net import kernels
 from imae.net.build import build, share_parameters
 from imae.net.debug_info import log_forward
 from imae.net.in_place import memory_of
@@ -53,6 +54,7 @@ class Net(nn.Module):
         run = Run() if run is None else run
         if run.data_resources is None:
             run = replace(run, data_resources=DataResources(ranks=run.ranks.size))
+        run = replace(run, plan_windows=kernels.plan_windows)
         built = build(param, run, None if share_from is None else share_from.steps)
         self.run, self.built = run, built
         self.name, self.phase, self.debug_info = param.name, param.state.phase, param.debug_info

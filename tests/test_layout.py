@@ -26,6 +26,7 @@ SHARED = {
         "lmdb_source",
         "leveldb_source",
         "datum",
+        "pixels",
         "record_order",
         "transformer",
         "base_data",

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from imae.files.errors import ImaeError, LayerError, SnapshotError
 from imae.layers.data.data_resources import DataResources, Started
+from imae.layers.data.pixels import plan_windows
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.layer import DataLayer, Layer, Shape
 from imae.layers.run import Run
@@ -245,6 +246,7 @@ class PrefetchingLayer(AheadLayer):
     def use_run(self, run: Run) -> None:
         super().use_run(run)
         self.data_resources = run.data_resources or DataResources(ranks=run.ranks.size)
+        self.plan_windows = run.plan_windows or plan_windows
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
         name = f"layer '{self.name}' ({self.type})"
@@ -257,6 +259,7 @@ class PrefetchingLayer(AheadLayer):
             self.data_resources.map_indices,
             self.transforms_images,
         )
+        self.transformer.plan_windows = self.plan_windows
         if self.large_images_go_on:
             self.transformer.start_indices = self.data_resources.start_indices
             self.transformer.channels_last = True

@@ -44,7 +44,7 @@ from imae.layers.data.base_data import (
     output_data_size,
 )
 from imae.layers.data.data_resources import DataResources, KeptRecords, MapIndices, map_in_order
-from imae.layers.data.datum import array_from_datum, parse_datum, planes
+from imae.layers.data.datum import array_from_datum, is_interleaved, parse_datum, planes
 from imae.layers.data.image_transform import FIELDS
 from imae.layers.data.leveldb_source import LeveldbSource, open_leveldb
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
@@ -84,7 +84,11 @@ class Data(PrefetchingLayer):
     def data_setup(self) -> None:
         transform = self.param.transform_param
         self.reader = DatumReader(
-            self.source, transform.force_color, transform.force_gray, self.data_resources
+            self.source,
+            transform.force_color,
+            transform.force_gray,
+            self.data_resources,
+            self.transformer.keeps_interleaved,
         )
         logger.info("layer '%s' (Data): %s", self.name, self.reader.storage)
         if self.reader.first_is_encoded:
@@ -193,11 +197,19 @@ class DatumReader:
     """Decodes records; keeps the images in one uint8 array, if all have one size and the array fits.
 
     resources    memory for the array, and threads that decode images
+    interleaved  whether an image of these sizes is kept in the order in memory in which it is decoded
     first_size   (C, H, W) of record 0; first_name is its name in errors
     storage      whether the images are kept, in words
     """
 
-    def __init__(self, source: Source, force_color: bool, force_gray: bool, resources: DataResources) -> None:
+    def __init__(
+        self,
+        source: Source,
+        force_color: bool,
+        force_gray: bool,
+        resources: DataResources,
+        interleaved: Callable[[NDArray[Any]], bool] = lambda image: False,
+    ) -> None:
         self.source, self.resources = source, resources
         self._forced = force_color, force_gray
         self._raw: RawFormat | None = None
@@ -212,12 +224,13 @@ class DatumReader:
         if not datum.encoded and first.dtype == np.uint8:
             self._raw = RawFormat(datum)
         shape = (len(source), *first.shape)
-        key = (source.identity, *self._forced)
+        as_decoded = interleaved(first)
+        key = (source.identity, *self._forced, as_decoded)
         shared = resources.kept(key)
         budget = f"{bytes_text(resources.free)} are free of a budget of {bytes_text(resources.budget)}"
         self._kept: KeptRecords | None = None
         if first.dtype == np.uint8:
-            self._kept = shared or resources.keep(key, shape)
+            self._kept = shared or resources.keep(key, shape, as_decoded)
         size = f"{len(source)} records, {bytes_text(first.nbytes * len(source))} decoded,"
         if first.dtype != np.uint8:
             self.storage = f"{size} are read anew each time: their values are no bytes"
@@ -280,8 +293,12 @@ class DatumReader:
         image = make(i)
         if image.shape != self.first_size or image.dtype != np.uint8:
             return False
-        for place, plane in zip(kept.images[rows[i]], planes(image), strict=True):
-            np.copyto(place, plane)
+        place = kept.images[rows[i]]
+        if is_interleaved(place):
+            np.copyto(place, image)
+        else:
+            for plane, values in zip(place, planes(image), strict=True):
+                np.copyto(plane, values)
         return True
 
     def _decoded(self, rows: NDArray[np.int64]) -> tuple[Images, NDArray[np.int64]]:

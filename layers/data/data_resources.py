@@ -74,13 +74,16 @@ PARTS = 4  # parts of the work per thread: enough that no thread waits long for 
 class KeptRecords:
     """The decoded records of one database, filled as they are requested.
 
-    images      (N, C, H, W) uint8
+    images      (N, C, H, W) uint8; in memory N, H, W, C if they are interleaved
     labels      (N,)
     is_filled   (N,): which records are in the arrays; set after the two others
     """
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], interleaved: bool = False) -> None:
         self.images: NDArray[np.uint8] = np.empty(shape, np.uint8)
+        if interleaved:
+            count, channels, *size = shape
+            self.images = np.empty((count, *size, channels), np.uint8).transpose(0, 3, 1, 2)
         self.labels = np.zeros(shape[0], np.int64)
         self.is_filled = np.zeros(shape[0], np.bool_)
 
@@ -121,14 +124,14 @@ class DataResources:
         """The records that are already kept under this key."""
         return self._kept.get(key)
 
-    def keep(self, key: Hashable, shape: tuple[int, ...]) -> KeptRecords | None:
+    def keep(self, key: Hashable, shape: tuple[int, ...], interleaved: bool = False) -> KeptRecords | None:
         """Memory for records (N, C, H, W) of one byte a value; None where the budget has too little left.
 
         The memory stays in use as long as the result is referenced.
         """
         if math.prod(shape) > self.free:
             return None
-        kept = self._kept[key] = KeptRecords(shape)
+        kept = self._kept[key] = KeptRecords(shape, interleaved)
         return kept
 
     def map_indices(self, work: Callable[[int], Result], count: int) -> list[Result]:

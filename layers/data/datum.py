@@ -95,6 +95,11 @@ def planes(image: NDArray[Any]) -> Sequence[NDArray[Any]]:
     return cv2.split(image.transpose(1, 2, 0))
 
 
+def is_interleaved(image: NDArray[Any]) -> bool:
+    """Whether an image (C, H, W) of 2 to 4 channels has the order H, W, C in memory, as decoded ones have."""
+    return 2 <= len(image) <= 4 and image.strides[0] == image.itemsize
+
+
 def read_file(path: str) -> bytes:
     """The bytes of an image file."""
     try:

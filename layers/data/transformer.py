@@ -27,7 +27,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,8 +35,9 @@ from imae.files.errors import DataError, ImaeError, LayerError
 from imae.layers.blob import array_from_blob
 from imae.layers.caffe_random import CaffeRandom
 from imae.layers.data.data_resources import MapIndices, Started, StartIndices, map_in_order
-from imae.layers.data.datum import planes, size_text
+from imae.layers.data.datum import is_interleaved, planes, size_text
 from imae.layers.data.image_transform import FIELDS, ImageTransform, Plan, is_transformed, of_image
+from imae.layers.data.pixels import PlanWindows, WriteWindow, mirror_columns, plan_windows
 from imae.layers.data.random_resize import make_random_resize
 from imae.prototxt import TRAIN, BlobProto, TransformationParameter
 from imae.prototxt.text import read_binary
@@ -68,10 +68,12 @@ class DataTransformer:
                   are there, and `unfinished` has what to wait for. None: it is waited for
     channels_last whether batches of large decoded images have the order N, H, W, C in memory, that in which
                   images are decoded. Shapes stay N, C, H, W
+    plan_windows  how numbers are made of the pixels of large images
     """
 
     start_indices: StartIndices | None = None
     channels_last = False
+    plan_windows: PlanWindows = staticmethod(plan_windows)
 
     def __init__(
         self,
@@ -225,6 +227,10 @@ class DataTransformer:
         self.map_indices(apply, count)
         return values
 
+    def keeps_interleaved(self, image: NDArray[Any]) -> bool:
+        """Whether batches of images like this one are made faster if they are kept as they are decoded."""
+        return self.channels_last and is_interleaved(image) and self._is_large(image.shape)
+
     def _cropped(self, size: Size) -> Size:
         return (size[0], self.crop_size, self.crop_size) if self.crop_size else size
 
@@ -365,13 +371,18 @@ class DataTransformer:
         words = self._words(count)
         places = self._places(words, np.full(count, shape[1]), np.full(count, shape[2]))
         flips, tops, lefts = (place.tolist() for place in places)
-        means = np.broadcast_to(self.mean_values if self.mean_values.any() else np.float32(0), channels)
-        if self.channels_last and _is_interleaved(first):
+        means = np.broadcast_to(self.mean_values if len(self.mean_values) else np.float32(0), channels)
+        if self.channels_last and is_interleaved(first):
             pixels = self.new_array((count, height, width, channels))
-            values, write = pixels.transpose(0, 3, 1, 2), partial(self._write_pixels, pixels, means)
+            values = pixels.transpose(0, 3, 1, 2)
+            mean = means if self.mean is None else self._mean_pixels
+            whole = self.plan_windows((height, width, channels), mean, self.scale)
+            write = partial(_write_interleaved, whole, pixels)
         else:
             values = self.new_array((count, channels, height, width))
-            write = partial(self._write_planes, values, means)
+            of_planes = means[:, None] if self.mean is None else self.mean[..., None]
+            writers = [self.plan_windows((height, width, 1), mean, self.scale) for mean in of_planes]
+            write = partial(_write_planes, writers, values)
 
         def transform(i: int) -> None:
             image, flip, top, left = make(i) if i else first, flips[i], tops[i], lefts[i]
@@ -387,64 +398,33 @@ class DataTransformer:
             self.unfinished.append(self.start_indices(transform, count))
         return values
 
-    def _write_planes(
-        self,
-        values: NDArray[np.float32],
-        means: NDArray[np.float32],
-        i: int,
-        image: NDArray[Any],
-        flip: bool,
-        rows: slice,
-        columns: slice,
-    ) -> None:
-        """Transform a window of an image into values[i], (C, h, w)."""
-        with np.errstate(over="ignore", invalid="ignore"):  # not inherited by threads
-            for c, plane in enumerate(planes(image[:, rows, columns])):
-                value = values[i, c]
-                np.copyto(value, _mirrored_plane(plane) if flip else plane, "unsafe")
-                if self.mean is not None:
-                    mean = self.mean[c, rows, columns]
-                    value -= mean[:, ::-1] if flip else mean
-                elif means[c]:
-                    value -= means[c]
-                if self.scale != 1:
-                    value *= self.scale
 
-    def _write_pixels(
-        self,
-        values: NDArray[np.float32],
-        means: NDArray[np.float32],
-        i: int,
-        image: NDArray[Any],
-        flip: bool,
-        rows: slice,
-        columns: slice,
-    ) -> None:
-        """The same into values[i], (h, w, C). Planes need not be taken apart, so it is faster."""
-        pixels, value = image[:, rows, columns].transpose(1, 2, 0), values[i]
-        if flip:
-            pixels = _mirrored_plane(pixels)
-        in_one_pass = self.mean is None and pixels.dtype == np.uint8
-        if in_one_pass:  # OpenCV converts each byte to single precision, and subtracts in that
-            scalar: Any = (*means.tolist(), 0, 0)[:4]  # Any: the stubs know of arrays alone
-            cv2.subtract(pixels, scalar, value, None, cv2.CV_32F)
-            if self.scale == 1:
-                return
-        with np.errstate(over="ignore", invalid="ignore"):
-            if not in_one_pass:
-                np.copyto(value, pixels, "unsafe")
-                if self.mean is not None:
-                    mean = self._mean_pixels[rows, columns]
-                    value -= mean[:, ::-1] if flip else mean
-                else:
-                    value -= means
-            if self.scale != 1:
-                value *= self.scale
+def _write_planes(
+    writers: Sequence[WriteWindow],
+    values: NDArray[np.float32],
+    i: int,
+    image: NDArray[Any],
+    flip: bool,
+    rows: slice,
+    columns: slice,
+) -> None:
+    """Transform a window of an image into values[i], (C, h, w), by a function for each plane."""
+    window = planes(image[:, rows, columns])
+    for write, plane, value in zip(writers, window, values[i], strict=True):
+        write(plane[:, :, None], flip, rows, columns, value[:, :, None])
 
 
-def _is_interleaved(image: NDArray[Any]) -> bool:
-    """Whether an image (C, H, W) of 2 to 4 channels has the order H, W, C in memory, as decoded ones have."""
-    return 2 <= len(image) <= 4 and image.strides[0] == image.itemsize
+def _write_interleaved(
+    write: WriteWindow,
+    values: NDArray[np.float32],
+    i: int,
+    image: NDArray[Any],
+    flip: bool,
+    rows: slice,
+    columns: slice,
+) -> None:
+    """The same into values[i], (h, w, C). Planes need not be taken apart, so it is faster."""
+    write(image[:, rows, columns].transpose(1, 2, 0), flip, rows, columns, values[i])
 
 
 def read_mean_file(path: str, name: str) -> NDArray[np.float32]:
@@ -464,12 +444,5 @@ def _mirrored(pixels: NDArray[Any], flip: NDArray[np.bool_]) -> NDArray[Any]:
     mirrored = pixels[flip]
     if mirrored.size:
         lines = mirrored.reshape(-1, pixels.shape[-1])
-        pixels[flip] = _mirrored_plane(lines).reshape(mirrored.shape)
+        pixels[flip] = mirror_columns(lines).reshape(mirrored.shape)
     return pixels
-
-
-def _mirrored_plane(plane: NDArray[Any]) -> NDArray[Any]:
-    """The plane with left and right swapped."""
-    if plane.dtype == np.uint8:  # OpenCV is many times faster
-        return np.asarray(cv2.flip(plane, 1))
-    return plane[:, ::-1]

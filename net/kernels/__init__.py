@@ -18,6 +18,7 @@ Code outside of this folder imports from here, not from its modules.
     ConvolutionCall            the arguments of a convolution without gradients
     plan_convolution           a function that computes it, planned for bottoms of one shape
     plan_convolution_and_sum   the same, plus another blob
+    plan_windows               a function that makes numbers of images' pixels, for a batch
     available, supported_isas  whether the kernels in C were built, and which instructions they can use here
     chosen, description        which of them this process uses, as values and as a line for the log
     convolution_ways           all ways to convolve on this processor
@@ -42,6 +43,7 @@ from imae.net.kernels.native import (
 )
 from imae.net.kernels.norm import add_in_place, normalize_by_batch, normalize_by_statistics
 from imae.net.kernels.norm_call import NormCall
+from imae.net.kernels.pixels import plan_windows
 from imae.net.kernels.planned import plan_convolution, plan_convolution_and_sum
 
 __all__ = [
@@ -65,6 +67,7 @@ __all__ = [
     "product_type",
     "plan_convolution",
     "plan_convolution_and_sum",
+    "plan_windows",
     "sgd",
     "sgd_supports",
     "slow_bfloat16",

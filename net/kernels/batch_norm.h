@@ -135,18 +135,20 @@ TARGET static void NAME(transform_gradients)(const BLOB *restrict x, const BLOB 
 }
 
 /* Adds the numbers of a span to the sums of their channels. */
-static void NAME(sum_channels)(const REAL *span_sums, int64_t span, int64_t channels, double *sums)
+TARGET static void NAME(sum_channels)(const REAL *restrict span_sums, int64_t span, int64_t channels,
+                                      double *restrict sums)
 {
-    for (int64_t c = 0; c < channels; c++)
-        for (int64_t j = c; j < span; j += channels)
-            sums[c] += span_sums[j];
+    for (; span > 0; span -= channels, span_sums += channels)
+        for (int64_t c = 0; c < channels; c++)
+            sums[c] += span_sums[c];
 }
 
 /* A span with the values of its channels, or with `default_value` where `values` is NULL. */
 static void NAME(repeat)(const REAL *values, REAL default_value, int64_t span, int64_t channels, REAL *out)
 {
-    for (int64_t j = 0; j < span; j++)
-        out[j] = values ? values[j % channels] : default_value;
+    for (; span > 0; span -= channels, out += channels)
+        for (int64_t c = 0; c < channels; c++)
+            out[c] = values ? values[c] : default_value;
 }
 
 /* Three spans, one after another: mean, slope (weight times factor) and bias. */
@@ -156,8 +158,9 @@ static void NAME(repeat_affine)(const REAL *mean, const REAL *weight, const REAL
     NAME(repeat)(mean, 0, span, channels, spans);
     NAME(repeat)(weight, 1, span, channels, spans + span);
     NAME(repeat)(bias, 0, span, channels, spans + 2 * span);
-    for (int64_t j = 0; j < span; j++)
-        spans[span + j] *= factor[j % channels];
+    for (int64_t j = 0; j < span; j += channels)
+        for (int64_t c = 0; c < channels; c++)
+            spans[span + j + c] *= factor[c];
 }
 
 /* For each channel of a block: the mean and the sum of squared distances from it. `scratch` holds three spans.
@@ -172,8 +175,10 @@ static void NAME(block_statistics)(const BLOB *x, const BLOB *next, int64_t coun
     memset(squares, 0, channels * sizeof(double));
     NAME(add)(x, count, span, sums);
     NAME(sum_channels)(sums, span, channels, mean);
-    for (int64_t j = 0; j < span; j++)
-        pivot[j] = (REAL)(mean[j % channels] / n);
+    for (int64_t c = 0; c < channels; c++)
+        pivot[c] = (REAL)(mean[c] / n);
+    for (int64_t j = channels; j < span; j++)
+        pivot[j] = pivot[j - channels];
     memset(sums, 0, span * sizeof(REAL));
     NAME(add_squares)(x, next, count, span, pivot, sums, sums_of_squares);
     memset(mean, 0, channels * sizeof(double));
@@ -182,6 +187,30 @@ static void NAME(block_statistics)(const BLOB *x, const BLOB *next, int64_t coun
     for (int64_t c = 0; c < channels; c++) {
         squares[c] -= mean[c] * mean[c] / n;
         mean[c] = pivot[c] + mean[c] / n;
+    }
+}
+
+/* For each channel: the mean of all rows and the sum of squared distances from it, from those of the blocks. The
+   last block has the rows that are left. */
+TARGET static void NAME(merge_statistics)(int64_t blocks, int64_t block_rows, int64_t rows, int64_t channels,
+                                          const double *restrict means, const double *restrict squares,
+                                          double *restrict mean, double *restrict total)
+{
+    memset(mean, 0, channels * sizeof(double));
+    memset(total, 0, channels * sizeof(double));
+    for (int64_t b = 0; b < blocks; b++) {
+        double n = (double)minimum(block_rows, rows - b * block_rows);
+        for (int64_t c = 0; c < channels; c++)
+            mean[c] += means[b * channels + c] * n;
+    }
+    for (int64_t c = 0; c < channels; c++)
+        mean[c] /= (double)rows;
+    for (int64_t b = 0; b < blocks; b++) {
+        double n = (double)minimum(block_rows, rows - b * block_rows);
+        for (int64_t c = 0; c < channels; c++) {
+            double d = means[b * channels + c] - mean[c];
+            total[c] += squares[b * channels + c] + d * d * n;
+        }
     }
 }
 
@@ -225,7 +254,8 @@ int NAME(batch_norm)(const BLOB *x, int64_t rows, int64_t channels, const REAL *
 {
     int64_t count = rows * channels, span = span_size(channels), block = block_size(span);
     int64_t blocks = (count + block - 1) / block;
-    double *means = malloc(2 * blocks * channels * sizeof(double)), *squares = means + blocks * channels;
+    double *means = malloc(2 * (blocks + 1) * channels * sizeof(double)), *squares = means + blocks * channels;
+    double *sums = squares + blocks * channels, *totals = sums + channels;
     REAL *spans = malloc((3 + 3 * (int64_t)threads) * span * sizeof(REAL));
     int failed = !means || !spans;
     if (!failed) {
@@ -234,18 +264,11 @@ int NAME(batch_norm)(const BLOB *x, int64_t rows, int64_t channels, const REAL *
             NAME(block_statistics)(x + b * block, x + (b + 1) * block, minimum(block, count - b * block), span,
                                    channels, spans + (3 + 3 * omp_get_thread_num()) * span,
                                    means + b * channels, squares + b * channels);
+        NAME(merge_statistics)(blocks, block / channels, rows, channels, means, squares, sums, totals);
         for (int64_t c = 0; c < channels; c++) {
-            double sum = 0, total = 0;
-            for (int64_t b = 0; b < blocks; b++)
-                sum += means[b * channels + c] * (double)(minimum(block, count - b * block) / channels);
-            for (int64_t b = 0; b < blocks; b++) {
-                double d = means[b * channels + c] - sum / (double)rows;
-                total +=
-                    squares[b * channels + c] + d * d * (double)(minimum(block, count - b * block) / channels);
-            }
-            mean[c] = (REAL)(sum / (double)rows);
-            variance[c] = (REAL)(total / (double)(rows > 1 ? rows - 1 : 1));
-            factor[c] = (REAL)(1 / sqrt(total / (double)rows + eps));
+            mean[c] = (REAL)sums[c];
+            variance[c] = (REAL)(totals[c] / (double)(rows > 1 ? rows - 1 : 1));
+            factor[c] = (REAL)(1 / sqrt(totals[c] / (double)rows + eps));
         }
         NAME(transform_all)(x, count, span, block, channels, weight, bias, shortcut, mean, factor, relu,
                             threads, spans, top);
@@ -284,19 +307,21 @@ int NAME(batch_norm_gradients)(const BLOB *x, const BLOB *top, const BLOB *top_d
             NAME(sum_channels)(scratch, span, channels, sums + b * channels);
             NAME(sum_channels)(scratch + span, span, channels, products + b * channels);
         }
-        for (int64_t c = 0; c < channels; c++) {
-            double sum = 0, product = 0;
-            for (int64_t b = 0; b < blocks; b++) {
-                sum += sums[b * channels + c];
-                product += products[b * channels + c];
+        for (int64_t b = 1; b < blocks; b++)
+            for (int64_t c = 0; c < channels; c++) {
+                sums[c] += sums[b * channels + c];
+                products[c] += products[b * channels + c];
             }
-            product *= factor[c];
+        for (int64_t c = 0; c < channels; c++) {
+            double sum = sums[c], product = products[c] * factor[c];
             bias_diff[c] = (REAL)sum;
             weight_diff[c] = (REAL)product;
-            for (int64_t j = c; j < span; j += channels) {
-                offset[j] = (REAL)(slope[c] * sum / (double)rows);
-                by_x[j] = (REAL)((double)slope[c] * factor[c] * product / (double)rows);
-            }
+            offset[c] = (REAL)(slope[c] * sum / (double)rows);
+            by_x[c] = (REAL)((double)slope[c] * factor[c] * product / (double)rows);
+        }
+        for (int64_t j = channels; j < span; j++) {
+            offset[j] = offset[j - channels];
+            by_x[j] = by_x[j - channels];
         }
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t b = 0; b < blocks; b++) {

@@ -3,6 +3,7 @@
    A sum over many numbers is made of short sums in REAL that are added up in double. */
 
 #include "conv.h"
+#include "pixels.h"
 
 /* setup.py defines the hash of all files here; native.py does not use a library with another hash. */
 #ifndef SOURCES_HASH

@@ -50,6 +50,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "conv_weight": _WEIGHT_GRADIENT,
     "depthwise": [*[_ADDRESS] * 5, _INT, _ADDRESS],
     "direct": [*[_ADDRESS] * 6, _INT, _ADDRESS],
+    "pixels": [*[_ADDRESS] * 3, ctypes.c_float, _ADDRESS],
     "lrn": [*[_ADDRESS] * 2, *[_SIZE] * 3, _NUMBER, _NUMBER, _INT, _ADDRESS],
     "sgd": [_SIZE, *[_ADDRESS] * 4, *[_NUMBER] * 3, _INT],
     "winograd": [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT, _ADDRESS],
@@ -348,15 +349,20 @@ def sgd_supports(weights: Sequence[Tensor], diffs: Sequence[Tensor], histories: 
         bool(weights)
         and weights[0].dtype != torch.bfloat16
         and batch_norm_supports(*weights, *diffs, *histories)
-        and all(map(_same_order, weights, diffs))
-        and all(map(_same_order, weights, histories))
+        and all(map(_same_order, weights, diffs, histories))
     )
 
 
-def _same_order(a: Tensor, b: Tensor) -> bool:
-    """Whether number i in the memory of one tensor belongs to number i in the other's."""
-    if a.shape != b.shape:
+def _same_order(weight: Tensor, diff: Tensor, history: Tensor) -> bool:
+    """Whether number i in the memory of the weight belongs to number i in the others'."""
+    if not weight.shape == diff.shape == history.shape:
         return False
+    if weight.stride() == diff.stride() == history.stride():  # mostly so, and it is asked for in each update
+        return weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+    return _both_in_order(weight, diff) and _both_in_order(weight, history)
+
+
+def _both_in_order(a: Tensor, b: Tensor) -> bool:
     if a.is_contiguous():
         return b.is_contiguous()
     order = torch.channels_last
@@ -388,6 +394,14 @@ def sgd(
         decay, momentum, rate, torch.get_num_threads(),
     )  # fmt: skip
     torch.autograd.graph.increment_version([*weights, *diffs, *histories])
+
+
+def pixels_kernel() -> Callable[..., int] | None:
+    """The kernel that makes numbers of pixels; None where the kernels are not built, or not used."""
+    use = chosen()
+    if not use.batch_norm:
+        return None
+    return _exported("pixels", "imae_pixels_default" if use.isa == "default" else "imae_pixels_avx2")
 
 
 def uses_conv_weight() -> bool:

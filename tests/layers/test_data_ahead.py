@@ -24,6 +24,7 @@ from imae.layers.data.base_data import AheadLayer
 from imae.layers.data.data_resources import DataResources
 from imae.layers.data.drawn_ahead import DrawnAhead
 from imae.layers.data.dummy_data import DummyData
+from imae.layers.data.pixels import WriteWindow
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.registry import layer_class
 from imae.layers.run import Run
@@ -101,20 +102,25 @@ def test_the_next_batch_is_begun_before_the_last_images_are_there(monkeypatch: p
     write_database([encoded(image) for image in images(4)])
     layer = build(data(batch_size=2), DataResources(0, 2))
     gate, begun = threading.Event(), []
-    load, write = layer.load_batch, DataTransformer._write_pixels
+    load, plan = layer.load_batch, layer.transformer.plan_windows
 
     def load_batch() -> Any:
         begun.append(load())
         second.set() if len(begun) == 2 else None
         return begun[-1]
 
-    def slow_write(*args: Any) -> None:
-        assert gate.wait(20)
-        write(*args)
+    def slow_plan(*of_batch: Any) -> WriteWindow:
+        write = plan(*of_batch)
+
+        def slow_write(*args: Any) -> None:
+            assert gate.wait(20)
+            write(*args)
+
+        return slow_write
 
     second = threading.Event()
     monkeypatch.setattr(layer, "load_batch", load_batch)
-    monkeypatch.setattr(DataTransformer, "_write_pixels", slow_write)
+    monkeypatch.setattr(layer.transformer, "plan_windows", slow_plan)
     waiting = threading.Thread(target=layer.next_batch)
     waiting.start()
     assert second.wait(20)  # no image is there yet
