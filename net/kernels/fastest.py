@@ -2,7 +2,9 @@
 
 It is measured, once: two runs on one machine must choose the same, as a run that is repeated or resumed has
 the same bits. So the times are kept in a small file, under a digest of all that they depend on: the
-processor, torch, the number of threads, the sources of the kernels.
+processor, torch, the sources of the kernels. They are times of one thread on the processor: what else runs on
+the machine hardly changes them. The time that passes, with several threads that wait for each other, can be a
+hundred times as long.
 
     $IMAE_CACHE/kernels.json, else $XDG_CACHE_HOME/imae/kernels.json, else ~/.cache/imae/kernels.json
 
@@ -57,6 +59,13 @@ class ConvolutionLayer(NamedTuple):
     images: int
 
 
+LAYERS = (  # with 256 tiles or more, as in a training
+    ConvolutionLayer(16, 16, 32, 1, 4),
+    ConvolutionLayer(64, 64, 8, 1, 16),
+    ConvolutionLayer(16, 32, 32, 2, 4),
+)
+
+
 class Fastest(NamedTuple):
     """The fastest way by kernel, and how it is known: words for the log."""
 
@@ -108,15 +117,9 @@ def convolution_calls(layer: ConvolutionLayer, way: Way) -> dict[str, list[Calla
 
 def measure(ways: Mapping[str, Way]) -> Seconds:
     """The least times of ResNet-20's kinds of layers, in turns; some tens of milliseconds in all."""
-    threads = torch.get_num_threads()
-    layers = (
-        ConvolutionLayer(16, 16, 32, 1, 4 * threads),
-        ConvolutionLayer(64, 64, 8, 1, 16 * threads),
-        ConvolutionLayer(16, 32, 32, 2, 4 * threads),
-    )
     seconds: Seconds = {kernel: dict.fromkeys(ways, 0.0) for kernel in KERNELS}
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        for layer in layers:
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), _one_thread():
+        for layer in LAYERS:
             of_ways = {name: convolution_calls(layer, way) for name, way in ways.items()}
             for kernel in next(iter(of_ways.values())):
                 for turn in zip(*(of_way[kernel] for of_way in of_ways.values()), strict=True):
@@ -125,15 +128,25 @@ def measure(ways: Mapping[str, Way]) -> Seconds:
     return seconds
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _least_times(functions: tuple[Callable[[], Tensor], ...]) -> list[float]:
     for function in functions:  # oneDNN makes its kernel at the first call
         function()
     least = [float("inf")] * len(functions)
     for _ in range(ROUNDS):
         for place, function in enumerate(functions):
-            begun = time.perf_counter()
+            begun = time.thread_time()
             function()
-            least[place] = min(least[place], time.perf_counter() - begun)
+            least[place] = min(least[place], time.thread_time() - begun)
     return least
 
 
@@ -174,7 +187,7 @@ def _path() -> Path:
 
 def _key(ways: Mapping[str, Way]) -> str:
     """A digest of all that the times depend on."""
-    facts = [_processor(), torch.__version__, torch.get_num_threads(), sources_hash(), list(ways)]
+    facts = [_processor(), torch.__version__, sources_hash(), list(ways)]
     facts += [os.environ.get(name, "") for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

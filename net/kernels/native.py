@@ -157,11 +157,11 @@ class Convolutions(NamedTuple):
 
 def convolutions() -> Convolutions:
     """What `chosen().convolutions` means on this processor; it may be timed at the first call."""
-    return _convolutions(chosen().convolutions, torch.get_num_threads(), _library())
+    return _convolutions(chosen().convolutions, _library())
 
 
 @cache
-def _convolutions(isa: str, threads: int, library: ctypes.CDLL | None) -> Convolutions:
+def _convolutions(isa: str, library: ctypes.CDLL | None) -> Convolutions:
     if isa == "none":
         return Convolutions(None, None, None)
     if isa != "fastest":

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from tolerances import sum_rounding
+from torch import Tensor
 
 from imae.net.kernels import fastest, native
 
@@ -130,7 +131,7 @@ def test_the_times_are_read_back(kept: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [path.name for path in kept.parent.iterdir()] == ["kernels.json"]
 
 
-@pytest.mark.parametrize("change", ["threads", "torch", "processor", "sources", "oneDNN", "ways"])
+@pytest.mark.parametrize("change", ["torch", "processor", "sources", "oneDNN", "ways"])
 def test_times_of_something_else_do_not_count(
     change: str, kept: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,9 +140,7 @@ def test_times_of_something_else_do_not_count(
     fastest.fastest(ways())
     others = ways()
     with monkeypatch.context() as patch:
-        if change == "threads":
-            patch.setattr(torch, "get_num_threads", lambda: 77)
-        elif change == "torch":
+        if change == "torch":
             patch.setattr(torch, "__version__", "0.1")
         elif change == "processor":
             patch.setattr(fastest, "_processor", lambda: ["flags : none"])
@@ -272,6 +271,26 @@ def test_every_way_of_this_processor_is_timed(monkeypatch: pytest.MonkeyPatch) -
     times = fastest.measure(ways)
     assert fastest._is_whole(times, ways)
     assert next(iter(ways)) == "oneDNN"
+
+
+def test_one_thread_is_timed_whatever_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, counts = fastest.onednn(), []
+
+    def top(x: Tensor, weight: Tensor) -> Tensor:
+        counts.append(torch.get_num_threads())
+        return plain.top(x, weight)
+
+    monkeypatch.setattr(fastest, "ROUNDS", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        key = fastest._key(ways())
+        fastest.measure({"oneDNN": plain._replace(top=top)})
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(counts) == {1}
+    assert key == fastest._key(ways())
 
 
 @built
