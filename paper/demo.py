@@ -88,7 +88,11 @@ def _train_all(wanted: Sequence[tuple[str, int]], jobs: int) -> list[Trained]:
     """Train each loss with each seed, `jobs` runs at a time; print the result of each run."""
     waiting, trained = list(wanted), list[Trained]()
     running: list[tuple[str, int, subprocess.Popen[bytes]]] = []
-    print(f"\n{len(wanted)} runs, {jobs} at a time; their logs are in {FOLDER}:")
+    print(
+        f"\n{len(wanted)} runs, {jobs} at a time, about a minute each where nothing else computes; "
+        f"their logs are in {FOLDER}:",
+        flush=True,
+    )
     try:
         while waiting or running:
             while waiting and len(running) < jobs:

@@ -51,12 +51,13 @@ from imae.pycaffe._caffe import (
 from imae.pycaffe.classifier import Classifier
 from imae.pycaffe.detector import Detector
 from imae.pycaffe.net_spec import NetSpec, layers, params, to_proto
+from imae.pycaffe.solver import AdamWSolver
 from imae.pycaffe.visible_names import add_visible_names
 
 __all__ = [
     "TEST", "TRAIN", "Blob", "Layer", "Net", "install_as_caffe", "layer_type_list",
     "AdaDeltaSolver", "AdaGradSolver", "AdamSolver", "NesterovSolver", "RMSPropSolver", "SGDSolver",
-    "get_solver", "set_device", "set_mode_cpu", "set_mode_gpu", "set_random_seed",
+    "AdamWSolver", "get_solver", "set_device", "set_mode_cpu", "set_mode_gpu", "set_random_seed",
     "Classifier", "Detector", "io", "draw", "coord_map", "proto",
     "NetSpec", "layers", "params", "to_proto", "net_spec",
     "NCCL", "has_nccl", "solver_count", "set_solver_count", "solver_rank", "set_solver_rank",

@@ -149,9 +149,23 @@ class AdamSolver(Solver):
     type = "Adam"
 
 
+class AdamWSolver(Solver):
+    """Not in Caffe."""
+
+    type = "AdamW"
+
+
 SOLVERS = {
     cls.type: cls
-    for cls in (SGDSolver, NesterovSolver, AdaGradSolver, RMSPropSolver, AdaDeltaSolver, AdamSolver)
+    for cls in (
+        SGDSolver,
+        NesterovSolver,
+        AdaGradSolver,
+        RMSPropSolver,
+        AdaDeltaSolver,
+        AdamSolver,
+        AdamWSolver,
+    )
 }
 
 

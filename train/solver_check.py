@@ -28,9 +28,9 @@ FINITE = (
     "larc_eta", "warmup_start_lr", "local_gw_ratio",
 )  # fmt: skip
 TYPES = {
-    "momentum2": ("Adam",),
+    "momentum2": ("Adam", "AdamW"),
     "rms_decay": ("RMSProp",),
-    "delta": ("AdaDelta", "AdaGrad", "Adam", "RMSProp"),
+    "delta": ("AdaDelta", "AdaGrad", "Adam", "AdamW", "RMSProp"),
     **dict.fromkeys(
         ("momentum_policy", "max_momentum", "momentum_power", "larc", "larc_policy", "larc_eta",
          "larc_turbo", "local_lr_auto", "local_gw_ratio"),

@@ -1,6 +1,6 @@
 """The update of the weights, from the summed gradients of an iteration.
 
-    clip the summed gradients -> divide by iter_size -> regularise (decay_mult)
+    clip the summed gradients -> divide by iter_size -> regularise (decay_mult; AdamW: at the end)
          -> update rule (lr_mult, the rate inside the history) -> subtract
 
 Fields of NVIDIA's and Intel's solvers change momentum and weight decay from iteration to iteration
@@ -31,13 +31,15 @@ from imae.train.update_rules import SGD, UpdateRule
 class ParameterGroup:
     """Learnable parameters with the same lr_mult and decay_mult, by their places in `net.learnable`.
 
-    rate   learning rate * lr_mult, on the device; where blobs have rates of their own: the learning rate
+    rate     learning rate * lr_mult, on the device; where blobs have rates of their own: the learning rate
+    shrink   for rules whose weight decay is decoupled: the share of the weights that is subtracted
     """
 
     places: list[int]
     lr_mult: float
     decay_mult: float
     rate: Tensor
+    shrink: Tensor
 
 
 class Update:
@@ -99,6 +101,8 @@ class Update:
         for group in self._groups:
             lr_mult = 1 if has_local_rates(self.param) else group.lr_mult
             group.rate.fill_(self.rule.corrected(rate, iteration) * lr_mult)
+            if self.rule.decoupled:
+                group.shrink.fill_(rate * lr_mult * weight_decay_at(self.param, iteration) * group.decay_mult)
         if momentum_varies(self.param):
             self._momentum.fill_(momentum_at(self.param, iteration, rate))
         if decay_varies(self.param):
@@ -128,11 +132,14 @@ class Update:
                 own_rates = local_rates(
                     param, weights, group_diffs, group.lr_mult, group.rate, self._momentum
                 )
-            self._regularize(weights, group_diffs, group.decay_mult)
+            if not self.rule.decoupled:
+                self._regularize(weights, group_diffs, group.decay_mult)
             if own_rates is not None and isinstance(self.rule, SGD):
                 self.rule.update(group_diffs, histories, own_rates)
             else:
                 self.rule.update(group_diffs, histories, group.rate)
+            if self.rule.decoupled:
+                torch._foreach_add_(group_diffs, torch._foreach_mul(weights, group.shrink))
             torch._foreach_sub_(weights, group_diffs)
         return norm
 
@@ -175,4 +182,4 @@ def _group_parameters(net: Net, device: torch.device) -> list[ParameterGroup]:
     for place, mults in enumerate(zip(net.lr_mults, net.decay_mults, strict=True)):
         places.setdefault(mults, []).append(place)
     rate = torch.zeros((), dtype=net.dtype, device=device)
-    return [ParameterGroup(members, *mults, rate.clone()) for mults, members in places.items()]
+    return [ParameterGroup(members, *mults, rate.clone(), rate.clone()) for mults, members in places.items()]

@@ -1,4 +1,4 @@
-"""The six update rules: what is subtracted from the weights, and the history that each rule keeps.
+"""Caffe's six update rules, and AdamW: what is subtracted from the weights, and what history each keeps.
 
 Below, g is the diff of a parameter after clipping, division by iter_size and weight decay; r is the learning
 rate times lr_mult, a tensor on the device, so that a CUDA graph stays valid when it changes. A rule replaces
@@ -25,9 +25,11 @@ class UpdateRule:
     """Base of the rules.
 
     histories   history blobs per parameter
+    decoupled   whether weight decay takes no part in g: r * decay * W is subtracted beside the rule's result
     """
 
     histories: ClassVar[int] = 1
+    decoupled: ClassVar[bool] = False
 
     def __init__(self, param: SolverParameter) -> None:
         self.momentum, self.delta = param.momentum, param.delta
@@ -152,7 +154,9 @@ class Adam(UpdateRule):
         self.momentum2 = param.momentum2
         for field, value in (("momentum", self.momentum), ("momentum2", self.momentum2)):
             if not 0 <= value < 1:
-                raise PrototxtError(f"Adam: {field} must lie between 0 and 1 (1 left out); got {value:g}")
+                raise PrototxtError(
+                    f"{param.type}: {field} must lie between 0 and 1 (1 left out); got {value:g}"
+                )
 
     def corrected(self, rate: float, iteration: int) -> float:
         t = iteration + 1
@@ -169,8 +173,25 @@ class Adam(UpdateRule):
         torch._foreach_mul_(diffs, rate)
 
 
+class AdamW(Adam):
+    """Adam of a g without weight decay; subtract r * weight_decay * decay_mult * W as well.
+
+    Loshchilov and Hutter 2019, arXiv 1711.05101, algorithm 2; not a rule of Caffe's.
+    """
+
+    decoupled = True
+
+    def __init__(self, param: SolverParameter) -> None:
+        super().__init__(param)
+        if param.regularization_type != "L2":
+            raise PrototxtError(
+                f"AdamW decays the weights themselves; got regularization_type: "
+                f'"{param.regularization_type}", leave it out'
+            )
+
+
 RULES: dict[str, type[UpdateRule]] = {
-    rule.__name__: rule for rule in (AdaDelta, AdaGrad, Adam, Nesterov, RMSProp, SGD)
+    rule.__name__: rule for rule in (AdaDelta, AdaGrad, Adam, AdamW, Nesterov, RMSProp, SGD)
 }
 
 

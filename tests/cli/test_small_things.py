@@ -114,3 +114,23 @@ def test_a_net_without_data(arguments: list[str], here: Path, capsys: pytest.Cap
         "prototxt that has data layers"
     )
     assert not Path("fc_lmdb").exists()
+
+
+def test_the_help_of_demo_says_how_long_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["demo", "--help"])
+    assert "3 to 6 minutes on two cores" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_help_of_plot_log_says_what_the_numbers_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plot-log", "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "0 (test accuracy), 2 (test loss), 4 (learning rate), 6 (train loss), over iterations" in words
+
+
+@pytest.mark.parametrize("name", ["train", "--version"])
+def test_the_word_caffe_may_be_typed(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["caffe", name]) == (2 if name == "train" else 0)
+    printed = capsys.readouterr()
+    assert "imae 0." in printed.out if name == "--version" else "Need a solver" in printed.err

@@ -45,6 +45,7 @@ RULES = {
     "SGD, clipped, several passes": "momentum: 0.9 clip_gradients: 0.5 iter_size: 2 weight_decay: 0.001",
     "Nesterov": 'type: "Nesterov" momentum: 0.9',
     "Adam": 'type: "Adam" momentum: 0.9 momentum2: 0.99 delta: 0.001',
+    "AdamW": 'type: "AdamW" momentum: 0.9 momentum2: 0.99 delta: 0.001 weight_decay: 0.001',
     "AdaGrad": 'type: "AdaGrad" delta: 0.001 regularization_type: "L1" weight_decay: 0.001',
     "RMSProp": 'type: "RMSProp" rms_decay: 0.9 delta: 0.001',
     "AdaDelta": 'type: "AdaDelta" momentum: 0.9 delta: 0.001',

@@ -64,6 +64,7 @@ def test_the_demo_in_an_empty_folder(
     monkeypatch.chdir(tmp_path / "empty")
     assert main(["demo", "--seeds", "1"]) == 0
     out = capsys.readouterr().out
+    assert "3 runs, 2 at a time, about a minute each where nothing else computes; their logs are in" in out
     assert re.search(r"^  IMAE  seed 1: test best 0\.\d{4}, final 0\.\d{4}$", out, re.MULTILINE)
     assert re.search(
         r"^data/demo/digits.onnx: (CCE|MAE|IMAE), seed 1; accuracy 0\.\d{4}, as", out, re.MULTILINE

@@ -669,7 +669,7 @@ def test_every_colour_has_a_variable_of_its_own() -> None:
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImaeError, match="a picture needs the package matplotlib: pip install matplotlib"):
+    with pytest.raises(ImaeError, match="a figure needs the package matplotlib: pip install matplotlib"):
         report.page([])
 
 

@@ -105,7 +105,7 @@ def test_detector_shows_the_context_of_a_window(model: tuple[str, str]) -> None:
 def test_detector_refuses(model: tuple[str, str]) -> None:
     detector = caffe.Detector(*model)
     for window in ((0, 0, 0, 5), (-1, 0, 5, 5), (0, 24, 5, 30)):
-        with pytest.raises(DataError, match="does not lie in a picture"):
+        with pytest.raises(DataError, match="does not lie in an image"):
             detector.crop(pictures(16, 24, 3), window)
     with pytest.raises(DataError, match="context_pad needs a square input of more than 8 pixels; got 8 x 8"):
         caffe.Detector(*model, context_pad=4)

@@ -169,7 +169,8 @@ def by_formula(param: SolverParameter, net: Net, iterations: int) -> tuple[list[
         for i, x in enumerate(w):
             r, decay = rate * net.lr_mults[i], param.weight_decay * net.decay_mults[i]
             toward = x if param.regularization_type == "L2" else np.sign(x)
-            gi = g[i] * scale / param.iter_size + decay * toward
+            apart = decay if param.type == "AdamW" else 0
+            gi = g[i] * scale / param.iter_size + (decay - apart) * toward
             old = h[i]
             if param.type == "SGD":
                 h[i] = m * old + r * gi
@@ -193,8 +194,8 @@ def by_formula(param: SolverParameter, net: Net, iterations: int) -> tuple[list[
                 k[i] = param.momentum2 * k[i] + (1 - param.momentum2) * gi**2
                 c = math.sqrt(1 - param.momentum2 ** (t + 1)) / (1 - m ** (t + 1))
                 update = r * c * h[i] / (np.sqrt(k[i]) + d)
-            w[i] = x - update
-    return w, h + (k if param.type in ("Adam", "AdaDelta") else [])
+            w[i] = x - update - r * apart * x
+    return w, h + (k if param.type in ("Adam", "AdamW", "AdaDelta") else [])
 
 
 @pytest.mark.parametrize(
@@ -217,11 +218,14 @@ def by_formula(param: SolverParameter, net: Net, iterations: int) -> tuple[list[
         ("RMSProp", "rms_decay: 0.9 delta: 1e-3"),
         ("AdaDelta", "momentum: 0.9 delta: 1e-3"),
         ("Adam", "momentum: 0.9 momentum2: 0.99 delta: 1e-3"),
+        ("AdamW", "momentum: 0.9 momentum2: 0.99 delta: 1e-3"),
     ],
 )
 def test_update_rules_follow_their_formulas(rule: str, fields: str, common: str) -> None:
     """With lr_mult, decay_mult and a rate that drops on the way."""
     policy = 'base_lr: 0.1 lr_policy: "step" stepsize: 3 gamma: 0.1'
+    if rule == "AdamW":  # it has no L1
+        common = common.replace('regularization_type: "L1"', "")
     param = solver_param(f'type: "{rule}" {policy} {fields} {common}')
     solver = Solver(param, Options(executor=Scripted))
     weights, history = by_formula(param, solver.net, 7)
@@ -235,11 +239,35 @@ def test_update_rules_follow_their_formulas(rule: str, fields: str, common: str)
 
 
 def test_every_rule_has_a_trajectory() -> None:
-    assert set(RULES) == {"SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam"}
+    assert set(RULES) == {"SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam", "AdamW"}
 
 
-def test_diffs_hold_the_update_afterwards() -> None:
-    solver = Solver(solver_param('base_lr: 0.1 lr_policy: "fixed" momentum: 0.9'), Options(executor=Scripted))
+def test_adamw_is_torchs() -> None:
+    """With a delta that is next to nothing, as torch adds it elsewhere."""
+    fields = "momentum: 0.8 momentum2: 0.95 delta: 1e-30 weight_decay: 0.3"
+    param = solver_param(f'type: "AdamW" base_lr: 0.05 lr_policy: "fixed" {fields}')
+    solver = Solver(param, Options(executor=Scripted))
+    mults = list(zip(solver.net.learnable, solver.net.lr_mults, solver.net.decay_mults, strict=True))
+    theirs = [p.detach().clone() for p, _, _ in mults]
+    groups = [
+        {"params": [mine], "lr": 0.05 * lr, "weight_decay": 0.3 * decay}
+        for mine, (_, lr, decay) in zip(theirs, mults, strict=True)
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-30)
+    for t in range(5):
+        for i, mine in enumerate(theirs):
+            mine.grad = gradient(t, i, mine.shape).to(mine)
+        optimizer.step()
+    solver.step(5)
+    rtol, atol, _ = tolerance("trajectory")
+    for got, want in zip(solver.net.learnable, theirs, strict=True):
+        np.testing.assert_allclose(got.detach().numpy(), want.numpy(), rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("rule", ['type: "AdamW" weight_decay: 0.1', ""])
+def test_diffs_hold_the_update_afterwards(rule: str) -> None:
+    fields = 'base_lr: 0.1 lr_policy: "fixed" momentum: 0.9'
+    solver = Solver(solver_param(f"{rule} {fields}"), Options(executor=Scripted))
     before = [p.detach().clone() for p in solver.net.learnable]
     solver.step(1)
     for old, parameter in zip(before, solver.net.learnable, strict=True):
@@ -632,8 +660,8 @@ FIELDS = "net, net_param, train_net, train_net_param"
             "test_state must be unspecified or specified once per test net; got 2 for 1 test nets",
         ),
         (
-            'type: "AdamW"',
-            "Unknown solver type: AdamW (known types: AdaDelta, AdaGrad, Adam, Nesterov, RMSProp, SGD)",
+            'type: "AdamQ"',
+            "Unknown solver type: AdamQ (known types: AdaDelta, AdaGrad, Adam, AdamW, Nesterov, RMSProp, ",
         ),
         (
             'type: "AdaGrad" momentum: 0.9',
@@ -645,6 +673,11 @@ FIELDS = "net, net_param, train_net, train_net_param"
         ),
         ('type: "RMSProp" rms_decay: 1.5', "rms_decay should lie between 0 and 1 (1 left out); got 1.5"),
         ('type: "Adam" momentum: 1', "Adam: momentum must lie between 0 and 1 (1 left out); got 1"),
+        ('type: "AdamW" momentum2: 2', "AdamW: momentum2 must lie between 0 and 1 (1 left out); got 2"),
+        (
+            'type: "AdamW" regularization_type: "L1"',
+            "AdamW decays the weights themselves; got regularization_",
+        ),
         ('type: "Adam" momentum2: 1.5', "Adam: momentum2 must lie between 0 and 1 (1 left out); got 1.5"),
         ("test_iter: [3, -1]", "test_iter must be at least 0, got -1"),
         *(
