@@ -20,6 +20,7 @@ from imae.layers.common.inner_product import InnerProduct
 from imae.layers.forks.bn_caffemex import CaffeMexBN
 from imae.layers.forks.bn_segnet import SegNetBN
 from imae.layers.forks.bn_tsn import TSNBN
+from imae.layers.forks.detection_output import DetectionOutput
 from imae.layers.layer import Layer
 from imae.layers.normalization.batch_norm import BatchNorm
 from imae.layers.normalization.lrn import LRN
@@ -34,6 +35,7 @@ from imae.net.inference_operations import (
     AverageOrMaximum,
     Concatenation,
     ConvolutionOperation,
+    Detection,
     Neighbourhood,
     Operation,
     ProductOperation,
@@ -169,6 +171,8 @@ def _operation(step: Step) -> Operation | None:
         return AverageOrMaximum(layer)
     if _computes_as(layer, Concat):
         return Concatenation(layer)
+    if _computes_as(layer, DetectionOutput):
+        return Detection(layer)
     if _computes_as(layer, LRN) and not layer.within_channel:
         return Neighbourhood(layer)
     return None

@@ -9,6 +9,7 @@ A ReLU is an operation of its own on the top's memory, as F.relu_, or part of a 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -21,6 +22,7 @@ from imae.layers.activation.prelu import PReLU
 from imae.layers.activation.relu import ReLU
 from imae.layers.activation.scale import Scale
 from imae.layers.common.inner_product import InnerProduct
+from imae.layers.forks.detection_output import DetectionOutput
 from imae.layers.layer import Layer, Shape
 from imae.layers.normalization.batch_norm import BatchNorm
 from imae.layers.normalization.lrn import LRN
@@ -33,6 +35,7 @@ from imae.net.kernels import (
     ConvolutionCall,
     FastLRN,
     NormCall,
+    fast_suppress,
     normalize_by_statistics,
     plan_convolution,
     plan_convolution_and_sum,
@@ -257,6 +260,19 @@ class Concatenation(Operation):
     def plan_without_relu(self, setting: Setting) -> Compute:
         forward = self.layer.forward
         return lambda *bottoms: in_order(forward(*bottoms))
+
+
+class Detection(Operation):
+    """SSD's DetectionOutput, with the kernel that suppresses boxes."""
+
+    supports_relu = False
+
+    def __init__(self, layer: DetectionOutput) -> None:
+        self.layer = copy.copy(layer)
+        self.layer.suppress = fast_suppress
+
+    def plan_without_relu(self, setting: Setting) -> Compute:
+        return self.layer.forward
 
 
 class Neighbourhood(Operation):

@@ -15,6 +15,7 @@ Code outside of this folder imports from here, not from its modules.
     ConvolutionCall            the arguments of a convolution without gradients
     plan_convolution           a function that computes it, planned for bottoms of one shape
     plan_convolution_and_sum   the same, plus another blob
+    fast_suppress              SSD's suppression of boxes, where the kernel is there
     available, supported_isas  whether the kernels in C were built, and which instructions they can use here
     chosen, description        which of them this process uses, as values and as a line for the log
 """
@@ -28,6 +29,7 @@ from imae.net.kernels.native import available, chosen, description, sgd, sgd_sup
 from imae.net.kernels.norm import add_in_place, normalize_by_batch, normalize_by_statistics
 from imae.net.kernels.norm_call import NormCall
 from imae.net.kernels.planned import plan_convolution, plan_convolution_and_sum
+from imae.net.kernels.suppression import fast_suppress
 
 __all__ = [
     "ConvolutionCall",
@@ -40,6 +42,7 @@ __all__ = [
     "available",
     "chosen",
     "description",
+    "fast_suppress",
     "normalize_by_batch",
     "normalize_by_statistics",
     "normalize_compiled",

@@ -5,6 +5,7 @@
 #include "common.h"
 #include "conv_weight.h"
 #include "direct.h"
+#include "suppress.h"
 #include "winograd.h"
 
 /* setup.py defines the hash of all files here; native.py does not use a library with another hash. */
