@@ -198,7 +198,7 @@ class _Lstm(torch.autograd.Function):
             hiddens.append(hidden)
             cells.append(cell)
         states = torch.stack(hiddens), torch.stack(cells)
-        gates = torch.stack(sigmoids).unflatten(2, (4, size)).transpose(1, 2).contiguous()
+        gates = torch.stack(sigmoids).view(*cont.shape, 4, size).transpose(1, 2).contiguous()
         gates[:, 1].masked_fill_(~cont.unsqueeze(2), 0)
         gates[:, 3] = torch.stack(tanhs)
         ctx.save_for_backward(x, input_weight, hidden_weight, cont, *states, gates)
