@@ -20,6 +20,9 @@ from imae.layers.common.inner_product import InnerProduct
 from imae.layers.forks.bn_caffemex import CaffeMexBN
 from imae.layers.forks.bn_segnet import SegNetBN
 from imae.layers.forks.bn_tsn import TSNBN
+from imae.layers.forks.detection_output import DetectionOutput
+from imae.layers.forks.prior_box import PriorBox
+from imae.layers.forks.shuffle_channel import ShuffleChannel
 from imae.layers.layer import Layer
 from imae.layers.normalization.batch_norm import BatchNorm
 from imae.layers.normalization.lrn import LRN
@@ -34,10 +37,13 @@ from imae.net.inference_operations import (
     AverageOrMaximum,
     Concatenation,
     ConvolutionOperation,
+    Detection,
     Neighbourhood,
     Operation,
+    Priors,
     ProductOperation,
     ReLUOperation,
+    Shuffle,
     SumOperation,
 )
 from imae.net.net import Net
@@ -169,6 +175,12 @@ def _operation(step: Step) -> Operation | None:
         return AverageOrMaximum(layer)
     if _computes_as(layer, Concat):
         return Concatenation(layer)
+    if _computes_as(layer, DetectionOutput):
+        return Detection(layer)
+    if _computes_as(layer, PriorBox):
+        return Priors(layer)
+    if _computes_as(layer, ShuffleChannel):
+        return Shuffle(layer)
     if _computes_as(layer, LRN) and not layer.within_channel:
         return Neighbourhood(layer)
     return None

@@ -9,6 +9,7 @@ A ReLU is an operation of its own on the top's memory, as F.relu_, or part of a 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -21,6 +22,9 @@ from imae.layers.activation.prelu import PReLU
 from imae.layers.activation.relu import ReLU
 from imae.layers.activation.scale import Scale
 from imae.layers.common.inner_product import InnerProduct
+from imae.layers.forks.detection_output import DetectionOutput
+from imae.layers.forks.prior_box import PriorBox
+from imae.layers.forks.shuffle_channel import ShuffleChannel
 from imae.layers.layer import Layer, Shape
 from imae.layers.normalization.batch_norm import BatchNorm
 from imae.layers.normalization.lrn import LRN
@@ -33,6 +37,7 @@ from imae.net.kernels import (
     ConvolutionCall,
     FastLRN,
     NormCall,
+    fast_suppress,
     normalize_by_statistics,
     plan_convolution,
     plan_convolution_and_sum,
@@ -257,6 +262,52 @@ class Concatenation(Operation):
     def plan_without_relu(self, setting: Setting) -> Compute:
         forward = self.layer.forward
         return lambda *bottoms: in_order(forward(*bottoms))
+
+
+class Detection(Operation):
+    """SSD's DetectionOutput, with the kernel that suppresses boxes."""
+
+    supports_relu = False
+
+    def __init__(self, layer: DetectionOutput) -> None:
+        self.layer = copy.copy(layer)
+        self.layer.suppress = fast_suppress
+
+    def plan_without_relu(self, setting: Setting) -> Compute:
+        return self.layer.forward
+
+
+class Shuffle(Operation):
+    """A ShuffleChannel, in one copy."""
+
+    def __init__(self, layer: ShuffleChannel) -> None:
+        self.layer = layer
+
+    def plan_without_relu(self, setting: Setting) -> Compute:
+        (shape,), layer = setting.shapes, self.layer
+        if len(shape) != 4 or layer.group in (1, shape[1]):  # the layer's top may be a view of its bottom
+            return lambda x: in_order(layer.forward(x).clone())
+        num, channels, height, width = shape
+        grouped = (num, height, width, layer.group, channels // layer.group)
+
+        def shuffle(x: Tensor) -> Tensor:
+            pixels = x.permute(0, 2, 3, 1).view(grouped).transpose(3, 4)
+            return pixels.reshape(num, height, width, channels).permute(0, 3, 1, 2)
+
+        return shuffle
+
+
+class Priors(Operation):
+    """SSD's PriorBox, whose top depends on shapes alone: it is made once."""
+
+    supports_relu = False
+
+    def __init__(self, layer: PriorBox) -> None:
+        self.layer = layer
+
+    def plan_without_relu(self, setting: Setting) -> Compute:
+        boxes = self.layer.forward(*(torch.empty(shape, dtype=torch.float32) for shape in setting.shapes))
+        return lambda *_: boxes.clone()
 
 
 class Neighbourhood(Operation):

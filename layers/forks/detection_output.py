@@ -22,7 +22,7 @@ code aborts); a prior without area is an error for the codes that divide by its 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from math import prod
 
@@ -51,6 +51,7 @@ class DetectionOutput(Layer):
     min_bottoms, max_bottoms, num_tops = 3, 4, 1
     in_place = False
     open_axes = (2,)
+    suppress: Callable[[Tensor, float, float], Tensor] = staticmethod(suppress)  # net/ has a faster one
     undeployed_fields = ("detection_output_param.save_output_param", "detection_output_param.visualize")
 
     def __init__(self, param: LayerParameter) -> None:
@@ -133,7 +134,7 @@ class DetectionOutput(Layer):
             order = scores[label, index].sort(descending=True, stable=True).indices
             index = index[order[: self.top_k] if self.top_k > -1 else order]
             candidates = boxes[label if self.loc_classes > 1 else 0, index]
-            stays = suppress(candidates, fields.nms_param.nms_threshold, fields.nms_param.eta)
+            stays = self.suppress(candidates, fields.nms_param.nms_threshold, fields.nms_param.eta)
             kept = candidates[stays]
             head = kept.new_tensor([image, label]).expand(len(kept), 2)
             rows.append(torch.cat([head, scores[label, index[stays], None], kept], 1))

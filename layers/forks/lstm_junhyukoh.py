@@ -179,19 +179,29 @@ class _Lstm(torch.autograd.Function):
         threshold: float,
     ) -> tuple[Tensor, Tensor]:
         inputs = (x @ input_weight.t() + bias).view(*cont.shape, -1)
-        hiddens, cells, gates = [hidden], [cell], []
-        for gate, keep in zip(inputs, cont.unsqueeze(2), strict=True):
-            gate = gate + torch.where(keep, hidden @ hidden_weight.t(), 0)
-            i, f, o, g = gate.chunk(4, 1)
-            i, o, g = torch.sigmoid(i), torch.sigmoid(o), torch.tanh(g)
-            f = torch.where(keep, torch.sigmoid(f), 0)
+        hiddens, cells, sigmoids, tanhs = [hidden], [cell], [], []
+        continues, begins = cont.all(1).tolist(), (~cont.any(1)).tolist()  # for all streams
+        size, hidden_weight_t = hidden.shape[1], hidden_weight.t()
+        for t, gate in enumerate(inputs.unbind()):
+            if continues[t]:
+                gate = torch.addmm(gate, hidden, hidden_weight_t)
+            elif not begins[t]:
+                gate = gate + torch.where(cont[t].unsqueeze(1), hidden @ hidden_weight_t, 0)
+            sigmoid, g = torch.sigmoid(gate), torch.tanh(gate[:, 3 * size :])
+            i, f, o, _ = sigmoid.chunk(4, 1)
+            if not continues[t]:
+                f = torch.where(cont[t].unsqueeze(1), f, 0)
             cell = f * cell + i * g
             hidden = o * torch.tanh(cell)
-            gates.append(torch.stack([i, f, o, g]))
+            sigmoids.append(sigmoid)
+            tanhs.append(g)
             hiddens.append(hidden)
             cells.append(cell)
         states = torch.stack(hiddens), torch.stack(cells)
-        ctx.save_for_backward(x, input_weight, hidden_weight, cont, *states, torch.stack(gates))
+        gates = torch.stack(sigmoids).view(*cont.shape, 4, size).transpose(1, 2).contiguous()
+        gates[:, 1].masked_fill_(~cont.unsqueeze(2), 0)
+        gates[:, 3] = torch.stack(tanhs)
+        ctx.save_for_backward(x, input_weight, hidden_weight, cont, *states, gates)
         ctx.threshold = threshold
         ctx.mark_non_differentiable(cell)
         return states[0][1:].flatten(0, 1), cell

@@ -19,6 +19,7 @@ Code outside of this folder imports from here, not from its modules.
     plan_convolution           a function that computes it, planned for bottoms of one shape
     plan_convolution_and_sum   the same, plus another blob
     plan_windows               a function that makes numbers of images' pixels, for a batch
+    fast_suppress              SSD's suppression of boxes, where the kernel is there
     available, supported_isas  whether the kernels in C were built, and which instructions they can use here
     chosen, description        which of them this process uses, as values and as a line for the log
     convolution_ways           all ways to convolve on this processor
@@ -45,6 +46,7 @@ from imae.net.kernels.norm import add_in_place, normalize_by_batch, normalize_by
 from imae.net.kernels.norm_call import NormCall
 from imae.net.kernels.pixels import plan_windows
 from imae.net.kernels.planned import plan_convolution, plan_convolution_and_sum
+from imae.net.kernels.suppression import fast_suppress
 
 __all__ = [
     "ConvolutionCall",
@@ -61,6 +63,7 @@ __all__ = [
     "convolution_calls",
     "convolution_ways",
     "description",
+    "fast_suppress",
     "normalize_by_batch",
     "normalize_by_statistics",
     "normalize_compiled",

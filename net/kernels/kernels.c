@@ -4,6 +4,7 @@
 
 #include "conv.h"
 #include "pixels.h"
+#include "suppress.h"
 
 /* setup.py defines the hash of all files here; native.py does not use a library with another hash. */
 #ifndef SOURCES_HASH

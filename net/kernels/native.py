@@ -53,6 +53,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "pixels": [*[_ADDRESS] * 3, ctypes.c_float, _ADDRESS],
     "lrn": [*[_ADDRESS] * 2, *[_SIZE] * 3, _NUMBER, _NUMBER, _INT, _ADDRESS],
     "sgd": [_SIZE, *[_ADDRESS] * 4, *[_NUMBER] * 3, _INT],
+    "suppress": [_ADDRESS, _SIZE, ctypes.c_float, _ADDRESS],
     "winograd": [_ADDRESS, _ADDRESS, _ADDRESS, _INT, _ADDRESS, _ADDRESS, _INT, _ADDRESS],
     "winograd_by_transformed": [*[_ADDRESS] * 4, _INT, _ADDRESS, _INT, _ADDRESS],
     "winograd_transform": [_ADDRESS, _ADDRESS, _INT, _ADDRESS, _INT, _ADDRESS],
@@ -417,6 +418,21 @@ def uses_winograd() -> bool:
 def uses_winograd_weight() -> bool:
     """Whether `winograd_weight_gradient` is used, likewise."""
     return available() and convolutions().winograd_weight is not None
+
+
+def uses_suppress() -> bool:
+    """Whether `suppress` is used: everywhere but with IMAE_KERNELS=none."""
+    return available() and chosen().batch_norm
+
+
+def suppress(boxes: Tensor, threshold: float) -> Tensor:
+    """`suppress` of layers/forks/boxes.py with an eta of 1, of boxes (n, 4) in single precision: a mask."""
+    if boxes.dtype != torch.float32 or boxes.dim() != 2 or boxes.shape[1] != 4 or not boxes.is_cpu:
+        raise ValueError(f"no kernel for {boxes.dtype} {tuple(boxes.shape)} on {boxes.device}")
+    boxes, stays = boxes.contiguous(), torch.empty(len(boxes), dtype=torch.bool)
+    if _kernel("suppress")(boxes.data_ptr(), len(boxes), threshold, stays.data_ptr()):
+        raise MemoryError
+    return stays
 
 
 def most_threads(products: int) -> int:

@@ -350,6 +350,37 @@ PATTERNS: dict[str, tuple[str, int]] = {
         + layer("BN", "h", "i", "bn_param { decay: 0.9 moving_average: false }"),
         9,
     ),
+    "shuffled channels": (
+        IMAGES
+        + conv("a", "data", "num_output: 12 kernel_size: 1 group: 2")
+        + layer("ShuffleChannel", "a", "b", "shuffle_channel_param { group: 3 }")
+        + layer("ReLU", "b", "b")
+        + conv("c", "b", "num_output: 12 kernel_size: 3 pad: 1 group: 12")
+        + layer("ShuffleChannel", "c", "g", "shuffle_channel_param { group: 2 }")
+        + layer("Slice", "g", "d e", "slice_param { slice_point: 5 }")
+        + layer("Concat", "e d", "f")
+        + layer("ShuffleChannel", "f", "h", "shuffle_channel_param { group: 1 }")
+        + layer("ReLU", "h", "i")
+        + layer("Eltwise", "i f", "j")
+        + layer("InnerProduct", "j", "k", f"inner_product_param {{ {PRODUCT} }}")
+        + layer("ShuffleChannel", "k", "l", "shuffle_channel_param { group: 5 }")
+        + layer("ReLU", "l", "l"),
+        10,
+    ),
+    "priors": (
+        IMAGES
+        + conv("a", "data", "num_output: 4 kernel_size: 3 stride: 2")
+        + layer(
+            "PriorBox",
+            "a data",
+            "p",
+            "prior_box_param { min_size: 2 max_size: 5 aspect_ratio: 2 flip: true }",
+        )
+        + layer("PriorBox", "a", "q", "prior_box_param { min_size: 3 img_size: 20 }")
+        + layer("ReLU", "q", "q")
+        + layer("Concat", "p q", "r", "concat_param { axis: 2 }"),
+        5,
+    ),
     "shortcut A": (
         IMAGES
         + conv("a", "data", "num_output: 16 kernel_size: 3 pad: 1 stride: 2")

@@ -61,7 +61,7 @@ def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
-@pytest.mark.parametrize("name", ["common", "conv"])
+@pytest.mark.parametrize("name", ["common", "conv", "pixels", "suppress"])
 def test_a_header_includes_what_it_needs(name: str) -> None:
     """The others are templates: they say so where kernels.c does not include them."""
     folder = Path(native.__file__).resolve().parent
