@@ -430,7 +430,7 @@ def suppress(boxes: Tensor, threshold: float) -> Tensor:
     if boxes.dtype != torch.float32 or boxes.dim() != 2 or boxes.shape[1] != 4 or not boxes.is_cpu:
         raise ValueError(f"no kernel for {boxes.dtype} {tuple(boxes.shape)} on {boxes.device}")
     boxes, stays = boxes.contiguous(), torch.empty(len(boxes), dtype=torch.bool)
-    if _kernel("suppress")(boxes.data_ptr(), len(boxes), threshold, stays.data_ptr()):
+    if _exported("suppress", "imae_suppress")(boxes.data_ptr(), len(boxes), threshold, stays.data_ptr()):
         raise MemoryError
     return stays
 
