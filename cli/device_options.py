@@ -58,8 +58,9 @@ def add_precision_option(parser: argparse.ArgumentParser) -> None:
         choices=["fp32", "tf32", "bf16"],
         default="fp32",
         help="precision of convolutions and matrix products: fp32 (default); tf32, on a GPU only: inputs "
-        "rounded to a mantissa of 10 bits; bf16: blobs between layers are in bfloat16, too. Parameters, "
-        "diffs, losses and the update stay in single precision",
+        "rounded to a mantissa of 10 bits; bf16: blobs between layers are in bfloat16, too; on the CPU it is "
+        "faster only with AMX or AVX-512 BF16. Parameters, diffs, statistics, losses and the update stay in "
+        "single precision",
     )
 
 

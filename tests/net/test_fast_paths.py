@@ -670,7 +670,7 @@ def test_sums_are_joined(name: str, tmp_path: Path) -> None:
 
 
 def test_reduced_precision_is_near_single_precision(tmp_path: Path) -> None:
-    """The fast way in bfloat16 beside the plain way: convolutions after all that changes what they read."""
+    """One iteration the fast way in bfloat16, beside the plain way in single precision."""
     body = conv("c", "data", 8, 3) + layer("ReLU", "r", "c", "c") + conv("d", "c", 8, 3) + norm("n", "d")
     source = write_images(tmp_path / "lmdb", 3, 16)
     data = DATA.replace("SOURCE", source).replace("BATCH", "8")
