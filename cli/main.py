@@ -38,7 +38,7 @@ from imae.files.caffe_log import GlogFormatter, debug_logger
 from imae.files.caffe_log import logger as caffe_logger
 from imae.files.errors import ImaeError
 from imae.files.nearest import did_you_mean
-from imae.layers.user_code import TRACEBACK, UserCode
+from imae.net.user_code import TRACEBACK, UserCode
 from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.python_layers import no_python_layers
 from imae.train.progress import StderrHandler
