@@ -38,7 +38,7 @@ from imae.files.caffe_log import GlogFormatter, debug_logger
 from imae.files.caffe_log import logger as caffe_logger
 from imae.files.errors import ImaeError
 from imae.files.nearest import did_you_mean
-from imae.layers.user_code import TRACEBACK, UserCode
+from imae.net.user_code import TRACEBACK, UserCode
 from imae.prototxt.leftovers import strict_fields
 from imae.prototxt.python_layers import no_python_layers
 from imae.train.progress import StderrHandler
@@ -104,6 +104,18 @@ FUTURE_CAFFE = "Note that future Caffe releases will "
 # Flags that have no value in Caffe's tools, and may have a number here.
 BARE_IN_CAFFE = ("--shuffle",)
 OPTIONS_OF_FILES = {".prototxt": "--model", ".caffemodel": "--weights"}
+# Caffe's programs that have no command of their name here, and what does their work.
+OTHER_PROGRAMS = {
+    "classify": "imae export, then imae run; or imae.pycaffe.Classifier",
+    "classification": "imae export, then imae run",
+    "detect": "imae export, then imae run; or imae.pycaffe.Detector",
+    "plot-training-log": "imae plot-log",
+    "resize-and-crop-images": "imae convert-imageset --resize_height H --resize_width W",
+    "finetune-net": "imae train SOLVER --weights W",
+    "train-net": "imae train SOLVER",
+    "test-net": "imae test --model NET --weights W",
+    "net-speed-benchmark": "imae time --model NET",
+}
 
 
 class Command(Protocol):
@@ -134,19 +146,32 @@ class Parser(argparse.ArgumentParser):
         elif found := re.fullmatch(r"argument .*: invalid choice: '(.*)' \(choose from (.*)\)", message):
             message += did_you_mean(found[1], re.findall(r"[\w-]+", found[2]), "'")
         elif re.match("unrecognized arguments|the following arguments are required", message):
-            message += self._files_as_options()
+            message += self._choices_of_required(message) + self._files_as_options()
         raise ImaeError(f"{self.prog.removeprefix('imae ')}: {message}")
+
+    def _choices_of_required(self, message: str) -> str:
+        """What may be written for the options that are required and have choices."""
+        required = re.findall(r"--[\w-]+", message) if message.startswith("the following") else []
+        actions = [(name, self._option_string_actions[name]) for name in required]
+        words = [f"{name} is one of {', '.join(map(str, a.choices))}" for name, a in actions if a.choices]
+        return f"; {'; '.join(words)}" if words else ""
 
     def _files_as_options(self) -> str:
         """How the nets and weights that stand without an option are given."""
         words = [
             f"{option} {shlex.quote(argument)}"
             for before, argument in pairwise(["", *self.given])
-            if (option := OPTIONS_OF_FILES.get(os.path.splitext(argument)[1])) in self._option_string_actions
+            if (option := self._option_of(argument)) in self._option_string_actions
             and option not in self.given
             and not before.startswith("--")
         ]
         return f"; write {' '.join(words)}" if words else ""
+
+    def _option_of(self, argument: str) -> str | None:
+        """The option for a file, by its name: a solver or a net, or weights."""
+        if "solver" in os.path.basename(argument) and "--solver" in self._option_string_actions:
+            return "--solver"
+        return OPTIONS_OF_FILES.get(os.path.splitext(argument)[1])
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse a command line; `-gpu` is read as `--gpu`."""
@@ -253,6 +278,8 @@ def _run(arguments: Sequence[str]) -> int:
 
         print(f"imae {version('imae')}")
     elif name not in COMMANDS:
+        if program := OTHER_PROGRAMS.get(name.removesuffix(".py")):
+            raise ImaeError(f"Unknown action: {name}; what Caffe's program of this name did: {program}")
         raise ImaeError(
             f"Unknown action: {name}{did_you_mean(name, COMMANDS)} (known: {', '.join(COMMANDS)})"
         )

@@ -22,6 +22,8 @@ from imae.converters.predict import Prediction
 from imae.files.errors import DataError, printable
 
 GROUPS = ("all", "intact", "corrupted")
+# The end of an error: how another LMDB is read, since the labels of the train net's are the corrupted ones.
+OF_THE_PHASE = " (--phase TRAIN reads the train net's; see also --stage)"
 
 
 class Share(NamedTuple):
@@ -60,7 +62,7 @@ class TrueLabels:
         if missing:
             raise DataError(
                 f"'{self.path}' has no labels for records of '{source}', e.g. {printable(repr(missing[0]))}; "
-                "it must be the file of the LMDB that is read (of the net's Data layer: see --stage)"
+                f"it must be the file of the LMDB that is read{OF_THE_PHASE}"
             )
         rows = np.array([self.rows[key] for key in keys], np.int64)
         wrong = np.flatnonzero(self.given[rows] != labels)
@@ -69,7 +71,7 @@ class TrueLabels:
             raise DataError(
                 f"'{self.path}': the given label of {printable(repr(keys[first]))} is "
                 f"{self.given[rows[first]]}, in '{source}' {labels[first]}; it must be the file of the LMDB "
-                "that is read"
+                f"that is read{OF_THE_PHASE}"
             )
         return rows
 

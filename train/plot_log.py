@@ -198,7 +198,10 @@ def plot_logs(chart_text: str, output: AnyPath, paths: Sequence[str], seconds: b
             for _, log in logs
             for n in log
         }
-        raise DataError(f"there is no {chart} in these logs; there is {', '.join(sorted(known))}")
+        raise DataError(
+            f"there is no {chart} in these logs; there is {', '.join(sorted(known))}: "
+            "write one of these as WHAT"
+        )
     parts = panels(logs, chart)
 
     def draw(figure: Any) -> None:

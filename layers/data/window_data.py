@@ -220,9 +220,7 @@ class WindowData(PrefetchingLayer):
             place = Place(window.x1, window.y1, window.x2, window.y2, crop, crop)
         description = f"{path}: the window of columns {place.x1} to {place.x2}, rows {place.y1} to {place.y2}"
         if not (0 <= place.x1 <= place.x2 < width and 0 <= place.y1 <= place.y2 < height):
-            raise DataError(
-                f"{description} lies outside the image, which is {width} wide and {height} high"
-            )
+            raise DataError(f"{description} lies outside the image, which is {width} wide and {height} high")
         cut = image[place.y1 : place.y2 + 1, place.x1 : place.x2 + 1]
         left = place.right if mirror else place.left
         size = (min(place.width, crop - left), min(place.height, crop - place.top))  # rounding may overshoot

@@ -14,7 +14,7 @@ setup; self.blobs are the parameters themselves. What a layer writes into a bott
 
 The module is imported with the working directory on the path, and a warning is logged: a prototxt with such
 a layer runs code. prototxt/python_layers.py can forbid it. An exception from that code is passed on; the
-command line makes one line of it (layers/user_code.py). A few modules of well-known projects are built in and
+command line makes one line of it (net/user_code.py). A few modules of well-known projects are built in and
 not imported (layers/registry.py: register_python_layer).
 share_in_parallel has no effect, as every rank is a process of its own.
 

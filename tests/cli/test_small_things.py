@@ -134,3 +134,35 @@ def test_the_word_caffe_may_be_typed(name: str, capsys: pytest.CaptureFixture[st
     assert main(["caffe", name]) == (2 if name == "train" else 0)
     printed = capsys.readouterr()
     assert "imae 0." in printed.out if name == "--version" else "Need a solver" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("name", "program"),
+    [
+        ("classify.py", "imae export, then imae run; or imae.pycaffe.Classifier"),
+        ("plot_training_log.py", "imae plot-log"),
+        ("train_net", "imae train SOLVER"),
+    ],
+)
+def test_a_program_of_caffes_that_has_another_name_here(
+    name: str, program: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([name]) == 2
+    assert capsys.readouterr().err.endswith(f"; what Caffe's program of this name did: {program}\n")
+
+
+def test_a_solver_without_its_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["out-of-fold", "my_solver.prototxt"]) == 2
+    assert capsys.readouterr().err.endswith("; write --solver my_solver.prototxt\n")
+
+
+def test_a_chart_that_is_not_there_says_what_to_write(capsys: pytest.CaptureFixture[str]) -> None:
+    log = Path(__file__).parents[1] / "cases" / "runs" / "digits_lenet" / "train.log"
+    assert main(["plot-log", "test:acc", "acc.png", str(log)]) == 2
+    last = capsys.readouterr().err
+    assert "test:accuracy" in last and last.endswith(": write one of these as WHAT\n")
+
+
+def test_a_required_option_says_what_it_may_be(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quantize", "a.onnx", "b.onnx"]) == 2
+    assert capsys.readouterr().err.endswith("required: --to; --to is one of fp16, int8\n")

@@ -120,7 +120,10 @@ def test_no_record_is_corrupted(capsys: pytest.CaptureFixture[str]) -> None:
             ["test", "dummy.prototxt", "--weights", "w.caffemodel", "--clean-labels", FILE],
             "--clean-labels needs a net with one Data layer",
         ),
-        ([*COMMAND[:3], "test", *COMMAND[4:], FILE], "the given label of b'006' is 1, in 'clean' 0"),
+        (
+            [*COMMAND[:3], "test", *COMMAND[4:], FILE],
+            "in 'clean' 0; it must be the file of the LMDB that is read (--phase TRAIN reads",
+        ),
         (["test", "plain.prototxt", *COMMAND[2:], FILE], "--clean-labels needs an Accuracy layer"),
         (["test", "wide.prototxt", *COMMAND[2:], FILE], "one class a record, (N, C) scores; tall has the"),
     ],

@@ -852,8 +852,7 @@ WRONG_WINDOWS = {
     GOOD_WINDOWS.replace("1 0.9", "0 0.9"): f"{FILE}: label > 0 (0 vs. 0) of a foreground window",
     GOOD_WINDOWS.replace(
         "0 0 3 3", "0 0 8 3"
-    ): "p0.png: the window of columns 0 to 8, rows 0 to 3 lies outside "
-    "the image, which is 8 wide and 9 high",
+    ): "p0.png: the window of columns 0 to 8, rows 0 to 3 lies outside the image, which is 8 wide and 9 high",
     GOOD_WINDOWS.replace("p0", "no"): "Could not load no.png: No such file or directory; mend the list, or "
     "root_folder",
 }

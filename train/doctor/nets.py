@@ -38,10 +38,10 @@ from imae.layers.data.hdf5_output import HDF5Output
 from imae.layers.layer import Shape
 from imae.layers.registry import class_of, layer_types
 from imae.layers.run import Run
-from imae.layers.user_code import UserCode, UserCodeError
 from imae.layers.utility.python import Python
 from imae.net.net import Net
 from imae.net.no_loss import no_loss_message, stages_of_losses
+from imae.net.user_code import UserCode, UserCodeError
 from imae.prototxt import TEST, TRAIN, LayerParameter, NetParameter, NetState, Phase, TransformationParameter
 from imae.prototxt.dialects import read_net_text
 from imae.prototxt.python_layers import no_python_layers
