@@ -1,4 +1,7 @@
-"""`python -m benchmarks [NAME]`, in the top folder of the repository: run one benchmark, or all.
+"""`python -m benchmarks [NAME]`, in the top folder of the repository: run one benchmark, or all that time.
+
+All together take less than a quarter of an hour on two idle cores. What answers another question than that of
+speed, or needs a folder, runs by its name alone (BY_NAME).
 
 Each prints Markdown: what is compared, the versions and the device, and the figures. All ways to do the same
 thing are timed in turns in one run. BENCHMARKS.md holds the last figures.
@@ -24,6 +27,9 @@ NAMES = (
     "pycaffe",
 )
 
+# Trainings of an hour and more; whether runtimes agree; public nets, which a folder must hold.
+BY_NAME = ("losses", "runtimes", "zoo")
+
 
 def main() -> None:
     """Run benchmarks one after the other."""
@@ -38,7 +44,7 @@ def main() -> None:
         )
     arguments = parser.parse_args()
     for name, module in modules.items():
-        if arguments.name in (None, name):
+        if arguments.name == name or (arguments.name is None and name not in BY_NAME):
             print(f"\n## {name}: {str(module.__doc__).splitlines()[0]}\n", flush=True)
             begun = time.monotonic()
             module.main(arguments if arguments.name else commands.choices[name].parse_args([]))
