@@ -274,7 +274,7 @@ def _head(net: NetParameter, bottom: str, small: float, large: float, first: boo
 NETS = {
     "CaffeNet": Architecture(caffenet, 227, 16, 16),
     "GoogLeNet": Architecture(googlenet, 224, 8, 8),
-    "VGG-16": Architecture(vgg16, 224, 4, 4),
+    "VGG-16": Architecture(vgg16, 224, 2, 2),
     "ResNet-50": Architecture(lambda: resnet50(CLASSES), 224, 8, 8),
     "MobileNet": Architecture(mobilenet, 224, 8, 8),
     "SSD": Architecture(ssd, 300, 4, 4, ("mbox_loc", "mbox_conf")),

@@ -24,6 +24,7 @@ from imae.layers.data.data_resources import DataResources, usable_cores
 from imae.layers.data.dummy_data import DummyData
 from imae.layers.registry import layer_class
 from imae.layers.run import Run
+from imae.net import kernels
 from imae.prototxt import TRAIN, LayerParameter, NetParameter, SolverParameter
 from imae.prototxt.text import parse_net, parse_text
 from imae.train.options import Options
@@ -174,7 +175,8 @@ def _built(text: str) -> Any:
     param = parse_text(text, LayerParameter, "<benchmark>")
     param.phase = TRAIN
     layer = layer_class(param.type)(param)
-    layer.build([], Run(CaffeRandom(1), data_resources=DataResources(0)))
+    run = Run(CaffeRandom(1), data_resources=DataResources(0), plan_windows=kernels.plan_windows)
+    layer.build([], run)
     return layer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import random
@@ -47,20 +48,25 @@ def in_turns(
     warm_up: int = 2,
     after: Mapping[str, Callable[[], object]] | None = None,
     rest: float = 0.0,
+    seconds: float = math.inf,
 ) -> dict[str, Timing]:
     """Call each way once per round, in a new order, so that slow moments and caches affect all equally.
 
-    after   by name, a function to call after each turn; it is not timed
-    rest    before each turn, wait for so many seconds and then call the way once, untimed: see REST
+    after     by name, a function to call after each turn; it is not timed
+    rest      before each turn, wait for so many seconds and then call the way once, untimed: see REST
+    seconds   after which no further round is begun, but for the second
     """
     after = after or {}
     for _ in range(warm_up):
         for name, way in ways.items():
             way()
             after.get(name, lambda: None)()
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    times: dict[str, list[float]] = {name: [] for name in ways}
     order, shuffle = list(ways), random.Random(0).shuffle
-    for _ in range(rounds):
+    begun_at = time.perf_counter()
+    for number in range(rounds):
+        if number >= 2 and time.perf_counter() - begun_at > seconds:
+            break
         shuffle(order)
         for name in order:
             way = ways[name]
@@ -69,9 +75,9 @@ def in_turns(
                 way()
             begun = time.perf_counter()
             way()
-            seconds[name].append(time.perf_counter() - begun)
+            times[name].append(time.perf_counter() - begun)
             after.get(name, lambda: None)()
-    return {name: Timing(tuple(times)) for name, times in seconds.items()}
+    return {name: Timing(tuple(values)) for name, values in times.items()}
 
 
 def table(

@@ -1,12 +1,14 @@
 """Are the nets that people have trained and tested as fast as by plain PyTorch, ONNX Runtime and OpenCV?
 
-    python -m benchmarks nets [--nets CaffeNet ...] [--rounds 3] [--compiled all] [--opencv-python PYTHON]
+    python -m benchmarks nets [--full] [--nets CaffeNet ...] [--compiled all] [--opencv-python PYTHON]
 
 CaffeNet, GoogLeNet, VGG-16, ResNet-50, MobileNet and a small SSD (architectures.py), of random weights, with
 one image and with a usual batch. Images are in memory; no way reads data. PyTorch has the same layers as a
 user of PyTorch writes them (plain_modules.py). All ways of a net are timed in turns in one process, OpenCV in
-one of its own; memory is measured in a process of its own for each way. torch.compile takes minutes:
---compiled names the nets for which it is tried, `--compiled all` every one; by default none is.
+one of its own; memory is measured in a process of its own for each way. That takes half an hour, most of it
+torch.compile's: --full is for it. By default VGG-16, torch.compile and memory are left out, and a net has
+seconds alone in each table, so that all takes three to four minutes; --nets, --compiled, --memory and
+--seconds choose otherwise.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import multiprocessing
 import subprocess
 import sys
@@ -41,6 +44,7 @@ from imae.prototxt import TEST, TRAIN, SolverParameter
 from imae.train.options import Options
 from imae.train.solver import Solver
 
+SLOW = ("VGG-16",)  # left out by default
 Ways = dict[str, Callable[[], object]]
 PRODUCT, SIZE = "matrix product", 1024
 IMAE, EAGER, LAST, COMPILED = "imae", "eager", "channels-last", "compiled"
@@ -238,14 +242,15 @@ def work(architecture: Architecture, count: int, phase: int) -> int:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    if arguments.memory:
-        print(json.dumps(_all_memory(arguments.memory)))
+    if arguments.measure_memory:
+        print(json.dumps(_all_memory(arguments.measure_memory)))
         return
     keep_freed_memory()
     print(machine() + "\n")
-    names, compiled = arguments.nets, arguments.compiled
-    compiled = list(NETS) if compiled == ["all"] else compiled
-    memory = {} if arguments.no_memory else _memory(names)
+    full = arguments.full
+    names = arguments.nets or [name for name in NETS if full or name not in SLOW]
+    compiled = names if full or arguments.compiled == ["all"] else arguments.compiled
+    memory = _memory(names) if full or arguments.memory else {}
     for phase, question in ((TRAIN, "one training iteration"), (TEST, "one forward pass in TEST")):
         if arguments.phase not in ("", "train" if phase == TRAIN else "test"):
             continue
@@ -282,7 +287,9 @@ def _timings(
         rounds = arguments.rounds if count > 1 else 2 * arguments.rounds
         try:
             ways_and_product = {**ways, PRODUCT: matrix_product(SIZE)}
-            return in_turns(ways_and_product, rounds, warm_up=1, rest=0.0 if phase == TRAIN else REST)
+            rest = 0.0 if phase == TRAIN else REST
+            seconds = math.inf if arguments.full else arguments.seconds
+            return in_turns(ways_and_product, rounds, warm_up=1, rest=rest, seconds=seconds)
         finally:
             for way in ways.values():
                 if isinstance(way, OpenCV):
@@ -318,7 +325,7 @@ MEASURED = (IMAE, EAGER, LAST)
 
 def _memory(names: Sequence[str]) -> dict[str, float]:
     """MiB by net and way, from a process that forks one for each."""
-    command = [sys.executable, "-m", "benchmarks", "nets", "--memory", *names]
+    command = [sys.executable, "-m", "benchmarks", "nets", "--measure-memory", *names]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
@@ -340,7 +347,7 @@ def _all_memory(names: Sequence[str]) -> dict[str, float]:
 
 
 def _one_memory(name: str, way: str, sending: Any) -> None:
-    """Send the MiB by which three iterations raise this process's peak."""
+    """Send the MiB by which two iterations raise this process's peak; the second has all that is kept."""
     before = peak_memory()
     architecture = NETS[name]
     if way == IMAE:
@@ -348,16 +355,22 @@ def _one_memory(name: str, way: str, sending: Any) -> None:
         step: Callable[[], object] = partial(make_solver(architecture, architecture.train).step, 1)
     else:
         step = plain_step(architecture, architecture.train, channels_last=way == LAST)
-    for _ in range(3):
+    for _ in range(2):
         step()
     sending.send(peak_memory() - before)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--nets", nargs="+", choices=NETS, default=[*NETS])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--compiled", nargs="*", choices=[*NETS, "all"], default=[])
+    parser.add_argument("--full", action="store_true", help="all nets, all rounds, torch.compile, memory")
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=[], help="only these")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="with a usual batch; twice as many with one image"
+    )
+    parser.add_argument("--seconds", type=float, default=3, help="for a net in a table; two rounds at least")
+    parser.add_argument(
+        "--compiled", nargs="*", choices=[*NETS, "all"], default=[], help="by torch.compile, too"
+    )
     parser.add_argument("--opencv-python", default="", metavar="PYTHON", help="a Python with OpenCV 4")
     parser.add_argument("--phase", choices=("train", "test"), default="", help="only this one")
-    parser.add_argument("--no-memory", action="store_true", help="do not measure memory")
-    parser.add_argument("--memory", nargs="+", default=[], help=argparse.SUPPRESS)
+    parser.add_argument("--memory", action="store_true", help="measure the peak memory of a training")
+    parser.add_argument("--measure-memory", nargs="+", default=[], help=argparse.SUPPRESS)

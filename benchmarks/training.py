@@ -1,6 +1,6 @@
 """Is training ResNet-20 on the CPU as fast as plain PyTorch, and how near to the machine's limit?
 
-    python -m benchmarks training [--rounds 15] [--batch 128] [--depth 20]
+    python -m benchmarks training [--rounds 10] [--batch 128] [--depth 20]
 
 imae runs its whole path: records from an LMDB, crop, mirror, mean, forward, backward, update. PyTorch gets
 a batch that is already in memory. Peak memory is measured in a separate process for each way.
@@ -66,7 +66,7 @@ def make_solver(
     param = paper_solver(f"resnet{depth}")
     param.ClearField("net")
     param.net_param.CopyFrom(with_cifar10_data(resnet(depth, loss=loss), str(source), str(source), batch))
-    for name in ("test_iter", "test_interval", "snapshot", "display"):
+    for name in ("test_iter", "test_interval", "test_initialization", "snapshot", "display"):
         param.ClearField(name)
     param.snapshot_after_train = False
     param.solver_mode = SolverParameter.CPU
@@ -132,7 +132,7 @@ def _alone(name: str, batch: int, depth: int) -> tuple[float, float]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--depth", type=int, default=20)
     parser.add_argument("--alone", default="", help=argparse.SUPPRESS)

@@ -15,12 +15,7 @@ from imae.cli.device_options import add_gpu_option, add_threads_option, requeste
 from imae.cli.options import add_strict_option, whole_number
 from imae.cli.output_files import check_output_files
 from imae.files.errors import ImaeError
-from imae.net.device_log import DeviceLog
-
-DEVICE_LOG = DeviceLog(
-    cpu=("caffe.cpp:275", "Use CPU."),
-    gpu=[("caffe.cpp:266", "Use GPU with device ID {id}"), ("caffe.cpp:270", "GPU device name: {name}")],
-)
+from imae.net.device_log import TEST_DEVICE_LOG
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,5 +75,5 @@ def run(args: argparse.Namespace) -> None:
         folder=args.work,
         jobs=args.jobs,
         options=options,
-        device=choose_device(requested_gpu(args.gpu), DEVICE_LOG),
+        device=choose_device(requested_gpu(args.gpu), TEST_DEVICE_LOG),
     )

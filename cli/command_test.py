@@ -37,19 +37,11 @@ from imae.files.atomic import write_atomically
 from imae.files.caffe_log import log_line
 from imae.files.errors import ImaeError
 from imae.files.file_kinds import FileKind, mistaken_file
-from imae.net.device_log import DeviceLog
+from imae.net.device_log import TEST_DEVICE_LOG
 from imae.prototxt.dialects import read_solver_dialect
 from imae.train.detection_evaluation import AP_VERSIONS, DetectionEvaluation, log_precisions
 
 BATCHES = 50  # that are run if nothing is said, as by Caffe
-
-DEVICE_LOG = DeviceLog(
-    cpu=("caffe.cpp:275", "Use CPU."),
-    gpu=[
-        ("caffe.cpp:266", "Use GPU with device ID {id}"),
-        ("caffe.cpp:270", "GPU device name: {name}"),
-    ],
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
         raise ImaeError(f"--iterations must be at least 1, got {args.iterations}")
     set_threads(args.threads)
     keep_freed_memory()
-    device = choose_device(requested_gpu(args.gpu), DEVICE_LOG)
+    device = choose_device(requested_gpu(args.gpu), TEST_DEVICE_LOG)
     resources = chosen_data_resources(args)
     net = Net(chosen_net(model, args), Run(data_resources=resources, dtype=chosen_dtype(args)))
     load_to_use(net, args.weights, args.dialect)

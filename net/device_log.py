@@ -44,3 +44,10 @@ class DeviceLog(NamedTuple):
             for place, text in self.gpu:
                 name = torch.cuda.get_device_name(index) if "{name}" in text else ""
                 log_line(place, text.format(id=index, name=name), self.level)
+
+
+# Of `caffe test`.
+TEST_DEVICE_LOG = DeviceLog(
+    cpu=("caffe.cpp:275", "Use CPU."),
+    gpu=[("caffe.cpp:266", "Use GPU with device ID {id}"), ("caffe.cpp:270", "GPU device name: {name}")],
+)

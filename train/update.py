@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from imae.layers.utility.synced_memory import has_lent_memory, parameter_diff
+from imae.layers.utility.synced_memory import is_diff_seen, parameter_diff
 from imae.net import kernels
 from imae.net.cuda_graph import Recorded, Recorder
 from imae.net.net import Net
@@ -81,13 +81,13 @@ class Update:
     def clear_diffs(self) -> None:
         """Set all gradients to 0.
 
-        A gradient that no script has looked at is given up: the next backward pass stores its own instead of
-        adding it to zeros, and until then there is room for blobs. A recorded pass writes to the same memory
-        again, and so may a script.
+        A gradient of which no script has an array is given up: the next backward pass stores its own instead
+        of adding it to zeros, and until then there is room for blobs. A recorded pass writes to the same
+        memory again, and so may a script.
         """
         kept = []
         for parameter in self.net.learnable:
-            if self._recorded or has_lent_memory(parameter):
+            if self._recorded or is_diff_seen(parameter):
                 kept.append(parameter_diff(parameter))
             else:
                 parameter.grad = None

@@ -121,9 +121,9 @@ def take_back(parameters: Iterable[Any]) -> None:
             parameter.synced_memory.diff.take_back()
 
 
-def has_lent_memory(parameter: Any) -> bool:
-    """Whether a script may hold arrays of the parameter's data or diff."""
-    return hasattr(parameter, "synced_memory")
+def is_diff_seen(parameter: Any) -> bool:
+    """Whether a script still has an array of the memory of the parameter's diff."""
+    return hasattr(parameter, "synced_memory") and parameter.synced_memory.diff.is_seen
 
 
 def announce_change(parameters: Iterable[Any]) -> None:

@@ -34,15 +34,41 @@ MIN_TILES, MIN_TILES_FOR_WEIGHTS = 64, 256  # of 2x2 pixels, for each thread
 FEW_CHANNELS = 8
 
 
-class SubsampledConvolution:
+class ReplacedConvolution:
+    """A convolution that is computed in another way; its tops are those of the layer's `forward`."""
+
+    def __init__(self, layer: Convolution) -> None:
+        self.layer = layer
+
+    def __call__(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+        tops = tuple(map(self._top, bottoms))
+        return tops[0] if len(tops) == 1 else tops
+
+    def _top(self, x: Tensor) -> Tensor:
+        top = self.layer.forward(x)
+        assert isinstance(top, Tensor)
+        return top
+
+    def _factors(self) -> tuple[Tensor, Tensor | None]:
+        """Weights and bias."""
+        return self.layer.blob(0), self.layer.blob(1) if self.layer.bias_term else None
+
+    def _kernels_support(self, x: Tensor, weight: Tensor) -> bool:
+        layer = self.layer
+        return (
+            native.conv_supports(x, weight)
+            and x.shape[1] == weight.shape[1] * layer.group
+            and not torch.is_autocast_enabled("cpu")
+            and not any(layer.windows.overhang(x.shape[2:]))
+        )
+
+
+class SubsampledConvolution(ReplacedConvolution):
     """A strided 1x1 convolution, computed on the subsampled bottom.
 
     For such a layer with few channels oneDNN's kernel for the weights' gradient writes past the end of its
     memory (seen with 3 and 4 channels and stride 2, torch 2.13).
     """
-
-    def __init__(self, layer: Convolution) -> None:
-        self.layer = layer
 
     @staticmethod
     def is_needed(layer: Convolution, bottom: Shape) -> bool:
@@ -56,14 +82,10 @@ class SubsampledConvolution:
             and layer.blob_shapes[0][1] < FEW_CHANNELS
         )
 
-    def __call__(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
-        layer = self.layer
-        rows, columns = layer.windows.stride
-        weight, bias = layer.blob(0), layer.blob(1) if layer.bias_term else None
-        order = torch.channels_last
-        subsampled = (x[:, :, ::rows, ::columns].contiguous(memory_format=order) for x in bottoms)
-        tops = tuple(F.conv2d(x, weight, bias, groups=layer.group) for x in subsampled)
-        return tops[0] if len(tops) == 1 else tops
+    def _top(self, x: Tensor) -> Tensor:
+        rows, columns = self.layer.windows.stride
+        subsampled = x[:, :, ::rows, ::columns].contiguous(memory_format=torch.channels_last)
+        return F.conv2d(subsampled, *self._factors(), groups=self.layer.group)
 
 
 def _is_2d(layer: Convolution, bottom: Shape) -> bool:
@@ -86,11 +108,12 @@ def _uses_winograd(layer: Convolution) -> bool:
     )
 
 
-class FastConvolution:
-    """A convolution by the kernels in C; its tops are those of the layer's `forward`."""
+class FastConvolution(ReplacedConvolution):
+    """A convolution by the kernels in C."""
 
     def __init__(self, layer: Convolution) -> None:
-        self.layer, self.uses_winograd = layer, _uses_winograd(layer)
+        super().__init__(layer)
+        self.uses_winograd = _uses_winograd(layer)
         self.uses_weight_kernel = _uses_weight_kernel(layer)
 
     @staticmethod
@@ -106,33 +129,18 @@ class FastConvolution:
             and (_uses_winograd(layer) or _uses_weight_kernel(layer))
         )
 
-    def __call__(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
-        tops = tuple(map(self._top, bottoms))
-        return tops[0] if len(tops) == 1 else tops
-
     def _top(self, x: Tensor) -> Tensor:
-        layer = self.layer
-        weight, bias = layer.blob(0), layer.blob(1) if layer.bias_term else None
-        stride, pad = layer.windows.stride, layer.windows.pad
-        if (
-            not native.conv_supports(x, weight)
-            or x.shape[1] != weight.shape[1]
-            or torch.is_autocast_enabled("cpu")
-            or any(layer.windows.overhang(x.shape[2:]))
-        ):
-            return self._by_torch(x)
+        (weight, bias), windows = self._factors(), self.layer.windows
+        stride, pad = windows.stride, windows.pad
+        if not self._kernels_support(x, weight):
+            return super()._top(x)
         tiles = self._tiles(x.shape) if self.uses_winograd else 0
         if not (tiles or native.requires_grad_any(x, weight, bias)):
-            return self._by_torch(x)
+            return super()._top(x)
         convolved: Tensor = _Convolve.apply(  # type: ignore[no-untyped-call]  # torch's
             x, weight, bias, stride, pad, tiles, self.uses_weight_kernel
         )
         return convolved
-
-    def _by_torch(self, x: Tensor) -> Tensor:
-        top = self.layer.forward(x)
-        assert isinstance(top, Tensor)
-        return top
 
     def _tiles(self, bottom: Shape) -> int:
         return tiles_of_a_thread(bottom, self.layer.windows.pad)

@@ -16,16 +16,13 @@ from torch.autograd.function import once_differentiable
 from imae.layers.layer import Shape
 from imae.layers.vision.conv import Convolution
 from imae.net.kernels import native
-from imae.net.kernels.conv import MAX_WEIGHTS, convolution_gradients, tiles_of_a_thread
+from imae.net.kernels.conv import MAX_WEIGHTS, ReplacedConvolution, convolution_gradients, tiles_of_a_thread
 
 MIN_CHANNELS = 32  # of a group, on both sides: with fewer the copies count, and each has a kernel of its own
 
 
-class GroupedConvolution:
-    """A convolution with windows of 3x3 in some groups; its tops are those of the layer's `forward`."""
-
-    def __init__(self, layer: Convolution) -> None:
-        self.layer = layer
+class GroupedConvolution(ReplacedConvolution):
+    """A convolution with windows of 3x3 in some groups."""
 
     @staticmethod
     def is_faster(layer: Convolution, bottom: Shape) -> bool:
@@ -44,24 +41,11 @@ class GroupedConvolution:
             and outputs % native.CHANNELS_AT_ONCE == channels % native.CHANNELS_AT_ONCE == 0
         )
 
-    def __call__(self, *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
-        tops = tuple(map(self._top, bottoms))
-        return tops[0] if len(tops) == 1 else tops
-
     def _top(self, x: Tensor) -> Tensor:
-        layer = self.layer
-        weight, bias = layer.blob(0), layer.blob(1) if layer.bias_term else None
+        layer, (weight, bias) = self.layer, self._factors()
         tiles = tiles_of_a_thread(x.shape, layer.windows.pad) if x.dim() == 4 else 0
-        if (
-            not tiles
-            or not native.conv_supports(x, weight)
-            or x.shape[1] != weight.shape[1] * layer.group
-            or torch.is_autocast_enabled("cpu")
-            or any(layer.windows.overhang(x.shape[2:]))
-        ):
-            plain = layer.forward(x)
-            assert isinstance(plain, Tensor)
-            return plain
+        if not tiles or not self._kernels_support(x, weight):
+            return super()._top(x)
         top: Tensor = _Convolve.apply(  # type: ignore[no-untyped-call]  # torch's
             x, weight, bias, layer.group, layer.windows.pad, tiles
         )

@@ -44,7 +44,7 @@ def test_it_runs_only_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its parts may be left out; here both, and the line about the processor stays."""
     monkeypatch.setattr("sys.argv", ["benchmarks"])
     started = []
-    for name in (*benchmarks_main.NAMES, *benchmarks_main.BY_NAME):
+    for name in benchmarks_main.NAMES:
         module = benchmarks_main.importlib.import_module(f"benchmarks.{name}")
         monkeypatch.setattr(module, "main", lambda _, name=name: started.append(name))
     benchmarks_main.main()

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from imae.cli import command_extract_features, command_test, command_time, command_train
+from imae.cli import command_extract_features, command_time, command_train
 from imae.net.device import DeviceLog, GpuRequest, choose_device
+from imae.net.device_log import TEST_DEVICE_LOG
 
 USE_CPU = "Use CPU."
 
@@ -38,7 +39,7 @@ def lines(records: Sequence[logging.LogRecord]) -> list[tuple[str, str]]:
             [("caffe.cpp:204", "Using GPUs 1"), ("caffe.cpp:209", "GPU 1: card 1")],
         ),
         (
-            command_test.DEVICE_LOG,
+            TEST_DEVICE_LOG,
             ("caffe.cpp:275", USE_CPU),
             [("caffe.cpp:266", "Use GPU with device ID 1"), ("caffe.cpp:270", "GPU device name: card 1")],
         ),
