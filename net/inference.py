@@ -38,9 +38,9 @@ class InferencePlan:
 
     On the CPU and in single precision
 
-    - BatchNorm and Scale are folded into the convolution or inner product before them (in float64), and the
-      shortcut A, which appends zeros, is one convolution;
-    - a sum and a ReLU are computed in the memory of the convolution before them;
+    - BatchNorm, Scale and forks' BN are folded into the convolution or inner product before them (in
+      float64), and the shortcut A, which appends zeros, is one convolution;
+    - a sum, a ReLU, leaky or not, and a PReLU are computed in the memory of the convolution before them;
     - splits and dropouts are no steps;
     - blobs of four axes have the order N, H, W, C in memory, and the convolutions' weights are packed once;
     - everything that depends on shapes alone is computed once for each shape of the bottoms.
@@ -87,11 +87,12 @@ class InferencePlan:
         The results are tensors without gradients; one may be a bottom itself, where no layer changes it.
         LayerError for an input that is missing, a bottom that does not fit, or a label out of range.
         """
-        net = self.net
-        batch = self._fetched({} if values is None else values)
-        with torch.no_grad():
-            result = self._run_fast(batch) if self._is_fast(batch) else self._run_plainly(batch)
-            net.check_labels()
+        values = {} if values is None else values
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                result = self._pass(values)
+        else:
+            result = self._pass(values)
         if contiguous:
             result = {name: value.contiguous() for name, value in result.items()}
         return result
@@ -100,14 +101,19 @@ class InferencePlan:
         """Fold and pack the weights again at the next pass."""
         self._programs.clear()
 
+    def _pass(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        batch = self._fetched(values)
+        result = self._run_fast(batch) if self._is_fast(batch) else self._run_plainly(batch)
+        self.net.check_labels()
+        return result
+
     def _fetched(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The values, with a batch of each data layer, or other layer without a bottom, that they lack."""
         net, batch = self.net, dict(values)
         net.check_inputs(batch)
         for step in self._sources:
             if not batch.keys() >= set(step.tops):
-                with torch.no_grad():
-                    batch.update(zip(step.tops, run_step(step, {}), strict=True))
+                batch.update(zip(step.tops, run_step(step, {}), strict=True))
         return batch
 
     def _is_fast(self, batch: Mapping[str, Tensor]) -> bool:
