@@ -9,7 +9,6 @@ import pytest
 import torch
 from tolerances import tolerance
 
-import benchmarks.__main__ as benchmarks_main
 from benchmarks import bfloat16
 from benchmarks.peers import training_step
 
@@ -39,16 +38,6 @@ def test_autocast_reduces_plain_pytorchs_step(monkeypatch: pytest.MonkeyPatch) -
         training_step(1, 8, channels_last=True, reduced=reduced)()
         assert set(types) == {dtype}
 
-
-def test_it_runs_only_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its parts may be left out; here both, and the line about the processor stays."""
-    monkeypatch.setattr("sys.argv", ["benchmarks"])
-    started = []
-    for name in benchmarks_main.NAMES:
-        module = benchmarks_main.importlib.import_module(f"benchmarks.{name}")
-        monkeypatch.setattr(module, "main", lambda _, name=name: started.append(name))
-    benchmarks_main.main()
-    assert started == list(benchmarks_main.NAMES) and "bfloat16" not in started
 
 
 def test_the_processor_is_named(capsys: pytest.CaptureFixture[str]) -> None:
