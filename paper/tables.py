@@ -663,5 +663,5 @@ def html_table(table: Table) -> str:
             for i, cell in enumerate(row)
         )
         body.append(f'<tr class="first">{cells}</tr>' if fresh and table.keys > 1 else f"<tr>{cells}</tr>")
-    table = f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
-    return f'<div class="wide" tabindex="0">{table}</div>'  # keys can move it, too
+    text = f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
+    return f'<div class="wide" tabindex="0">{text}</div>'  # keys can move it, too
