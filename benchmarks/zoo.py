@@ -211,7 +211,7 @@ def fill(net: Net) -> None:
     generator = torch.Generator().manual_seed(1)
 
     def normal(blob: Tensor, scale: float, mean: float = 0.0) -> None:
-        blob.copy_(torch.randn(blob.shape, generator=generator) * scale + mean)
+        blob.copy_(torch.randn(blob.shape, generator=generator).mul_(scale).add_(mean))  # one array for all
 
     with torch.no_grad():
         for layer in net.layers:
