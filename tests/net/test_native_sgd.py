@@ -173,3 +173,15 @@ def test_blobs_with_the_same_gradient_have_each_its_own(more: str, fast: bool) -
     own.step(2)
     assert len(own.net.learnable) == 2
     assert all(torch.equal(p.detach(), torch.full((2, 3), -3.0)) for p in own.net.learnable)
+
+
+def test_a_gradient_is_kept_while_a_script_has_its_array() -> None:
+    its = solver()
+    its.step(1)
+    parameter = its.net.learnable[0]
+    array = ParameterMemory.of_parameter(parameter).diff.array()
+    its.update.clear_diffs()
+    assert parameter.grad is not None and not array.any() and not parameter.grad.any()
+    del array
+    its.update.clear_diffs()
+    assert parameter.grad is None
