@@ -314,8 +314,7 @@ class Layer(nn.Module):
 
     def blob(self, index: int) -> Tensor:
         """Parameter blob `index` in this layer's own shape (a blob shared PERMISSIVE may have another)."""
-        # As `self.blobs[index]`, whose checks take longer than a small layer.
-        blob: Tensor = getattr(self.blobs, str(index))
+        blob: Tensor = self.blobs[index]
         shape = self.blob_shapes[index]
         return blob if blob.shape == shape else blob.reshape(shape)
 

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from imae.files.errors import ImaeError, LayerError, SnapshotError
 from imae.layers.data.data_resources import DataResources, Started
-from imae.layers.data.pixels import plan_windows
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.layer import DataLayer, Layer, Shape
 from imae.layers.run import Run
@@ -246,6 +245,8 @@ class PrefetchingLayer(AheadLayer):
     def use_run(self, run: Run) -> None:
         super().use_run(run)
         self.data_resources = run.data_resources or DataResources(ranks=run.ranks.size)
+        from imae.layers.data.pixels import plan_windows  # OpenCV: other data layers have no images
+
         self.plan_windows = run.plan_windows or plan_windows
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imae.layers.data import pixels as plain
-from imae.layers.data.pixels import WriteWindow
 from imae.net.kernels import native
+
+if TYPE_CHECKING:
+    from imae.layers.data.pixels import WriteWindow
 
 
 def plan_windows(size: tuple[int, int, int], mean: NDArray[np.float32], scale: np.float32) -> WriteWindow:
     """As `imae.layers.data.pixels.plan_windows`, bit for bit."""
-    kernel, by_numpy = native.pixels_kernel(), plain.plan_windows(size, mean, scale)
+    from imae.layers.data.pixels import plan_windows as plan_by_numpy  # OpenCV: a net without images has none
+
+    kernel, by_numpy = native.pixels_kernel(), plan_by_numpy(size, mean, scale)
     if kernel is None or min(size) < 1:
         return by_numpy
     mean = np.ascontiguousarray(mean)
@@ -42,10 +45,7 @@ def plan_windows(size: tuple[int, int, int], mean: NDArray[np.float32], scale: n
                 raise ValueError(f"a mean image of {part.shape} for windows of {size}")
             address = part.ctypes.data
         sizes = (ctypes.c_int64 * 6)(*size, row_stride, mean_stride, flip)
-        failed = kernel(
-            pixels.ctypes.data, ctypes.addressof(sizes), address, factor, values.ctypes.data
-        )  # fmt: skip
-        if failed:
+        if kernel(pixels.ctypes.data, ctypes.addressof(sizes), address, factor, values.ctypes.data):
             raise MemoryError
 
     return write

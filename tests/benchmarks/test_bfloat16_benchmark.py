@@ -39,7 +39,6 @@ def test_autocast_reduces_plain_pytorchs_step(monkeypatch: pytest.MonkeyPatch) -
         assert set(types) == {dtype}
 
 
-
 def test_the_processor_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     bfloat16.main(argparse.Namespace(rounds=0, seeds=0))
     out = capsys.readouterr().out
