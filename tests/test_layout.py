@@ -30,6 +30,7 @@ SHARED = {
         "record_order",
         "transformer",
         "base_data",
+        "saved_state",
         "data_resources",
         "resident",
         "c_rand",

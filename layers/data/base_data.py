@@ -12,22 +12,23 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imae.files.errors import ImaeError, LayerError, SnapshotError
+from imae.files.errors import ImaeError, LayerError
 from imae.layers.data.data_resources import DataResources, Started
+from imae.layers.data.pixels import plan_windows
+from imae.layers.data.saved_state import State, check_state
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.layer import DataLayer, Layer, Shape
 from imae.layers.run import Run
 from imae.prototxt import LayerParameter
 
 Batch = tuple[Tensor, ...]
-State = dict[str, Any]
 
 
 # More batches than this bring no gain, and a file may ask for four billion.
@@ -245,8 +246,6 @@ class PrefetchingLayer(AheadLayer):
     def use_run(self, run: Run) -> None:
         super().use_run(run)
         self.data_resources = run.data_resources or DataResources(ranks=run.ranks.size)
-        from imae.layers.data.pixels import plan_windows  # OpenCV: other data layers have no images
-
         self.plan_windows = run.plan_windows or plan_windows
 
     def setup(self, bottom_shapes: Sequence[Shape]) -> None:
@@ -291,37 +290,6 @@ class PrefetchingLayer(AheadLayer):
     def _seek(self, state: State) -> None:
         super()._seek(state)
         self.transformer.set_state(state["transformer"])
-
-
-def check_state(layer: Layer, state: State, own: State) -> None:
-    """Refuse a saved state that has other entries than the layer's own, or other kinds of values."""
-    if state.keys() != own.keys():
-        raise SnapshotError(
-            f"layer '{layer.name}' ({layer.type}): the saved state holds {', '.join(state) or 'nothing'}, "
-            f"expected {', '.join(own)}; the snapshot is of another net"
-        )
-    for name, value in state.items():
-        kinds = [
-            (type(v), v.dtype.str, v.ndim) if isinstance(v, np.ndarray) else type(v)
-            for v in (value, own[name])
-        ]
-        if kinds[0] != kinds[1]:
-            raise SnapshotError(
-                f"layer '{layer.name}' ({layer.type}): the saved {name} is {value!r}, expected something "
-                f"like {own[name]!r}; the snapshot is damaged"
-            )
-
-
-def check_index(name: str, index: int, count: int) -> None:
-    """Refuse a saved index outside 0 to count - 1."""
-    if not 0 <= index < count:
-        raise SnapshotError(f"the saved {name} is {index} of {count}; the snapshot is damaged")
-
-
-def check_permutation(name: str, order: NDArray[np.int64], count: int) -> None:
-    """Refuse a saved order that is no permutation of 0 to count - 1."""
-    if not np.array_equal(np.sort(order), np.arange(count)):
-        raise SnapshotError(f"the saved {name} is no order of {count} things; the snapshot is damaged")
 
 
 def note_moved_fields(layer: Layer, message: str, fields: Iterable[str]) -> None:

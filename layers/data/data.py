@@ -37,7 +37,6 @@ from imae.files.limits import bytes_text
 from imae.layers.data.base_data import (
     Batch,
     PrefetchingLayer,
-    State,
     checked_batch_size,
     note_fields_of_annotations,
     note_moved_fields,
@@ -50,6 +49,7 @@ from imae.layers.data.leveldb_source import LeveldbSource, open_leveldb
 from imae.layers.data.lmdb_source import LmdbSource, open_lmdb
 from imae.layers.data.record_order import check_order, make_order, shuffles
 from imae.layers.data.resident import ResidentRecords
+from imae.layers.data.saved_state import State
 from imae.layers.registry import register_layer
 from imae.prototxt import Datum, LayerParameter
 

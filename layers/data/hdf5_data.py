@@ -29,16 +29,9 @@ from imae.files.errors import DataError, SnapshotError
 from imae.files.file_kinds import FileKind, mistaken_file, mistaken_for
 from imae.files.hdf5_file import HDF5_ERRORS, DataSets, open_hdf5
 from imae.files.read import read_bytes
-from imae.layers.data.base_data import (
-    AheadLayer,
-    Batch,
-    Buffers,
-    State,
-    check_index,
-    check_permutation,
-    checked_batch_size,
-)
+from imae.layers.data.base_data import AheadLayer, Batch, Buffers, checked_batch_size
 from imae.layers.data.c_rand import GlibcRand
+from imae.layers.data.saved_state import State, check_index, check_permutation
 from imae.layers.layer import Shape
 from imae.layers.registry import register_layer
 

@@ -36,7 +36,6 @@ from imae.files.limits import blob_problem
 from imae.layers.data.base_data import (
     Batch,
     PrefetchingLayer,
-    State,
     checked_batch_size,
     note_fields_of_annotations,
     note_moved_fields,
@@ -44,6 +43,7 @@ from imae.layers.data.base_data import (
 )
 from imae.layers.data.datum import read_image
 from imae.layers.data.list_order import ListOrder, read_list_file
+from imae.layers.data.saved_state import State
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 

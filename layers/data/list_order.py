@@ -14,7 +14,7 @@ from imae.files.errors import DataError, SnapshotError
 from imae.files.file_kinds import mistaken_for
 from imae.files.read import read_bytes
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.data.base_data import check_index, check_permutation
+from imae.layers.data.saved_state import check_index, check_permutation
 from imae.layers.layer import Layer
 
 

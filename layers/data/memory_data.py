@@ -22,7 +22,7 @@ from torch import Tensor
 
 from imae.files.caffe_log import log_line
 from imae.files.errors import SnapshotError
-from imae.layers.data.base_data import State, check_state
+from imae.layers.data.saved_state import State, check_state
 from imae.layers.data.transformer import DataTransformer
 from imae.layers.layer import DataLayer, Shape
 from imae.layers.registry import register_layer

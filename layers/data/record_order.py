@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from imae.files.caffe_log import log_line
 from imae.files.errors import LayerError, SnapshotError
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.data.base_data import State, check_index
+from imae.layers.data.saved_state import State, check_index
 from imae.layers.ranks import ALONE, Ranks
 from imae.prototxt import TRAIN, LayerParameter
 

@@ -41,13 +41,13 @@ from imae.files.read import read_bytes
 from imae.layers.data.base_data import (
     Batch,
     PrefetchingLayer,
-    State,
     checked_batch_size,
     note_moved_fields,
     output_data_size,
 )
 from imae.layers.data.datum import decode_image, read_file
 from imae.layers.data.random_resize import FIELDS as RESIZE_FIELDS
+from imae.layers.data.saved_state import State
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter
 

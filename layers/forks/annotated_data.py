@@ -51,18 +51,13 @@ from imae.files.caffe_log import log_line
 from imae.files.errors import DataError, SnapshotError
 from imae.files.limits import blob_problem
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.data.base_data import (
-    Batch,
-    PrefetchingLayer,
-    State,
-    note_unused_probabilities,
-    output_data_size,
-)
+from imae.layers.data.base_data import Batch, PrefetchingLayer, note_unused_probabilities, output_data_size
 from imae.layers.data.c_rand import GlibcRand
 from imae.layers.data.data import open_source
 from imae.layers.data.datum import array_from_datum, size_text
 from imae.layers.data.image_transform import ImageTransform, Plan, of_image, through_jpeg
 from imae.layers.data.record_order import make_order
+from imae.layers.data.saved_state import State
 from imae.layers.forks.annotations import Box, Group, boxes_of, clipped, groups_of, transformed
 from imae.layers.forks.batch_sampler import sampled_windows, sampler_problem
 from imae.layers.forks.distortion import Change, distorted, distortion_problem, draw_changes

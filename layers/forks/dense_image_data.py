@@ -33,8 +33,9 @@ import torch
 from imae.files.caffe_log import log_line
 from imae.files.errors import DataError
 from imae.layers.caffe_random import CaffeRandom
-from imae.layers.data.base_data import Batch, State, output_data_size
+from imae.layers.data.base_data import Batch, output_data_size
 from imae.layers.data.datum import read_image
+from imae.layers.data.saved_state import State
 from imae.layers.forks.image_pairs import ImagePairs, Picture, read_text
 from imae.layers.registry import register_layer
 from imae.prototxt import LayerParameter

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imae.layers.data.base_data import State, check_index, check_state
+from imae.layers.data.saved_state import State, check_index, check_state
 from imae.layers.forks.boxes import output_boxes, overlaps, pixel_overlaps
 from imae.layers.forks.detection_files import check_resize, read_sizes
 from imae.layers.layer import Layer, Shape

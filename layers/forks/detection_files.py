@@ -26,7 +26,7 @@ from torch import Tensor
 from imae.files.atomic import write_atomically
 from imae.files.errors import SnapshotError
 from imae.files.read import read_bytes
-from imae.layers.data.base_data import check_index
+from imae.layers.data.saved_state import check_index
 from imae.layers.forks.boxes import output_boxes
 from imae.layers.layer import Layer
 from imae.prototxt.caffe_pb2 import LabelMap, ResizeParameter, SaveOutputParameter

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from imae.files.errors import ExportError
-from imae.layers.data.base_data import State, check_state
+from imae.layers.data.saved_state import State, check_state
 from imae.layers.forks.boxes import decode, suppress
 from imae.layers.forks.detection_files import DetectionFiles
 from imae.layers.layer import Layer, Shape

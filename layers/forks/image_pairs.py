@@ -12,13 +12,10 @@ from numpy.typing import NDArray
 from imae.files.caffe_log import log_line
 from imae.files.errors import DataError
 from imae.files.limits import blob_problem
-from imae.layers.data.base_data import (
-    PrefetchingLayer,
-    State,
-    checked_batch_size,
-)
+from imae.layers.data.base_data import PrefetchingLayer, checked_batch_size
 from imae.layers.data.datum import read_image
 from imae.layers.data.list_order import ListOrder, read_list_file
+from imae.layers.data.saved_state import State
 from imae.prototxt import LayerParameter
 
 Picture = NDArray[np.uint8]
