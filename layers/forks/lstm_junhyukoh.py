@@ -180,7 +180,9 @@ class _Lstm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         inputs = (x @ input_weight.t() + bias).view(*cont.shape, -1)
         hiddens, cells, sigmoids, tanhs = [hidden], [cell], [], []
-        continues, begins = cont.all(1).tolist(), (~cont.any(1)).tolist()  # for all streams
+        continues = begins = [False] * len(cont)  # whether they are known to be so for all streams
+        if not torch.compiler.is_compiling():  # a traced pass holds for any `cont`
+            continues, begins = cont.all(1).tolist(), (~cont.any(1)).tolist()
         size, hidden_weight_t = hidden.shape[1], hidden_weight.t()
         for t, gate in enumerate(inputs.unbind()):
             if continues[t]:

@@ -52,7 +52,7 @@ FILES = {
     "solver.prototxt": "it is a solver's prototxt",
     "w.caffemodel": "it is a caffemodel",
     "w.caffemodel.h5": "it is an HDF5 file",
-    "s.solverstate": "it is a solver state in binary form",
+    "s.solverstate": "it is a solver state in binary form: the weights are in the .caffemodel beside it",
     "s.solverstate.h5": "it is an HDF5 file",
     "mean.binaryproto": "it is a BlobProto, such as a mean image",
     "mean.npy": "it is a NumPy array: caffe.io.array_to_blobproto makes a BlobProto of it",
