@@ -15,6 +15,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,17 +59,17 @@ def imae_net(folder: Path, device: str, fold: bool = False, fast: bool = False) 
     net = Net(param)
     load_caffemodel(net, folder / "weights.caffemodel")
     net.to(device)
-    plan: Sequence[Step] = fold_shortcuts(net, fold_batch_norm(net)) if fold else net.steps
-    memory_format = torch.channels_last if fast else torch.contiguous_format
     if fast:
-        from imae.net.executor import NetExecutor
+        from imae.net.inference import plan_inference
 
-        plan = NetExecutor(net, torch.device(device)).plan
+        run = plan_inference(net, ["prob"]).run
+    else:
+        steps: Sequence[Step] = fold_shortcuts(net, fold_batch_norm(net)) if fold else net.steps
+        run = partial(net, plan=steps)
 
     def forward(images: Any) -> Any:
         with torch.inference_mode():
-            data = torch.from_numpy(images).to(device).contiguous(memory_format=memory_format)
-            return net({"data": data}, plan=plan)["prob"].cpu().numpy()
+            return run({"data": torch.from_numpy(images).to(device)})["prob"].cpu().numpy()
 
     return forward
 

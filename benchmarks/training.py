@@ -66,7 +66,7 @@ def make_solver(
     param = paper_solver(f"resnet{depth}")
     param.ClearField("net")
     param.net_param.CopyFrom(with_cifar10_data(resnet(depth, loss=loss), str(source), str(source), batch))
-    for name in ("test_iter", "test_interval", "test_initialization", "snapshot", "display"):
+    for name in ("test_iter", "test_interval", "test_initialization", "snapshot", "display", "average_loss"):
         param.ClearField(name)
     param.snapshot_after_train = False
     param.solver_mode = SolverParameter.CPU
