@@ -4,9 +4,9 @@
        top[n][y][x][o] = act(sum over i, j, c of bottom[n][y s + i d - p][x s + j d - p][c] weight[o][i][j][c]
                              + bias[o] + other[n][y][x][o])
 
-   Up to MAX_SIDE pixels of the top times up to 2 vectors of outputs stay in registers. Nothing of the bottom is copied: the
-   places of a window that are outside of the image are read from zeros, and where a row or a column of the
-   window is outside for all of the pixels, it is left out, with its weights.
+   Up to MAX_SIDE pixels of the top times up to 2 vectors of outputs stay in registers. Nothing of the bottom is
+   copied: the places of a window that are outside of the image are read from zeros, and where a row or a column
+   of the window is outside for all of the pixels, it is left out, with its weights.
 
    A template, like vectors.h. direct.py packs the weights for vectors of 8 numbers. */
 
@@ -57,8 +57,8 @@ static inline void find_places(const Direct *d, const float *bottom, int64_t pix
 }
 
 /* sums[k] += the sum over c < count of x[k][c] weight[c][]. */
-INLINE_TARGET void NAME(add_run)(const int side, const int vectors, const float *const x[MAX_SIDE], int64_t count,
-                         const float *weight, VEC sums[MAX_SIDE][2])
+INLINE_TARGET void NAME(add_run)(const int side, const int vectors, const float *const x[MAX_SIDE],
+                                 int64_t count, const float *weight, VEC sums[MAX_SIDE][2])
 {
     for (int64_t c = 0; c < count; c++, weight += vectors * VECTOR) {
         VEC w[2];
@@ -74,8 +74,9 @@ INLINE_TARGET void NAME(add_run)(const int side, const int vectors, const float 
 }
 
 /* The sums of `side` pixels and of a block of outputs of a group, whose channels begin at `channel`. */
-INLINE_TARGET void NAME(add_windows)(const int side, const int vectors, const Direct *d, const Places *p, int64_t channel,
-                             const float *weight, const float *zeros, VEC sums[MAX_SIDE][2])
+INLINE_TARGET void NAME(add_windows)(const int side, const int vectors, const Direct *d, const Places *p,
+                                     int64_t channel, const float *weight, const float *zeros,
+                                     VEC sums[MAX_SIDE][2])
 {
     const Conv *c = &d->sizes;
     int64_t count = c->channels / d->group, row = c->width * c->channels;
@@ -113,7 +114,7 @@ typedef struct {
 } Outputs;
 
 INLINE_TARGET void NAME(direct_tile)(const int side, const int vectors, const Direct *d, const Places *p,
-                             int64_t channel, const float *weight, const float *zeros, const Outputs *o)
+                                     int64_t channel, const float *weight, const float *zeros, const Outputs *o)
 {
     VEC sums[MAX_SIDE][2] = {0};
     int64_t step = d->sizes.outputs;
@@ -160,7 +161,7 @@ static NAME(DirectTile) *const NAME(direct_table)[2][MAX_SIDE] = SIZE_TABLE(dire
    numbers, with as many zeros. other may be NULL, or the top.
    Returns 0, or 1 if memory cannot be allocated. */
 int NAME(direct)(const float *bottom, const float *packed, const float *bias, const float *slopes,
-                const float *other, const Direct *d, int threads, float *top)
+                 const float *other, const Direct *d, int threads, float *top)
 {
     const Conv *c = &d->sizes;
     int64_t outputs = c->outputs / d->group, channels = c->channels / d->group;
@@ -197,8 +198,9 @@ enum { COLUMNS = 4 };
 
 /* VECTOR channels of `columns` adjacent pixels of the top; of the window, the rows and columns that are given.
    x: the first of them in the bottom. */
-INLINE_TARGET void NAME(depthwise_pixels)(const int columns, const Direct *d, const float *x, const float *weight,
-                                  int64_t rows, int64_t width, const float *bias, const float *slopes, float *top)
+INLINE_TARGET void NAME(depthwise_pixels)(const int columns, const Direct *d, const float *x,
+                                          const float *weight, int64_t rows, int64_t width, const float *bias,
+                                          const float *slopes, float *top)
 {
     const Conv *c = &d->sizes;
     VEC sums[COLUMNS];
@@ -229,8 +231,8 @@ static inline void clip(int64_t begin, int64_t size, int64_t kernel, int64_t dil
 }
 
 /* A row of the top. */
-TARGET static void NAME(depthwise_row)(const Direct *d, const float *image, const float *weight, const float *bias,
-                               const float *slopes, int64_t y, float *top)
+TARGET static void NAME(depthwise_row)(const Direct *d, const float *image, const float *weight,
+                                       const float *bias, const float *slopes, int64_t y, float *top)
 {
     const Conv *c = &d->sizes;
     int64_t first_row, rows, span = (c->kernel_w - 1) * d->dilation_w;
@@ -259,7 +261,7 @@ TARGET static void NAME(depthwise_row)(const Direct *d, const float *image, cons
 
 /* The same where each channel is a group, with one output: weight[i][j][c], at least VECTOR channels. */
 int NAME(depthwise)(const float *bottom, const float *weight, const float *bias, const float *slopes,
-                   const Direct *d, int threads, float *top)
+                    const Direct *d, int threads, float *top)
 {
     const Conv *c = &d->sizes;
     int64_t rows = c->num * c->top_height;

@@ -87,6 +87,8 @@ def plan_direct(call: ConvolutionCall) -> Callable[..., Tensor]:
         memory: Sequence[object] = (sizes, weight, bias, slopes),
     ) -> Tensor:
         check(x, bottom)
+        if depthwise and other is not None:
+            raise ValueError("nothing is added to a depthwise convolution")
         top = torch.empty_strided(shape, strides, dtype=torch.float32) if into is None else into
         for blob in (other, into):
             if blob is not None:
@@ -101,15 +103,7 @@ def plan_direct(call: ConvolutionCall) -> Callable[..., Tensor]:
             raise MemoryError
         return top
 
-    if not depthwise:
-        return convolve
-
-    def convolve_and_add(x: Tensor, other: Tensor | None = None, into: Tensor | None = None) -> Tensor:
-        if other is None:
-            return convolve(x, into=into)
-        raise ValueError("nothing is added to a depthwise convolution")
-
-    return convolve_and_add
+    return convolve
 
 
 def packed_weight(weight: Tensor, group: int) -> Tensor:
