@@ -24,6 +24,7 @@ from torch import Tensor
 
 from imae.files.errors import ImaeError
 from imae.layers.caffe_random import CaffeRandom
+from imae.layers.layer import Shape
 from imae.layers.run import Run
 from imae.layers.vision.conv import Convolution
 from imae.net.kernels import conv, native
@@ -486,7 +487,7 @@ def test_winograds_algorithm_forward_does_not_depend_on_the_number_of_threads() 
 NET = """
 layer { name: "data" type: "Input" top: "a" top: "b" input_param { shape { dim: [2, CHANNELS, 9, 9] } } }
 layer { name: "conv" type: "Convolution" bottom: "a" bottom: "b" top: "c" top: "d"
-        convolution_param { num_output: OUTPUTS pad: 1 MORE weight_filler { type: "msra" } } }
+        convolution_param { num_output: OUTPUTS PAD MORE weight_filler { type: "msra" } } }
 """
 
 
@@ -495,8 +496,11 @@ def want_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IMAE_KERNELS", "all")
 
 
-def convolution(outputs: int = 16, more: str = "kernel_size: 3", channels: int = 3) -> Net:
+def convolution(
+    outputs: int = 16, more: str = "kernel_size: 3", channels: int = 3, pad: str = "pad: 1"
+) -> Net:
     text = NET.replace("OUTPUTS", str(outputs)).replace("MORE", more).replace("CHANNELS", str(channels))
+    text = text.replace("PAD", pad)
     return Net(parse_net(text), Run(CaffeRandom(1)))
 
 
@@ -608,9 +612,9 @@ def test_layers_of_many_weights_leave_their_gradient_to_torch(monkeypatch: pytes
         (16, "kernel_size: 3 dilation: 2", False),
         (18, "kernel_size: 3 group: 3", False),
         (24, "kernel_size: 3 group: 3", False),
-        (16, "kernel_size: 1", False),
-        (8000, "kernel_size: 3", False),
-        (8000, "kernel_size: 1", False),
+        (16, "kernel_size: 1", True),
+        (8000, "kernel_size: 3", True),
+        (8000, "kernel_size: 3 dilation: 2", False),
     ],
 )
 def test_the_kernel_is_for_plain_convolutions(
@@ -619,6 +623,54 @@ def test_the_kernel_is_for_plain_convolutions(
     want_the_kernels(monkeypatch)
     layer = convolution(outputs, more).steps[-1].layer
     assert FastConvolution.is_faster(layer, (2, 3, 9, 9)) == wanted  # type: ignore[arg-type]
+
+
+@multiplies
+@pytest.mark.parametrize(
+    ("bottom", "outputs", "pad", "more", "products"),
+    [
+        ((1, 24, 9, 9), 16, "", "kernel_size: 1", ["weights", "bottom"]),
+        ((4, 24, 9, 9), 16, "", "kernel_size: 1", ["weights", "bottom"]),
+        ((40, 24, 9, 9), 16, "", "kernel_size: 1", []),
+        ((24, 24, 9, 9), 24, "", "kernel_size: 1", ["weights", "bottom"]),
+        ((26, 24, 9, 9), 24, "", "kernel_size: 1", ["weights"]),
+        ((4, 8, 9, 9), 16, "pad: 1", "kernel_size: 1", ["weights"]),
+        ((4, 8, 9, 9), 16, "", "kernel_size: 1 stride: 2", ["weights"]),
+        ((1, 3, 9, 9), 32, "pad: 1", "kernel_size: 3 stride: 2", ["weights"]),
+        ((4, 3, 9, 9), 104, "pad: 1", "kernel_size: 3 stride: 2", ["weights"]),
+        ((4, 3, 9, 9), 96, "pad: 1", "kernel_size: 3 stride: 2", []),
+        (
+            (2, 8, 9, 7),
+            96,
+            "pad_h: 1 pad_w: 2",
+            "kernel_h: 5 kernel_w: 3 stride_h: 1 stride_w: 2",
+            ["weights"],
+        ),
+    ],
+    ids=str,
+)
+def test_few_pixels_have_their_gradients_as_products_of_matrices(
+    bottom: Shape, outputs: int, pad: str, more: str, products: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want_the_kernels(monkeypatch)
+    monkeypatch.setattr(conv, "MAX_WEIGHTS", 0)
+    used: list[str] = []
+    for name, what in (("_weight_product", "weights"), ("_as_blob", "bottom")):
+        monkeypatch.setattr(conv, name, partial(_noted, used, what, getattr(conv, name)))
+    layer = convolution(outputs, more, bottom[1], pad).steps[-1].layer
+    assert isinstance(layer, Convolution)
+    x = last(numbers(*bottom).float()).requires_grad_()
+    top = FastConvolution(layer)(x)
+    assert isinstance(top, Tensor)
+    top_diff = last(numbers(*top.shape, seed=2).float())
+    got = torch.autograd.grad(top, [x, *layer.blobs], top_diff)
+    exact_x = x.detach().double().requires_grad_()
+    blobs, exact_tops = exactly(layer, [exact_x])
+    want = torch.autograd.grad(exact_tops, [exact_x, *blobs], [top_diff.double()])
+    for one, other in zip(got, want, strict=True):
+        assert one.shape == other.shape
+        assert distance(one, other) <= sum_rounding(bottom[0] * bottom[2] * bottom[3])
+    assert used == products
 
 
 @multiplies
