@@ -36,6 +36,7 @@ from imae.layers.data.datum import array_from_datum
 from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data.transformer import read_mean_file
 from imae.paper.experiments import LATER, Run
+from imae.paper.record import SHUFFLED_ONCE
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOW_TO_GET = (
@@ -170,7 +171,7 @@ class Cifar10:
                 _step(*folder, test, "--subfolder", "test", *classes)
             if not train.exists():
                 _step(*folder, train, "--subfolder", "train", "--pad", str(PAD), *classes, *order)
-            shuffled = "" if self.human_labels else ", shuffled once"
+            shuffled = "" if self.human_labels else SHUFFLED_ONCE
         self._note(train, test, JPEG_WORDS if kind == "JPEG" else OTHER_WORDS, shuffled)
 
     def _kind(self) -> str:

@@ -21,6 +21,7 @@ FORMAT = 2
 # Format 1: runs of protocol 1, without a commit. Instead of the net's digest it had the name of a file with
 # the net (`net_file`); the digest of that file was added later.
 CERTAIN = 1e-6  # a label is certain if 1 - p is below this, and hopeless if p is
+SHUFFLED_ONCE = ", shuffled once"
 RECORDS = Path(__file__).with_name("records")
 
 
@@ -61,7 +62,7 @@ class Point:
 class Record:
     """Everything that is needed to judge a run and to repeat it.
 
-    data           description of the images
+    data           description of the images; SHUFFLED_ONCE at its end if they had an order of their own
     images_sha256  pixels_sha256 of the images (data.py); "" in format 1
     wrong_labels   number of wrong labels among the `train_images` labels
     net_sha256     SHA-256 of the train_val prototxt; recorded_net.py makes the text again. Its paths are
@@ -89,6 +90,16 @@ class Record:
     net_sha256: str = ""
     images_sha256: str = ""
     commit: str = ""
+
+    @property
+    def images(self) -> str:
+        """The description of the images, whatever their order."""
+        return self.data.removesuffix(SHUFFLED_ONCE)
+
+    @property
+    def shuffled_once(self) -> bool:
+        """Whether the images had another order than CIFAR-10's: a seed then makes other labels wrong."""
+        return self.data.endswith(SHUFFLED_ONCE)
 
     @property
     def best(self) -> Point:

@@ -211,7 +211,7 @@ def gather(records: Sequence[Record]) -> list[Results]:
     for record in filter(lambda record: record.complete, records):
         run = record.run
         setting = Setting(
-            *(run.iterations, run.images, run.test_images, record.data, record.images_sha256),
+            *(run.iterations, run.images, run.test_images, record.images, record.images_sha256),
             *(run.precision, run.protocol),
         )
         seeds = settings.setdefault(setting, {}).setdefault(kind(run), {})
@@ -231,6 +231,13 @@ def provenance(results: Results, records: Sequence[Record]) -> list[str]:
     """Size, images, choices, seeds, devices and versions of these records, as sentences."""
     setting = results.setting
     sentences = [f"{setting.words}.", f"Images: {setting.data}.", f"{setting.choices}."]
+    if shuffled := [record.run for record in records if record.shuffled_once]:
+        runs = "; ".join(", ".join((run.label, noise_words(run), *run.changes)) for run in shuffled)
+        which = f"{len(shuffled)} of the runs" if len(shuffled) < len(records) else "all runs"
+        sentences.append(
+            f"In {which} ({runs}) the images were shuffled once before, so the same seed makes other labels "
+            "wrong than in CIFAR-10's own order."
+        )
     if records:
         devices = sorted({record.device for record in records})
         versions = sorted({f"torch {r.versions['torch']}" for r in records if "torch" in r.versions})

@@ -33,7 +33,7 @@ from imae.paper import (
 from imae.paper.experiments import Run, Scale, arithmetic, runs, suspects, table_2, variants
 from imae.paper.open_questions import OPEN_QUESTIONS
 from imae.paper.record import Point, Record, read_records
-from imae.paper.results import MEASURES, Results, Sample, gather
+from imae.paper.results import MEASURES, Results, Sample, gather, provenance
 from imae.paper.suspects import CHANGES, HYPOTHESES, STUDIES, WithSpreadOfBase, change_words
 
 ROOT = Path(__file__).parents[2]
@@ -217,6 +217,16 @@ def test_seeds_are_put_together_and_sizes_and_images_kept_apart() -> None:
     assert found[2].setting.words.startswith(
         "SCALED DOWN: 400 of 64,000 iterations, 2,000 of 50,000 training"
     )
+
+
+def test_runs_on_images_in_another_order_are_compared_and_named() -> None:
+    own, other = made(NOISY), made(replace(NOISY, rate=0.2), data=f"{JPEG}, shuffled once")
+    (results,) = gather([own, other])
+    text = " ".join(provenance(results, [own, other]))
+    assert f"Images: {JPEG}." in text
+    assert "In 1 of the runs (CCE, 20 %) the images were shuffled once before" in text
+    assert "In all runs (CCE, 20 %)" in " ".join(provenance(results, [other]))
+    assert "shuffled once" not in " ".join(provenance(results, [own]))
 
 
 def test_one_run_twice_is_refused() -> None:
