@@ -103,7 +103,7 @@ def test_planted_bugs_are_found(tmp_path: Path) -> None:
     script = tmp_path / "planted.py"
     script.write_text(PLANTED.format(fuzz=str(FUZZ), main=str(FUZZ / "__main__.py")))
     status, output = fuzz(
-        str(script), "--examples", "20", "--seconds", "0.2", "--keep", str(tmp_path / "found")
+        str(script), "--examples", "20", "--seconds", "1", "--keep", str(tmp_path / "found")
     )
     assert status == 1, output
     found = re.findall(r"(?m)^(\w+): (.+)$", output)
