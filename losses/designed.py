@@ -61,18 +61,23 @@ def examples(logits: Tensor, index: Tensor, axis: int) -> Examples:
 class DesignedLoss(Loss):
     """Base of the losses of p alone; a type defines `weight` and, unless it is MAE's, `value`.
 
-    normalizer  BATCH_SIZE: the mean; SUM_OF_WEIGHTS: divided by the sum of the weights, for reduction "mean"
+    normalizer  BATCH_SIZE: the mean; SUM_OF_WEIGHTS: divided by the sum of the weights, for reduction "mean";
+                None: the type's own, with reduction "mean"
     """
+
+    own_normalizer: Normalizer = "BATCH_SIZE"
 
     def __init__(
         self,
         *,
-        normalizer: Normalizer = "BATCH_SIZE",
+        normalizer: Normalizer | None = None,
         epsilon: float = 0.0,
         reduction: Reduction = "mean",
         ignore_label: int | None = None,
     ) -> None:
         super().__init__(reduction=reduction, ignore_label=ignore_label)
+        own = self.own_normalizer if reduction == "mean" else "BATCH_SIZE"
+        normalizer = own if normalizer is None else normalizer
         if normalizer not in get_args(Normalizer):
             raise LossError(
                 f"normalizer must be one of {', '.join(get_args(Normalizer))}, got {normalizer!r}"
@@ -80,12 +85,13 @@ class DesignedLoss(Loss):
         if normalizer == "SUM_OF_WEIGHTS" and reduction != "mean":
             raise LossError(f'normalizer SUM_OF_WEIGHTS needs reduction "mean", got {reduction!r}')
         check_number("epsilon", epsilon)
-        self.by_weights = normalizer == "SUM_OF_WEIGHTS"
+        self.by_weights, self._names_normalizer = normalizer == "SUM_OF_WEIGHTS", normalizer != own
         self.epsilon = epsilon
 
     def extra_repr(self) -> str:
         named = [super().extra_repr()] if super().extra_repr() else []
-        return ", ".join([*named, *["normalizer='SUM_OF_WEIGHTS'"] * self.by_weights])
+        normalizer = "SUM_OF_WEIGHTS" if self.by_weights else "BATCH_SIZE"
+        return ", ".join([*named, *[f"normalizer={normalizer!r}"] * self._names_normalizer])
 
     def weight(self, p: Tensor, rest: Tensor) -> Tensor:
         """w(p) of each example; rest = 1 - p."""

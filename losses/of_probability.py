@@ -57,7 +57,7 @@ class MAE(DesignedLoss):
     tensor(0.5000)
     """
 
-    def __init__(self, *, normalizer: Normalizer = "BATCH_SIZE", **options: Unpack[Options]) -> None:
+    def __init__(self, *, normalizer: Normalizer | None = None, **options: Unpack[Options]) -> None:
         super().__init__(normalizer=normalizer, **options)
 
     def weight(self, p: Tensor, rest: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class MSE(DesignedLoss):
     tensor(0.0625)
     """
 
-    def __init__(self, *, normalizer: Normalizer = "BATCH_SIZE", **options: Unpack[Options]) -> None:
+    def __init__(self, *, normalizer: Normalizer | None = None, **options: Unpack[Options]) -> None:
         super().__init__(normalizer=normalizer, **options)
 
     def weight(self, p: Tensor, rest: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class GCE(DesignedLoss):
     settings = ("q",)
 
     def __init__(
-        self, q: float = 0.7, *, normalizer: Normalizer = "BATCH_SIZE", **options: Unpack[Options]
+        self, q: float = 0.7, *, normalizer: Normalizer | None = None, **options: Unpack[Options]
     ) -> None:
         super().__init__(normalizer=normalizer, **options)
         check_number("q", q, exclusive=True)
@@ -123,14 +123,14 @@ class IMAE(DesignedLoss):
     Examples Equally and Gradient Magnitude's Variance Matters", arXiv 1903.12141, equations 21 and 22. The
     gradient is designed and not the derivative of the value: "the loss computation during forward propagation
     is unchanged" (section 4). The paper has t = 8 for noisy and 0.5 for clean labels, and divides by the
-    batch size; the authors' later code divides by the sum of weights. `epsilon` is from that code, too: 1e-6;
-    0 gives equation 22 exactly. Layer: IMAELoss.
+    batch size. The defaults are those of the authors' later code: divided by the sum of the weights, with an
+    `epsilon` of 1e-6; 0 and normalizer="BATCH_SIZE" give equation 22 exactly. Layer: IMAELoss.
 
     >>> import torch
     >>> from imae.losses import IMAE
     >>> logits = torch.tensor([[3.0, 1.0]]).log()  # the probability of label 0 is 0.75
     >>> _ = logits.requires_grad_()
-    >>> loss = IMAE(t=8)(logits, torch.tensor([0]))
+    >>> loss = IMAE(t=8, normalizer="BATCH_SIZE")(logits, torch.tensor([0]))
     >>> loss.detach()
     tensor(0.5000)
     >>> loss.backward()
@@ -139,13 +139,14 @@ class IMAE(DesignedLoss):
     """
 
     settings = ("t", "epsilon")
+    own_normalizer = "SUM_OF_WEIGHTS"
 
     def __init__(
         self,
         t: float = 8,
         *,
         epsilon: float = 1e-6,
-        normalizer: Normalizer = "BATCH_SIZE",
+        normalizer: Normalizer | None = None,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(normalizer=normalizer, epsilon=epsilon, **options)
@@ -168,7 +169,7 @@ class DM(DesignedLoss):
     >>> from imae.losses import DM
     >>> logits = torch.tensor([[3.0, 1.0]]).log()  # the probability of label 0 is 0.75
     >>> _ = logits.requires_grad_()
-    >>> loss = DM(lambda_=1, beta=8)(logits, torch.tensor([0]))
+    >>> loss = DM(lambda_=1, beta=8, normalizer="BATCH_SIZE")(logits, torch.tensor([0]))
     >>> loss.detach()
     tensor(0.5000)
     >>> loss.backward()
@@ -177,6 +178,7 @@ class DM(DesignedLoss):
     """
 
     settings = ("lambda_", "beta", "epsilon")
+    own_normalizer = "SUM_OF_WEIGHTS"
 
     def __init__(
         self,
@@ -185,7 +187,7 @@ class DM(DesignedLoss):
         *,
         normalize_by_integral: bool = False,
         epsilon: float = 1e-6,
-        normalizer: Normalizer = "BATCH_SIZE",
+        normalizer: Normalizer | None = None,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(normalizer=normalizer, epsilon=epsilon, **options)

@@ -84,7 +84,7 @@ LATER_TABLE_2 = (
         "-exp(8 p (1-p)) / 2",
         "exp(8 p (1-p)) p_j / (2 (1-p))",
         "exp(8 p (1-p))",
-        'type: "IMAELoss" imae_loss_param { t: 8 epsilon: 0 }',
+        'type: "IMAELoss" imae_loss_param { t: 8 epsilon: 0 normalizer: BATCH_SIZE }',
     ),
     Formula(
         "GCE-0.7",
@@ -101,7 +101,7 @@ LATER_TABLE_2 = (
         "-exp(8 p^0.5 (1-p)) / 2",
         "exp(8 p^0.5 (1-p)) p_j / (2 (1-p))",
         "exp(8 p^0.5 (1-p))",
-        'type: "DMLoss" dm_loss_param { lambda: 0.5 beta: 8 epsilon: 0 }',
+        'type: "DMLoss" dm_loss_param { lambda: 0.5 beta: 8 epsilon: 0 normalizer: BATCH_SIZE }',
     ),
 )
 

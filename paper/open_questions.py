@@ -19,10 +19,10 @@ OPEN_QUESTIONS = (
         "What the weighted gradients are divided by",
         "Equation 22 has no divisor; the losses (equations 2 and 3) are divided by the batch size N.",
         "By the sum of the batch's weights.",
-        "The layers: by N, or by the sum with `normalizer: SUM_OF_WEIGHTS`. For p uniform the mean weight "
-        "is 1 for CCE, 0.67 for MAE, 1.09 for IMAE-0.5, 4.42 for IMAE-8 and 24.08 for IMAE-16, so at one "
-        "learning rate steps by N differ as much. Runs of protocol 2: IMAE by the sum, the others by N; the "
-        "first runs: all by N. `imae paper arithmetic` compares both.",
+        "IMAELoss and DMLoss: by the sum unless asked otherwise; the others: by N. For p uniform the mean "
+        "weight is 1 for CCE, 0.67 for MAE, 1.09 for IMAE-0.5, 4.42 for IMAE-8 and 24.08 for IMAE-16, so at "
+        "one learning rate steps by N differ as much. Runs of protocol 2: IMAE by the sum, the others by N; "
+        "the first runs: all by N. `imae paper arithmetic` compared both, and decided IMAELoss's default.",
     ),
     Question(
         "Whether a wrong label may be the right one",

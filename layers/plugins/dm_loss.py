@@ -6,7 +6,7 @@ the gradient is not the derivative of the top.
 Bottoms, top and `normalizer`: see designed_loss.py.
 """
 
-from imae.layers.plugins.designed_loss import DesignedLoss, normalizer_name
+from imae.layers.plugins.designed_loss import DesignedLoss
 from imae.layers.registry import register_layer
 from imae.losses import DM
 
@@ -22,5 +22,5 @@ class DMLoss(DesignedLoss):
             param.beta,
             normalize_by_integral=param.normalize_by_integral,
             epsilon=param.epsilon,
-            normalizer=normalizer_name(param.normalizer),
+            normalizer=self.normalizer(),
         )

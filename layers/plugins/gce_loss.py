@@ -4,7 +4,7 @@ q -> 0 is CCE, q = 1 half of MAE. Later version of the paper, table 2.
 Bottoms, top and `normalizer`: see designed_loss.py.
 """
 
-from imae.layers.plugins.designed_loss import DesignedLoss, normalizer_name
+from imae.layers.plugins.designed_loss import DesignedLoss
 from imae.layers.registry import register_layer
 from imae.losses import GCE
 
@@ -15,4 +15,4 @@ class GCELoss(DesignedLoss):
 
     def make_loss(self) -> GCE:
         param = self.param.gce_loss_param
-        return GCE(param.q, normalizer=normalizer_name(param.normalizer))
+        return GCE(param.q, normalizer=self.normalizer())

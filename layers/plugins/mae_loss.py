@@ -3,7 +3,7 @@
 Equations 3, 18 and 20, with the factor 2. Bottoms, top and `normalizer`: see designed_loss.py.
 """
 
-from imae.layers.plugins.designed_loss import DesignedLoss, normalizer_name
+from imae.layers.plugins.designed_loss import DesignedLoss
 from imae.layers.registry import register_layer
 from imae.losses import MAE
 
@@ -13,5 +13,4 @@ class MAELoss(DesignedLoss):
     field = "mae_loss_param"
 
     def make_loss(self) -> MAE:
-        param = self.param.mae_loss_param
-        return MAE(normalizer=normalizer_name(param.normalizer))
+        return MAE(normalizer=self.normalizer())

@@ -3,7 +3,7 @@
 Later version of the paper, table 2. Bottoms, top and `normalizer`: see designed_loss.py.
 """
 
-from imae.layers.plugins.designed_loss import DesignedLoss, normalizer_name
+from imae.layers.plugins.designed_loss import DesignedLoss
 from imae.layers.registry import register_layer
 from imae.losses import MSE
 
@@ -13,5 +13,4 @@ class MSELoss(DesignedLoss):
     field = "mse_loss_param"
 
     def make_loss(self) -> MSE:
-        param = self.param.mse_loss_param
-        return MSE(normalizer=normalizer_name(param.normalizer))
+        return MSE(normalizer=self.normalizer())

@@ -414,8 +414,17 @@ def test_every_loss_has_a_reference_and_a_source() -> None:
 def test_the_name_resolves() -> None:
     assert imae.losses is losses
     assert repr(imae.losses.IMAE(t=4, ignore_label=7)) == "IMAE(t=4, epsilon=1e-06, ignore_label=7)"
-    by_weights = imae.losses.IMAE(normalizer="SUM_OF_WEIGHTS")
-    assert repr(by_weights) == "IMAE(t=8, epsilon=1e-06, normalizer='SUM_OF_WEIGHTS')"
+    by_size = imae.losses.IMAE(normalizer="BATCH_SIZE")
+    assert repr(by_size) == "IMAE(t=8, epsilon=1e-06, normalizer='BATCH_SIZE')"
+    assert repr(imae.losses.IMAE(reduction="sum")).startswith("IMAE(t=8, epsilon=1e-06")
+    assert repr(imae.losses.MAE(normalizer="SUM_OF_WEIGHTS")) == "MAE(normalizer='SUM_OF_WEIGHTS')"
+
+
+def test_imae_and_dm_are_divided_by_the_sum_of_weights_where_they_are_reduced_to_a_mean() -> None:
+    for loss in (losses.IMAE, losses.DM):
+        assert loss().by_weights and not loss(normalizer="BATCH_SIZE").by_weights
+        assert not loss(reduction="sum").by_weights and not loss(reduction="none").by_weights
+    assert not losses.MAE().by_weights
 
 
 def test_labels_between_two_classes_are_refused() -> None:

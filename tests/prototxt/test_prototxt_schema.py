@@ -137,7 +137,9 @@ def test_defaults() -> None:
         8,
     )
     assert getattr(layer.dm_loss_param, "lambda") == 1
-    assert layer.imae_loss_param.normalizer == caffe_pb2.WeightNormalization.BATCH_SIZE
+    by_sum, by_size = caffe_pb2.WeightNormalization.SUM_OF_WEIGHTS, caffe_pb2.WeightNormalization.BATCH_SIZE
+    assert layer.imae_loss_param.normalizer == layer.dm_loss_param.normalizer == by_sum
+    assert layer.mae_loss_param.normalizer == layer.gce_loss_param.normalizer == by_size
     assert layer.weighted_softmax_loss_param.variant == caffe_pb2.WeightedSoftmaxLossParameter.MAE
     assert (layer.loss_param.lamda_p, layer.loss_param.scale) == (1, 1)
     assert not layer.HasField("phase")
