@@ -76,8 +76,7 @@ class DesignedLoss(Loss):
         ignore_label: int | None = None,
     ) -> None:
         super().__init__(reduction=reduction, ignore_label=ignore_label)
-        own = self.own_normalizer if reduction == "mean" else "BATCH_SIZE"
-        normalizer = own if normalizer is None else normalizer
+        normalizer = self._default_normalizer if normalizer is None else normalizer
         if normalizer not in get_args(Normalizer):
             raise LossError(
                 f"normalizer must be one of {', '.join(get_args(Normalizer))}, got {normalizer!r}"
@@ -85,13 +84,19 @@ class DesignedLoss(Loss):
         if normalizer == "SUM_OF_WEIGHTS" and reduction != "mean":
             raise LossError(f'normalizer SUM_OF_WEIGHTS needs reduction "mean", got {reduction!r}')
         check_number("epsilon", epsilon)
-        self.by_weights, self._names_normalizer = normalizer == "SUM_OF_WEIGHTS", normalizer != own
+        self.by_weights = normalizer == "SUM_OF_WEIGHTS"
         self.epsilon = epsilon
 
     def extra_repr(self) -> str:
         named = [super().extra_repr()] if super().extra_repr() else []
         normalizer = "SUM_OF_WEIGHTS" if self.by_weights else "BATCH_SIZE"
-        return ", ".join([*named, *[f"normalizer={normalizer!r}"] * self._names_normalizer])
+        if normalizer != self._default_normalizer:
+            named.append(f"normalizer={normalizer!r}")
+        return ", ".join(named)
+
+    @property
+    def _default_normalizer(self) -> Normalizer:
+        return self.own_normalizer if self.reduction == "mean" else "BATCH_SIZE"
 
     def weight(self, p: Tensor, rest: Tensor) -> Tensor:
         """w(p) of each example; rest = 1 - p."""

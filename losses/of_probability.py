@@ -57,7 +57,7 @@ class MAE(DesignedLoss):
     tensor(0.5000)
     """
 
-    def __init__(self, *, normalizer: Normalizer | None = None, **options: Unpack[Options]) -> None:
+    def __init__(self, *, normalizer: Normalizer = "BATCH_SIZE", **options: Unpack[Options]) -> None:
         super().__init__(normalizer=normalizer, **options)
 
     def weight(self, p: Tensor, rest: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class MSE(DesignedLoss):
     tensor(0.0625)
     """
 
-    def __init__(self, *, normalizer: Normalizer | None = None, **options: Unpack[Options]) -> None:
+    def __init__(self, *, normalizer: Normalizer = "BATCH_SIZE", **options: Unpack[Options]) -> None:
         super().__init__(normalizer=normalizer, **options)
 
     def weight(self, p: Tensor, rest: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class GCE(DesignedLoss):
     settings = ("q",)
 
     def __init__(
-        self, q: float = 0.7, *, normalizer: Normalizer | None = None, **options: Unpack[Options]
+        self, q: float = 0.7, *, normalizer: Normalizer = "BATCH_SIZE", **options: Unpack[Options]
     ) -> None:
         super().__init__(normalizer=normalizer, **options)
         check_number("q", q, exclusive=True)

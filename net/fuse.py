@@ -88,12 +88,12 @@ def fuse_training(
             plan.replace(index, FastBatchNorm(step.layer))
         elif isinstance(step.layer, Convolution):
             shape = net.blob_shapes[step.bottoms[0]]
-            if FastConvolution.is_faster(step.layer, shape):
+            if SubsampledConvolution.is_needed(step.layer, shape):
+                plan.replace(index, SubsampledConvolution(step.layer))
+            elif FastConvolution.is_faster(step.layer, shape):
                 plan.replace(index, FastConvolution(step.layer))
             elif GroupedConvolution.is_faster(step.layer, shape):
                 plan.replace(index, GroupedConvolution(step.layer))
-            elif SubsampledConvolution.is_needed(step.layer, shape):
-                plan.replace(index, SubsampledConvolution(step.layer))
         elif isinstance(step.layer, LRN):
             if FastLRN.is_faster(step.layer) and not step.overwritten:
                 plan.replace(index, FastLRN(step.layer))

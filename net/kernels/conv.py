@@ -101,7 +101,8 @@ def _is_2d(layer: Convolution, bottom: Shape) -> bool:
 
 
 def _uses_weight_kernel(layer: Convolution) -> bool:
-    return native.uses_conv_weight() and math.prod(layer.blob_shapes[0]) <= MAX_WEIGHTS
+    weight = layer.blob_shapes[0]
+    return native.uses_conv_weight() and math.prod(weight[2:]) > 1 and math.prod(weight) <= MAX_WEIGHTS
 
 
 def _uses_winograd(layer: Convolution) -> bool:
@@ -121,7 +122,7 @@ class FastConvolution(ReplacedConvolution):
     def __init__(self, layer: Convolution) -> None:
         super().__init__(layer)
         self.uses_winograd = _uses_winograd(layer)
-        self.uses_weight_kernel = math.prod(layer.windows.kernel) > 1 and _uses_weight_kernel(layer)
+        self.uses_weight_kernel = _uses_weight_kernel(layer)
 
     @staticmethod
     def is_faster(layer: Convolution, bottom: Shape) -> bool:
@@ -131,10 +132,10 @@ class FastConvolution(ReplacedConvolution):
             _is_2d(layer, bottom)
             and layer.group == 1
             and set(windows.dilation) == {1}
-            and not SubsampledConvolution.is_needed(layer, bottom)
             and layer.num_output % native.CHANNELS_AT_ONCE == 0
             and (
-                (math.prod(windows.kernel) > 1 and (_uses_winograd(layer) or _uses_weight_kernel(layer)))
+                _uses_winograd(layer)
+                or _uses_weight_kernel(layer)
                 or _is_weight_product(layer.blob_shapes[0], layer.top_shapes([bottom])[0])
             )
         )
@@ -225,8 +226,11 @@ def convolution_gradients(
         weight_diff = native.conv_weight_gradient(x, top_diff, weight.shape, stride, pad)
     elif wanted[1] and _is_weight_product(weight.shape, top_diff.shape):
         weight_diff = _weight_product(x, top_diff, weight.shape, stride, pad)
-    is_dense = weight.shape[2:] == (1, 1) and set(stride) == {1} and set(pad) == {0}
-    if wanted[0] and is_dense and top_diff.numel() <= PIXELS_FOR_BOTTOM * weight.shape[0]:
+    if (
+        wanted[0]
+        and _is_of_pixels(weight.shape, stride, pad)
+        and top_diff.numel() <= PIXELS_FOR_BOTTOM * weight.shape[0]
+    ):
         diff = _as_blob(_pixels(top_diff) @ weight.flatten(1), x.shape)
     missing = [want and got is None for want, got in zip(wanted, (diff, weight_diff), strict=False)]
     if any(missing):
@@ -240,9 +244,14 @@ def convolution_gradients(
     return diff, weight_diff, bias_diff
 
 
+def _is_of_pixels(weight: Shape, stride: Shape, pad: Shape) -> bool:
+    """Whether the windows are the bottom's pixels, one by one."""
+    return weight[2:] == (1, 1) and set(stride) == {1} and set(pad) == {0}
+
+
 def _weight_product(x: Tensor, top_diff: Tensor, weight: Shape, stride: Shape, pad: Shape) -> Tensor:
     """The gradient of the weights as a product: (O, pixels of the top) with (pixels, channels and window)."""
-    if weight[2:] == (1, 1) and set(stride) == {1} and set(pad) == {0}:
+    if _is_of_pixels(weight, stride, pad):
         rows = _pixels(x)
     else:
         windows = F.unfold(x.contiguous(), weight[2:], padding=pad, stride=stride)  # (N, C kh kw, H W)

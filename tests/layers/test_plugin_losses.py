@@ -28,7 +28,11 @@ from imae.prototxt.text import parse_net
 Array = NDArray[np.floating[Any]]
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 OURS = ["IMAELoss", "MAELoss", "MSELoss", "GCELoss", "DMLoss"]
-OWN_NORMALIZER = {"IMAELoss": "SUM_OF_WEIGHTS", "DMLoss": "SUM_OF_WEIGHTS"}  # the others' is BATCH_SIZE
+# Those that are divided by the sum of weights unless asked otherwise, and how to ask.
+BY_BATCH = {
+    "IMAELoss": "imae_loss_param { normalizer: BATCH_SIZE }",
+    "DMLoss": "dm_loss_param { normalizer: BATCH_SIZE }",
+}
 AUTHORS = ["UnifiedWeightLoss", "WeightedSoftmaxWithLoss"]
 # Those that papers compare with; their formulas: tests/losses/test_losses.py. CorrectionLoss needs a matrix.
 COMPARED = [
@@ -218,7 +222,7 @@ def test_papers_formulas(text: str, normalizer: str, dtype: torch.dtype) -> None
     top, diff = both(text % (normalizer and f"normalizer: {normalizer}"), logits, label, top_diff=0.3)
     prob, onehot, p = parts(logits, label)
     w = weight(p)
-    if (normalizer or OWN_NORMALIZER.get(text.split('"')[1])) == "SUM_OF_WEIGHTS":
+    if normalizer == "SUM_OF_WEIGHTS" or (not normalizer and text.split('"')[1] in BY_BATCH):
         s = 1e-8 + w.sum()
         close(top, (w * value(p)).sum() / s, dtype)
     else:
@@ -410,8 +414,7 @@ def test_gradient_is_not_the_derivative_of_the_value(type_name: str) -> None:
     """By design: the paper replaces the gradient and leaves the value alone. Do not "repair" it."""
     p = np.linspace(0.02, 0.98, 9)
     logits, label = with_probability(p, 1 - p, torch.float64)
-    field = f"{type_name[:-4].lower()}_loss_param"
-    layer = build(f'type: "{type_name}" {field} {{ normalizer: BATCH_SIZE }}', logits.shape, label.shape)
+    layer = build(f'type: "{type_name}" {BY_BATCH[type_name]}', logits.shape, label.shape)
     _, diff = passes(layer, logits, label)
     numeric = numeric_gradient(layer, logits, label)
     ratio = (diff.abs().sum(1) / numeric.abs().sum(1))[:, None]
@@ -481,9 +484,6 @@ DIVISORS = {
 }
 
 
-BY_BATCH = {name: f"{name[:-4].lower()}_loss_param {{ normalizer: BATCH_SIZE }}" for name in OWN_NORMALIZER}
-
-
 @pytest.mark.parametrize("loss_param", DIVISORS)
 @pytest.mark.parametrize("type_name", OURS + COMPARED)
 def test_batch_normalizer_counts_as_loss_param_says(type_name: str, loss_param: str) -> None:
@@ -492,8 +492,7 @@ def test_batch_normalizer_counts_as_loss_param_says(type_name: str, loss_param: 
     sum_top, sum_diff = both(
         f'type: "{type_name}" loss_param {{ ignore_label: 9 normalization: NONE }}', logits, label
     )
-    # Without a word in loss_param, IMAELoss and DMLoss are divided by the sum of weights.
-    asked = "" if loss_param or type_name not in OWN_NORMALIZER else BY_BATCH[type_name]
+    asked = "" if loss_param else BY_BATCH.get(type_name, "")
     top, diff = both(
         f'type: "{type_name}" {asked} loss_param {{ ignore_label: 9 {loss_param} }}',
         logits.view(2, 3, 4, 5).permute(0, 3, 1, 2),
