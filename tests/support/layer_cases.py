@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -189,6 +191,18 @@ def annotated_records(picture: Callable[..., NDArray[np.uint8]]) -> dict[str, li
 
 def write_files(folder: Path) -> None:
     """Write all files that the layers name."""
+    shutil.copytree(_written_once().name, folder, dirs_exist_ok=True)
+
+
+@cache
+def _written_once() -> tempfile.TemporaryDirectory[str]:
+    """A folder with these files, from which each test gets a copy: making them takes five times as long."""
+    made = tempfile.TemporaryDirectory(prefix="layer_cases_")
+    _write(Path(made.name))
+    return made
+
+
+def _write(folder: Path) -> None:
     rng = np.random.default_rng(0)
 
     def picture(*size: int) -> NDArray[np.uint8]:
