@@ -125,6 +125,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mars", metavar="JSON", help="for table3 and report: results on MARS, of imae retrieve --results"
     )
+    parser.add_argument(
+        "--clothing1m", metavar="JSON", help="for later-tables and report: accuracies on Clothing1M, by loss"
+    )
     parser.add_argument("--log", metavar="FILE", help="for later-tables: a training log on CIFAR-100")
     parser.add_argument("--noise", type=float, metavar="R", help="for --log: its noise rate")
     parser.add_argument("--loss", metavar="NAME", help="for --log: its loss, as the authors' logs name it")
@@ -216,7 +219,9 @@ def _show(args: argparse.Namespace, records: list[Record]) -> None:
     from imae.paper import figures, tables
 
     if args.what in tables.NAMES:
-        tables.print_table(args.what, records, mars=args.mars, log=args.log, noise=args.noise, loss=args.loss)
+        tables.print_table(
+            args.what, records, args.mars, args.log, args.noise, args.loss, clothing1m=args.clothing1m
+        )
     if args.what in figures.NAMES and (args.output or args.what.startswith("figure")):
         path = args.output or _default_output(f"{args.what}.png")
         figures.draw(args.what, records, path, log=args.log, noise=args.noise, loss=args.loss)
@@ -230,12 +235,12 @@ def _report(args: argparse.Namespace, records: list[Record]) -> None:
 
     path = args.output or _default_output("report.html")
     outputs = {"--output": path, "--results": args.results, "--readme": args.readme}
-    check_output_files(outputs, [args.mars])
-    write_report(records, path, args.mars)
+    check_output_files(outputs, [args.mars, args.clothing1m])
+    write_report(records, path, args.mars, args.clothing1m)
     print(f"wrote {path}")
     if args.results:
-        update_results_page(args.results, records)
-        print(f"wrote {args.results}")
+        for written in update_results_page(args.results, records):
+            print(f"wrote {written}")
     if args.readme and update_readme(args.readme, records):
         print(f"renewed the lines in {args.readme}")
 

@@ -2,10 +2,11 @@
 
 A claim is a list of comparisons of quantities (accuracies, differences of accuracies), all of which must be
 true. Means over seeds are compared. Words such as "much" and "almost" need a bound, which is part of the
-claim. Bounds for claims about tables 1 and 2 are met by every number in these tables; bounds for figures,
-which print no numbers, are our choice. "Significantly smaller" than CCE's fall is taken for at most half of
-it, which one of the twelve falls in table 2 is not (3.4 of 3.9). A comparison is narrow if its values differ
-from the bound by less than two standard errors (`Sample.error`).
+claim. Bounds for claims about tables 1 and 2 are met by the numbers in these tables wherever they can be;
+bounds for figures, which print no numbers, are our choice. "Significantly smaller" than CCE's fall is taken
+for at most half of it, which one of the twelve falls in table 2 is not (3.4 of 3.9), "much" for three points,
+by which one of the six leads on the intact labels falls short (2.9, ResNet-32, 20 %). A comparison is narrow
+if its values differ from the bound by less than two standard errors (`Sample.error`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from imae.paper.experiments import (
 from imae.paper.results import Results, Sample, net_words, noise_words
 
 HELD, NOT_HELD, NO_DATA = "held", "not held", "no data"
+OURS = "ours"  # how the source of a claim begins that nobody but us makes
 
 MUCH_HIGHER = 3.0  # points; CCE's smallest fall in table 2 is 3.9
 ALMOST_SAME = 0.5  # MAE's largest fall in table 2 is 0.3
@@ -217,14 +219,19 @@ class Claim:
     @property
     def whose(self) -> str:
         """Who makes it: the paper, its later version, or this reproduction."""
-        if self.source.startswith("ours"):
-            return "ours, of human labels"
+        if self.source.startswith(OURS):
+            return OURS
         return "the later version's" if self.source.startswith("later version") else "the paper's"
 
     @property
+    def command(self) -> str:
+        """What trains the runs that it needs."""
+        return f"imae paper {self.shown[0]} --cifar10 PATH"
+
+    @property
     def counts(self) -> bool:
-        """Whether it is ours to hold: not where the paper's own numbers do not hold it."""
-        return self.in_paper().verdict != NOT_HELD
+        """Whether it tells for or against the paper: its own claims, where its own numbers hold them."""
+        return self.whose != OURS and self.in_paper().verdict != NOT_HELD
 
 
 def above(run: Key, others: Iterable[Key], measure: str, by: float = 0.0) -> tuple[Comparison, ...]:
@@ -295,30 +302,39 @@ def _noisy_claims() -> list[Claim]:
                 (Comparison(fall[mae], "≤", ALMOST_SAME),),
             ),
             (
-                "CCE fits the corrupted labels better than MAE and IMAE",
+                "CCE fits the corrupted labels much better than MAE and IMAE "
+                f"({MUCH_HIGHER:g} points or more)",
                 section,
                 fitted,
-                above(cce, (mae, imae), "corrupted"),
+                above(cce, (mae, imae), "corrupted", MUCH_HIGHER),
             ),
             (
-                "MAE underfits: its accuracy on the corrupted labels is below CCE's and IMAE's "
-                "(the paper excepts ResNet-20, 20 %)",
+                "MAE underfits: its accuracy on the corrupted labels is much lower than CCE's and IMAE's "
+                f"({MUCH_HIGHER:g} points or more; the paper excepts ResNet-20, 20 %)",
                 section,
                 fitted,
-                above(cce, (mae,), "corrupted") + above(imae, (mae,), "corrupted"),
+                above(cce, (mae,), "corrupted", MUCH_HIGHER) + above(imae, (mae,), "corrupted", MUCH_HIGHER),
             ),
             (
-                "MAE underfits: its best test accuracy is below CCE's and IMAE's "
-                "(the paper excepts ResNet-20, 20 %)",
+                "MAE underfits: its best test accuracy is much lower than CCE's and IMAE's "
+                f"({MUCH_HIGHER:g} points or more; the paper excepts ResNet-20, 20 %)",
                 section,
                 tested,
-                above(cce, (mae,), "best") + above(imae, (mae,), "best"),
+                above(cce, (mae,), "best", MUCH_HIGHER) + above(imae, (mae,), "best", MUCH_HIGHER),
             ),
             (
-                "On the intact training labels IMAE is above CCE and MAE (the paper excepts ResNet-20, 20 %)",
+                f"MAE works much worse than CCE: its final test accuracy is lower by {MUCH_HIGHER:g} points "
+                "or more",
+                "abstract",
+                tested,
+                above(cce, (mae,), "final", MUCH_HIGHER),
+            ),
+            (
+                "On the intact training labels IMAE is much higher than CCE and MAE "
+                f"({MUCH_HIGHER:g} points or more; the paper excepts ResNet-20, 20 %)",
                 "supplement 4, table 2",
                 ("table2",),
-                above(imae, (cce, mae), "intact"),
+                above(imae, (cce, mae), "intact", MUCH_HIGHER),
             ),
         ]
         below = measured(cce, "short of highest", "CCE below its highest by")
@@ -335,8 +351,16 @@ def _noisy_claims() -> list[Claim]:
         trios = [_trio(table_2(), net=net, rate=rate) for rate in RATES]
         falls = [measured(cce, "fall", noise_words(cce)) for cce, _, _ in trios]
         leads = [lead(imae, (cce, mae), "final") for cce, mae, imae in trios]
+        gaps = [lead(cce, (mae,), "corrupted") for cce, mae, _ in trios]
         rows: list[Row] = [
             ("CCE's fall grows with the noise rate", section, across, growing(falls)),
+            (
+                "MAE underfits when the noise rate is high: on the corrupted labels, how far it is below CCE "
+                "grows with the rate",
+                "abstract",
+                ("table2", "figure3"),
+                growing(gaps),
+            ),
             (
                 "IMAE's lead in final test accuracy grows with the noise rate",
                 "introduction",
@@ -444,6 +468,12 @@ def _temperature_claims() -> list[Claim]:
             growing([measured(run, "fall") for run in reversed(by_t)]),
         ),
         (
+            f"T = 16 is much less brittle than T = 0: its fall is smaller by {MUCH_HIGHER:g} points or more",
+            "supplement 2.2",
+            figure_6,
+            above(noisy[0], (noisy[16],), "fall", MUCH_HIGHER),
+        ),
+        (
             f"T = 4 fits the corrupted labels like T = 8 (within {ALIKE:g} points), and its final test "
             f"accuracy is much lower ({MUCH_HIGHER:g} points or more)",
             "supplement 3.2",
@@ -451,10 +481,10 @@ def _temperature_claims() -> list[Claim]:
             alike([noisy[8], noisy[4]], "corrupted") + above(noisy[8], (noisy[4],), "final", MUCH_HIGHER),
         ),
         (
-            "T = 16 has a slightly better final test accuracy than T = 8",
+            f"T = 16 has a slightly better final test accuracy than T = 8 (by up to {ALIKE:g} points)",
             "supplement 3.2",
             figure_6,
-            above(noisy[16], (noisy[8],), "final"),
+            above(noisy[16], (noisy[8],), "final") + alike([noisy[16], noisy[8]], "final"),
         ),
         (
             "The accuracy on the corrupted labels grows with T from 0 to 8",
@@ -490,20 +520,26 @@ def _temperature_claims() -> list[Claim]:
                 for comparison in above(noisy[t], (noisy[4],), measure)
             ),
         ),
-        (
-            "T can be chosen on held-out images, labels as given: the T that is best there costs at most "
-            f"{SIGNIFICANT:g} point of test accuracy",
-            "supplement 4",
-            ("choose-t",),
-            (Comparison(_cost_of_choice(choose_t()), "≤", SIGNIFICANT),),
+        *(
+            (
+                f"T can be chosen on held-out images, labels {labels}: the T that is best there costs at "
+                f"most {SIGNIFICANT:g} point of test accuracy",
+                source,
+                ("choose-t",),
+                (Comparison(_cost_of_choice(choose_t(), measure), "≤", SIGNIFICANT),),
+            )
+            for labels, measure, source in (
+                ("clean", "validation_clean", "supplement 4"),
+                ("as given", "validation", f"{OURS}, of the choice of T"),
+            )
         ),
     ]
     return _claims("ResNet-20, clean", None, on_clean) + _claims("ResNet-20, 50 %", None, on_noisy)
 
 
-def _cost_of_choice(runs: Sequence[Run]) -> Quantity:
+def _cost_of_choice(runs: Sequence[Run], held_out_measure: str) -> Quantity:
     """The best final test accuracy of any T minus that of the T that is best on held-out images."""
-    parts = tuple((run, measure) for measure in ("validation", "final") for run in runs)
+    parts = tuple((run, measure) for measure in (held_out_measure, "final") for run in runs)
 
     def cost(values: Sequence[float]) -> float:
         held_out, tested = values[: len(runs)], values[len(runs) :]
@@ -575,7 +611,7 @@ def _later_claims() -> list[Claim]:
 
 def _human_claims() -> list[Claim]:
     """The same questions about human labels; the paper has no such experiment."""
-    claims, source, shown = [], "ours, of CIFAR-10N", ("human-noise",)
+    claims, source, shown = [], f"{OURS}, of CIFAR-10N", ("human-noise",)
     for human in HUMAN:
         cce, mae, imae = trio = _trio(human_noise(), human=human)
         fall = {run: measured(run, "fall") for run in trio}

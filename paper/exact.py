@@ -1,7 +1,12 @@
-"""Results of the paper that need no training: table 4, figures 1 and 5, and the later version's table 2."""
+"""Results of the paper that need no training.
+
+Table 4 and equation 26, figures 1 and 5, the share of labels that its noise leaves right, and the later
+version's table 2.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -21,6 +26,7 @@ from imae.prototxt.caffe_pb2 import LossParameter
 
 Curves = dict[str, tuple[Tensor, Tensor]]  # (p, w) by name
 CLASSES = 10
+SAME_SLOPE = 1e-12  # of the L1 norm, in double precision
 
 OfP = Callable[[Tensor], Tensor]
 # The formulas of LATER_TABLE_2 as functions of p (and p_j): dL/dz_y, dL/dz_j, L1 norm.
@@ -47,6 +53,13 @@ FORMULAS: dict[str, tuple[OfP, Callable[[Tensor, Tensor], Tensor], OfP]] = {
         lambda p, p_j: torch.exp(8 * p**0.5 * (1 - p)) * p_j / (2 * (1 - p)),
         lambda p: torch.exp(8 * p**0.5 * (1 - p)),
     ),
+}
+# L(p) of LATER_TABLE_2, where it is elementary.
+VALUES: dict[str, OfP] = {
+    "CCE": lambda p: -torch.log(p),
+    "MAE": lambda p: 2 * (1 - p),
+    "GCE-0.7": lambda p: (1 - p**0.7) / 0.7,
+    "MSE": lambda p: (1 - p) ** 2,
 }
 
 
@@ -93,6 +106,24 @@ def figure_5(points: int = 201) -> Curves:
     return {f"{t:g}": weights.curve(partial(weights.imae, t=t), points) for t in TEMPERATURES}
 
 
+def equation_26(t: float) -> float:
+    """The variance of IMAE's weights by the supplement's closed form, for T > 0; at T = 0 it is 0/0."""
+    first = math.sqrt(math.pi) * math.erf(math.sqrt(2 * t) / 2) * math.exp(t / 2) / math.sqrt(2 * t)
+    return first - math.pi * math.erf(math.sqrt(t) / 2) ** 2 * math.exp(t / 2) / t
+
+
+def share_of_examples(weight: weights.Weight, least: float, points: int = 100_000) -> float:
+    """The share of p, uniform on [0, 1], whose weight is at least `least` times the largest, 0 to 1."""
+    p = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    w = weight(p, 1 - p)
+    return float((w >= least * w.max()).double().mean())
+
+
+def overlap(rate: float) -> float:
+    """The share of labels that stay right if, with probability `rate`, one becomes any of the ten classes."""
+    return 1 - rate + rate / CLASSES
+
+
 class Checked(NamedTuple):
     """A row of the later table 2, and the largest errors of our layer's gradient, relative to its L1 norm.
 
@@ -108,6 +139,45 @@ class Checked(NamedTuple):
 def later_table_2() -> list[Checked]:
     """Compare the layers' gradients, in double precision, with the printed formulas."""
     return [_check(formula) for formula in LATER_TABLE_2]
+
+
+class CheckedValue(NamedTuple):
+    """A printed L(p) of the later table 2, and whether the printed dL/dz_y is its gradient.
+
+    difference   the largest one between dL/dp p (1 - p) and the printed dL/dz_y, relative to the L1 norm;
+                 None where no L(p) is printed
+    words        what this shows
+    """
+
+    loss: str
+    difference: float | None
+    words: str
+
+
+def later_table_2_values() -> list[CheckedValue]:
+    """Compare the gradients of the printed L(p), in double precision, with the printed dL/dz_y."""
+    return [_check_value(formula.loss) for formula in LATER_TABLE_2]
+
+
+def _check_value(loss: str) -> CheckedValue:
+    p = torch.linspace(0.01, 0.99, 99, dtype=torch.float64, requires_grad=True)
+    if loss in VALUES:
+        (slope,) = torch.autograd.grad(VALUES[loss](p).sum(), p)
+        words = "dL/dp p (1-p) is the printed dL/dz_y"
+    elif loss == "IMAE-8":  # dL/dp is the integrand at p, with a minus
+        slope = -torch.exp(8 * p * (1 - p)) / (2 * p * (1 - p))
+        words = (
+            "the integral diverges at u = 1, as that of 1 / (2 (1-u)): L is infinite for every p; of its "
+            "integrand, -dL/dp, dL/dz_y is right"
+        )
+    else:
+        return CheckedValue(loss, None, "no L(p) is printed")
+    own, _, norm = FORMULAS[loss]
+    p, slope = p.detach(), slope.detach()
+    difference = float(((slope * p * (1 - p) - own(p)).abs() / norm(p)).max())
+    if difference > SAME_SLOPE:
+        words = "dL/dp p (1-p) is NOT the printed dL/dz_y"
+    return CheckedValue(loss, difference, words)
 
 
 def _check(formula: Formula) -> Checked:

@@ -46,6 +46,13 @@ TABLE_3 = {
     "CMC-1": {"CCE": 73.8, "MAE": 26.0, "GCE": 51.5, "IMAE": 83.5},
 }
 
+# Section 5.2: persons, videos (tracklets) and images of MARS, in all and in the two parts.
+MARS_COUNTS = {
+    "all": {"persons": 1261, "videos": 20715, "images": 1067516},
+    "training": {"persons": 625, "videos": 8298, "images": 509914},
+    "testing": {"persons": 636, "videos": 12180, "images": 681089},
+}
+
 # Table 4 (supplement): T and the variance of the weights for p uniform on [0, 1], as printed.
 TABLE_4 = {
     16.0: "354.113",

@@ -381,6 +381,11 @@ def draw(
     drawn = charts(name, records, log, noise, loss)
     if not drawn:
         raise DataError(f"there is no record of a run for {name}; train some first: imae paper {name}")
+    draw_charts(drawn, path)
+
+
+def draw_charts(drawn: Sequence[Chart], path: AnyPath) -> None:
+    """Write charts as an image file, below each other."""
     heights = [1.1 + 2.6 * -(-len(chart.panels) // chart.across) for chart in drawn]
 
     def draw_all(figure: Any) -> None:

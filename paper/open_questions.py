@@ -156,6 +156,14 @@ OPEN_QUESTIONS = (
         "64,000 iterations, T = 0.5 on clean and 8 on noisy labels as in table 2.",
     ),
     Question(
+        "What the later version's hybrid accuracy is of",
+        "-",
+        "'On test set and clean training set together': of which training images, against which labels, is "
+        "not said.",
+        "Test images and all training images, against their clean labels: the printed numbers agree with no "
+        "other reading. With the images alone whose label is right they would be up to 24 points higher.",
+    ),
+    Question(
         "Where GoogLeNet starts from for MARS",
         "Not said whether its weights were trained on ImageNet before.",
         "Not published.",

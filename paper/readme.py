@@ -12,13 +12,14 @@ from imae.files.atomic import write_atomically
 from imae.files.errors import DataError
 from imae.files.read import AnyPath
 from imae.paper.expected import paper_tables_1_2
-from imae.paper.experiments import ITERATIONS, Run, table_2
+from imae.paper.experiments import ITERATIONS, LATER, Run, table_2
 from imae.paper.record import Record
 from imae.paper.results import IMAGES, Results, gather
-from imae.paper.results_page import NO_RECORDS, claims_held, without_training
+from imae.paper.results_page import NO_RECORDS, claims_held, is_full_size, without_training
 from imae.paper.tables import NOTHING, number, ours
 
 BEGIN, END = "<!-- paper:begin -->", "<!-- paper:end -->"
+SIZES = 3  # the most lines of runs
 # The runs whose numbers are shown: half of the labels replaced, as in most of the paper's figures.
 SHOWN = [run for run in table_2() if run.net == "resnet20" and run.rate == 0.5]
 COLUMNS = (
@@ -31,11 +32,12 @@ COLUMNS = (
 
 
 def readme_lines(records: Sequence[Record]) -> str:
-    """The text between the markers: a line for each size of the runs, the largest first."""
-    rows = [_row(results) for results in gather(records)]
+    """The text between the markers: a line for each of the largest sizes of the runs on CIFAR-10."""
+    settings = [results for results in gather(records) if results.setting.protocol != LATER]
+    rows = [_row(results) for results in settings[:SIZES]]
     if not rows:
         return f"{without_training()} {NO_RECORDS}\n"
-    full = any(not results.setting.is_scaled for results in gather(records))
+    full = any(map(is_full_size, settings))
     size = "" if full else " No run of the paper's size yet:"
     lines = [
         f"{without_training()}{size}",

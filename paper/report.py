@@ -37,19 +37,19 @@ LOSS_NAME = re.compile(r"\b(CCE|MAE|IMAE|GCE)-(\d)")
 
 
 class Section(NamedTuple):
-    """A part of the page: its tables, figures and claims by name, and the command that trains its runs."""
+    """A part of the page: its tables, figures and claims by name, and which tables need runs."""
 
     id: str
     title: str
     tables: tuple[str, ...] = ()
     figures: tuple[str, ...] = ()
-    command: str = ""
+    trained: tuple[str, ...] = ()  # of tables.FROM_RUNS
 
 
 SECTIONS = (
-    Section("table1", "Table 1: clean labels", ("table1",), (), "table1"),
+    Section("table1", "Table 1: clean labels", ("table1",), (), ("table1",)),
     Section(
-        "table2", "Table 2, figures 3 and 4: wrong labels", ("table2",), ("figure3", "figure4"), "table2"
+        "table2", "Table 2, figures 3 and 4: wrong labels", ("table2",), ("figure3", "figure4"), ("table2",)
     ),
     Section("table3", "Table 3: video retrieval", ("table3",)),
     Section("exact", "Table 4, figures 1 and 5: weights", ("figure1", "table4"), ("figure1", "figure5")),
@@ -58,29 +58,28 @@ SECTIONS = (
         "Figures 6 to 8: the choice of T",
         ("figure6", "choose-t"),
         ("figure6", "figure7", "figure8"),
-        "figure6",
+        ("temperatures", "choose-t"),
     ),
-    Section("human-noise", "Human labels", ("human-noise",), ("human-noise",), "human-noise"),
+    Section("human-noise", "Human labels", ("human-noise",), ("human-noise",), ("human-noise",)),
     Section(
         "suspects",
         "What does not hold, looked into",
         ("suspects",),
         ("suspects",),
-        "suspects",
     ),
     Section(
         "arithmetic",
         "The arithmetic: the epsilon and the normaliser",
         ("arithmetic",),
         (),
-        "arithmetic",
+        ("arithmetic",),
     ),
     Section(
         "later-tables",
         "The later version, and the authors' logs",
         ("later-tables",),
         ("later-tables",),
-        "later-tables",
+        ("cifar100", "later-table6"),
     ),
 )
 
@@ -136,12 +135,20 @@ summary { cursor: pointer; }
 """
 
 
-def write_report(records: Sequence[Record], output: AnyPath, mars: AnyPath | None = None) -> None:
-    """Write the page. mars: a JSON file of results on MARS, see tables.MARS_FORMAT."""
-    write_atomically(output, page(records, mars).encode())
+def write_report(
+    records: Sequence[Record],
+    output: AnyPath,
+    mars: AnyPath | None = None,
+    clothing1m: AnyPath | None = None,
+) -> None:
+    """Write the page.
+
+    mars, clothing1m   JSON files of results on MARS and Clothing1M, see MARS_FORMAT and CLOTHING1M_FORMAT
+    """
+    write_atomically(output, page(records, mars, clothing1m).encode())
 
 
-def page(records: Sequence[Record], mars: AnyPath | None = None) -> str:
+def page(records: Sequence[Record], mars: AnyPath | None = None, clothing1m: AnyPath | None = None) -> str:
     """The page as text."""
     settings = gather(records)
     parts = [
@@ -151,11 +158,11 @@ def page(records: Sequence[Record], mars: AnyPath | None = None) -> str:
         f"<h1>{html.escape(TITLE)}</h1>",
         *_opening(settings),
         _contents(),
-        *_without_training(records),
-        *_summary(settings),
+        *_without_training(records, mars, clothing1m),
+        *_summary(settings, records),
     ]
     for section in SECTIONS:
-        parts += _section(section, records, settings, mars)
+        parts += _section(section, records, settings, mars, clothing1m)
     parts += [_questions(), _runs(settings), "</body></html>\n"]
     return _unbroken("\n".join(parts))
 
@@ -212,11 +219,13 @@ def _opening(settings: Sequence[Results]) -> Iterator[str]:
     yield f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in in_short(settings))}</ul>"
 
 
-def _without_training(records: Sequence[Record]) -> Iterator[str]:
+def _without_training(
+    records: Sequence[Record], mars: AnyPath | None, clothing1m: AnyPath | None
+) -> Iterator[str]:
     """The claims about formulas, printed numbers and the authors' logs."""
     yield '<h2 id="evidence">Without training: formulas, printed numbers, the authors\' own logs</h2>'
     yield _paragraph(f"{without_training()} {logs_words()}", "")
-    table = tables.evidence_table(records=records)
+    table = tables.evidence_table(None, records, mars, clothing1m)
     if table is not None:
         yield _paragraph(" ".join(table.notes))
         fallen = [row for row in table.rows if NOT_HELD in row[3:5]]
@@ -240,7 +249,7 @@ def _by_verdict(
             yield f"<details{opened}><summary>{summary}</summary>{words}</details>"
 
 
-def _summary(settings: Sequence[Results]) -> Iterator[str]:
+def _summary(settings: Sequence[Results], records: Sequence[Record]) -> Iterator[str]:
     yield '<h2 id="summary">The claims, by our runs</h2>'
     yield _paragraph(
         "A claim counts only where the paper's own numbers hold it. The runs of the paper's size come first; "
@@ -248,6 +257,10 @@ def _summary(settings: Sequence[Results]) -> Iterator[str]:
     )
     if not settings:
         yield "<p>No run has a record yet, so no claim about training can be judged.</p>"
+    every = tables.all_claims_table(records)
+    words = _text_table([name for _, name in every.columns], every.rows)
+    about = _paragraph(" ".join(every.notes))
+    yield f"<details><summary>{every.title}: {len(every.rows)}</summary>{about}{words}</details>"
     for results in settings:
         yield f"<h3>{html.escape(size_words(results))}</h3>"
         yield _about(results, results.own_records)
@@ -286,17 +299,24 @@ def claim_list(claims: Iterable[Claim], results: Results) -> str:
 
 
 def _section(
-    section: Section, records: Sequence[Record], settings: Sequence[Results], mars: AnyPath | None
+    section: Section,
+    records: Sequence[Record],
+    settings: Sequence[Results],
+    mars: AnyPath | None,
+    clothing1m: AnyPath | None,
 ) -> Iterator[str]:
     yield f'<h2 id="{section.id}">{html.escape(section.title)}</h2>'
-    made: list[Table] = [table for name in section.tables for table in tables.tables(name, records, mars)]
+    made = [table for name in section.tables for table in tables.tables(name, records, mars, clothing1m)]
     for table in made:
         yield f"<h3>{html.escape(table.title)}</h3>"
         scaled = " scaled" if "SCALED" in table.title else ""
         yield _paragraph(" ".join(table.notes), f"note{scaled}")
         yield html_table(table)
-    if section.command and any(tables.NO_RUNS_YET in table.title for table in made):
-        yield f"<p>The command that trains what is missing: <code>imae paper {section.command}</code>.</p>"
+    full = [results for results in settings if not results.setting.is_scaled]
+    missing = [name for name in section.trained if not any(r.has(tables.FROM_RUNS[name][1]()) for r in full)]
+    if missing:
+        commands = ", ".join(f"<code>{html.escape(tables.command(name))}</code>" for name in missing)
+        yield f"<p>No run of the paper's size yet; what trains them: {commands}.</p>"
     for name in section.figures:
         for index, chart in enumerate(figures.charts(name, records)):
             yield _chart(chart, f"{section.id}-{name}-{index}")

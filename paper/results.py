@@ -56,7 +56,7 @@ MEASURES = {
     ),
     "noisy_subset": Measure("noisy subset", lambda r: r.final.noisy_subset, lambda r: r.wrong_labels),
     "clean_subset": Measure("clean subset", lambda r: r.final.clean_subset, _right),
-    "hybrid": Measure("hybrid", lambda r: r.final.hybrid, lambda r: r.test_images + _right(r)),
+    "hybrid": Measure("hybrid", lambda r: r.hybrid, lambda r: r.test_images + r.train_images),
     "certain": Measure("training labels with p > 1 - 1e-6", lambda r: r.final.certain, _train),
     "hopeless": Measure("training labels with p < 1e-6", lambda r: r.final.hopeless, _train),
     "validation": Measure("held out, labels as given", lambda r: r.final.validation, lambda r: 0),

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from imae.files.atomic import write_atomically
 from imae.files.read import AnyPath
-from imae.paper import exact, tables
-from imae.paper.claims import CLAIMS, HELD, NO_DATA, NOT_HELD, by_text
-from imae.paper.evidence import CIFAR100, EVIDENCE, count_evidence
+from imae.paper import exact, figures, tables
+from imae.paper.claims import CLAIMS, HELD, NO_DATA, NOT_HELD, OURS, by_text
+from imae.paper.evidence import CIFAR100, EVIDENCE, LABELS, MARS_FILES, WEIGHTS, count_evidence
 from imae.paper.expected import paper_tables_1_2
-from imae.paper.experiments import Run, arithmetic, human_noise, table_1, table_2, variants
+from imae.paper.experiments import LATER, Run, arithmetic, human_noise, table_1, table_2, variants
 from imae.paper.record import Record
 from imae.paper.results import Results, gather, net_words, noise_words, provenance
 from imae.paper.suspects import SPREAD_NOTE, STUDIES, WithSpreadOfBase, change_words
-from imae.paper.tables import NOTHING, Table, arithmetic_table, markdown, number, ours
+from imae.paper.tables import NO_RUNS, NOTHING, Table, arithmetic_table, markdown, number, ours
 
 HEAD = """# The paper's numbers, and ours
 
@@ -23,9 +24,7 @@ it is out of date. How to run the reproduction, and what the columns mean: [docs
 """
 SAME_GRADIENT = 1e-7  # GCE's q is a field in single precision
 NO_RECORDS = "No run has a record yet."
-NO_FULL_RUN = (
-    "No such run has a record yet. The command that trains them: `imae paper table2 --cifar10 PATH`."
-)
+NO_FULL_RUN = "No such run has a record yet: the tables below have the printed numbers alone."
 NO_FULL_RUN_SHORT = (
     "No run of the paper's size has a record yet: what the paper says of CIFAR-10 (tables 1 and 2, figures "
     "3, 4 and 6 to 8) is neither confirmed nor refuted here."
@@ -36,18 +35,37 @@ STUDY_WORDS = (
     "They study mechanisms. They cannot test what 64,000 iterations do: a claim that does not hold here may "
     "hold there, and the other way round."
 )
+CURVES = "authors_curves.svg"
+# The tables of runs on CIFAR-10; those of PRINTED are shown without runs, too.
+FULL_SIZE = {
+    "table1": "table 1",
+    "table2": "table 2",
+    "temperatures": "figures 6 to 8, for which no numbers are printed",
+    "choose-t": "the choice of T",
+    "later-table6": "the later version's table 6",
+    "human-noise": "human labels, which the paper has not",
+}
+PRINTED = ("table1", "table2", "later-table6")
 MEASURES = {"best": "test best", "final": "test final", "corrupted": "train, corrupted labels"}
 
 
-def update_results_page(path: AnyPath, records: Sequence[Record]) -> None:
-    """Write the page."""
+def update_results_page(path: AnyPath, records: Sequence[Record]) -> list[Path]:
+    """Write the page, and beside it the picture that it shows; returns the paths of both."""
+    picture = Path(path).with_name(CURVES)
+    figures.draw_charts(figures.charts("later-tables", records)[:1], picture)
     write_atomically(path, results_page(records).encode())
+    return [Path(path), picture]
+
+
+def is_full_size(results: Results) -> bool:
+    """Whether these runs have the size of the paper's own, on CIFAR-10."""
+    return not results.setting.is_scaled and results.setting.protocol != LATER
 
 
 def results_page(records: Sequence[Record]) -> str:
     """The page as Markdown: what is exact, runs of the paper's size, the authors' own runs, studies."""
     settings = gather(records)
-    full = [results for results in settings if not results.setting.is_scaled]
+    full = [results for results in settings if is_full_size(results)]
     scaled = [results for results in settings if results.setting.is_scaled]
     parts = [
         HEAD.rstrip(),
@@ -57,11 +75,15 @@ def results_page(records: Sequence[Record]) -> str:
         *(markdown(table) for table in (tables.table4(), tables.variance_table())),
         gradients_words(),
         "## Runs of the paper's size",
-        *(part for results in full for part in _setting(results)),
         *([] if full else [NO_FULL_RUN]),
-        "## The authors' own runs, and other claims that need no training of ours",
+        *(part for results in full or [NO_RUNS] for part in _full_size(results)),
+        "## The authors' own runs",
         logs_words(),
+        f"![The authors' test accuracies along the training, by noise rate; ours laid over]({CURVES})",
         *(markdown(table) for table in tables.tables("cifar100", records)),
+        "## The claims",
+        "A claim counts for or against us only where the paper's own numbers hold it.",
+        markdown(tables.all_claims_table(records)),
         *(markdown(table) for table in [tables.evidence_table(records=records)] if table is not None),
         "## Studies at a smaller scale",
         STUDY_WORDS if scaled else NO_RECORDS,
@@ -72,12 +94,16 @@ def results_page(records: Sequence[Record]) -> str:
 
 def in_short(settings: Sequence[Results]) -> list[str]:
     """What is shown and what is not, a sentence for each kind of evidence."""
-    claimed = (*table_1(), *table_2())
-    full = any(results.has(claimed) for results in settings if not results.setting.is_scaled)
-    lines = [without_training(), *([] if full else [NO_FULL_RUN_SHORT]), logs_words()]
+    full = any(claims_held(results)[1] for results in settings if is_full_size(results))
+    lines = [without_training(), computed_words(), *([] if full else [NO_FULL_RUN_SHORT]), logs_words()]
+    counted = sum(claim.counts for claim in CLAIMS)
     for results in settings:
         held, judged = claims_held(results)
         words = f"{held} of {judged} claims held" if judged else NO_CLAIM
+        if results.setting.protocol == LATER:
+            words = later_words(results)
+        elif is_full_size(results) and judged < counted:
+            words += f"; the {counted - judged} others need runs that are still missing"
         small = SMALL_WORDS if results.setting.is_scaled else ""
         lines.append(f"{size_words(results)}: {words}{small}.")
     return lines
@@ -86,15 +112,42 @@ def in_short(settings: Sequence[Results]) -> list[str]:
 def size_words(results: Results) -> str:
     """The size of a setting's runs."""
     if not results.setting.is_scaled:
-        return "Runs of the paper's size"
+        later = results.setting.protocol == LATER
+        return "Runs of the authors' later size, CIFAR-100" if later else "Runs of the paper's size"
     return f"Scaled-down runs: {results.setting.iterations:,} iterations on {results.setting.images:,} images"
 
 
+def later_words(results: Results) -> str:
+    """How many of the claims about CIFAR-100 hold in these runs."""
+    verdicts = [item.ours(results).verdict for item in EVIDENCE if item.of == CIFAR100 and item.counts]
+    judged = len(verdicts) - verdicts.count(NO_DATA)
+    return f"{verdicts.count(HELD)} of {judged} claims held" if judged else NO_CLAIM
+
+
+def _full_size(results: Results) -> list[str]:
+    """The paper's tables with these runs beside, claims, hypotheses; what is printed in any case."""
+    parts = []
+    for name, words in FULL_SIZE.items():
+        make, runs = tables.FROM_RUNS[name]
+        has_any = results.has(runs())
+        if has_any or name in PRINTED:
+            parts.append(markdown(make(results if has_any else NO_RUNS)))
+        if not has_any:
+            parts.append(f"No run yet of {words}: `{tables.command(name)}`.")
+    if results.runs:
+        parts.append(_claims(results))
+    return parts + _studies(results)
+
+
 def _setting(results: Results) -> list[str]:
-    """The tables, claims and hypotheses of one setting."""
-    parts, table = [], _table(results)
-    if table.rows:
-        parts += [markdown(table), _claims(results)]
+    """The table, claims and hypotheses of one setting that is scaled down."""
+    table = _table(results)
+    return [*([markdown(table), _claims(results)] if table.rows else []), *_studies(results)]
+
+
+def _studies(results: Results) -> list[str]:
+    """Variants and their hypotheses."""
+    parts = []
     if results.has(variants()):
         parts += [markdown(_suspects_table(results)), _hypotheses(results, "suspects", SPREAD_NOTE)]
     if results.has(run for run in arithmetic() if run.changes):
@@ -112,6 +165,13 @@ def without_training() -> str:
     )
 
 
+def computed_words() -> str:
+    """How many of the claims about what can be computed or counted hold."""
+    counts = {of: count_evidence(EVIDENCE, of) for of in (WEIGHTS, LABELS, MARS_FILES)}
+    parts = (f"{of} {numbers[HELD]} of {sum(numbers.values())}" for of, numbers in counts.items())
+    return f"Claims that can be computed or counted: {', '.join(parts)} held."
+
+
 def gradients_words() -> str:
     """How many layers have the gradients of the later version's table 2."""
     rows = exact.later_table_2()
@@ -125,12 +185,9 @@ def gradients_words() -> str:
 def logs_words() -> str:
     """How many of the claims hold in the authors' own logs."""
     numbers = count_evidence(EVIDENCE, CIFAR100)
-    fallen = [item for item in EVIDENCE if item.of == CIFAR100 and item.checked.verdict == NOT_HELD]
-    printed = sum(item.printed.verdict == NOT_HELD for item in fallen)
     return (
         f"The authors' own logs (CIFAR-100, 48 runs): {numbers[HELD]} of {sum(numbers.values())} claims that "
-        f"they can test held; of the {len(fallen)} others, {printed} do not hold in the printed numbers "
-        "either."
+        "they can test held."
     )
 
 
@@ -141,13 +198,12 @@ def _table(results: Results) -> Table:
     for run in runs:
         cells = [_cell(printed.get(run, {}).get(measure), results, run, measure) for measure in MEASURES]
         rows.append((net_words(run.net), noise_words(run), run.label, *cells, str(len(results.seeds(run)))))
-    title = "Scaled-down runs" if results.setting.is_scaled else "Runs of the paper's size"
     columns = ("net", "noise", "loss", *MEASURES.values(), "seeds")
     notes = (
         *provenance(results, results.of(runs)),
         "Accuracy in %: the paper's / ours (difference); ± is the standard deviation between seeds.",
     )
-    return Table(title, tuple(("", name) for name in columns), tuple(rows), notes, keys=3)
+    return Table("Scaled-down runs", tuple(("", name) for name in columns), tuple(rows), notes, keys=3)
 
 
 def _suspects_table(results: Results) -> Table:
@@ -206,20 +262,23 @@ def claims_held(results: Results) -> tuple[int, int]:
 def claims_words(results: Results) -> str:
     """How many of the claims hold, and how many of them are the paper's own."""
     held, judged = claims_held(results)
-    if not judged:
-        return f"{NO_CLAIM.capitalize()} by these runs."
     by_maker: dict[str, list[str]] = {}
     for claim in CLAIMS:
         verdict = claim.check(results).verdict
-        if claim.counts and verdict != NO_DATA:
+        if (claim.counts or claim.whose == OURS) and verdict != NO_DATA:
             by_maker.setdefault(claim.whose, []).append(verdict)
-    parts = (f"{whose}: {found.count(HELD)} of {len(found)}" for whose, found in by_maker.items())
-    return f"Claims that these runs can test: {held} of {judged} held ({'; '.join(parts)})."
+    words = {whose: f"{found.count(HELD)} of {len(found)}" for whose, found in by_maker.items()}
+    own = words.pop(OURS, None)
+    asked = f" Questions that we add: {own} held." if own else ""
+    if not judged:
+        return f"{NO_CLAIM.capitalize()} by these runs.{asked}"
+    parts = "; ".join(f"{whose}: {count}" for whose, count in words.items())
+    return f"Claims that these runs can test: {held} of {judged} held ({parts}).{asked}"
 
 
 def _claims(results: Results) -> str:
     """The number of the claims that hold, and a list of those that do not."""
-    checked = [(claim, claim.check(results)) for claim in CLAIMS if claim.counts]
+    checked = [(claim, claim.check(results)) for claim in CLAIMS if claim.counts or claim.whose == OURS]
     fallen = {claim: verdict for claim, verdict in checked if verdict.verdict == NOT_HELD}
     lines = [claims_words(results) + (" Not held:" if fallen else "")]
     for text, group in by_text(fallen).items():

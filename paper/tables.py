@@ -17,8 +17,9 @@ from imae.files.errors import DataError, ImaeError
 from imae.files.read import AnyPath
 from imae.paper import exact
 from imae.paper.authors_logs import authors_runs, chosen, difference, read_curve
-from imae.paper.claims import CLAIMS, NO_DATA, by_text
-from imae.paper.evidence import COMMANDS, EVIDENCE, noise_of
+from imae.paper.claims import CLAIMS, NO_DATA, NOT_HELD, Claim, Verdict, by_text
+from imae.paper.clothing1m import CLOTHING1M_FORMAT, clothing1m_results
+from imae.paper.evidence import COMMANDS, EVIDENCE, MARS, noise_of
 from imae.paper.expected import (
     CIFAR100_NOISE,
     LATER_TABLE_5,
@@ -74,8 +75,7 @@ SUSPECT_MEASURES = ("final", "corrupted")
 MARS_FORMAT = '{"IMAE": {"mAP": 0.709, "CMC-1": 0.835}, ...}, with any of CCE, MAE, GCE and IMAE'
 HOW_TO_GET_MARS = (
     "MARS (Zheng et al., ECCV 2016; bbox_train, bbox_test and info, from its authors) is not at hand. With "
-    "it where prototxt/models/mars says: imae train its solver with each loss, imae retrieve --results FILE, "
-    f"and that file with --mars FILE: {MARS_FORMAT}"
+    f"it where prototxt/models/mars says, for each loss: {COMMANDS[MARS]}. The file: {MARS_FORMAT}"
 )
 
 
@@ -128,6 +128,22 @@ def _seeds(results: Results, run: Run) -> str:
     return str(len(results.seeds(run)))
 
 
+# What a row says of its runs: the number of seeds; at full size also precision and device.
+def _run_columns(results: Results) -> list[tuple[str, str]]:
+    full = bool(results.runs) and not results.setting.is_scaled
+    return [("", name) for name in (("seeds", "precision", "device") if full else ("seeds",))]
+
+
+def _run_cells(results: Results, run: Run) -> list[str]:
+    records = results.seeds(run)
+    cells = [
+        str(len(records)),
+        "; ".join(sorted({record.run.precision for record in records})) or NOTHING,
+        "; ".join(sorted({record.device for record in records})) or NOTHING,
+    ]
+    return cells[: len(_run_columns(results))]
+
+
 def _titled(title: str, results: Results) -> str:
     """The title with the size of the runs, which a reader must not overlook."""
     if not results.runs:
@@ -153,11 +169,11 @@ def _paper_table(
         cells = [net_words(run.net), noise_words(run), run.label]
         for measure in measures:
             cells += compared(paper.get(run, {}).get(measure), results.sample(run, measure))
-        rows.append((*cells, _seeds(results, run)))
+        rows.append((*cells, *_run_cells(results, run)))
     keys = [("", "net"), ("", "noise"), ("", "loss")]
     return Table(
         _titled(title, results),
-        (*keys, *_compared_columns(measures), ("", "seeds")),
+        (*keys, *_compared_columns(measures), *_run_columns(results)),
         tuple(rows),
         (note, *_notes(results, runs)),
         keys=3,
@@ -170,9 +186,12 @@ def table1(results: Results) -> Table:
     for run in table_1():
         cells = compared(printed[run]["final"], results.sample(run, "final"))
         best = ours(results.sample(run, "best"))
-        rows.append((net_words(run.net), run.label, *cells, best, _seeds(results, run)))
+        rows.append((net_words(run.net), run.label, *cells, best, *_run_cells(results, run)))
     best_column = (HEADINGS["best"], "ours")
-    columns = (("", "net"), ("", "loss"), *_compared_columns(["final"]), best_column, ("", "seeds"))
+    columns = (
+        *(("", "net"), ("", "loss"), *_compared_columns(["final"])),
+        *(best_column, *_run_columns(results)),
+    )
     note = "Test accuracy in %. The paper does not say whether its number is the best or the final one."
     return Table(
         _titled("Table 1: CIFAR-10, clean labels", results),
@@ -204,7 +223,8 @@ def later_table6(results: Results) -> Table:
         paper_later_table_6(),
         ("best", "final", "noisy_subset", "clean_subset", "hybrid"),
         results,
-        "Accuracy in %. Their curves run to about 100,000 iterations, ours to 64,000 or fewer.",
+        "Accuracy in %. Their curves run to about 100,000 iterations, ours to 64,000 or fewer. Hybrid: on "
+        "the test images and all training images against their clean labels, as the printed numbers imply.",
     )
 
 
@@ -222,10 +242,10 @@ def _own_table(
         (
             *(("", key) for key in keys),
             *(("", HEADINGS.get(m, MEASURES[m].label)) for m in measures),
-            ("", "seeds"),
+            *_run_columns(results),
         ),
         tuple(
-            (*names, *(ours(results.sample(run, measure)) for measure in measures), _seeds(results, run))
+            (*names, *(ours(results.sample(run, m)) for m in measures), *_run_cells(results, run))
             for run, names in runs.items()
         ),
         (note, *_notes(results, runs)),
@@ -394,6 +414,9 @@ def formula_table() -> Table:
         (
             "Last column: the largest difference between the printed formulas and what the layer computes, "
             "relative to the norm, for p from 0.01 to 0.99, in double precision (GCE's field q has single).",
+            "L(p), by its derivative: "
+            + "; ".join(f"{value.loss}: {value.words}" for value in exact.later_table_2_values())
+            + ".",
             "IMAE here keeps MAE's value 2 (1-p), as in the first version; the later one has the integral.",
         ),
         keys=5,
@@ -434,23 +457,29 @@ def cifar100_table(results: Results) -> Table:
         tuple(rows),
         (
             f"Test accuracy in %: what the authors print, their own logs, and our runs. {about} The authors "
-            "do not give IMAE's T for asymmetric noise; ours is 8. imae paper later-tables --log FILE shows "
-            "any log beside theirs.",
+            "do not give IMAE's T for asymmetric noise; ours is 8. DM is another paper's, no run of ours. "
+            "imae paper later-tables --log FILE shows any log beside theirs.",
         ),
         keys=2,
     )
 
 
-def clothing_table() -> Table:
-    """The later version's table 5."""
+def clothing_table(clothing1m: AnyPath | None = None) -> Table:
+    """The later version's table 5. `clothing1m`: a JSON file of results, see CLOTHING1M_FORMAT."""
+    results = clothing1m_results(clothing1m) if clothing1m is not None else {}
+    samples = {loss: Sample((100 * value,)) for loss, value in results.items()}
+    note = (
+        f"Ours: {clothing1m}."
+        if clothing1m is not None
+        else "Clothing1M (Xiao et al., CVPR 2015) is not at hand; its authors give it on request. "
+        "prototxt/models/clothing1m says where it belongs, and has the solver. With its test accuracies in a "
+        f"file, --clothing1m FILE: {CLOTHING1M_FORMAT}."
+    )
     return Table(
         "Later version, table 5: Clothing1M, ResNet-50",
-        (("", "loss"), ("test accuracy in %", "paper"), ("test accuracy in %", "ours")),
-        tuple((loss, number(value), NOTHING) for loss, value in LATER_TABLE_5.items()),
-        (
-            "Clothing1M (Xiao et al., CVPR 2015) is not at hand; its authors give it on request. "
-            "prototxt/models/clothing1m says where it belongs, and has the solver.",
-        ),
+        (("", "loss"), *(("test accuracy in %", name) for name in ("paper", "ours", "diff."))),
+        tuple((loss, *compared(value, samples.get(loss))) for loss, value in LATER_TABLE_5.items()),
+        (note,),
     )
 
 
@@ -496,6 +525,8 @@ FROM_RUNS: dict[str, tuple[Callable[[Results], Table], Callable[[], list[Run]]]]
     "suspects": (suspects_table, variants),
     "arithmetic": (arithmetic_table, arithmetic),
 }
+# What trains the runs of a table, where it has another name.
+_COMMANDS = {"temperatures": "figure6", "later-table6": "later-tables"}
 # The table that has the numbers of each figure.
 FIGURE_TABLES = {"figure3": "table2", "figure4": "table2"} | dict.fromkeys(
     ("figure6", "figure7", "figure8"), "temperatures"
@@ -517,7 +548,9 @@ NAMES = (
 )
 
 
-def tables(name: str, records: Sequence[Record], mars: AnyPath | None = None) -> list[Table]:
+def tables(
+    name: str, records: Sequence[Record], mars: AnyPath | None = None, clothing1m: AnyPath | None = None
+) -> list[Table]:
     """The tables of one of NAMES; tables of runs come once per setting. ImaeError for another name."""
     name = FIGURE_TABLES.get(name, name)
     if name in FROM_RUNS:
@@ -531,8 +564,48 @@ def tables(name: str, records: Sequence[Record], mars: AnyPath | None = None) ->
         return [variance_table()]
     if name == "later-tables":
         sixth = tables("later-table6", records)
-        return [formula_table(), *tables("cifar100", records), clothing_table(), *sixth]
+        return [formula_table(), *tables("cifar100", records), clothing_table(clothing1m), *sixth]
     raise ImaeError(f"there is no table '{name}'; known: {', '.join(NAMES)}")
+
+
+def command(name: str) -> str:
+    """What trains the runs of one of FROM_RUNS."""
+    data = "--cifar100" if name == "cifar100" else "--cifar10"
+    return f"imae paper {_COMMANDS.get(name, name)} {data} PATH"
+
+
+def all_claims_table(records: Sequence[Record]) -> Table:
+    """Every claim about CIFAR-10: whether it holds in print, and in our runs of the paper's size.
+
+    Nets and noise rates that a claim is made of share a row; the last column says what trains its runs.
+    """
+    full = [results for results in gather(records) if not results.setting.is_scaled]
+    rows = []
+    for text, group in by_text(CLAIMS).items():
+        printed = _tally({claim: claim.in_paper() for claim in group})
+        own = [_tally({claim: claim.check(results) for claim in group}) for results in full]
+        shown = "; ".join(words for words in own if words != NOTHING) or "no run yet"
+        rows.append((text, group[0].source, printed, shown, f"`{group[0].command}`"))
+    return Table(
+        "Every claim about CIFAR-10",
+        tuple(("", name) for name in ("claim", "source", "in print", "our full-size runs", "command")),
+        tuple(rows),
+        (
+            "In print: by the numbers of tables 1, 2 and the later version's table 6; – where only a figure "
+            "shows it. Each count is of nets and noise rates. The command trains the runs that are missing.",
+        ),
+        keys=5,
+    )
+
+
+def _tally(verdicts: Mapping[Claim, Verdict]) -> str:
+    """How many hold, and where it is not so."""
+    judged = {claim: verdict for claim, verdict in verdicts.items() if verdict.verdict != NO_DATA}
+    fallen = [f"{c.where} ({v.numbers})" for c, v in judged.items() if v.verdict == NOT_HELD]
+    if not judged:
+        return NOTHING
+    words = f"held {len(judged) - len(fallen)} of {len(judged)}"
+    return f"{words}; not: {'; '.join(fallen)}" if fallen else words
 
 
 def claim_tables(records: Sequence[Record], shown: str | None = None) -> list[Table]:
@@ -561,18 +634,27 @@ def claim_tables(records: Sequence[Record], shown: str | None = None) -> list[Ta
     return made
 
 
-def evidence_table(shown: str | None = None, records: Sequence[Record] = ()) -> Table | None:
+def evidence_table(
+    shown: str | None = None,
+    records: Sequence[Record] = (),
+    mars: AnyPath | None = None,
+    clothing1m: AnyPath | None = None,
+) -> Table | None:
     """The claims that need no training of ours, of this table or figure; None if there are none.
 
-    records   with full-size runs on CIFAR-100, a column has the verdicts by these
+    With full-size runs on CIFAR-100 among the records, or results on MARS or Clothing1M (JSON files, see
+    MARS_FORMAT and CLOTHING1M_FORMAT), a column has the verdicts by these.
     """
     full = [r for r in gather(records) if not r.setting.is_scaled and r.has(cifar100())]
+    on_mars = mars_results(mars) if mars is not None else None
+    on_clothing = clothing1m_results(clothing1m) if clothing1m is not None else None
+    has_own = bool(full or on_mars or on_clothing)
     rows = []
     items = [item for item in EVIDENCE if shown in (None, *item.claim.shown)]
     for item in sorted(items, key=lambda item: [e.claim.text for e in items].index(item.claim.text)):
         verdicts = item.printed, item.checked
         numbers = item.checked.numbers or item.printed.numbers
-        by_ours = [item.ours(results) for results in full[:1]]
+        by_ours = [item.ours(full[0] if full else None, on_mars, on_clothing)] if has_own else []
         words = (
             NOTHING if verdict.verdict == NO_DATA else verdict.verdict for verdict in (*verdicts, *by_ours)
         )
@@ -587,17 +669,17 @@ def evidence_table(shown: str | None = None, records: Sequence[Record] = ()) -> 
             ("", name)
             for name in (
                 *("claim", "about", "source", "printed", "logs or formulas"),
-                *(["ours"] if full else []),
+                *(["ours"] if has_own else []),
                 "numbers",
             )
         ),
         tuple(rows),
         (
             "Printed: by the numbers that the paper, its later version or DM print. Logs or formulas: by the "
-            "authors' own 48 logs (CIFAR-100), by formulas computed here (weights). What gives our own "
-            f"numbers: {commands}.",
+            "authors' own 48 logs (CIFAR-100), by formulas computed here (weights, labels), by counting the "
+            f"benchmark's files (MARS's files). What gives our own numbers: {commands}.",
         ),
-        keys=7 if full else 6,
+        keys=7 if has_own else 6,
     )
 
 
@@ -608,17 +690,19 @@ def print_table(
     log: AnyPath | None = None,
     noise: float | None = None,
     loss: str | None = None,
+    clothing1m: AnyPath | None = None,
 ) -> None:
     """Print the tables of one of NAMES and the claims about them as Markdown.
 
     mars              for table3: a JSON file of results on MARS, see MARS_FORMAT
+    clothing1m        for later-tables: one of results on Clothing1M, see CLOTHING1M_FORMAT
     log, noise, loss  for later-tables: the log of a CIFAR-100 run, compared with the authors' of this noise
                       and loss
     """
-    printed = tables(name, records, mars)
+    printed = tables(name, records, mars, clothing1m)
     if log is not None:
         printed = [log_table(log, noise, loss), *printed]
-    evidence = evidence_table(name, records)
+    evidence = evidence_table(name, records, mars, clothing1m)
     judged = [*claim_tables(records, name), *([evidence] if evidence else [])]
     print("\n\n".join(markdown(table) for table in [*printed, *judged]))
 

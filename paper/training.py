@@ -300,20 +300,18 @@ class _Training:
 def measure(iteration: int, loss: float | None, images: Images, predicted: list[Predictions]) -> Point:
     """The accuracies of these predictions, which are for the test, the training and the held-out images."""
     classes = [predictions.classes for predictions in predicted]
-    test_hits = int((classes[0] == images.test.clean).sum())
     clean, noisy = images.train.clean, images.train.noisy
     hits, right = classes[1] == noisy, clean == noisy
     bound = -math.log(CERTAIN)
-    clean_hits, wrong = int(hits[right].sum()), int((~right).sum())
+    wrong = int((~right).sum())
     point = Point(
         iteration=iteration,
         loss=None if loss is None else round(loss, 6),
-        test=_share(test_hits, len(images.test.clean)),
+        test=_share(int((classes[0] == images.test.clean).sum()), len(images.test.clean)),
         corrupted=_share(int(hits.sum()), len(noisy)),
         intact=_share(int((classes[1] == clean).sum()), len(clean)),
         noisy_subset=_share(int(hits[~right].sum()), wrong) if wrong else None,
-        clean_subset=_share(clean_hits, int(right.sum())) if right.any() else None,
-        hybrid=_share(test_hits + clean_hits, len(images.test.clean) + int(right.sum())),
+        clean_subset=_share(int(hits[right].sum()), int(right.sum())) if right.any() else None,
         certain=_share(int((predicted[1].log_odds > bound).sum()), len(noisy)),
         hopeless=_share(int((predicted[1].log_odds < -bound).sum()), len(noisy)),
     )

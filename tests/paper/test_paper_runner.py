@@ -234,7 +234,7 @@ def test_measures() -> None:
         )
     ]
     point = training.measure(10, 0.5, images, predicted)
-    assert point == Point(10, 0.5, 0.5, 0.6, 0.6, 0.5, 0.666667, 0.571429, 0.5, 1.0, 0.4, 0.2)
+    assert point == Point(10, 0.5, 0.5, 0.6, 0.6, 0.5, 0.666667, 0.5, 1.0, 0.4, 0.2)
     clean = Images(labelled([0, 1], [0, 1]), images.test, None, "")
     zeros = training.Predictions(np.array([0, 0]), np.zeros(2, np.float32))
     assert training.measure(10, None, clean, [predicted[0], zeros]).noisy_subset is None
@@ -477,7 +477,7 @@ def test_dry_run_lists(
 def test_records_that_are_none_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     run = '{"format": 2, "points": [], "run": {"net": "resnet20", "loss": "CCE", "protocol": 3}}'
-    for text in ("", "{}", '{"format": 3}', '{"format": 2}', '{"format": 1, "points": []}', "[1]", run):
+    for text in ("", "{}", '{"format": 4}', '{"format": 3}', '{"format": 1, "points": []}', "[1]", run):
         path.write_text(text)
         with pytest.raises(DataError, match="is not a record of a run"):
             read_records(tmp_path)
@@ -485,11 +485,12 @@ def test_records_that_are_none_are_refused(tmp_path: Path) -> None:
 
 def test_records_from_before_there_were_variants_are_read(tmp_path: Path) -> None:
     run = Run("resnet20", "IMAE", 8.0, iterations=8, protocol=1)
-    points = (Point(8, 0.5, 0.5, 0.6, 0.6, 0.5, 0.7, 0.6),)
+    points = (Point(8, 0.5, 0.5, 0.6, 0.6, 0.5, 0.7),)
     record = Record(run, "", 100, 100, 0, "s", "d", {}, "2026", 1.0, points)
     path = tmp_path / f"{run.name}.json"
     write_record(record, path)
     content = json.loads(path.read_text())
+    content["points"][0]["hybrid"] = 0.6
     content["format"], content["net_file"] = 1, "nets/n.prototxt"
     for field in (*VARYING, "protocol", "precision"):
         del content["run"][field]
@@ -599,7 +600,7 @@ def test_records_of_today_that_older_code_writes_are_read(tmp_path: Path) -> Non
     path = tmp_path / "a.json"
     write_record(record, path)
     content = json.loads(path.read_text())
-    assert content["format"] == 2 and "net_file" not in content
+    assert content["format"] == 3 and "net_file" not in content
     path.write_text(json.dumps({**content, "net_file": ""}))
     assert read_record(path) == record
 
