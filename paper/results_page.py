@@ -187,7 +187,7 @@ def logs_words() -> str:
     numbers = count_evidence(EVIDENCE, CIFAR100)
     return (
         f"The authors' own logs (CIFAR-100, 48 runs): {numbers[HELD]} of {sum(numbers.values())} claims that "
-        "they can test held."
+        "they can test held. GCE is above IMAE at 40 and 60 % noise, in print as in the logs."
     )
 
 

@@ -43,9 +43,11 @@ class Buffers:
     """Arrays for batches. The memory of a batch that is no longer referenced is reused for a later one.
 
     Otherwise the system takes large blocks back and clears new pages, which takes as long as filling them.
+    Each batch begins with a line of the cache, so that whole lines are written (pixels.h).
     """
 
     MAX_WAITING = 2  # blocks that wait to be used again
+    LINE = 64  # bytes
 
     def __init__(self) -> None:
         self._waiting: list[NDArray[np.uint8]] = []
@@ -57,11 +59,12 @@ class Buffers:
             block = self._waiting.pop()
         except IndexError:
             block = np.empty(0, np.uint8)
-        if len(block) != size:
-            block = np.empty(size, np.uint8)
+        if len(block) != size + self.LINE:
+            block = np.empty(size + self.LINE, np.uint8)
+        begin = -block.ctypes.data % self.LINE
         # All users of the memory keep `whole` alive, not the block: numpy's chain of views ends at the
         # memoryview between them. So `whole` is finalized when the last user is gone.
-        whole = np.frombuffer(memoryview(block.data), np.float32)
+        whole = np.frombuffer(memoryview(block.data)[begin : begin + size], np.float32)
         weakref.finalize(whole, self._take_back, self._waiting, block).atexit = False
         return whole.reshape(shape)
 

@@ -41,14 +41,23 @@ def no_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def values_of(
-    plan: Any, image: NDArray[Any], size: tuple[int, int, int], mean: Any, scale: float, flip: bool
+    plan: Any,
+    image: NDArray[Any],
+    size: tuple[int, int, int],
+    mean: Any,
+    scale: float,
+    flip: bool,
+    place: int = 1,
 ) -> NDArray[np.float32]:
+    """place: how many numbers behind the start of a line of the cache the values begin, 0 to 15."""
     rows, columns = slice(2, 2 + size[0]), slice(1, 1 + size[1])
-    whole = np.full(int(np.prod(size)) + 3, 7, np.float32)
-    values = whole[1:-2].reshape(size)  # not at the start of a line of the cache
+    count, line = int(np.prod(size)), 16
+    whole = np.full(count + 4 * line, 7, np.float32)
+    begin = line + -whole.ctypes.data // 4 % line + place
+    values = whole[begin : begin + count].reshape(size)
     with np.errstate(all="ignore"):
         plan(size, mean, np.float32(scale))(image[rows, columns], flip, rows, columns, values)
-    assert whole[0] == 7 and (whole[-2:] == 7).all()
+    assert (whole[:begin] == 7).all() and (whole[begin + count :] == 7).all()
     return values
 
 
@@ -76,6 +85,20 @@ def test_the_bits_of_numpy(
                 np.testing.assert_array_equal(
                     values_of(kernels.plan_windows, image, size, mean, scale, flip), want
                 )
+
+
+@built
+@pytest.mark.parametrize("place", range(16))
+@pytest.mark.parametrize("size", [*SIZES, (3, 16, 3), (40, 1, 1)], ids=str)
+def test_values_anywhere_in_a_line_of_the_cache(size: tuple[int, int, int], place: int) -> None:
+    image = np.random.default_rng(size).integers(0, 256, (size[0] + 3, size[1] + 2, size[2]), np.uint8)
+    mean = np.random.default_rng(place).uniform(0, 255, image.shape).astype(np.float32)
+    for flip in (False, True):
+        got, want = (
+            values_of(plan, image, size, mean, 0.5, flip, place)
+            for plan in (kernels.plan_windows, plain.plan_windows)
+        )
+        np.testing.assert_array_equal(got, want)
 
 
 @built
