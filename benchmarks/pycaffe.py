@@ -1,6 +1,6 @@
 """How fast is pycaffe's forward() beside plain PyTorch and ONNX Runtime?
 
-    python -m benchmarks pycaffe [--nets ResNet-50 ...] [--batches 1 4 16] [--rounds 5]
+    python -m benchmarks pycaffe [--nets ResNet-50 ...] [--batches 1 16] [--rounds 5]
 
 ResNet-20 (with projections), GoogLeNet and ResNet-50 of random weights, in phase TEST on the CPU. A call of
 pycaffe is `net.forward(data=images)`, with the copy of the images into the net and the output as an array:
@@ -103,7 +103,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nets", nargs="+", default=list(LAYER_BY_LAYER), choices=list(LAYER_BY_LAYER))
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument(
         "--rounds",
         type=int,

@@ -50,11 +50,11 @@ MEASURES = {"best": "test best", "final": "test final", "corrupted": "train, cor
 
 
 def update_results_page(path: AnyPath, records: Sequence[Record]) -> list[Path]:
-    """Write the page, and beside it the picture that it shows; returns the paths of both."""
-    picture = Path(path).with_name(CURVES)
-    figures.draw_charts(figures.charts("later-tables", records)[:1], picture)
+    """Write the page, and beside it the figure that it shows; returns the paths of both."""
+    figure = Path(path).with_name(CURVES)
+    figures.draw_charts(figures.charts("later-tables", records)[:1], figure)
     write_atomically(path, results_page(records).encode())
-    return [Path(path), picture]
+    return [Path(path), figure]
 
 
 def is_full_size(results: Results) -> bool:

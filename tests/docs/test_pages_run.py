@@ -162,11 +162,17 @@ def test_paper(here: Path) -> None:
     """docs/paper.md: what needs no CIFAR-10."""
     Path("paper").mkdir()
     Path("README.md").write_text(f"{BEGIN}\n{END}\n")
+    Path("mars.json").write_text('{"IMAE": {"mAP": 0.7, "CMC-1": 0.8}}')
+    Path("clothing1m.json").write_text('{"IMAE": 0.7321}')
     lines = commands_to_run("docs/paper.md")
     printed = run_lines(lines)
     assert (
         "resnet20_cce_symmetric20_seed2" in printed["imae paper table2 --only resnet20 --seeds 1,2 --dry-run"]
     )
+    mars = printed["imae paper table3 --mars mars.json"]
+    assert re.search(r"\| CMC-1 +\| IMAE +\| +83.5 \| +80.0 \|", mars)
+    clothing = printed["imae paper later-tables --show --clothing1m clothing1m.json"]
+    assert re.search(r"\| IMAE +\| +73.2 \| +73.2 \|", clothing)
     assert printed[lines[-1]].count("layer {") > 60
     assert Path("figure1.png").exists() and Path("figure5.png").exists() and Path("report.html").exists()
     assert readme_lines(read_records()) in Path("README.md").read_text()

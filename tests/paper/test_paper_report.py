@@ -904,12 +904,12 @@ def test_the_results_page_lists_every_claim_and_every_printed_number() -> None:
         assert re.search(row, text), run.name
 
 
-def test_the_picture_beside_the_results_page_is_of_all_curves() -> None:
+def test_the_figure_beside_the_results_page_is_of_all_curves() -> None:
     """Its bytes depend on the version of what draws it."""
-    picture = (RESULTS.parent / results_page.CURVES).read_text(encoding="utf-8")
+    figure = (RESULTS.parent / results_page.CURVES).read_text(encoding="utf-8")
     (chart,) = figures.charts("later-tables", read_records())[:1]
     for label in chart.legend:
-        assert label in picture
+        assert label in figure
     assert f"]({results_page.CURVES})" in RESULTS.read_text(encoding="utf-8")
 
 
