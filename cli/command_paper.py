@@ -123,10 +123,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", metavar="FILE", help="for report: the tables as a Markdown page")
     parser.add_argument("--readme", metavar="FILE", help="for report: a README whose lines are updated")
     parser.add_argument(
-        "--mars", metavar="JSON", help="for table3 and report: results on MARS, of imae retrieve --results"
+        "--mars",
+        metavar="JSON",
+        help="for table3 and report --output: results on MARS, of imae retrieve --results",
     )
     parser.add_argument(
-        "--clothing1m", metavar="JSON", help="for later-tables and report: accuracies on Clothing1M, by loss"
+        "--clothing1m", metavar="JSON", help="for later-tables and report --output: accuracies on Clothing1M"
     )
     parser.add_argument("--log", metavar="FILE", help="for later-tables: a training log on CIFAR-100")
     parser.add_argument("--noise", type=float, metavar="R", help="for --log: its noise rate")
@@ -231,10 +233,12 @@ def _show(args: argparse.Namespace, records: list[Record]) -> None:
 def _report(args: argparse.Namespace, records: list[Record]) -> None:
     from imae.paper.readme import update_readme
     from imae.paper.report import write_report
-    from imae.paper.results_page import update_results_page
+    from imae.paper.results_page import figure_beside, update_results_page
 
     path = args.output or _default_output("report.html")
     outputs = {"--output": path, "--results": args.results, "--readme": args.readme}
+    if args.results:
+        outputs["the figure beside --results"] = str(figure_beside(args.results))
     check_output_files(outputs, [args.mars, args.clothing1m])
     write_report(records, path, args.mars, args.clothing1m)
     print(f"wrote {path}")

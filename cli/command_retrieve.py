@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compute or read the features; print mAP and CMC."""
-    from imae.paper.tables import mars_results
+    from imae.paper.results_files import mars_results
     from imae.paper.tracklet_features import (
         folder_images,
         lmdb_images,

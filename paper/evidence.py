@@ -67,7 +67,7 @@ QUARTER = 25.0  # per cent of the examples: more are "a wide range", fewer "a qu
 POINT = 1.0
 UNIFORM = "p uniform on [0, 1]"
 GCE_ABOVE = ("sym 0.4", "sym 0.6")  # where DM's table 1 has GCE above IMAE
-MUCH_WORSE = f"MAE works much worse than CCE ({MUCH_HIGHER:g} points or more)"
+MUCH_WORSE = f"MAE works much worse than CCE ({MUCH_HIGHER:g} points or more, of the printed measure)"
 SAID_OF_CIFAR10 = "said of CIFAR-10"
 CIFAR100, MARS, CLOTHING, WEIGHTS = "CIFAR-100", "MARS", "Clothing1M", "weights"
 LABELS, MARS_FILES = "labels", "MARS's files"
@@ -80,8 +80,7 @@ COMMANDS = {
     "imae paper table3 --mars mars.json",
     CLOTHING: "imae train prototxt/models/clothing1m/resnet50_solver.prototxt && imae test --model "
     "prototxt/models/clothing1m/resnet50.prototxt --stage imae --weights "
-    "snapshots/clothing1m_resnet50_imae_iter_312500.caffemodel --iterations 277 && "
-    "imae paper later-tables --show --clothing1m clothing1m.json",
+    "snapshots/clothing1m_resnet50_imae_iter_312500.caffemodel --iterations 277",
     WEIGHTS: "imae paper figure1 && imae paper figure5 && imae paper table4",
     LABELS: "imae paper table2 --show && imae paper later-tables --show",
     MARS_FILES: "IMAE_MARS=data/mars/info pytest tests/paper/test_evidence.py",
@@ -123,8 +122,8 @@ class Evidence:
         """In our own numbers.
 
         results      our runs on CIFAR-100
-        mars         mAP and CMC-1 by loss, 0 to 1: tables.mars_results
-        clothing1m   test accuracies by loss, 0 to 1: clothing1m.clothing1m_results
+        mars         mAP and CMC-1 by loss, 0 to 1: results_files.mars_results
+        clothing1m   test accuracies by loss, 0 to 1: results_files.clothing1m_results
         """
         source: Source | None = None
         if self.of == CIFAR100 and results is not None:
@@ -520,7 +519,7 @@ def _rows_of_noise(noise: str, losses: Mapping[str, Elsewhere]) -> list[Row]:
     gce_row = (
         f"{first.label}'s best test accuracy is above {last.label}'s",
         noise,
-        "DM, table 1",
+        f"{OURS}, of DM's table 1",
         above(first, (last,), "best"),
     )
     if noise == "clean":

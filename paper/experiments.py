@@ -402,6 +402,13 @@ GRIDS = {
 }
 
 
+def training_command(experiment: str) -> str:
+    """What trains the runs of one of GRIDS, at the paper's size."""
+    data = "--cifar100 PATH" if experiment == "cifar100" else "--cifar10 PATH"
+    human = " --human-labels CIFAR-10N.npz" if experiment == "human-noise" else ""
+    return f"imae paper {experiment} {data}{human}"
+
+
 def runs(
     experiments: Iterable[str],
     seeds: Iterable[int],

@@ -160,8 +160,8 @@ OPEN_QUESTIONS = (
         "-",
         "'On test set and clean training set together': of which training images, against which labels, is "
         "not said.",
-        "Test images and all training images, against their clean labels: the printed numbers agree with no "
-        "other reading. With the images alone whose label is right they would be up to 24 points higher.",
+        "Test images and all training images, against their clean labels. The printed numbers do not fit the "
+        "training images alone whose label is right: they would be up to 24 points higher.",
     ),
     Question(
         "Where GoogLeNet starts from for MARS",

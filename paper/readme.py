@@ -14,8 +14,8 @@ from imae.files.read import AnyPath
 from imae.paper.expected import paper_tables_1_2
 from imae.paper.experiments import ITERATIONS, LATER, Run, table_2
 from imae.paper.record import Record
-from imae.paper.results import IMAGES, Results, gather
-from imae.paper.results_page import NO_RECORDS, claims_held, is_full_size, without_training
+from imae.paper.results import IMAGES, Results, gather, is_full_size
+from imae.paper.results_page import claims_held, without_training
 from imae.paper.tables import NOTHING, number, ours
 
 BEGIN, END = "<!-- paper:begin -->", "<!-- paper:end -->"
@@ -36,7 +36,7 @@ def readme_lines(records: Sequence[Record]) -> str:
     settings = [results for results in gather(records) if results.setting.protocol != LATER]
     rows = [_row(results) for results in settings[:SIZES]]
     if not rows:
-        return f"{without_training()} {NO_RECORDS}\n"
+        return f"{without_training()} No run on CIFAR-10 has a record yet.\n"
     full = any(map(is_full_size, settings))
     size = "" if full else " No run of the paper's size yet:"
     lines = [
@@ -57,8 +57,9 @@ def _row(results: Results) -> list[str]:
     setting = results.setting
     runs = sum(len(records) for records in results.runs.values())
     held, judged = claims_held(results)
+    precision = "" if setting.precision == "fp32" else f" ({setting.precision})"
     return [
-        f"{setting.iterations:,}",
+        f"{setting.iterations:,}{precision}",
         f"{setting.images:,}",
         str(runs),
         ", ".join(_accuracy(results, run) for run in SHOWN if run in results) or NOTHING,

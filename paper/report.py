@@ -228,7 +228,7 @@ def _without_training(
     table = tables.evidence_table(None, records, mars, clothing1m)
     if table is not None:
         yield _paragraph(" ".join(table.notes))
-        fallen = [row for row in table.rows if NOT_HELD in row[3:5]]
+        fallen = [row for row in table.rows if NOT_HELD in row[3:-1]]
         yield from _by_verdict(table, fallen)
 
 
@@ -316,7 +316,7 @@ def _section(
     missing = [name for name in section.trained if not any(r.has(tables.FROM_RUNS[name][1]()) for r in full)]
     if missing:
         commands = ", ".join(f"<code>{html.escape(tables.command(name))}</code>" for name in missing)
-        yield f"<p>No run of the paper's size yet; what trains them: {commands}.</p>"
+        yield f"<p>Its runs of the paper's size are missing; what trains them: {commands}.</p>"
     for name in section.figures:
         for index, chart in enumerate(figures.charts(name, records)):
             yield _chart(chart, f"{section.id}-{name}-{index}")

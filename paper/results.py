@@ -162,6 +162,12 @@ class Results:
     def __contains__(self, run: Run) -> bool:
         return bool(self.seeds(run))
 
+    @property
+    def choices(self) -> str:
+        """What tells this setting from others of the same size."""
+        setting = self.setting
+        return f"{setting.precision}, {setting.data}, protocol {setting.protocol}"
+
     def seeds(self, run: Run) -> tuple[Record, ...]:
         """The records of a run, one per seed."""
         if run.protocol != self.setting.protocol:
@@ -203,6 +209,11 @@ class Results:
     def own_records(self) -> list[Record]:
         """The records of runs that are not variants."""
         return self.of(run for run in self.runs if not run.changes)
+
+
+def is_full_size(results: Results) -> bool:
+    """Whether these runs have the size of the paper's own, on CIFAR-10."""
+    return not results.setting.is_scaled and results.setting.protocol != LATER
 
 
 def gather(records: Sequence[Record]) -> list[Results]:

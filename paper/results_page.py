@@ -13,7 +13,7 @@ from imae.paper.evidence import CIFAR100, EVIDENCE, LABELS, MARS_FILES, WEIGHTS,
 from imae.paper.expected import paper_tables_1_2
 from imae.paper.experiments import LATER, Run, arithmetic, human_noise, table_1, table_2, variants
 from imae.paper.record import Record
-from imae.paper.results import Results, gather, net_words, noise_words, provenance
+from imae.paper.results import Results, gather, is_full_size, net_words, noise_words, provenance
 from imae.paper.suspects import SPREAD_NOTE, STUDIES, WithSpreadOfBase, change_words
 from imae.paper.tables import NO_RUNS, NOTHING, Table, arithmetic_table, markdown, number, ours
 
@@ -51,15 +51,15 @@ MEASURES = {"best": "test best", "final": "test final", "corrupted": "train, cor
 
 def update_results_page(path: AnyPath, records: Sequence[Record]) -> list[Path]:
     """Write the page, and beside it the figure that it shows; returns the paths of both."""
-    figure = Path(path).with_name(CURVES)
+    figure = figure_beside(path)
     figures.draw_charts(figures.charts("later-tables", records)[:1], figure)
     write_atomically(path, results_page(records).encode())
     return [Path(path), figure]
 
 
-def is_full_size(results: Results) -> bool:
-    """Whether these runs have the size of the paper's own, on CIFAR-10."""
-    return not results.setting.is_scaled and results.setting.protocol != LATER
+def figure_beside(path: AnyPath) -> Path:
+    """The figure that belongs to a page."""
+    return Path(path).with_name(CURVES)
 
 
 def results_page(records: Sequence[Record]) -> str:
@@ -76,7 +76,7 @@ def results_page(records: Sequence[Record]) -> str:
         gradients_words(),
         "## Runs of the paper's size",
         *([] if full else [NO_FULL_RUN]),
-        *(part for results in full or [NO_RUNS] for part in _full_size(results)),
+        *_full_size(full),
         "## The authors' own runs",
         logs_words(),
         f"![The authors' test accuracies along the training, by noise rate; ours laid over]({CURVES})",
@@ -94,7 +94,7 @@ def results_page(records: Sequence[Record]) -> str:
 
 def in_short(settings: Sequence[Results]) -> list[str]:
     """What is shown and what is not, a sentence for each kind of evidence."""
-    full = any(claims_held(results)[1] for results in settings if is_full_size(results))
+    full = any(map(is_full_size, settings))
     lines = [without_training(), computed_words(), *([] if full else [NO_FULL_RUN_SHORT]), logs_words()]
     counted = sum(claim.counts for claim in CLAIMS)
     for results in settings:
@@ -103,7 +103,7 @@ def in_short(settings: Sequence[Results]) -> list[str]:
         if results.setting.protocol == LATER:
             words = later_words(results)
         elif is_full_size(results) and judged < counted:
-            words += f"; the {counted - judged} others need runs that are still missing"
+            words += f"; {counted - judged} of {counted} need runs that are still missing"
         small = SMALL_WORDS if results.setting.is_scaled else ""
         lines.append(f"{size_words(results)}: {words}{small}.")
     return lines
@@ -111,10 +111,14 @@ def in_short(settings: Sequence[Results]) -> list[str]:
 
 def size_words(results: Results) -> str:
     """The size of a setting's runs."""
-    if not results.setting.is_scaled:
-        later = results.setting.protocol == LATER
-        return "Runs of the authors' later size, CIFAR-100" if later else "Runs of the paper's size"
-    return f"Scaled-down runs: {results.setting.iterations:,} iterations on {results.setting.images:,} images"
+    setting, later = results.setting, results.setting.protocol == LATER
+    precision = "" if setting.precision == "fp32" else f", {setting.precision}"
+    if not setting.is_scaled:
+        whose = "authors' later size, CIFAR-100" if later else "paper's size"
+        return f"Runs of the {whose}{precision}"
+    data = ", CIFAR-100" if later else ""
+    size = f"{setting.iterations:,} iterations on {setting.images:,} images"
+    return f"Scaled-down runs{data}{precision}: {size}"
 
 
 def later_words(results: Results) -> str:
@@ -124,19 +128,20 @@ def later_words(results: Results) -> str:
     return f"{verdicts.count(HELD)} of {judged} claims held" if judged else NO_CLAIM
 
 
-def _full_size(results: Results) -> list[str]:
-    """The paper's tables with these runs beside, claims, hypotheses; what is printed in any case."""
+def _full_size(full: Sequence[Results]) -> list[str]:
+    """The paper's tables, each beside the runs of all settings of its size; then claims and hypotheses."""
     parts = []
     for name, words in FULL_SIZE.items():
         make, runs = tables.FROM_RUNS[name]
-        has_any = results.has(runs())
-        if has_any or name in PRINTED:
-            parts.append(markdown(make(results if has_any else NO_RUNS)))
-        if not has_any:
+        having = [results for results in full if results.has(runs())]
+        if name in PRINTED and not having:
+            parts.append(markdown(make(NO_RUNS)))
+        parts += [markdown(make(results)) for results in having]
+        if not having:
             parts.append(f"No run yet of {words}: `{tables.command(name)}`.")
-    if results.runs:
-        parts.append(_claims(results))
-    return parts + _studies(results)
+    for results in full:
+        parts += [f"{size_words(results)}. {_claims(results)}", *_studies(results)]
+    return parts
 
 
 def _setting(results: Results) -> list[str]:

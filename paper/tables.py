@@ -7,19 +7,17 @@ is for one setting (size and images); a table without runs shows only the paper'
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
 from pathlib import Path
 
-from imae.files.errors import DataError, ImaeError
+from imae.files.errors import ImaeError
 from imae.files.read import AnyPath
 from imae.paper import exact
 from imae.paper.authors_logs import authors_runs, chosen, difference, read_curve
 from imae.paper.claims import CLAIMS, NO_DATA, NOT_HELD, Claim, Verdict, by_text
-from imae.paper.clothing1m import CLOTHING1M_FORMAT, clothing1m_results
-from imae.paper.evidence import COMMANDS, EVIDENCE, MARS, noise_of
+from imae.paper.evidence import CLOTHING, COMMANDS, EVIDENCE, MARS, noise_of
 from imae.paper.expected import (
     CIFAR100_NOISE,
     LATER_TABLE_5,
@@ -39,6 +37,7 @@ from imae.paper.experiments import (
     later_table_6,
     table_1,
     table_2,
+    training_command,
     variants,
 )
 from imae.paper.record import Record
@@ -50,9 +49,16 @@ from imae.paper.results import (
     Sample,
     Setting,
     gather,
+    is_full_size,
     net_words,
     noise_words,
     provenance,
+)
+from imae.paper.results_files import (
+    CLOTHING1M_FORMAT,
+    MARS_FORMAT,
+    clothing1m_results,
+    mars_results,
 )
 from imae.paper.suspects import STUDIES, WithSpreadOfBase, change_words
 
@@ -72,10 +78,10 @@ HEADINGS = {
     "hopeless": "p < 1e-6",
 }
 SUSPECT_MEASURES = ("final", "corrupted")
-MARS_FORMAT = '{"IMAE": {"mAP": 0.709, "CMC-1": 0.835}, ...}, with any of CCE, MAE, GCE and IMAE'
 HOW_TO_GET_MARS = (
     "MARS (Zheng et al., ECCV 2016; bbox_train, bbox_test and info, from its authors) is not at hand. With "
-    f"it where prototxt/models/mars says, for each loss: {COMMANDS[MARS]}. The file: {MARS_FORMAT}"
+    f"it where prototxt/models/mars says, for IMAE (its solver says how another loss is chosen): "
+    f"{COMMANDS[MARS]}. The file: {MARS_FORMAT}"
 )
 
 
@@ -224,7 +230,7 @@ def later_table6(results: Results) -> Table:
         ("best", "final", "noisy_subset", "clean_subset", "hybrid"),
         results,
         "Accuracy in %. Their curves run to about 100,000 iterations, ours to 64,000 or fewer. Hybrid: on "
-        "the test images and all training images against their clean labels, as the printed numbers imply.",
+        "the test images and all training images against their clean labels, which the printed numbers fit.",
     )
 
 
@@ -361,29 +367,6 @@ def table3(mars: AnyPath | None = None) -> Table:
     )
 
 
-def mars_results(path: AnyPath) -> dict[str, dict[str, float]]:
-    """Read results in the form of MARS_FORMAT; DataError for anything else."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot read '{path}': {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"'{path}' is not JSON: {error}") from None
-    known = {loss for row in TABLE_3.values() for loss in row}
-    is_valid = isinstance(content, dict) and all(
-        loss in known
-        and isinstance(metrics, dict)
-        and all(
-            name in TABLE_3 and isinstance(value, int | float) and 0 <= value <= 1
-            for name, value in metrics.items()
-        )
-        for loss, metrics in content.items()
-    )
-    if not is_valid:
-        raise DataError(f"'{path}': expected results on MARS as {MARS_FORMAT}")
-    return {loss: dict(metrics) for loss, metrics in content.items()}
-
-
 def _exact_table(title: str, name: str, entries: Iterable[exact.Exact]) -> Table:
     rows = [(e.name, e.printed, e.rounded, "yes" if e.same else "NO", f"{e.value:.9f}") for e in entries]
     columns = (("", name), ("", "paper"), ("", "ours, as printed"), ("", "same"), ("", "ours"))
@@ -473,7 +456,8 @@ def clothing_table(clothing1m: AnyPath | None = None) -> Table:
         if clothing1m is not None
         else "Clothing1M (Xiao et al., CVPR 2015) is not at hand; its authors give it on request. "
         "prototxt/models/clothing1m says where it belongs, and has the solver. With its test accuracies in a "
-        f"file, --clothing1m FILE: {CLOTHING1M_FORMAT}."
+        f"file, --clothing1m FILE: {CLOTHING1M_FORMAT}. For IMAE (its solver says how another loss is "
+        f"chosen): {COMMANDS[CLOTHING]}."
     )
     return Table(
         "Later version, table 5: Clothing1M, ResNet-50",
@@ -525,8 +509,8 @@ FROM_RUNS: dict[str, tuple[Callable[[Results], Table], Callable[[], list[Run]]]]
     "suspects": (suspects_table, variants),
     "arithmetic": (arithmetic_table, arithmetic),
 }
-# What trains the runs of a table, where it has another name.
-_COMMANDS = {"temperatures": "figure6", "later-table6": "later-tables"}
+# The experiment with the runs of a table, where it has another name.
+_EXPERIMENTS = {"temperatures": "figure6", "later-table6": "later-tables"}
 # The table that has the numbers of each figure.
 FIGURE_TABLES = {"figure3": "table2", "figure4": "table2"} | dict.fromkeys(
     ("figure6", "figure7", "figure8"), "temperatures"
@@ -570,8 +554,7 @@ def tables(
 
 def command(name: str) -> str:
     """What trains the runs of one of FROM_RUNS."""
-    data = "--cifar100" if name == "cifar100" else "--cifar10"
-    return f"imae paper {_COMMANDS.get(name, name)} {data} PATH"
+    return training_command(_EXPERIMENTS.get(name, name))
 
 
 def all_claims_table(records: Sequence[Record]) -> Table:
@@ -579,12 +562,17 @@ def all_claims_table(records: Sequence[Record]) -> Table:
 
     Nets and noise rates that a claim is made of share a row; the last column says what trains its runs.
     """
-    full = [results for results in gather(records) if not results.setting.is_scaled]
+    full = [results for results in gather(records) if is_full_size(results)]
     rows = []
     for text, group in by_text(CLAIMS).items():
         printed = _tally({claim: claim.in_paper() for claim in group})
-        own = [_tally({claim: claim.check(results) for claim in group}) for results in full]
-        shown = "; ".join(words for words in own if words != NOTHING) or "no run yet"
+        own = ((r.choices, _tally({claim: claim.check(r) for claim in group})) for r in full)
+        words = {choices: tally for choices, tally in own if tally != NOTHING}
+        begun = any(results.has(run for claim in group for run in claim.runs) for results in full)
+        shown = "; ".join(f"{choices}: {tally}" for choices, tally in words.items())
+        if len(full) == 1:
+            shown = "".join(words.values())
+        shown = shown or ("not all of its runs yet" if begun else "no run yet")
         rows.append((text, group[0].source, printed, shown, f"`{group[0].command}`"))
     return Table(
         "Every claim about CIFAR-10",

@@ -86,5 +86,8 @@ def write_picture(path: AnyPath, draw: Callable[[Any], None], height: float = 5)
             f"'{os.fspath(path)}': the ending must be that of an image: {', '.join(sorted(formats))}"
         )
     picture = io.BytesIO()
-    figure.savefig(picture, format=ending)
+    # The same bytes for the same curves: an SVG else has the date, and names that are drawn at random.
+    metadata = {"Date": None} if ending == "svg" else None
+    with importlib.import_module("matplotlib").rc_context({"svg.hashsalt": "imae"}):
+        figure.savefig(picture, format=ending, metadata=metadata)
     write_atomically(path, picture.getvalue())

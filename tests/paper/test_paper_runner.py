@@ -477,7 +477,22 @@ def test_dry_run_lists(
 def test_records_that_are_none_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     run = '{"format": 2, "points": [], "run": {"net": "resnet20", "loss": "CCE", "protocol": 3}}'
-    for text in ("", "{}", '{"format": 4}', '{"format": 3}', '{"format": 1, "points": []}', "[1]", run):
+    record = (RECORDS / "resnet20_cce_clean_seed1_640x1000.json").read_text()
+    counts = [
+        record.replace(' "test_images": 4000,\n "wrong', f' "test_images": {n},\n "wrong') for n in (0, '"x"')
+    ]
+    counts.append(record.replace('"intact": 0.365', '"intact": null'))
+    assert record not in counts
+    for text in (
+        *counts,
+        "",
+        "{}",
+        '{"format": 4}',
+        '{"format": 3}',
+        '{"format": 1, "points": []}',
+        "[1]",
+        run,
+    ):
         path.write_text(text)
         with pytest.raises(DataError, match="is not a record of a run"):
             read_records(tmp_path)

@@ -32,6 +32,7 @@ from imae.layers.run import Run
 from imae.net.net import Net
 from imae.net.weights import save_caffemodel
 from imae.paper.mars import read_part, read_test_protocol
+from imae.paper.results_files import mars_results
 from imae.paper.retrieval import (
     Features,
     Retrieval,
@@ -41,7 +42,6 @@ from imae.paper.retrieval import (
     read_queries,
     read_tracklets,
 )
-from imae.paper.tables import mars_results
 from imae.prototxt.text import read_net
 
 MATS = CASES / "mars"
