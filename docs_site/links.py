@@ -10,13 +10,14 @@ import posixpath
 import re
 from collections.abc import Callable
 
-# Files outside of docs/ that are pages of the site.
+# Files outside of docs/ that are pages of the site, or figures of one.
 PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "BENCHMARKS.md": "benchmarks.md",
     "paper/RESULTS.md": "results.md",
+    "paper/authors_curves.svg": "authors_curves.svg",
 }
 CODE = r"^ {0,3}(?P<fence>`{3,}|~{3,})(?:.|\n)*?^ {0,3}(?P=fence)[ \t]*$|^(?:    .*\n?)+|``[^`]+``|`[^`\n]+`"
 WORDS = r"\[(?P<words>(?:[^\[\]]|\[[^\]]*\])*)\]\((?P<href>[^()\s]+)\)"
