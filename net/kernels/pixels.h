@@ -5,8 +5,8 @@
    in single precision, each operation rounded, as numpy and OpenCV compute it. The image is `height` rows of
    `width` pixels of `channels` bytes; if it is mirrored, the pixels of each row are reversed. The values are
    contiguous and are not read again soon: with AVX2 they are written past the caches, which otherwise read the
-   memory first. That is done by whole lines of the cache: one that is written in part takes as long as ten. So
-   the end of a row that does not fill a line waits for the next row. */
+   memory first. That is done by whole lines of the cache, as one that is written in part takes many times as long.
+   So the end of a row that does not fill a line waits for the next row. */
 
 #ifndef PIXELS_H
 #define PIXELS_H
@@ -29,8 +29,8 @@ typedef void CopyLines(const float *from, int64_t lines, float *to);
 enum { LINE = 16 }; /* numbers in a line of the cache */
 
 /* A row on its way to memory, behind the end of the one before that filled no line. `to` is where that end belongs,
-   at the beginning of a line; the first `skipped` numbers there are not ours. The row is aligned: an unaligned store
-   would take twice as long. */
+   at the beginning of a line; the first `skipped` numbers there are not ours. The row is aligned, since
+   unaligned stores take longer. */
 typedef struct {
     float *to, *row;
     int64_t carried, skipped;
