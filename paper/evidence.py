@@ -53,7 +53,7 @@ from imae.paper.expected import (
     TABLE_4,
     VARIANCES,
 )
-from imae.paper.experiments import RATES, Run, cifar100
+from imae.paper.experiments import RATES, Run, cifar100, training_command
 from imae.paper.mars import COUNTED
 from imae.paper.results import MEASURES, Results, Sample
 
@@ -63,6 +63,7 @@ ROUNDING = 0.0501  # a number printed with one decimal; and a little, for the ar
 BILLION = 1e9
 CONTRIBUTES = 0.5  # of the largest weight: our choice
 ALMOST_EQUAL = 0.9  # of the largest weight: our choice
+CONTRIBUTING = (16.0, 8.0, 4.0, 2.0)  # the T that are compared by it
 QUARTER = 25.0  # per cent of the examples: more are "a wide range", fewer "a quite small proportion"
 POINT = 1.0
 UNIFORM = "p uniform on [0, 1]"
@@ -73,7 +74,7 @@ CIFAR100, MARS, CLOTHING, WEIGHTS = "CIFAR-100", "MARS", "Clothing1M", "weights"
 LABELS, MARS_FILES = "labels", "MARS's files"
 # Command lines that give our own numbers; what they read must be where the nets' files say.
 COMMANDS = {
-    CIFAR100: "imae paper cifar100 --cifar100 cifar-100-binary.tar.gz",
+    CIFAR100: training_command("cifar100"),
     MARS: "imae train prototxt/models/mars/googlenet_bn_solver.prototxt && imae retrieve data/mars/info "
     "--images data/mars/bbox_test --model prototxt/models/mars/googlenet_bn.prototxt --weights "
     "snapshots/mars_googlenet_bn_imae_iter_50000.caffemodel --blob pool5 --loss IMAE --results mars.json && "
@@ -131,7 +132,7 @@ class Evidence:
         elif self.of == MARS and mars is not None:
             source = Printed(_of_mars(mars), 2)
         elif self.of == CLOTHING and clothing1m is not None:
-            source = Printed(_of_clothing1m(clothing1m), 2)
+            source = Printed(_on_clothing1m({loss: 100 * value for loss, value in clothing1m.items()}), 2)
         return Verdict(NO_DATA) if source is None else self.claim.check(source)
 
     @property
@@ -161,9 +162,9 @@ def _of_mars(results: Mapping[str, Mapping[str, float]]) -> dict[Key, Mapping[st
     }
 
 
-def _of_clothing1m(results: Mapping[str, float]) -> dict[Key, Mapping[str, float]]:
-    """Results on Clothing1M, in per cent."""
-    return {Elsewhere(CLOTHING, loss): {"test": 100 * value} for loss, value in results.items()}
+def _on_clothing1m(accuracies: Mapping[str, float]) -> dict[Key, Mapping[str, float]]:
+    """Test accuracies on Clothing1M by loss, in per cent."""
+    return {Elsewhere(CLOTHING, loss): {"test": value} for loss, value in accuracies.items()}
 
 
 def _same(left: Quantity, right: Quantity) -> tuple[Comparison, ...]:
@@ -242,14 +243,12 @@ def _curves() -> dict[Key, Mapping[str, float]]:
 
 
 def _shares() -> dict[Key, Mapping[str, float]]:
-    """The share of the examples, in per cent, whose weights are near the largest."""
-    names = ("CCE", "MAE", *(f"IMAE-{t:g}" for t in TABLE_4))
+    """The share of the examples, in per cent, whose weights are near the largest; only what is claimed."""
+    wanted = {"MAE": ("almost equal", ALMOST_EQUAL)}
+    wanted |= {f"IMAE-{t:g}": ("contribute", CONTRIBUTES) for t in CONTRIBUTING}
     return {
-        Elsewhere(WEIGHTS, name): {
-            "almost equal": 100 * exact.share_of_examples(_weight(name), ALMOST_EQUAL),
-            "contribute": 100 * exact.share_of_examples(_weight(name), CONTRIBUTES),
-        }
-        for name in names
+        Elsewhere(WEIGHTS, name): {what: 100 * exact.share_of_examples(_weight(name), least)}
+        for name, (what, least) in wanted.items()
     }
 
 
@@ -367,7 +366,7 @@ def _weight_claims() -> list[tuple[Claim, Printed | None, str]]:
             "from 2 to 16",
             "supplement 3.1",
             ("figure5", "figure7"),
-            growing([measured(loss, "contribute") for loss in reversed(by_t[-4:])]),
+            growing([measured(Elsewhere(WEIGHTS, f"IMAE-{t:g}"), "contribute") for t in CONTRIBUTING]),
         ),
     ]
     found: list[tuple[Claim, Printed | None, str]] = []
@@ -601,10 +600,7 @@ def _rows_of_kinds(by_noise: Mapping[str, Mapping[str, Elsewhere]]) -> list[Row]
 
 def _clothing_claims() -> list[tuple[Claim, Printed | None, str]]:
     """The later version's table 5."""
-    numbers: dict[Key, Mapping[str, float]] = {
-        Elsewhere(CLOTHING, loss): {"test": value} for loss, value in LATER_TABLE_5.items()
-    }
-    printed = Printed(numbers)
+    printed = Printed(_on_clothing1m(LATER_TABLE_5))
     losses = {loss: Elsewhere(CLOTHING, loss) for loss in LATER_TABLE_5}
     cce, mae, imae = losses["CCE"], losses["MAE"], losses.pop("IMAE")
     rows = (

@@ -8,8 +8,6 @@ matplotlib is imported only when something is drawn.
 from __future__ import annotations
 
 import html
-import importlib
-import io
 import re
 import statistics
 import textwrap
@@ -38,7 +36,7 @@ from imae.paper.record import Point, Record
 from imae.paper.results import Results, gather, net_words, noise_words, seed_words
 from imae.paper.suspects import CHANGES, change_words
 from imae.train import curve_style
-from imae.train.curve_style import new_figure, style_axes, write_picture
+from imae.train.curve_style import image_bytes, new_figure, style_axes, write_picture
 
 # Line patterns. The colours of STYLES can be told apart by colour-blind people, on light and dark background.
 DASHES = {"solid": "", "dashed": "5 2.5", "dotted": "1.2 1.8", "dash-dot": "7 2 1.5 2"}
@@ -477,11 +475,8 @@ def panel_svgs(chart: Chart, prefix: str) -> list[str]:
         _draw_panel(axes, panel, chart)
         if _shared(chart):
             axes.set_ylim(*_limits(chart))
-        svg = io.StringIO()
-        matplotlib = importlib.import_module("matplotlib")
-        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "imae"}):
-            figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-        svgs.append(_for_page(svg.getvalue(), f"{prefix}-{index}-", f"{chart.title}. {panel.title}"))
+        svg = image_bytes(figure, "svg", {"svg.fonttype": "none"}, transparent=True).decode()
+        svgs.append(_for_page(svg, f"{prefix}-{index}-", f"{chart.title}. {panel.title}"))
     return svgs
 
 

@@ -121,6 +121,11 @@ class Setting(NamedTuple):
         )
 
     @property
+    def label(self) -> str:
+        """What tells it from others of the same size, in short."""
+        return f"{self.precision}, {self.data}, protocol {self.protocol}"
+
+    @property
     def choices(self) -> str:
         """The protocol and the precision, in a sentence."""
         own = PROTOCOLS[self.protocol]
@@ -161,12 +166,6 @@ class Results:
 
     def __contains__(self, run: Run) -> bool:
         return bool(self.seeds(run))
-
-    @property
-    def choices(self) -> str:
-        """What tells this setting from others of the same size."""
-        setting = self.setting
-        return f"{setting.precision}, {setting.data}, protocol {setting.protocol}"
 
     def seeds(self, run: Run) -> tuple[Record, ...]:
         """The records of a run, one per seed."""

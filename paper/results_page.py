@@ -46,6 +46,8 @@ FULL_SIZE = {
     "human-noise": "human labels, which the paper has not",
 }
 PRINTED = ("table1", "table2", "later-table6")
+# What is asked of runs: the claims that count, and questions of our own.
+ASKED = tuple(claim for claim in CLAIMS if claim.counts or claim.whose == OURS)
 MEASURES = {"best": "test best", "final": "test final", "corrupted": "train, corrupted labels"}
 
 
@@ -268,9 +270,9 @@ def claims_words(results: Results) -> str:
     """How many of the claims hold, and how many of them are the paper's own."""
     held, judged = claims_held(results)
     by_maker: dict[str, list[str]] = {}
-    for claim in CLAIMS:
+    for claim in ASKED:
         verdict = claim.check(results).verdict
-        if (claim.counts or claim.whose == OURS) and verdict != NO_DATA:
+        if verdict != NO_DATA:
             by_maker.setdefault(claim.whose, []).append(verdict)
     words = {whose: f"{found.count(HELD)} of {len(found)}" for whose, found in by_maker.items()}
     own = words.pop(OURS, None)
@@ -283,7 +285,7 @@ def claims_words(results: Results) -> str:
 
 def _claims(results: Results) -> str:
     """The number of the claims that hold, and a list of those that do not."""
-    checked = [(claim, claim.check(results)) for claim in CLAIMS if claim.counts or claim.whose == OURS]
+    checked = [(claim, claim.check(results)) for claim in ASKED]
     fallen = {claim: verdict for claim, verdict in checked if verdict.verdict == NOT_HELD}
     lines = [claims_words(results) + (" Not held:" if fallen else "")]
     for text, group in by_text(fallen).items():

@@ -566,13 +566,13 @@ def all_claims_table(records: Sequence[Record]) -> Table:
     rows = []
     for text, group in by_text(CLAIMS).items():
         printed = _tally({claim: claim.in_paper() for claim in group})
-        own = ((r.choices, _tally({claim: claim.check(r) for claim in group})) for r in full)
-        words = {choices: tally for choices, tally in own if tally != NOTHING}
+        own = []
+        for results in full:
+            tally = _tally({claim: claim.check(results) for claim in group})
+            if tally != NOTHING:
+                own.append(f"{results.setting.label}: {tally}" if len(full) > 1 else tally)
         begun = any(results.has(run for claim in group for run in claim.runs) for results in full)
-        shown = "; ".join(f"{choices}: {tally}" for choices, tally in words.items())
-        if len(full) == 1:
-            shown = "".join(words.values())
-        shown = shown or ("not all of its runs yet" if begun else "no run yet")
+        shown = "; ".join(own) or ("not all of its runs yet" if begun else "no run yet")
         rows.append((text, group[0].source, printed, shown, f"`{group[0].command}`"))
     return Table(
         "Every claim about CIFAR-10",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from imae.files.atomic import write_atomically
@@ -85,9 +85,19 @@ def write_picture(path: AnyPath, draw: Callable[[Any], None], height: float = 5)
         raise ImaeError(
             f"'{os.fspath(path)}': the ending must be that of an image: {', '.join(sorted(formats))}"
         )
-    picture = io.BytesIO()
-    # The same bytes for the same curves: an SVG else has the date, and names that are drawn at random.
+    write_atomically(path, image_bytes(figure, ending))
+
+
+def image_bytes(figure: Any, ending: str, settings: Mapping[str, Any] | None = None, **options: Any) -> bytes:
+    """A Figure as an image file; the same bytes for the same curves.
+
+    An SVG else has the date, and names that are drawn at random.
+
+    settings   of matplotlib, while it is written
+    options    of Figure.savefig
+    """
+    image = io.BytesIO()
     metadata = {"Date": None} if ending == "svg" else None
-    with importlib.import_module("matplotlib").rc_context({"svg.hashsalt": "imae"}):
-        figure.savefig(picture, format=ending, metadata=metadata)
-    write_atomically(path, picture.getvalue())
+    with importlib.import_module("matplotlib").rc_context({"svg.hashsalt": "imae", **(settings or {})}):
+        figure.savefig(image, format=ending, metadata=metadata, **options)
+    return image.getvalue()

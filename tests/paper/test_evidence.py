@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mars_protocol import mars_folder
 from tolerances import tolerance
 
 import imae
@@ -197,9 +197,7 @@ def test_what_count_part_counts() -> None:
 
 
 def test_the_files_of_mars_are_as_counted() -> None:
-    folder = os.environ.get("IMAE_MARS")
-    if not folder:
-        pytest.skip("the MARS protocol is not here; IMAE_MARS must name the folder of its .mat files")
+    folder = mars_folder()
     parts = {"training": mars.read_part(folder, "train"), "testing": mars.read_part(folder, "test")}
     assert {name: mars.count_part(part) for name, part in parts.items()} == mars.COUNTED
     assert len(np.unique(parts["testing"].person)) == expected.MARS_COUNTS["testing"]["persons"] == 636

@@ -6,7 +6,6 @@ tracks_train_info.mat, tracks_test_info.mat and query_IDX.mat (github.com/liangz
 
 from __future__ import annotations
 
-import os
 import struct
 import tarfile
 import zlib
@@ -19,6 +18,7 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from mars_protocol import mars_folder
 from numpy.typing import NDArray
 from reference import CASES
 from tolerances import tolerance
@@ -376,10 +376,7 @@ def test_queries_that_make_no_sense(tmp_path: Path, queries: list[int], message:
 
 @pytest.fixture(scope="module")
 def mars() -> Path:
-    folder = os.environ.get("IMAE_MARS")
-    if not folder:
-        pytest.skip("the MARS protocol is not here; IMAE_MARS must name the folder of its .mat files")
-    return Path(folder)
+    return mars_folder()
 
 
 def test_the_protocol_of_mars(mars: Path) -> None:
