@@ -250,6 +250,36 @@ static void check_convolutions(const ConvKernels *kernels, int count)
     wrong |= !same;
 }
 
+#if HAS_AMX
+
+/* Images and windows of all sizes, of one job and of several; the numbers are such that bfloat16 holds them. */
+static void check_tiles(void)
+{
+    for (int shape = 0; shape < SHAPES; shape++) {
+        Conv c = {.num = drawn(1, 9), .outputs = 16 * drawn(1, 3), .channels = 16 * drawn(1, 3), .stride_h = 1};
+        c.stride_w = 1, c.pad_h = drawn(0, 2), c.pad_w = drawn(0, 2);
+        c.kernel_h = 2 * c.pad_h + 1, c.kernel_w = 2 * c.pad_w + 1;
+        c.top_height = c.height = drawn(1, shape % 4 ? 12 : 60), c.top_width = c.width = drawn(1, shape % 4 ? 12 : 60);
+        int64_t pixels = c.num * c.height * c.width, window = c.kernel_h * c.kernel_w;
+        int64_t size = c.outputs * window * c.channels;
+        float *bottom = numbers(pixels * c.channels), *top_diff = numbers(pixels * c.outputs), *got = numbers(size);
+        bfloat16 *of_bottom = malloc(pixels * c.channels * sizeof(bfloat16));
+        bfloat16 *of_top = malloc(pixels * c.outputs * sizeof(bfloat16));
+        double *want = doubles(size);
+        for (int64_t i = 0; i < pixels * c.channels; i++)
+            bottom[i] = from_bfloat16(of_bottom[i] = to_bfloat16(bottom[i]));
+        for (int64_t i = 0; i < pixels * c.outputs; i++)
+            top_diff[i] = from_bfloat16(of_top[i] = to_bfloat16(top_diff[i]));
+        convolve(&c, bottom, NULL, NULL, NULL, top_diff, want);
+        imae_conv_weight_bfloat16(of_bottom, of_top, &c, THREADS, got);
+        compare(got, want, size);
+        free(bottom), free(top_diff), free(got), free(of_bottom), free(of_top), free(want);
+    }
+    print("amx", "conv_weight_bfloat16");
+}
+
+#endif
+
 #endif
 
 int main(int count, char **words)
@@ -279,6 +309,10 @@ int main(int count, char **words)
 #endif
     if (imae_has_avx2() && imae_has_fma())
         check_convolutions(convs, wide ? 2 : 1);
+#if HAS_AMX
+    if (imae_has_amx())
+        check_tiles();
+#endif
 #endif
     return wrong;
 }

@@ -64,8 +64,16 @@ const char *imae_sources_hash(void)
 #undef ISA
 #undef TARGET
 
+/* Without fused multiplications, which AVX2 has not: the same bits everywhere. */
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#else
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=off")
+#endif
+
 #define ISA avx512f
-#define TARGET __attribute__((target("avx512f")))
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,prefer-vector-width=512")))
 #define REAL float
 #include "batch_norm.h"
 #include "lrn.h"
@@ -80,6 +88,12 @@ const char *imae_sources_hash(void)
 #undef ISA
 #undef TARGET
 
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT DEFAULT
+#else
+#pragma GCC pop_options
+#endif
+
 int imae_has_avx2(void)
 {
     return __builtin_cpu_supports("avx2");
@@ -87,7 +101,8 @@ int imae_has_avx2(void)
 
 int imae_has_avx512f(void)
 {
-    return __builtin_cpu_supports("avx512f");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl");
 }
 
 #else
@@ -137,6 +152,9 @@ int imae_has_avx512f(void)
 #include "activation.h"
 #include "conv_weight.h"
 #include "winograd.h"
+#if HAS_AMX
+#include "conv_weight_bfloat16.h"
+#endif
 #undef ISA
 #undef TARGET
 #undef VECTOR
@@ -157,3 +175,12 @@ int imae_has_fma(void)
 }
 
 #endif
+
+int imae_has_amx(void)
+{
+#if HAS_AMX
+    return has_tiles();
+#else
+    return 0;
+#endif
+}

@@ -33,6 +33,7 @@ from imae.net.kernels.norm_call import NormCall
 from imae.net.kernels.sources import sources_hash
 
 CHANNELS_AT_ONCE = 8  # outputs, and for `winograd` channels, come in multiples of it
+TILE_CHANNELS = 16  # outputs and channels for the kernel that uses AMX's tiles, likewise
 PRODUCTS_OF_A_THREAD = 100_000  # a pass without gradients uses another thread only for as many
 KERNELS = ("auto", "none", "batch_norm", "all")  # values of IMAE_KERNELS
 ISAS = ("default", "avx2", "avx512f")  # of IMAE_KERNELS_ISA, besides auto; from the oldest to the newest
@@ -48,6 +49,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "batch_norm_by_statistics": _BY_STATISTICS,
     "batch_norm_gradients": _BACKWARD,
     "conv_weight": _WEIGHT_GRADIENT,
+    "conv_weight_bfloat16": _WEIGHT_GRADIENT,
     "depthwise": [*[_ADDRESS] * 5, _INT, _ADDRESS],
     "direct": [*[_ADDRESS] * 6, _INT, _ADDRESS],
     "pixels": [*[_ADDRESS] * 3, ctypes.c_float, _ADDRESS],
@@ -198,6 +200,8 @@ def description(dtype: torch.dtype) -> str:
     names = []
     if use.batch_norm and dtype in _TYPES:
         names += [f"BatchNorm ({use.isa})", "LRN and the update of SGD"]
+    if dtype == torch.bfloat16 and uses_tiles():
+        names.append("the gradient of a convolution's weights (AMX)")
     if dtype != torch.float32:
         return f"Kernels in C: {', '.join(names) or 'none'}"
     of_convolutions = convolutions()
@@ -420,6 +424,20 @@ def uses_winograd_weight() -> bool:
     return available() and convolutions().winograd_weight is not None
 
 
+def uses_tiles() -> bool:
+    """Whether `conv_weight_gradient_bfloat16` is used: with AVX-512's kernels, where there is AMX."""
+    if not available():
+        return False
+    use = chosen()
+    return use.convolutions != "none" and use.isa == "avx512f" and _has_amx()
+
+
+@cache
+def _has_amx() -> bool:
+    library = _library()
+    return library is not None and bool(library.imae_has_amx())
+
+
 def uses_suppress() -> bool:
     """Whether `suppress` is used: everywhere but with IMAE_KERNELS=none."""
     return available() and chosen().batch_norm
@@ -477,6 +495,34 @@ def conv_weight_gradient(
     """
     kernel = _convolution_kernel("conv_weight", shape[:1], isa)
     return _weight_gradient(kernel, x, top_diff, shape, stride, pad)
+
+
+def conv_weight_gradient_bfloat16(
+    x: Tensor, top_diff: Tensor, shape: Sequence[int], pad: Sequence[int]
+) -> Tensor:
+    """The same of blobs in bfloat16, by AMX; the gradient is in single precision.
+
+    The stride is 1, x and top_diff are of one size, channels and outputs multiples of TILE_CHANNELS.
+    """
+    outputs, channels, *kernel = shape
+    if (
+        x.dtype != torch.bfloat16
+        or outputs % TILE_CHANNELS
+        or channels % TILE_CHANNELS
+        or kernel != [2 * p + 1 for p in pad]
+        or channels != x.shape[1]
+        or x.numel() == 0
+    ):
+        raise ValueError(f"no kernel for {x.dtype}, bottom {tuple(x.shape)}, weights {tuple(shape)}")
+    _check_layout(x, top_diff, (x.shape[0], outputs, *x.shape[2:]))
+    diff = torch.empty(*shape, dtype=torch.float32, memory_format=torch.channels_last)
+    conv = _conv_sizes(x, top_diff.shape, kernel, (1, 1), pad)
+    failed = _exported("conv_weight_bfloat16", "imae_conv_weight_bfloat16")(
+        x.data_ptr(), top_diff.data_ptr(), ctypes.addressof(conv), torch.get_num_threads(), diff.data_ptr()
+    )
+    if failed:
+        raise MemoryError
+    return diff
 
 
 def winograd_weight_gradient(

@@ -35,6 +35,7 @@ def test_each_part_by_its_fastest_way(
 ) -> None:
     isas = native.Convolutions(*("avx2" if used else None for used in (top, weights, others)))
     monkeypatch.setattr(native, "convolutions", lambda: isas)
+    monkeypatch.setattr(native, "uses_tiles", lambda: False)
     monkeypatch.setattr(conv, "MIN_TILES", 1)
     monkeypatch.setattr(conv, "MIN_TILES_FOR_WEIGHTS", 1)
     used: set[str] = set()

@@ -1,7 +1,7 @@
-"""The convolutions' kernels with vectors of 16 numbers give the bits of those with vectors of 8.
+"""The convolutions' kernels for AVX-512 give the bits of those for AVX2; those for AMX are exact.
 
-The compiler makes two AVX2 instructions of each for AVX-512, so that this runs on any processor with AVX2.
-Where there is AVX-512, the kernels as they were built are tested as well.
+The compiler makes two AVX2 instructions of each for AVX-512, and AMX's tiles are in plain C, so that this
+runs on any processor with AVX2. Where there is AVX-512 or AMX, the kernels as built are tested as well.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def wide(
     request: pytest.FixtureRequest, of_avx2: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
     """Both widths can be called here."""
-    cached = native._choose, native._convolutions, native._exported
+    cached = native._choose, native._convolutions, native._exported, native._has_amx
     for function in cached:
         function.cache_clear()
     if request.param == "AVX-512":
@@ -121,6 +122,66 @@ def test_a_convolutions_weights(case: tuple, wide: None) -> None:  # type: ignor
     check(lambda isa: native.conv_weight_gradient(x, top_diff, weight.shape, stride, pad, isa), want)
 
 
+# Images of one job and of several, rows of an odd number of pixels, windows of one to five rows and columns.
+SAME_SIZES = [
+    ((2, 16, 32, 32), 16, (1, 1)),
+    ((13, 64, 8, 8), 64, (1, 1)),
+    ((3, 48, 7, 9), 16, (1, 1)),
+    ((1, 16, 5, 5), 48, (0, 0)),
+    ((2, 16, 11, 13), 32, (2, 1)),
+    ((2, 32, 11, 13), 16, (1, 2)),
+    ((1, 16, 57, 61), 32, (1, 0)),
+    ((7, 16, 2, 1), 16, (1, 0)),
+]
+
+
+def reduced(*shape: int, seed: int = 1) -> Tensor:
+    return numbers(*shape, seed=seed).bfloat16()
+
+
+def skip_without_amx() -> None:
+    if not native._has_amx():  # the kernels without AMX always have it, in plain C
+        pytest.skip("no AMX, or a compiler that does not know it")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("case", SAME_SIZES, ids=str)
+def test_a_convolutions_weights_by_tiles(case: tuple, threads: int, wide: None) -> None:  # type: ignore[type-arg]
+    skip_without_amx()
+    bottom, outputs, pad = case
+    x, weight = (
+        reduced(*bottom),
+        numbers(outputs, bottom[1], *(2 * p + 1 for p in pad)).double().requires_grad_(),
+    )
+    top = torch.nn.functional.conv2d(x.double(), weight, None, 1, pad)
+    top_diff = reduced(*top.shape, seed=3)
+    (want,) = torch.autograd.grad(top, weight, top_diff.double())
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        got = native.conv_weight_gradient_bfloat16(x, top_diff, weight.shape, pad)
+    finally:
+        torch.set_num_threads(before)
+    assert got.dtype == torch.float32
+    error = (got.double() - want).abs().max() / want.abs().max()
+    assert float(error) <= tolerance("kernel").atol
+
+
+def test_tiles_are_refused_for_what_they_cannot_hold(wide: None) -> None:
+    skip_without_amx()
+    x = reduced(1, 16, 4, 4)
+    for bottom, top, shape, pad in (
+        (x.float(), x, (16, 16, 3, 3), (1, 1)),
+        (x, x, (16, 16, 3, 3), (1, 0)),
+        (x, reduced(1, 8, 4, 4), (8, 16, 3, 3), (1, 1)),
+        (x, x, (16, 32, 3, 3), (1, 1)),
+        (x, reduced(1, 16, 4, 5), (16, 16, 3, 3), (1, 1)),
+        (x.contiguous(), x, (16, 16, 3, 3), (1, 1)),
+    ):
+        with pytest.raises(ValueError):
+            native.conv_weight_gradient_bfloat16(bottom, top, shape, pad)
+
+
 NET = """
 layer { name: "data" type: "Input" top: "a" input_param { shape { dim: [2, CHANNELS, 9, 9] } } }
 layer { name: "conv" type: "Convolution" bottom: "a" top: "c"
@@ -154,3 +215,39 @@ def test_a_layer_uses_the_widest_vectors_that_its_channels_fill(
     assert called == {f"imae_winograd_{isa}_float", f"imae_winograd_weight_{isa}_float"}
     planned = native.plan_winograd(tuple(x.shape), layer.blobs[0].detach(), layer.blobs[1].detach(), (1, 1))
     assert torch.equal(planned(x.detach()), top.detach())
+
+
+@pytest.mark.parametrize("outputs", [16, 24])
+def test_a_layer_in_bfloat16_uses_tiles_for_the_gradient_of_its_weights(
+    outputs: int, wide: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_without_amx()
+    monkeypatch.setattr(native, "uses_tiles", lambda: True)
+    monkeypatch.setattr(conv, "MIN_BFLOAT16_PIXELS", 1)
+    text = NET.replace("CHANNELS", "16").replace("OUTPUTS", str(outputs))
+    layer = Net(parse_net(text), Run(CaffeRandom(1))).steps[-1].layer
+    assert isinstance(layer, Convolution) and FastConvolution.is_faster(layer, (2, 16, 9, 9))
+    calls, kernel = list[int](), native.conv_weight_gradient_bfloat16
+
+    def note(*arguments: Any) -> Tensor:
+        calls.append(1)
+        return kernel(*arguments)
+
+    monkeypatch.setattr(native, "conv_weight_gradient_bfloat16", note)
+    x, top_diff = reduced(2, 16, 9, 9).requires_grad_(), reduced(2, outputs, 9, 9, seed=3)
+    leaves = [x, *layer.blobs]
+    fast = FastConvolution(layer)
+    results = []
+    for run in (fast, layer.forward):
+        with torch.autocast("cpu", torch.bfloat16):
+            top = run(x)
+        assert isinstance(top, Tensor)
+        results.append([top.detach(), *torch.autograd.grad(top, leaves, top_diff)])
+    assert len(calls) == (outputs == 16)
+    assert [value.dtype for value in results[0]] == [value.dtype for value in results[1]]
+    close = tolerance("rounded once", "bfloat16")
+    for ours, plain in zip(*results, strict=True):
+        assert torch.allclose(ours.float(), plain.float(), close.rtol, close.rtol * float(plain.abs().max()))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast(x), results[1][0])  # without gradients it is the layer's
+    assert len(calls) == (outputs == 16)
