@@ -62,7 +62,7 @@ def _compare_speed(folder: Path, rounds: int, batch: int, depth: int) -> None:
     }
     for name, how in PEERS.items():
         ways[name] = training_step(batch, depth, channels_last=True, reduced=reduced, **how)
-    timings = in_turns({**ways, PRODUCT: matrix_product(SIZE)}, rounds, warm_up=3, rest=0.001)
+    timings = in_turns({**ways, PRODUCT: matrix_product(SIZE)}, rounds, warm_up=3, rest=0)
     product, ours = timings.pop(PRODUCT), timings[OURS]
     best = max(PEERS, key=lambda name: ours.ratio(timings[name]))
     print(table(f"ResNet-{depth}, batch {batch}, one training iteration", timings, SINGLE))

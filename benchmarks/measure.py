@@ -47,13 +47,14 @@ def in_turns(
     rounds: int,
     warm_up: int = 2,
     after: Mapping[str, Callable[[], object]] | None = None,
-    rest: float = 0.0,
+    rest: float | None = None,
     seconds: float = math.inf,
 ) -> dict[str, Timing]:
     """Call each way once per round, in a new order, so that slow moments and caches affect all equally.
 
     after     by name, a function to call after each turn; it is not timed
-    rest      before each turn, wait for so many seconds and then call the way once, untimed: see REST
+    rest      before each turn, wait for so many seconds and then call the way once, untimed: see REST. 0 where
+              a way follows itself in use, as iterations do: its caches hold what its last call left
     seconds   after which no further round is begun, but for the second
     """
     after = after or {}
@@ -70,7 +71,7 @@ def in_turns(
         shuffle(order)
         for name in order:
             way = ways[name]
-            if rest:
+            if rest is not None:
                 time.sleep(rest)
                 way()
             begun = time.perf_counter()

@@ -287,7 +287,7 @@ def _timings(
         rounds = arguments.rounds if count > 1 else 2 * arguments.rounds
         try:
             ways_and_product = {**ways, PRODUCT: matrix_product(SIZE)}
-            rest = 0.0 if phase == TRAIN else REST
+            rest = None if phase == TRAIN else REST
             seconds = math.inf if arguments.full else arguments.seconds
             return in_turns(ways_and_product, rounds, warm_up=1, rest=rest, seconds=seconds)
         finally:

@@ -81,7 +81,7 @@ def main(arguments: argparse.Namespace) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         ways = {name: _way(name, Path(folder), batch, depth) for name in (*LOSSES, *PEERS)}
-        timings = in_turns({**ways, PRODUCT: matrix_product(SIZE)}, arguments.rounds, warm_up=3)
+        timings = in_turns({**ways, PRODUCT: matrix_product(SIZE)}, arguments.rounds, warm_up=3, rest=0)
     product, ours = timings.pop(PRODUCT), timings["imae"]
     best = max(PEERS, key=lambda name: ours.ratio(timings[name]))
     print(machine() + "\n")
