@@ -53,8 +53,8 @@ def in_turns(
     """Call each way once per round, in a new order, so that slow moments and caches affect all equally.
 
     after     by name, a function to call after each turn; it is not timed
-    rest      before each turn, wait for so many seconds and then call the way once, untimed: see REST. 0 where
-              a way follows itself in use, as iterations do: its caches hold what its last call left
+    rest      before each turn, wait for so many seconds and then call the way once, untimed: see REST. 0
+              where a way follows itself in use, as iterations do: the caches hold what its last call left
     seconds   after which no further round is begun, but for the second
     """
     after = after or {}

@@ -24,6 +24,7 @@ Code outside of this folder imports from here, not from its modules.
     chosen, description        which of them this process uses, as values and as a line for the log
     convolution_ways           all ways to convolve on this processor
     ConvolutionLayer, convolution_calls   a convolution, and what it does by such a way, to be timed
+    weight_gradient_by_tiles   the gradient of a convolution's weights in bfloat16 by AMX, likewise
 """
 
 from imae.net.kernels.bfloat16 import SingleProducts, product_type, slow_bfloat16
@@ -41,6 +42,7 @@ from imae.net.kernels.native import (
     sgd,
     sgd_supports,
     supported_isas,
+    weight_gradient_by_tiles,
 )
 from imae.net.kernels.norm import add_in_place, normalize_by_batch, normalize_by_statistics
 from imae.net.kernels.norm_call import NormCall
@@ -75,4 +77,5 @@ __all__ = [
     "sgd_supports",
     "slow_bfloat16",
     "supported_isas",
+    "weight_gradient_by_tiles",
 ]

@@ -36,8 +36,8 @@ from imae.net.kernels import native
 # each weight, with Winograd's algorithm 16 sums for 9 weights; that algorithm transforms the weights first.
 MAX_WEIGHTS, MAX_WINOGRAD_WEIGHTS = 200_000, 600_000
 MIN_TILES, MIN_TILES_FOR_WEIGHTS = 64, 256  # of 2x2 pixels, for each thread
-# In bfloat16, on two cores of an Intel Xeon with AMX: the kernel takes 0.4 to 0.9 of oneDNN's time up to 64
-# channels and outputs, 1.1 to 1.5 from 128 on.
+# In bfloat16, on two cores of an Intel Xeon with AMX: the kernel takes 0.4 to 1.0 of oneDNN's time up to 64
+# channels and outputs, 1.1 to 1.5 times it from 128 on.
 MAX_BFLOAT16_WEIGHTS, MIN_BFLOAT16_PIXELS = 40_000, 1024  # pixels: for each thread
 FEW_CHANNELS = 8
 # A product of matrices is faster for at most so many pixels of the top: with windows of one pixel, for the

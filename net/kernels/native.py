@@ -432,6 +432,11 @@ def uses_tiles() -> bool:
     return use.convolutions != "none" and use.isa == "avx512f" and _has_amx()
 
 
+def weight_gradient_by_tiles() -> Callable[..., Tensor] | None:
+    """`conv_weight_gradient_bfloat16`, to be timed; None where it is not used."""
+    return conv_weight_gradient_bfloat16 if uses_tiles() else None
+
+
 @cache
 def _has_amx() -> bool:
     library = _library()
