@@ -16,7 +16,9 @@ import hashlib
 import json
 import shlex
 import subprocess
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -37,6 +39,7 @@ from imae.layers.data.lmdb_source import open_lmdb
 from imae.layers.data.transformer import read_mean_file
 from imae.paper.experiments import LATER, Run
 from imae.paper.record import SHUFFLED_ONCE
+from imae.train.snapshot_lock import writing_alone
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 HOW_TO_GET = (
@@ -55,6 +58,7 @@ HOW_TO_GET_HUMAN = (
 )
 NOISE_SEED = 122  # added to a run's seed to get the seed of the noise
 TRAIN_IMAGES, TEST_IMAGES = 50000, 10000  # of CIFAR-10
+POLL = 0.5  # seconds between two looks at whether another process is ready
 PAD = 4  # black pixels on each side of a training image
 # pixels_sha256 of CIFAR-10, from lossless PNGs whose mean and standard deviation are the published ones in
 # all 8 digits: mean / 255 0.49139968 0.48215841 0.44653091, deviation 0.24703223 0.24348513 0.26158784 (RGB).
@@ -122,7 +126,16 @@ class Cifar10:
         self.within_class = within_class
 
     def images(self, run: Run) -> Images:
-        """The images of a run; ImaeError if they cannot be made."""
+        """The images of a run; ImaeError if they cannot be made.
+
+        Commands that begin together make them one after the other: the second one finds what the first made.
+        """
+        self._check_source()
+        make_folder(self.work)
+        with _making_alone(self.work):
+            return self._images(run)
+
+    def _images(self, run: Run) -> Images:
         train, test = self._originals()
         about = self._about(train, test)
         padded, unpadded = self._means(train)  # over all clean training images
@@ -140,18 +153,20 @@ class Cifar10:
             about["sha256"],
         )
 
+    def _check_source(self) -> None:
+        """ImaeError if there are no images, and nothing to make them of."""
+        if self.source or all(path.exists() for path in _original_lmdbs(self.work, self.name)):
+            return
+        title = self.name.upper().replace("CIFAR", "CIFAR-")
+        raise ImaeError(
+            f"there is no {title} in '{self.work}': {self.how_to_get}; --show trains nothing, and shows "
+            "what there is without"
+        )
+
     def _originals(self) -> tuple[Path, Path]:
         train, test = _original_lmdbs(self.work, self.name)
-        if train.exists() and test.exists():
-            return train, test
-        if not self.source:
-            title = self.name.upper().replace("CIFAR", "CIFAR-")
-            raise ImaeError(
-                f"there is no {title} in '{self.work}': {self.how_to_get}; --show trains nothing, and shows "
-                "what there is without"
-            )
-        make_folder(self.work)
-        self._convert(train, test)
+        if not (train.exists() and test.exists()):
+            self._convert(train, test)
         return train, test
 
     def _convert(self, train: Path, test: Path) -> None:
@@ -356,6 +371,23 @@ def _split_lmdbs(train: Path, run: Run) -> tuple[Path, Path]:
 
 def _subset_lmdb(lmdb: Path, images: int) -> Path:
     return lmdb.parent / f"{lmdb.name}_n{images}"
+
+
+@contextmanager
+def _making_alone(work: Path) -> Iterator[None]:
+    """Wait while another process makes images in this folder, and let others wait while the block runs."""
+    with ExitStack() as held:
+        waits = False
+        while True:
+            try:
+                held.enter_context(writing_alone(str(work / "images")))
+                break
+            except FileError:
+                if not waits:
+                    print(f"another process makes images in '{work}'; waiting for it", flush=True)
+                waits = True
+                time.sleep(POLL)
+        yield
 
 
 def make_folder(path: AnyPath) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -339,6 +340,29 @@ def test_one_run_takes_paths_of_the_folder_that_it_is_started_in(
     assert main.main([*arguments, *files]) == 2
     names = {"source": "cifar", "human": "human.npz", "within": "within.npz"}
     assert seen == {what: str(tmp_path / name) for what, name in names.items()}
+
+
+def test_commands_that_begin_together_make_the_images_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both found no images, and the second one was refused what the first had written in the meantime."""
+    monkeypatch.setattr(data, "POLL", 0.01)
+    source, work = str(make_cifar10(tmp_path / "cifar")), tmp_path / "work"
+    made, step = list[str](), data._step
+
+    def note(*words: object) -> None:
+        made.append(str(words[0]))
+        step(*words)
+
+    monkeypatch.setattr(data, "_step", note)
+    with ThreadPoolExecutor() as threads:
+        first, second = threads.map(lambda _: Cifar10(work, source).images(TINY), range(2))
+    assert (first.sha256, first.words) == (second.sha256, second.words)
+    assert sorted(made) == ["compute-image-mean", "convert-cifar", "corrupt-labels"]
+    assert capsys.readouterr().out.count(f"another process makes images in '{work}'; waiting for it") == 1
+    with pytest.raises(ImaeError, match="there is no CIFAR-10 in"):
+        Cifar10(tmp_path / "none").images(TINY)
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_run_that_another_process_trains_is_refused(tmp_path: Path) -> None:
