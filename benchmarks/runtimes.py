@@ -333,6 +333,23 @@ def difference(model: Model, made: Sequence[Sequence[Array]]) -> float | str:
     return worst
 
 
+def mean_difference(model: Model, made: Sequence[Sequence[Array]]) -> float:
+    """The mean difference from the net, divided by the largest value; of the output where it is largest.
+
+    Of quantized models the largest difference is one number's: of two programs one may round it up, the other
+    down, and a Softmax makes much of a step of int8. 0 from a runtime that computes nothing.
+    """
+    if not any(made):
+        return 0.0
+    means = [0.0]
+    for values, expected in zip(made, model.expected, strict=True):
+        for name, value in zip(model.outputs, values, strict=True):
+            want = expected[name]
+            largest = float(np.abs(want).max(initial=0)) or 1.0
+            means.append(float(_apart(value.reshape(want.shape), want).mean()) / largest)
+    return max(means)
+
+
 def _apart(value: Array, want: Array) -> Array:
     """0 where both are NaN or equal, infinite where one is not finite."""
     with np.errstate(invalid="ignore"):  # infinity - infinity, which are equal
