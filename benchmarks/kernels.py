@@ -8,6 +8,7 @@ Windows of 3x3: the layers of ResNet-20 with a batch of 128, and two wider ones.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 
@@ -50,7 +51,8 @@ def main(arguments: argparse.Namespace) -> None:
                 print(f"| {name} | {what} | {' | '.join(cells)} |", flush=True)
     print(f"\n- {arguments.rounds} rounds; the median over the rounds of oneDNN's time, and of the ratios")
     print("- Winograd's algorithm multiplies 16 times for 36, so that it can exceed a matrix product's rate")
-    print(f"- a training uses here: {kernels.description(torch.float32)}")
+    uses = kernels.description(torch.float32).replace(str(Path.home()), "~")
+    print(f"- a training uses here: {uses}")
 
 
 def _operations(layer: kernels.ConvolutionLayer) -> int:

@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -314,8 +314,14 @@ def _expected(net: Net, feeds: Mapping[str, Array], outputs: Sequence[str]) -> d
     return {name: tops[name].numpy() for name in outputs}
 
 
-def difference(model: Model, made: Sequence[Sequence[Array]]) -> float | str:
-    """The largest difference from the net, divided by the largest value; or what has another shape."""
+def difference(
+    model: Model, made: Sequence[Sequence[Array]], summary: Callable[[Array], Any] = np.max
+) -> float | str:
+    """The largest difference from the net, divided by the largest value; or what has another shape.
+
+    summary   of an output's differences, instead of their largest. Of quantized models that is one number's,
+              which one program rounds up and another down; a Softmax makes much of a step of int8
+    """
     worst = 0.0
     for values, expected in zip(made, model.expected, strict=True):
         for name, value in zip(model.outputs, values, strict=True):
@@ -328,26 +334,9 @@ def difference(model: Model, made: Sequence[Sequence[Array]]) -> float | str:
             if name in model.rows:
                 found = _rows_apart(value, want, model.rows[name])
             else:
-                found = float(_apart(value, want).max(initial=0))
+                found = float(summary(_apart(value, want))) if want.size else 0.0
             worst = max(worst, found / largest)
     return worst
-
-
-def mean_difference(model: Model, made: Sequence[Sequence[Array]]) -> float:
-    """The mean difference from the net, divided by the largest value; of the output where it is largest.
-
-    Of quantized models the largest difference is one number's: of two programs one may round it up, the other
-    down, and a Softmax makes much of a step of int8. 0 from a runtime that computes nothing.
-    """
-    if not any(made):
-        return 0.0
-    means = [0.0]
-    for values, expected in zip(made, model.expected, strict=True):
-        for name, value in zip(model.outputs, values, strict=True):
-            want = expected[name]
-            largest = float(np.abs(want).max(initial=0)) or 1.0
-            means.append(float(_apart(value.reshape(want.shape), want).mean()) / largest)
-    return max(means)
 
 
 def _apart(value: Array, want: Array) -> Array:
@@ -370,13 +359,13 @@ def _rows_apart(value: Array, want: Array, axis: int) -> float:
     )
 
 
-def result_of(runtime: Runtime, model: Model) -> float | str:
-    """The difference, or what the runtime says; 0 from one that computes nothing."""
+def result_of(runtime: Runtime, model: Model, summary: Callable[[Array], Any] = np.max) -> float | str:
+    """The `difference`, or what the runtime says; 0 from one that computes nothing."""
     try:
         made = runtime.run(model)
     except RuntimeError as error:
         return plain(str(error))
-    return difference(model, made) if any(made) else 0.0
+    return difference(model, made, summary) if any(made) else 0.0
 
 
 def plain(text: str) -> str:

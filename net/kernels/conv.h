@@ -30,6 +30,14 @@ static inline float *new_floats(int64_t count, int zero)
     return memory && zero ? memset(memory, 0, size) : memory;
 }
 
+/* How many images a job has, if it has at most `most`: so many that each thread has as many jobs. */
+static inline int64_t images_of_a_job(int64_t num, int64_t most, int threads)
+{
+    int64_t jobs = (num + most - 1) / most;
+    jobs = (jobs + threads - 1) / threads * threads;
+    return (num + jobs - 1) / jobs;
+}
+
 /* How many of `count` numbers the next part has, if parts have at most `most`. The last two are of one size: a
    small part would have too few sums at once. */
 static inline int64_t next_part(int64_t count, int64_t most)

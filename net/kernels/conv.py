@@ -162,12 +162,10 @@ class FastConvolution(ReplacedConvolution):
     def _top(self, x: Tensor) -> Tensor:
         (weight, bias), windows = self._factors(), self.layer.windows
         stride, pad = windows.stride, windows.pad
-        if self.uses_tiles and self._tiles_support(x, weight):
-            reduced: Tensor = _ConvolveBfloat16.apply(x, weight, bias, pad)  # type: ignore[no-untyped-call]
-            return reduced
-        if not self._kernels_support(x, weight):
+        reduced = self.uses_tiles and self._tiles_support(x, weight)
+        if not (reduced or self._kernels_support(x, weight)):
             return super()._top(x)
-        tiles = self._tiles(x.shape) if self.uses_winograd else 0
+        tiles = self._tiles(x.shape) if self.uses_winograd and not reduced else 0
         if not (tiles or native.requires_grad_any(x, weight, bias)):
             return super()._top(x)
         convolved: Tensor = _Convolve.apply(  # type: ignore[no-untyped-call]  # torch's
@@ -217,6 +215,7 @@ class _Convolve(torch.autograd.Function):
         tiles: int,
         uses_weight_kernel: bool,
     ) -> Tensor:
+        weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)  # as autocast does
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.pad, ctx.tiles, ctx.uses_weight_kernel = stride, pad, tiles, uses_weight_kernel
         if tiles and native.uses_winograd():
@@ -231,33 +230,6 @@ class _Convolve(torch.autograd.Function):
             x, weight, top_diff, wanted[:3], ctx.stride, ctx.pad, ctx.tiles, ctx.uses_weight_kernel
         )
         return *diffs, None, None, None, None
-
-
-class _ConvolveBfloat16(torch.autograd.Function):
-    """The convolution of autocast, but for the gradient of the weights, which is in single precision."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, pad: Shape) -> Tensor:
-        rounded = weight.bfloat16()
-        ctx.save_for_backward(x, rounded)
-        ctx.pad = pad
-        return F.conv2d(x, rounded, None if bias is None else bias.bfloat16(), 1, pad)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, top_diff: Tensor) -> tuple[Tensor | None, ...]:
-        (x, weight), wanted = ctx.saved_tensors, ctx.needs_input_grad
-        top_diff = top_diff.contiguous(memory_format=torch.channels_last)
-        diff = weight_diff = bias_diff = None
-        if wanted[0]:
-            diff = torch.ops.aten.convolution_backward(
-                top_diff, x, weight, None, [1, 1], ctx.pad, [1, 1], False, [0, 0], 1, [True, False, False]
-            )[0]
-        if wanted[1]:
-            weight_diff = native.conv_weight_gradient_bfloat16(x, top_diff, weight.shape, ctx.pad)
-        if wanted[2]:
-            bias_diff = top_diff.sum((0, 2, 3), dtype=torch.float32)
-        return diff, weight_diff, bias_diff, None
 
 
 def convolution_gradients(
@@ -275,7 +247,9 @@ def convolution_gradients(
     diff = weight_diff = bias_diff = None
     if wanted[0] and tiles and native.uses_winograd():
         diff = native.winograd_bottom_gradient(top_diff, weight, pad)
-    if (
+    if wanted[1] and x.dtype == torch.bfloat16:
+        weight_diff = native.conv_weight_gradient_bfloat16(x, top_diff, weight.shape, pad)
+    elif (
         wanted[1]
         and native.uses_winograd_weight()
         and tiles >= MIN_TILES_FOR_WEIGHTS
@@ -300,7 +274,7 @@ def convolution_gradients(
         diff = gradients[0] if missing[0] else diff
         weight_diff = gradients[1] if missing[1] else weight_diff
     if wanted[2]:
-        bias_diff = top_diff.sum((0, 2, 3))
+        bias_diff = top_diff.sum((0, 2, 3), dtype=torch.float32)
     return diff, weight_diff, bias_diff
 
 

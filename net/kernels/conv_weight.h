@@ -110,11 +110,8 @@ int NAME(conv_weight)(const float *bottom, const float *top_diff, const Conv *c,
     int64_t tile = minimum(c->top_height, JOB_PIXELS / c->top_width > 1 ? JOB_PIXELS / c->top_width : 1);
     int64_t tiles = (c->top_height + tile - 1) / tile, pixels = c->top_height * c->top_width;
     int64_t group = pixels < JOB_PIXELS ? minimum(c->num, JOB_PIXELS / pixels) : 1;
-    if (group > 1) { /* as many groups for each thread */
-        int64_t groups = (c->num + group - 1) / group;
-        groups = (groups + threads - 1) / threads * threads;
-        group = (c->num + groups - 1) / groups;
-    }
+    if (group > 1)
+        group = images_of_a_job(c->num, group, threads);
     int64_t jobs = (c->num + group - 1) / group * tiles, image = ((tile - 1) * c->stride_h + c->kernel_h) * row;
     double *total = calloc(threads * size, sizeof(double));
     float *recent = new_floats(threads * size, 1);

@@ -135,11 +135,9 @@ TILES_TARGET int imae_conv_weight_bfloat16(const bfloat16 *bottom, const bfloat1
 {
     int64_t width = c->width + c->width % 2, image = (c->height + c->pad_h) * width;
     int64_t images = minimum(c->num, image < STRIP_PIXELS ? STRIP_PIXELS / image : 1), rows = c->height;
-    if (images > 1) { /* as many jobs for each thread */
-        int64_t parts = (c->num + images - 1) / images;
-        parts = (parts + threads - 1) / threads * threads;
-        images = (c->num + parts - 1) / parts;
-    } else if (image > 2 * STRIP_PIXELS)
+    if (images > 1)
+        images = images_of_a_job(c->num, images, threads);
+    else if (image > 2 * STRIP_PIXELS)
         rows = minimum(rows, STRIP_PIXELS / width + 1);
     int64_t strips = (c->height + rows - 1) / rows, jobs = (c->num + images - 1) / images * strips;
     Strip longest = strip_of(c, images, 0, rows);

@@ -510,24 +510,10 @@ def conv_weight_gradient_bfloat16(
     The stride is 1, x and top_diff are of one size, channels and outputs multiples of TILE_CHANNELS.
     """
     outputs, channels, *kernel = shape
-    if (
-        x.dtype != torch.bfloat16
-        or outputs % TILE_CHANNELS
-        or channels % TILE_CHANNELS
-        or kernel != [2 * p + 1 for p in pad]
-        or channels != x.shape[1]
-        or x.numel() == 0
-    ):
-        raise ValueError(f"no kernel for {x.dtype}, bottom {tuple(x.shape)}, weights {tuple(shape)}")
-    _check_layout(x, top_diff, (x.shape[0], outputs, *x.shape[2:]))
-    diff = torch.empty(*shape, dtype=torch.float32, memory_format=torch.channels_last)
-    conv = _conv_sizes(x, top_diff.shape, kernel, (1, 1), pad)
-    failed = _exported("conv_weight_bfloat16", "imae_conv_weight_bfloat16")(
-        x.data_ptr(), top_diff.data_ptr(), ctypes.addressof(conv), torch.get_num_threads(), diff.data_ptr()
-    )
-    if failed:
-        raise MemoryError
-    return diff
+    if outputs % TILE_CHANNELS or channels % TILE_CHANNELS or kernel != [2 * p + 1 for p in pad]:
+        raise ValueError(f"no kernel for weights {tuple(shape)}, padding {tuple(pad)}")
+    run = _exported("conv_weight_bfloat16", "imae_conv_weight_bfloat16")
+    return _weight_gradient(run, x, top_diff, shape, (1, 1), pad, torch.bfloat16)
 
 
 def winograd_weight_gradient(
@@ -546,9 +532,11 @@ def _weight_gradient(
     shape: Sequence[int],
     stride: Sequence[int],
     pad: Sequence[int],
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    diff = torch.empty(*shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    _check_layout(x, top_diff, _top_shape(x, shape, stride, pad))
+    """By a kernel for blobs of this type."""
+    _check_layout(x, top_diff, _top_shape(x, shape, stride, pad, dtype))
+    diff = torch.empty(*shape, dtype=value_type(dtype), memory_format=torch.channels_last)
     if shape[0] % CHANNELS_AT_ONCE:
         raise ValueError(f"no kernel for {shape[0]} outputs")
     conv = _conv_sizes(x, top_diff.shape, shape[2:], stride, pad)
@@ -638,18 +626,19 @@ def winograd_bottom_gradient(
     return winograd(top_diff, weight.transpose(0, 1), None, [2 - p for p in pad], True, isa)
 
 
-def _top_shape(x: Tensor, shape: Sequence[int], stride: Sequence[int], pad: Sequence[int]) -> tuple[int, ...]:
+def _top_shape(
+    x: Tensor,
+    shape: Sequence[int],
+    stride: Sequence[int],
+    pad: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+) -> tuple[int, ...]:
     """The shape of the convolution of x with weights of this shape."""
     outputs, channels, *kernel = shape
     counts = [
         (size + 2 * p - k) // s + 1 for size, p, k, s in zip(x.shape[2:], pad, kernel, stride, strict=True)
     ]
-    if (
-        x.dtype != torch.float32
-        or channels != x.shape[1]
-        or min(pad, default=0) < 0
-        or min(*counts, x.numel()) < 1
-    ):
+    if x.dtype != dtype or channels != x.shape[1] or min(pad, default=0) < 0 or min(*counts, x.numel()) < 1:
         raise ValueError(f"no kernel for {x.dtype}, bottom {tuple(x.shape)}, weights {tuple(shape)}")
     return x.shape[0], outputs, *counts
 

@@ -3,7 +3,7 @@
    TILE_PRODUCT(sums, a, b): sums[i][j] += (sum over the 16 words k of a[i][k][0] b[k][j][0])
                                          + (sum over k of a[i][k][1] b[k][j][1])
    The numbers of the tiles are constants. With WIDE_ON_AVX2 all of it is in plain C, so that the tests can run
-   what uses it on any processor. */
+   what uses it on any processor. Included after bfloat16.h. */
 
 #ifndef TILES_H
 #define TILES_H

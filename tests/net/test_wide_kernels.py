@@ -140,7 +140,7 @@ def reduced(*shape: int, seed: int = 1) -> Tensor:
 
 
 def skip_without_amx() -> None:
-    if not native._has_amx():  # the kernels without AMX always have it, in plain C
+    if not native._has_amx():  # never with tiles in plain C, if the compiler knows AMX
         pytest.skip("no AMX, or a compiler that does not know it")
 
 
