@@ -14,12 +14,12 @@ from pathlib import Path
 # Before torch reads it: threads that wait for others leave the core to other tests.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# Not the user's own folders, nor times that were measured there, nor what torch.compile made there for another Python.
-# Processes that the tests start have them, too.
-for name in ("IMAE_CACHE", "TORCHINDUCTOR_CACHE_DIR"):
-    if name not in os.environ:
-        os.environ[name] = tempfile.mkdtemp(prefix="imae-tests-")
-        atexit.register(shutil.rmtree, os.environ[name], ignore_errors=True)
+# Not the user's own folder, nor times that were measured there. Processes that the tests start have it, too.
+if "IMAE_CACHE" not in os.environ:
+    os.environ["IMAE_CACHE"] = tempfile.mkdtemp(prefix="imae-tests-")
+    atexit.register(shutil.rmtree, os.environ["IMAE_CACHE"], ignore_errors=True)
+# Nor what torch.compile made for another Python.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(os.environ["IMAE_CACHE"], "torch-compile"))
 
 import pytest
 import torch

@@ -1007,6 +1007,14 @@ def test_the_readme_has_at_most_six_lines() -> None:
     assert len([line for line in lines.splitlines() if line]) == 6
 
 
+def test_the_readme_shows_two_noise_rates() -> None:
+    half, most = trio([0.5, 0.7, 0.6]), trio([0.3, 0.4, 0.45], rate=0.8)
+    shown = "50 %: CCE 69.5 / 50.0, MAE 75.3 / 70.0, IMAE-8 80.9 / 60.0"
+    assert f"| 3 | {shown} |" in readme.readme_lines(half)
+    shown += "; 80 %: CCE 38.5 / 30.0, MAE 45.1 / 40.0, IMAE-8 62.8 / 45.0"
+    assert f"| 6 | {shown} |" in readme.readme_lines(half + most)
+
+
 def test_readme_is_up_to_date() -> None:
     block = readme_block(README)
     assert block == readme.readme_lines(read_records()), "imae paper report --readme README.md"
