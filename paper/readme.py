@@ -14,16 +14,14 @@ from imae.files.read import AnyPath
 from imae.paper.expected import paper_tables_1_2
 from imae.paper.experiments import ITERATIONS, LATER, Run, table_2
 from imae.paper.record import Record
-from imae.paper.results import IMAGES, Results, gather, is_full_size
+from imae.paper.results import IMAGES, Results, gather, is_full_size, noise_words
 from imae.paper.results_page import claims_held, without_training
 from imae.paper.tables import NOTHING, number, ours
 
 BEGIN, END = "<!-- paper:begin -->", "<!-- paper:end -->"
 SIZES = 3  # the most lines of runs
 # The runs whose numbers are shown: half of the labels replaced, as in most of the paper's figures, and most.
-SHOWN = {
-    rate: [run for run in table_2() if run.net == "resnet20" and run.rate == rate] for rate in (0.5, 0.8)
-}
+SHOWN = [[run for run in table_2() if run.net == "resnet20" and run.rate == rate] for rate in (0.5, 0.8)]
 COLUMNS = (
     f"iterations of {ITERATIONS:,}",
     f"images of {IMAGES:,}",
@@ -59,19 +57,20 @@ def _row(results: Results) -> list[str]:
     setting = results.setting
     runs = sum(len(records) for records in results.runs.values())
     held, judged = claims_held(results)
+    shown = [[run for run in group if run in results] for group in SHOWN]
     precision = "" if setting.precision == "fp32" else f" ({setting.precision})"
     return [
         f"{setting.iterations:,}{precision}",
         f"{setting.images:,}",
         str(runs),
-        "; ".join(filter(None, (_accuracies(results, rate) for rate in SHOWN))) or NOTHING,
+        "; ".join(_accuracies(results, group) for group in shown if group) or NOTHING,
         f"{held} of {judged}" if judged else NOTHING,
     ]
 
 
-def _accuracies(results: Results, rate: float) -> str:
-    shown = [_accuracy(results, run) for run in SHOWN[rate] if run in results]
-    return f"{100 * rate:.0f} %: {', '.join(shown)}" if shown else ""
+def _accuracies(results: Results, runs: Sequence[Run]) -> str:
+    """Of runs on the same labels."""
+    return f"{noise_words(runs[0])}: {', '.join(_accuracy(results, run) for run in runs)}"
 
 
 def _accuracy(results: Results, run: Run) -> str:
